@@ -1,0 +1,116 @@
+"""Every exception that sandbox_rl raises on purpose.
+
+::
+
+    SandboxRLError
+    ├── UserError            the person can mend it: exit code 2, one line, no traceback
+    │   ├── ConfigError      a recipe, an override or a command-line value
+    │   ├── DataError        a row or a file of the data
+    │   ├── ModelError       a model, tokenizer or chat template
+    │   └── SetupError       the machine: namespaces, engine, image, space
+    ├── InfraFault           ours: the episode is masked (reward None), counted and refilled
+    │   ├── SandboxFault     a sandbox could not be made, or its host side broke
+    │   ├── EngineFault      the policy engine failed beyond its retries
+    │   └── ScorerFault      a scorer crashed, hung or got a malformed gold answer
+    └── SandboxCondition     the policy's doing: becomes an observation, never a fault
+        ├── SandboxFileError a path in the sandbox is missing, odd, too large …
+        └── SandboxDead      the policy destroyed its own sandbox
+
+Rule: nothing that the policy does may raise an `InfraFault`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "EngineFault",
+    "FileProblem",
+    "InfraFault",
+    "ModelError",
+    "SandboxCondition",
+    "SandboxDead",
+    "SandboxFault",
+    "SandboxFileError",
+    "SandboxRLError",
+    "ScorerFault",
+    "SetupError",
+    "UserError",
+]
+
+
+class SandboxRLError(Exception):
+    """Base class of all errors of this package."""
+
+
+class UserError(SandboxRLError):
+    """Something the person who runs the command can mend.
+
+    The message is one line: the thing (file, line or key), its value, what was expected, the mend.
+    """
+
+
+class ConfigError(UserError):
+    """A recipe, an override or a command-line value is wrong."""
+
+
+class DataError(UserError):
+    """A row or a file of the data is wrong."""
+
+
+class ModelError(UserError):
+    """A model, a tokenizer or a chat template cannot be used."""
+
+
+class SetupError(UserError):
+    """The machine lacks something: namespaces, a container engine, an image, space, rights."""
+
+
+class InfraFault(SandboxRLError):
+    """Our failure. The episode's reward is None; it is counted and its sample refilled."""
+
+
+class SandboxFault(InfraFault):
+    """A sandbox could not be created, or the host side of a living one broke."""
+
+
+class EngineFault(InfraFault):
+    """The policy engine failed beyond its retries."""
+
+
+class ScorerFault(InfraFault):
+    """A scorer crashed, exceeded its hard limit through no doing of the answer, or has no gold."""
+
+
+class SandboxCondition(SandboxRLError):
+    """A state that the policy brought about in its sandbox."""
+
+
+class FileProblem(StrEnum):
+    """Why a file operation inside the sandbox was refused."""
+
+    MISSING = "missing"
+    EXISTS = "exists"
+    NOT_REGULAR = "not_regular"
+    IS_DIRECTORY = "is_directory"
+    TOO_LARGE = "too_large"
+    PERMISSION = "permission"
+    NO_SPACE = "no_space"
+    BAD_PATH = "bad_path"
+    BUSY = "busy"
+
+
+class SandboxFileError(SandboxCondition):
+    """A file operation that the sandbox's own state made impossible."""
+
+    def __init__(self, problem: FileProblem, path: str, detail: str = "") -> None:
+        super().__init__(f"{path}: {problem.value}" + (f" ({detail})" if detail else ""))
+        self.problem = problem
+        self.path = path
+        self.detail = detail
+
+
+class SandboxDead(SandboxCondition):
+    """The sandbox no longer answers because of what ran in it."""

@@ -1,0 +1,1 @@
+"""The three tools of LLM-in-Sandbox. `base` holds the Protocol that the episode knows."""
