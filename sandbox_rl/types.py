@@ -18,6 +18,7 @@ __all__ = [
     "AnswerStatus",
     "ExecResult",
     "ExecStatus",
+    "MalformedCall",
     "Message",
     "Observation",
     "Reward",
@@ -140,6 +141,16 @@ class ToolCall:
     arguments: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class MalformedCall:
+    """Something in a policy turn that was meant as a tool call and cannot be parsed.
+
+    `reason` is written for the policy: what is wrong and how a call should look.
+    """
+
+    reason: str
+
+
 class ToolFailure(StrEnum):
     """Why an observation reports a failure of the policy's own making."""
 
@@ -156,6 +167,8 @@ class ToolFailure(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What the policy is told after one tool call (or after a turn without a valid one).
+
+    There is one for each call of a turn, in order, and exactly one for a turn without any call.
 
     `text` is plain text, cut to size, not yet neutralised or framed: `chat` does both.
     """
@@ -210,7 +223,7 @@ class Turn:
     """
 
     action: Action
-    calls: tuple[ToolCall, ...] = ()
+    calls: tuple[ToolCall | MalformedCall, ...] = ()
     observations: tuple[Observation, ...] = ()
     observation_ids: tuple[int, ...] = ()
     timing: TurnTiming = TurnTiming()
