@@ -38,7 +38,8 @@ class PolicySession(Protocol):
         """Sample one turn after `prompt_ids`, until an end-of-turn id or `sampling.max_tokens`.
 
         Raises:
-            EngineFault: no answer within `timeout` seconds, retries included, or the engine broke.
+            TimeoutError: no answer within `timeout` seconds, the episode's remaining budget.
+            EngineFault: the engine broke, or exceeded its own time-out and retries.
         """
         ...
 

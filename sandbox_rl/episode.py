@@ -1,0 +1,191 @@
+"""One episode: the policy works on one task in one sandbox until it submits or a budget ends.
+
+What the policy does wrong becomes an observation and leaves the loop turning; only `InfraFault`
+escapes. Nothing is decoded and encoded again: the sequence grows by the ids that were sampled and
+by the ids of each observation in the chat template's own frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.errors import SandboxFault
+from sandbox_rl.policies.base import PolicySession, Sampling
+from sandbox_rl.sandboxes.base import Sandbox
+from sandbox_rl.seeds import derive_seed
+from sandbox_rl.settings import Settings
+from sandbox_rl.tools.toolbox import Toolbox
+from sandbox_rl.types import (
+    Action,
+    MalformedCall,
+    Observation,
+    StopReason,
+    ToolCall,
+    ToolFailure,
+    Turn,
+    TurnTiming,
+)
+
+__all__ = ["EpisodeSettings", "SamplingSettings", "Transcript", "run_episode"]
+
+HOST_GRACE_S = 15.0
+"""How long a tool may outlast its own deadline before the host side is held to be broken."""
+
+
+class EpisodeSettings(Settings):
+    """The budgets of one episode (defaults: the paper's, arXiv 2601.16206)."""
+
+    max_turns: int = Field(100, ge=1)
+    """Policy turns."""
+    max_tokens: int = Field(65_536, ge=1)
+    """Completion tokens, sampled and observed together."""
+    turn_tokens: int = Field(8_192, ge=1)
+    """Tokens that one turn may sample."""
+    timeout_s: float = Field(5_400.0, gt=0)
+    """Seconds from sandbox boot to the end of the last turn."""
+    exec_timeout_s: float = Field(120.0, gt=0)
+    """Seconds that one command may run."""
+    boot_timeout_s: float = Field(60.0, gt=0)
+    """Seconds within which a sandbox must be up."""
+
+
+class SamplingSettings(Settings):
+    """How turns are sampled. Training needs the whole distribution: leave top_p and top_k alone."""
+
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What the loop hands back: the turns and why they ended. The answer is read afterwards."""
+
+    turns: tuple[Turn, ...]
+    stop: StopReason
+
+
+async def run_episode(
+    prompt_ids: Sequence[int],
+    *,
+    chat: ChatFormat,
+    toolbox: Toolbox,
+    session: PolicySession,
+    sandbox: Sandbox,
+    settings: EpisodeSettings,
+    sampling: SamplingSettings,
+    max_context: int,
+    seed: int,
+    deadline: float,
+) -> Transcript:
+    """Let the policy act until it submits or a budget is used up.
+
+    Args:
+        prompt_ids: the rendered prompt, shape (P,).
+        max_context: longest sequence that the policy takes, in tokens.
+        seed: of this episode; every turn derives its own.
+        deadline: on the clock of `time.monotonic`, in seconds.
+
+    Raises:
+        EngineFault, SandboxFault: our failures; the episode is lost.
+    """
+    sequence = list(prompt_ids)
+    limit = min(len(prompt_ids) + settings.max_tokens, max_context)
+    turns: list[Turn] = []
+    for index in range(settings.max_turns):
+        room = min(settings.turn_tokens, limit - len(sequence))
+        if room <= 0:
+            return Transcript(_closed(turns), StopReason.MAX_TOKENS)
+        remaining = deadline - time.monotonic()
+        started = time.monotonic()
+        try:
+            action = await session.act(
+                sequence,
+                Sampling(
+                    max_tokens=room,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k,
+                    seed=derive_seed(seed, index),
+                ),
+                timeout=max(remaining, 0.001),
+            )
+        except TimeoutError:
+            return Transcript(_closed(turns), StopReason.TIMEOUT)
+        generation = time.monotonic() - started
+        sequence.extend(action.token_ids)
+
+        started = time.monotonic()
+        calls = chat.parse(action.token_ids)
+        observations = await _answer(calls, toolbox, sandbox, deadline)
+        execution = time.monotonic() - started
+        stop = _why_stop(observations, deadline)
+        last = index + 1 == settings.max_turns
+        ids: tuple[int, ...] = ()
+        if stop is None and not last:
+            ids = _observation_ids(chat, action, observations, settings.max_turns - index - 1)
+            if len(sequence) + len(ids) >= limit:
+                stop, ids = StopReason.MAX_TOKENS, ()
+        sequence.extend(ids)
+        turns.append(Turn(action, calls, observations, ids, TurnTiming(generation, execution)))
+        if stop is not None:
+            return Transcript(tuple(turns), stop)
+    return Transcript(tuple(turns), StopReason.MAX_TURNS)
+
+
+async def _answer(
+    calls: Sequence[ToolCall | MalformedCall], toolbox: Toolbox, sandbox: Sandbox, deadline: float
+) -> tuple[Observation, ...]:
+    """Run the calls of a turn in order; what follows a submit or the deadline is not run."""
+    if not calls:
+        return (toolbox.no_call(),)
+    observations: list[Observation] = []
+    for call in calls:
+        budget = deadline - time.monotonic()
+        if budget <= 0:
+            break
+        try:
+            async with asyncio.timeout(budget + HOST_GRACE_S):
+                observation = await toolbox.run(sandbox, call, timeout=budget)
+        except TimeoutError as error:
+            raise SandboxFault(
+                f"sandbox {sandbox.id}: a tool call did not return within its {budget:.0f} s "
+                f"and {HOST_GRACE_S:.0f} s of grace; the host side of the sandbox hangs"
+            ) from error
+        observations.append(observation)
+        if observation.submitted or observation.failure is ToolFailure.SANDBOX_DEAD:
+            break
+    return tuple(observations)
+
+
+def _why_stop(observations: Sequence[Observation], deadline: float) -> StopReason | None:
+    if any(o.submitted for o in observations):
+        return StopReason.SUBMITTED
+    if any(o.failure is ToolFailure.SANDBOX_DEAD for o in observations):
+        return StopReason.SANDBOX_DEAD
+    if time.monotonic() >= deadline:
+        return StopReason.TIMEOUT
+    return None
+
+
+def _observation_ids(
+    chat: ChatFormat, action: Action, observations: Sequence[Observation], steps_left: int
+) -> tuple[int, ...]:
+    texts = [o.text for o in observations]
+    texts[-1] += f"\nSteps Remaining: {steps_left}"
+    turn_closed = bool(action.token_ids) and action.token_ids[-1] in chat.end_ids
+    return chat.render_observations(texts, turn_closed=turn_closed)
+
+
+def _closed(turns: list[Turn]) -> tuple[Turn, ...]:
+    """Drop the last turn's observation ids: no action followed them, so they are not trained on."""
+    if not turns:
+        return ()
+    last = turns[-1]
+    return (*turns[:-1], Turn(last.action, last.calls, last.observations, (), last.timing))
