@@ -1,0 +1,186 @@
+"""`episodes.jsonl`: every episode of a run, whole, one line each, appended and never rewritten.
+
+A line is written by one `write` to a descriptor in append mode, so that several processes can share
+the file and a kill at any instant leaves at most one torn line at its end, which the next opening
+cuts off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sandbox_rl.types import (
+    Action,
+    Answer,
+    AnswerStatus,
+    MalformedCall,
+    Observation,
+    Rollout,
+    StopReason,
+    ToolCall,
+    ToolFailure,
+    Trajectory,
+    Turn,
+    TurnTiming,
+)
+
+__all__ = ["Journal", "read_journal", "rollout_record", "trajectory_from_record"]
+
+
+def rollout_record(rollout: Rollout, **context: Any) -> dict[str, Any]:
+    """A rollout as JSON values: every token, log-prob, call, observation, timing and reward.
+
+    Args:
+        context: more fields of the line, such as the step or the phase.
+    """
+    t = rollout.trajectory
+    return {
+        **context,
+        "episode_id": t.episode_id,
+        "task_id": t.task_id,
+        "domain": rollout.task.domain,
+        "stop": t.stop.value,
+        "fault": t.fault,
+        "reward": rollout.reward.value,
+        "reward_parts": dict(rollout.reward.parts),
+        "reward_detail": rollout.reward.detail,
+        "scoring_seconds": rollout.reward.seconds,
+        "answer": {"status": t.answer.status.value, "text": t.answer.text},
+        "seconds": t.seconds,
+        "prompt_ids": list(t.prompt_ids),
+        "turns": [_turn_record(turn) for turn in t.turns],
+    }
+
+
+def _turn_record(turn: Turn) -> dict[str, Any]:
+    action = turn.action
+    return {
+        "token_ids": list(action.token_ids),
+        "logprobs": None if action.logprobs is None else list(action.logprobs),
+        "finish_reason": action.finish_reason,
+        "weight_version": action.weight_version,
+        "calls": [
+            {"malformed": call.reason}
+            if isinstance(call, MalformedCall)
+            else {"name": call.name, "arguments": dict(call.arguments)}
+            for call in turn.calls
+        ],
+        "observations": [
+            {
+                "tool": o.tool,
+                "text": o.text,
+                "failure": o.failure.value if o.failure else None,
+                "submitted": o.submitted,
+                "exit_code": o.exit_code,
+                "seconds": o.seconds,
+            }
+            for o in turn.observations
+        ],
+        "observation_ids": list(turn.observation_ids),
+        "generation_seconds": turn.timing.generation,
+        "execution_seconds": turn.timing.execution,
+    }
+
+
+def trajectory_from_record(record: Mapping[str, Any]) -> Trajectory:
+    """The trajectory of a line of `episodes.jsonl`, equal to the one that was written."""
+    return Trajectory(
+        task_id=record["task_id"],
+        prompt_ids=tuple(record["prompt_ids"]),
+        turns=tuple(
+            Turn(
+                action=Action(
+                    tuple(turn["token_ids"]),
+                    None if turn["logprobs"] is None else tuple(turn["logprobs"]),
+                    turn["finish_reason"],
+                    turn["weight_version"],
+                ),
+                calls=tuple(
+                    MalformedCall(call["malformed"])
+                    if "malformed" in call
+                    else ToolCall(call["name"], call["arguments"])
+                    for call in turn["calls"]
+                ),
+                observations=tuple(
+                    Observation(
+                        text=o["text"],
+                        tool=o["tool"],
+                        failure=ToolFailure(o["failure"]) if o["failure"] else None,
+                        submitted=o["submitted"],
+                        exit_code=o["exit_code"],
+                        seconds=o["seconds"],
+                    )
+                    for o in turn["observations"]
+                ),
+                observation_ids=tuple(turn["observation_ids"]),
+                timing=TurnTiming(turn["generation_seconds"], turn["execution_seconds"]),
+            )
+            for turn in record["turns"]
+        ),
+        stop=StopReason(record["stop"]),
+        answer=Answer(AnswerStatus(record["answer"]["status"]), record["answer"]["text"]),
+        episode_id=record["episode_id"],
+        fault=record["fault"],
+        seconds=record["seconds"],
+    )
+
+
+class Journal:
+    """Appends rollouts to a file. A context manager; safe to share between processes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    def __enter__(self) -> Journal:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_line(self._path)
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+    def write(self, rollout: Rollout, **context: Any) -> None:
+        """Append one line.
+
+        Raises:
+            OSError: the file system refuses, or took only part of the line (no space left).
+        """
+        record = rollout_record(rollout, **context)
+        line = json.dumps(record, ensure_ascii=True, allow_nan=False, default=str).encode() + b"\n"
+        written = os.write(self._fd, line)
+        if written != len(line):
+            raise OSError(f"{self._path}: only {written} of {len(line)} bytes were written; free some space")
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a journal in order; a torn last line is left out."""
+    with path.open("rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop what follows the last newline: the rest of a write that a kill interrupted."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        position = end
+        while position > 0:
+            start = max(0, position - 65_536)
+            file.seek(start)
+            newline = file.read(position - start).rfind(b"\n")
+            if newline >= 0:
+                position = start + newline + 1
+                break
+            position = start
+        if position < end:
+            file.truncate(position)
