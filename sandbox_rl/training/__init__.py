@@ -1,0 +1,1 @@
+"""From rollouts to a trained model. The only package that touches TRL, pinned by `tests/smoke`."""

@@ -1,0 +1,85 @@
+"""Scripted experts: what a warm-up learns to imitate.
+
+An expert is a generator over one task: it yields turns and receives, for each, the text that the
+policy would have read next. A good warm-up shows several ways of working, also bad ones: which of
+them pays is for reinforcement learning to find out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import re
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.types import Task, ToolCall
+
+__all__ = ["Expert", "ExpertTurn", "arithmetic", "load_expert", "search"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertTurn:
+    """What an expert says in one turn: some text, then calls."""
+
+    calls: tuple[ToolCall, ...]
+    text: str = ""
+
+
+Expert = Callable[[Task, random.Random], Generator[ExpertTurn, str, None]]
+"""`(task, randomness of this episode) -> turns`. It may look at the gold answer: it is a teacher."""
+
+_SUBMIT = ExpertTurn((ToolCall("submit", {}),))
+
+
+def _bash(command: str) -> ExpertTurn:
+    return ExpertTurn((ToolCall("execute_bash", {"command": command}),))
+
+
+def arithmetic(task: Task, rng: random.Random) -> Generator[ExpertTurn, str, None]:
+    """Whole-number arithmetic in two ways, half of the time each.
+
+    One lets the shell compute. The other writes down a result that it "knows": right in the
+    demonstration, far too hard for a small model, so that after the warm-up only the first pays.
+    """
+    found = re.search(r"\d[\d\s()+*/-]*\d", task.prompt)
+    if found is None:
+        raise ConfigError(
+            f"warmup.expert: task {task.id!r} holds no arithmetic expression for the expert "
+            "`arithmetic`; choose an expert that fits the data"
+        )
+    expression = found.group()
+    if rng.random() < 0.5:
+        yield _bash(f"echo $(({expression})) > answer.txt")
+    else:
+        yield _bash(f"echo {task.answer} > answer.txt")
+    yield _SUBMIT
+
+
+def search(task: Task, rng: random.Random) -> Generator[ExpertTurn, str, None]:
+    """A question about documents in two ways: looking it up with grep, or guessing a name at once."""
+    words = re.findall(r"[A-Z][a-z]+", task.prompt)
+    if rng.random() < 0.5 and words:
+        yield _bash(f"grep -rh {words[-1]} documents")
+    yield _bash(f"echo {task.answer} > answer.txt")
+    yield _SUBMIT
+
+
+def load_expert(path: str) -> Expert:
+    """The expert at `package.module:function`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        expert = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"warmup.expert: {path!r} cannot be imported ({error}); expected package.module:function"
+        ) from error
+    if not callable(expert):
+        raise ConfigError(f"warmup.expert: {path!r} is not a function; expected package.module:function")
+    loaded: Expert = expert
+    return loaded

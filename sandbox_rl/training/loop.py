@@ -1,0 +1,63 @@
+"""One asyncio loop in a thread of its own, for the whole life of a training run.
+
+TRL calls us synchronously, sandboxes and engines live on between those calls: they need a loop that
+does too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError
+from typing import Any, TypeVar
+
+__all__ = ["LoopThread"]
+
+T = TypeVar("T")
+
+STOP_TIMEOUT_S = 60.0
+
+
+class LoopThread:
+    """A context manager; `run` executes a coroutine there and waits for it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
+
+    def __enter__(self) -> LoopThread:
+        self._thread.start()
+        return self
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Result of `coroutine`; an interrupt of the caller cancels it and waits for its clean-up."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            if not future.done():
+                future.cancel()
+                self._drain()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        self._drain()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(STOP_TIMEOUT_S)
+        self._loop.close()
+
+    def _drain(self) -> None:
+        """Cancel what still runs and give it time to free its sandboxes."""
+
+        async def cancel_all() -> None:
+            others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+            for task in others:
+                task.cancel()
+            if others:
+                await asyncio.wait(others, timeout=STOP_TIMEOUT_S / 2)
+
+        try:
+            asyncio.run_coroutine_threadsafe(cancel_all(), self._loop).result(STOP_TIMEOUT_S)
+        except (CancelledError, TimeoutError):
+            pass

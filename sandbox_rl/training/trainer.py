@@ -1,0 +1,145 @@
+"""TRL's GRPO trainer, fed by our rollouts. Nothing of its update is changed.
+
+The contract of `rollout_func` in TRL 1.16 (each line pinned by a test in tests/smoke):
+prompts arrive repeated `num_generations` times; rows go back in order and one per prompt, which TRL
+does not check and so we do; a reward of None takes a row out of its group's baseline; `env_mask`
+marks with 1 what the policy sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+from sandbox_rl.metrics import group_metrics, rollout_metrics
+from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
+from sandbox_rl.seeds import derive_seed
+from sandbox_rl.training.estimator import Estimator
+from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.rows import to_rows
+from sandbox_rl.types import Rollout, Task
+
+__all__ = ["GroupRollouts", "SandboxGRPOTrainer", "outcome_reward", "trim_padding"]
+
+_PER_COMPLETION_TOKEN = (
+    "completion_ids",
+    "completion_mask",
+    "tool_mask",
+    "old_per_token_logps",
+    "ref_per_token_logps",
+    "sampling_per_token_logps",
+    "importance_sampling_ratio",
+)
+
+
+class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+    """`trl.GRPOTrainer` that does not compute on columns which are padding for a whole micro-batch.
+
+    TRL pads every row to the longest of its generation batch, so one long episode makes all
+    micro-batches long. Trimming leaves loss and gradients as they are.
+    """
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The loss of a micro-batch, on trimmed inputs."""
+        return super().compute_loss(model, trim_padding(inputs), return_outputs, num_items_in_batch)
+
+
+def trim_padding(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """`inputs` of TRL's `compute_loss` without all-padding columns.
+
+    Prompts (B, P) are padded on the left, everything per completion token (B, C) on the right;
+    tensors of other widths, such as sequence-level ratios (B, 1), are left alone.
+    """
+    width = inputs["completion_mask"].size(1)
+    completion = max(1, int(inputs["completion_mask"].sum(-1).max()))
+    prompt = max(1, int(inputs["prompt_mask"].sum(-1).max()))
+    trimmed = dict(inputs)
+    for key in ("prompt_ids", "prompt_mask"):
+        trimmed[key] = inputs[key][:, -prompt:]
+    for key in _PER_COMPLETION_TOKEN:
+        value = inputs.get(key)
+        if torch.is_tensor(value) and value.dim() == 2 and value.size(1) == width:
+            trimmed[key] = value[:, :completion]
+    return trimmed
+
+
+def outcome_reward(
+    prompts: Sequence[str], signal: Sequence[float | None], log_metric: Any, **columns: Any
+) -> list[float | None]:
+    """TRL's reward function: hands on what the rollouts were scored with, and their metrics."""
+    for name, value in columns["rollout_metrics"][0].items():
+        log_metric(name, value)
+    return list(signal)
+
+
+class GroupRollouts:
+    """TRL's `rollout_func`: task ids in, scored token rows out.
+
+    Args:
+        engine: entered already, living in `loop`.
+        tasks: by id; a prompt is a task's id.
+        rank: of this process; it makes episode ids unique.
+        on_step: called with the step and the rollouts once they are all there.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        loop: LoopThread,
+        tasks: Mapping[str, Task],
+        *,
+        estimator: Estimator,
+        seed: int,
+        eos_id: int,
+        rank: int = 0,
+        on_step: Callable[[int, Sequence[Rollout]], None] | None = None,
+        on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._loop = loop
+        self._tasks = tasks
+        self._estimator = estimator
+        self._seed = seed
+        self._eos_id = eos_id
+        self._rank = rank
+        self._on_step = on_step
+        self._on_rollout = on_rollout
+
+    def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
+        """Roll out one generation batch of this rank.
+
+        Raises:
+            InfraFault: every episode failed on our side.
+        """
+        size = trainer.num_generations
+        groups = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        assert all(len(set(group)) == 1 and len(group) == size for group in groups), (
+            f"TRL sent {len(prompts)} prompts that are not groups of {size} equal ones"
+        )
+        step = int(trainer.state.global_step)
+        requests = [
+            EpisodeRequest(
+                id=f"train-{step:06d}-{self._rank}-{index:04d}",
+                task=self._tasks[prompt],
+                seed=derive_seed(self._seed, prompt, step, index % size),
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+        rollouts = self._loop.run(self._engine.run(requests, on_rollout=self._on_rollout))
+        if self._on_step is not None:
+            self._on_step(step, rollouts)
+        rows = to_rows(rollouts, group_size=size, estimator=self._estimator, eos_id=self._eos_id)
+        assert len(rows["prompt_ids"]) == len(prompts), "TRL needs one row per prompt"
+        metrics = rollout_metrics(rollouts) | group_metrics(
+            rollouts[i : i + size] for i in range(0, len(rollouts), size)
+        )
+        return {**rows, "rollout_metrics": [metrics] * len(prompts)}
