@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,11 @@ class Journal:
         written = os.write(self._fd, line)
         if written != len(line):
             raise OSError(f"{self._path}: only {written} of {len(line)} bytes were written; free some space")
+
+    def write_all(self, rollouts: Iterable[Rollout], **context: Any) -> None:
+        """Append one line each."""
+        for rollout in rollouts:
+            self.write(rollout, **context)
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:

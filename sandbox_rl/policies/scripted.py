@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from sandbox_rl.errors import EngineFault
+from sandbox_rl.errors import EngineFault, UserError
 from sandbox_rl.policies.base import PolicySession, Sampling
 from sandbox_rl.types import Action
 
@@ -65,6 +65,8 @@ class _ScriptedSession:
                 await asyncio.sleep(self._delay_s)
         try:
             ids = tuple(self._script(self._episode_id, self._turn, prompt_ids))
+        except UserError:
+            raise
         except Exception as error:
             raise EngineFault(
                 f"the script of episode {self._episode_id!r} failed at turn {self._turn}: {error!r}"

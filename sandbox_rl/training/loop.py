@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import CancelledError
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, TypeVar
 
 __all__ = ["LoopThread"]
@@ -40,6 +41,15 @@ class LoopThread:
                 future.cancel()
                 self._drain()
             raise
+
+    @contextmanager
+    def entered(self, manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
+        """An async context manager, entered and left in the loop."""
+        value = self.run(manager.__aenter__())
+        try:
+            yield value
+        finally:
+            self.run(manager.__aexit__(None, None, None))
 
     def __exit__(self, *exc: object) -> None:
         self._drain()

@@ -61,7 +61,7 @@ def fine_tune(
         "disable_tqdm": True,
         "logging_steps": 10,
         "max_length": None,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "seed": seed,
         "data_seed": seed,
         "bf16": False,

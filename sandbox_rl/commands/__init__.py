@@ -1,0 +1,1 @@
+"""What the command line does: a recipe becomes objects, a run, a result. Knows no terminal."""

@@ -1,0 +1,100 @@
+"""What happens between TRL's steps: metrics to disk, evaluation, a clean end on a signal."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["AfterSteps", "CountUpdates", "FinishOnSignal", "LogMetrics"]
+
+
+class LogMetrics(TrainerCallback):  # type: ignore[misc]
+    """Appends what TRL logs to `metrics.jsonl`, one line per logged step."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write one line."""
+        if state.is_world_process_zero and logs:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}, default=float) + "\n")
+
+
+class AfterSteps(TrainerCallback):  # type: ignore[misc]
+    """Calls `action(step)` after every `every` updates."""
+
+    def __init__(self, every: int, action: Callable[[int], None]) -> None:
+        self._every = every
+        self._action = action
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Act when it is time; the last step is evaluated anyway."""
+        if state.global_step % self._every == 0 and state.global_step < state.max_steps:
+            self._action(state.global_step)
+
+
+class CountUpdates(TrainerCallback):  # type: ignore[misc]
+    """Knows how many updates the model has received; samples carry it as their weight version."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A resumed run does not start at zero."""
+        self.value = state.global_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """One more."""
+        self.value = state.global_step
+
+
+class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
+    """On SIGTERM (pre-emption) finishes the step, saves a checkpoint and ends training."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signal while open; only the main thread may."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGTERM, self._handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask TRL to save and stop."""
+        if self.received:
+            control.should_save = True
+            control.should_training_stop = True

@@ -1,0 +1,59 @@
+"""What a command tells the person while it runs. The command line shows it; tests and scripts may not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+__all__ = ["Display", "Progress", "Silent"]
+
+
+class Progress(Protocol):
+    """A bar over a known number of episodes."""
+
+    def advance(self, reward: float | None) -> None:
+        """One more episode has ended, with this reward (None: our failure)."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A few words beside the bar."""
+        ...
+
+
+class Display(Protocol):
+    """Where a command's news go. Called from any thread."""
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+        ...
+
+    def progress(self, title: str, total: int) -> AbstractContextManager[Progress]:
+        """A progress bar over `total` episodes."""
+        ...
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A small table."""
+        ...
+
+
+class _NoProgress:
+    def advance(self, reward: float | None) -> None:
+        return None
+
+    def note(self, text: str) -> None:
+        return None
+
+
+class Silent:
+    """Shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, title: str, total: int) -> AbstractContextManager[Progress]:
+        """A bar that nobody sees."""
+        return nullcontext(_NoProgress())
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Nothing."""

@@ -1,0 +1,106 @@
+"""The `grpo:` block of a recipe as a `trl.GRPOConfig`, with what sandbox_rl settles by itself."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import GRPOConfig
+
+from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.episode import SamplingSettings
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.training.estimator import estimator_fields
+from sandbox_rl.training.fields import checked_fields
+
+__all__ = ["grpo_config", "sampling_of"]
+
+_OURS = {
+    "output_dir": "set output_dir and name of the recipe",
+    "seed": "set seed of the recipe",
+    "report_to": "set report_to of the recipe",
+    "eval_strategy": "set evaluation.every_steps; held-out tasks are evaluated by sandbox_rl",
+    "use_vllm": "set policy.type",
+    "resume_from_checkpoint": "use --resume",
+    "auto_find_batch_size": "set per_device_train_batch_size; groups must stay whole",
+}
+"""Fields of GRPOConfig that the recipe says elsewhere, and where."""
+
+
+def grpo_config(recipe: Recipe, checkpoints: Path) -> GRPOConfig:
+    """TRL's settings for this recipe.
+
+    Raises:
+        ConfigError: an unknown or refused field, one that belongs elsewhere, or a batch that would
+            split a group of rollouts.
+    """
+    for name, where in _OURS.items():
+        if name in recipe.grpo:
+            raise ConfigError(f"key 'grpo.{name}' = {recipe.grpo[name]!r} belongs elsewhere: {where}")
+    cpu = not torch.cuda.is_available()
+    defaults: dict[str, Any] = {
+        "output_dir": str(checkpoints),
+        "seed": recipe.seed,
+        "report_to": list(recipe.report_to) or "none",
+        "run_name": recipe.name,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_steps": 50,
+        "save_total_limit": 2,
+        "remove_unused_columns": False,
+        "max_completion_length": recipe.episode.max_tokens,
+        # Only read with vLLM: the sampler's log-probs differ from the trainer's there, and long
+        # episodes need the correction per token (a product over thousands of tokens explodes).
+        "vllm_importance_sampling_mode": "token_truncate",
+        "bf16": not cpu,
+        "use_cpu": cpu,
+        "ddp_timeout": 7200,
+    }
+    known = set(inspect.signature(GRPOConfig.__init__).parameters) - {"self"}
+    fields = defaults | dict(estimator_fields(recipe.estimator)) | dict(recipe.grpo)
+    args = checked_fields(GRPOConfig, "grpo", fields, known)
+    _check(args)
+    return args
+
+
+def sampling_of(args: GRPOConfig) -> SamplingSettings:
+    """How training samples: TRL's own fields, so that its log-probs are of the same distribution."""
+    return SamplingSettings(
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=max(0, args.top_k or 0),
+    )
+
+
+def _check(args: GRPOConfig) -> None:
+    local = args.per_device_train_batch_size * args.steps_per_generation
+    if local % args.num_generations:
+        raise ConfigError(
+            f"grpo: each process rolls out {local} episodes (per_device_train_batch_size "
+            f"{args.per_device_train_batch_size} x steps_per_generation {args.steps_per_generation}), which "
+            f"splits groups of num_generations={args.num_generations}; make it a multiple of "
+            f"{args.num_generations}, e.g. per_device_train_batch_size={args.num_generations}"
+        )
+    if args.temperature <= 0:
+        raise ConfigError(f"grpo.temperature: {args.temperature}, expected > 0; a greedy policy cannot explore")
+    for name, neutral in (("top_p", 1.0), ("min_p", None), ("repetition_penalty", 1.0)):
+        if getattr(args, name) not in (neutral, None):
+            raise ConfigError(
+                f"grpo.{name}: {getattr(args, name)}, expected {neutral}; truncated sampling biases the "
+                "gradient, because TRL's log-probs are of the whole distribution"
+            )
+    if args.top_k not in (0, -1, None):
+        raise ConfigError(f"grpo.top_k: {args.top_k}, expected 0; truncated sampling biases the gradient")
+    if args.save_total_limit == 1:
+        raise ConfigError(
+            "grpo.save_total_limit: 1, expected at least 2; with one, a kill during a save leaves none"
+        )
+    updates = args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
+    if args.save_strategy == "steps" and updates > 1 and args.save_steps % updates:
+        raise ConfigError(
+            f"grpo.save_steps: {args.save_steps}, expected a multiple of {updates}, the updates per "
+            "generation; a checkpoint in between would lose the rollouts that it has not used yet"
+        )

@@ -1,0 +1,69 @@
+"""Held-out evaluation within a training run, shared among its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from sandbox_rl.commands.display import Display
+from sandbox_rl.episode import SamplingSettings
+from sandbox_rl.evaluation import Evaluation, evaluation_requests, summarise
+from sandbox_rl.journal import Journal
+from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.training.config import EvaluationSettings
+from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.types import Rollout, Task
+
+__all__ = ["HeldOut"]
+
+
+class HeldOut:
+    """Evaluates the policy as it is now on the same tasks with the same seeds each time."""
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        loop: LoopThread,
+        journal: Journal,
+        tasks: Sequence[Task],
+        settings: EvaluationSettings,
+        *,
+        seed: int,
+        state: PartialState,
+        display: Display,
+    ) -> None:
+        self._engine = engine
+        self._loop = loop
+        self._journal = journal
+        self._tasks = list(tasks)[: settings.tasks]
+        self._settings = settings
+        self._seed = seed
+        self._state = state
+        self._display = display
+
+    def evaluate(self, label: str, step: int) -> Evaluation | None:
+        """The evaluation over all processes, the same on each; None when it is switched off."""
+        if not self._tasks:
+            return None
+        requests = evaluation_requests(
+            self._tasks, samples=self._settings.samples, seed=self._seed, label=f"eval-{step:06d}"
+        )[self._state.process_index :: self._state.num_processes]
+        with self._display.progress(f"Evaluating {label}", len(requests)) as bar:
+            mine = self._loop.run(
+                self._engine.run(
+                    requests,
+                    sampling=SamplingSettings(
+                        temperature=self._settings.temperature,
+                        top_p=self._settings.top_p,
+                        top_k=self._settings.top_k,
+                    ),
+                    overlong="score",
+                    on_rollout=lambda _, r: bar.advance(r.reward.value),
+                )
+            )
+        for rollout in mine:
+            self._journal.write(rollout, phase="eval", step=step)
+        everyone: list[Rollout] = gather_object(mine) if self._state.num_processes > 1 else mine
+        return summarise(everyone)

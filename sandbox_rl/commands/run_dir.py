@@ -1,0 +1,111 @@
+"""A run's directory: everything a person wants to know about the run can be computed from it alone.
+
+::
+
+    runs/<name>/
+      recipe.yaml      the resolved recipe; training from it repeats the run
+      machine.json     versions, devices, which sandbox runs and what it lacks
+      metrics.jsonl    one line per logged step
+      episodes.jsonl   every episode, whole
+      results.json     held-out results
+      checkpoints/     Hugging Face checkpoints, each complete once it holds complete.json
+      logs/            TensorBoard
+      export/          the exported model
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sandbox_rl.errors import ConfigError
+
+__all__ = ["RunDirectory", "write_atomically"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The paths of one run."""
+
+    path: Path
+
+    @classmethod
+    def new(cls, output_dir: Path, name: str) -> RunDirectory:
+        """A directory that no run uses yet: `<name>`, else `<name>-2`, `<name>-3` …"""
+        number = 1
+        while True:
+            path = output_dir / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                return cls(path)
+
+    @classmethod
+    def latest(cls, output_dir: Path, name: str) -> RunDirectory:
+        """The newest directory of that name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        found = _numbered(output_dir, name)
+        if not found:
+            raise ConfigError(
+                f"--resume: {output_dir / name} does not exist, expected the directory of an earlier run; "
+                "leave --resume away to start one"
+            )
+        return cls(output_dir / (name if max(found) == 1 else f"{name}-{max(found)}"))
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def episodes(self) -> Path:
+        """The journal of episodes."""
+        return self.path / "episodes.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the trainer saves."""
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """The exported model."""
+        return self.path / "export"
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write `name` below the run's directory, whole or not at all."""
+        write_atomically(self.path / name, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file so that a kill at any instant leaves the old or the new content."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _numbered(output_dir: Path, name: str) -> list[int]:
+    numbers = [1] if (output_dir / name).is_dir() else []
+    if output_dir.is_dir():
+        for path in output_dir.glob(f"{name}-*"):
+            suffix = path.name[len(name) + 1 :]
+            if suffix.isdigit() and path.is_dir():
+                numbers.append(int(suffix))
+    return numbers

@@ -1,0 +1,77 @@
+"""Which checkpoint training starts from: the recipe's model, or the result of its warm-up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+
+from sandbox_rl.commands.display import Display
+from sandbox_rl.commands.run_dir import write_atomically
+from sandbox_rl.commands.warmup import WarmupResult, warmup
+from sandbox_rl.config.recipe import Recipe, resolved
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.training.config import ModelSettings
+
+__all__ = ["starting_point"]
+
+_DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def starting_point(
+    recipe: Recipe, *, base_dir: Path, state: PartialState, display: Display
+) -> ModelSettings:
+    """The model to load; makes the warm-up checkpoint if the recipe asks for one.
+
+    Raises:
+        ConfigError: `tiny` without a warm-up, or what the warm-up finds wrong.
+    """
+    if recipe.warmup is None:
+        if recipe.model.path == "tiny":
+            raise ConfigError(
+                "model.path: 'tiny' has random weights and cannot call a tool, expected a 'warmup:' block "
+                "with it; add one, or set model.path to a trained model"
+            )
+        return recipe.model
+    if state.num_processes == 1:
+        result = _warm(recipe, base_dir, display)
+    else:
+        with state.main_process_first():
+            if state.is_main_process:
+                _warm_alone(recipe, base_dir)
+            result = _warm(recipe, base_dir, display)
+    return recipe.model.model_copy(update={"path": str(result.path)})
+
+
+def _warm(recipe: Recipe, base_dir: Path, display: Display) -> WarmupResult:
+    result = warmup(recipe, base_dir=base_dir, display=display)
+    how = "found" if result.cached else "made"
+    display.say(
+        f"Warm-up checkpoint {how}: {result.successful} of {result.episodes} expert episodes, "
+        f"loss {result.loss:.3f}, {result.path}"
+    )
+    return result
+
+
+def _warm_alone(recipe: Recipe, base_dir: Path) -> None:
+    """Run the warm-up in a process outside the process group, whose collectives would wait for all ranks."""
+    folder = Path(recipe.output_dir) / "warmup"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".recipe.{os.getpid()}.yaml"
+    write_atomically(path, resolved(recipe))
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _DISTRIBUTED and not name.startswith(("TORCHELASTIC_", "ACCELERATE_"))
+    }
+    command = [sys.executable, "-m", "sandbox_rl.commands.warm_process", str(path), str(base_dir)]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    finally:
+        path.unlink(missing_ok=True)
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise ConfigError(f"warmup: its process ended with exit code {done.returncode}: {last}")

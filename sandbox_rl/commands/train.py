@@ -1,0 +1,257 @@
+"""Training from a recipe: data, model, sandboxes and TRL put together, evaluated and exported.
+
+Every process of `accelerate launch` runs this whole function: each rolls out its own groups in its own
+sandboxes with its own copy of the model; TRL averages the gradients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PrinterCallback
+from trl import GRPOConfig
+
+from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.commands.callbacks import AfterSteps, CountUpdates, FinishOnSignal, LogMetrics
+from sandbox_rl.commands.display import Display, Silent
+from sandbox_rl.commands.facts import machine_facts
+from sandbox_rl.commands.grpo import grpo_config, sampling_of
+from sandbox_rl.commands.held_out import HeldOut
+from sandbox_rl.commands.parts import build_engine, build_toolbox
+from sandbox_rl.commands.run_dir import RunDirectory, write_atomically
+from sandbox_rl.commands.starting_point import starting_point
+from sandbox_rl.config.recipe import Recipe, resolved
+from sandbox_rl.errors import ConfigError, DataError
+from sandbox_rl.evaluation import Evaluation
+from sandbox_rl.journal import Journal
+from sandbox_rl.policies.transformers import TransformersPolicy
+from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.tasks.load import load_tasks
+from sandbox_rl.training.checkpoints import CheckpointManifest, last_complete
+from sandbox_rl.training.config import LoraSettings
+from sandbox_rl.training.export import export_model
+from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.models import context_length, load_model, load_tokenizer
+from sandbox_rl.training.trainer import GroupRollouts, SandboxGRPOTrainer, outcome_reward
+from sandbox_rl.types import Task
+
+__all__ = ["TrainResult", "train"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """Where everything lies, and what was measured on held-out tasks."""
+
+    run: Path
+    export: Path | None
+    before: Evaluation | None
+    after: Evaluation | None
+    steps: int
+    interrupted: bool
+
+
+def train(
+    recipe: Recipe, *, base_dir: Path, resume: bool = False, display: Display | None = None
+) -> TrainResult:
+    """Train the recipe's model; see `RunDirectory` for what is left behind.
+
+    Args:
+        base_dir: what relative paths of the recipe are relative to.
+        resume: go on from the last complete checkpoint of the newest run of that name.
+
+    Raises:
+        UserError: something in the recipe, the data, the model or the machine.
+        InfraFault: every episode of a step failed on our side.
+    """
+    state = PartialState()
+    display = display if display is not None and state.is_main_process else Silent()
+    train_tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
+    held_out_tasks = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
+    grpo_config(recipe, Path(recipe.output_dir))  # a wrong field shows before the warm-up takes minutes
+    model_settings = starting_point(recipe, base_dir=base_dir, state=state, display=display)
+    tokenizer, model = load_tokenizer(model_settings), load_model(model_settings)
+    chat = ChatFormat.from_tokenizer(
+        tokenizer, build_toolbox(recipe).schemas, call_format=model_settings.call_format
+    )
+    run = _run_directory(recipe, state, resume=resume)
+    args = grpo_config(recipe, run.checkpoints)
+    updates = CountUpdates()
+    policy = TransformersPolicy(
+        model,
+        end_ids=chat.end_ids,
+        pad_id=tokenizer.pad_token_id,
+        max_context=context_length(model),
+        max_batch=recipe.policy.max_batch,
+        max_delay_s=recipe.policy.max_delay_s,
+        weight_version=lambda: updates.value,
+    )
+    engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=sampling_of(args))
+    check_context(engine, train_tasks)
+    finish = FinishOnSignal()
+    with LoopThread() as loop, loop.entered(engine), Journal(run.episodes) as journal, finish.installed():
+        if state.is_main_process:
+            write_atomically(run.recipe, resolved(recipe))
+            run.write_json("machine.json", machine_facts(engine.backend.info))
+        held_out = HeldOut(
+            engine,
+            loop,
+            journal,
+            held_out_tasks,
+            recipe.evaluation,
+            seed=recipe.seed,
+            state=state,
+            display=display,
+        )
+        with display.progress("Training", _episodes(args, state)) as bar:
+            rollouts = GroupRollouts(
+                engine,
+                loop,
+                {task.id: task for task in train_tasks},
+                estimator=recipe.estimator,
+                seed=recipe.seed,
+                eos_id=tokenizer.eos_token_id,
+                rank=state.process_index,
+                on_step=lambda step, batch: journal.write_all(batch, phase="train", step=step),
+                on_rollout=lambda _, rollout: bar.advance(rollout.reward.value),
+            )
+            trainer = SandboxGRPOTrainer(
+                model=model,
+                args=args,
+                reward_funcs=outcome_reward,
+                rollout_func=rollouts,
+                train_dataset=Dataset.from_dict({"prompt": [task.id for task in train_tasks]}),
+                processing_class=tokenizer,
+                peft_config=_lora(recipe.model.lora),
+                callbacks=[updates, finish, CheckpointManifest(), LogMetrics(run.metrics)],
+            )
+            trainer.remove_callback(PrinterCallback)
+            if recipe.evaluation.every_steps:
+                trainer.add_callback(
+                    AfterSteps(
+                        recipe.evaluation.every_steps,
+                        lambda step: _log(trainer, held_out.evaluate(f"after step {step}", step)),
+                    )
+                )
+            checkpoint = last_complete(run.checkpoints) if resume else None
+            before = _known_result(run, "before") if resume else None
+            if before is None and checkpoint is None:
+                before = held_out.evaluate("before training", 0)
+                _log(trainer, before)
+                _write_results(run, state, before, None)
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        steps = int(trainer.state.global_step)
+        if finish.received:
+            return TrainResult(run.path, None, before, None, steps, interrupted=True)
+        after = held_out.evaluate("after training", steps)
+        _log(trainer, after)
+        _write_results(run, state, before, after)
+    if state.is_main_process:
+        export_model(
+            trainer.accelerator.unwrap_model(trainer.model),
+            tokenizer,
+            run.export,
+            recipe=resolved(recipe),
+            base_model=recipe.model.path,
+            datasets=[source.label for source in recipe.data.sources],
+            results={
+                f"held-out accuracy {when} training": f"{100 * e.accuracy:.1f} % ± {100 * e.half_width:.1f}"
+                for when, e in (("before", before), ("after", after))
+                if e is not None
+            },
+        )
+    state.wait_for_everyone()
+    return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
+
+
+def check_context(engine: RolloutEngine, tasks: Sequence[Task], *, sample: int = 64) -> None:
+    """Whether the longest prompts leave the policy room to act.
+
+    Args:
+        sample: how many of the longest problem statements are rendered and counted.
+
+    Raises:
+        ConfigError: the tasks' prompts do not fit.
+        DataError: there are no tasks.
+    """
+    if not tasks:
+        raise DataError("data: the training split holds no task; raise a source's size or lower data.held_out")
+    longest = sorted(tasks, key=lambda task: len(task.prompt), reverse=True)[:sample]
+    for task in longest:
+        length = len(engine.prompt_ids(task))
+        if length >= engine.policy.max_context:
+            raise ConfigError(
+                f"task {task.id!r}: its prompt has {length} tokens, expected fewer than the "
+                f"{engine.policy.max_context} that the model takes; place its context in files, or use a "
+                "model with a longer context"
+            )
+
+
+def _run_directory(recipe: Recipe, state: PartialState, *, resume: bool) -> RunDirectory:
+    """The same directory on all processes; the first one makes it."""
+    found: list[Any] = [None]
+    if state.is_main_process:
+        open_directory = RunDirectory.latest if resume else RunDirectory.new
+        found = [open_directory(Path(recipe.output_dir), recipe.name)]
+    broadcast_object_list(found)
+    run: RunDirectory = found[0]
+    return run
+
+
+def _episodes(args: GRPOConfig, state: PartialState) -> int:
+    """Episodes that this process will roll out, 0 if the number of steps is not known beforehand."""
+    generations = args.max_steps * args.gradient_accumulation_steps
+    generations //= args.steps_per_generation * args.num_iterations
+    return max(0, generations * args.generation_batch_size // state.num_processes)
+
+
+def _lora(settings: LoraSettings | None) -> LoraConfig | None:
+    if settings is None:
+        return None
+    modules = settings.target_modules
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _log(trainer: SandboxGRPOTrainer, evaluation: Evaluation | None) -> None:
+    if evaluation is None:
+        return
+    logs = {"eval/accuracy": evaluation.accuracy, "eval/half_width": evaluation.half_width}
+    logs |= {f"eval/accuracy/{domain}": value for domain, value in evaluation.domains.items()}
+    logs |= {f"eval/pass_at_{k}": value for k, value in evaluation.pass_at.items()}
+    logs |= {f"eval/{name}": value for name, value in evaluation.metrics.items()}
+    # TRL's own log() would mix in what training has gathered since its last call.
+    trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, logs)
+
+
+def _write_results(
+    run: RunDirectory, state: PartialState, before: Evaluation | None, after: Evaluation | None
+) -> None:
+    if state.is_main_process:
+        run.write_json(
+            "results.json",
+            {name: asdict(e) for name, e in (("before", before), ("after", after)) if e is not None},
+        )
+
+
+def _known_result(run: RunDirectory, name: str) -> Evaluation | None:
+    try:
+        found = json.loads((run.path / "results.json").read_text()).get(name)
+    except (OSError, ValueError):
+        return None
+    if found is None:
+        return None
+    found["pass_at"] = {int(k): value for k, value in found["pass_at"].items()}
+    return Evaluation(**found)

@@ -1,0 +1,25 @@
+"""`python -m sandbox_rl.commands.warm_process RECIPE BASE_DIR`: a warm-up outside a process group."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from sandbox_rl.commands.display import Silent
+from sandbox_rl.commands.warmup import warmup
+from sandbox_rl.config.load import load_recipe
+from sandbox_rl.errors import UserError
+
+
+def main() -> int:
+    """Exit code 2 and one line for a user's mistake."""
+    try:
+        warmup(load_recipe(Path(sys.argv[1]), []), base_dir=Path(sys.argv[2]), display=Silent())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The warm-up: expert episodes in real sandboxes, then fine-tuning on the successful ones.
+
+Its result is cached below the output directory under a hash of everything that it depends on, so
+equal recipes share it and a changed one makes its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+import sandbox_rl
+from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.commands.display import Display, Progress
+from sandbox_rl.commands.parts import build_engine, build_toolbox
+from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.episode import SamplingSettings
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.metrics import SOLVED
+from sandbox_rl.policies.scripted import ScriptedPolicy
+from sandbox_rl.rollout import EpisodeRequest
+from sandbox_rl.seeds import derive_seed
+from sandbox_rl.tasks.load import load_tasks
+from sandbox_rl.training.config import WarmupSettings
+from sandbox_rl.training.experts import Expert, ExpertTurn, load_expert
+from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.models import load_model, load_tokenizer
+from sandbox_rl.training.sft import fine_tune, sft_rows
+from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
+from sandbox_rl.types import Rollout, Task
+
+__all__ = ["WarmupResult", "warmup"]
+
+TOKENIZER_EPISODES = 64
+"""Expert episodes on which the tiny model's tokenizer is trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupResult:
+    """The fine-tuned checkpoint; `cached` when an earlier warm-up had made it."""
+
+    path: Path
+    cached: bool
+    episodes: int
+    successful: int
+    loss: float
+
+
+def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
+    """Run the recipe's warm-up, or find the result of an equal one.
+
+    Raises:
+        ConfigError: the recipe has no warm-up, or the expert never succeeds.
+    """
+    if recipe.warmup is None:
+        raise ConfigError("this recipe has no 'warmup:' block; add one, e.g. warmup: {episodes: 1000}")
+    target = Path(recipe.output_dir) / "warmup" / _key(recipe)
+    if (target / "warmup.json").exists():
+        return WarmupResult(path=target, cached=True, **json.loads((target / "warmup.json").read_text()))
+
+    settings = recipe.warmup
+    expert = load_expert(settings.expert)
+    tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)[: settings.episodes]
+    with LoopThread() as loop:
+        if recipe.model.path == "tiny":
+            first = _expert_episodes(
+                loop, recipe, base_dir, _chat(recipe, tiny_tokenizer()), expert, tasks[:TOKENIZER_EPISODES]
+            )
+            bytewise = _chat(recipe, tiny_tokenizer())
+            tokenizer = tiny_tokenizer(
+                bytewise.decode((*r.trajectory.prompt_ids, *r.trajectory.completion_ids)) for r in first
+            )
+            model = tiny_model(tokenizer, seed=recipe.seed)
+        else:
+            tokenizer, model = load_tokenizer(recipe.model), load_model(recipe.model)
+        with display.progress("Expert episodes", len(tasks)) as bar:
+            rollouts = _expert_episodes(loop, recipe, base_dir, _chat(recipe, tokenizer), expert, tasks, bar)
+    kept = [r for r in rollouts if r.reward.value is not None and r.reward.value >= SOLVED]
+    if not kept:
+        raise ConfigError(
+            f"warmup.expert: {settings.expert!r} solved none of {len(rollouts)} tasks, so there is nothing "
+            f"to learn from (first: stop {rollouts[0].trajectory.stop.value}, reward "
+            f"{rollouts[0].reward.value}); choose an expert that fits the data"
+        )
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with display.progress("Fine-tuning", _sft_steps(settings, len(kept))) as bar:
+        loss = fine_tune(
+            model,
+            tokenizer,
+            sft_rows([r.trajectory for r in kept]),
+            output_dir=partial / "sft",
+            fields=settings.sft,
+            seed=recipe.seed,
+            callbacks=[_StepBar(bar)],
+        )
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(partial / "sft", ignore_errors=True)
+    facts = {"episodes": len(rollouts), "successful": len(kept), "loss": loss}
+    (partial / "warmup.json").write_text(json.dumps(facts) + "\n")
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return WarmupResult(path=target, cached=False, episodes=len(rollouts), successful=len(kept), loss=loss)
+
+
+def _key(recipe: Recipe) -> str:
+    """A hash of everything that the result depends on."""
+    assert recipe.warmup is not None
+    parts = {
+        "version": sandbox_rl.__version__,
+        "seed": recipe.seed,
+        **{
+            name: getattr(recipe, name).model_dump(mode="json")
+            for name in ("model", "data", "warmup", "reward", "sandbox", "episode")
+        },
+        "prompts": recipe.prompts,
+    }
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _chat(recipe: Recipe, tokenizer: Any) -> ChatFormat:
+    return ChatFormat.from_tokenizer(
+        tokenizer, build_toolbox(recipe).schemas, call_format=recipe.model.call_format
+    )
+
+
+def _expert_episodes(
+    loop: LoopThread,
+    recipe: Recipe,
+    base_dir: Path,
+    chat: ChatFormat,
+    expert: Expert,
+    tasks: Sequence[Task],
+    bar: Progress | None = None,
+) -> list[Rollout]:
+    requests = [
+        EpisodeRequest(f"expert-{i:05d}", task, derive_seed(recipe.seed, "expert", task.id))
+        for i, task in enumerate(tasks)
+    ]
+    policy = ScriptedPolicy(
+        _Cast(expert, {r.id: (r.task, random.Random(r.seed)) for r in requests}, chat), max_context=1 << 20
+    )
+    engine = build_engine(
+        recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=SamplingSettings()
+    )
+
+    async def run() -> list[Rollout]:
+        async with engine:
+            return await engine.run(
+                requests,
+                on_rollout=None if bar is None else (lambda _, r: bar.advance(r.reward.value)),
+            )
+
+    return loop.run(run())
+
+
+class _Cast:
+    """Plays each episode's expert as a `ScriptedPolicy` script."""
+
+    def __init__(
+        self, expert: Expert, parts: dict[str, tuple[Task, random.Random]], chat: ChatFormat
+    ) -> None:
+        self._expert = expert
+        self._parts = parts
+        self._chat = chat
+        self._playing: dict[str, Generator[ExpertTurn, str, None]] = {}
+        self._seen: dict[str, int] = {}
+
+    def __call__(self, episode_id: str, turn: int, ids: Sequence[int]) -> Sequence[int]:
+        if turn == 0:
+            self._playing[episode_id] = self._expert(*self._parts[episode_id])
+            step = next(self._playing[episode_id])
+        else:
+            step = self._playing[episode_id].send(self._chat.decode(ids[self._seen[episode_id] :]))
+        said = self._chat.render_call(step.text, step.calls)
+        self._seen[episode_id] = len(ids) + len(said)
+        return said
+
+
+def _sft_steps(settings: WarmupSettings, rows: int) -> int:
+    """How many updates the fine-tuning takes, for the progress bar."""
+    fields = settings.sft
+    if fields.get("max_steps", -1) > 0:
+        return int(fields["max_steps"])
+    batch = fields.get("per_device_train_batch_size", 8) * fields.get("gradient_accumulation_steps", 1)
+    return int(fields.get("num_train_epochs", 3) * -(-rows // batch))
+
+
+class _StepBar(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.advance(None)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self._bar.note(f"loss {float(logs['loss']):.3f}")

@@ -1,0 +1,73 @@
+"""Which checkpoints are whole. A kill can cut a save anywhere; what it leaves must not be loaded.
+
+After everything of a checkpoint is written, `complete.json` is, atomically, with the size of every
+file. Resuming takes the newest checkpoint whose files all have those sizes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["CheckpointManifest", "is_complete", "last_complete"]
+
+MANIFEST = "complete.json"
+
+
+class CheckpointManifest(TrainerCallback):  # type: ignore[misc]
+    """Marks each saved checkpoint as complete."""
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the manifest once all ranks have written theirs."""
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Flush the files of a checkpoint to the disk and write its manifest."""
+    sizes: dict[str, int] = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            sizes[str(path.relative_to(checkpoint))] = path.stat().st_size
+    temporary = checkpoint / f".{MANIFEST}.tmp"
+    with temporary.open("w") as file:
+        json.dump({"files": sizes}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, checkpoint / MANIFEST)
+    directory = os.open(checkpoint, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file that the manifest lists is there with its size."""
+    try:
+        sizes = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        return bool(sizes) and all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def last_complete(directory: Path) -> Path | None:
+    """The complete checkpoint of the highest step, if any."""
+    found: list[tuple[int, Path]] = []
+    if directory.is_dir():
+        for path in directory.iterdir():
+            match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+            if match and is_complete(path):
+                found.append((int(match.group(1)), path))
+    return max(found)[1] if found else None
