@@ -1,0 +1,157 @@
+"""The in-process policy: exact log-probs, seeds that decide, batches that wait for nobody dead."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+import torch
+
+from sandbox_rl.errors import EngineFault
+from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.transformers import TransformersPolicy, sample_batch
+from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+MODEL = tiny_model(TOKENIZER, seed=0)
+END = frozenset([TOKENIZER.eos_token_id])
+PROMPTS = [list(range(10, 10 + n)) for n in (5, 9, 40, 1)]
+
+
+def policy(**options) -> TransformersPolicy:
+    return TransformersPolicy(
+        MODEL, end_ids=END, pad_id=TOKENIZER.pad_token_id, max_context=1024, **options
+    )
+
+
+def reference_logprobs(prompt, action, temperature=1.0):
+    logits = MODEL(torch.tensor([[*prompt, *action.token_ids]])).logits[0].float() / temperature
+    logps = logits.log_softmax(-1)
+    return [logps[len(prompt) + i - 1, token].item() for i, token in enumerate(action.token_ids)]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_those_of_a_full_forward_pass(temperature):
+    samplings = [Sampling(30, temperature=temperature, seed=i) for i in range(4)]
+    actions = sample_batch(MODEL, PROMPTS, samplings, end_ids=END, pad_id=0)
+    for prompt, action in zip(PROMPTS, actions, strict=True):
+        assert action.logprobs == pytest.approx(
+            reference_logprobs(prompt, action, temperature), abs=1e-4
+        )
+
+
+def test_a_turn_depends_on_its_seed_and_not_on_its_company():
+    samplings = [Sampling(20 + i, seed=i) for i in range(4)]
+    together = sample_batch(MODEL, PROMPTS, samplings, end_ids=END, pad_id=0)
+    for prompt, sampling, action in zip(PROMPTS, samplings, together, strict=True):
+        (alone,) = sample_batch(MODEL, [prompt], [sampling], end_ids=END, pad_id=0)
+        assert alone.token_ids == action.token_ids
+    (other,) = sample_batch(MODEL, PROMPTS[:1], [Sampling(20, seed=99)], end_ids=END, pad_id=0)
+    assert other.token_ids != together[0].token_ids
+
+
+def test_caps_and_ends():
+    """A turn ends with the first end id, which it contains, or at its own cap."""
+    everything = frozenset(range(len(TOKENIZER)))
+    actions = sample_batch(MODEL, PROMPTS, [Sampling(5)] * 4, end_ids=everything, pad_id=0)
+    assert {(len(a.token_ids), a.finish_reason) for a in actions} == {(1, "stop")}
+    caps = [1, 7, 3, 12]
+    actions = sample_batch(
+        MODEL, PROMPTS, [Sampling(cap) for cap in caps], end_ids=frozenset([10**6]), pad_id=0
+    )
+    assert [len(a.token_ids) for a in actions] == caps
+    assert {a.finish_reason for a in actions} == {"length"}
+
+
+def test_samples_follow_the_distribution():
+    """4,000 single tokens against the model's probabilities: a chi-square far from its tail."""
+    count = 4_000
+    logits = MODEL(torch.tensor([PROMPTS[0]])).logits[0, -1].detach().float()
+    expected = logits.softmax(-1) * count
+    actions = sample_batch(
+        MODEL, [PROMPTS[0]] * count, [Sampling(1, seed=i) for i in range(count)], end_ids=END, pad_id=0
+    )
+    seen = torch.bincount(torch.tensor([a.token_ids[0] for a in actions]), minlength=len(expected))
+    chi_square = float(((seen - expected) ** 2 / expected).sum())
+    freedom = len(expected) - 1
+    assert abs(chi_square - freedom) < 5 * (2 * freedom) ** 0.5
+
+
+def test_greedy_and_truncated_sampling():
+    (greedy,) = sample_batch(MODEL, PROMPTS[:1], [Sampling(1, temperature=0)], end_ids=END, pad_id=0)
+    logits = MODEL(torch.tensor([PROMPTS[0]])).logits[0, -1]
+    best = set(logits.topk(3).indices.tolist())
+    assert greedy.token_ids == (int(logits.argmax()),)
+    for truncation in ({"top_k": 3}, {"top_p": 1e-6}):
+        tokens = {
+            sample_batch(
+                MODEL, PROMPTS[:1], [Sampling(1, seed=i, **truncation)], end_ids=END, pad_id=0
+            )[0].token_ids[0]
+            for i in range(20)
+        }
+        assert tokens <= best
+
+
+def test_sampling_leaves_the_model_in_the_mode_that_it_was_in():
+    MODEL.train()
+    sample_batch(MODEL, PROMPTS, [Sampling(2)] * 4, end_ids=END, pad_id=0)
+    assert MODEL.training
+    MODEL.eval()
+
+
+async def test_a_batch_starts_when_all_living_episodes_wait():
+    batches = []
+
+    def counted():
+        batches.append(len(batches))
+        return MODEL
+
+    subject = policy(max_delay_s=30.0)
+    subject._model = counted
+    async with subject:
+        async with subject.session("a") as a, subject.session("b") as b:
+            first = asyncio.create_task(a.act(PROMPTS[0], Sampling(3), timeout=20))
+            await asyncio.sleep(0.1)
+            assert not first.done(), "one of two living episodes waits: the batch must not start yet"
+            second = asyncio.create_task(b.act(PROMPTS[1], Sampling(3), timeout=20))
+            await asyncio.gather(first, second)
+    assert len(batches) == 1
+
+
+async def test_an_episode_that_ends_lets_the_others_go_on():
+    async with policy(max_delay_s=30.0) as subject:
+        async with subject.session("a") as a:
+            async with subject.session("b"):
+                waiting = asyncio.create_task(a.act(PROMPTS[0], Sampling(3), timeout=20))
+                await asyncio.sleep(0.05)
+                assert not waiting.done()
+            await asyncio.wait_for(waiting, 5)
+
+
+async def test_no_turn_waits_longer_than_the_maximum_delay():
+    async with policy(max_delay_s=0.05) as subject:
+        async with subject.session("a") as a, subject.session("b"):
+            started = time.monotonic()
+            await a.act(PROMPTS[0], Sampling(1), timeout=20)
+            assert time.monotonic() - started >= 0.05
+
+
+async def test_a_late_turn_is_a_timeout_and_leaves_nothing_behind():
+    async with policy(max_delay_s=30.0) as subject:
+        async with subject.session("a") as a, subject.session("b"):
+            with pytest.raises(TimeoutError):
+                await a.act(PROMPTS[0], Sampling(1), timeout=0.05)
+            assert subject._waiting == []
+
+
+async def test_a_failing_model_is_our_fault():
+    def broken():
+        raise RuntimeError("out of memory")
+
+    subject = policy(max_delay_s=0.0)
+    subject._model = broken
+    async with subject:
+        async with subject.session("a") as a:
+            with pytest.raises(EngineFault, match="out of memory"):
+                await a.act(PROMPTS[0], Sampling(1), timeout=5)
