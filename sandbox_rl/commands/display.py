@@ -10,10 +10,14 @@ __all__ = ["Display", "Progress", "Silent"]
 
 
 class Progress(Protocol):
-    """A bar over a known number of episodes."""
+    """A bar over a known number of episodes or steps."""
 
     def advance(self, reward: float | None) -> None:
         """One more episode has ended, with this reward (None: our failure)."""
+        ...
+
+    def step(self) -> None:
+        """One more of something that has no reward."""
         ...
 
     def note(self, text: str) -> None:
@@ -39,6 +43,9 @@ class Display(Protocol):
 
 class _NoProgress:
     def advance(self, reward: float | None) -> None:
+        return None
+
+    def step(self) -> None:
         return None
 
     def note(self, text: str) -> None:

@@ -202,7 +202,7 @@ class _StepBar(TrainerCallback):  # type: ignore[misc]
         self._bar = bar
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.advance(None)
+        self._bar.step()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:

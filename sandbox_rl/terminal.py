@@ -1,0 +1,92 @@
+"""What a person sees in the terminal: news, progress bars with reward and episodes/s, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Terminal"]
+
+SMOOTHING = 0.98
+"""Weight of the past in the running mean of the reward: about the last fifty episodes."""
+
+
+class Terminal:
+    """Fulfils `commands.display.Display` with rich; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console if console is not None else Console()
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[EpisodeBar]:
+        """A progress bar; where there is no terminal, one line at its end."""
+        columns = (
+            TextColumn("{task.description:<26}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Rate(""),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
+        with Bar(*columns, console=self._console) as bar:
+            yield EpisodeBar(bar, title, total)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A small table."""
+        table = Table(title=title, title_justify="left")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+
+
+class EpisodeBar:
+    """Fulfils `commands.display.Progress`."""
+
+    def __init__(self, bar: Bar, title: str, total: int) -> None:
+        self._bar = bar
+        self._task = bar.add_task(title, total=total or None, note="")
+        self._mean = 0.0
+        self._weight = 0.0
+        self._faults = 0
+
+    def advance(self, reward: float | None) -> None:
+        """One more episode; shows the running mean of the reward and the number of faults."""
+        if reward is None:
+            self._faults += 1
+        else:
+            # Bias-corrected exponential mean: right from the first episode on.
+            self._mean = SMOOTHING * self._mean + (1 - SMOOTHING) * reward
+            self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
+        note = f"reward {self._mean / self._weight:.2f}" if self._weight else ""
+        if self._faults:
+            note += f"  faults {self._faults}"
+        self._bar.update(self._task, advance=1, note=note)
+
+    def step(self) -> None:
+        """One more of something that has no reward."""
+        self._bar.update(self._task, advance=1)
+
+    def note(self, text: str) -> None:
+        """A few words beside the bar."""
+        self._bar.update(self._task, note=text)
+
+
+class _Rate(TextColumn):
+    """Episodes per second over the bar's whole life, so that pauses count."""
+
+    def render(self, task: Task) -> Text:
+        if not task.elapsed or not task.completed:
+            return Text("")
+        return Text(f"{task.completed / task.elapsed:6.1f}/s")
