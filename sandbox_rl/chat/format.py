@@ -1,0 +1,256 @@
+"""The chat format of one model: messages to ids, and sampled ids to tool calls.
+
+The trained sequence is made of three kinds of ids: the prompt, rendered once; what the policy
+sampled, untouched; and observations in the frame that the model's own template writes around them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sandbox_rl.chat.call_formats import CALL_FORMATS, detect, make
+from sandbox_rl.chat.calls import CallReader, join_calls, to_json
+from sandbox_rl.chat.encoding import Piece, TextEncoder
+from sandbox_rl.chat.fingerprint import fingerprint
+from sandbox_rl.chat.template import ChatTemplate, Refused
+from sandbox_rl.errors import ModelError
+from sandbox_rl.types import MalformedCall, Message, ToolCall
+
+__all__ = ["ChatFormat"]
+
+MAX_OBSERVATION_CHARS = 65_536
+"""Longer observations are cut before they are encoded: a run of 4 M letters takes BPE seconds."""
+
+
+class ChatFormat:
+    """Built by `from_tokenizer`, immutable afterwards.
+
+    Attributes:
+        end_ids: ids that end an assistant turn; the policy must stop at them.
+        control_ids: ids that no content can produce.
+        fingerprint: hash of template and vocabulary (`chat.fingerprint`), to compare with a server.
+        call_format: name of the format of tool calls.
+        call_example: a tool call as the policy should write it.
+        observation_role: "tool", or "user" where the template has no usable tool role.
+    """
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        encoder: TextEncoder,
+        eos_id: int,
+        vocabulary: Mapping[str, int],
+        tools: Sequence[Mapping[str, Any]],
+        call_format: str,
+    ) -> None:
+        self._template = template
+        self._encoder = encoder
+        self.control_ids = encoder.control_ids
+        self.fingerprint = fingerprint(template.source, vocabulary)
+        try:
+            shows_tools = template.shows_tools()
+            ends = encoder.control_tokens(template.assistant_end())
+            end_text, end_id = ends[0] if ends else ("", -1)
+            self._frame = template.frame(end_text, tool_role=shows_tools) if ends else None
+        except Refused as error:
+            raise ModelError(
+                f"{template.name}: its chat template cannot hold a conversation with tools ({error}); "
+                "use another template"
+            ) from error
+        if self._frame is None:
+            raise ModelError(
+                f"{template.name}: its chat template ends assistant turns with no control token; "
+                "use a template that ends them with one, such as ChatML's <|im_end|>"
+            )
+        self._end = Piece(end_text, trusted=True)
+        self._end_id = end_id
+        eom = dict(encoder.control_tokens("<|eom_id|>")) if "<|eom_id|>" in template.source else {}
+        self.end_ids: frozenset[int] = frozenset({eos_id, end_id, *eom.values()})
+        self.observation_role = self._frame.role
+
+        described = detect(template.source) if shows_tools else None
+        self.call_format = _choose(call_format, described, shows_tools, template.name)
+        self._calls = make(self.call_format, tools)
+        self._words = _tool_words(
+            tools if not shows_tools else (),
+            self._calls.instructions() if tools and self.call_format != described else "",
+        )
+        self._system_role = template.has_system_role()
+        header = self._frame.after
+        self._thinking = "<think>" in header and "</think>" not in header.rpartition("<think>")[2]
+        self.call_example = "".join(p.text for p in self._calls.write(_example(tools)))
+        self._reader = CallReader(
+            self._calls, self.call_example, self._invented(self._frame.before + header), self._thinking
+        )
+        self._layouts: dict[tuple[str, ...], tuple[str | int, ...]] = {}
+
+    @classmethod
+    def from_tokenizer(
+        cls,
+        tokenizer: Any,
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        call_format: str = "auto",
+        template_options: Mapping[str, Any] | None = None,
+    ) -> ChatFormat:
+        """Read everything off a Hugging Face tokenizer; takes a second or two for 150k tokens.
+
+        Args:
+            tokenizer: a fast tokenizer (one with a `backend_tokenizer`) with a chat template.
+            tools: OpenAI function schemas.
+            call_format: "auto", "hermes", "qwen_xml" or "llama_json".
+            template_options: variables for the template, such as `enable_thinking`.
+
+        Raises:
+            ModelError: no fast tokenizer, no chat template, no EOS token, an unusable template, or
+                a call format that is not known.
+        """
+        name = str(getattr(tokenizer, "name_or_path", "") or "the tokenizer")
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ModelError(
+                f"{name}: it is a {type(tokenizer).__name__}, which has no tokenizer.json; "
+                "convert it to a fast tokenizer and save that"
+            )
+        template = ChatTemplate(tokenizer, tools, template_options or {})
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"{name}: it has no EOS token, so no turn could end; set eos_token in tokenizer_config.json"
+            )
+        encoder = TextEncoder(backend, tokenizer.all_special_ids)
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        return cls(template, encoder, tokenizer.eos_token_id, vocabulary, tools, call_format)
+
+    def render_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Ids of a prompt: messages, tool schemas, and the header of the first assistant turn.
+
+        Where the template does not show tools, their schemas are added to the system message; where
+        it has no system role, that is put before the first user message.
+
+        Raises:
+            ModelError: the template cannot render these roles.
+        """
+        contents = self._with_words([(m.role, [Piece(m.content)]) for m in messages])
+        roles = tuple(role for role, _ in contents)
+        try:
+            layout = self._layouts.get(roles) or self._template.layout(roles)
+        except Refused as error:
+            raise ModelError(
+                f"{self._template.name}: its chat template cannot render a prompt of the roles "
+                f"{', '.join(roles) or 'none'} ({error}); use a system and a user message"
+            ) from error
+        self._layouts[roles] = layout
+        pieces: list[Piece] = []
+        for part in layout:
+            pieces += contents[part][1] if isinstance(part, int) else [Piece(part, trusted=True)]
+        return self._encoder.encode(pieces)
+
+    def render_observations(self, texts: Sequence[str], *, turn_closed: bool) -> tuple[int, ...]:
+        """Ids that follow an assistant turn: observations in their frame and the next turn's header.
+
+        Args:
+            texts: one per observation, at least one; control tokens in them become ordinary ids.
+            turn_closed: whether the policy ended its turn itself; if not, the end-of-turn is added.
+        """
+        if not texts:
+            raise ValueError(
+                "render_observations got no text; a turn is answered by at least one observation"
+            )
+        assert self._frame is not None
+        pieces = [Piece(self._frame.before, trusted=True)]
+        for index, text in enumerate(texts):
+            if index:
+                pieces.append(Piece(self._frame.between, trusted=True))
+            cut = _cut(text)
+            pieces.append(Piece(to_json(cut)[1:-1] if self._frame.escape else cut))
+        pieces.append(Piece(self._frame.after, trusted=True))
+        ids = self._encoder.encode(pieces)
+        return ids[1:] if turn_closed else ids
+
+    def parse(self, token_ids: Sequence[int]) -> tuple[ToolCall | MalformedCall, ...]:
+        """The calls of one sampled turn, in order; () if there is none. Never raises.
+
+        See `chat.calls` for the rules.
+        """
+        end = next((i for i, t in enumerate(token_ids) if t in self.end_ids), len(token_ids))
+        return self._reader.read(self.decode(token_ids[:end]))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text for people and reports, control tokens shown. Never encode it again."""
+        return self._encoder.decode(token_ids)
+
+    def render_call(self, text_before: str, calls: Sequence[ToolCall]) -> tuple[int, ...]:
+        """Ids of an assistant turn that says `text_before` and makes `calls`, end-of-turn included.
+
+        If the turn's header opens reasoning, `text_before` is the reasoning and is closed.
+        """
+        start = [Piece(text_before), Piece("\n</think>\n\n", trusted=True)] if self._thinking else []
+        before = "" if self._thinking else text_before
+        return self._encoder.encode([*start, *join_calls(self._calls, before, calls), self._end])
+
+    def _with_words(self, contents: list[tuple[str, list[Piece]]]) -> list[tuple[str, list[Piece]]]:
+        """Add the words about tools, and move the system message where there is no role for it."""
+        blank = Piece("\n\n", trusted=True)
+        if self._words:
+            words = Piece(self._words, trusted=True)
+            if contents and contents[0][0] == "system":
+                contents[0] = ("system", [*contents[0][1], blank, words])
+            else:
+                contents.insert(0, ("system", [words]))
+        if not self._system_role and len(contents) > 1 and contents[0][0] == "system":
+            (_, system), (role, first) = contents[0], contents[1]
+            contents[:2] = [(role, [*system, blank, *first])]
+        return contents
+
+    def _invented(self, frame: str) -> tuple[str, ...]:
+        """The tags of the frame, control tokens or not, that a turn may not contain itself."""
+        tags = [t for t, _ in self._encoder.control_tokens(frame)] + re.findall(r"</?[a-z_]+>", frame)
+        own = {self._end.text, "<think>", "</think>", *re.findall(r"<[^<>]+>", self.call_example)}
+        return tuple(t for t in dict.fromkeys(tags) if t not in own)
+
+
+def _choose(asked: str, described: str | None, shows_tools: bool, name: str) -> str:
+    if asked != "auto":
+        if asked not in CALL_FORMATS:
+            raise ModelError(f"call_format {asked!r} is not known; use auto, {', '.join(CALL_FORMATS)}")
+        return asked
+    if described is None and shows_tools:
+        raise ModelError(
+            f"{name}: its chat template writes tool calls in a form that is not known; "
+            f"set call_format to one of {', '.join(CALL_FORMATS)} to have the model told to use that"
+        )
+    return described or "hermes"
+
+
+def _tool_words(tools: Sequence[Mapping[str, Any]], instructions: str) -> str:
+    """What to tell a model whose template does not tell it about its tools."""
+    parts = [instructions] if instructions else []
+    if tools:
+        schemas = "\n".join(json.dumps(t, ensure_ascii=False) for t in tools)
+        parts.insert(
+            0,
+            "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are "
+            "provided with function signatures within <tools></tools> XML tags:\n"
+            f"<tools>\n{schemas}\n</tools>",
+        )
+    return "\n\n".join(parts)
+
+
+def _example(tools: Sequence[Mapping[str, Any]]) -> ToolCall:
+    """A call of the first tool with its required string parameters."""
+    if not tools:
+        return ToolCall("NAME", {})
+    function = tools[0]["function"]
+    required = function.get("parameters", {}).get("required", ())
+    return ToolCall(function["name"], {k: "ls" if k == "command" else "..." for k in required})
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_OBSERVATION_CHARS:
+        return text
+    half = MAX_OBSERVATION_CHARS // 2
+    left_out = len(text) - 2 * half
+    return f"{text[:half]}\n[... {left_out} characters left out ...]\n{text[-half:]}"
