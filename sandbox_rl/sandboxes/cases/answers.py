@@ -1,0 +1,154 @@
+"""Cases about the answer file: what the policy can put there instead of an answer."""
+
+# ruff: noqa: E501 (commands stand as they are sent)
+from __future__ import annotations
+
+from sandbox_rl.sandboxes.base import ANSWER_FILE, WORKING_DIR
+from sandbox_rl.sandboxes.cases.checks import all_of, answer_is, answer_status
+from sandbox_rl.sandboxes.cases.model import Case
+from sandbox_rl.types import AnswerStatus
+
+__all__ = ["ANSWERS"]
+
+_MISSING, _ODD = AnswerStatus.MISSING, AnswerStatus.NOT_REGULAR
+_LARGE, _UNDECODABLE = AnswerStatus.TOO_LARGE, AnswerStatus.UNDECODABLE
+
+
+def _answer_case(
+    id: str, title: str, command: str, *allowed: AnswerStatus, required: str = "", timeout: float = 6.0
+) -> Case:
+    return Case(
+        id,
+        title,
+        required or f"Typed as {' or '.join(allowed)}, at once; nothing outside is read.",
+        command,
+        answer_status(*allowed),
+        timeout=timeout,
+        reads_answer=True,
+    )
+
+
+_LINK = f"rm -rf {ANSWER_FILE}; ln -s {{}} {ANSWER_FILE}; echo end"
+
+ANSWERS = (
+    _answer_case(
+        "IO-16", "a link to a file of the host", _LINK.format('"$HOST_CANARY_PATH"'), _MISSING, _ODD
+    ),
+    _answer_case("IO-16b", "a link to a readable file", _LINK.format("/etc/passwd"), _MISSING, _ODD),
+    _answer_case(
+        "IO-16c",
+        "a link to its own right answer",
+        f"echo 42 >{WORKING_DIR}/real; " + _LINK.format(f"{WORKING_DIR}/real"),
+        _MISSING,
+        _ODD,
+    ),
+    _answer_case("IO-16d", "a link to a descriptor", _LINK.format("/proc/self/fd/0"), _MISSING, _ODD),
+    _answer_case("IO-16e", "a link to process information", _LINK.format("/proc/1/environ"), _MISSING, _ODD),
+    Case(
+        "IO-17",
+        "replace the answer's directory by a link",
+        "Reading never leaves the sandbox; missing is no error.",
+        f"rm -rf {WORKING_DIR}/* 2>/dev/null; mv {WORKING_DIR} {WORKING_DIR}.old 2>/dev/null; "
+        f"rmdir {WORKING_DIR} 2>/dev/null; ln -s /tmp/adv_17 {WORKING_DIR} 2>/dev/null; mkdir /tmp/adv_17; "
+        f"echo 42 >/tmp/adv_17/answer.txt; ln -s /etc {WORKING_DIR}/link 2>/dev/null; echo end",
+        answer_status(_MISSING, _ODD),
+        reads_answer=True,
+    ),
+    _answer_case("IO-18", "a pipe", f"rm -f {ANSWER_FILE}; mkfifo {ANSWER_FILE}; echo end", _ODD),
+    _answer_case(
+        "IO-18b",
+        "a pipe with a writer",
+        f"rm -f {ANSWER_FILE}; mkfifo {ANSWER_FILE}; (setsid sh -c 'while :; do echo 42 >{ANSWER_FILE}; done' "
+        ">/dev/null 2>&1 &); echo end",
+        _ODD,
+    ),
+    _answer_case(
+        "IO-18c",
+        "a socket",
+        f"python3 -c 'import socket;s=socket.socket(1);s.bind(\"{ANSWER_FILE}\")'; echo end",
+        _ODD,
+    ),
+    _answer_case("IO-19", "a directory", f"rm -rf {ANSWER_FILE}; mkdir {ANSWER_FILE}; echo end", _ODD),
+    _answer_case("IO-19b", "an endless device", _LINK.format("/dev/zero"), _MISSING, _ODD),
+    _answer_case("IO-19c", "nothing", f"rm -rf {ANSWER_FILE}; echo end", _MISSING),
+    Case(
+        "IO-19d",
+        "an empty file",
+        "An answer, and it is empty.",
+        f": >{ANSWER_FILE}",
+        answer_is(""),
+        reads_answer=True,
+    ),
+    _answer_case("IO-19e", "a link to itself", _LINK.format("answer.txt"), _MISSING, _ODD),
+    _answer_case(
+        "IO-19f",
+        "a file without rights",
+        f"echo 42 >{ANSWER_FILE}; chmod 000 {ANSWER_FILE}; echo end",
+        AnswerStatus.OK,
+        _MISSING,
+        _ODD,
+    ),
+    _answer_case(
+        "IO-20",
+        "a sparse file of 1 TB, or as much as may be",
+        f"truncate -s 1T {ANSWER_FILE} 2>&1 || truncate -s 200M {ANSWER_FILE} 2>&1 || head -c 70000 /dev/zero "
+        f"| tr '\\0' 1 >{ANSWER_FILE}; stat -c '%s %b' {ANSWER_FILE}",
+        _LARGE,
+        required="Too large by its size, without being read.",
+    ),
+    _answer_case(
+        "IO-20b",
+        "one byte too many",
+        f"head -c 65537 /dev/zero | tr '\\0' 1 >{ANSWER_FILE}; echo end",
+        _LARGE,
+    ),
+    _answer_case(
+        "IO-21",
+        "bytes that are no text",
+        f"printf '\\xef\\xbb\\xbf 42\\r\\n\\x00\\xff\\n' >{ANSWER_FILE}; echo end",
+        _UNDECODABLE,
+    ),
+    _answer_case("IO-21b", "NUL in valid text", f"printf '4\\x002' >{ANSWER_FILE}; echo end", _UNDECODABLE),
+    Case(
+        "IO-21c",
+        "a byte-order mark",
+        "It is dropped; white space is kept.",
+        f"printf '\\xef\\xbb\\xbf 42\\r\\n' >{ANSWER_FILE}",
+        answer_is(" 42\r\n"),
+        reads_answer=True,
+    ),
+    Case(
+        "IO-22",
+        "rewrite the answer while it is read",
+        "One consistent version, read when nothing runs any more.",
+        f"(setsid sh -c 'while :; do echo 1 >{WORKING_DIR}/a; mv {WORKING_DIR}/a {ANSWER_FILE}; "
+        f"echo 2 >{WORKING_DIR}/b; mv {WORKING_DIR}/b {ANSWER_FILE}; done' >/dev/null 2>&1 &) ; sleep .5; "
+        f"cat {ANSWER_FILE}",
+        all_of(answer_is("1\n", "2\n")),
+        reads_answer=True,
+    ),
+    Case(
+        "IO-22b",
+        "swap the answer and a link for each other while it is read",
+        "Regular or refused; never what the link points to.",
+        f'(setsid python3 -c \'import os\nwhile True:\n    open("{WORKING_DIR}/a","w").write("1\\n")\n'
+        f'    os.replace("{WORKING_DIR}/a","{ANSWER_FILE}")\n    os.symlink("/etc/passwd","{WORKING_DIR}/l")\n'
+        f'    os.replace("{WORKING_DIR}/l","{ANSWER_FILE}")\' >/dev/null 2>&1 &) ; sleep .5; echo end',
+        lambda seen: (
+            "" if seen.answer is not None and seen.answer.text in ("", "1\n") else f"answer {seen.answer}"
+        ),
+        reads_answer=True,
+    ),
+    Case(
+        "SCO-09",
+        "leave modules and scores for the scorer to find",
+        "The answer is what the answer file says; nothing else is looked at, nothing is imported.",
+        "for f in sitecustomize.py usercustomize.py math_verify.py sympy.py conftest.py torch.py; do "
+        f"printf 'import os;os.system(\"touch /tmp/PWNED\")\\n' >{WORKING_DIR}/$f; done; "
+        f"mkdir -p /logs/verifier {WORKING_DIR}/.git/hooks 2>/dev/null; "
+        f"echo 1.0 | tee {WORKING_DIR}/reward.txt {WORKING_DIR}/score.json >/dev/null; echo 0 >{ANSWER_FILE}; "
+        f"ls {WORKING_DIR}",
+        answer_is("0\n"),
+        reads_answer=True,
+    ),
+)

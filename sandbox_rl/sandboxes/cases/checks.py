@@ -1,0 +1,198 @@
+"""The vocabulary of checks that cases are written in. Each returns a `Check`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from sandbox_rl.sandboxes.cases.model import CASE_LIMITS, Check, Seen, text_of
+from sandbox_rl.types import AnswerStatus, ExecStatus
+
+__all__ = [
+    "absent",
+    "alive_or_dead",
+    "all_of",
+    "answer_is",
+    "answer_status",
+    "both",
+    "elsewhere_absent",
+    "exit_code",
+    "holds",
+    "kept_within_cap",
+    "largest",
+    "lines_within",
+    "present",
+    "returned_within",
+    "status",
+    "stdout_is",
+    "then_stdout",
+]
+
+_EXCERPT = 300
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…")
+
+
+def all_of(*checks: Check) -> Check:
+    """Every check must hold; the problems are joined."""
+    return lambda seen: "; ".join(problem for check in checks if (problem := check(seen)))
+
+
+def holds(what: str, test: Callable[[Seen], bool]) -> Check:
+    """`test` must be true; `what` says what it stands for."""
+    return lambda seen: "" if test(seen) else f"expected: {what}; saw {_excerpt(seen.text)}"
+
+
+def absent(*words: str) -> Check:
+    """None of the words may be in the output of the command."""
+
+    def check(seen: Seen) -> str:
+        found = [word for word in words if word in seen.text]
+        return f"output contains {found}: {_excerpt(seen.text)}" if found else ""
+
+    return check
+
+
+def present(*words: str) -> Check:
+    """All words must be in the output: the proof that the attempt was really made."""
+
+    def check(seen: Seen) -> str:
+        missing = [word for word in words if word not in seen.text]
+        return f"output lacks {missing}: {_excerpt(seen.text)}" if missing else ""
+
+    return check
+
+
+def both(refused: str | tuple[str, ...], proof: str = "end") -> Check:
+    """The usual pair: the mark of success is absent, the proof that the command ran is present."""
+    words = (refused,) if isinstance(refused, str) else refused
+    return all_of(absent(*words), present(proof))
+
+
+def elsewhere_absent(*words: str) -> Check:
+    """The second sandbox worked and saw none of the words."""
+
+    def check(seen: Seen) -> str:
+        if seen.elsewhere is None or seen.elsewhere.status is not ExecStatus.OK:
+            return f"the second sandbox did not answer: {seen.elsewhere}"
+        text = text_of(seen.elsewhere)
+        found = [word for word in words if word in text]
+        return f"the second sandbox saw {found}: {_excerpt(text)}" if found else ""
+
+    return check
+
+
+def status(*allowed: ExecStatus) -> Check:
+    """The command ended in one of these ways."""
+    names = "/".join(allowed)
+    return lambda s: "" if s.first.status in allowed else f"status {s.first.status}, expected {names}"
+
+
+def exit_code(code: int, step: int = 0) -> Check:
+    """Exit code of the command (step 0) or of follow-up number `step`."""
+
+    def check(seen: Seen) -> str:
+        got = (seen.first, *seen.then)[step].exit_code
+        return "" if got == code else f"exit code {got} of step {step}, expected {code}"
+
+    return check
+
+
+def stdout_is(expected: bytes) -> Check:
+    """Standard output is exactly these bytes and nothing was dropped."""
+
+    def check(seen: Seen) -> str:
+        got = seen.first.stdout
+        if got.truncated or got.head + got.tail != expected:
+            return f"stdout is {_excerpt(repr(got.head + got.tail))}, expected {_excerpt(repr(expected))}"
+        return ""
+
+    return check
+
+
+def then_stdout(expected: str, step: int = 1) -> Check:
+    """Standard output of follow-up number `step` (from 1), white space around it ignored."""
+
+    def check(seen: Seen) -> str:
+        got = seen.then[step - 1]
+        text = got.stdout.head.decode("utf-8", "replace").strip()
+        if got.status is ExecStatus.OK and text == expected:
+            return ""
+        return f"follow-up {step} gave {got.status} {_excerpt(text)}, expected {expected!r}"
+
+    return check
+
+
+def returned_within(seconds: float) -> Check:
+    """Wall time of the command."""
+
+    def check(seen: Seen) -> str:
+        took = seen.first.seconds
+        return "" if took <= seconds else f"took {took:.1f} s, expected at most {seconds} s"
+
+    return check
+
+
+def largest(mark: str, limit: float) -> Check:
+    """The largest number printed after `mark` is at most `limit`, and there is one."""
+
+    def check(seen: Seen) -> str:
+        found = [float(n) for n in re.findall(rf"{re.escape(mark)} (-?\d+(?:\.\d+)?)", seen.text)]
+        if not found:
+            return f"no number after {mark!r} in {_excerpt(seen.text)}"
+        return "" if max(found) <= limit else f"{mark} {max(found):g}, expected at most {limit:g}"
+
+    return check
+
+
+def lines_within(pattern: str, allowed: frozenset[str]) -> Check:
+    """Every first group of `pattern` in the output is one of `allowed`."""
+
+    def check(seen: Seen) -> str:
+        found = set(re.findall(pattern, seen.text, re.MULTILINE))
+        if not found:
+            return f"nothing matches {pattern!r} in {_excerpt(seen.text)}"
+        extra = sorted(found - allowed)
+        return f"not allowed: {extra}" if extra else ""
+
+    return check
+
+
+def alive_or_dead(check: Check) -> Check:
+    """`check`, unless the command destroyed its own sandbox, which is its right."""
+    return lambda seen: "" if seen.dead else check(seen)
+
+
+def answer_status(*allowed: AnswerStatus, within: float = 3.0) -> Check:
+    """The answer was typed as one of these, soon."""
+
+    def check(seen: Seen) -> str:
+        if seen.answer is None or seen.answer.status not in allowed:
+            return f"answer {seen.answer}, expected {'/'.join(allowed)}"
+        if seen.answer_seconds > within:
+            return f"reading the answer took {seen.answer_seconds:.1f} s, expected at most {within} s"
+        return ""
+
+    return check
+
+
+def answer_is(*texts: str) -> Check:
+    """The answer is OK and one of these texts."""
+
+    def check(seen: Seen) -> str:
+        if seen.answer is None or seen.answer.status is not AnswerStatus.OK or seen.answer.text not in texts:
+            return f"answer {seen.answer}, expected one of {texts}"
+        return ""
+
+    return check
+
+
+def kept_within_cap(seen: Seen) -> str:
+    """Neither stream keeps more than the cap of the limits."""
+    for name, stream in (("stdout", seen.first.stdout), ("stderr", seen.first.stderr)):
+        kept = len(stream.head) + len(stream.tail)
+        if kept > CASE_LIMITS.output_bytes:
+            return f"{name} kept {kept} bytes, expected at most {CASE_LIMITS.output_bytes}"
+    return ""

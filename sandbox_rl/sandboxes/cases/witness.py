@@ -1,0 +1,162 @@
+"""The host's side of the cases: canaries that nothing in a sandbox may see, touch or move.
+
+A witness holds, for as long as it is entered: a world-readable file in several places, an
+environment variable, TCP listeners on all addresses, an abstract unix listener and a System V
+shared memory segment, all with one random canary in them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+__all__ = ["ABSTRACT_NAME", "CANARY_PREFIX", "HostWitness"]
+
+CANARY_PREFIX = "CANARY-FILE-"
+ABSTRACT_NAME = "\0adv_canary"
+SYSV_KEY = 0x41445631
+ENV_NAME = "ADV_CANARY_API_KEY"
+
+_MARKER_DIRS = ("/", "/usr/bin", "/usr/lib", "/etc", "/bin", "/lib", "/opt", "/usr/local/bin")
+_CLOCK_SLACK_S = 0.5
+_IPC_CREAT, _IPC_RMID = 0o1000, 0
+
+
+class HostWitness:
+    """Enter it before the backend, so that the environment canary is there to be inherited.
+
+    Args:
+        directories: further places of the canary file (caches, checkpoints, checkouts …).
+    """
+
+    def __init__(self, directories: Iterable[Path] = ()) -> None:
+        self.canary = CANARY_PREFIX + secrets.token_hex(12)
+        self._directories = tuple(directories)
+        self._files: list[Path] = []
+        self._listeners: list[socket.socket] = []
+        self._own_directory: Path | None = None
+        self._segment = -1
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.connections = 0
+        self.port = 0
+        self.path = ""
+
+    def __enter__(self) -> HostWitness:
+        self._own_directory = Path(tempfile.mkdtemp(prefix="adv-witness-"))
+        self._own_directory.chmod(0o755)
+        for directory in (self._own_directory, *self._directories):
+            file = directory / "reference_answers.jsonl"
+            file.write_text(f'{{"answer": "{self.canary}"}}\n')
+            file.chmod(0o644)
+            self._files.append(file)
+        self.path = str(self._files[0])
+        os.environ[ENV_NAME] = self.canary
+        self._listen()
+        self._make_segment()
+        self._clock = self._clock_offset()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+        for listener in self._listeners:
+            listener.close()
+        os.environ.pop(ENV_NAME, None)
+        if self._segment >= 0:
+            ctypes.CDLL(None).shmctl(self._segment, _IPC_RMID, None)
+        for file in self._files:
+            file.unlink(missing_ok=True)
+        if self._own_directory is not None:
+            shutil.rmtree(self._own_directory, ignore_errors=True)
+
+    def fill_in(self, command: str) -> str:
+        """`command` with the canary's path and port and the host's name put in."""
+        known = {
+            "$HOST_CANARY_PATH": self.path,
+            "$HOST_PORT": str(self.port),
+            "$HOST_NAME": os.uname().nodename,
+        }
+        for name, value in known.items():
+            command = command.replace(name, value)
+        return command
+
+    def problems(self) -> tuple[str, ...]:
+        """What happened to the host since entering that must not happen."""
+        found = []
+        if self.connections:
+            found.append(f"{self.connections} connections reached a listener of the host")
+        marks = [d for d in _MARKER_DIRS if os.path.lexists(os.path.join(d, "adv_marker"))]
+        if marks:
+            found.append(f"adv_marker was written to {marks} of the host")
+        moved = self._clock_offset() - self._clock
+        if abs(moved) > _CLOCK_SLACK_S:
+            found.append(f"the host's clock moved by {moved:.1f} s")
+        if os.path.lexists("/tmp/PWNED"):
+            found.append("/tmp/PWNED appeared on the host")
+        return tuple(found)
+
+    @staticmethod
+    def _clock_offset() -> float:
+        return time.time() - time.monotonic()
+
+    def _listen(self) -> None:
+        first = socket.create_server(("127.0.0.1", 0))
+        self.port = first.getsockname()[1]
+        self._listeners.append(first)
+        for family, address in ((socket.AF_INET6, "::1"),):
+            try:
+                self._listeners.append(socket.create_server((address, self.port), family=family))
+            except OSError:
+                continue  # this host has no IPv6, so nobody can reach it there either
+        abstract = socket.socket(socket.AF_UNIX)
+        abstract.bind(ABSTRACT_NAME)
+        abstract.listen(8)
+        self._listeners.append(abstract)
+        for listener in self._listeners:
+            listener.settimeout(0.2)
+            thread = threading.Thread(target=self._accept, args=(listener,), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while not self._stop.is_set():
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            self.connections += 1
+            with connection:
+                connection.settimeout(1)
+                try:
+                    connection.sendall(self.canary.encode())
+                except OSError:
+                    continue
+
+    def _make_segment(self) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.shmat.restype = ctypes.c_void_p
+        libc.shmat.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+        libc.shmdt.argtypes = (ctypes.c_void_p,)
+        self._segment = libc.shmget(SYSV_KEY, 4096, _IPC_CREAT | 0o666)
+        if self._segment < 0:
+            return
+        address = libc.shmat(self._segment, None, 0)
+        if address in (None, ctypes.c_void_p(-1).value):
+            return
+        ctypes.memmove(address, self.canary.encode() + b"\0", len(self.canary) + 1)
+        libc.shmdt(address)

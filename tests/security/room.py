@@ -1,0 +1,85 @@
+"""A throw-away room for the weak backend: namespaces of its own and a read-only file system.
+
+`enter_room_command` gives the command line that runs a module in a new room; run as a module, this
+file furnishes the room from inside and then becomes the driver. Killing the room's first process
+ends everything in it. The room must hold even though what runs in it isolates nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+REPOSITORY = TESTS.parent
+
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+_STORE = "size=3g"
+_WRITABLE = ("/var/tmp", "/opt", "/run", "/usr/local/bin", "/dev/shm", "/sys/fs/cgroup")
+
+
+def room_command(*driver_arguments: str) -> list[str]:
+    """What to run to get the driver in a new room. The shell is the room's process 1."""
+    unshare = "unshare --user --map-root-user --mount --pid --fork --kill-child --net --ipc --uts --mount-proc"
+    python = [sys.executable, "-m", f"{__package__}.room", *driver_arguments]
+    return [*unshare.split(), "sh", "-c", '"$@"; exit $?', "sh", *python]
+
+
+def _mount(*arguments: str) -> None:
+    subprocess.run(["mount", "-n", *arguments], check=True, capture_output=True, timeout=30)
+
+
+def _keep_and_cover_tmp(keep: list[Path]) -> None:
+    """A tmpfs over /tmp, with what the interpreter needs from below it put back, read-only."""
+    below = [path for path in keep if path.is_relative_to("/tmp")]
+    _mount("-t", "tmpfs", "-o", _STORE, "room", "/mnt")
+    for number, path in enumerate(below):
+        stash = Path("/mnt") / str(number)
+        stash.mkdir()
+        _mount("--bind", str(path), str(stash))
+    _mount("-t", "tmpfs", "-o", _STORE, "room", "/tmp")
+    for number, path in enumerate(below):
+        path.mkdir(parents=True)
+        _mount("--bind", f"/mnt/{number}", str(path))
+
+
+def _prove_read_only(paths: list[Path]) -> None:
+    for path in paths:
+        try:
+            (path / "room-probe").touch()
+        except OSError:
+            continue
+        raise SystemExit(f"the room can write {path}: refusing to run anything in it")
+
+
+def furnish() -> None:
+    keep = [Path(sys.prefix), Path(sys.base_prefix), REPOSITORY]
+    _mount("--make-rprivate", "/")
+    _mount("-o", "remount,bind,ro", "/")
+    _keep_and_cover_tmp(keep)
+    _prove_read_only([*keep, Path("/"), Path("/etc"), Path("/usr/bin")])
+    for path in _WRITABLE:
+        if os.path.isdir(path):
+            _mount("-t", "tmpfs", "-o", _STORE, "room", path)
+    home = Path("/tmp/home")
+    home.mkdir()
+    os.environ["HOME"] = str(home)
+    # Stand-ins for what a shared cgroup tree offers to whoever may write it.
+    Path("/sys/fs/cgroup/memory").mkdir()
+    Path("/sys/fs/cgroup/cgroup.procs").touch()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+
+
+if __name__ == "__main__":
+    furnish()
+    from .driver import main
+
+    main(sys.argv[1:])

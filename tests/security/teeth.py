@@ -1,0 +1,29 @@
+"""Cases that do not fail on the weak backend, each with the reason."""
+
+NOT_RUN: dict[str, str] = {
+    "RES-01": "an unbounded fork bomb; the processes of root are exempt from RLIMIT_NPROC",
+    "RES-07": "how much processor time eight loops get depends on what else the machine does",
+    "LIF-01c": "deletes whatever it can",
+}
+"""Not run there."""
+
+ALONE = ("LIF-01", "LIF-01b")
+"""Run in a room of their own, because they end the weak backend's own process."""
+
+_BYTES = "plain bytes arrive anywhere; what they may do to the conversation is tested in test_tokens.py"
+_KERNEL = "the room's user namespace already refuses it; outside it would harm the machine"
+
+NO_TEETH: dict[str, str] = {
+    "ISO-06": "the room has no network, so that no test dials out",
+    "ISO-16b": _KERNEL,
+    "ISO-21": _KERNEL,
+    "ISO-23": "tests run without a terminal that could be taken; ISO-23b brings its own",
+    "RES-17": "root can remove every name",
+    "IO-19f": "root can read every file",
+    "IO-22": "a rename is atomic, and the two versions are both fair; IO-22b bites",
+    "IO-26": "the weak backend never cuts",
+    "SCO-09": "nothing is scored there; test_scorers.py does",
+    "LIF-01b": "the room's process 1 is protected by its namespace",
+    **dict.fromkeys(("TOK-01", "TOK-02", "TOK-03", "TOK-04", "TOK-08", "TOK-10", "TOK-12"), _BYTES),
+}
+"""Run there and pass. A listed case that begins to fail must leave the list."""
