@@ -1,0 +1,123 @@
+"""`execute_bash`: one command in a fresh shell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import field_validator
+
+from sandbox_rl.sandboxes.base import WORKING_DIR, Sandbox
+from sandbox_rl.tools.arguments import BadArgumentsError, ToolArguments, bad_arguments, read_arguments
+from sandbox_rl.tools.conditions import DEAD_TEXT
+from sandbox_rl.tools.text import stream_text
+from sandbox_rl.types import ExecResult, ExecStatus, Observation, ToolFailure
+
+__all__ = ["ExecuteBash"]
+
+MAX_COMMAND_BYTES = 100_000
+
+_FAILURES = {
+    ExecStatus.TIMEOUT: ToolFailure.TIMEOUT,
+    ExecStatus.OOM: ToolFailure.OOM,
+    ExecStatus.SANDBOX_DEAD: ToolFailure.SANDBOX_DEAD,
+}
+
+
+class _Arguments(ToolArguments):
+    command: str
+
+    @field_validator("command")
+    @classmethod
+    def _runnable(cls, command: str) -> str:
+        if not command.strip():
+            raise ValueError("is empty; write the shell command to run")
+        if "\0" in command:
+            raise ValueError("holds a NUL character, which no command can; use printf '\\0' to make one")
+        if len(command.encode()) > MAX_COMMAND_BYTES:
+            raise ValueError(
+                f"is longer than {MAX_COMMAND_BYTES} bytes; put the script into a file and run that"
+            )
+        return command
+
+
+class ExecuteBash:
+    """Runs a command and reports exit code, standard output and standard error.
+
+    Args:
+        max_chars: longest reply in characters, both streams together.
+    """
+
+    name = "execute_bash"
+
+    def __init__(self, max_chars: int = 10_000) -> None:
+        self._max_chars = max_chars
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """The OpenAI function schema."""
+        return {
+            "type": "function",
+            "function": {
+                "name": self.name,
+                "description": (
+                    f"Run a bash command in {WORKING_DIR}. Every call is a new shell: the working directory "
+                    "and variables do not carry over to the next call, files do. Long output is cut in the "
+                    "middle. Standard input is empty."
+                ),
+                "parameters": {
+                    "type": "object",
+                    "properties": {"command": {"type": "string", "description": "The command to run."}},
+                    "required": ["command"],
+                },
+            },
+        }
+
+    async def run(self, sandbox: Sandbox, arguments: Mapping[str, Any], *, timeout: float) -> Observation:
+        """Run it within `timeout` seconds.
+
+        Raises:
+            SandboxFault: the host side failed.
+        """
+        try:
+            command = read_arguments(_Arguments, self.name, arguments).command
+        except BadArgumentsError as error:
+            return bad_arguments(self.name, error)
+        result = await sandbox.exec(command, timeout=timeout)
+        return Observation(
+            self._report(result, timeout),
+            tool=self.name,
+            failure=_FAILURES.get(result.status),
+            exit_code=result.exit_code,
+            seconds=result.seconds,
+        )
+
+    def _report(self, result: ExecResult, timeout: float) -> str:
+        if result.status is ExecStatus.SANDBOX_DEAD:
+            return DEAD_TEXT
+        lines = [_headline(result, timeout)]
+        if result.exit_code is not None:
+            lines.append(f"Exit code: {result.exit_code}")
+        room = self._max_chars - 600  # for the lines above and the headings
+        error = stream_text(result.stderr, room // 2)
+        output = stream_text(result.stdout, room - len(error))
+        if len(output) < room // 2:
+            error = stream_text(result.stderr, room - len(output))
+        lines += ["[STDOUT]", output]
+        if error:
+            lines += ["[STDERR]", error]
+        return "\n".join(line for line in lines if line)
+
+
+def _headline(result: ExecResult, timeout: float) -> str:
+    """What happened, if the command did not run to its end."""
+    if result.status is ExecStatus.TIMEOUT:
+        return (
+            f"The command was killed: it ran longer than {timeout:.3g} s. Find a quicker way, or start it "
+            "with `nohup … > log.txt 2>&1 &` and read the log later. Output until then:"
+        )
+    if result.status is ExecStatus.OOM:
+        return "The command was killed: it used more memory than the sandbox has. Work on smaller pieces."
+    if result.status is ExecStatus.OUTPUT_LIMIT:
+        return "The command was killed: it printed far too much. Redirect its output to a file."
+    return ""

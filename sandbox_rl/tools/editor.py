@@ -1,0 +1,216 @@
+"""`str_replace_editor`: look at files and change them byte-exactly.
+
+Files go through the sandbox's file operations, never through a shell. Line ends, tabs, byte-order
+marks and a missing last newline stay as they are; a file that is not UTF-8 is refused, not mangled.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from sandbox_rl.errors import FileProblem, SandboxCondition, SandboxFileError
+from sandbox_rl.sandboxes.base import WORKING_DIR, Sandbox
+from sandbox_rl.tools.arguments import BadArgumentsError, bad_arguments, read_arguments
+from sandbox_rl.tools.conditions import from_condition
+from sandbox_rl.tools.editor_arguments import SCHEMA, EditorArguments
+from sandbox_rl.tools.lines import count_lines, insert_lines, line_of, number_lines, snippet
+from sandbox_rl.tools.text import clip, quote
+from sandbox_rl.types import Observation, ToolFailure
+
+__all__ = ["StrReplaceEditor"]
+
+MAX_FILE_BYTES = 8 << 20
+MAX_ENTRIES = 500
+
+T = TypeVar("T")
+
+
+class _EditError(Exception):
+    """The edit cannot be made; the message is written for the model."""
+
+
+class StrReplaceEditor:
+    """Views, creates and edits text files.
+
+    Args:
+        max_chars: longest reply in characters.
+    """
+
+    name: str = SCHEMA["function"]["name"]
+
+    def __init__(self, max_chars: int = 10_000) -> None:
+        self._max_chars = max_chars
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """The OpenAI function schema."""
+        return SCHEMA
+
+    async def run(self, sandbox: Sandbox, arguments: Mapping[str, Any], *, timeout: float) -> Observation:
+        """Do it. File operations are bounded by their size, so `timeout` is not needed.
+
+        Raises:
+            SandboxFault: the host side failed.
+        """
+        del timeout
+        try:
+            given = read_arguments(EditorArguments, self.name, arguments)
+            path = posixpath.join(WORKING_DIR, given.path)
+            match given.command:
+                case "view":
+                    text = await self._view(sandbox, path, given.view_range)
+                case "create":
+                    text = await self._create(sandbox, path, _need(given.file_text, "file_text", "create"))
+                case "str_replace":
+                    old = _need(given.old_str, "old_str", "str_replace")
+                    text = await self._replace(sandbox, path, old, given.new_str or "")
+                case "insert":
+                    new = _need(given.new_str, "new_str", "insert")
+                    line = _need(given.insert_line, "insert_line", "insert")
+                    text = await self._insert(sandbox, path, line, new)
+        except BadArgumentsError as error:
+            return bad_arguments(self.name, error)
+        except _EditError as error:
+            text = clip(str(error), self._max_chars)
+            return Observation(text, tool=self.name, failure=ToolFailure.FILE)
+        except SandboxCondition as condition:
+            return from_condition(condition, self.name)
+        return Observation(text, tool=self.name)
+
+    async def _view(self, sandbox: Sandbox, path: str, view_range: list[int] | None) -> str:
+        try:
+            text = await _read(sandbox, path)
+        except SandboxFileError as error:
+            if error.problem is not FileProblem.IS_DIRECTORY:
+                raise
+            if view_range is not None:
+                raise _EditError(f"{quote(path, 200)} is a directory: view it without view_range.") from None
+            return await self._list(sandbox, path)
+        total = count_lines(text)
+        first, last = _range(view_range, total)
+        notes = _notes(text)
+        if not total:
+            return f"{quote(path, 200)} is empty{notes}."
+        head = f"{quote(path, 200)}, {total} lines{notes}, from line {first}:"
+        return f"{head}\n{number_lines(text, first, last, self._max_chars - len(head) - 1)}"
+
+    async def _list(self, sandbox: Sandbox, path: str) -> str:
+        entries = await sandbox.list_dir(path, max_entries=MAX_ENTRIES)
+        if not entries:
+            return f"{quote(path, 200)} is an empty directory (hidden files are not shown)."
+        head = f"Files and directories in {quote(path, 200)}, two levels deep, hidden ones left out:"
+        more = f"\n[only the first {MAX_ENTRIES} are shown]" if len(entries) >= MAX_ENTRIES else ""
+        listing = "\n".join(quote(entry, 300)[1:-1] for entry in entries)
+        return clip(f"{head}\n{listing}{more}", self._max_chars, max_lines=MAX_ENTRIES + 2)
+
+    async def _create(self, sandbox: Sandbox, path: str, content: str) -> str:
+        try:
+            await sandbox.read_file(path, max_bytes=1)
+        except SandboxFileError as error:
+            exists = error.problem in (FileProblem.TOO_LARGE, FileProblem.PERMISSION, FileProblem.BUSY)
+            if not exists and error.problem is not FileProblem.MISSING:
+                raise
+        else:
+            exists = True
+        if exists:
+            raise _EditError(
+                f"{quote(path, 200)} exists already; create does not overwrite. Change it with str_replace "
+                "or insert, remove it with execute_bash first, or choose another path."
+            )
+        await sandbox.write_file(path, content.encode())
+        return f"Created {quote(path, 200)} ({count_lines(content)} lines)."
+
+    async def _replace(self, sandbox: Sandbox, path: str, old: str, new: str) -> str:
+        if not old:
+            raise BadArgumentsError("old_str is empty; give the text to replace, or use insert.")
+        if old == new:
+            raise BadArgumentsError("old_str and new_str are the same; nothing would change.")
+        text = await _read(sandbox, path)
+        found = text.count(old)
+        if found == 0:
+            hint = " The file has CRLF line ends: write \\r\\n in old_str." if _only_crlf(text, old) else ""
+            raise _EditError(
+                f"old_str does not occur in {quote(path, 200)}: it must match to the character, white space "
+                f"included.{hint} View the file and copy the text from there, without line numbers."
+            )
+        at = text.index(old)
+        if found > 1:
+            lines = ", ".join(str(n) for n in _lines_of(text, old))
+            raise _EditError(
+                f"old_str occurs {found} times in {quote(path, 200)} (lines {lines}): add the lines around "
+                "the one you mean, so that it occurs once."
+            )
+        changed = text[:at] + new + text[at + len(old) :]
+        return await self._write(sandbox, path, changed, line_of(text, at), new)
+
+    async def _insert(self, sandbox: Sandbox, path: str, line: int, new: str) -> str:
+        if not new:
+            raise BadArgumentsError("new_str is empty; give the lines to insert.")
+        text = await _read(sandbox, path)
+        total = count_lines(text)
+        if not 0 <= line <= total:
+            raise _EditError(
+                f"insert_line is {line}, but {quote(path, 200)} has {total} lines: use 0 to {total}."
+            )
+        return await self._write(sandbox, path, insert_lines(text, line, new), line + 1, new)
+
+    async def _write(self, sandbox: Sandbox, path: str, text: str, first: int, new: str) -> str:
+        data = text.encode()
+        if len(data) > MAX_FILE_BYTES:
+            raise _EditError(f"{quote(path, 200)} would grow to {len(data)} bytes, limit {MAX_FILE_BYTES}.")
+        await sandbox.write_file(path, data)
+        head = f"Edited {quote(path, 200)}. The place now reads:"
+        return f"{head}\n{snippet(text, first, max(count_lines(new), 1), self._max_chars - len(head) - 1)}"
+
+
+async def _read(sandbox: Sandbox, path: str) -> str:
+    data = await sandbox.read_file(path, max_bytes=MAX_FILE_BYTES)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _EditError(
+            f"{quote(path, 200)} is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start}). "
+            "Use execute_bash, for example `file`, `xxd | head` or `iconv -f LATIN1 -t UTF-8`."
+        ) from None
+
+
+def _notes(text: str) -> str:
+    """What numbered lines do not show and an edit has to respect."""
+    crlf = " (CRLF line ends)" if "\r\n" in text else ""
+    return crlf + (" (byte-order mark)" if text.startswith("\ufeff") else "")
+
+
+def _need(value: T | None, argument: str, command: str) -> T:
+    if value is None:
+        raise BadArgumentsError(f"{argument} is missing; {command} needs it.")
+    return value
+
+
+def _range(view_range: list[int] | None, total: int) -> tuple[int, int]:
+    if view_range is None:
+        return 1, total
+    if len(view_range) != 2:
+        raise BadArgumentsError(f"view_range has {len(view_range)} numbers; it needs two, such as [1, 50].")
+    first, last = view_range
+    last = total if last == -1 else min(last, total) if last >= first else last
+    if first < 1 or first > max(total, 1) or last < first - (total == 0):
+        raise BadArgumentsError(
+            f"view_range is {view_range}, but the file has {total} lines: the first must lie between 1 and "
+            f"{max(total, 1)}, the last not before it, or -1 for the end."
+        )
+    return first, last
+
+
+def _only_crlf(text: str, old: str) -> bool:
+    return "\r\n" in text and "\n" in old and old.replace("\r\n", "\n") in text.replace("\r\n", "\n")
+
+
+def _lines_of(text: str, old: str, most: int = 10) -> list[int]:
+    found: list[int] = []
+    at = text.find(old)
+    while at >= 0 and len(found) < most:
+        found.append(line_of(text, at))
+        at = text.find(old, at + len(old))
+    return found

@@ -1,0 +1,87 @@
+"""The tools of an episode behind one door: whatever the policy calls, it gets an observation."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sandbox_rl.sandboxes.base import ANSWER_FILE, Sandbox
+from sandbox_rl.tools.base import Tool
+from sandbox_rl.tools.bash import ExecuteBash
+from sandbox_rl.tools.editor import StrReplaceEditor
+from sandbox_rl.tools.submit import Submit
+from sandbox_rl.tools.text import clip, quote
+from sandbox_rl.types import MalformedCall, Observation, ToolCall, ToolFailure
+
+__all__ = ["MAX_OBSERVATION_CHARS", "Toolbox", "default_toolbox"]
+
+MAX_OBSERVATION_CHARS = 16_000
+"""No observation is longer than this, whatever a tool returns."""
+
+
+class Toolbox:
+    """Runs calls on a sandbox.
+
+    Args:
+        tools: their names must differ.
+        exec_timeout: seconds that one call may run.
+
+    Raises:
+        ValueError: two tools share a name.
+    """
+
+    def __init__(self, tools: Sequence[Tool], *, exec_timeout: float = 120.0) -> None:
+        self._tools = {tool.name: tool for tool in tools}
+        if len(self._tools) != len(tools):
+            raise ValueError(f"tools must have different names, got {', '.join(t.name for t in tools)}")
+        self._exec_timeout = exec_timeout
+        self.schemas: tuple[Mapping[str, Any], ...] = tuple(tool.schema for tool in tools)
+
+    async def run(self, sandbox: Sandbox, call: ToolCall | MalformedCall, *, timeout: float) -> Observation:
+        """Answer one call; `timeout` is what is left of the episode, in seconds.
+
+        Raises:
+            SandboxFault: the host side failed. Nothing that the policy wrote raises.
+        """
+        if isinstance(call, MalformedCall):
+            return Observation(clip(call.reason, MAX_OBSERVATION_CHARS), failure=ToolFailure.MALFORMED)
+        tool = self._tools.get(call.name)
+        if tool is None:
+            near = difflib.get_close_matches(call.name[:80], self._tools, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            return Observation(
+                f"There is no tool {quote(call.name)}.{hint} The tools are {self._names}.",
+                failure=ToolFailure.UNKNOWN_TOOL,
+            )
+        return await tool.run(sandbox, call.arguments, timeout=min(timeout, self._exec_timeout))
+
+    def no_call(self, example: str = "") -> Observation:
+        """What to say to a turn without a call; `example` shows how one is written."""
+        text = (
+            f"Your turn holds no tool call. Every turn must call one of {self._names}. "
+            f"When the answer is in {ANSWER_FILE}, call submit."
+        )
+        if example:
+            text += f" Write a call exactly like this:\n{example}"
+        return Observation(text, failure=ToolFailure.NO_CALL)
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(self._tools)
+
+
+def default_toolbox(*, exec_timeout: float = 120.0, max_chars: int = 10_000) -> Toolbox:
+    """`execute_bash`, `str_replace_editor` and `submit`.
+
+    Args:
+        exec_timeout: seconds that one command may run.
+        max_chars: longest reply of a tool in characters, 1,000 to 16,000.
+
+    Raises:
+        ValueError: `max_chars` is out of its range.
+    """
+    if not 1_000 <= max_chars <= MAX_OBSERVATION_CHARS:
+        raise ValueError(f"max_chars is {max_chars}; it must lie between 1000 and {MAX_OBSERVATION_CHARS}")
+    tools = (ExecuteBash(max_chars), StrReplaceEditor(max_chars), Submit())
+    return Toolbox(tools, exec_timeout=exec_timeout)
