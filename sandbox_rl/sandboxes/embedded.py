@@ -1,0 +1,227 @@
+"""Sandboxes on this machine without a daemon: bubblewrap holding one agent each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import re
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxRLError, SetupError
+from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
+from sandbox_rl.sandboxes.base import SandboxInfo
+from sandbox_rl.sandboxes.bundle import agent_source
+from sandbox_rl.sandboxes.bwrap import Bubblewrap, find_bubblewrap, make_layout
+from sandbox_rl.sandboxes.config import EmbeddedSettings
+from sandbox_rl.sandboxes.names import check_file_names
+from sandbox_rl.sandboxes.protocol import AgentChannel
+from sandbox_rl.sandboxes.seccomp import build_filter
+from sandbox_rl.sandboxes.spawner_client import SpawnerClient
+
+__all__ = ["EmbeddedBackend"]
+
+DEATH_TIMEOUT_S = 10.0
+ALLOW_NAMESPACES = (
+    "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, "
+    "user.max_user_namespaces > 0 and, on Ubuntu 23.10 or later, "
+    "kernel.apparmor_restrict_unprivileged_userns=0; in a container also a seccomp profile that "
+    "permits unshare and mount), or use the docker backend"
+)
+
+
+class EmbeddedBackend:
+    """Makes sandboxes from Linux namespaces through bubblewrap.
+
+    Entering it starts one clean spawner process and makes one sandbox to find out what works here.
+    """
+
+    def __init__(self, settings: EmbeddedSettings | None = None) -> None:
+        self._settings = settings or EmbeddedSettings()
+        self._spawner = SpawnerClient()
+        self._making = asyncio.Semaphore(self._settings.create_concurrency)
+        self._info: SandboxInfo | None = None
+        self._events = ""
+
+    @property
+    def info(self) -> SandboxInfo:
+        """Tier, and what it lacks on this machine; valid once entered."""
+        if self._info is None:
+            raise RuntimeError("EmbeddedBackend.info is known once the backend has been entered")
+        return self._info
+
+    async def __aenter__(self) -> EmbeddedBackend:
+        settings = self._settings
+        bubblewrap = await asyncio.to_thread(find_bubblewrap, settings.bwrap)
+        layout = make_layout(
+            bubblewrap,
+            python_env=settings.python_env,
+            read_only=settings.read_only,
+            environment=settings.environment,
+        )
+        config = asdict(layout) | {
+            "agent": agent_source(),
+            "seccomp": build_filter(platform.machine()).hex(),
+            "limits": asdict(settings.limits),
+            "cgroups": settings.cgroups,
+            "owner": os.getpid(),
+        }
+        try:
+            found = await self._spawner.start(config)
+        except SetupError as error:
+            raise SetupError(f"{error}; {ALLOW_NAMESPACES}") from error
+        self._events = found["events"]
+        self._info = _describe(bubblewrap, found)
+        try:
+            async with self.sandbox(timeout=30) as probe:
+                await probe.ping()
+        except SandboxRLError as error:
+            await self._spawner.stop()
+            raise SetupError(
+                f"sandbox: bubblewrap cannot make a sandbox here ({error}); {ALLOW_NAMESPACES}"
+            ) from error
+        except BaseException:
+            await self._spawner.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._spawner.stop()
+
+    @asynccontextmanager
+    async def sandbox(
+        self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
+    ) -> AsyncIterator[AgentSandbox]:
+        """A new sandbox; see `SandboxBackend.sandbox`."""
+        check_file_names(files or {})
+        name = secrets.token_hex(8)
+        death: asyncio.Future[str] | None = None
+        channel: AgentChannel | None = None
+        try:
+            try:
+                async with asyncio.timeout(timeout), self._making:
+                    channel, death = await self._make(name)
+                    sandbox = AgentSandbox(
+                        name,
+                        channel,
+                        self._settings.limits,
+                        out_of_memory=self._kill_counter(name),
+                        check_host=self._check_host,
+                    )
+                    await sandbox.put_files(files or {})
+            except TimeoutError as error:
+                raise SandboxFault(f"no sandbox within {timeout:g} s") from error
+            except SandboxDead as error:
+                # Nothing of the policy's has run yet, so this is ours.
+                raise SandboxFault(f"a new sandbox died: {await _last_words(death) or error}") from error
+            except OSError as error:
+                raise SandboxFault(f"a sandbox cannot be made: {error.strerror}") from error
+            yield sandbox
+        finally:
+            await self._destroy(name, channel, death)
+
+    async def _make(self, name: str) -> tuple[AgentChannel, asyncio.Future[str]]:
+        """A connected agent, and the future of its end.
+
+        Nothing may be awaited between the request to the spawner and the return, except what leaves
+        the sandbox to be found by its name.
+        """
+        ours, theirs = socket.socketpair()
+        death: asyncio.Future[str] | None = None
+        channel: AgentChannel | None = None
+        try:
+            with theirs:
+                ours.setblocking(False)
+                _, channel = await asyncio.get_running_loop().create_connection(AgentChannel, sock=ours)
+                death = self._spawner.create(name, theirs)
+            await channel.hello
+        except BaseException:
+            if channel is None:
+                ours.close()
+            else:
+                await self._destroy(name, channel, death)
+            raise
+        return channel, death
+
+    async def _destroy(
+        self, name: str, channel: AgentChannel | None, death: asyncio.Future[str] | None
+    ) -> None:
+        """Kill it and wait until nothing is left, cancelled or not.
+
+        The kill itself is sent before anything is awaited.
+        """
+        if channel is not None:
+            channel.close()
+        if death is None:
+            return
+        self._spawner.kill(name)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DEATH_TIMEOUT_S):
+                await asyncio.shield(death)
+
+    async def _check_host(self) -> None:
+        """Raises SandboxFault if the spawner is gone."""
+        if self._spawner.alive:
+            await asyncio.sleep(0.01)  # the news of its end may be on the way
+        if not self._spawner.alive:
+            raise SandboxFault("the sandbox spawner has ended")
+
+    def _kill_counter(self, name: str) -> Callable[[], bool] | None:
+        """Whether the kernel's count of out-of-memory kills has risen since the last call."""
+        if not self._events:
+            return None
+        path = self._events.format(name=name)
+        seen = 0
+
+        def risen() -> bool:
+            nonlocal seen
+            try:
+                with open(path, encoding="ascii") as file:
+                    match = re.search(r"^oom_kill (\d+)", file.read(), re.MULTILINE)
+            except OSError:
+                return False
+            before, seen = seen, int(match[1]) if match else 0
+            return seen > before
+
+        return risen
+
+
+async def _last_words(death: asyncio.Future[str] | None) -> str:
+    """What the launcher said, if it has ended."""
+    if death is None:
+        return ""
+    try:
+        async with asyncio.timeout(1):
+            return await asyncio.shield(death)
+    except TimeoutError:
+        return ""
+
+
+def _describe(bubblewrap: Bubblewrap, found: Mapping[str, Any]) -> SandboxInfo:
+    controllers = found["controllers"]
+    lacks = []
+    if not found["memory"]:
+        lacks.append(
+            "Memory is bounded by a watchdog that looks every 0.1 s and by a limit per process, "
+            "not by a cgroup."
+        )
+    if not ("" in controllers or "cpu" in controllers):
+        lacks.append("CPU time is not bounded: one sandbox can slow the others down.")
+    if not found["root"]:
+        lacks.append("All sandboxes run as the same host user (in separate user namespaces).")
+    return SandboxInfo(
+        backend="embedded",
+        tier="namespaces+cgroup" if found["memory"] else "namespaces+watchdog",
+        version=f"bubblewrap {bubblewrap.version} ({bubblewrap.source})",
+        lacks=tuple(lacks),
+        details={
+            "cgroup": ", ".join(c or "v2" for c in controllers) or f"none ({found['refused']})",
+            "user": "one unused host uid per sandbox" if found["root"] else "the user's own uid",
+        },
+    )

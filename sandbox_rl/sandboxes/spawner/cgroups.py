@@ -1,0 +1,186 @@
+"""Memory, process and CPU limits by cgroup, version 2 or 1, where this user may make groups.
+
+One group per backend holds one group per sandbox. The backend's group is named after its owner
+(boot, process id, start time), so that a later process can tell an orphan from a living one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+V1_CONTROLLERS = ("memory", "pids", "cpu")
+PREFIX = "sandbox_rl-"
+OUTSIDE = 4  # processes of the launcher that count beside the sandbox's own
+
+
+def owner_name(pid: int) -> str:
+    """Name that no other process on any boot of this machine can claim."""
+    boot = read_text("/proc/sys/kernel/random/boot_id").strip().replace("-", "")[:12]
+    return f"{PREFIX}{boot}-{pid}-{start_time(pid)}"
+
+
+def start_time(pid: int) -> str:
+    """Start of a process in clock ticks since boot, "" if there is none."""
+    try:
+        return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def read_text(path: str) -> str:
+    """Content of a small file."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def write_text(path: str, value: object) -> None:
+    """Write a control file in one go."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(str(value))
+
+
+class Cgroups:
+    """The backend's groups; `roots` maps a controller (v1) or "" (v2) to the group's directory."""
+
+    def __init__(self, owner: int, limits: dict[str, Any]) -> None:
+        self.limits = limits
+        self.roots: dict[str, str] = {}
+        self.refused = ""
+        self.name = owner_name(owner)
+        for controller, parent in parents():
+            try:
+                remove_orphans(parent)
+                directory = f"{parent}/{self.name}-{os.getpid()}"
+                os.mkdir(directory)
+            except OSError as error:
+                self.refused = f"{parent}: {error.strerror}"
+                continue
+            try:
+                if not controller:
+                    delegate(parent, directory)
+                self.try_out(controller, directory)
+                self.roots[controller] = directory
+            except OSError as error:
+                self.refused = f"{directory}: {error.strerror}"
+                os.rmdir(directory)
+            if not controller and self.roots:
+                break
+        self.memory = "memory" in self.roots or "" in self.roots
+
+    def try_out(self, controller: str, directory: str) -> None:
+        """Make a group with limits and remove it again: what the files promise is not enough."""
+        probe = f"{directory}/probe"
+        os.mkdir(probe)
+        try:
+            for file, value in self.settings(controller):
+                write_text(f"{probe}/{file}", value)
+        finally:
+            os.rmdir(probe)
+
+    def settings(self, controller: str) -> list[tuple[str, object]]:
+        """Control files and values of one sandbox."""
+        memory = self.limits["memory_mb"] << 20
+        processes = self.limits["pids"] + OUTSIDE
+        quota = int(self.limits["cpus"] * 100_000)
+        return {
+            "": [
+                ("memory.max", memory),
+                ("memory.oom.group", 0),
+                ("pids.max", processes),
+                ("cpu.max", f"{quota} 100000"),
+            ],
+            "memory": [("memory.limit_in_bytes", memory)],
+            "pids": [("pids.max", processes)],
+            "cpu": [("cpu.cfs_period_us", 100_000), ("cpu.cfs_quota_us", quota)],
+        }[controller]
+
+    def make(self, name: str) -> None:
+        """Groups for a new sandbox."""
+        for controller, root in self.roots.items():
+            directory = f"{root}/{name}"
+            os.mkdir(directory)
+            for file, value in self.settings(controller):
+                write_text(f"{directory}/{file}", value)
+            for file in ("memory.swap.max", "memory.memsw.limit_in_bytes"):  # only where swap is counted
+                if controller in ("", "memory") and os.path.exists(f"{directory}/{file}"):
+                    write_text(f"{directory}/{file}", 0 if "swap" in file else self.limits["memory_mb"] << 20)
+
+    def enter(self, name: str) -> None:
+        """Put the calling process into a sandbox's groups."""
+        for root in self.roots.values():
+            write_text(f"{root}/{name}/cgroup.procs", 0)
+
+    def remove(self, name: str) -> bool:
+        """Remove a sandbox's groups; False while something still lives in one."""
+        gone = True
+        for root in self.roots.values():
+            gone = remove_group(f"{root}/{name}") and gone
+        return gone
+
+    def close(self) -> None:
+        """Remove the backend's groups."""
+        for root in self.roots.values():
+            deadline = time.monotonic() + 5
+            while not remove_group(root) and time.monotonic() < deadline:
+                time.sleep(0.005)
+
+    def events(self) -> str:
+        """Path, with {name}, of the file that counts out-of-memory kills; "" where there is none."""
+        if "" in self.roots:
+            return self.roots[""] + "/{name}/memory.events"
+        return self.roots["memory"] + "/{name}/memory.oom_control" if "memory" in self.roots else ""
+
+
+def remove_group(directory: str) -> bool:
+    """rmdir; True if it is gone."""
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def parents() -> list[tuple[str, str]]:
+    """(controller, directory to make groups in), the best first. Own limits keep holding below."""
+    own = [line.split(":", 2) for line in read_text("/proc/self/cgroup").splitlines()]
+    found = []
+    for mount_line in read_text("/proc/self/mounts").splitlines():
+        _, point, kind, options = mount_line.split()[:4]
+        for _, controllers, path in own:
+            below = point + path.rstrip("/")
+            if kind == "cgroup2" and not controllers:
+                # Processes may only be in leaves, so a sibling of the own group is the usual place.
+                found += [("", below)] + ([("", os.path.dirname(below))] if path != "/" else [])
+            elif kind == "cgroup":
+                shared = set(controllers.split(",")) & set(options.split(",")) & set(V1_CONTROLLERS)
+                found += [(controller, below) for controller in sorted(shared)]
+    return sorted(found, key=lambda item: item[0])
+
+
+def delegate(parent: str, directory: str) -> None:
+    """Hand the controllers down (version 2). Raises OSError if memory and pids cannot be."""
+    for place in (parent, directory):
+        enabled = read_text(f"{place}/cgroup.subtree_control").split()
+        for controller in ("memory", "pids", "cpu"):
+            if controller not in enabled:
+                write_text(f"{place}/cgroup.subtree_control", "+" + controller)
+
+
+def remove_orphans(parent: str) -> None:
+    """Remove groups of owners that are provably gone: another boot, or no such process any more."""
+    boot = owner_name(os.getpid()).split("-")[1]
+    for entry in os.listdir(parent):
+        parts = entry.split("-")
+        if not entry.startswith(PREFIX) or len(parts) != 5 or not (parts[2] + parts[4]).isdigit():
+            continue
+        _, its_boot, pid, started, spawner = parts
+        if its_boot == boot and (start_time(int(pid)) == started or start_time(int(spawner))):
+            continue
+        directory = f"{parent}/{entry}"
+        for child in [c for c in os.listdir(directory) if os.path.isdir(f"{directory}/{c}")]:
+            remove_group(f"{directory}/{child}")
+        remove_group(directory)

@@ -1,0 +1,157 @@
+"""What all sandboxes of a backend share, laid out on a private tmpfs before the first one is made.
+
+The spawner's mount namespace is its own, so nothing here is visible on the host or needs removing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import Any
+
+from sandbox_rl.sandboxes.spawner.system import (
+    CLONE_NEWNS,
+    CLONE_NEWUSER,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+    mount,
+    unshare,
+)
+
+PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")
+WRITABLE = ("testbed", "tmp", "shm", "home")
+ETC_COPIES = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types")
+ETC_FILES = {
+    "passwd": "sandbox:x:1000:1000:sandbox:/home/sandbox:/bin/bash\nnobody:x:65534:65534::/:/bin/false\n",
+    "group": "sandbox:x:1000:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
+    "hostname": "sandbox\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+    "resolv.conf": "",
+    "shells": "/bin/sh\n/bin/bash\n",
+}
+COMPILE = (
+    "import sys,marshal,importlib.util as u;"
+    "c=compile(sys.stdin.buffer.read(),'<agent>','exec',dont_inherit=True,optimize=0);"
+    "sys.stdout.buffer.write(u.MAGIC_NUMBER+bytes(12)+marshal.dumps(c))"
+)
+
+
+def enter_private_namespaces() -> None:
+    """A mount namespace of our own; an ordinary user first needs a user namespace for that."""
+    if os.geteuid() == 0:
+        unshare(CLONE_NEWNS)
+    else:
+        uid, gid = os.geteuid(), os.getegid()
+        unshare(CLONE_NEWUSER | CLONE_NEWNS)
+        for file, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
+            with open(f"/proc/self/{file}", "w", encoding="ascii") as out:
+                out.write(text)
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+
+
+class Stage:
+    """The shared layout below `self.root`.
+
+    Args:
+        config: `agent` (source), `seccomp` (hex), `arguments` (bwrap options with {stage} and
+            {binds[i]}), `binds` (host paths to show read-only), `bwrap` (executable), `python`
+            (interpreter for the agent).
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        needed = [config["bwrap"], config["python"], *config["binds"]]
+        self.root = next(p for p in PLACES if os.path.isdir(p) and not any(within(n, p) for n in needed))
+        # Resolved while this process still has its own rights: the user that the launcher runs as
+        # may not be able to pass through, say, /root.
+        held = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in config["binds"]]
+        mount("tmpfs", self.root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=256m")
+        for name in ("etc", "agent", "rw", "binds"):
+            os.mkdir(f"{self.root}/{name}")
+        self.make_etc()
+        self.make_agent(config)
+        binds = [self.bind(fd, f"{self.root}/binds/{index}") for index, fd in enumerate(held)]
+        arguments = [a.format(stage=self.root, binds=binds) for a in config["arguments"]]
+        self.store("arguments", "".join(a + "\0" for a in arguments).encode())
+        self.store("seccomp", bytes.fromhex(config["seccomp"]))
+        self.bwrap = config["bwrap"].format(binds=binds)
+
+    def make_etc(self) -> None:
+        """A made-up /etc: the host's users, keys and names are nobody's business."""
+        for name, text in ETC_FILES.items():
+            self.store(f"etc/{name}", text.encode())
+        for name in ETC_COPIES:
+            source, target = f"/etc/{name}", f"{self.root}/etc/{name}"
+            if os.path.isdir(source):
+                shutil.copytree(source, target, symlinks=True)
+            elif os.path.exists(source):
+                shutil.copyfile(source, target)
+
+    def make_agent(self, config: dict[str, Any]) -> None:
+        """The agent compiled by the interpreter that will run it, and a copy of that interpreter.
+
+        The copy may be executed but not read. The kernel then treats the process as undumpable: what
+        runs in the sandbox as the same user can neither trace it nor open its memory or environment.
+        """
+        compiled = subprocess.run(
+            [config["python"], "-I", "-S", "-c", COMPILE],
+            input=config["agent"].encode(),
+            capture_output=True,
+            timeout=30,
+            env={},
+            check=True,
+        ).stdout
+        self.store("agent/agent.pyc", compiled)
+        shutil.copyfile(os.path.realpath(config["python"]), f"{self.root}/agent/python")
+        os.chmod(f"{self.root}/agent/python", 0o111)
+
+    def store(self, name: str, data: bytes) -> None:
+        """A file that everyone may read."""
+        with open(f"{self.root}/{name}", "wb") as file:
+            file.write(data)
+        os.chmod(f"{self.root}/{name}", 0o644)
+
+    def bind(self, source: int, target: str) -> str:
+        """Show an open file or directory at `target`."""
+        path = f"/proc/self/fd/{source}"
+        if os.path.isdir(path):
+            os.mkdir(target)
+        else:
+            self.store(os.path.relpath(target, self.root), b"")
+        mount(path, target, None, MS_BIND | MS_REC)
+        os.close(source)
+        return target
+
+    def mount_writable(self, uid: int, disk_mb: int, inodes: int) -> None:
+        """The writable directories of one sandbox, on one tmpfs bounded in bytes and inodes.
+
+        Called in the sandbox's own launcher, in a further mount namespace: it goes when that goes.
+        """
+        unshare(CLONE_NEWNS)
+        mount("none", "/", None, MS_REC | MS_PRIVATE)
+        root = f"{self.root}/rw"
+        options = f"mode=755,uid={uid},gid={uid},size={disk_mb}m,nr_inodes={inodes}"
+        if os.geteuid() != 0:
+            options = f"mode=755,size={disk_mb}m,nr_inodes={inodes}"
+        mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, options)
+        for name in WRITABLE:
+            os.mkdir(f"{root}/{name}", 0o755)
+        os.mkdir(f"{root}/testbed/documents", 0o755)
+        if os.geteuid() == 0:
+            for name in (*WRITABLE, "testbed/documents"):
+                os.chown(f"{root}/{name}", uid, uid)
+        for name in ("tmp", "shm"):
+            os.chmod(f"{root}/{name}", 0o1777)
+
+
+def within(path: str, directory: str) -> bool:
+    """Whether `path` lies in `directory`."""
+    return os.path.realpath(path).startswith(directory + "/") or path.startswith(directory + "/")
