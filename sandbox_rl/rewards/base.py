@@ -1,0 +1,95 @@
+"""What a scorer is, and how a name becomes one.
+
+A scorer is a pure function of the answer's text and the task. It runs in a worker process, so it
+must be importable there; it reads no files and no network. Nothing is imported before its first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Protocol, cast
+
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.types import Task
+
+__all__ = ["BUILT_IN", "JUDGE", "BadGold", "LoadedScorer", "Scorer", "load_scorer"]
+
+JUDGE = "judge"
+"""The scorer name that is answered by a model over HTTP (`rewards.judge`), not by a function."""
+
+
+class BadGold(ValueError):
+    """The task's gold answer cannot be used by its scorer; the message says why."""
+
+
+class Scorer(Protocol):
+    """A pure function of the answer's text (normalised, not empty) and the task.
+
+    Returns:
+        The reward, by custom in [0, 1]; or a mapping whose "value" is the reward and whose other
+        entries are parts for the records.
+    """
+
+    def __call__(self, answer: str, task: Task, /) -> float | Mapping[str, float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedScorer:
+    """A scorer with what is known of it.
+
+    Args:
+        check_gold: raises `BadGold` when a task's gold is unusable; None for a user's own scorer.
+        built_in: decides whose fault a crash is (see `rewards.pool`).
+    """
+
+    name: str
+    score: Scorer
+    check_gold: Callable[[Task], None] | None
+    built_in: bool
+
+
+BUILT_IN: Mapping[str, str] = {
+    "math": "sandbox_rl.rewards.maths",
+    "choice": "sandbox_rl.rewards.choice",
+    "exact": "sandbox_rl.rewards.exact",
+    "f1": "sandbox_rl.rewards.f1",
+    "rouge_l": "sandbox_rl.rewards.rouge_l",
+    "numeric": "sandbox_rl.rewards.numeric",
+    "reasoning_gym": "sandbox_rl.rewards.gym",
+    "rules": "sandbox_rl.rewards.rules",
+}
+"""Name → module with `score(answer, task)` and `check_gold(task)`."""
+
+
+def load_scorer(name: str) -> LoadedScorer:
+    """Import the scorer of that name, or of the import path `package.module:function`.
+
+    Raises:
+        ConfigError: no such name, module or function.
+    """
+    if name in BUILT_IN:
+        module = importlib.import_module(BUILT_IN[name])
+        return LoadedScorer(name, module.score, module.check_gold, built_in=True)
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        near = get_close_matches(name, (*BUILT_IN, JUDGE), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(
+            f"scorer {name!r} is unknown: {hint}built in are {', '.join((*BUILT_IN, JUDGE))}; "
+            "a scorer of your own is named package.module:function"
+        )
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"scorer {name!r} cannot be imported ({error}): expected package.module:function on the Python "
+            "path; install the package or add its folder to PYTHONPATH"
+        ) from error
+    if not callable(function):
+        raise ConfigError(
+            f"scorer {name!r} is a {type(function).__name__}: expected a function (answer, task) -> float"
+        )
+    return LoadedScorer(name, cast(Scorer, function), None, built_in=False)

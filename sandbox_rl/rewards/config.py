@@ -1,0 +1,60 @@
+"""Settings of scoring: the `reward:` block of a recipe."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sandbox_rl.settings import Settings
+
+__all__ = ["JudgeSettings", "RewardSettings"]
+
+
+class JudgeSettings(Settings):
+    """A model that judges answers, behind an OpenAI-compatible chat endpoint."""
+
+    base_url: str
+    """Address up to and including /v1."""
+    model: str
+    """Model name that the endpoint knows."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; None sends none."""
+    votes: int = Field(1, ge=1, le=25)
+    """Judgements per answer; the majority decides, a tie is a no."""
+    temperature: float = Field(0.0, ge=0)
+    """Of the judge; above 0 when votes should differ."""
+    max_tokens: int = Field(512, ge=8)
+    """Cap of one judgement."""
+    timeout_s: float = Field(60.0, gt=0)
+    """Wall time of one request."""
+    retries: int = Field(3, ge=0)
+    """Further tries after a failed request, with growing waits."""
+    requests_per_second: float = Field(8.0, gt=0)
+    """Starts of requests per second, all tasks together."""
+    concurrency: int = Field(16, ge=1)
+    """Requests in flight."""
+    cache_dir: str | None = None
+    """Where judgements are kept by content; None keeps them for the run only."""
+    fallback: str | None = None
+    """Rule-based scorer used while the judge is down; its results carry the part `judge_fallback`. None
+    leaves such answers unjudged."""
+    usd_per_million_input: float = Field(0.0, ge=0)
+    """Price for the cost report."""
+    usd_per_million_output: float = Field(0.0, ge=0)
+    """Price for the cost report."""
+
+
+class RewardSettings(Settings):
+    """How answers are scored, and within what bounds."""
+
+    scorer: str | None = None
+    """Replaces every task's own scorer: a name or `package.module:function`."""
+    composite: dict[str, float] = Field(default_factory=dict)
+    """Scorer → weight; the reward is the weighted mean. Replaces every task's own scorer."""
+    workers: int = Field(2, ge=1)
+    """Scoring processes."""
+    timeout_s: float = Field(6.0, gt=0)
+    """Wall time of one answer; then the worker is killed."""
+    memory_mb: int = Field(1024, ge=256)
+    """Memory that a worker may take on top of what it has once started, MiB."""
+    judge: JudgeSettings | None = None
+    """The endpoint behind the scorer `judge`."""

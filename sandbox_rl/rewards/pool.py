@@ -1,0 +1,208 @@
+"""Scoring in processes that can be killed, so that no answer can stall, crash or taint a run.
+
+Whose fault is it? The one place that decides:
+
+- An answer that was not found or not read, or is empty, huge or malformed, scores 0.0.
+- When a *built-in* scorer raises, hangs or takes its process down, the gold answer is looked at alone,
+  in a process of its own. If the gold is sound the answer did it, and scores 0.0. If not, it is None.
+- When *your own* scorer raises, hangs, crashes or returns no finite number, or a gold answer is
+  malformed, the reward is None: the row could not be judged. Other rows are untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.rewards.base import BUILT_IN, JUDGE, load_scorer
+from sandbox_rl.rewards.config import RewardSettings
+from sandbox_rl.rewards.judge import Judge
+from sandbox_rl.rewards.text import MAX_ANSWER_CHARS, clean
+from sandbox_rl.rewards.worker import Outcome, check, prepare, run, warm
+from sandbox_rl.types import Answer, AnswerStatus, Reward, Task
+
+__all__ = ["ScoringPool"]
+
+logger = logging.getLogger(__name__)
+
+_START_S = 60.0
+"""Seconds that starting a worker may take."""
+
+_SLACK_S = 30.0
+"""Seconds beyond the hard limit after which the pool itself counts as broken."""
+
+Scorers = tuple[tuple[str, float], ...]
+
+
+class ScoringPool:
+    """Scores answers without ever blocking the event loop. An async context manager; enter it once.
+
+    Args:
+        workers: processes.
+        timeout: seconds that one answer may take before its process is killed.
+        memory_mb: what a process may take on top of what it has once started, MiB.
+        scorers: (name, weight) pairs that replace every task's own scorer; empty uses `task.scorer`.
+        judge: answers the tasks whose scorer is "judge".
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int = 2,
+        timeout: float = 6.0,
+        memory_mb: int = 1024,
+        scorers: Scorers = (),
+        judge: Judge | None = None,
+    ) -> None:
+        for name, weight in scorers:
+            if name != JUDGE and name not in BUILT_IN:
+                load_scorer(name)  # a name that cannot be imported shows before the first episode
+            if not weight > 0:
+                raise ConfigError(f"reward.composite: weight of {name!r} is {weight}; expected more than 0")
+            if name == JUDGE and len(scorers) > 1:
+                raise ConfigError(
+                    "reward.composite: 'judge' cannot be mixed with other scorers; use it alone"
+                )
+        self._workers = workers
+        self._timeout = timeout
+        self._memory_mb = memory_mb
+        self._scorers = scorers
+        self._judge = judge
+        self._pool: ProcessPool | None = None
+        self._slots = asyncio.Semaphore(workers)
+        self._stack = AsyncExitStack()
+
+    @classmethod
+    def from_settings(cls, settings: RewardSettings) -> ScoringPool:
+        """The pool of a recipe's `reward:` block.
+
+        Raises:
+            ConfigError: both `scorer` and `composite` are given, or one cannot be imported.
+        """
+        if settings.scorer is not None and settings.composite:
+            raise ConfigError("reward: both 'scorer' and 'composite' are given; keep one of them")
+        scorers = tuple(settings.composite.items())
+        if settings.scorer is not None:
+            scorers = ((settings.scorer, 1.0),)
+        return cls(
+            workers=settings.workers,
+            timeout=settings.timeout_s,
+            memory_mb=settings.memory_mb,
+            scorers=scorers,
+            judge=Judge(settings.judge) if settings.judge is not None else None,
+        )
+
+    async def __aenter__(self) -> ScoringPool:
+        self._pool = ProcessPool(
+            max_workers=self._workers,
+            initializer=prepare,
+            initargs=(self._memory_mb,),
+            context=multiprocessing.get_context("spawn"),
+        )
+        try:
+            # A worker serves again only when its own warming is done, so this many reach every one.
+            async with asyncio.timeout(_START_S):
+                await asyncio.gather(*(self._call(_START_S, warm) for _ in range(self._workers)))
+            if self._judge is not None:
+                await self._stack.enter_async_context(self._judge)
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stop()
+
+    async def score(self, task: Task, answer: Answer) -> Reward:
+        """The reward of an answer; never raises except on cancellation. See the module for the rules."""
+        started = time.monotonic()
+        reward = await self._reward(task, answer)
+        if reward.value is None:
+            logger.warning("task %s could not be judged: %s", task.id, reward.detail)
+        return Reward(reward.value, reward.parts, reward.detail, time.monotonic() - started)
+
+    async def check_gold(self, tasks: Sequence[Task]) -> Mapping[str, str]:
+        """Task id → reason, for the tasks whose gold answer their scorer cannot use."""
+        scorable = [task for task in tasks if JUDGE not in dict(self._scorers_of(task))]
+        outcomes = await asyncio.gather(*(self._gold(task) for task in scorable))
+        return {
+            task.id: outcome.detail
+            for task, outcome in zip(scorable, outcomes, strict=True)
+            if outcome.kind != "value"
+        }
+
+    async def _reward(self, task: Task, answer: Answer) -> Reward:
+        if answer.status is not AnswerStatus.OK:
+            return Reward(0.0, detail=f"answer file: {answer.status.value}")
+        raw: object = answer.text
+        if not isinstance(raw, str):  # a caller's mistake must not reach the batch
+            return Reward(None, detail=f"the answer is a {type(raw).__name__}, not text")
+        text = clean(raw)
+        if not text or len(text) > MAX_ANSWER_CHARS:
+            return Reward(0.0, detail="empty answer" if not text else f"answer of {len(text)} characters")
+        scorers = self._scorers_of(task)
+        if scorers[0][0] == JUDGE:
+            return await self._judged(task, text)
+        outcome = await self._run(self._timeout, run, scorers, text, task)
+        if outcome.kind == "value":
+            return Reward(outcome.value, outcome.parts or {})
+        if outcome.kind == "bad_gold":
+            return Reward(None, detail=f"bad gold answer: {outcome.detail}")
+        if not all(name in BUILT_IN for name, _ in scorers):
+            return Reward(None, detail=outcome.detail)
+        gold = await self._gold(task)
+        if gold.kind != "value":
+            return Reward(None, detail=f"bad gold answer: {gold.detail}")
+        return Reward(0.0, detail=f"the answer broke the scorer: {outcome.detail}")
+
+    async def _judged(self, task: Task, text: str) -> Reward:
+        if self._judge is None:
+            return Reward(None, detail="scorer 'judge' needs the settings reward.judge (base_url, model)")
+        reward = await self._judge.score(task, text)
+        fallback = self._judge.settings.fallback
+        if reward.value is not None or fallback is None:
+            return reward
+        outcome = await self._run(self._timeout, run, ((fallback, 1.0),), text, task)
+        if outcome.kind != "value":
+            return Reward(None, detail=f"{reward.detail}; fallback {fallback}: {outcome.detail}")
+        return Reward(outcome.value, {"judge_fallback": 1.0}, f"scored by {fallback}: {reward.detail}")
+
+    def _scorers_of(self, task: Task) -> Scorers:
+        return self._scorers or ((task.scorer, 1.0),)
+
+    async def _gold(self, task: Task) -> Outcome:
+        outcome = await self._run(self._timeout, check, self._scorers_of(task), task)
+        return Outcome("bad_gold", detail=outcome.detail) if outcome.kind == "error" else outcome
+
+    async def _run(self, timeout: float, function: Any, *args: Any) -> Outcome:
+        try:
+            async with self._slots:  # queued here, not in the pool: cancelling costs no worker
+                async with asyncio.timeout(timeout + _SLACK_S):
+                    outcome: Outcome = await self._call(timeout, function, *args)
+                    return outcome
+        except TimeoutError:
+            return Outcome("error", detail=f"killed after {timeout:g} s")
+        except ProcessExpired as error:
+            return Outcome("error", detail=f"the scoring process died (exit code {error.exitcode})")
+        except Exception as error:  # the pool is broken, or a value cannot be sent to it
+            return Outcome("error", detail=f"{type(error).__name__}: {error}"[:300])
+
+    async def _call(self, timeout: float, function: Any, *args: Any) -> Any:
+        if self._pool is None:
+            raise RuntimeError("the scoring pool is not running; enter it with 'async with'")
+        return await asyncio.wrap_future(self._pool.schedule(function, args=args, timeout=timeout))
+
+    async def _stop(self) -> None:
+        pool, self._pool = self._pool, None
+        await self._stack.aclose()
+        if pool is not None:
+            pool.stop()
+            await asyncio.to_thread(pool.join)

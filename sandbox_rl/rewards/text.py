@@ -1,0 +1,77 @@
+"""Normal forms of answer text that several scorers share."""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+
+__all__ = ["MAX_ANSWER_CHARS", "clean", "fold", "squad_tokens", "unbox"]
+
+MAX_ANSWER_CHARS = 65_536
+"""A longer answer scores 0 without being looked at."""
+
+_ARTICLES = frozenset({"a", "an", "the"})
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def clean(text: str) -> str:
+    """The documented normal form of an answer file's text.
+
+    A leading byte-order mark goes, CRLF and CR become LF, NUL characters go, outer white space goes.
+    """
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").strip()
+
+
+def fold(text: str) -> str:
+    """Compatibility-normalised, case-folded, white space as single blanks, no closing full stop."""
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return folded.rstrip(".").rstrip() or folded
+
+
+def squad_tokens(text: str) -> list[str]:
+    """Tokens as SQuAD's evaluation counts them: lower case, no punctuation, no articles.
+
+    Source: the official SQuAD 1.1 evaluation script (Rajpurkar et al., 2016).
+    """
+    words = text.lower().translate(_NO_PUNCTUATION).split()
+    return [word for word in words if word not in _ARTICLES]
+
+
+_WRAPPERS = (
+    (re.compile(r"\$\$(.*)\$\$", re.S), "$"),
+    (re.compile(r"\$(.*)\$", re.S), "$"),
+    (re.compile(r"\\\((.*)\\\)", re.S), ""),
+    (re.compile(r"\\\[(.*)\\\]", re.S), ""),
+)
+
+
+def unbox(text: str) -> str:
+    r"""The content of one `\boxed{…}` or pair of `$` when it wraps the whole text, else the text.
+
+    Text beside the box is kept, so that it counts as part of the answer. Linear time.
+    """
+    for _ in range(4):  # $\boxed{$…$}$ at the deepest; a fixed number bounds the work
+        text = text.strip()
+        inner = _peel(text)
+        if inner is None:
+            return text
+        text = inner
+    return text
+
+
+def _peel(text: str) -> str | None:
+    body = text[:-1].rstrip() if text.endswith(".") else text
+    if body.startswith(r"\boxed{") and body.endswith("}"):
+        depth = 0
+        start = len(r"\boxed")
+        for at in range(start, len(body)):
+            depth += {"{": 1, "}": -1}.get(body[at], 0)
+            if depth == 0:
+                return body[start + 1 : -1] if at == len(body) - 1 else None
+        return None
+    for pattern, forbidden in _WRAPPERS:
+        if match := pattern.fullmatch(body):
+            inner = match.group(1)
+            return None if forbidden and forbidden in inner else inner
+    return None

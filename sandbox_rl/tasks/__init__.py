@@ -1,0 +1,1 @@
+"""From rows of data to validated tasks, and from tasks to prompts."""

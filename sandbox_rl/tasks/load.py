@@ -1,0 +1,206 @@
+"""Loading: every row is validated before the first episode, and found again when it is needed.
+
+A `TaskSet` holds row numbers, not tasks; a task is built from its row each time it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import logging
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+
+from sandbox_rl.errors import DataError
+from sandbox_rl.tasks.config import DataSettings
+from sandbox_rl.tasks.report import MAX_LISTED, BadRow, LoadReport
+from sandbox_rl.tasks.sources import OpenSource, open_source
+from sandbox_rl.types import Task
+
+__all__ = ["TaskSet", "hash64", "is_held_out", "load_tasks"]
+
+logger = logging.getLogger(__name__)
+
+Split = Literal["train", "held_out"]
+
+
+def hash64(text: str, salt: str = "") -> int:
+    """A 64-bit hash of text, equal on every machine."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=salt.encode()[:64])
+    return int.from_bytes(digest.digest(), "big")
+
+
+def is_held_out(key: str, fraction: float) -> bool:
+    """Whether the row or group of that key is kept from training; depends on nothing else."""
+    return hash64(key, "held-out") < fraction * 2**64
+
+
+class TaskSet(Sequence[Task]):
+    """Tasks in order. Immutable; `report` says what was loaded and what was left out."""
+
+    def __init__(self, sources: Sequence[OpenSource], picks: array[int], report: LoadReport) -> None:
+        self._sources = tuple(sources)
+        self._picks = picks  # source number << 48 | row number
+        self._by_id: dict[int, list[int]] | None = None
+        self.report = report
+
+    def __len__(self) -> int:
+        return len(self._picks)
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> TaskSet: ...
+
+    def __getitem__(self, index: int | slice) -> Task | TaskSet:
+        if isinstance(index, slice):
+            return TaskSet(self._sources, self._picks[index], self.report)
+        pick = self._picks[index]
+        return self._sources[pick >> 48].task(pick & (1 << 48) - 1)
+
+    def __iter__(self) -> Iterator[Task]:
+        for pick in self._picks:
+            yield self._sources[pick >> 48].task(pick & (1 << 48) - 1)
+
+    def get(self, task_id: str) -> Task:
+        """The task of that id; the first call goes through all tasks once.
+
+        Raises:
+            KeyError: there is none.
+        """
+        if self._by_id is None:
+            self._by_id = {}
+            for position, task in enumerate(self):
+                self._by_id.setdefault(hash64(task.id), []).append(position)
+        for position in self._by_id.get(hash64(task_id), ()):
+            if (found := self[position]).id == task_id:
+                return found
+        raise KeyError(task_id)
+
+
+def load_tasks(settings: DataSettings, *, split: Split, base_dir: Path) -> TaskSet:
+    """Validate all rows of all sources and give the tasks of one side of the split.
+
+    Args:
+        base_dir: what relative paths are relative to.
+
+    Raises:
+        DataError: a source cannot be read, holds bad rows (unless `on_bad_row` is "skip"), or the split
+            comes out empty.
+    """
+    sources = [
+        open_source(source, settings, base_dir, number) for number, source in enumerate(settings.sources)
+    ]
+    audit = _Audit()
+    chosen: list[array[int]] = []
+    for number, source in enumerate(sources):
+        fraction = settings.sources[number].held_out
+        fraction = settings.held_out if fraction is None else fraction
+        chosen.append(audit.rows_of(source, split, fraction, settings))
+        source.restrict(chosen[-1])
+    report = audit.report(kept=sum(map(len, chosen)), sources=sources, chosen=chosen)
+    _refuse_or_warn(report, settings)
+    picks = _mix(chosen, [source.weight for source in settings.sources], stop=settings.exhausted == "stop")
+    limit = settings.limit
+    if split == "held_out" and settings.limit_held_out is not None:
+        limit = settings.limit_held_out
+    if limit is not None:
+        picks = picks[:limit]
+    if not picks and (split == "train" or any(_expects_held_out(settings))):
+        raise DataError(
+            f"data: the {split} split is empty ({report.summary()}); give more rows or another 'held_out' "
+            f"(now {settings.held_out:g})"
+        )
+    return TaskSet(sources, picks, report)
+
+
+def _expects_held_out(settings: DataSettings) -> Iterator[bool]:
+    for source in settings.sources:
+        yield (settings.held_out if source.held_out is None else source.held_out) > 0
+
+
+class _Audit:
+    """The pass over all rows: what is bad, what is a duplicate, what belongs to the split."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._dropped = 0
+        self._listed: list[BadRow] = []
+        self._by_field: Counter[str] = Counter()
+        self._ids: set[int] = set()  # hashes: two of 10^6 ids collide once in 10^7 loads
+
+    def rows_of(
+        self, source: OpenSource, split: Split, fraction: float, settings: DataSettings
+    ) -> array[int]:
+        rows, keys = array("Q"), array("Q")
+        salt = f"order-{settings.seed}"
+        for index, result in enumerate(source.scan()):
+            self._rows += 1
+            if isinstance(result, BadRow):
+                self._drop(result)
+                continue
+            task_id, split_key = result
+            key = hash64(task_id)
+            if key in self._ids:
+                reason = f"{task_id!r:.80} was seen before; ids must be unique"
+                self._drop(BadRow(source.name, index, source.place(index), "id", reason))
+                continue
+            self._ids.add(key)
+            if is_held_out(split_key, fraction) == (split == "held_out"):
+                rows.append(index)
+                keys.append(hash64(task_id, salt))
+        if not settings.shuffle or not rows:
+            return rows
+        order = np.argsort(np.frombuffer(keys, dtype=np.uint64), kind="stable")
+        return array("Q", np.frombuffer(rows, dtype=np.uint64)[order].tobytes())
+
+    def _drop(self, bad: BadRow) -> None:
+        self._dropped += 1
+        self._by_field[bad.field] += 1
+        if len(self._listed) < MAX_LISTED:
+            self._listed.append(bad)
+
+    def report(self, *, kept: int, sources: Sequence[OpenSource], chosen: Sequence[array[int]]) -> LoadReport:
+        return LoadReport(
+            rows=self._rows,
+            kept=kept,
+            dropped_rows=self._dropped,
+            dropped=tuple(self._listed),
+            by_field=dict(self._by_field),
+            by_source={source.name: len(rows) for source, rows in zip(sources, chosen, strict=True)},
+        )
+
+
+def _refuse_or_warn(report: LoadReport, settings: DataSettings) -> None:
+    if not report.dropped_rows:
+        return
+    first = "; ".join(str(bad) for bad in report.dropped[:5])
+    more = f"; and {report.dropped_rows - 5} more" if report.dropped_rows > 5 else ""
+    message = f"data: {report.dropped_rows} of {report.rows} rows are bad: {first}{more}"
+    if settings.on_bad_row == "error":
+        raise DataError(f"{message}; mend them, or leave them out with data.on_bad_row=skip")
+    logger.warning("%s; left out", message)
+
+
+def _mix(chosen: Sequence[array[int]], weights: Sequence[float], *, stop: bool) -> array[int]:
+    """Interleave the sources so that every prefix holds them by weight, as nearly as whole rows can.
+
+    The n-th row of a source is due at time (n + ½) / weight; rows come in the order of their times.
+    """
+    due = [(0.5 / weights[number], number, 0) for number, rows in enumerate(chosen) if rows]
+    heapq.heapify(due)
+    picks = array("Q")
+    while due:
+        _, number, at = heapq.heappop(due)
+        picks.append(number << 48 | chosen[number][at])
+        if at + 1 < len(chosen[number]):
+            heapq.heappush(due, ((at + 1.5) / weights[number], number, at + 1))
+        elif stop:
+            break
+    return picks

@@ -1,0 +1,66 @@
+"""Names of the files that data put into a sandbox."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+__all__ = ["collision", "problem_of_name", "safe_name", "title_to_name"]
+
+_SEGMENT_BYTES = 255
+_PATH_BYTES = 1024
+
+
+def problem_of_name(name: str) -> str | None:
+    """Why `name` cannot be a relative POSIX path inside the input folder; None if it can."""
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair"
+    if not name:
+        return "is empty"
+    if name.startswith("/") or re.match(r"[A-Za-z]:[\\/]", name):
+        return "is an absolute path"
+    if any(unicodedata.category(char) == "Cc" for char in name):
+        return "holds a control character"
+    segments = name.split("/")
+    if any(segment in ("", ".", "..") for segment in segments):
+        return "has an empty, '.' or '..' segment"
+    if len(encoded) > _PATH_BYTES or any(len(segment.encode()) > _SEGMENT_BYTES for segment in segments):
+        return f"is longer than {_SEGMENT_BYTES} bytes a segment or {_PATH_BYTES} in all"
+    return None
+
+
+def safe_name(name: str) -> str:
+    """`name` made a harmless relative path; equal names stay equal, so collisions can be seen."""
+    text = name.encode("utf-8", "replace").decode()
+    text = "".join("_" if unicodedata.category(char) == "Cc" else char for char in text).replace("\\", "/")
+    segments = [part for part in text.split("/") if part not in ("", ".", "..")]
+    return "/".join(_cut(segment) for segment in segments[-8:]) or "file"
+
+
+def title_to_name(title: str, fallback: str) -> str:
+    """A plain file name from a document's title: letters, digits, `_` and `-`, at most 60 characters."""
+    plain = unicodedata.normalize("NFKC", title.encode("utf-8", "replace").decode())
+    stem = re.sub(r"[^\w-]+", "_", plain).strip("_")[:60].strip("_")
+    return f"{stem}.txt" if stem else fallback
+
+
+def collision(names: Iterable[str]) -> str | None:
+    """The first name that would overwrite another, or be a folder and a file at once; None if none."""
+    seen: dict[str, str] = {}
+    folders: set[str] = set()
+    for name in names:
+        key = unicodedata.normalize("NFC", name)
+        parents = {key[:at] for at, char in enumerate(key) if char == "/"}
+        if key in seen or key in folders or any(parent in seen for parent in parents):
+            return name
+        seen[key] = name
+        folders |= parents
+    return None
+
+
+def _cut(segment: str) -> str:
+    encoded = segment.encode()
+    return segment if len(encoded) <= 120 else encoded[:120].decode(errors="ignore")

@@ -1,0 +1,197 @@
+"""Rows of data with random access, whatever they are stored in.
+
+A store keeps what is needed to find a row again, not the rows, so that a million rows cost little.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from array import array
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from sandbox_rl.errors import DataError
+from sandbox_rl.tasks.report import RowProblem, shown
+
+__all__ = ["ArrowRows", "HubRows", "JsonlRows", "Row", "Rows", "open_table"]
+
+Row = Mapping[str, Any]
+
+_BATCH = 1024
+
+
+class Rows(Protocol):
+    """Rows by position, from 0."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> Row:
+        """One row. Raises `RowProblem` when it cannot be read."""
+        ...
+
+    def __iter__(self) -> Iterator[Row | RowProblem]:
+        """All rows in order; what cannot be read comes as the problem itself."""
+        ...
+
+    def place(self, index: int) -> str:
+        """Where a person finds the row."""
+        ...
+
+
+class JsonlRows:
+    """A JSON-lines file, mapped into memory; blank lines do not count as rows."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        self._starts = array("Q")
+        self._lines = array("Q")
+        self._data: mmap.mmap | bytes
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        at = 3 if self._data[:3] == b"\xef\xbb\xbf" else 0
+        number = 0
+        while at < len(self._data):
+            end = self._data.find(b"\n", at)
+            end = len(self._data) if end < 0 else end
+            number += 1
+            if not self._data[at:end].isspace() and end > at:
+                self._starts.append(at)
+                self._lines.append(number)
+            at = end + 1
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def row(self, index: int) -> Row:
+        """One parsed line."""
+        start = self._starts[index]
+        end = self._data.find(b"\n", start)
+        line = self._data[start : len(self._data) if end < 0 else end]
+        try:
+            value = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            raise RowProblem("row", f"is not UTF-8 ({error.reason} at byte {error.start})") from error
+        except (ValueError, RecursionError) as error:
+            raise RowProblem("row", f"is not JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise RowProblem("row", f"is {shown(value)}; expected a JSON object")
+        return value
+
+    def __iter__(self) -> Iterator[Row | RowProblem]:
+        for index in range(len(self)):
+            try:
+                yield self.row(index)
+            except RowProblem as problem:
+                yield problem
+
+    def place(self, index: int) -> str:
+        """The line number."""
+        return f"line {self._lines[index]}"
+
+
+class ArrowRows:
+    """A pyarrow table (CSV and Parquet files)."""
+
+    def __init__(self, table: Any, name: str) -> None:
+        self.name = name
+        self._table = table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def row(self, index: int) -> Row:
+        """One row as Python values."""
+        try:
+            row: Row = self._table.slice(index, 1).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            raise RowProblem("row", f"is not UTF-8 ({error.reason} at byte {error.start})") from error
+        return row
+
+    def __iter__(self) -> Iterator[Row | RowProblem]:
+        for start in range(0, len(self), _BATCH):
+            try:
+                yield from self._table.slice(start, _BATCH).to_pylist()
+            except UnicodeDecodeError:
+                for index in range(start, min(start + _BATCH, len(self))):
+                    try:
+                        yield self.row(index)
+                    except RowProblem as problem:
+                        yield problem
+
+    def place(self, index: int) -> str:
+        """The row number, from 0 and without the header."""
+        return f"row {index}"
+
+
+class HubRows:
+    """A `datasets.Dataset`, which is memory-mapped."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.name = name
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def row(self, index: int) -> Row:
+        """One row as Python values."""
+        row: Row = self._dataset[index]
+        return row
+
+    def __iter__(self) -> Iterator[Row | RowProblem]:
+        for columns in self._dataset.iter(batch_size=_BATCH):
+            for values in zip(*columns.values(), strict=True):
+                yield dict(zip(columns, values, strict=True))
+
+    def place(self, index: int) -> str:
+        """The row number, from 0."""
+        return f"row {index}"
+
+
+def open_table(path: Path, name: str) -> Rows:
+    """The rows of a .jsonl, .json, .csv, .tsv or .parquet file.
+
+    Raises:
+        DataError: it is missing, of another kind, or unreadable as a whole.
+    """
+    if not path.is_file():
+        raise DataError(f"data file {str(path)!r} does not exist; paths are relative to the recipe")
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        return JsonlRows(path, name)
+    if suffix not in (".json", ".csv", ".tsv", ".parquet"):
+        raise DataError(
+            f"data file {str(path)!r} ends in {suffix!r}; expected .jsonl, .json, .csv or .parquet"
+        )
+    # A second of import, and only some recipes need it.
+    import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
+
+    try:
+        if suffix == ".parquet":
+            import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
+
+            return ArrowRows(pq.read_table(path), name)
+        if suffix == ".json":
+            return ArrowRows(pa.Table.from_pylist(json.loads(path.read_bytes())), name)
+        return ArrowRows(_read_csv(path, "\t" if suffix == ".tsv" else ","), name)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"data file {str(path)!r} cannot be read as {suffix[1:]}: {reason}; mend or convert the file"
+        ) from error
+
+
+def _read_csv(path: Path, delimiter: str) -> Any:
+    from pyarrow import csv, string
+
+    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    with csv.open_csv(path, parse_options=parse) as reader:
+        names = reader.schema.names
+    # Everything is read as text: "007" and "1e3" are answers, not numbers.
+    convert = csv.ConvertOptions(column_types=dict.fromkeys(names, string()), strings_can_be_null=False)
+    return csv.read_csv(path, parse_options=parse, convert_options=convert)
