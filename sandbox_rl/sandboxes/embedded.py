@@ -16,7 +16,7 @@ from typing import Any
 
 from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxRLError, SetupError
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
-from sandbox_rl.sandboxes.base import SandboxInfo
+from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.bwrap import Bubblewrap, find_bubblewrap, make_layout
 from sandbox_rl.sandboxes.config import EmbeddedSettings
@@ -40,10 +40,17 @@ class EmbeddedBackend:
     """Makes sandboxes from Linux namespaces through bubblewrap.
 
     Entering it starts one clean spawner process and makes one sandbox to find out what works here.
+
+    Args:
+        limits: what each sandbox may use, instead of the settings' own.
+        settings: everything else.
     """
 
-    def __init__(self, settings: EmbeddedSettings | None = None) -> None:
-        self._settings = settings or EmbeddedSettings()
+    def __init__(
+        self, limits: SandboxLimits | None = None, *, settings: EmbeddedSettings | None = None
+    ) -> None:
+        settings = settings or EmbeddedSettings()
+        self._settings = settings.model_copy(update={"limits": limits}) if limits else settings
         self._spawner = SpawnerClient()
         self._making = asyncio.Semaphore(self._settings.create_concurrency)
         self._info: SandboxInfo | None = None
