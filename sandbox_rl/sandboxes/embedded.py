@@ -14,13 +14,13 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
-from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxRLError, SetupError
+from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError, SandboxRLError, SetupError
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.bwrap import Bubblewrap, find_bubblewrap, make_layout
 from sandbox_rl.sandboxes.config import EmbeddedSettings
-from sandbox_rl.sandboxes.names import check_file_names
+from sandbox_rl.sandboxes.names import check_files
 from sandbox_rl.sandboxes.protocol import AgentChannel
 from sandbox_rl.sandboxes.seccomp import build_filter
 from sandbox_rl.sandboxes.spawner_client import SpawnerClient
@@ -106,7 +106,7 @@ class EmbeddedBackend:
         self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
     ) -> AsyncIterator[AgentSandbox]:
         """A new sandbox; see `SandboxBackend.sandbox`."""
-        check_file_names(files or {})
+        check_files(files or {}, self._settings.limits)
         name = secrets.token_hex(8)
         death: asyncio.Future[str] | None = None
         channel: AgentChannel | None = None
@@ -124,6 +124,8 @@ class EmbeddedBackend:
                     await sandbox.put_files(files or {})
             except TimeoutError as error:
                 raise SandboxFault(f"no sandbox within {timeout:g} s") from error
+            except SandboxFileError as error:
+                raise SandboxFault(f"the files of a new sandbox cannot be placed: {error}") from error
             except SandboxDead as error:
                 # Nothing of the policy's has run yet, so this is ours.
                 raise SandboxFault(f"a new sandbox died: {await _last_words(death) or error}") from error

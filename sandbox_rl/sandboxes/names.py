@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from sandbox_rl.errors import FileProblem, SandboxFileError
+from sandbox_rl.sandboxes.base import INPUT_DIR, SandboxLimits
 
-__all__ = ["check_file_names", "checked_path"]
+__all__ = ["check_files", "checked_path"]
 
 NAME_MAX = 255  # bytes of one component
 PATH_MAX = 4095  # bytes of a whole path
@@ -19,7 +20,7 @@ def checked_path(path: str) -> bytes:
         SandboxFileError: it is not absolute, holds NUL, is no UTF-8, or is too long.
     """
     if not path.startswith("/") or "\0" in path:
-        raise SandboxFileError(FileProblem.BAD_PATH, path, "must be absolute, without NUL")
+        raise SandboxFileError(FileProblem.BAD_PATH, path or "''", "must be absolute, without NUL")
     try:
         name = path.encode()
     except UnicodeEncodeError:
@@ -29,24 +30,33 @@ def checked_path(path: str) -> bytes:
     return name
 
 
-def check_file_names(names: Iterable[str]) -> None:
-    """Accept only relative POSIX paths that stay below where they are put.
+def check_files(files: Mapping[str, bytes], limits: SandboxLimits) -> None:
+    """Accept only relative POSIX paths that stay below where they are put, and what fits.
 
     Raises:
         ValueError: names the first that does not.
     """
-    for name in names:
-        parts = name.split("/")
+    directories = {name[:i] for name in files for i, char in enumerate(name) if char == "/"}
+    for name in files:
+        encoded = name.encode("utf-8", "surrogatepass")
+        parts = encoded.split(b"/")
         if (
-            not name
-            or "\0" in name
-            or any(part in ("", ".", "..") for part in parts)
-            or any(ord(c) < 0x20 or ord(c) == 0x7F or 0xD800 <= ord(c) < 0xE000 for c in name)
-            or max(len(part.encode("utf-8", "surrogatepass")) for part in parts) > NAME_MAX
-            or len(name.encode("utf-8", "surrogatepass")) > PATH_MAX - 100
+            b"\0" in encoded
+            or any(part in (b"", b".", b"..") for part in parts)
+            or any(0xD800 <= ord(char) < 0xE000 for char in name)
+            or max(map(len, parts)) > NAME_MAX
+            or len(encoded) > PATH_MAX - len(INPUT_DIR) - 1
         ):
             shown = ascii(name if len(name) < 80 else name[:77] + "...")
             raise ValueError(
-                f"file name {shown} is not usable in a sandbox: expected a relative path without "
-                "'..', empty parts or control characters, each part at most 255 bytes"
+                f"file name {shown} is not usable in a sandbox: expected a relative path without '..' or "
+                f"NUL, each part at most {NAME_MAX} bytes"
             )
+        if name in directories:
+            raise ValueError(f"file name {ascii(name)} is also the directory of another file; rename one")
+    size, room = sum(map(len, files.values())), limits.disk_mb << 20
+    if size > room or len(files) + len(directories) > limits.inodes:
+        raise ValueError(
+            f"{len(files)} files of {size} bytes together do not fit into a sandbox "
+            f"({room} bytes, {limits.inodes} inodes); raise its limits disk_mb and inodes"
+        )
