@@ -39,7 +39,7 @@ async def run_all(name: str, cases: Sequence[Case], at_once: int, patience: floa
             outcome = await run_case(backend, case, witness, patience=patience)
             if name == "weak":
                 await asyncio.to_thread(_clear_the_room)
-        print(json.dumps({"id": case.id, "problems": outcome.problems}), flush=True)
+        print(json.dumps({"id": case.id, "problems": [p[:1000] for p in outcome.problems]}), flush=True)
 
     if name == "weak":
         _clear_the_room()

@@ -16,8 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent.parent
-REPOSITORY = TESTS.parent
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _STORE = "size=3g"
@@ -26,7 +25,9 @@ _WRITABLE = ("/var/tmp", "/opt", "/run", "/usr/local/bin", "/dev/shm", "/sys/fs/
 
 def room_command(*driver_arguments: str) -> list[str]:
     """What to run to get the driver in a new room. The shell is the room's process 1."""
-    unshare = "unshare --user --map-root-user --mount --pid --fork --kill-child --net --ipc --uts --mount-proc"
+    unshare = (
+        "unshare --user --map-root-user --mount --pid --fork --kill-child --net --ipc --uts --mount-proc"
+    )
     python = [sys.executable, "-m", f"{__package__}.room", *driver_arguments]
     return [*unshare.split(), "sh", "-c", '"$@"; exit $?', "sh", *python]
 

@@ -9,7 +9,7 @@ import pytest
 
 from sandbox_rl.sandboxes.cases import ALL_CASES
 
-from .room import TESTS, room_command
+from .room import REPOSITORY, room_command
 from .teeth import ALONE, NO_TEETH, NOT_RUN
 
 _PIPE = asyncio.subprocess.PIPE
@@ -25,7 +25,7 @@ async def _problems_in_a_room(case_ids: tuple[str, ...], free: asyncio.Semaphore
     async with free:
         # Standard input stays open and silent, as a terminal that nobody types at.
         process = await asyncio.create_subprocess_exec(
-            *command, cwd=TESTS, stdin=_PIPE, stdout=_PIPE, stderr=_PIPE, limit=1 << 22
+            *command, cwd=REPOSITORY, stdin=_PIPE, stdout=_PIPE, stderr=_PIPE, limit=1 << 22
         )
         errors = asyncio.create_task(process.stderr.read())
         try:

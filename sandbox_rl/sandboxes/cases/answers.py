@@ -135,7 +135,9 @@ ANSWERS = (
         f'    os.replace("{WORKING_DIR}/a","{ANSWER_FILE}")\n    os.symlink("/etc/passwd","{WORKING_DIR}/l")\n'
         f'    os.replace("{WORKING_DIR}/l","{ANSWER_FILE}")\' >/dev/null 2>&1 &) ; sleep .5; echo end',
         lambda seen: (
-            "" if seen.answer is not None and seen.answer.text in ("", "1\n") else f"answer {seen.answer}"
+            ""
+            if seen.answer is not None and seen.answer.text in ("", "1\n")
+            else f"answer {str(seen.answer)[:200]}"
         ),
         reads_answer=True,
     ),

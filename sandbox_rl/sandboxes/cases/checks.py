@@ -76,7 +76,7 @@ def elsewhere_absent(*words: str) -> Check:
 
     def check(seen: Seen) -> str:
         if seen.elsewhere is None or seen.elsewhere.status is not ExecStatus.OK:
-            return f"the second sandbox did not answer: {seen.elsewhere}"
+            return f"the second sandbox did not answer: {_excerpt(repr(seen.elsewhere))}"
         text = text_of(seen.elsewhere)
         found = [word for word in words if word in text]
         return f"the second sandbox saw {found}: {_excerpt(text)}" if found else ""
@@ -170,7 +170,7 @@ def answer_status(*allowed: AnswerStatus, within: float = 3.0) -> Check:
 
     def check(seen: Seen) -> str:
         if seen.answer is None or seen.answer.status not in allowed:
-            return f"answer {seen.answer}, expected {'/'.join(allowed)}"
+            return f"answer {_excerpt(repr(seen.answer))}, expected {'/'.join(allowed)}"
         if seen.answer_seconds > within:
             return f"reading the answer took {seen.answer_seconds:.1f} s, expected at most {within} s"
         return ""
@@ -183,7 +183,7 @@ def answer_is(*texts: str) -> Check:
 
     def check(seen: Seen) -> str:
         if seen.answer is None or seen.answer.status is not AnswerStatus.OK or seen.answer.text not in texts:
-            return f"answer {seen.answer}, expected one of {texts}"
+            return f"answer {_excerpt(repr(seen.answer))}, expected one of {texts}"
         return ""
 
     return check

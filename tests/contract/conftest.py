@@ -1,0 +1,24 @@
+"""One entered backend per kind and module; a fresh sandbox per test."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend, SandboxLimits
+
+from .backends import BACKENDS
+
+LIMITS = SandboxLimits()
+
+
+@pytest_asyncio.fixture(params=sorted(BACKENDS), scope="module", loop_scope="module")
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[SandboxBackend]:
+    async with BACKENDS[request.param](LIMITS) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def sandbox(backend: SandboxBackend) -> AsyncIterator[Sandbox]:
+    async with backend.sandbox({"a.txt": b"alpha\n", "deep/er/b.bin": bytes(range(256))}) as made:
+        yield made
