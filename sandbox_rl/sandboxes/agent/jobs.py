@@ -82,6 +82,7 @@ class Job:
         self.deadline = self.started + integer(milliseconds) / 1000
         self.spared: frozenset[Identity] = identities()
         self.status = RAN
+        self.short_of_memory = False  # something of it was killed for its memory
         self.exit: tuple[int, float, int] | None = None  # wait status, CPU seconds, peak bytes
         self.ended = 0.0
         self.outputs: list[Output] = []
@@ -153,6 +154,8 @@ class Job:
     def reply(self) -> list[bytes]:
         """(how, wait status, µs wall, µs CPU, peak bytes, then each stream's head, tail, total)."""
         status, cpu, peak = self.exit or (9, 0.0, 0)
+        if self.short_of_memory and self.status == RAN and status in (9, 137 << 8):
+            self.status = MEMORY  # the shell itself, or it passes on the end of its command
         spent = (self.ended or time.monotonic()) - self.started
         fields = [number(v) for v in (self.status, status, int(spent * 1e6), int(cpu * 1e6), peak)]
         for output in self.outputs:
@@ -170,12 +173,6 @@ def refused(message: str) -> list[bytes]:
     text = message.encode("utf-8", "replace") + b"\n"
     zeros = [number(0)] * 3
     return [number(RAN), number(126 << 8), *zeros, b"", b"", number(0), text, b"", number(len(text))]
-
-
-def killed_for_memory(job: Job) -> None:
-    """Note that the watchdog killed something of this command for its memory."""
-    if job.status == RAN:
-        job.status = MEMORY
 
 
 def widen(fd: int) -> None:

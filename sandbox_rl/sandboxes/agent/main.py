@@ -21,7 +21,7 @@ from sandbox_rl.sandboxes.agent.files import (
     unpack,
     write_file,
 )
-from sandbox_rl.sandboxes.agent.jobs import PIPE_SIZE, CannotStart, Job, killed_for_memory, refused
+from sandbox_rl.sandboxes.agent.jobs import PIPE_SIZE, CannotStart, Job, refused
 from sandbox_rl.sandboxes.agent.processes import SIGCONT, SIGKILL, SIGSTOP, kill_all, send, table
 from sandbox_rl.sandboxes.agent.wire import (
     ANSWER,
@@ -152,7 +152,7 @@ class Agent:
             total -= row[2]
             for job in self.jobs:
                 if (pid, row[1]) not in job.spared:
-                    killed_for_memory(job)
+                    job.short_of_memory = True
 
     def receive(self) -> bool:
         """Take what the host sent and serve every complete request. False when the host is gone."""

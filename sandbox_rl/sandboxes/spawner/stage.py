@@ -74,7 +74,7 @@ class Stage:
         # may not be able to pass through, say, /root.
         held = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in config["binds"]]
         mount("tmpfs", self.root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=256m")
-        for name in ("etc", "agent", "rw", "binds"):
+        for name in ("etc", "agent", "rw", "binds", "empty"):
             os.mkdir(f"{self.root}/{name}")
         self.make_etc()
         self.make_agent(config)
