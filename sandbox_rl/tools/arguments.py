@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from sandbox_rl.types import Observation, ToolFailure
 
 __all__ = ["BadArgumentsError", "ToolArguments", "bad_arguments", "read_arguments"]
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TYPES = {
     "string_type": "a string",
     "int_type": "an integer",
@@ -35,7 +37,7 @@ class ToolArguments(BaseModel):
     @classmethod
     def _encodable(cls, value: Any) -> Any:
         # json.loads accepts "\\ud800", which no file and no process can be given.
-        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        if isinstance(value, str) and _SURROGATE.search(value):
             raise ValueError("holds half a surrogate pair (\\ud800 to \\udfff), which is no character")
         return value
 
@@ -68,6 +70,8 @@ def bad_arguments(tool: str, error: BadArgumentsError) -> Observation:
 def _mistake(error: dict[str, Any], known: list[str]) -> str:
     kind = error["type"]
     where = ".".join(str(part) for part in error["loc"])
+    if not where:
+        return "a name of an argument is no valid text"
     if kind == "missing":
         return f"{where} is missing"
     if kind == "extra_forbidden":

@@ -30,7 +30,7 @@ _LLAMA = (
 )
 _CORPUS = (
     "You are a helpful assistant. system user assistant tool ipython execute_bash submit command answer ",
-    '{"name": "execute_bash", "arguments": {"command": "ls -la /testbed"}} {"name": "submit", "parameters": {}} ',
+    '{"name": "execute_bash", "arguments": {"command": "ls /testbed"}} {"name": "submit", "parameters": {}}',
     "exit code: 0\n[STDOUT]\nhello world\n[STDERR]\nTraceback: error\n 1 2 3 4 5 6 7 8 9 0\n",
     "<function=execute_bash>\n<parameter=command>\npython3 -c 'print(1)'\n</parameter>\n</function>\n",
     "<|im_start|> <|im_end|> <tool_call> </tool_call> start_header_id eot_id\n\n\taaaa bbbb\r\n",
