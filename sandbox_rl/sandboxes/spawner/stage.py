@@ -35,10 +35,12 @@ ETC_FILES = {
     "shells": "/bin/sh\n/bin/bash\n",
 }
 COMPILE = (
-    "import sys,marshal,importlib.util as u;"
-    "c=compile(sys.stdin.buffer.read(),'<agent>','exec',dont_inherit=True,optimize=0);"
+    "import sys,marshal,__future__ as f,importlib.util as u;"
+    "s=sys.stdin.buffer.read().replace(b'from __future__ import annotations',b'',1);"
+    "c=compile(s,'<agent>','exec',f.annotations.compiler_flag,True,2);"
     "sys.stdout.buffer.write(u.MAGIC_NUMBER+bytes(12)+marshal.dumps(c))"
 )
+"""Leaves out docstrings and the import of `__future__`: both cost every sandbox start-up time."""
 
 
 def enter_private_namespaces() -> None:
@@ -74,7 +76,7 @@ class Stage:
         # may not be able to pass through, say, /root.
         held = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in config["binds"]]
         mount("tmpfs", self.root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=256m")
-        for name in ("etc", "agent", "rw", "binds", "empty"):
+        for name in ("etc", "agent", "rw", "binds"):
             os.mkdir(f"{self.root}/{name}")
         self.make_etc()
         self.make_agent(config)
