@@ -114,7 +114,8 @@ class LlamaJson:
     """
 
     opening = re.compile(
-        r"<\|python_tag\|>|(?:^|(?<=[;}]))[ \t;]*(?=\{\s*\"(?:name|type|parameters|arguments)\")|\A\s*(?=\{)",
+        r"<\|python_tag\|>|\A\s*(?=\{)"
+        r"|(?:^|(?<=[;}]))[ \t;]{0,8}(?=\{\s*\"(?:name|type|parameters|arguments)\")",
         re.MULTILINE,
     )
 

@@ -91,9 +91,9 @@ class CallReader:
         if self.starts_thinking:
             position = _after(text, _END_THINK, 0)
         stop = re.compile("|".join(re.escape(t) for t in (_THINK, *self.invented)))
-        while position < len(text):
-            opened = self.format.opening.search(text, position)
-            stopped = stop.search(text, position)
+        opening, stopping = _Finder(self.format.opening, text), _Finder(stop, text)
+        while True:
+            opened, stopped = opening.next(position), stopping.next(position)
             if stopped is not None and (opened is None or stopped.start() < opened.start()):
                 if stopped.group() == _THINK:
                     position = _after(text, _END_THINK, stopped.end())
@@ -171,6 +171,21 @@ def call_from(value: Mapping[str, Any], key: str, end: int) -> ToolCall:
     if not isinstance(arguments, dict):
         raise BrokenCall(f'"{key}" must be a JSON object such as {{}}', end)
     return ToolCall(name, arguments)
+
+
+class _Finder:
+    """Finds a pattern from rising positions, searching no stretch of the text twice."""
+
+    def __init__(self, pattern: re.Pattern[str], text: str) -> None:
+        self._pattern = pattern
+        self._text = text
+        self._found = pattern.search(text)
+
+    def next(self, position: int) -> re.Match[str] | None:
+        """The first occurrence that begins at `position` or later."""
+        if self._found is not None and self._found.start() < position:
+            self._found = self._pattern.search(self._text, position)
+        return self._found
 
 
 def _after(text: str, mark: str, start: int) -> int:

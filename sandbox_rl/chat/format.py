@@ -6,7 +6,6 @@ sampled, untouched; and observations in the frame that the model's own template 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,13 +15,11 @@ from sandbox_rl.chat.calls import CallReader, join_calls, to_json
 from sandbox_rl.chat.encoding import Piece, TextEncoder
 from sandbox_rl.chat.fingerprint import fingerprint
 from sandbox_rl.chat.template import ChatTemplate, Refused
+from sandbox_rl.chat.words import cut_text, example_call, tool_words
 from sandbox_rl.errors import ModelError
 from sandbox_rl.types import MalformedCall, Message, ToolCall
 
 __all__ = ["ChatFormat"]
-
-MAX_OBSERVATION_CHARS = 65_536
-"""Longer observations are cut before they are encoded: a run of 4 M letters takes BPE seconds."""
 
 
 class ChatFormat:
@@ -74,14 +71,14 @@ class ChatFormat:
         described = detect(template.source) if shows_tools else None
         self.call_format = _choose(call_format, described, shows_tools, template.name)
         self._calls = make(self.call_format, tools)
-        self._words = _tool_words(
+        self._words = tool_words(
             tools if not shows_tools else (),
             self._calls.instructions() if tools and self.call_format != described else "",
         )
         self._system_role = template.has_system_role()
         header = self._frame.after
         self._thinking = "<think>" in header and "</think>" not in header.rpartition("<think>")[2]
-        self.call_example = "".join(p.text for p in self._calls.write(_example(tools)))
+        self.call_example = "".join(p.text for p in self._calls.write(example_call(tools)))
         self._reader = CallReader(
             self._calls, self.call_example, self._invented(self._frame.before + header), self._thinking
         )
@@ -164,7 +161,7 @@ class ChatFormat:
         for index, text in enumerate(texts):
             if index:
                 pieces.append(Piece(self._frame.between, trusted=True))
-            cut = _cut(text)
+            cut = cut_text(text)
             pieces.append(Piece(to_json(cut)[1:-1] if self._frame.escape else cut))
         pieces.append(Piece(self._frame.after, trusted=True))
         ids = self._encoder.encode(pieces)
@@ -223,34 +220,3 @@ def _choose(asked: str, described: str | None, shows_tools: bool, name: str) -> 
             f"set call_format to one of {', '.join(CALL_FORMATS)} to have the model told to use that"
         )
     return described or "hermes"
-
-
-def _tool_words(tools: Sequence[Mapping[str, Any]], instructions: str) -> str:
-    """What to tell a model whose template does not tell it about its tools."""
-    parts = [instructions] if instructions else []
-    if tools:
-        schemas = "\n".join(json.dumps(t, ensure_ascii=False) for t in tools)
-        parts.insert(
-            0,
-            "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are "
-            "provided with function signatures within <tools></tools> XML tags:\n"
-            f"<tools>\n{schemas}\n</tools>",
-        )
-    return "\n\n".join(parts)
-
-
-def _example(tools: Sequence[Mapping[str, Any]]) -> ToolCall:
-    """A call of the first tool with its required string parameters."""
-    if not tools:
-        return ToolCall("NAME", {})
-    function = tools[0]["function"]
-    required = function.get("parameters", {}).get("required", ())
-    return ToolCall(function["name"], {k: "ls" if k == "command" else "..." for k in required})
-
-
-def _cut(text: str) -> str:
-    if len(text) <= MAX_OBSERVATION_CHARS:
-        return text
-    half = MAX_OBSERVATION_CHARS // 2
-    left_out = len(text) - 2 * half
-    return f"{text[:half]}\n[... {left_out} characters left out ...]\n{text[-half:]}"

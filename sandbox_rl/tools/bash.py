@@ -114,7 +114,7 @@ def _headline(result: ExecResult, timeout: float) -> str:
     if result.status is ExecStatus.TIMEOUT:
         return (
             f"The command was killed: it ran longer than {timeout:.3g} s. Find a quicker way, or start it "
-            "with `nohup … > log.txt 2>&1 &` and read the log later. Output until then:"
+            "with `nohup COMMAND > log.txt 2>&1 &` and read the log later. Output until then:"
         )
     if result.status is ExecStatus.OOM:
         return "The command was killed: it used more memory than the sandbox has. Work on smaller pieces."

@@ -57,7 +57,7 @@ class StrReplaceEditor:
         del timeout
         try:
             given = read_arguments(EditorArguments, self.name, arguments)
-            path = posixpath.join(WORKING_DIR, given.path)
+            path = _absolute(given.path)
             match given.command:
                 case "view":
                     text = await self._view(sandbox, path, given.view_range)
@@ -93,7 +93,7 @@ class StrReplaceEditor:
         notes = _notes(text)
         if not total:
             return f"{quote(path, 200)} is empty{notes}."
-        head = f"{quote(path, 200)}, {total} lines{notes}, from line {first}:"
+        head = f"{quote(path, 200)}, {_lines(total)}{notes}, from line {first}:"
         return f"{head}\n{number_lines(text, first, last, self._max_chars - len(head) - 1)}"
 
     async def _list(self, sandbox: Sandbox, path: str) -> str:
@@ -120,7 +120,7 @@ class StrReplaceEditor:
                 "or insert, remove it with execute_bash first, or choose another path."
             )
         await sandbox.write_file(path, content.encode())
-        return f"Created {quote(path, 200)} ({count_lines(content)} lines)."
+        return f"Created {quote(path, 200)} ({_lines(count_lines(content))})."
 
     async def _replace(self, sandbox: Sandbox, path: str, old: str, new: str) -> str:
         if not old:
@@ -152,7 +152,7 @@ class StrReplaceEditor:
         total = count_lines(text)
         if not 0 <= line <= total:
             raise _EditError(
-                f"insert_line is {line}, but {quote(path, 200)} has {total} lines: use 0 to {total}."
+                f"insert_line is {line}, but {quote(path, 200)} has {_lines(total)}: use 0 to {total}."
             )
         return await self._write(sandbox, path, insert_lines(text, line, new), line + 1, new)
 
@@ -174,6 +174,12 @@ async def _read(sandbox: Sandbox, path: str) -> str:
             f"{quote(path, 200)} is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start}). "
             "Use execute_bash, for example `file`, `xxd | head` or `iconv -f LATIN1 -t UTF-8`."
         ) from None
+
+
+def _absolute(path: str) -> str:
+    """`path` from the root, without empty and "." parts; ".." is left to the sandbox, where links are."""
+    joined = posixpath.join(WORKING_DIR, path)
+    return "/" + "/".join(part for part in joined.split("/") if part not in ("", "."))
 
 
 def _notes(text: str) -> str:
@@ -205,6 +211,10 @@ def _range(view_range: list[int] | None, total: int) -> tuple[int, int]:
 
 def _only_crlf(text: str, old: str) -> bool:
     return "\r\n" in text and "\n" in old and old.replace("\r\n", "\n") in text.replace("\r\n", "\n")
+
+
+def _lines(count: int) -> str:
+    return "1 line" if count == 1 else f"{count} lines"
 
 
 def _lines_of(text: str, old: str, most: int = 10) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -235,6 +236,15 @@ def test_ten_thousand_spoilt_calls_never_raise_and_never_submit_by_accident(read
                 assert reads is LLAMA or not rest or rest.startswith("</tool_call>")
             elif isinstance(call, ToolCall):
                 assert f"<function={call.name}>" in body.replace("\n", "").replace(" ", "")
+
+
+@pytest.mark.parametrize("reads", [HERMES, XML, LLAMA], ids=CALL_FORMATS)
+def test_a_long_hostile_turn_is_read_in_bounded_time(reads: CallReader) -> None:
+    started = time.monotonic()
+    for unit in (";", "{", "} ", "\n", "<tool_call>", "<think></think>", "<tool_call><function=a>", "{}\n{"):
+        reads.read(unit * (100_000 // len(unit)))
+        reads.read("<tool_call><function=a><parameter=b>" + "</parameter> " * 8000)
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("reads", [HERMES, XML, LLAMA], ids=CALL_FORMATS)

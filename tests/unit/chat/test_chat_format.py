@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox_rl.chat.format import MAX_OBSERVATION_CHARS, ChatFormat
+from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.chat.words import MAX_OBSERVATION_CHARS
 from sandbox_rl.errors import ModelError
 from sandbox_rl.types import (
     Action,

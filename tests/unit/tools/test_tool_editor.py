@@ -171,6 +171,7 @@ async def test_view_of_a_directory_is_two_levels_deep() -> None:
     assert shown.split("\n")[1:] == [
         f"/testbed/{n}" for n in ("a.txt", "d/", "d/b.txt", "d/e/", "documents/")
     ]
+    assert shown == (await edit(RecordingSandbox(files=files), command="view", path="/testbed//./")).text
     assert "empty directory" in (await edit(RecordingSandbox(), command="view", path="documents")).text
 
 
