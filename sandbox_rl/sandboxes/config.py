@@ -10,7 +10,7 @@ from pydantic import Field
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.settings import Settings
 
-__all__ = ["EmbeddedSettings"]
+__all__ = ["EmbeddedSettings", "PoolSettings"]
 
 
 class EmbeddedSettings(Settings):
@@ -31,3 +31,26 @@ class EmbeddedSettings(Settings):
     """Bound memory, processes and CPU by cgroup where this user may; else by limits and a watchdog."""
     create_concurrency: int = Field(default=16, ge=1)
     """Sandboxes being made at the same time; further ones wait."""
+
+
+class PoolSettings(Settings):
+    """How sandboxes are kept ready and how much is asked of the host."""
+
+    warm: int = Field(default=4, ge=0)
+    """Sandboxes made ahead of need."""
+    max_live: int = Field(default=256, ge=1)
+    """Handed out at the same time; further requests wait."""
+    create_concurrency: int = Field(default=8, ge=1)
+    """Being made at the same time."""
+    reserve_mb: int = Field(default=1024, ge=0)
+    """Memory that must stay free on the host beside one sandbox's limit, in MiB."""
+    backoff_s: float = Field(default=0.1, gt=0)
+    """Seconds before the second attempt; doubles with each further one."""
+    longest_backoff_s: float = Field(default=5.0, gt=0)
+    """Seconds between attempts at most."""
+    breaker_failures: int = Field(default=5, ge=1)
+    """Failures in a row after which only one probe at a time is made."""
+    probe_interval_s: float = Field(default=2.0, gt=0)
+    """Seconds before each probe."""
+    warm_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds that making a warm sandbox may take."""

@@ -52,6 +52,8 @@ class EmbeddedBackend:
         settings = settings or EmbeddedSettings()
         self._settings = settings.model_copy(update={"limits": limits}) if limits else settings
         self._spawner = SpawnerClient()
+        self._config: dict[str, Any] = {}
+        self._restarting = asyncio.Lock()
         self._making = asyncio.Semaphore(self._settings.create_concurrency)
         self._info: SandboxInfo | None = None
         self._events = ""
@@ -72,7 +74,7 @@ class EmbeddedBackend:
             read_only=settings.read_only,
             environment=settings.environment,
         )
-        config = asdict(layout) | {
+        self._config = asdict(layout) | {
             "agent": agent_source(),
             "seccomp": build_filter(platform.machine()).hex(),
             "limits": asdict(settings.limits),
@@ -80,7 +82,7 @@ class EmbeddedBackend:
             "owner": os.getpid(),
         }
         try:
-            found = await self._spawner.start(config)
+            found = await self._spawner.start(self._config)
         except SetupError as error:
             raise SetupError(f"{error}; {ALLOW_NAMESPACES}") from error
         self._events = found["events"]
@@ -99,6 +101,7 @@ class EmbeddedBackend:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self._info = None
         await self._spawner.stop()
 
     @asynccontextmanager
@@ -141,6 +144,7 @@ class EmbeddedBackend:
         Nothing may be awaited between the request to the spawner and the return, except what leaves
         the sandbox to be found by its name.
         """
+        await self._ensure_spawner()
         ours, theirs = socket.socketpair()
         death: asyncio.Future[str] | None = None
         channel: AgentChannel | None = None
@@ -173,6 +177,19 @@ class EmbeddedBackend:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DEATH_TIMEOUT_S):
                 await asyncio.shield(death)
+
+    async def _ensure_spawner(self) -> None:
+        """Start another one if it has been killed; the sandboxes of the old one are gone with it."""
+        if self._spawner.alive:
+            return
+        async with self._restarting:
+            if self._info is None or self._spawner.alive:
+                return
+            await self._spawner.stop()
+            try:
+                self._events = (await self._spawner.start(self._config))["events"]
+            except SetupError as error:
+                raise SandboxFault(f"the sandbox spawner cannot be started again: {error}") from error
 
     async def _check_host(self) -> None:
         """Raises SandboxFault if the spawner is gone."""

@@ -1,0 +1,198 @@
+"""A pool in front of a backend: warm sandboxes, back-pressure, retries, a circuit breaker.
+
+A sandbox is handed out once and destroyed after use; what is reused is only the waiting. The pool
+itself fulfils `SandboxBackend`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError
+from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
+from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
+from sandbox_rl.sandboxes.config import PoolSettings
+from sandbox_rl.sandboxes.host_room import HostRoom
+from sandbox_rl.sandboxes.names import check_files
+
+__all__ = ["PoolableBackend", "SandboxPool"]
+
+_Context = AbstractAsyncContextManager[AgentSandbox]
+
+
+class PoolableBackend(Protocol):
+    """A backend whose sandboxes can be filled with files after they were made."""
+
+    @property
+    def info(self) -> SandboxInfo: ...
+
+    def sandbox(self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0) -> _Context: ...
+
+    async def __aenter__(self) -> object: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+
+class SandboxPool:
+    """Hands out sandboxes of `backend`.
+
+    A request waits while too many are live, while the host has no room, or while making them fails;
+    only its own timeout ends the wait. After `breaker_failures` failures in a row one probe at a time
+    finds out whether the backend is back, and nobody else tries meanwhile.
+
+    Args:
+        backend: not yet entered; the pool enters and leaves it.
+        limits: of one sandbox, for the check of input files and of the host's room.
+        room: what the host has left; replaceable for tests.
+    """
+
+    def __init__(
+        self,
+        backend: PoolableBackend,
+        *,
+        limits: SandboxLimits | None = None,
+        settings: PoolSettings | None = None,
+        room: HostRoom | None = None,
+    ) -> None:
+        self._backend = backend
+        self._limits = limits or SandboxLimits()
+        self._settings = settings or PoolSettings()
+        self._room = room or HostRoom(self._limits, self._settings.reserve_mb)
+        self._live = asyncio.Semaphore(self._settings.max_live)
+        self._making = asyncio.Semaphore(self._settings.create_concurrency)
+        self._warm: deque[tuple[_Context, AgentSandbox]] = deque()
+        self._wanted = asyncio.Event()
+        self._failures = 0
+        self._last_fault = ""
+        self._probing = asyncio.Lock()
+        self._filler: asyncio.Task[None] | None = None
+
+    @property
+    def info(self) -> SandboxInfo:
+        """The backend's."""
+        return self._backend.info
+
+    @property
+    def warm(self) -> int:
+        """Sandboxes that wait to be handed out."""
+        return len(self._warm)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the circuit breaker is open."""
+        return self._failures >= self._settings.breaker_failures
+
+    async def __aenter__(self) -> SandboxPool:
+        await self._backend.__aenter__()
+        self._wanted.set()
+        self._filler = asyncio.create_task(self._keep_warm(), name="sandbox pool")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        try:
+            if self._filler is not None:
+                self._filler.cancel()
+                await asyncio.wait([self._filler])
+            while self._warm:
+                context, _ = self._warm.popleft()
+                await context.__aexit__(None, None, None)
+        finally:
+            await self._backend.__aexit__(*exc)
+
+    @asynccontextmanager
+    async def sandbox(
+        self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
+    ) -> AsyncIterator[AgentSandbox]:
+        """A fresh sandbox; see `SandboxBackend.sandbox`. `timeout` includes every wait."""
+        check_files(files or {}, self._limits)
+        deadline = time.monotonic() + timeout
+        context: _Context | None = None
+        live = False
+        try:
+            try:
+                async with asyncio.timeout(timeout):
+                    live = await self._live.acquire()
+                    while context is None:
+                        context, sandbox = self._take_warm() or await self._make_patiently(deadline)
+                        try:
+                            await sandbox.put_files(files or {})
+                        except SandboxDead:  # it died while it waited; no policy has touched it
+                            await context.__aexit__(None, None, None)
+                            context = None
+            except TimeoutError as error:
+                raise SandboxFault(f"no sandbox within {timeout:g} s{self._why()}") from error
+            except SandboxFileError as error:
+                raise SandboxFault(f"the files of a new sandbox cannot be placed: {error}") from error
+            yield sandbox
+        finally:
+            try:
+                if context is not None:
+                    await context.__aexit__(None, None, None)
+            finally:
+                if live:
+                    self._live.release()
+
+    def _take_warm(self) -> tuple[_Context, AgentSandbox] | None:
+        self._wanted.set()
+        return self._warm.popleft() if self._warm else None
+
+    async def _make_patiently(self, deadline: float) -> tuple[_Context, AgentSandbox]:
+        """Make one, waiting for room, with back-off between attempts, until cancelled by the timeout."""
+        wait = self._settings.backoff_s
+        while True:
+            try:
+                if self.broken:
+                    await self._probe(deadline)
+                await self._room.wait()
+                async with self._making:
+                    return await self._make(deadline)
+            except SandboxFault:
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, self._settings.longest_backoff_s)
+
+    async def _make(self, deadline: float) -> tuple[_Context, AgentSandbox]:
+        """One attempt, counted by the breaker."""
+        context = self._backend.sandbox(timeout=max(0.001, deadline - time.monotonic()))
+        try:
+            sandbox = await context.__aenter__()
+        except SandboxFault as fault:
+            self._failures += 1
+            self._last_fault = str(fault)
+            raise
+        self._failures = 0
+        return context, sandbox
+
+    async def _probe(self, deadline: float) -> None:
+        """With the breaker open, one request tries; the others wait for what it finds."""
+        async with self._probing:
+            if not self.broken:
+                return
+            await asyncio.sleep(self._settings.probe_interval_s)
+            context, _ = await self._make(deadline)
+            await context.__aexit__(None, None, None)
+
+    async def _keep_warm(self) -> None:
+        """Make sandboxes ahead of need. Failures are left to the requests, which report them."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while len(self._warm) < self._settings.warm and not self.broken and self._room.enough():
+                try:
+                    async with self._making:
+                        self._warm.append(await self._make(time.monotonic() + self._settings.warm_timeout_s))
+                except SandboxFault:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._wanted.wait(), self._settings.longest_backoff_s)
+
+    def _why(self) -> str:
+        if self.broken:
+            return f"; making them fails: {self._last_fault}"
+        if self._live.locked():
+            return f"; {self._settings.max_live} are live (sandbox pool: max_live)"
+        return "" if self._room.enough() else f"; {self._room.lacking()}"
