@@ -85,7 +85,9 @@ def _check(args: GRPOConfig) -> None:
             f"{args.num_generations}, e.g. per_device_train_batch_size={args.num_generations}"
         )
     if args.temperature <= 0:
-        raise ConfigError(f"grpo.temperature: {args.temperature}, expected > 0; a greedy policy cannot explore")
+        raise ConfigError(
+            f"grpo.temperature: {args.temperature}, expected > 0; a greedy policy cannot explore"
+        )
     for name, neutral in (("top_p", 1.0), ("min_p", None), ("repetition_penalty", 1.0)):
         if getattr(args, name) not in (neutral, None):
             raise ConfigError(

@@ -22,7 +22,7 @@ __all__ = ["build_backend", "build_engine", "build_render", "build_scoring", "bu
 
 def build_backend(recipe: Recipe) -> SandboxBackend:
     """The sandbox backend of a recipe."""
-    return EmbeddedBackend(recipe.sandbox)
+    return EmbeddedBackend(settings=recipe.sandbox)
 
 
 def build_toolbox(recipe: Recipe) -> Toolbox:

@@ -16,25 +16,18 @@ from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.config import ModelSettings
 
-__all__ = ["starting_point"]
+__all__ = ["needs_warmup", "starting_point"]
 
 _DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def starting_point(
-    recipe: Recipe, *, base_dir: Path, state: PartialState, display: Display
-) -> ModelSettings:
+def starting_point(recipe: Recipe, *, base_dir: Path, state: PartialState, display: Display) -> ModelSettings:
     """The model to load; makes the warm-up checkpoint if the recipe asks for one.
 
     Raises:
         ConfigError: `tiny` without a warm-up, or what the warm-up finds wrong.
     """
-    if recipe.warmup is None:
-        if recipe.model.path == "tiny":
-            raise ConfigError(
-                "model.path: 'tiny' has random weights and cannot call a tool, expected a 'warmup:' block "
-                "with it; add one, or set model.path to a trained model"
-            )
+    if not needs_warmup(recipe):
         return recipe.model
     if state.num_processes == 1:
         result = _warm(recipe, base_dir, display)
@@ -44,6 +37,20 @@ def starting_point(
                 _warm_alone(recipe, base_dir)
             result = _warm(recipe, base_dir, display)
     return recipe.model.model_copy(update={"path": str(result.path)})
+
+
+def needs_warmup(recipe: Recipe) -> bool:
+    """Whether a warm-up comes first.
+
+    Raises:
+        ConfigError: `tiny` without one.
+    """
+    if recipe.warmup is None and recipe.model.path == "tiny":
+        raise ConfigError(
+            "model.path: 'tiny' has random weights and cannot call a tool, expected a 'warmup:' block "
+            "with it; add one, or set model.path to a trained model"
+        )
+    return recipe.warmup is not None
 
 
 def _warm(recipe: Recipe, base_dir: Path, display: Display) -> WarmupResult:

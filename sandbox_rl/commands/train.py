@@ -7,7 +7,6 @@ sandboxes with its own copy of the model; TRL averages the gradients.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,19 @@ from trl import GRPOConfig
 
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.callbacks import AfterSteps, CountUpdates, FinishOnSignal, LogMetrics
+from sandbox_rl.commands.check import check_prompts
 from sandbox_rl.commands.display import Display, Silent
 from sandbox_rl.commands.facts import machine_facts
 from sandbox_rl.commands.grpo import grpo_config, sampling_of
 from sandbox_rl.commands.held_out import HeldOut
+from sandbox_rl.commands.labels import data_labels, result_lines
 from sandbox_rl.commands.parts import build_engine, build_toolbox
 from sandbox_rl.commands.run_dir import RunDirectory, write_atomically
 from sandbox_rl.commands.starting_point import starting_point
 from sandbox_rl.config.recipe import Recipe, resolved
-from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.evaluation import Evaluation
 from sandbox_rl.journal import Journal
 from sandbox_rl.policies.transformers import TransformersPolicy
-from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import CheckpointManifest, last_complete
 from sandbox_rl.training.config import LoraSettings
@@ -41,7 +40,6 @@ from sandbox_rl.training.export import export_model
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import context_length, load_model, load_tokenizer
 from sandbox_rl.training.trainer import GroupRollouts, SandboxGRPOTrainer, outcome_reward
-from sandbox_rl.types import Task
 
 __all__ = ["TrainResult", "train"]
 
@@ -79,7 +77,7 @@ def train(
     model_settings = starting_point(recipe, base_dir=base_dir, state=state, display=display)
     tokenizer, model = load_tokenizer(model_settings), load_model(model_settings)
     chat = ChatFormat.from_tokenizer(
-        tokenizer, build_toolbox(recipe).schemas, call_format=model_settings.call_format
+        tokenizer, build_toolbox(recipe).schemas, call_format=recipe.chat.call_format
     )
     run = _run_directory(recipe, state, resume=resume)
     args = grpo_config(recipe, run.checkpoints)
@@ -94,7 +92,7 @@ def train(
         weight_version=lambda: updates.value,
     )
     engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=sampling_of(args))
-    check_context(engine, train_tasks)
+    check_prompts(recipe, base_dir, chat, train_tasks, context=context_length(model))
     finish = FinishOnSignal()
     with LoopThread() as loop, loop.entered(engine), Journal(run.episodes) as journal, finish.installed():
         if state.is_main_process:
@@ -160,38 +158,17 @@ def train(
             run.export,
             recipe=resolved(recipe),
             base_model=recipe.model.path,
-            datasets=[source.label for source in recipe.data.sources],
-            results={
-                f"held-out accuracy {when} training": f"{100 * e.accuracy:.1f} % ± {100 * e.half_width:.1f}"
-                for when, e in (("before", before), ("after", after))
-                if e is not None
-            },
+            datasets=data_labels(recipe),
+            results=result_lines(
+                {
+                    when: (e.accuracy, e.half_width)
+                    for when, e in (("before", before), ("after", after))
+                    if e is not None
+                }
+            ),
         )
     state.wait_for_everyone()
     return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
-
-
-def check_context(engine: RolloutEngine, tasks: Sequence[Task], *, sample: int = 64) -> None:
-    """Whether the longest prompts leave the policy room to act.
-
-    Args:
-        sample: how many of the longest problem statements are rendered and counted.
-
-    Raises:
-        ConfigError: the tasks' prompts do not fit.
-        DataError: there are no tasks.
-    """
-    if not tasks:
-        raise DataError("data: the training split holds no task; raise a source's size or lower data.held_out")
-    longest = sorted(tasks, key=lambda task: len(task.prompt), reverse=True)[:sample]
-    for task in longest:
-        length = len(engine.prompt_ids(task))
-        if length >= engine.policy.max_context:
-            raise ConfigError(
-                f"task {task.id!r}: its prompt has {length} tokens, expected fewer than the "
-                f"{engine.policy.max_context} that the model takes; place its context in files, or use a "
-                "model with a longer context"
-            )
 
 
 def _run_directory(recipe: Recipe, state: PartialState, *, resume: bool) -> RunDirectory:

@@ -121,7 +121,7 @@ def _key(recipe: Recipe) -> str:
         "seed": recipe.seed,
         **{
             name: getattr(recipe, name).model_dump(mode="json")
-            for name in ("model", "data", "warmup", "reward", "sandbox", "episode")
+            for name in ("model", "chat", "data", "warmup", "reward", "sandbox", "episode")
         },
         "prompts": recipe.prompts,
     }
@@ -131,7 +131,7 @@ def _key(recipe: Recipe) -> str:
 
 def _chat(recipe: Recipe, tokenizer: Any) -> ChatFormat:
     return ChatFormat.from_tokenizer(
-        tokenizer, build_toolbox(recipe).schemas, call_format=recipe.model.call_format
+        tokenizer, build_toolbox(recipe).schemas, call_format=recipe.chat.call_format
     )
 
 
@@ -151,9 +151,7 @@ def _expert_episodes(
     policy = ScriptedPolicy(
         _Cast(expert, {r.id: (r.task, random.Random(r.seed)) for r in requests}, chat), max_context=1 << 20
     )
-    engine = build_engine(
-        recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=SamplingSettings()
-    )
+    engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=SamplingSettings())
 
     async def run() -> list[Rollout]:
         async with engine:

@@ -47,6 +47,12 @@ class SandboxLimits:
     cpus: float = 1.0
     output_bytes: int = 1 << 20
 
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value <= 0:
+                raise ValueError(f"limit {name}: {value}, expected a number above 0")
+
 
 @dataclass(frozen=True, slots=True)
 class SandboxInfo:

@@ -35,8 +35,6 @@ class ModelSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
     attn_implementation: str | None = None
-    call_format: str = "auto"
-    """How tool calls are written: auto (by the chat template), hermes, qwen3_coder, llama3_json."""
     lora: LoraSettings | None = None
 
 

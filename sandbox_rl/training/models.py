@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sandbox_rl.errors import ModelError
 from sandbox_rl.training.config import ModelSettings
 
-__all__ = ["context_length", "load_model", "load_tokenizer"]
+__all__ = ["configured_context", "context_length", "load_model", "load_tokenizer"]
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
@@ -56,6 +56,16 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
 def context_length(model: PreTrainedModel) -> int:
     """Longest sequence that the model was made for, in tokens."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 20))
+
+
+def configured_context(settings: ModelSettings) -> int:
+    """As `context_length`, from the configuration alone: no weights are loaded.
+
+    Raises:
+        ModelError: not found.
+    """
+    config = _from_pretrained(AutoConfig, settings)
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 20))
 
 
 def _from_pretrained(loader: Any, settings: ModelSettings, **extra: Any) -> Any:

@@ -1,0 +1,196 @@
+"""The command line. Thin: parses, calls `commands`, and turns exceptions into one line and an exit code.
+
+Exit codes: 0 done, 1 our failure, 2 the user's mistake, 3 done in part, 130 interrupted.
+Everything heavy is imported inside the commands, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sandbox_rl import __version__
+from sandbox_rl.errors import InfraFault, SandboxRLError, UserError
+
+if TYPE_CHECKING:
+    from sandbox_rl.config.recipe import Recipe
+
+__all__ = ["app", "main"]
+
+DEBUG_VARIABLE = "SANDBOX_RL_DEBUG"
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="sandbox-rl",
+    help="Train language models by reinforcement learning inside code sandboxes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, e.g. recipes/quickstart.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Replace values of the recipe: grpo.learning_rate=1e-6."),
+]
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Train language models by reinforcement learning inside code sandboxes."""
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last complete checkpoint of the newest run.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check recipe, data, model and sandbox, print the recipe, and leave."),
+    ] = False,
+) -> None:
+    """Train a policy in sandboxes and export it.
+
+    Ends with held-out accuracy before and after, and the path of the exported model.
+    The same under `accelerate launch`: python -m sandbox_rl.train RECIPE [KEY=VALUE]...
+    """
+    loaded, base_dir = _load(recipe, overrides)
+    from sandbox_rl.terminal import Terminal
+
+    terminal = Terminal()
+    if dry_run:
+        from sandbox_rl.commands.check import check
+        from sandbox_rl.config.recipe import resolved
+
+        check(loaded, base_dir=base_dir, display=terminal)
+        typer.echo(resolved(loaded), nl=False)
+        return
+    from sandbox_rl.commands.report import show_training
+    from sandbox_rl.commands.train import train as run
+
+    show_training(run(loaded, base_dir=base_dir, resume=resume, display=terminal), terminal)
+
+
+@app.command(name="eval")
+def evaluate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Directory or Hub id instead of the recipe's model.")
+    ] = None,
+) -> None:
+    """Measure a model on the recipe's held-out tasks."""
+    loaded, base_dir = _load(recipe, overrides)
+    from sandbox_rl.commands.evaluate import evaluate as run
+    from sandbox_rl.commands.report import show_evaluation
+    from sandbox_rl.terminal import Terminal
+
+    terminal = Terminal()
+    show_evaluation(run(loaded, base_dir=base_dir, model=model, display=terminal), terminal)
+
+
+@app.command()
+def warmup(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Fine-tune the model on successful expert episodes, so that it can call tools at all.
+
+    The result is cached below the output directory; `train` finds it there.
+    """
+    loaded, base_dir = _load(recipe, overrides)
+    from sandbox_rl.commands.warmup import warmup as run
+    from sandbox_rl.terminal import Terminal
+
+    terminal = Terminal()
+    result = run(loaded, base_dir=base_dir, display=terminal)
+    how = "Found" if result.cached else "Made"
+    terminal.say(
+        f"{how}: {result.successful} of {result.episodes} expert episodes were successful, "
+        f"loss {result.loss:.3f}"
+    )
+    terminal.say(str(result.path))
+
+
+@app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, e.g. runs/quickstart.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory to write; must not exist.")],
+    checkpoint: Annotated[
+        int | None, typer.Option("--step", help="Checkpoint of this step instead of the newest complete one.")
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge/--no-merge", help="Merge LoRA adapters into the model.")
+    ] = True,
+    push_to_hub: Annotated[
+        str | None, typer.Option("--push-to-hub", metavar="ID", help="Also upload it under this Hub id.")
+    ] = None,
+) -> None:
+    """Write a run's checkpoint as a model directory that transformers and vLLM load."""
+    from sandbox_rl.commands.export import export as run
+
+    path = run(run_dir, output, step=checkpoint, merge_lora=merge, push_to_hub=push_to_hub)
+    typer.echo(str(path))
+
+
+def _load(path: Path, overrides: list[str] | None) -> tuple[Recipe, Path]:
+    from sandbox_rl.config.load import load_recipe
+
+    return load_recipe(path, overrides or ()), path.resolve().parent
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    debug = bool(os.environ.get(DEBUG_VARIABLE))
+    _quiet(debug)
+    try:
+        app(arguments)
+    except UserError as error:
+        _end(error, 2, debug)
+    except (InfraFault, SandboxRLError) as error:
+        _end(error, 1, debug)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; `--resume` goes on from the last complete checkpoint.", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _end(error: SandboxRLError, code: int, debug: bool) -> None:
+    if debug:
+        raise error
+    typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+    sys.exit(code)
+
+
+def _quiet(debug: bool) -> None:
+    """Our own warnings are shown; chatter of the libraries only for debugging."""
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(message)s")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not debug:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        for noisy in ("trl", "accelerate", "datasets", "peft", "torch"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    main()

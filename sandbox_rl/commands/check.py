@@ -1,0 +1,90 @@
+"""`--dry-run`: everything that can be wrong is found before the first second of training."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.commands.display import Display
+from sandbox_rl.commands.grpo import grpo_config, sampling_of
+from sandbox_rl.commands.parts import build_backend, build_render, build_scoring, build_toolbox
+from sandbox_rl.commands.starting_point import needs_warmup
+from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.errors import ConfigError, SetupError
+from sandbox_rl.tasks.load import TaskSet, load_tasks
+from sandbox_rl.training.experts import load_expert
+from sandbox_rl.training.models import configured_context, load_tokenizer
+from sandbox_rl.training.tiny import CONTEXT, tiny_tokenizer
+
+__all__ = ["check", "check_prompts"]
+
+LONGEST = 64
+"""How many of the longest problem statements are rendered and counted."""
+
+
+def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
+    """Resolve and try everything but training; writes nothing.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
+    held_out = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
+    display.say(f"ok  data: {len(tasks)} training tasks, {len(held_out)} held out")
+    args = grpo_config(recipe, Path(recipe.output_dir))
+    sampling_of(args)
+    display.say(f"ok  grpo: {args.generation_batch_size} episodes per generation, {args.loss_type} loss")
+    if recipe.warmup is not None:
+        load_expert(recipe.warmup.expert)
+    needs_warmup(recipe)
+    tiny = recipe.model.path == "tiny"
+    # The tiny model's own tokenizer is trained during the warm-up and only ever shorter than bytes.
+    tokenizer = tiny_tokenizer() if tiny else load_tokenizer(recipe.model)
+    chat = ChatFormat.from_tokenizer(
+        tokenizer, build_toolbox(recipe).schemas, call_format=recipe.chat.call_format
+    )
+    context = CONTEXT if tiny else configured_context(recipe.model)
+    check_prompts(recipe, base_dir, chat, tasks, context=None if tiny else context)
+    display.say(f"ok  model: {recipe.model.path}, context of {context} tokens, chat template usable")
+    asyncio.run(_try_sandbox(recipe, tasks, display))
+
+
+def check_prompts(
+    recipe: Recipe, base_dir: Path, chat: ChatFormat, tasks: TaskSet, *, context: int | None
+) -> None:
+    """Whether the longest prompts leave the policy room to act.
+
+    Args:
+        context: longest sequence of the model in tokens; None renders without counting.
+
+    Raises:
+        ConfigError: a task's prompt does not fit, or has no prompt set.
+    """
+    render = build_render(recipe, base_dir)
+    for task in sorted(tasks, key=lambda task: len(task.prompt), reverse=True)[:LONGEST]:
+        length = len(chat.render_prompt(render(task)))
+        if context is not None and length >= context:
+            raise ConfigError(
+                f"task {task.id!r}: its prompt has {length} tokens, expected fewer than the {context} that "
+                "the model takes; place its context in files, or use a model with a longer context"
+            )
+
+
+async def _try_sandbox(recipe: Recipe, tasks: TaskSet, display: Display) -> None:
+    async with build_backend(recipe) as backend, build_scoring(recipe) as scoring:
+        async with backend.sandbox(tasks[0].files or None) as sandbox:
+            done = await sandbox.exec("echo 42 > answer.txt", timeout=10)
+            answer = await sandbox.read_answer()
+        if done.exit_code != 0 or answer.text != "42\n":
+            raise SetupError(
+                f"sandbox: a first command ended with {done.status.value}, exit code {done.exit_code}, answer "
+                f"{answer.status.value}; run `sandbox-rl self-check` to see what this machine lacks"
+            )
+        lacks = "; ".join(backend.info.lacks) or "nothing"
+        display.say(f"ok  sandbox: {backend.info.backend}, {backend.info.tier}; lacks {lacks}")
+        bad = await scoring.check_gold(tasks[:LONGEST])
+        if bad:
+            first, reason = next(iter(bad.items()))
+            raise ConfigError(f"reward: the gold answer of task {first!r} cannot be scored: {reason}")
+        display.say(f"ok  reward: the gold answers of {min(LONGEST, len(tasks))} tasks can be scored")

@@ -1,0 +1,94 @@
+"""A run's checkpoint as a model directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from peft import AutoPeftModelForCausalLM
+
+from sandbox_rl.commands.labels import data_labels, result_lines
+from sandbox_rl.config.load import load_recipe
+from sandbox_rl.errors import ConfigError, ModelError
+from sandbox_rl.training.checkpoints import is_complete, last_complete
+from sandbox_rl.training.config import ModelSettings
+from sandbox_rl.training.export import export_model
+from sandbox_rl.training.models import load_model, load_tokenizer
+
+__all__ = ["export"]
+
+
+def export(
+    run_dir: Path,
+    output: Path,
+    *,
+    step: int | None = None,
+    merge_lora: bool = True,
+    push_to_hub: str | None = None,
+) -> Path:
+    """Write the run's newest complete checkpoint, or that of `step`, to `output`.
+
+    Raises:
+        ConfigError: no such run or checkpoint, or `output` exists.
+        ModelError: the Hub refuses the upload.
+    """
+    if output.exists():
+        raise ConfigError(f"{output} exists already, expected a new directory; choose another name")
+    recipe_path = run_dir / "recipe.yaml"
+    if not recipe_path.is_file():
+        raise ConfigError(f"{run_dir}: no run (it has no recipe.yaml); give a directory such as runs/quickstart")
+    checkpoint = _checkpoint(run_dir / "checkpoints", step)
+    recipe = load_recipe(recipe_path)
+    settings = ModelSettings(path=str(checkpoint), dtype=recipe.model.dtype)
+    adapter = (checkpoint / "adapter_config.json").is_file()
+    model = AutoPeftModelForCausalLM.from_pretrained(checkpoint) if adapter else load_model(settings)
+    results_path = run_dir / "results.json"
+    results = json.loads(results_path.read_text()) if results_path.is_file() else {}
+    path = export_model(
+        model,
+        load_tokenizer(settings),
+        output,
+        recipe=recipe_path.read_text(encoding="utf-8"),
+        base_model=recipe.model.path,
+        datasets=data_labels(recipe),
+        results=result_lines(
+            {when: (value["accuracy"], value["half_width"]) for when, value in results.items()}
+        ),
+        merge_lora=merge_lora,
+    )
+    if push_to_hub is not None:
+        upload(path, push_to_hub)
+    return path
+
+
+def upload(path: Path, repository: str) -> None:
+    """Create the Hub repository if it is missing and upload the directory.
+
+    Raises:
+        ModelError: not logged in, no rights, or the Hub is out of reach.
+    """
+    api = HfApi()
+    try:
+        api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=path)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"--push-to-hub {repository!r}: the upload failed ({first}); log in with `hf auth login`, check "
+            f"the id, and run it again; the model is in {path}"
+        ) from error
+
+
+def _checkpoint(directory: Path, step: int | None) -> Path:
+    if step is None:
+        found = last_complete(directory)
+        if found is None:
+            raise ConfigError(f"{directory}: no complete checkpoint; train on, or lower grpo.save_steps")
+        return found
+    checkpoint = directory / f"checkpoint-{step}"
+    if not is_complete(checkpoint):
+        have = sorted(p.name for p in directory.glob("checkpoint-*") if is_complete(p))
+        raise ConfigError(f"--step {step}: no complete checkpoint, expected one of {', '.join(have) or 'none'}")
+    return checkpoint

@@ -1,0 +1,26 @@
+"""Words for model cards and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.tasks.config import TableSource
+
+__all__ = ["data_labels", "result_lines"]
+
+
+def data_labels(recipe: Recipe) -> list[str]:
+    """What the data sources are called."""
+    return [
+        source.name or (source.path if isinstance(source, TableSource) else source.dataset)
+        for source in recipe.data.sources
+    ]
+
+
+def result_lines(results: Mapping[str, tuple[float, float]]) -> dict[str, str]:
+    """Metric → value for a model card, from when → (accuracy, half width of its interval)."""
+    return {
+        f"held-out accuracy {when} training": f"{100 * accuracy:.1f} % ± {100 * half_width:.1f}"
+        for when, (accuracy, half_width) in results.items()
+    }

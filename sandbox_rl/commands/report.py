@@ -1,0 +1,53 @@
+"""Results as a person reads them."""
+
+from __future__ import annotations
+
+from sandbox_rl.commands.display import Display
+from sandbox_rl.commands.train import TrainResult
+from sandbox_rl.evaluation import Evaluation
+
+__all__ = ["show_evaluation", "show_training"]
+
+_SHOWN = {
+    "turns": "turns per episode",
+    "tokens/sampled": "sampled tokens per episode",
+    "stop/submitted": "share that submitted",
+    "infra_fault_rate": "infrastructure faults",
+}
+
+
+def show_training(result: TrainResult, display: Display) -> None:
+    """The table of held-out results before and after, and where everything is."""
+    if result.interrupted:
+        display.say(f"Stopped after step {result.steps} with a checkpoint; `--resume` goes on. {result.run}")
+        return
+    shown = [(when, e) for when, e in (("before", result.before), ("after", result.after)) if e is not None]
+    if shown:
+        rows = [["accuracy", *(_percent(e) for _, e in shown)]]
+        for domain in sorted({d for _, e in shown for d in e.domains}):
+            rows.append([f"  {domain}", *(f"{100 * e.domains.get(domain, 0.0):.1f} %" for _, e in shown)])
+        for key, title in _SHOWN.items():
+            rows.append([title, *(f"{e.metrics.get(key, 0.0):.2f}" for _, e in shown)])
+        display.table(
+            f"{shown[-1][1].tasks} held-out tasks, {result.steps} updates",
+            ["", *(when for when, _ in shown)],
+            rows,
+        )
+    display.say(f"Run:   {result.run}")
+    if result.export is not None:
+        display.say(f"Model: {result.export}")
+
+
+def show_evaluation(evaluation: Evaluation, display: Display) -> None:
+    """One evaluation as a table."""
+    rows = [["accuracy", _percent(evaluation)]]
+    rows += [[f"  {domain}", f"{100 * value:.1f} %"] for domain, value in evaluation.domains.items()]
+    rows += [[f"pass@{k}", f"{100 * value:.1f} %"] for k, value in evaluation.pass_at.items()]
+    rows += [[title, f"{evaluation.metrics.get(key, 0.0):.2f}"] for key, title in _SHOWN.items()]
+    if evaluation.unjudged:
+        rows.append(["episodes not judged", str(evaluation.unjudged)])
+    display.table(f"{evaluation.tasks} held-out tasks", ["", "value"], rows)
+
+
+def _percent(evaluation: Evaluation) -> str:
+    return f"{100 * evaluation.accuracy:.1f} % ± {100 * evaluation.half_width:.1f}"

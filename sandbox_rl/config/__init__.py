@@ -1,0 +1,1 @@
+"""Recipes: YAML on disk, dotted overrides on the command line, a frozen `Recipe` in the program."""

@@ -1,0 +1,156 @@
+"""From a recipe file and overrides to a validated `Recipe`, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.config.source import Place, RecipeSource, parse_yaml, read_source
+from sandbox_rl.errors import ConfigError
+
+__all__ = ["load_recipe"]
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides such as `grpo.learning_rate=1e-6` or `data.sources.0.size=50`.
+
+    Raises:
+        ConfigError: one line naming file and line (or the override), key, value and what was expected.
+    """
+    source = read_source(path)
+    values = copy.deepcopy(source.values)
+    places = dict(source.places)
+    for override in overrides:
+        place = _apply(values, override)
+        for known in [p for p in places if p[: len(place)] == place]:
+            del places[known]
+        for end in range(1, len(place) + 1):
+            places.setdefault(place[:end], f"override {override!r}")
+    merged = RecipeSource(values, places)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        # A list whose item is wrong is reported as a wrong list, too: keep the deepest.
+        details = [e for e in found if not any(_inside(other["loc"], e["loc"]) for other in found)]
+        message = _explain(merged, details[0])
+        if len(details) > 1:
+            message += f" (and {len(details) - 1} more)"
+        raise ConfigError(message) from error
+
+
+def _apply(values: dict[str, Any], override: str) -> Place:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted.strip():
+        raise ConfigError(f"override {override!r}: expected key=value, e.g. grpo.learning_rate=1e-6")
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; quote it") from error
+    keys = dotted.strip().split(".")
+    place: list[str | int] = []
+    target: Any = values
+    for position, key in enumerate(keys):
+        last = position + 1 == len(keys)
+        if isinstance(target, list):
+            if not key.isdigit() or int(key) >= len(target):
+                raise ConfigError(
+                    f"override {override!r}: {'.'.join(keys[:position])} is a list of {len(target)}, "
+                    f"expected an index from 0 to {len(target) - 1} instead of {key!r}"
+                )
+            index: str | int = int(key)
+        elif isinstance(target, dict):
+            index = key
+            if not last and not isinstance(target.get(key), dict | list):
+                target[key] = {}
+        else:
+            raise ConfigError(f"override {override!r}: {'.'.join(keys[:position])} has no keys below it")
+        place.append(index)
+        if last:
+            target[index] = value
+        else:
+            target = target[index]
+    return tuple(place)
+
+
+def _explain(source: RecipeSource, detail: ErrorDetails) -> str:
+    place, model = _walk(detail["loc"])
+    key = ".".join(str(part) for part in place)
+    where = source.where(place)
+    prefix = f"{where}: " if where else ""
+    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        name = str(place[-1])
+        known = list(_fields(model)) if model is not None else []
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
+        return f"{prefix}unknown key {key!r}, {hint}"
+    if detail["type"] == "missing":
+        return f"{prefix}key {key!r} is missing; add it"
+    problem = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        context = detail.get("ctx", {})
+        expected = context.get("expected_tags", "")
+        got = context.get("tag", "nothing")
+        return f"{prefix}key '{key}.type': {got!r}, expected one of {expected}"
+    problem = problem[0].lower() + problem[1:]
+    return f"{prefix}key {key!r}: {_short(detail['input'])}, {problem}"
+
+
+def _inside(inner: Place, outer: Place) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _walk(loc: tuple[str | int, ...]) -> tuple[Place, type | None]:
+    """The place in the YAML that pydantic's `loc` means, and the model that holds its last key.
+
+    Pydantic puts the tag of a discriminated union into `loc`; the file does not have it there.
+    """
+    place: list[str | int] = []
+    model: type | None = Recipe
+    candidates: list[type] = [Recipe]
+    for part in loc:
+        tagged = [m for m in candidates if len(candidates) > 1 and _tag(m) == part]
+        if tagged:
+            candidates = tagged
+            model = tagged[0]
+            continue
+        place.append(part)
+        if isinstance(part, int):
+            continue
+        model = candidates[0] if len(candidates) == 1 else None
+        annotation = _fields(model).get(str(part)) if model is not None else None
+        candidates = _models(annotation)
+    return tuple(place), model
+
+
+def _fields(model: type) -> Mapping[str, Any]:
+    """Field name → annotation of a settings model or of a dataclass within one."""
+    if issubclass(model, BaseModel):
+        return {name: field.annotation for name, field in model.model_fields.items()}
+    return get_type_hints(model)
+
+
+def _tag(model: type) -> Any:
+    arguments = get_args(_fields(model).get("type"))
+    return arguments[0] if arguments else None
+
+
+def _models(annotation: Any) -> list[type]:
+    """The settings models and dataclasses that occur in an annotation."""
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

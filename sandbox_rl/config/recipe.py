@@ -1,0 +1,71 @@
+"""A whole run in one value. Each block is its component's own settings model."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator
+
+from sandbox_rl.chat.config import ChatSettings
+from sandbox_rl.episode import EpisodeSettings
+from sandbox_rl.rewards.config import RewardSettings
+from sandbox_rl.rollout import RolloutSettings
+from sandbox_rl.sandboxes.config import EmbeddedSettings
+from sandbox_rl.settings import Settings
+from sandbox_rl.tasks.config import DataSettings
+from sandbox_rl.training.config import EvaluationSettings, ModelSettings, PolicySettings, WarmupSettings
+
+__all__ = ["Recipe", "resolved"]
+
+
+class Recipe(Settings):
+    """Everything a run depends on. A recipe file says only what differs from these defaults."""
+
+    name: str = "run"
+    """Directory of the run below `output_dir`."""
+    output_dir: str = "runs"
+    """Where runs and cached warm-ups go, relative to the working directory."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of data order, sampling, weights of a new model and the trainer."""
+    model: ModelSettings = ModelSettings()
+    """What is trained."""
+    chat: ChatSettings = ChatSettings()
+    """How the model is talked to."""
+    policy: PolicySettings = PolicySettings()
+    """What samples the turns."""
+    data: DataSettings
+    """Where tasks come from."""
+    prompts: tuple[str, ...] = ()
+    """Directories of prompt sets, relative to the recipe; looked at before the package's own."""
+    sandbox: EmbeddedSettings = EmbeddedSettings()
+    """Where the policy's commands run."""
+    episode: EpisodeSettings = EpisodeSettings()
+    """The budgets of an episode."""
+    rollout: RolloutSettings = RolloutSettings()
+    """How episodes run side by side."""
+    reward: RewardSettings = RewardSettings()
+    """How answers are scored."""
+    estimator: Literal["paper", "trl"] = "paper"
+    """`paper`: arXiv 2601.16206's estimator; `trl`: the `grpo` block alone decides."""
+    grpo: dict[str, Any] = Field(default_factory=dict)
+    """Any field of `trl.GRPOConfig`."""
+    warmup: WarmupSettings | None = None
+    """Supervised warm-up from expert episodes."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Held-out evaluation."""
+    report_to: tuple[str, ...] = ("tensorboard",)
+    """Trackers by the names that transformers knows: tensorboard, wandb, trackio …"""
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+            raise ValueError("expected letters, digits, '.', '_' and '-', as in a directory's name")
+        return value
+
+
+def resolved(recipe: Recipe) -> str:
+    """The recipe with all defaults as YAML; loading it gives an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
