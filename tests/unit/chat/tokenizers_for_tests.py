@@ -117,6 +117,24 @@ TEMPLATES = {
 """Name in the tests → tokenizer family and TRL's name of the template."""
 
 
+OTHER_FAMILIES = {
+    "phi3": ("<|end|>", ("<|system|>", "<|user|>", "<|assistant|>")),
+    "gemma3": ("<end_of_turn>", ("<start_of_turn>",)),
+    "deepseekv3": ("<｜end▁of▁sentence｜>", ("<｜User｜>", "<｜Assistant｜>", "<｜tool▁outputs▁begin｜>")),
+    "cohere": ("<|END_OF_TURN_TOKEN|>", ("<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>")),
+}
+"""TRL's name of a template without tools → its end-of-turn and its other control tokens."""
+
+
+def other_tokenizer(name: str) -> Any:
+    """A tokenizer of one of `OTHER_FAMILIES`."""
+    end, others = OTHER_FAMILIES[name]
+    tokenizer = make_tokenizer("qwen", shipped_template(name))
+    tokenizer.add_tokens(list(others))
+    tokenizer.add_special_tokens({"eos_token": end, "bos_token": "<s>"})
+    return tokenizer
+
+
 def tokenizer_for(name: str) -> Any:
     """The test tokenizer with the template called `name` in `TEMPLATES`."""
     family, source = TEMPLATES[name]
