@@ -183,6 +183,8 @@ class Spawner:
             sandbox = self.live.pop(pid, None)
             if sandbox is None:
                 continue
+            if os.WIFSIGNALED(status):
+                self.kill_adopted()
             said = read_now(sandbox.errors).decode("utf-8", "replace").strip()
             os.close(sandbox.errors)
             os.close(sandbox.info)
@@ -191,6 +193,16 @@ class Spawner:
             self.tell({"dead": sandbox.name, "error": said[-500:], "status": status})
         if self.cgroups:
             self.unburied = {name for name in self.unburied if not self.cgroups.remove(name)}
+
+    def kill_adopted(self) -> None:
+        """Kill what a launcher left behind that was killed before its sandbox could die with it.
+
+        Between its clone and its own start the first process waits for the launcher, for ever if that
+        is gone. As an orphan it is a child of this process.
+        """
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) not in self.live and parent_of(int(name)) == os.getpid():
+                signalled(int(name))
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send a message; a host that is gone is noticed where messages are received."""

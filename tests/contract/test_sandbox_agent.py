@@ -1,0 +1,410 @@
+"""What the agent and the embedded backend promise beyond the common contract."""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from sandbox_rl.errors import SandboxDead, SandboxFault, SetupError
+from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
+from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
+from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings
+from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+from sandbox_rl.sandboxes.pool import SandboxPool
+from sandbox_rl.sandboxes.snapshots import branch, take_snapshot
+from sandbox_rl.types import ExecStatus
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def backend() -> AsyncIterator[EmbeddedBackend]:
+    async with EmbeddedBackend(SandboxLimits()) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def sandbox(backend: EmbeddedBackend) -> AsyncIterator[AgentSandbox]:
+    async with backend.sandbox() as made:
+        yield made
+
+
+def children() -> set[int]:
+    """Every process below this one, the spawner's grandchildren included."""
+    parents: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry)] = int(
+                    Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1]
+                )
+    mine = {os.getpid()}
+    while True:
+        more = {pid for pid, parent in parents.items() if parent in mine} - mine
+        if not more:
+            return mine - {os.getpid()}
+        mine |= more
+
+
+def agents() -> set[int]:
+    """First processes of our sandboxes."""
+    return {pid for pid in children() if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/run/agent/")}
+
+
+def start_owner() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE)
+
+
+def fake_bwrap(directory: Path) -> Path:
+    """An executable that answers as a new bubblewrap and makes no sandbox."""
+    broken = directory / "bwrap"
+    broken.write_text("#!/bin/sh\n[ $1 = --version ] && echo bubblewrap 0.9.0 || echo no namespaces >&2\n")
+    broken.chmod(0o755)
+    directory.chmod(0o755)
+    return broken
+
+
+def groups() -> set[Path]:
+    return {
+        path for root in Path("/sys/fs/cgroup").glob("**/sandbox_rl-*") for path in (root, *root.glob("*/"))
+    }
+
+
+async def settles(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+async def out(sandbox: AgentSandbox, command: str, timeout: float = 10) -> str:
+    result = await sandbox.exec(command, timeout=timeout)
+    assert result.status is ExecStatus.OK, result
+    return result.stdout.head.decode()
+
+
+async def test_time_out_spares_what_earlier_commands_left_running(sandbox: AgentSandbox) -> None:
+    await out(sandbox, "setsid sleep 301 >/dev/null 2>&1 & ")
+    late = await sandbox.exec("(setsid setsid sleep 302 &) ; sleep 303", timeout=0.5)
+    assert late.status is ExecStatus.TIMEOUT
+    assert late.exit_code is None
+    assert await out(sandbox, "pgrep -a sleep | cut -d' ' -f2-") == "sleep 301\n"
+
+
+async def test_commands_run_side_by_side(sandbox: AgentSandbox) -> None:
+    started = time.monotonic()
+    results = await asyncio.gather(*(out(sandbox, f"sleep 0.5; echo {i}") for i in range(4)))
+    assert results == ["0\n", "1\n", "2\n", "3\n"]
+    assert time.monotonic() - started < 1.8
+
+
+async def test_a_command_is_in_no_argument_list(sandbox: AgentSandbox) -> None:
+    listed = await out(sandbox, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '  # MARKER")
+    assert "MARKER" not in listed
+
+
+async def test_cancelled_command_is_ended(sandbox: AgentSandbox) -> None:
+    task = asyncio.create_task(sandbox.exec("sleep 304", timeout=60))
+    await asyncio.sleep(0.2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.2)
+    assert await out(sandbox, "pgrep -c sleep || true") == "0\n"
+
+
+async def test_background_jobs_never_block_the_next_command(sandbox: AgentSandbox) -> None:
+    await sandbox.exec("f(){ f|f & }; f", timeout=5)
+    assert await out(sandbox, "echo ok") == "ok\n"
+
+
+async def test_flood_is_bounded_and_counted(sandbox: AgentSandbox) -> None:
+    result = await sandbox.exec("head -c 300000000 /dev/zero; echo end >&2", timeout=30)
+    assert result.status is ExecStatus.OK
+    assert result.stdout.total_bytes == 300_000_000
+    assert len(result.stdout.head) + len(result.stdout.tail) == SandboxLimits().output_bytes
+    assert result.stderr.head == b"end\n"
+
+
+async def test_endless_flood_is_ended(sandbox: AgentSandbox) -> None:
+    result = await sandbox.exec("yes", timeout=60)
+    assert result.status is ExecStatus.OUTPUT_LIMIT
+    assert result.stdout.head.startswith(b"y\ny\n")
+
+
+async def test_head_and_tail_are_the_true_ends(sandbox: AgentSandbox) -> None:
+    result = await sandbox.exec("seq 1 1000000", timeout=20)
+    text = "".join(f"{i}\n" for i in range(1, 1_000_001)).encode()
+    assert result.stdout.total_bytes == len(text)
+    assert text.startswith(result.stdout.head)
+    assert text.endswith(result.stdout.tail)
+    assert len(result.stdout.tail) == SandboxLimits().output_bytes // 2
+
+
+async def test_agent_is_out_of_reach(sandbox: AgentSandbox) -> None:
+    tried = await sandbox.exec(
+        "for f in environ mem maps fd/3; do head -c1 /proc/1/$f >/dev/null 2>&1 && echo OPEN $f; done; "
+        "ls /proc/1/root /proc/1/cwd >/dev/null 2>&1 && echo OPEN dir; kill -9 1; kill -INT 1; kill -STOP 1",
+        timeout=5,
+    )
+    assert tried.stdout.head == b""
+    assert await out(sandbox, "echo ok") == "ok\n"
+
+
+async def test_memory_is_bounded(sandbox: AgentSandbox) -> None:
+    result = await sandbox.exec("exec python3 -c 'b = bytearray(900 << 20)'", timeout=20)
+    assert result.status is ExecStatus.OOM or result.exit_code == 1, result
+    assert await out(sandbox, "echo ok") == "ok\n"
+
+
+async def test_disk_and_inodes_are_bounded_together(sandbox: AgentSandbox) -> None:
+    full = await out(
+        sandbox,
+        "for d in /testbed /tmp /dev/shm ~; do head -c 200M /dev/zero >$d/f 2>/dev/null; done; "
+        "du -scm /testbed /tmp /dev/shm ~ | tail -1 | cut -f1; rm -f {/testbed,/tmp,/dev/shm,~}/f",
+        30,
+    )
+    assert int(full) <= SandboxLimits().disk_mb + 1
+    made = await out(
+        sandbox,
+        'cd /tmp; python3 -c \'\nn = 0\ntry:\n  while 1: open(str(n), "w").close(); n += 1\n'
+        "except OSError: print(n)'",
+        30,
+    )
+    assert int(made) <= SandboxLimits().inodes
+
+
+async def test_agent_killed_from_outside_is_not_our_fault(backend: EmbeddedBackend) -> None:
+    async with backend.sandbox() as sandbox:
+        task = asyncio.create_task(sandbox.exec("sleep 60", timeout=60))
+        await asyncio.sleep(0.2)
+        for pid in agents():
+            os.kill(pid, signal.SIGKILL)
+        assert (await asyncio.wait_for(task, 5)).status is ExecStatus.SANDBOX_DEAD
+        with pytest.raises(SandboxDead):
+            await sandbox.read_file("/etc/passwd", max_bytes=10)
+
+
+async def test_spawner_killed_is_our_fault_and_another_one_starts() -> None:
+    before = children()
+    async with EmbeddedBackend() as backend:
+        (spawner,) = (pid for pid in children() - before if _parent(pid) == os.getpid())
+        async with backend.sandbox() as sandbox:
+            os.kill(spawner, signal.SIGKILL)
+            with pytest.raises(SandboxFault):
+                await asyncio.wait_for(sandbox.exec("sleep 30", timeout=30), 5)
+        async with backend.sandbox() as sandbox:
+            assert await out(sandbox, "echo ok") == "ok\n"
+    assert await settles(lambda: children() <= before)
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+async def test_cancelling_at_any_instant_leaves_nothing(backend: EmbeddedBackend) -> None:
+    async with backend.sandbox():
+        pass
+    before, held, grouped = children(), set(os.listdir("/proc/self/fd")), groups()
+    dice = random.Random(0)
+
+    async def one() -> None:
+        async with backend.sandbox({"a": b"x" * 10_000}) as sandbox:
+            await sandbox.exec("sleep 5 & sleep 5", timeout=9)
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(one())
+        await asyncio.sleep(dice.random() * 0.4)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    for _ in range(5):
+        await asyncio.gather(*(cancelled() for _ in range(8)))
+    assert await settles(lambda: children() <= before)
+    assert await settles(lambda: groups() <= grouped)
+    assert set(os.listdir("/proc/self/fd")) <= held
+
+
+OWNER = """
+import asyncio, sys
+from contextlib import AsyncExitStack
+from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+async def main():
+    async with AsyncExitStack() as stack:
+        backend = await stack.enter_async_context(EmbeddedBackend())
+        for _ in range(8):
+            sandbox = await stack.enter_async_context(backend.sandbox())
+            await sandbox.exec("setsid sleep 305 >/dev/null 2>&1 &", timeout=5)
+        print("ready", flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+async def test_owner_killed_leaves_nothing() -> None:
+    before = groups()
+    owner = start_owner()
+    assert owner.stdout is not None
+    assert await asyncio.to_thread(owner.stdout.readline) == b"ready\n"
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+
+    def left() -> list[str]:
+        found = []
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{entry}/cmdline").read_bytes() == b"sleep\x00305\x00":
+                    found.append(entry)
+        return found
+
+    assert await settles(lambda: not left(), 3)
+    assert await settles(lambda: groups() <= before, 3)
+
+
+async def test_snapshot_branches_do_not_see_each_other(
+    backend: EmbeddedBackend, sandbox: AgentSandbox
+) -> None:
+    await out(
+        sandbox,
+        "echo base >f; ln -s f link; mkdir -p d/e; chmod 700 f; echo deep >d/e/g; chmod 500 d; "
+        "echo t >/tmp/t",
+    )
+    snapshot = await take_snapshot(sandbox)
+    async with branch(backend, snapshot, 3) as branches:
+        for number, copy in enumerate(branches):
+            await out(copy, f"echo {number} >>link")
+        texts = [await out(copy, "cat f d/e/g /tmp/t; stat -c %a f d; readlink link") for copy in branches]
+    assert texts == [f"base\n{number}\ndeep\nt\n700\n500\nf\n" for number in range(3)]
+    assert await out(sandbox, "cat f") == "base\n"
+
+
+async def test_limits_that_are_unknown_are_refused() -> None:
+    with pytest.raises(ValueError, match="memory_gb"):
+        EmbeddedSettings.model_validate({"limits": {"memory_gb": 1}})
+
+
+async def test_setup_error_says_what_to_allow(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="unprivileged user namespaces"):
+        async with EmbeddedBackend(settings=EmbeddedSettings(bwrap=fake_bwrap(tmp_path))):
+            pass
+
+
+async def test_shown_files_are_read_only(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o755)
+    (tmp_path / "data" / "x").write_text("shown")
+    settings = EmbeddedSettings(read_only={tmp_path / "data": "/opt/data"}, environment={"MODE": "a{b}"})
+    async with EmbeddedBackend(settings=settings) as backend:
+        async with backend.sandbox() as sandbox:
+            assert await out(sandbox, "cat /opt/data/x; echo $MODE") == "showna{b}\n"
+            assert await out(sandbox, "echo y >/opt/data/x || echo refused") == "refused\n"
+
+
+class FailsFirst:
+    """A backend that cannot make its first sandboxes."""
+
+    def __init__(self, backend: EmbeddedBackend, failures: int) -> None:
+        self.backend = backend
+        self.failures = failures
+        self.attempts = 0
+
+    @property
+    def info(self) -> SandboxInfo:
+        return self.backend.info
+
+    @asynccontextmanager
+    async def sandbox(
+        self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
+    ) -> AsyncIterator[AgentSandbox]:
+        self.attempts += 1
+        if self.attempts <= self.failures:
+            raise SandboxFault("the daemon is away")
+        async with self.backend.sandbox(files, timeout=timeout) as made:
+            yield made
+
+    async def __aenter__(self) -> "FailsFirst":
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
+
+
+FAST = PoolSettings(warm=0, backoff_s=0.01, longest_backoff_s=0.05, probe_interval_s=0.05, breaker_failures=3)
+
+
+class TestPool:
+    async def test_hands_out_warm_sandboxes_once(self, backend: EmbeddedBackend) -> None:
+        async with SandboxPool(FailsFirst(backend, 0), settings=PoolSettings(warm=2)) as pool:
+            assert await settles(lambda: pool.warm == 2)
+            ids = set()
+            for _ in range(4):
+                async with pool.sandbox({"q": b"?"}) as sandbox:
+                    ids.add(sandbox.id)
+                    assert await out(sandbox, "cat documents/q; ls") == "?documents\n"
+                    await out(sandbox, "echo used >mark")
+            assert len(ids) == 4
+
+    async def test_failures_are_retried(self, backend: EmbeddedBackend) -> None:
+        flaky = FailsFirst(backend, 2)
+        async with SandboxPool(flaky, settings=FAST) as pool, pool.sandbox(timeout=20) as sandbox:
+            assert await out(sandbox, "echo ok") == "ok\n"
+        assert flaky.attempts == 3
+
+    async def test_breaker_lets_one_probe_at_a_time_through(self, backend: EmbeddedBackend) -> None:
+        flaky = FailsFirst(backend, 10**9)
+        async with SandboxPool(flaky, settings=FAST) as pool:
+
+            async def ask() -> None:
+                with pytest.raises(SandboxFault, match="the daemon is away"):
+                    async with pool.sandbox(timeout=1):
+                        pass
+
+            await asyncio.gather(*(ask() for _ in range(20)))
+            assert pool.broken
+            assert flaky.attempts < 20 + 1 / FAST.probe_interval_s + 5
+            flaky.failures = 0
+            async with pool.sandbox(timeout=20) as sandbox:
+                assert await out(sandbox, "echo back") == "back\n"
+            assert not pool.broken
+
+    async def test_back_pressure_waits_and_its_time_out_says_why(self, backend: EmbeddedBackend) -> None:
+        settings = PoolSettings(warm=0, max_live=1)
+        async with SandboxPool(FailsFirst(backend, 0), settings=settings) as pool:
+            async with pool.sandbox():
+                with pytest.raises(SandboxFault, match="max_live"):
+                    async with pool.sandbox(timeout=0.1):
+                        pass
+                waiting = asyncio.create_task(self._use(pool))
+                await asyncio.sleep(0.1)
+                assert not waiting.done()
+            await asyncio.wait_for(waiting, 10)
+
+    async def _use(self, pool: SandboxPool) -> None:
+        async with pool.sandbox() as sandbox:
+            await out(sandbox, "true")
+
+    async def test_cancelled_requests_give_their_place_back(self, backend: EmbeddedBackend) -> None:
+        settings = PoolSettings(warm=0, max_live=2)
+        async with SandboxPool(FailsFirst(backend, 0), settings=settings) as pool:
+            for delay in (0.0, 0.005, 0.02, 0.05, 0.1):
+                tasks = [asyncio.create_task(self._use(pool)) for _ in range(4)]
+                await asyncio.sleep(delay)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.wait_for(asyncio.gather(self._use(pool), self._use(pool)), 20)
