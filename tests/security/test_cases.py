@@ -62,4 +62,3 @@ async def test_64_at_once_in_random_order(backend: SandboxBackend, witness: Host
     assert time.monotonic() - started < 240
     assert not leaked(before, within=10)
     assert resident_mb() - memory < 4 * _GROWTH_MB
-
