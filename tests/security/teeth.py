@@ -14,6 +14,8 @@ _BYTES = "plain bytes arrive anywhere; what they may do to the conversation is t
 _KERNEL = "the room's user namespace already refuses it; outside it would harm the machine"
 
 NO_TEETH: dict[str, str] = {
+    "ISO-04": "no container engine runs in the room",
+    "IO-09g": "the mark that the weak backend appends ends up in the here-document and is printed",
     "ISO-06": "the room has no network, so that no test dials out",
     "ISO-16b": _KERNEL,
     "ISO-21": _KERNEL,
@@ -24,6 +26,6 @@ NO_TEETH: dict[str, str] = {
     "IO-26": "the weak backend never cuts",
     "SCO-09": "nothing is scored there; test_scorers.py does",
     "LIF-01b": "the room's process 1 is protected by its namespace",
-    **dict.fromkeys(("TOK-01", "TOK-02", "TOK-03", "TOK-04", "TOK-08", "TOK-10", "TOK-12"), _BYTES),
+    **dict.fromkeys(("TOK-01", "TOK-02", "TOK-03", "TOK-04", "TOK-08", "TOK-10"), _BYTES),
 }
 """Run there and pass. A listed case that begins to fail must leave the list."""
