@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,11 @@ import pytest_asyncio
 from sandbox_rl.errors import SandboxDead, SandboxFault, SetupError
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
+from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS
 from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.pool import SandboxPool
+from sandbox_rl.sandboxes.self_check import CheckVerdict, self_check
 from sandbox_rl.sandboxes.snapshots import branch, take_snapshot
 from sandbox_rl.types import ExecStatus
 
@@ -408,3 +411,20 @@ class TestPool:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.wait_for(asyncio.gather(self._use(pool), self._use(pool)), 20)
+
+
+async def test_self_check_gives_a_row_for_each_case() -> None:
+    some = [case for case in (*CONTROLS, *ALL_CASES) if case.id in ("ISO-13", "ISO-14", "IO-18")]
+    rows = [row async for row in self_check(EmbeddedBackend, cases=[*CONTROLS[:1], *some])]
+    assert {row.case for row in rows} == {CONTROLS[0].id, "ISO-13", "ISO-14", "IO-18"}
+    assert {row.verdict for row in rows} == {CheckVerdict.PASS}, rows
+
+
+async def test_self_check_tells_a_broken_promise_from_a_known_limit() -> None:
+    broken = replace(
+        next(case for case in ALL_CASES if case.id == "ISO-14"), check=lambda _: "it did not hold"
+    )
+    (row,) = [row async for row in self_check(EmbeddedBackend, cases=[broken])]
+    assert (row.verdict, row.observed) == (CheckVerdict.FAIL, "it did not hold")
+    (row,) = [row async for row in self_check(EmbeddedBackend, cases=[broken], known_limits=["ISO-14"])]
+    assert row.verdict is CheckVerdict.KNOWN_LIMIT

@@ -1,0 +1,83 @@
+"""Tries this machine's sandboxes: every adversarial case and every control, as rows of a table."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sandbox_rl.sandboxes.base import SandboxBackend, SandboxLimits
+from sandbox_rl.sandboxes.cases import ALL_CASES, CASE_LIMITS, CONTROLS, Case, HostWitness, run_case
+
+__all__ = ["CheckRow", "CheckVerdict", "self_check"]
+
+
+class CheckVerdict(StrEnum):
+    """How a case came out."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    KNOWN_LIMIT = "known limit"  # the tier says itself that it cannot keep this promise here
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRow:
+    """One case on one backend. `observed` is "as required" or what was wrong."""
+
+    case: str
+    title: str
+    required: str
+    observed: str
+    tier: str
+    verdict: CheckVerdict
+    seconds: float
+
+
+async def self_check(
+    make_backend: Callable[[SandboxLimits], SandboxBackend],
+    *,
+    cases: Iterable[Case] = (*CONTROLS, *ALL_CASES),
+    at_once: int = 2,
+    patience: float = 2.0,
+    known_limits: Iterable[str] = (),
+) -> AsyncIterator[CheckRow]:
+    """Run `cases` against a real backend; rows come as they are ready.
+
+    Args:
+        make_backend: gives a backend, not yet entered, with the limits that the cases assume.
+        at_once: cases that run at the same time.
+        patience: factor on the deadlines around the cases, for a machine with other work.
+        known_limits: ids of cases that this tier is known to fail.
+
+    Raises:
+        SetupError: this machine can make no sandbox at all.
+    """
+    accepted = frozenset(known_limits)
+    free = asyncio.Semaphore(at_once)
+    with HostWitness() as witness:
+        async with make_backend(CASE_LIMITS) as backend:
+            tier = f"{backend.info.backend}: {backend.info.tier}"
+
+            async def one(case: Case) -> CheckRow:
+                async with free:
+                    outcome = await run_case(backend, case, witness, patience=patience)
+                failed = CheckVerdict.KNOWN_LIMIT if case.id in accepted else CheckVerdict.FAIL
+                return CheckRow(
+                    case=case.id,
+                    title=case.title,
+                    required=case.required,
+                    observed="; ".join(outcome.problems) or "as required",
+                    tier=tier,
+                    verdict=failed if outcome.problems else CheckVerdict.PASS,
+                    seconds=outcome.seconds,
+                )
+
+            tasks = [asyncio.create_task(one(case)) for case in cases]
+            try:
+                for row in asyncio.as_completed(tasks):
+                    yield await row
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,215 @@
+#!/usr/bin/env python3
+"""Measures the embedded sandboxes on this machine and prints each figure beside what it must be.
+
+    python scripts/bench_sandbox.py [--quick] [--cycles N] [--cancellations N]
+
+Run it on a machine that does nothing else: all times are wall time. Exit code 1 if a figure misses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import resource
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+from sandbox_rl.types import ExecStatus
+
+AT_ONCE = 32
+ALIVE = 256
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    value: float
+    required: float
+    unit: str
+    at_least: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return self.value >= self.required if self.at_least else self.value <= self.required
+
+
+async def alone(backend: EmbeddedBackend, rounds: int) -> list[Figure]:
+    """One sandbox at a time."""
+    create, execute, destroy = [], [], []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        async with backend.sandbox() as sandbox:
+            create.append(time.perf_counter() - started)
+            for _ in range(5):
+                started = time.perf_counter()
+                await sandbox.exec("true", timeout=10)
+                execute.append(time.perf_counter() - started)
+            started = time.perf_counter()
+        destroy.append(time.perf_counter() - started)
+    return [
+        Figure("create, p50, alone", 1000 * statistics.median(create), 15, "ms"),
+        Figure("exec of `true`, p50", 1000 * statistics.median(execute), 3, "ms"),
+        Figure("destroy, p50", 1000 * statistics.median(destroy), 3, "ms"),
+    ]
+
+
+async def throughput(backend: EmbeddedBackend, total: int) -> list[Figure]:
+    """Create, one exec, destroy, many at once."""
+
+    async def life() -> None:
+        async with backend.sandbox() as sandbox:
+            await sandbox.exec("true", timeout=30)
+
+    seconds = await timed(lambda: at_once(life, total, AT_ONCE))
+    return [Figure(f"create + exec + destroy, {AT_ONCE} at once", total / seconds, 60, "/s", at_least=True)]
+
+
+async def many_alive(backend: EmbeddedBackend, count: int) -> list[Figure]:
+    """Latency and memory with many idle sandboxes."""
+    async with AsyncExitStack() as stack:
+        before = proportional_mb()
+        sandboxes = await asyncio.gather(
+            *(stack.enter_async_context(backend.sandbox(timeout=120)) for _ in range(count))
+        )
+        each = (proportional_mb() - before) / count
+        seconds = []
+        for sandbox in random.Random(0).choices(sandboxes, k=300):
+            started = time.perf_counter()
+            await sandbox.exec("true", timeout=10)
+            seconds.append(time.perf_counter() - started)
+    return [
+        Figure(f"exec, p99, {count} alive", 1000 * statistics.quantiles(seconds, n=100)[98], 100, "ms"),
+        Figure("memory per idle sandbox (PSS)", each, 4, "MB"),
+    ]
+
+
+async def flood(backend: EmbeddedBackend) -> list[Figure]:
+    """A command that prints 3 GB."""
+    async with backend.sandbox() as sandbox:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        result = await sandbox.exec("head -c 3000000000 /dev/zero", timeout=60)
+        growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert result.status in (ExecStatus.OK, ExecStatus.OUTPUT_LIMIT), result.status
+    return [
+        Figure("3 GB of output: the host grows by", growth, 16, "MB"),
+        Figure("3 GB of output: time", result.seconds, 60, "s"),
+    ]
+
+
+async def leaks(backend: EmbeddedBackend, cycles: int, cancellations: int) -> list[Figure]:
+    """What is left after many lives, and after many cancelled at random instants."""
+
+    async def life() -> None:
+        async with backend.sandbox({"q": b"?"}) as sandbox:
+            await sandbox.exec("echo ok; sleep 100 &", timeout=30)
+
+    dice = random.Random(0)
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(life())
+        await asyncio.sleep(dice.random() * 0.3)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    await at_once(life, 20, 8)
+    before, resident = held(), resident_mb()
+    await at_once(life, cycles, 8)
+    after_cycles, grown = held() - before, resident_mb() - resident
+    await at_once(cancelled, cancellations, 8)
+    await asyncio.sleep(1)
+    return [
+        Figure(f"left after {cycles} lives", after_cycles, 0, "things"),
+        Figure(f"left after {cancellations} cancellations", held() - before, 0, "things"),
+        Figure(f"the host grows over {cycles} lives by", grown, 4, "MB"),
+    ]
+
+
+async def timed(work: Callable[[], Awaitable[object]]) -> float:
+    started = time.perf_counter()
+    await work()
+    return time.perf_counter() - started
+
+
+async def at_once(work: Callable[[], Awaitable[object]], total: int, limit: int) -> None:
+    free = asyncio.Semaphore(limit)
+
+    async def one() -> None:
+        async with free:
+            await work()
+
+    await asyncio.gather(*(one() for _ in range(total)))
+
+
+def below() -> list[int]:
+    """Processes below this one."""
+    parents = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+    mine = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    return sorted(mine - {os.getpid()})
+
+
+def proportional_mb() -> float:
+    """Memory of the processes below this one, shared pages divided among their users."""
+    total = 0
+    for pid in below():
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                total += int(line.split()[1]) if line.startswith("Pss:") else 0
+    return total / 1024
+
+
+def held() -> int:
+    """Processes, descriptors, threads, mounts and cgroups that are ours."""
+    cgroups = sum(1 for _ in Path("/sys/fs/cgroup").glob(f"**/sandbox_rl-*-{os.getpid()}-*/*/"))
+    mounts = len(Path("/proc/self/mountinfo").read_text().splitlines())
+    own = len(os.listdir("/proc/self/fd")) + len(os.listdir("/proc/self/task"))
+    return len(below()) + own + mounts + cgroups
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / (1 << 20)
+
+
+async def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, no 256 sandboxes")
+    parser.add_argument("--cycles", type=int, default=1000)
+    parser.add_argument("--cancellations", type=int, default=200)
+    options = parser.parse_args()
+    console = Console()
+    async with EmbeddedBackend() as backend:
+        console.print(
+            f"{backend.info.backend}: {backend.info.tier}, {backend.info.version}; load {os.getloadavg()}"
+        )
+        figures = await alone(backend, 15 if options.quick else 60)
+        figures += await throughput(backend, 64 if options.quick else 320)
+        figures += await many_alive(backend, 32 if options.quick else ALIVE)
+        figures += await flood(backend)
+        quick = (40, 20) if options.quick else (options.cycles, options.cancellations)
+        figures += await leaks(backend, *quick)
+    table = Table("figure", "measured", "required", "")
+    for figure in figures:
+        sign = "≥" if figure.at_least else "≤"
+        measured, required = f"{figure.value:.2f} {figure.unit}", f"{sign} {figure.required:g} {figure.unit}"
+        table.add_row(figure.name, measured, required, "yes" if figure.holds else "[red]no[/red]")
+    console.print(table)
+    return 0 if all(figure.holds for figure in figures) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(asyncio.run(main()))
