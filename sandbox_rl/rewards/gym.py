@@ -41,26 +41,7 @@ EVALUATING = frozenset(
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _QUOTED = re.compile(r"'[\w .-]{0,64}'|\"[\w .-]{0,64}\"")
 _MATHS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "exp",
-        "log",
-        "ln",
-        "sqrt",
-        "pi",
-        "E",
-        "asin",
-        "acos",
-        "atan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "sec",
-        "csc",
-        "cot",
-    ]
+    ("sin", "cos", "tan", "exp", "log", "ln", "sqrt", "pi", "asin", "acos", "atan", "sinh", "cosh", "tanh")
 )
 _POWER = re.compile(r"(\*\*|\^)\s*\(?\s*\d{4,}")
 

@@ -19,45 +19,16 @@ MAX_DEPTH = 24
 MAX_ELEMENTS = 64
 
 _FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "log",
-        "ln",
-        "exp",
-        "sqrt",
-        "gcd",
-        "lcm",
-        "mod",
-        "pi",
-        "infty",
-        "inf",
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "theta",
-        "lambda",
-        "mu",
-        "sigma",
-        "phi",
-        "omega",
-    ]
+    (
+        *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
+        *("log", "ln", "exp", "sqrt", "gcd", "lcm", "mod", "pi", "infty", "inf"),
+        *("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "sigma", "phi", "omega"),
+    )
 )
 _DROPPED = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|displaystyle|limits|quad|qquad|big|Big)(?![A-Za-z])"
 )
-_SPACES = re.compile(r"\\[,;:!> ]|~")
+_SPACES = re.compile(r"(?<!\\)\\[,;:!> ]|~")
 _TEXT = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
 _WORD = re.compile(
@@ -223,11 +194,12 @@ def _element(part: str) -> Element | None:
         words.append(match.group(1))
         expression = expression[: match.start()]
     elif match := re.fullmatch(
-        r"([-+]?[\d./]+)\s+((?:[A-Za-z]\s*[/^\d]*\s*)+)", expression
+        r"([-+]?[\d./]+(?:[eE][-+]?\d{1,3}|\\times 10\^\{?-?\d{1,3}\}?)?)\s+((?:[A-Za-z]\s*[/^\d]*\s*)+)",
+        expression,
     ):  # "5 m", "9 m/s^2"
         expression, spelled = match.group(1), match.group(2).strip()
         words.append(spelled)
-    if _TWO_NUMBERS.search(expression):
+    if r"\begin" not in expression and _TWO_NUMBERS.search(expression):
         mixed = re.fullmatch(r"(-?)(\d+) (\d+)/(\d+)", expression)
         if mixed is None:
             return None

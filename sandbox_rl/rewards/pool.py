@@ -77,7 +77,7 @@ class ScoringPool:
         self._scorers = scorers
         self._judge = judge
         self._pool: ProcessPool | None = None
-        self._slots = asyncio.Semaphore(workers)
+        self._slots = asyncio.Semaphore(2 * workers)  # one at work and one at hand for each
         self._stack = AsyncExitStack()
 
     @classmethod
