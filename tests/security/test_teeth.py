@@ -14,8 +14,8 @@ from .teeth import ALONE, NO_TEETH, NOT_RUN
 
 _PIPE = asyncio.subprocess.PIPE
 _ROOM_S = 120.0
-_ROOMS = 30
-_AT_ONCE = 16
+_ROOMS = 44
+_AT_ONCE = 22
 _PATIENCE = "0.2"
 
 

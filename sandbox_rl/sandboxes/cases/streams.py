@@ -1,6 +1,5 @@
 """Cases about output, input, shells and what looks like the framework's own words."""
 
-# ruff: noqa: E501 (commands stand as they are sent)
 from __future__ import annotations
 
 from sandbox_rl.sandboxes.base import WORKING_DIR
