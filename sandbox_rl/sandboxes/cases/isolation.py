@@ -163,7 +163,7 @@ ISOLATION = (
         "No connection: the network namespace is private.",
         "python3 -c 'import socket\n"
         "s=socket.socket(socket.AF_UNIX)\n"
-        'try: s.connect("\\0adv_canary"); print("CONNECTED",s.recv(50))\n'
+        'try: s.connect("\\0$HOST_SOCKET"); print("CONNECTED",s.recv(50))\n'
         'except OSError as e: print("no",e.errno)\n'
         'print("end")\'',
         both("CONNECTED"),
@@ -202,7 +202,7 @@ ISOLATION = (
         "ipcs -m 2>/dev/null; ipcs -q 2>/dev/null; python3 - <<'EOF'\nimport ctypes\n"
         "l=ctypes.CDLL(None,use_errno=True); l.shmat.restype=ctypes.c_void_p\n"
         "l.shmat.argtypes=(ctypes.c_int,ctypes.c_void_p,ctypes.c_int)\n"
-        "i=l.shmget(0x41445631,0,0)\n"
+        "i=l.shmget($HOST_KEY,0,0)\n"
         'if i<0: print("no key")\n'
         'else: print("GOT",ctypes.string_at(l.shmat(i,None,0o10000),36))\nprint("end")\nEOF',
         both("GOT"),

@@ -1,8 +1,8 @@
 """What an adversarial case is, and what is seen when one runs.
 
 A case is data: a command as the policy could send it, what must hold afterwards in words, and a
-check that tells from the results whether it held. Cases name the host's canaries with
-`$HOST_CANARY_PATH`, `$HOST_PORT` and `$HOST_NAME`, which the runner replaces (see `witness`).
+check that tells from the results whether it held. Cases name the host's canaries
+by `$HOST_…` words, which the runner replaces (see `HostWitness.fill_in`).
 """
 
 from __future__ import annotations

@@ -19,11 +19,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["ABSTRACT_NAME", "CANARY_PREFIX", "HostWitness"]
+__all__ = ["CANARY_PREFIX", "HostWitness"]
 
 CANARY_PREFIX = "CANARY-FILE-"
-ABSTRACT_NAME = "\0adv_canary"
-SYSV_KEY = 0x41445631
 ENV_NAME = "ADV_CANARY_API_KEY"
 
 _MARKER_DIRS = ("/", "/usr/bin", "/usr/lib", "/etc", "/bin", "/lib", "/opt", "/usr/local/bin")
@@ -40,6 +38,9 @@ class HostWitness:
 
     def __init__(self, directories: Iterable[Path] = ()) -> None:
         self.canary = CANARY_PREFIX + secrets.token_hex(12)
+        # Random, so that several witnesses can stand on one machine.
+        self._abstract_name = "adv_canary_" + secrets.token_hex(4)
+        self._key = 0x4000_0000 | secrets.randbits(24)
         self._directories = tuple(directories)
         self._files: list[Path] = []
         self._listeners: list[socket.socket] = []
@@ -83,10 +84,12 @@ class HostWitness:
             shutil.rmtree(self._own_directory, ignore_errors=True)
 
     def fill_in(self, command: str) -> str:
-        """`command` with the canary's path and port and the host's name put in."""
+        """`command` with the path, port, names and keys of the canaries put in."""
         known = {
             "$HOST_CANARY_PATH": self.path,
             "$HOST_PORT": str(self.port),
+            "$HOST_SOCKET": self._abstract_name,
+            "$HOST_KEY": str(self._key),
             "$HOST_NAME": os.uname().nodename,
         }
         for name, value in known.items():
@@ -122,7 +125,7 @@ class HostWitness:
             except OSError:
                 continue  # this host has no IPv6, so nobody can reach it there either
         abstract = socket.socket(socket.AF_UNIX)
-        abstract.bind(ABSTRACT_NAME)
+        abstract.bind("\0" + self._abstract_name)
         abstract.listen(8)
         self._listeners.append(abstract)
         for listener in self._listeners:
@@ -152,7 +155,7 @@ class HostWitness:
         libc.shmat.restype = ctypes.c_void_p
         libc.shmat.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
         libc.shmdt.argtypes = (ctypes.c_void_p,)
-        self._segment = libc.shmget(SYSV_KEY, 4096, _IPC_CREAT | 0o666)
+        self._segment = libc.shmget(self._key, 4096, _IPC_CREAT | 0o666)
         if self._segment < 0:
             return
         address = libc.shmat(self._segment, None, 0)
