@@ -127,6 +127,9 @@ def make_layout(
     if prefix:
         show(prefix, PYTHON_PREFIX)
         variables["PATH"] = f"{PYTHON_PREFIX}/bin:{variables['PATH']}"
+        if any(Path(prefix).glob("lib/libpython*.so*")):
+            # A shared library is looked for where it was installed, which is elsewhere on the host.
+            variables["LD_LIBRARY_PATH"] = f"{PYTHON_PREFIX}/lib"
     for host, inside in read_only.items():
         _check_shown(host, inside)
         show(host, inside)

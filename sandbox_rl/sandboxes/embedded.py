@@ -152,11 +152,8 @@ class EmbeddedBackend:
             with theirs:
                 ours.setblocking(False)
                 _, channel = await asyncio.get_running_loop().create_connection(AgentChannel, sock=ours)
-                death, bounded = self._spawner.create(name, theirs)
+                death = self._spawner.create(name, theirs)
             await channel.hello
-            await asyncio.wait([bounded])
-            if bounded.cancelled() or death.done():
-                raise SandboxDead("its launcher has ended")
         except BaseException:
             if channel is None:
                 ours.close()

@@ -29,7 +29,6 @@ class SpawnerClient:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._deaths: dict[str, asyncio.Future[str]] = {}
-        self._bounded: dict[str, asyncio.Future[None]] = {}
 
     @property
     def alive(self) -> bool:
@@ -60,25 +59,23 @@ class SpawnerClient:
         loop.add_reader(ours.fileno(), self._news)
         return dict(answer)
 
-    def create(self, name: str, agent: socket.socket) -> tuple[asyncio.Future[str], asyncio.Future[None]]:
+    def create(self, name: str, agent: socket.socket) -> asyncio.Future[str]:
         """Ask for a sandbox whose agent speaks on `agent`.
 
         Returns:
-            What becomes done when nothing is left of it (its launcher's last words, "" in peace), and
-            what becomes done when its limits hold: no command may run before.
+            What becomes done when nothing is left of it: its launcher's last words, "" in peace.
 
         Raises:
             SandboxFault: the spawner is gone.
         """
-        loop = asyncio.get_running_loop()
-        death = self._deaths[name] = loop.create_future()
-        bounded = self._bounded[name] = loop.create_future()
+        death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._deaths[name] = death
         try:
             self._send({"do": "create", "name": name}, [agent.fileno()])
         except SandboxFault:
-            del self._deaths[name], self._bounded[name]
+            del self._deaths[name]
             raise
-        return death, bounded
+        return death
 
     def kill(self, name: str) -> None:
         """Ask for a sandbox's end; its death is told by the future that `create` returned."""
@@ -111,14 +108,9 @@ class SpawnerClient:
                 self._lost()
                 return
             message = json.loads(data)
-            name = message.get("dead") or message["bounded"]
-            bounded = self._bounded.pop(name, None)
-            if bounded is not None and not bounded.done():
-                bounded.set_result(None)
-            if "dead" in message:
-                death = self._deaths.pop(name, None)
-                if death is not None and not death.done():
-                    death.set_result(message["error"])
+            death = self._deaths.pop(message["dead"], None)
+            if death is not None and not death.done():
+                death.set_result(message["error"])
 
     def _lost(self) -> None:
         """The spawner has gone, and with it every sandbox."""
@@ -129,10 +121,7 @@ class SpawnerClient:
         for death in self._deaths.values():
             if not death.done():
                 death.set_result("the spawner is gone")
-        for bounded in self._bounded.values():
-            bounded.cancel()
         self._deaths.clear()
-        self._bounded.clear()
 
     async def stop(self) -> None:
         """Let it kill all sandboxes, remove their groups and leave; idempotent."""

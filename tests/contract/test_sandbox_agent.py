@@ -29,6 +29,8 @@ from sandbox_rl.types import ExecStatus
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+ENVIRONMENT = Path(sys.prefix)
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def backend() -> AsyncIterator[EmbeddedBackend]:
@@ -428,3 +430,14 @@ async def test_self_check_tells_a_broken_promise_from_a_known_limit() -> None:
     assert (row.verdict, row.observed) == (CheckVerdict.FAIL, "it did not hold")
     (row,) = [row async for row in self_check(EmbeddedBackend, cases=[broken], known_limits=["ISO-14"])]
     assert row.verdict is CheckVerdict.KNOWN_LIMIT
+
+
+async def test_python_environment_of_the_host_can_be_used() -> None:
+    async with EmbeddedBackend(settings=EmbeddedSettings(python_env=ENVIRONMENT)) as backend:
+        async with backend.sandbox() as sandbox:
+            shown = await out(
+                sandbox, "python3 -c 'import sys, numpy; print(sys.version); print(numpy.__file__)'", 60
+            )
+            assert shown.splitlines()[0] == sys.version.splitlines()[0]
+            assert "/opt/site-packages/numpy" in shown
+            assert await out(sandbox, "touch /opt/site-packages/x 2>/dev/null || echo refused") == "refused\n"

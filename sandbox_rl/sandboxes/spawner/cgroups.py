@@ -12,6 +12,7 @@ from typing import Any
 
 V1_CONTROLLERS = ("memory", "pids", "cpu")
 PREFIX = "sandbox_rl-"
+OUTSIDE = 4  # processes of the launcher that count beside the sandbox's own
 
 
 def owner_name(pid: int) -> str:
@@ -81,7 +82,7 @@ class Cgroups:
     def settings(self, controller: str) -> list[tuple[str, object]]:
         """Control files and values of one sandbox."""
         memory = self.limits["memory_mb"] << 20
-        processes = self.limits["pids"]
+        processes = self.limits["pids"] + OUTSIDE
         quota = int(self.limits["cpus"] * 100_000)
         return {
             "": [
@@ -106,10 +107,10 @@ class Cgroups:
                 if controller in ("", "memory") and os.path.exists(f"{directory}/{file}"):
                     write_text(f"{directory}/{file}", 0 if "swap" in file else self.limits["memory_mb"] << 20)
 
-    def enter(self, name: str, pid: int) -> None:
-        """Put a process into a sandbox's groups."""
+    def enter(self, name: str) -> None:
+        """Put the calling process into a sandbox's groups."""
         for root in self.roots.values():
-            write_text(f"{root}/{name}/cgroup.procs", pid)
+            write_text(f"{root}/{name}/cgroup.procs", 0)
 
     def remove(self, name: str) -> bool:
         """Remove a sandbox's groups; False while something still lives in one."""

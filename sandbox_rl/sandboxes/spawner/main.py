@@ -31,18 +31,17 @@ class Live:
         self.info = info
         self.errors = errors
         self.said = b""
-        self.first = 0
-        self.bounded = False
 
-    def hear(self) -> bool:
-        """Take what bubblewrap reports, JSON in several writes. False if there is nothing (more)."""
-        data = read_now(self.info)
-        self.said += data
+    def first_process(self) -> int:
+        """Host-side process id of its first process, 0 while bubblewrap has not reported it.
+
+        It is reported as JSON, in several writes.
+        """
+        self.said += read_now(self.info)
         try:
-            self.first = int(json.loads(self.said)["child-pid"])
+            return int(json.loads(self.said)["child-pid"])
         except (ValueError, KeyError):
-            self.first = 0
-        return bool(data)
+            return 0
 
 
 class Spawner:
@@ -54,7 +53,6 @@ class Spawner:
         self.limits: dict[str, Any] = config["limits"]
         self.live: dict[int, Live] = {}
         self.unburied: set[str] = set()
-        self.closing: list[int] = []  # descriptors of the dead that the poller may still hold
         self.next_uid = int.from_bytes(os.urandom(4), "big") % UIDS
         self.root = os.geteuid() == 0
         self.cgroups = Cgroups(config["owner"], self.limits) if config["cgroups"] else None
@@ -90,21 +88,10 @@ class Spawner:
         poller = select.poll()
         poller.register(self.control, select.POLLIN)
         poller.register(wakeup, select.POLLIN)
-        watched: dict[int, int] = {}
         while True:
-            starting = {sandbox.info: pid for pid, sandbox in self.live.items() if not sandbox.bounded}
-            for fd in starting.keys() - watched.keys():
-                poller.register(fd, select.POLLIN)
-            for fd in watched.keys() - starting.keys():
-                poller.unregister(fd)
-            watched = starting
-            while self.closing:
-                os.close(self.closing.pop())
             ready = {fd for fd, _ in poller.poll(20 if self.unburied else None)}
             if wakeup in ready:
                 os.read(wakeup, 4096)
-            for fd in ready & watched.keys():
-                self.bound(watched[fd])
             self.reap()
             if self.control.fileno() in ready and not self.take_request():
                 break
@@ -159,6 +146,9 @@ class Spawner:
             for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if self.cgroups:
+                # Before the namespaces are made: they must show this group as the root of all.
+                self.cgroups.enter(name)
             self.stage.mount_writable(uid, self.limits["disk_mb"], self.limits["inodes"])
             arguments = os.open(f"{self.stage.root}/arguments", os.O_RDONLY)
             seccomp = os.open(f"{self.stage.root}/seccomp", os.O_RDONLY)
@@ -182,28 +172,6 @@ class Spawner:
         finally:
             os._exit(127)
 
-    def bound(self, pid: int) -> None:
-        """Put a sandbox's first process into its groups, and tell the host, who waits for that.
-
-        It has no child before the host's first request. Done while its interpreter starts, because
-        the kernel may take ten milliseconds for it.
-        """
-        sandbox = self.live[pid]
-        heard = sandbox.hear()
-        if not sandbox.first:
-            sandbox.bounded = not heard  # it never started; the launcher's end tells why
-            return
-        sandbox.bounded = True
-        try:
-            if parent_of(sandbox.first) != pid:
-                raise ProcessLookupError("the first process has ended")
-            if self.cgroups:
-                self.cgroups.enter(sandbox.name, sandbox.first)
-        except OSError:
-            self.kill(sandbox.name)  # it must not run without its limits
-            return
-        self.tell({"bounded": sandbox.name})
-
     def kill(self, name: str) -> None:
         """End a sandbox: its first process, if known, takes all others with it; else the launcher.
 
@@ -212,8 +180,8 @@ class Spawner:
         """
         for pid, sandbox in self.live.items():
             if sandbox.name == name:
-                sandbox.hear()
-                if not (sandbox.first and parent_of(sandbox.first) == pid and signalled(sandbox.first)):
+                first = sandbox.first_process()
+                if not (first and parent_of(first) == pid and signalled(first)):
                     signalled(pid)
 
     def reap(self) -> None:
@@ -232,7 +200,7 @@ class Spawner:
                 self.kill_adopted()
             said = read_now(sandbox.errors).decode("utf-8", "replace").strip()
             os.close(sandbox.errors)
-            self.closing.append(sandbox.info)
+            os.close(sandbox.info)
             if self.cgroups and not self.cgroups.remove(sandbox.name):
                 self.unburied.add(sandbox.name)
             self.tell({"dead": sandbox.name, "error": said[-500:], "status": status})
