@@ -46,7 +46,7 @@ async def test_case(backend: SandboxBackend, witness: HostWitness, neighbour: Ne
 async def test_64_at_once_in_random_order(backend: SandboxBackend, witness: HostWitness) -> None:
     """Cases disturb neither each other nor honest work beside them."""
     # Judged by the clock or by the number of neighbours, these belong to the quiet run above.
-    timed = {"RES-07", "RES-05", "RES-05b", "CTL-06"}
+    timed = {"RES-07", "RES-05", "RES-05b", "CTL-06", "IO-07g"}
     cases = [case for case in (*ALL_CASES, *CONTROLS) if case.id not in timed]
     random.Random(20).shuffle(cases)
     before, memory = probe(), resident_mb()
