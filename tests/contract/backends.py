@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sandbox_rl.sandboxes.base import SandboxBackend, SandboxLimits
 
-__all__ = ["BACKENDS", "embedded"]
+__all__ = ["BACKENDS", "ISOLATING", "embedded"]
 
 
 def embedded(limits: SandboxLimits) -> SandboxBackend:
@@ -15,4 +15,16 @@ def embedded(limits: SandboxLimits) -> SandboxBackend:
     return EmbeddedBackend(limits=limits)
 
 
-BACKENDS: dict[str, Callable[[SandboxLimits], SandboxBackend]] = {"embedded": embedded}
+def pooled(limits: SandboxLimits) -> SandboxBackend:
+    """The embedded backend behind the pool, which must keep the contract that it stands in front of."""
+    from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+    from sandbox_rl.sandboxes.pool import SandboxPool
+
+    return SandboxPool(EmbeddedBackend(limits=limits), limits=limits)
+
+
+BACKENDS: dict[str, Callable[[SandboxLimits], SandboxBackend]] = {"embedded": embedded, "pooled": pooled}
+"""What fulfils the contract."""
+
+ISOLATING = ("embedded",)
+"""Those that the cases attack: the others only stand in front of one of these."""

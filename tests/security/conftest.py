@@ -13,7 +13,7 @@ from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend
 from sandbox_rl.sandboxes.cases import CASE_LIMITS, HostWitness
 from sandbox_rl.types import ExecStatus
 
-from ..contract.backends import BACKENDS
+from ..contract.backends import BACKENDS, ISOLATING
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def witness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostWitness]:
         yield entered
 
 
-@pytest_asyncio.fixture(params=sorted(BACKENDS), scope="session", loop_scope="session")
+@pytest_asyncio.fixture(params=ISOLATING, scope="session", loop_scope="session")
 async def backend(request: pytest.FixtureRequest, witness: HostWitness) -> AsyncIterator[SandboxBackend]:
     async with BACKENDS[request.param](CASE_LIMITS) as made:
         async with made.sandbox():  # what is made lazily is made before anything is counted

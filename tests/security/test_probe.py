@@ -1,0 +1,74 @@
+"""The probe for leaks sees each kind of leak that can be made without an engine."""
+
+import os
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from .host_probe import leaked, probe
+
+
+def test_nothing_is_no_leak() -> None:
+    assert leaked(probe(), within=0) == {}
+
+
+def test_processes_and_namespaces() -> None:
+    before = probe()
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        assert leaked(before, within=0).keys() >= {"processes"}
+    finally:
+        child.kill()
+        child.wait()
+    assert leaked(before) == {}
+
+
+def test_threads() -> None:
+    before, stop = probe(), threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        assert leaked(before, within=0).keys() == {"threads"}
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_descriptors() -> None:
+    before = probe()
+    reader, writer = os.pipe()
+    try:
+        assert leaked(before, within=0).keys() == {"descriptors"}
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_directories() -> None:
+    before = probe()
+    made = Path(tempfile.mkdtemp(prefix="sandbox_rl-leak-"))
+    try:
+        assert leaked(before, within=0) == {"directories": {made.name}}
+    finally:
+        made.rmdir()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount and make cgroups")
+def test_mounts_and_cgroups(tmp_path: Path) -> None:
+    before = probe()
+    group = next((p for p in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")) if p.is_dir()), None)
+    subprocess.run(["mount", "-t", "tmpfs", "leak", str(tmp_path)], check=True)
+    try:
+        assert leaked(before, within=0) == {"mounts": {str(tmp_path)}}
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    if group is not None and os.access(group, os.W_OK):
+        made = group / f"sandbox_rl-leak-{os.getpid()}"
+        made.mkdir()
+        try:
+            assert str(made) in leaked(before, within=0)["cgroups"]
+        finally:
+            made.rmdir()
