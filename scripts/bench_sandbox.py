@@ -24,7 +24,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sandbox_rl.sandboxes.config import PoolSettings
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.types import ExecStatus
 
 AT_ONCE = 32
@@ -62,6 +64,19 @@ async def alone(backend: EmbeddedBackend, rounds: int) -> list[Figure]:
         Figure("exec of `true`, p50", 1000 * statistics.median(execute), 3, "ms"),
         Figure("destroy, p50", 1000 * statistics.median(destroy), 3, "ms"),
     ]
+
+
+async def pooled(rounds: int) -> list[Figure]:
+    """What a request waits for a sandbox that was made ahead of need."""
+    waited = []
+    async with SandboxPool(EmbeddedBackend(), settings=PoolSettings(warm=2)) as pool:
+        for _ in range(rounds):
+            while pool.warm < 2:  # noqa: ASYNC110 - the pool has no event for it
+                await asyncio.sleep(0.01)
+            started = time.perf_counter()
+            async with pool.sandbox({"question.txt": b"?"}):
+                waited.append(time.perf_counter() - started)
+    return [Figure("request to a warm pool, p50", 1000 * statistics.median(waited), 3, "ms")]
 
 
 async def throughput(backend: EmbeddedBackend, total: int) -> list[Figure]:
@@ -197,6 +212,7 @@ async def main() -> int:
             f"{backend.info.backend}: {backend.info.tier}, {backend.info.version}; load {os.getloadavg()}"
         )
         figures = await alone(backend, 15 if options.quick else 60)
+        figures += await pooled(10 if options.quick else 30)
         figures += await throughput(backend, 64 if options.quick else 320)
         figures += await many_alive(backend, 32 if options.quick else ALIVE)
         figures += await flood(backend)
