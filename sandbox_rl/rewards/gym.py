@@ -43,7 +43,9 @@ _QUOTED = re.compile(r"'[\w .-]{0,64}'|\"[\w .-]{0,64}\"")
 _MATHS = frozenset(
     ("sin", "cos", "tan", "exp", "log", "ln", "sqrt", "pi", "asin", "acos", "atan", "sinh", "cosh", "tanh")
 )
-_POWER = re.compile(r"(\*\*|\^)\s*\(?\s*\d{4,}")
+_HUGE = re.compile(r"(\*\*|\^)\s*(\(|[-+]?[\w.]+\s*(\*\*|\^)|[-+]?\d{4,})|\d{100}|[eE]\d{4,}|!!|factorial")
+"""A tower of powers, a power by an expression, or by a number of four digits and more."""
+_POWER_OF_GROUP = re.compile(r"\)\s*(?:\*\*|\^)")
 
 
 def check_gold(task: Task) -> None:
@@ -74,16 +76,10 @@ def score(answer: str, task: Task) -> float:
 
 
 def _harmless(text: str) -> bool:
-    """Whether evaluating the text can only do arithmetic: no calls by name, attributes or huge powers."""
-    if "**" in text.replace("**", "", 1) and text.count("**") > 8:
+    """Whether evaluating the text can only do quick arithmetic: no calls by name, attributes, huge powers."""
+    if _HUGE.search(text) or len(_POWER_OF_GROUP.findall(text)) > 4:
         return False
-    if (
-        _POWER.search(text)
-        or re.search(r"\d{100}", text)
-        or re.search(r"[A-Za-z_)\]'\"]\s*\.\s*[A-Za-z_]", text)
-    ):
-        return False
-    if re.search(r"(\*\*|\^)[^-+/]*(\*\*|\^)", text.replace(" ", "")) and re.search(r"\d{2,}(\*\*|\^)", text):
+    if re.search(r"[A-Za-z_)\]'\"]\s*\.\s*[A-Za-z_]", text):
         return False
     words = _WORD.findall(_QUOTED.sub("''", text))
     return all(len(word) == 1 or word in _MATHS for word in words)

@@ -194,7 +194,7 @@ def _element(part: str) -> Element | None:
         words.append(match.group(1))
         expression = expression[: match.start()]
     elif match := re.fullmatch(
-        r"([-+]?[\d./]+(?:[eE][-+]?\d{1,3}|\\times 10\^\{?-?\d{1,3}\}?)?)\s+((?:[A-Za-z]\s*[/^\d]*\s*)+)",
+        r"([-+]?[\d./]+(?:[eE][-+]?\d{1,3}| ?\\times ?10\^\{?-?\d{1,3}\}?)?)\s+((?:[A-Za-z]\s*[/^\d]*\s*)+)",
         expression,
     ):  # "5 m", "9 m/s^2"
         expression, spelled = match.group(1), match.group(2).strip()

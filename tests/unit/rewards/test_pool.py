@@ -1,0 +1,165 @@
+"""The pool: who is to blame, and that one bad row touches no other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.rewards.config import RewardSettings
+from sandbox_rl.rewards.pool import ScoringPool
+from sandbox_rl.types import Answer, AnswerStatus
+
+from .conftest import ScoreNow, make_task, ok
+
+USER = "tests.unit.rewards.user_scorers"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    monkeypatch.syspath_prepend(str(request.config.rootpath))
+
+
+@pytest.mark.parametrize("status", [status for status in AnswerStatus if status is not AnswerStatus.OK])
+def test_answers_that_were_not_read_score_zero(pool_runner: Any, status: AnswerStatus) -> None:
+    pool, run = pool_runner
+    reward = run(pool.score(make_task("42"), Answer(status)))
+    assert reward.value == 0.0
+    assert status.value in reward.detail
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "\ufeff", "\0", "4" * 70_000])
+def test_empty_and_huge_answers_score_zero(score: ScoreNow, text: str) -> None:
+    assert score(text, "42").value == 0.0
+
+
+def test_one_poisoned_row_touches_no_other(pool_runner: Any) -> None:
+    pool, run = pool_runner
+    rows = [
+        ("42", "42"),
+        (object(), "42"),
+        (r"\boxed{9^{9^{9}}}", "42"),
+        ("42", None),
+        ("42", "\\frac{"),
+        ("42", "42"),
+    ]
+
+    async def all_rows() -> list[float | None]:
+        rewards = await asyncio.gather(*(pool.score(make_task(gold), ok(text)) for text, gold in rows))
+        return [reward.value for reward in rewards]
+
+    assert run(all_rows()) == [1.0, None, 0.0, None, None, 1.0]
+
+
+@pytest.mark.parametrize("function", ["raises", "nan", "dies", "eats"])
+def test_your_own_scorers_failures_are_not_the_answers(score: ScoreNow, function: str) -> None:
+    reward = score("42", "42", f"{USER}:{function}")
+    assert reward.value is None
+    assert reward.detail
+    assert score("42", "42").value == 1.0
+
+
+def test_your_own_scorer_and_its_parts(score: ScoreNow) -> None:
+    assert score("abcde", "-", f"{USER}:length").value == 0.5
+    reward = score("abcde", "-", f"{USER}:parts")
+    assert (reward.value, reward.parts) == (0.5, {"form": 1.0})
+
+
+def test_workers_import_neither_torch_nor_what_they_do_not_need(score: ScoreNow) -> None:
+    assert score("a", "-", f"{USER}:modules").parts == {"torch": 0.0, "gym": 0.0}
+
+
+def test_hang_is_killed_and_delays_nobody(pool_runner: Any) -> None:
+    pool, run = pool_runner
+
+    async def race() -> tuple[Any, list[Any], float, float]:
+        start = time.monotonic()
+        lag = 0.0
+
+        async def watch() -> None:
+            nonlocal lag
+            while True:
+                before = time.monotonic()
+                await asyncio.sleep(0.02)
+                lag = max(lag, time.monotonic() - before - 0.02)
+
+        watcher = asyncio.create_task(watch())
+        hanging = asyncio.create_task(pool.score(make_task("-", f"{USER}:hangs"), ok("a")))
+        good = await asyncio.gather(*(pool.score(make_task("42"), ok("42")) for _ in range(56)))
+        others = time.monotonic() - start
+        hung = await hanging
+        watcher.cancel()
+        return hung, good, others, lag
+
+    hung, good, others, lag = run(race())
+    assert hung.value is None
+    assert "killed" in hung.detail
+    assert [reward.value for reward in good] == [1.0] * 56
+    assert others < 2.5  # the hang lasts three seconds
+    assert lag < 1.0  # a blocked loop would lag as long as the hang
+    assert run(pool.score(make_task("42"), ok("42"))).value == 1.0
+
+
+def test_a_built_in_scorer_that_is_killed_blames_the_answer(
+    pool_runner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit that nothing can meet stands for a hang: the sound gold shows that the answer did it."""
+    pool, run = pool_runner
+
+    async def squeezed() -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(pool, "_timeout", 3.0)
+            original = pool._run
+
+            async def run_out(timeout: float, function: Any, *args: Any) -> Any:
+                return await original(1e-9 if function.__name__ == "run" else timeout, function, *args)
+
+            patch.setattr(pool, "_run", run_out)
+            # Long enough for the pool's watch to see it, which looks ten times a second.
+            return await pool.score(make_task(r"\sqrt{2}"), ok(r"\sqrt{1+\sin^2(x)+\cos^2(x)}"))
+
+    reward = run(squeezed())
+    assert reward.value in (0.0, 1.0)
+    if reward.value == 0.0:
+        assert "the answer broke the scorer" in reward.detail
+
+
+def test_check_gold_names_the_rows(pool_runner: Any) -> None:
+    from dataclasses import replace
+
+    pool, run = pool_runner
+    tasks = [replace(make_task(gold), id=str(at)) for at, gold in enumerate(["1", "\\frac{", "2"])]
+    found = run(pool.check_gold(tasks))
+    assert list(found) == ["1"]
+    assert "frac" in found["1"]
+
+
+async def test_cancelling_a_score_leaves_the_pool_usable() -> None:
+    async with ScoringPool(workers=1, timeout=5.0) as pool:
+        waiting = asyncio.create_task(pool.score(make_task("-", f"{USER}:hangs"), ok("a")))
+        await asyncio.sleep(0.3)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        async with asyncio.timeout(20):
+            assert (await pool.score(make_task("42"), ok("42"))).value == 1.0
+
+
+async def test_composite_and_override() -> None:
+    settings = RewardSettings(composite={"exact": 3.0, "f1": 1.0}, workers=1)
+    async with ScoringPool.from_settings(settings) as pool:
+        reward = await pool.score(make_task("Eiffel Tower"), ok("Eiffel"))
+        assert reward.value == pytest.approx((0 * 3 + 2 / 3) / 4)
+        assert reward.parts == pytest.approx({"exact": 0.0, "f1": 2 / 3})
+
+
+def test_settings_that_cannot_work_are_told() -> None:
+    with pytest.raises(ConfigError, match="both"):
+        ScoringPool.from_settings(RewardSettings(scorer="f1", composite={"exact": 1.0}))
+    with pytest.raises(ConfigError, match="weight"):
+        ScoringPool.from_settings(RewardSettings(composite={"exact": 0.0}))
+    with pytest.raises(ConfigError, match="did you mean 'exact'"):
+        ScoringPool.from_settings(RewardSettings(scorer="exakt"))

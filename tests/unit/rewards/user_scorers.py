@@ -1,0 +1,48 @@
+"""Scorers as a user might write them, good and bad; the pool imports them by path."""
+
+import os
+import time
+
+from sandbox_rl.types import Task
+
+
+def length(answer: str, task: Task) -> float:
+    return len(answer) / 10
+
+
+def parts(answer: str, task: Task) -> dict[str, float]:
+    return {"value": 0.5, "form": 1.0}
+
+
+def raises(answer: str, task: Task) -> float:
+    raise RuntimeError("no such column")
+
+
+def hangs(answer: str, task: Task) -> float:
+    time.sleep(600)
+    return 1.0
+
+
+def dies(answer: str, task: Task) -> float:
+    os._exit(11)
+
+
+def eats(answer: str, task: Task) -> float:
+    return float(len(bytearray(64 << 30)))
+
+
+def nan(answer: str, task: Task) -> float:
+    return float("nan")
+
+
+def modules(answer: str, task: Task) -> dict[str, float]:
+    import sys
+
+    return {
+        "value": 1.0,
+        "torch": float("torch" in sys.modules),
+        "gym": float("reasoning_gym" in sys.modules),
+    }
+
+
+NOT_A_FUNCTION = 3
