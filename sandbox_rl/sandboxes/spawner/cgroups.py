@@ -15,10 +15,15 @@ PREFIX = "sandbox_rl-"
 OUTSIDE = 4  # processes of the launcher that count beside the sandbox's own
 
 
+def place() -> str:
+    """Boot and process-id namespace: within one, a process id means one process at a time."""
+    boot = read_text("/proc/sys/kernel/random/boot_id").strip().replace("-", "")[:12]
+    return f"{boot}.{os.stat('/proc/self/ns/pid').st_ino}"
+
+
 def owner_name(pid: int) -> str:
     """Name that no other process on any boot of this machine can claim."""
-    boot = read_text("/proc/sys/kernel/random/boot_id").strip().replace("-", "")[:12]
-    return f"{PREFIX}{boot}-{pid}-{start_time(pid)}"
+    return f"{PREFIX}{place()}-{pid}-{start_time(pid)}"
 
 
 def start_time(pid: int) -> str:
@@ -171,14 +176,15 @@ def delegate(parent: str, directory: str) -> None:
 
 
 def remove_orphans(parent: str) -> None:
-    """Remove groups of owners that are provably gone: another boot, or no such process any more."""
-    boot = owner_name(os.getpid()).split("-")[1]
+    """Remove groups whose owner or spawner is provably gone; those of other places are left alone."""
+    here = place()
     for entry in os.listdir(parent):
         parts = entry.split("-")
         if not entry.startswith(PREFIX) or len(parts) != 5 or not (parts[2] + parts[4]).isdigit():
             continue
-        _, its_boot, pid, started, spawner = parts
-        if its_boot == boot and (start_time(int(pid)) == started or start_time(int(spawner))):
+        _, its_place, pid, started, spawner = parts
+        alive = start_time(int(pid)) == started and start_time(int(spawner))
+        if its_place != here or alive:
             continue
         directory = f"{parent}/{entry}"
         for child in [c for c in os.listdir(directory) if os.path.isdir(f"{directory}/{c}")]:

@@ -1,6 +1,7 @@
 """Names, filter, bundles, layout, room: the parts that need no sandbox."""
 
 import ast
+import os
 import struct
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sandbox_rl.sandboxes.bwrap import find_bubblewrap, make_layout
 from sandbox_rl.sandboxes.host_room import HostRoom
 from sandbox_rl.sandboxes.names import check_files, checked_path
 from sandbox_rl.sandboxes.seccomp import DENIED, build_filter
+from sandbox_rl.sandboxes.spawner.cgroups import owner_name, remove_orphans
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 ALLOW, EPERM, ENOSYS, EAFNOSUPPORT = 0x7FFF0000, 0x50001, 0x50026, 0x50061
@@ -164,3 +166,20 @@ def test_room(tmp_path: Path) -> None:
     assert host(tmp_path / "a").enough()
     assert "MiB of memory" in host(tmp_path / "b", free_kb=1024).lacking()
     assert "processes run" in host(tmp_path / "c", processes=900, pid_max=1000).lacking()
+
+
+def test_only_groups_of_the_provably_dead_are_removed(tmp_path: Path) -> None:
+    me, gone = os.getpid(), 1 << 22  # above every process id
+    kept = {
+        f"{owner_name(me)}-{me}",
+        f"sandbox_rl-elsewhere.1-{gone}-5-{gone}",
+        "sandbox_rl-of-somebody",
+        "other",
+    }
+    reused = owner_name(me).rpartition("-")[0] + f"-1-{me}"  # our process id, started at another time
+    dead = {f"{owner_name(me).rpartition('-')[0].rpartition('-')[0]}-{gone}-5-{gone}", reused}
+    for name in kept | dead | {f"{owner_name(me)}-{gone}"}:
+        (tmp_path / name / "child").mkdir(parents=True)
+    remove_orphans(str(tmp_path))
+    assert set(os.listdir(tmp_path)) == kept
+    assert all((tmp_path / name / "child").exists() for name in kept)
