@@ -123,7 +123,7 @@ async def run_episode(
 
         started = time.monotonic()
         calls = chat.parse(action.token_ids)
-        observations = await _answer(calls, toolbox, sandbox, deadline)
+        observations = await _answer(calls, toolbox, sandbox, deadline, chat.call_example)
         execution = time.monotonic() - started
         stop = _why_stop(observations, deadline)
         last = index + 1 == settings.max_turns
@@ -140,11 +140,15 @@ async def run_episode(
 
 
 async def _answer(
-    calls: Sequence[ToolCall | MalformedCall], toolbox: Toolbox, sandbox: Sandbox, deadline: float
+    calls: Sequence[ToolCall | MalformedCall],
+    toolbox: Toolbox,
+    sandbox: Sandbox,
+    deadline: float,
+    example: str,
 ) -> tuple[Observation, ...]:
     """Run the calls of a turn in order; what follows a submit or the deadline is not run."""
     if not calls:
-        return (toolbox.no_call(),)
+        return (toolbox.no_call(example),)
     observations: list[Observation] = []
     for call in calls:
         budget = deadline - time.monotonic()

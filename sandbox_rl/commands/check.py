@@ -7,13 +7,19 @@ from pathlib import Path
 
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.display import Display
-from sandbox_rl.commands.grpo import grpo_config, sampling_of
-from sandbox_rl.commands.parts import build_backend, build_render, build_scoring, build_toolbox
+from sandbox_rl.commands.parts import (
+    build_backend,
+    build_chat,
+    build_render,
+    build_scoring,
+    grpo_arguments,
+)
 from sandbox_rl.commands.starting_point import needs_warmup
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError, SetupError
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.experts import load_expert
+from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.models import configured_context, load_tokenizer
 from sandbox_rl.training.tiny import CONTEXT, tiny_tokenizer
 
@@ -32,7 +38,7 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
     held_out = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
     display.say(f"ok  data: {len(tasks)} training tasks, {len(held_out)} held out")
-    args = grpo_config(recipe, Path(recipe.output_dir))
+    args = grpo_arguments(recipe, Path(recipe.output_dir))
     sampling_of(args)
     display.say(f"ok  grpo: {args.generation_batch_size} episodes per generation, {args.loss_type} loss")
     if recipe.warmup is not None:
@@ -41,9 +47,7 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     tiny = recipe.model.path == "tiny"
     # The tiny model's own tokenizer is trained during the warm-up and only ever shorter than bytes.
     tokenizer = tiny_tokenizer() if tiny else load_tokenizer(recipe.model)
-    chat = ChatFormat.from_tokenizer(
-        tokenizer, build_toolbox(recipe).schemas, call_format=recipe.chat.call_format
-    )
+    chat = build_chat(recipe, tokenizer)
     context = CONTEXT if tiny else configured_context(recipe.model)
     check_prompts(recipe, base_dir, chat, tasks, context=None if tiny else context)
     display.say(f"ok  model: {recipe.model.path}, context of {context} tokens, chat template usable")
@@ -78,8 +82,8 @@ async def _try_sandbox(recipe: Recipe, tasks: TaskSet, display: Display) -> None
             answer = await sandbox.read_answer()
         if done.exit_code != 0 or answer.text != "42\n":
             raise SetupError(
-                f"sandbox: a first command ended with {done.status.value}, exit code {done.exit_code}, answer "
-                f"{answer.status.value}; run `sandbox-rl self-check` to see what this machine lacks"
+                f"sandbox: a first command ended with {done.status.value}, exit code {done.exit_code}, "
+                f"answer {answer.status.value}; run `sandbox-rl self-check` to see what this machine lacks"
             )
         lacks = "; ".join(backend.info.lacks) or "nothing"
         display.say(f"ok  sandbox: {backend.info.backend}, {backend.info.tier}; lacks {lacks}")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.display import Display
 from sandbox_rl.commands.held_out import HeldOut
-from sandbox_rl.commands.parts import build_engine, build_toolbox
+from sandbox_rl.commands.parts import build_chat, build_engine
 from sandbox_rl.commands.run_dir import RunDirectory
 from sandbox_rl.commands.starting_point import starting_point
 from sandbox_rl.config.recipe import Recipe
@@ -43,9 +42,7 @@ def evaluate(recipe: Recipe, *, base_dir: Path, model: str | None, display: Disp
         else starting_point(recipe, base_dir=base_dir, state=state, display=display)
     )
     tokenizer, loaded = load_tokenizer(settings), load_model(settings)
-    chat = ChatFormat.from_tokenizer(
-        tokenizer, build_toolbox(recipe).schemas, call_format=recipe.chat.call_format
-    )
+    chat = build_chat(recipe, tokenizer)
     policy = TransformersPolicy(
         loaded,
         end_ids=chat.end_ids,

@@ -38,7 +38,9 @@ def export(
         raise ConfigError(f"{output} exists already, expected a new directory; choose another name")
     recipe_path = run_dir / "recipe.yaml"
     if not recipe_path.is_file():
-        raise ConfigError(f"{run_dir}: no run (it has no recipe.yaml); give a directory such as runs/quickstart")
+        raise ConfigError(
+            f"{run_dir}: no run here (no recipe.yaml); give a directory such as runs/quickstart"
+        )
     checkpoint = _checkpoint(run_dir / "checkpoints", step)
     recipe = load_recipe(recipe_path)
     settings = ModelSettings(path=str(checkpoint), dtype=recipe.model.dtype)
@@ -90,5 +92,5 @@ def _checkpoint(directory: Path, step: int | None) -> Path:
     checkpoint = directory / f"checkpoint-{step}"
     if not is_complete(checkpoint):
         have = sorted(p.name for p in directory.glob("checkpoint-*") if is_complete(p))
-        raise ConfigError(f"--step {step}: no complete checkpoint, expected one of {', '.join(have) or 'none'}")
+        raise ConfigError(f"--step {step}: no complete checkpoint, there are {', '.join(have) or 'none'}")
     return checkpoint

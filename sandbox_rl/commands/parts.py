@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.recipe import Recipe
@@ -15,9 +16,18 @@ from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render
 from sandbox_rl.tools.toolbox import Toolbox, default_toolbox
+from sandbox_rl.training.grpo import grpo_config
 from sandbox_rl.types import Message, Task
 
-__all__ = ["build_backend", "build_engine", "build_render", "build_scoring", "build_toolbox"]
+__all__ = [
+    "build_backend",
+    "build_chat",
+    "build_engine",
+    "build_render",
+    "build_scoring",
+    "build_toolbox",
+    "grpo_arguments",
+]
 
 
 def build_backend(recipe: Recipe) -> SandboxBackend:
@@ -48,6 +58,20 @@ def build_render(recipe: Recipe, base_dir: Path) -> Callable[[Task], tuple[Messa
     return rendered
 
 
+def build_chat(recipe: Recipe, tokenizer: Any) -> ChatFormat:
+    """How the recipe talks to the model of this tokenizer.
+
+    Raises:
+        ModelError: its chat template cannot be used.
+    """
+    return ChatFormat.from_tokenizer(
+        tokenizer,
+        build_toolbox(recipe).schemas,
+        call_format=recipe.chat.call_format,
+        template_options=dict(recipe.chat.template_options),
+    )
+
+
 def build_engine(
     recipe: Recipe,
     *,
@@ -68,4 +92,21 @@ def build_engine(
         episode=recipe.episode,
         sampling=sampling,
         settings=recipe.rollout,
+    )
+
+
+def grpo_arguments(recipe: Recipe, checkpoints: Path) -> Any:
+    """The recipe's `trl.GRPOConfig`.
+
+    Raises:
+        ConfigError: a field that TRL does not know or refuses, or a batch that splits groups.
+    """
+    return grpo_config(
+        recipe.grpo,
+        checkpoints=checkpoints,
+        name=recipe.name,
+        seed=recipe.seed,
+        estimator=recipe.estimator,
+        max_tokens=recipe.episode.max_tokens,
+        report_to=recipe.report_to,
     )

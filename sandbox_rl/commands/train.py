@@ -16,17 +16,14 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback
-from trl import GRPOConfig
 
-from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.callbacks import AfterSteps, CountUpdates, FinishOnSignal, LogMetrics
 from sandbox_rl.commands.check import check_prompts
 from sandbox_rl.commands.display import Display, Silent
 from sandbox_rl.commands.facts import machine_facts
-from sandbox_rl.commands.grpo import grpo_config, sampling_of
 from sandbox_rl.commands.held_out import HeldOut
 from sandbox_rl.commands.labels import data_labels, result_lines
-from sandbox_rl.commands.parts import build_engine, build_toolbox
+from sandbox_rl.commands.parts import build_chat, build_engine, grpo_arguments
 from sandbox_rl.commands.run_dir import RunDirectory, write_atomically
 from sandbox_rl.commands.starting_point import starting_point
 from sandbox_rl.config.recipe import Recipe, resolved
@@ -37,6 +34,7 @@ from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import CheckpointManifest, last_complete
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.export import export_model
+from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import context_length, load_model, load_tokenizer
 from sandbox_rl.training.trainer import GroupRollouts, SandboxGRPOTrainer, outcome_reward
@@ -73,14 +71,12 @@ def train(
     display = display if display is not None and state.is_main_process else Silent()
     train_tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
     held_out_tasks = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
-    grpo_config(recipe, Path(recipe.output_dir))  # a wrong field shows before the warm-up takes minutes
+    grpo_arguments(recipe, Path(recipe.output_dir))  # a wrong field shows before the warm-up takes minutes
     model_settings = starting_point(recipe, base_dir=base_dir, state=state, display=display)
     tokenizer, model = load_tokenizer(model_settings), load_model(model_settings)
-    chat = ChatFormat.from_tokenizer(
-        tokenizer, build_toolbox(recipe).schemas, call_format=recipe.chat.call_format
-    )
+    chat = build_chat(recipe, tokenizer)
     run = _run_directory(recipe, state, resume=resume)
-    args = grpo_config(recipe, run.checkpoints)
+    args = grpo_arguments(recipe, run.checkpoints)
     updates = CountUpdates()
     policy = TransformersPolicy(
         model,
@@ -182,7 +178,7 @@ def _run_directory(recipe: Recipe, state: PartialState, *, resume: bool) -> RunD
     return run
 
 
-def _episodes(args: GRPOConfig, state: PartialState) -> int:
+def _episodes(args: Any, state: PartialState) -> int:
     """Episodes that this process will roll out, 0 if the number of steps is not known beforehand."""
     generations = args.max_steps * args.gradient_accumulation_steps
     generations //= args.steps_per_generation * args.num_iterations

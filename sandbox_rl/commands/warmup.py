@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 import sandbox_rl
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.display import Display, Progress
-from sandbox_rl.commands.parts import build_engine, build_toolbox
+from sandbox_rl.commands.parts import build_chat, build_engine
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.errors import ConfigError
@@ -72,9 +72,14 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
     with LoopThread() as loop:
         if recipe.model.path == "tiny":
             first = _expert_episodes(
-                loop, recipe, base_dir, _chat(recipe, tiny_tokenizer()), expert, tasks[:TOKENIZER_EPISODES]
+                loop,
+                recipe,
+                base_dir,
+                build_chat(recipe, tiny_tokenizer()),
+                expert,
+                tasks[:TOKENIZER_EPISODES],
             )
-            bytewise = _chat(recipe, tiny_tokenizer())
+            bytewise = build_chat(recipe, tiny_tokenizer())
             tokenizer = tiny_tokenizer(
                 bytewise.decode((*r.trajectory.prompt_ids, *r.trajectory.completion_ids)) for r in first
             )
@@ -82,7 +87,9 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
         else:
             tokenizer, model = load_tokenizer(recipe.model), load_model(recipe.model)
         with display.progress("Expert episodes", len(tasks)) as bar:
-            rollouts = _expert_episodes(loop, recipe, base_dir, _chat(recipe, tokenizer), expert, tasks, bar)
+            rollouts = _expert_episodes(
+                loop, recipe, base_dir, build_chat(recipe, tokenizer), expert, tasks, bar
+            )
     kept = [r for r in rollouts if r.reward.value is not None and r.reward.value >= SOLVED]
     if not kept:
         raise ConfigError(
@@ -127,12 +134,6 @@ def _key(recipe: Recipe) -> str:
     }
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _chat(recipe: Recipe, tokenizer: Any) -> ChatFormat:
-    return ChatFormat.from_tokenizer(
-        tokenizer, build_toolbox(recipe).schemas, call_format=recipe.chat.call_format
-    )
 
 
 def _expert_episodes(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from trl import GRPOConfig
 
-from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.training.estimator import estimator_fields
+from sandbox_rl.training.estimator import Estimator, estimator_fields
 from sandbox_rl.training.fields import checked_fields
 
 __all__ = ["grpo_config", "sampling_of"]
@@ -29,29 +29,41 @@ _OURS = {
 """Fields of GRPOConfig that the recipe says elsewhere, and where."""
 
 
-def grpo_config(recipe: Recipe, checkpoints: Path) -> GRPOConfig:
-    """TRL's settings for this recipe.
+def grpo_config(
+    block: Mapping[str, Any],
+    *,
+    checkpoints: Path,
+    name: str,
+    seed: int,
+    estimator: Estimator,
+    max_tokens: int,
+    report_to: Sequence[str] = (),
+) -> GRPOConfig:
+    """TRL's settings: our defaults, then the estimator's, then the recipe's `grpo:` block.
+
+    Args:
+        max_tokens: completion tokens of an episode; `dr_grpo` divides by it.
 
     Raises:
         ConfigError: an unknown or refused field, one that belongs elsewhere, or a batch that would
             split a group of rollouts.
     """
-    for name, where in _OURS.items():
-        if name in recipe.grpo:
-            raise ConfigError(f"key 'grpo.{name}' = {recipe.grpo[name]!r} belongs elsewhere: {where}")
+    for field, where in _OURS.items():
+        if field in block:
+            raise ConfigError(f"key 'grpo.{field}' = {block[field]!r} belongs elsewhere: {where}")
     cpu = not torch.cuda.is_available()
     defaults: dict[str, Any] = {
         "output_dir": str(checkpoints),
-        "seed": recipe.seed,
-        "report_to": list(recipe.report_to) or "none",
-        "run_name": recipe.name,
+        "seed": seed,
+        "report_to": list(report_to) or "none",
+        "run_name": name,
         "disable_tqdm": True,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_steps": 50,
         "save_total_limit": 2,
         "remove_unused_columns": False,
-        "max_completion_length": recipe.episode.max_tokens,
+        "max_completion_length": max_tokens,
         # Only read with vLLM: the sampler's log-probs differ from the trainer's there, and long
         # episodes need the correction per token (a product over thousands of tokens explodes).
         "vllm_importance_sampling_mode": "token_truncate",
@@ -60,7 +72,7 @@ def grpo_config(recipe: Recipe, checkpoints: Path) -> GRPOConfig:
         "ddp_timeout": 7200,
     }
     known = set(inspect.signature(GRPOConfig.__init__).parameters) - {"self"}
-    fields = defaults | dict(estimator_fields(recipe.estimator)) | dict(recipe.grpo)
+    fields = defaults | dict(estimator_fields(estimator)) | dict(block)
     args = checked_fields(GRPOConfig, "grpo", fields, known)
     _check(args)
     return args

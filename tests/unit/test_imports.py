@@ -1,0 +1,117 @@
+"""The layers of docs/design.md, and that importing the package costs and does nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "sandbox_rl"
+
+LEVELS = (
+    {"cli", "train", "terminal"},
+    {"commands"},
+    {"config"},
+    {"training"},
+    {"rollout", "evaluation", "journal", "metrics"},
+    {"episode"},
+    {"tools", "chat"},
+    {"tasks", "rewards", "sandboxes", "policies", "fakes"},
+    {"settings", "seeds", "types", "errors", "__init__"},
+)
+SIBLINGS_APART = ({"tasks", "rewards", "sandboxes", "policies"}, {"tools", "chat"})
+HEAVY = {
+    "torch": ("training/", "commands/", "policies/transformers.py"),
+    "trl": ("training/",),
+    "transformers": ("training/", "commands/", "policies/transformers.py"),
+    "docker": ("sandboxes/docker",),
+    "ray": ("sandboxes/ray",),
+    "vllm": ("policies/vllm_plugin",),
+}
+
+
+def level(name: str) -> int:
+    (found,) = (index for index, names in enumerate(LEVELS) if name in names)
+    return found
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, wherever in the file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+    return names
+
+
+def part(path: Path) -> str:
+    """The first component below the package: a folder or a module."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_only_point_down(path):
+    own = part(path)
+    for name in imports(path):
+        if not name.startswith("sandbox_rl."):
+            continue
+        other = name.split(".")[1]
+        if other == own:
+            continue
+        assert level(other) >= level(own), f"{path} imports {name}, which lies above it"
+        for siblings in SIBLINGS_APART:
+            assert not {own, other} <= siblings, f"{path} imports {name}: siblings stay apart"
+
+
+@pytest.mark.parametrize("library", sorted(HEAVY))
+def test_heavy_libraries_have_their_places(library):
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in modules()
+        if any(name.split(".")[0] == library for name in imports(path))
+    }
+    strangers = {user for user in users if not user.startswith(HEAVY[library])}
+    assert not strangers, f"{library} is imported by {sorted(strangers)}"
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
+
+
+def test_importing_the_package_is_light_and_silent():
+    """No torch, no output; the time is the best of three, for a machine that has other work."""
+    code = "import sys, sandbox_rl; print(sorted({'torch', 'trl', 'transformers'} & set(sys.modules)))"
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        assert run(code) == "[]\n"
+        best = min(best, time.perf_counter() - started)
+    bare = time.perf_counter()
+    run("pass")
+    bare = time.perf_counter() - bare
+    assert best - bare < 0.3
+
+
+def test_the_command_line_loads_nothing_heavy():
+    code = (
+        "import sys, sandbox_rl.cli;"
+        "print(sorted({'torch', 'trl', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
+    )
+    assert run(code) == "[]\n"
+
+
+def test_importing_recipes_loads_no_torch():
+    assert run("import sys, sandbox_rl.config.load; print({'torch', 'trl'} & set(sys.modules))") == "set()\n"
