@@ -83,7 +83,9 @@ async def measure(times: dict[str, list[float]], *, sleep: bool) -> tuple[float,
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -100,9 +102,13 @@ def main() -> int:
         "ratio": wall / bound,
         "overhead_ms_per_turn": 1000 * empty / turns,
     }
-    print(f"{options.episodes} episodes, {turns} turns, tool time {sum(map(sum, times.values())):.1f} s in all")
+    print(
+        f"{options.episodes} episodes, {turns} turns, tool time {sum(map(sum, times.values())):.1f} s in all"
+    )
     print(f"slowest episode (bound)  {bound:8.3f} s")
-    print(f"wall time                {wall:8.3f} s   ratio {result['ratio']:.3f}   required <= {REQUIRED_RATIO}")
+    print(
+        f"wall time                {wall:8.3f} s   ratio {result['ratio']:.3f}   required <= {REQUIRED_RATIO}"
+    )
     print(
         f"engine overhead          {result['overhead_ms_per_turn']:8.3f} ms per turn"
         f"   required < {REQUIRED_OVERHEAD_MS}"

@@ -71,25 +71,17 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
     tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)[: settings.episodes]
     with LoopThread() as loop:
         if recipe.model.path == "tiny":
-            first = _expert_episodes(
-                loop,
-                recipe,
-                base_dir,
-                build_chat(recipe, tiny_tokenizer()),
-                expert,
-                tasks[:TOKENIZER_EPISODES],
-            )
             bytewise = build_chat(recipe, tiny_tokenizer())
+            first = _expert_episodes(loop, recipe, base_dir, bytewise, expert, tasks[:TOKENIZER_EPISODES])
             tokenizer = tiny_tokenizer(
                 bytewise.decode((*r.trajectory.prompt_ids, *r.trajectory.completion_ids)) for r in first
             )
             model = tiny_model(tokenizer, seed=recipe.seed)
         else:
             tokenizer, model = load_tokenizer(recipe.model), load_model(recipe.model)
+        chat = build_chat(recipe, tokenizer)
         with display.progress("Expert episodes", len(tasks)) as bar:
-            rollouts = _expert_episodes(
-                loop, recipe, base_dir, build_chat(recipe, tokenizer), expert, tasks, bar
-            )
+            rollouts = _expert_episodes(loop, recipe, base_dir, chat, expert, tasks, bar)
     kept = [r for r in rollouts if r.reward.value is not None and r.reward.value >= SOLVED]
     if not kept:
         raise ConfigError(

@@ -36,6 +36,7 @@ def safe_name(name: str) -> str:
     """`name` made a harmless relative path; equal names stay equal, so collisions can be seen."""
     text = name.encode("utf-8", "replace").decode()
     text = "".join("_" if unicodedata.category(char) == "Cc" else char for char in text).replace("\\", "/")
+    text = re.sub(r"^[A-Za-z]:", "", text)
     segments = [part for part in text.split("/") if part not in ("", ".", "..")]
     return "/".join(_cut(segment) for segment in segments[-8:]) or "file"
 

@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import CancelledError
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any, TypeVar
 
 __all__ = ["LoopThread"]
@@ -67,7 +67,5 @@ class LoopThread:
             if others:
                 await asyncio.wait(others, timeout=STOP_TIMEOUT_S / 2)
 
-        try:
+        with suppress(CancelledError, TimeoutError):
             asyncio.run_coroutine_threadsafe(cancel_all(), self._loop).result(STOP_TIMEOUT_S)
-        except (CancelledError, TimeoutError):
-            pass

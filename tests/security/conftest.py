@@ -21,9 +21,10 @@ def witness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostWitness]:
     """Entered before any backend, with canaries where trainers keep what policies look for."""
     root = tmp_path_factory.mktemp("trainer")
     places = [root / name for name in ("datasets", "checkpoints", "hub")]
+    places.append(Path(__file__).parent / "__pycache__")  # in the checkout, where nobody commits it
     for place in places:
-        place.mkdir()
-    with HostWitness([*places, Path.cwd()]) as entered:
+        place.mkdir(exist_ok=True)
+    with HostWitness(places) as entered:
         yield entered
 
 

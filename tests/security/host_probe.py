@@ -44,12 +44,24 @@ def _namespaces(tree: set[int]) -> set[str]:
     return found
 
 
-def _cgroups() -> Iterator[str]:
-    """Groups that are ours: by name, since others on this machine make their own."""
+def _cgroups(tree: set[int]) -> Iterator[str]:
+    """Groups of sandboxes, except those whose owner is alive and none of ours.
+
+    A backend's group is named `sandbox_rl-<boot>-<owner pid>-…`.
+    """
     for directory, below, _ in os.walk("/sys/fs/cgroup"):
-        for name in below:
-            if "sandbox" in name or "sbx" in name:
-                yield os.path.join(directory, name)
+        for name in list(below):
+            if name.startswith("sandbox_rl"):
+                below.remove(name)
+                owner = name.split("-")[2]
+                if int(owner) in tree or not os.path.exists(f"/proc/{owner}"):
+                    yield from _with_all_below(os.path.join(directory, name))
+
+
+def _with_all_below(directory: str) -> Iterator[str]:
+    yield directory
+    for parent, below, _ in os.walk(directory):
+        yield from (os.path.join(parent, name) for name in below)
 
 
 def _engine_lines(*arguments: str) -> list[str]:
@@ -68,7 +80,7 @@ def probe() -> dict[str, set[str]]:
         "threads": {f"{pid}/{t}" for pid in tree for t in _listed(f"/proc/{pid}/task")},
         "descriptors": {f"{os.getpid()}/{fd}" for fd in _open_descriptors()},
         "mounts": {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()},
-        "cgroups": set(_cgroups()),
+        "cgroups": set(_cgroups(tree)),
         "namespaces": _namespaces(tree),
         "directories": {name for name in names if "sandbox" in name or "sbx" in name or "bwrap" in name},
         "containers": set(_engine_lines("ps", "-aq")),

@@ -66,7 +66,7 @@ def test_mounts_and_cgroups(tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
     if group is not None and os.access(group, os.W_OK):
-        made = group / f"sandbox_rl-leak-{os.getpid()}"
+        made = group / f"sandbox_rl-leak-{os.getpid()}-0"
         made.mkdir()
         try:
             assert str(made) in leaked(before, within=0)["cgroups"]

@@ -117,9 +117,7 @@ def test_the_paper_s_estimator_equals_arithmetic_by_hand(tmp_path):
                 loss = loss - advantage * logps[start + offset - 1, token] / len(rollouts)
     loss.backward()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(
-            recorded.steps[0][name], parameter.grad, atol=1e-5, rtol=1e-4, msg=name
-        )
+        torch.testing.assert_close(recorded.steps[0][name], parameter.grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_masked_tokens_get_exactly_zero_gradient(tmp_path):

@@ -20,9 +20,7 @@ PROMPTS = [list(range(10, 10 + n)) for n in (5, 9, 40, 1)]
 
 
 def policy(**options) -> TransformersPolicy:
-    return TransformersPolicy(
-        MODEL, end_ids=END, pad_id=TOKENIZER.pad_token_id, max_context=1024, **options
-    )
+    return TransformersPolicy(MODEL, end_ids=END, pad_id=TOKENIZER.pad_token_id, max_context=1024, **options)
 
 
 def reference_logprobs(prompt, action, temperature=1.0):
@@ -36,9 +34,7 @@ def test_log_probs_are_those_of_a_full_forward_pass(temperature):
     samplings = [Sampling(30, temperature=temperature, seed=i) for i in range(4)]
     actions = sample_batch(MODEL, PROMPTS, samplings, end_ids=END, pad_id=0)
     for prompt, action in zip(PROMPTS, actions, strict=True):
-        assert action.logprobs == pytest.approx(
-            reference_logprobs(prompt, action, temperature), abs=1e-4
-        )
+        assert action.logprobs == pytest.approx(reference_logprobs(prompt, action, temperature), abs=1e-4)
 
 
 def test_a_turn_depends_on_its_seed_and_not_on_its_company():
@@ -85,9 +81,9 @@ def test_greedy_and_truncated_sampling():
     assert greedy.token_ids == (int(logits.argmax()),)
     for truncation in ({"top_k": 3}, {"top_p": 1e-6}):
         tokens = {
-            sample_batch(
-                MODEL, PROMPTS[:1], [Sampling(1, seed=i, **truncation)], end_ids=END, pad_id=0
-            )[0].token_ids[0]
+            sample_batch(MODEL, PROMPTS[:1], [Sampling(1, seed=i, **truncation)], end_ids=END, pad_id=0)[
+                0
+            ].token_ids[0]
             for i in range(20)
         }
         assert tokens <= best

@@ -188,5 +188,20 @@ def remove_orphans(parent: str) -> None:
             continue
         directory = f"{parent}/{entry}"
         for child in [c for c in os.listdir(directory) if os.path.isdir(f"{directory}/{c}")]:
-            remove_group(f"{directory}/{child}")
+            clear_group(f"{directory}/{child}")
         remove_group(directory)
+
+
+def clear_group(directory: str) -> None:
+    """Kill what is left in an orphaned sandbox's group, then remove it.
+
+    A spawner that was killed takes its sandboxes with it, except one that was just being made.
+    """
+    deadline = time.monotonic() + 1
+    while not remove_group(directory) and time.monotonic() < deadline:
+        try:
+            for pid in read_text(f"{directory}/cgroup.procs").split():
+                os.kill(int(pid), 9)
+        except OSError:
+            pass
+        time.sleep(0.005)
