@@ -47,7 +47,7 @@ RESOURCES = (
         "    while n<400:\n"
         "        if os.fork()==0:\n"
         "            os.setsid(); time.sleep(20); os._exit(0)\n"
-        "        n+=1\n"
+        "        n+=1; print('FORKED',n,flush=True)\n"
         "except OSError as e: pass\nprint('FORKED',n,flush=True)\nEOF",
         largest("FORKED", CASE_LIMITS.pids),
     ),

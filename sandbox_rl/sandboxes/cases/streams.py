@@ -115,8 +115,16 @@ STREAMS = (
             ("d", "set -e;false", 1),
             ("e", "exec <&-; exit 2", 2),
             ("f", "kill -TERM $$", 143),
-            ("g", "ulimit -t 1; while :; do :; done", 137),
         )
+    ),
+    Case(
+        "IO-07g",
+        "let the kernel kill the shell for its processor time",
+        "The exit code tells of the signal; the next call works.",
+        "ulimit -t 1; while :; do :; done",
+        all_of(_OK, exit_code(137), then_stdout("yes")),
+        timeout=60,
+        then=("echo yes",),
     ),
     Case(
         "IO-08",
