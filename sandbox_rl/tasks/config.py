@@ -79,8 +79,8 @@ class ReasoningGymSource(_SourceBase):
     scorer: str = "reasoning_gym"
     """Scorer; by default the generator's own verifier."""
     document: str | None = None
-    """File name; where a question has a first paragraph, that is put into this file and only the rest is
-    asked."""
+    """File name: the first paragraph of a question (its first line where there is one paragraph) goes into
+    this file, and only the rest is asked."""
     partial: bool = False
     """Whether the verifier's partial marks count."""
 

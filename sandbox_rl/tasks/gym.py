@@ -75,7 +75,7 @@ class GymSource:
         entry = self._rows[index]
         question, files = entry["question"], dict[str, bytes]()
         if self._source.document is not None:
-            first, gap, rest = question.partition("\n\n")
+            first, gap, rest = question.strip().partition("\n\n" if "\n\n" in question else "\n")
             if gap and rest.strip():
                 files = {self._source.document: first.encode()}
                 question = f"{rest.strip()}\n\nThe text it is about is in the file {self._source.document}."
