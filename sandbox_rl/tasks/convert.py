@@ -195,6 +195,9 @@ def read_documents(value: Any, column: str) -> Documents:
     Raises:
         RowProblem: it is none of these.
     """
+    if isinstance(value, str) and value and not value.isspace():
+        _encodable(value, column)
+        return (("", value),)
     items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     documents = []
     for item in items:
