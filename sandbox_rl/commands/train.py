@@ -182,7 +182,8 @@ def _episodes(args: Any, state: PartialState) -> int:
     """Episodes that this process will roll out, 0 if the number of steps is not known beforehand."""
     generations = args.max_steps * args.gradient_accumulation_steps
     generations //= args.steps_per_generation * args.num_iterations
-    return max(0, int(generations * args.generation_batch_size) // state.num_processes)
+    episodes: int = generations * args.generation_batch_size // state.num_processes
+    return max(0, episodes)
 
 
 def _lora(settings: LoraSettings | None) -> LoraConfig | None:

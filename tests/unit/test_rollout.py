@@ -1,0 +1,216 @@
+"""Many episodes: concurrency, retries, attribution, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from sandbox_rl.errors import EngineFault, InfraFault, SandboxFault, SetupError
+from sandbox_rl.fakes import RecordingBackend, exec_ok
+from sandbox_rl.types import ExecResult, Reward, StopReason
+from tests.unit.rig import SUBMIT, ExactScoring, bash, make_engine, request, say, write
+
+
+def solve(episode_id, turn, ids):
+    return [say(write("42")), say(SUBMIT)][turn]
+
+
+async def test_results_come_in_the_order_of_the_requests():
+    async def slow_first(command: str) -> ExecResult:
+        await asyncio.sleep(float(command))
+        return exec_ok()
+
+    def script(episode_id, turn, ids):
+        return [say(bash("0.2" if episode_id == "a" else "0")), say(SUBMIT)][turn]
+
+    ended = []
+    async with make_engine(script, backend=RecordingBackend(slow_first)) as engine:
+        rollouts = await engine.run(
+            [request("a"), request("b")], on_rollout=lambda r, _: ended.append(r.id)
+        )
+    assert [r.trajectory.episode_id for r in rollouts] == ["a", "b"]
+    assert ended == ["b", "a"]
+
+
+async def test_concurrency_is_bounded_and_used():
+    live, most = 0, 0
+
+    async def tool(command: str) -> ExecResult:
+        nonlocal live, most
+        live += 1
+        most = max(most, live)
+        await asyncio.sleep(0.02)
+        live -= 1
+        return exec_ok()
+
+    def script(episode_id, turn, ids):
+        return [say(bash("x")), say(SUBMIT)][turn]
+
+    async with make_engine(
+        script, backend=RecordingBackend(tool), rollout={"concurrency": 5}
+    ) as engine:
+        await engine.run([request(f"e{i}") for i in range(20)])
+    assert most == 5
+
+
+async def test_episodes_do_not_wait_for_each_other():
+    """No turn barrier: many short episodes end long before the slow one."""
+
+    async def tool(command: str) -> ExecResult:
+        await asyncio.sleep(float(command))
+        return exec_ok()
+
+    def script(episode_id, turn, ids):
+        if episode_id == "slow":
+            return [say(bash("0.5")), say(bash("0.5")), say(SUBMIT)][turn]
+        return [say(bash("0.01")), say(bash("0.01")), say(SUBMIT)][turn]
+
+    ended = {}
+    started = time.monotonic()
+    async with make_engine(script, backend=RecordingBackend(tool)) as engine:
+        await engine.run(
+            [request("slow"), *(request(f"e{i}") for i in range(10))],
+            on_rollout=lambda r, _: ended.setdefault(r.id, time.monotonic() - started),
+        )
+    assert max(seconds for name, seconds in ended.items() if name != "slow") < ended["slow"] / 1.5
+
+
+async def test_a_fault_is_retried_in_a_fresh_sandbox():
+    backend = RecordingBackend(fail_first=2)
+    async with make_engine(solve, backend=backend, rollout={"retries": 2}) as engine:
+        (rollout,) = await engine.run([request()])
+    assert rollout.reward.value == 1.0
+
+
+async def test_a_lasting_fault_is_masked_and_the_others_go_on():
+    class Half(RecordingBackend):
+        @asynccontextmanager
+        async def sandbox(self, files=None, *, timeout=60.0):
+            if files:
+                raise SandboxFault("no sandbox for you")
+            async with super().sandbox(files, timeout=timeout) as sandbox:
+                yield sandbox
+
+    async with make_engine(solve, backend=Half(), rollout={"retries": 1}) as engine:
+        bad, good = await engine.run([request("bad", files={"a": b"b"}), request("good")])
+    assert good.reward.value == 1.0
+    assert bad.reward == Reward(None, detail=bad.reward.detail)
+    assert bad.trajectory.stop is StopReason.INFRA_FAULT
+    assert "no sandbox for you" in bad.trajectory.fault
+    assert bad.trajectory.turns == ()
+
+
+@pytest.mark.parametrize("error", [EngineFault("engine"), RuntimeError("a defect of ours")])
+async def test_no_failure_of_ours_becomes_a_zero(error):
+    def broken(episode_id, turn, ids):
+        if episode_id == "bad" and turn == 1:
+            raise error
+        return solve(episode_id, turn, ids)
+
+    async with make_engine(broken, rollout={"retries": 0}) as engine:
+        bad, good = await engine.run([request("bad"), request("good")])
+    assert (bad.reward.value, good.reward.value) == (None, 1.0)
+
+
+async def test_a_scorer_that_cannot_judge_leaves_the_trajectory():
+    class Broken(ExactScoring):
+        async def score(self, task, answer):
+            return Reward(None, detail="no gold")
+
+    async with make_engine(solve, scoring=Broken()) as engine:
+        (rollout,) = await engine.run([request()])
+    assert rollout.trajectory.stop is StopReason.SUBMITTED
+    assert rollout.reward.value is None
+
+
+async def test_when_all_episodes_fail_the_run_says_so():
+    backend = RecordingBackend(fail_first=10**6)
+    async with make_engine(solve, backend=backend, rollout={"retries": 0}) as engine:
+        with pytest.raises(InfraFault, match="all 3 episodes failed"):
+            await engine.run([request(f"e{i}") for i in range(3)])
+
+
+async def test_what_the_machine_cannot_do_stops_at_once():
+    class Impossible(RecordingBackend):
+        @asynccontextmanager
+        async def sandbox(self, files=None, *, timeout=60.0):
+            raise SetupError("namespaces: not allowed")
+            yield
+
+    async with make_engine(solve, backend=Impossible()) as engine:
+        with pytest.raises(SetupError, match="namespaces"):
+            await engine.run([request(f"e{i}") for i in range(3)])
+
+
+async def test_a_file_name_that_no_sandbox_takes_is_our_fault_for_that_task_only():
+    async with make_engine(solve, rollout={"retries": 0}) as engine:
+        bad, good = await engine.run([request("bad", files={"../x": b""}), request("good")])
+    assert bad.reward.value is None
+    assert good.reward.value == 1.0
+
+
+async def test_cancellation_frees_every_sandbox():
+    open_now = 0
+
+    class Counting(RecordingBackend):
+        @asynccontextmanager
+        async def sandbox(self, files=None, *, timeout=60.0):
+            nonlocal open_now
+            async with super().sandbox(files, timeout=timeout) as sandbox:
+                open_now += 1
+                try:
+                    yield sandbox
+                finally:
+                    await asyncio.sleep(0.01)
+                    open_now -= 1
+
+    async def for_ever(command: str) -> ExecResult:
+        await asyncio.sleep(60)
+        return exec_ok()
+
+    def script(episode_id, turn, ids):
+        return say(bash("x"))
+
+    async with make_engine(script, backend=Counting(for_ever)) as engine:
+        running = asyncio.create_task(engine.run([request(f"e{i}") for i in range(8)]))
+        await asyncio.sleep(0.2)
+        assert open_now == 8
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert open_now == 0
+
+
+async def test_the_seed_of_a_request_reaches_every_turn_differently():
+    seeds = []
+
+    class Spy:
+        max_context = 10_000
+
+        @asynccontextmanager
+        async def session(self, episode_id):
+            yield self
+
+        async def act(self, ids, sampling, *, timeout):
+            from sandbox_rl.types import Action
+
+            seeds.append(sampling.seed)
+            said = say(bash("x")) if len(seeds) % 3 else say(SUBMIT)
+            return Action(said, (0.0,) * len(said), "stop")
+
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *exc):
+            return None
+
+    engine = make_engine(solve)
+    engine.policy = Spy()
+    async with engine:
+        await engine.run([request()])
+        await engine.run([request()])
+    assert seeds[:3] == seeds[3:]
+    assert len(set(seeds[:3])) == 3
