@@ -7,6 +7,7 @@ sandboxes with its own copy of the model; TRL averages the gradients.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def train(
     chat = build_chat(recipe, tokenizer)
     run = _run_directory(recipe, state, resume=resume)
     args = grpo_arguments(recipe, run.checkpoints)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "logs"))
     updates = CountUpdates()
     policy = TransformersPolicy(
         model,

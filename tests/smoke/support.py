@@ -64,7 +64,7 @@ class RecordGradients(TrainerCallback):
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):  # noqa: D102
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.steps.append(
             {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
         )

@@ -60,11 +60,7 @@ def make_engine(
     rollout: dict[str, Any] | None = None,
     max_context: int = 100_000,
 ) -> RolloutEngine:
-    policy = (
-        script
-        if isinstance(script, ScriptedPolicy)
-        else ScriptedPolicy(script, max_context=max_context)
-    )
+    policy = script if isinstance(script, ScriptedPolicy) else ScriptedPolicy(script, max_context=max_context)
     return RolloutEngine(
         policy=policy,
         backend=backend if backend is not None else RecordingBackend(),
@@ -79,7 +75,9 @@ def make_engine(
 
 
 def request(name: str = "e0", **task: Any) -> EpisodeRequest:
-    return EpisodeRequest(name, Task(**{"id": name, "prompt": "What is 6*7?", "answer": "42", **task}), seed=1)
+    return EpisodeRequest(
+        name, Task(**{"id": name, "prompt": "What is 6*7?", "answer": "42", **task}), seed=1
+    )
 
 
 async def run_one(script: Any, **options: Any) -> Any:

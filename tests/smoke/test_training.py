@@ -1,0 +1,224 @@
+"""The whole way with a tiny model in real sandboxes: train, resume after a kill, two processes, export."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sandbox_rl.config.load import load_recipe
+from sandbox_rl.journal import read_journal, trajectory_from_record
+from sandbox_rl.training.checkpoints import last_complete
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPE = {
+    "name": "smoke",
+    "model": {"path": "tiny", "dtype": "float32"},
+    "prompts": [str(REPOSITORY / "recipes" / "prompts")],
+    "data": {
+        "sources": [
+            {
+                "type": "reasoning_gym",
+                "dataset": "chain_sum",
+                "size": 100,
+                "domain": "arithmetic",
+                "params": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+            }
+        ],
+        "held_out": 0.2,
+    },
+    "warmup": {
+        "episodes": 48,
+        "sft": {"per_device_train_batch_size": 16, "max_steps": 12, "learning_rate": 3.0e-3},
+    },
+    "episode": {"max_turns": 3, "max_tokens": 300, "turn_tokens": 48, "timeout_s": 60, "exec_timeout_s": 5},
+    "rollout": {"concurrency": 16},
+    "evaluation": {"tasks": 4},
+    "grpo": {
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "learning_rate": 1.0e-4,
+        "activation_checkpointing": False,
+        "save_steps": 2,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """The recipe's file; all runs of this module share its cached warm-up."""
+    directory = tmp_path_factory.mktemp("training")
+    path = directory / "smoke.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(directory / "runs")}))
+    return path
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+
+def sandbox_rl(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "sandbox_rl.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(recipe) -> tuple[Path, str]:
+    """The directory of an uninterrupted run and what it printed."""
+    done = sandbox_rl("train", str(recipe))
+    return recipe.parent / "runs" / "smoke", done.stdout
+
+
+def records(run: Path, phase: str) -> list[dict]:
+    return [record for record in read_journal(run / "episodes.jsonl") if record["phase"] == phase]
+
+
+def test_a_person_sees_results_and_the_model_s_path(trained):
+    run, printed = trained
+    assert "held-out tasks, 4 updates" in printed
+    assert "before" in printed
+    assert "after" in printed
+    assert str(run / "export") in printed.replace("\n", "")
+
+
+def test_the_run_can_be_computed_from_its_directory(trained, recipe):
+    run, _ = trained
+    assert load_recipe(run / "recipe.yaml") == load_recipe(recipe)
+    machine = json.loads((run / "machine.json").read_text())
+    assert machine["sandbox"]["backend"] == "embedded"
+    assert machine["versions"]["trl"].startswith("1.16")
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rollouts = [m for m in metrics if "solve_rate" in m]
+    assert len(rollouts) == 4
+    for name in ("reward/arithmetic", "turns", "seconds/generation", "zero_variance_groups", "loss"):
+        assert name in rollouts[0]
+    assert len([m for m in metrics if "eval/accuracy" in m]) == 2
+    assert set(json.loads((run / "results.json").read_text())) == {"before", "after"}
+    assert list((run / "logs").rglob("events.out.tfevents.*"))
+
+
+def test_every_episode_is_in_the_journal_token_by_token(trained):
+    run, _ = trained
+    train, evaluation = records(run, "train"), records(run, "eval")
+    assert len(train) == 4 * 8
+    assert len(evaluation) == 2 * 4
+    for record in train:
+        trajectory = trajectory_from_record(record)
+        assert trajectory.logprobs is not None
+        assert len(trajectory.logprobs) == len(trajectory.completion_ids)
+        assert record["reward"] is not None, record["fault"]
+    assert {turn["weight_version"] for record in train for turn in record["turns"]} == {0, 1, 2, 3}
+    groups = Counter((record["step"], record["task_id"]) for record in train)
+    assert set(groups.values()) == {4}
+
+
+def test_held_out_tasks_are_never_trained_on(trained):
+    run, _ = trained
+    train = {record["task_id"] for record in records(run, "train")}
+    held_out = {record["task_id"] for record in records(run, "eval")}
+    assert train
+    assert held_out
+    assert not train & held_out
+
+
+def test_the_export_loads_anywhere(trained):
+    export = trained[0] / "export"
+    model = AutoModelForCausalLM.from_pretrained(export)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    assert (export / "model.safetensors").is_file()
+    assert (export / "generation_config.json").is_file()
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "1 + 1"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    assert model.generate(ids, max_new_tokens=2, do_sample=False).shape[1] > ids.shape[1]
+    card = (export / "README.md").read_text()
+    assert "chain_sum" in card
+    assert "held-out accuracy after training" in card
+    assert "license: apache-2.0" in card
+
+
+def test_export_of_a_checkpoint(trained, tmp_path):
+    run, _ = trained
+    done = sandbox_rl("export", str(run), str(tmp_path / "model"), "--step", "2")
+    assert done.stdout.strip().endswith("model")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").num_parameters() > 100_000
+
+
+def test_a_kill_loses_no_row_and_repeats_none(trained, recipe):
+    """SIGKILL after the checkpoint of step 2; the resumed run trains the control's rows, each step once."""
+    control = records(trained[0], "train")
+    run = recipe.parent / "runs" / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sandbox_rl.cli", "train", str(recipe), "name=killed", "evaluation.tasks=0"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    while last_complete(run / "checkpoints") is None and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # A checkpoint that the kill cut short must not be taken.
+    shutil.copytree(run / "checkpoints" / "checkpoint-2", run / "checkpoints" / "checkpoint-3")
+    (run / "checkpoints" / "checkpoint-3" / "optimizer.pt").write_bytes(b"torn")
+
+    sandbox_rl("train", str(recipe), "name=killed", "evaluation.tasks=0", "--resume")
+    rows = {}
+    for record in records(run, "train"):  # the later line of a step that was done again counts
+        rows[record["episode_id"]] = (record["step"], record["task_id"])
+    expected = {record["episode_id"]: (record["step"], record["task_id"]) for record in control}
+    assert rows == expected
+    assert (run / "export" / "model.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("trained")
+def test_two_processes_share_the_work_and_make_one_model(recipe):
+    """Groups stay whole on a rank, both ranks roll out, and there is one result."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"),
+            *("-m", "sandbox_rl.train", str(recipe), "name=two", "grpo.max_steps=2"),
+            "grpo.per_device_train_batch_size=4",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = recipe.parent / "runs" / "two"
+    train = records(run, "train")
+    assert len(train) == 2 * 8
+    ranks = {record["episode_id"]: record["episode_id"].split("-")[2] for record in train}
+    assert set(ranks.values()) == {"0", "1"}
+    groups = Counter((record["step"], record["task_id"], ranks[record["episode_id"]]) for record in train)
+    assert set(groups.values()) == {4}
+    assert len(records(run, "eval")) == 2 * 4
+    assert [path.name for path in (recipe.parent / "runs").iterdir() if path.name.startswith("two")] == [
+        "two"
+    ]
+    assert AutoModelForCausalLM.from_pretrained(run / "export").num_parameters() > 100_000
