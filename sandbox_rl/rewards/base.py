@@ -26,7 +26,7 @@ class BadGold(ValueError):
 
 
 class Scorer(Protocol):
-    """A pure function of the answer's text (normalised, not empty) and the task.
+    """A pure function of the answer's text (normalised, not empty) and the task without its files.
 
     Returns:
         The reward, by custom in [0, 1]; or a mapping whose "value" is the reward and whose other

@@ -5,6 +5,8 @@ Whose fault is it? The one place that decides:
 - An answer that was not found or not read, or is empty, huge or malformed, scores 0.0.
 - When a *built-in* scorer raises, hangs or takes its process down, the gold answer is looked at alone,
   in a process of its own. If the gold is sound the answer did it, and scores 0.0. If not, it is None.
+- A process that dies is tried once more, since it can be killed from outside; a pool that breaks down is
+  started anew, and what it loses twice is None.
 - When *your own* scorer raises, hangs, crashes or returns no finite number, or a gold answer is
   malformed, the reward is None: the row could not be judged. Other rows are untouched.
 """
@@ -17,6 +19,7 @@ import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
@@ -38,6 +41,9 @@ _START_S = 60.0
 
 _SLACK_S = 30.0
 """Seconds beyond the hard limit after which the pool itself counts as broken."""
+
+_BATCH = 512
+"""Gold answers that are looked at in one go."""
 
 Scorers = tuple[tuple[str, float], ...]
 
@@ -101,12 +107,7 @@ class ScoringPool:
         )
 
     async def __aenter__(self) -> ScoringPool:
-        self._pool = ProcessPool(
-            max_workers=self._workers,
-            initializer=prepare,
-            initargs=(self._memory_mb,),
-            context=multiprocessing.get_context("spawn"),
-        )
+        self._pool = self._new_pool()
         try:
             # A worker serves again only when its own warming is done, so this many reach every one.
             async with asyncio.timeout(_START_S):
@@ -130,14 +131,18 @@ class ScoringPool:
         return Reward(reward.value, reward.parts, reward.detail, time.monotonic() - started)
 
     async def check_gold(self, tasks: Sequence[Task]) -> Mapping[str, str]:
-        """Task id → reason, for the tasks whose gold answer their scorer cannot use."""
-        scorable = [task for task in tasks if JUDGE not in dict(self._scorers_of(task))]
-        outcomes = await asyncio.gather(*(self._gold(task) for task in scorable))
-        return {
-            task.id: outcome.detail
-            for task, outcome in zip(scorable, outcomes, strict=True)
-            if outcome.kind != "value"
-        }
+        """Task id → reason, for the tasks whose gold answer or scorer is unusable.
+
+        Meant for the time before the first episode; about a thousand tasks a second.
+        """
+        found: dict[str, str] = {}
+        for start in range(0, len(tasks), _BATCH):
+            batch = [task for task in tasks[start : start + _BATCH] if not self._is_judged(task)]
+            outcomes = await asyncio.gather(*(self._gold(task) for task in batch))
+            for task, outcome in zip(batch, outcomes, strict=True):
+                if outcome.kind != "value":
+                    found[task.id] = outcome.detail
+        return found
 
     async def _reward(self, task: Task, answer: Answer) -> Reward:
         if answer.status is not AnswerStatus.OK:
@@ -151,17 +156,20 @@ class ScoringPool:
         scorers = self._scorers_of(task)
         if scorers[0][0] == JUDGE:
             return await self._judged(task, text)
-        outcome = await self._run(self._timeout, run, scorers, text, task)
+        outcome = await self._run(self._timeout, run, scorers, text, _without_files(task))
         if outcome.kind == "value":
             return Reward(outcome.value, outcome.parts or {})
         if outcome.kind == "bad_gold":
             return Reward(None, detail=f"bad gold answer: {outcome.detail}")
-        if not all(name in BUILT_IN for name, _ in scorers):
+        if outcome.kind == "down" or not all(name in BUILT_IN for name, _ in scorers):
             return Reward(None, detail=outcome.detail)
         gold = await self._gold(task)
         if gold.kind != "value":
             return Reward(None, detail=f"bad gold answer: {gold.detail}")
         return Reward(0.0, detail=f"the answer broke the scorer: {outcome.detail}")
+
+    def _is_judged(self, task: Task) -> bool:
+        return any(name == JUDGE for name, _ in self._scorers_of(task))
 
     async def _judged(self, task: Task, text: str) -> Reward:
         if self._judge is None:
@@ -170,7 +178,7 @@ class ScoringPool:
         fallback = self._judge.settings.fallback
         if reward.value is not None or fallback is None:
             return reward
-        outcome = await self._run(self._timeout, run, ((fallback, 1.0),), text, task)
+        outcome = await self._run(self._timeout, run, ((fallback, 1.0),), text, _without_files(task))
         if outcome.kind != "value":
             return Reward(None, detail=f"{reward.detail}; fallback {fallback}: {outcome.detail}")
         return Reward(outcome.value, {"judge_fallback": 1.0}, f"scored by {fallback}: {reward.detail}")
@@ -179,26 +187,58 @@ class ScoringPool:
         return self._scorers or ((task.scorer, 1.0),)
 
     async def _gold(self, task: Task) -> Outcome:
-        outcome = await self._run(self._timeout, check, self._scorers_of(task), task)
-        return Outcome("bad_gold", detail=outcome.detail) if outcome.kind == "error" else outcome
+        return await self._run(self._timeout, check, self._scorers_of(task), _without_files(task))
 
     async def _run(self, timeout: float, function: Any, *args: Any) -> Outcome:
-        try:
-            async with self._slots:  # queued here, not in the pool: cancelling costs no worker
+        outcome = await self._try(timeout, function, *args)
+        if outcome.kind in ("broken", "down"):
+            # A process can also be killed from outside. What kills a second one did it itself.
+            outcome = await self._try(timeout, function, *args)
+        return outcome
+
+    async def _try(self, timeout: float, function: Any, *args: Any) -> Outcome:
+        async with self._slots:  # queued here, not in the pool: cancelling costs no worker
+            pool, start = self._pool, time.monotonic()
+            try:
                 async with asyncio.timeout(timeout + _SLACK_S):
                     outcome: Outcome = await self._call(timeout, function, *args)
                     return outcome
-        except TimeoutError:
-            return Outcome("error", detail=f"killed after {timeout:g} s")
-        except ProcessExpired as error:
-            return Outcome("error", detail=f"the scoring process died (exit code {error.exitcode})")
-        except Exception as error:  # the pool is broken, or a value cannot be sent to it
-            return Outcome("error", detail=f"{type(error).__name__}: {error}"[:300])
+            except TimeoutError:
+                if time.monotonic() - start < timeout + _SLACK_S - 1:
+                    return Outcome("error", detail=f"killed after {timeout:g} s")
+                reason = "the pool does not answer"
+            except ProcessExpired as error:
+                return Outcome("broken", detail=f"the scoring process died (exit code {error.exitcode})")
+            except RuntimeError as error:  # pebble's word for a pool that gave up
+                reason = f"{type(error).__name__}: {error}"
+            except Exception as error:  # a value that cannot be sent to another process
+                return Outcome("error", detail=f"{type(error).__name__}: {error}"[:300])
+        await self._replace(pool)
+        return Outcome("down", detail=f"the scoring pool broke down ({reason})"[:300])
 
     async def _call(self, timeout: float, function: Any, *args: Any) -> Any:
         if self._pool is None:
             raise RuntimeError("the scoring pool is not running; enter it with 'async with'")
         return await asyncio.wrap_future(self._pool.schedule(function, args=args, timeout=timeout))
+
+    def _new_pool(self) -> ProcessPool:
+        return ProcessPool(
+            max_workers=self._workers,
+            initializer=prepare,
+            initargs=(self._memory_mb,),
+            context=multiprocessing.get_context("spawn"),
+        )
+
+    async def _replace(self, broken: ProcessPool | None) -> None:
+        """A new pool for one that gave up, which it does when a process dies while it has nothing to do."""
+        if broken is None:
+            return
+        if self._pool is not broken:
+            return  # another answer has seen to it, or the pool is being closed
+        logger.warning("the scoring pool broke down and is started anew")
+        self._pool = self._new_pool()
+        broken.stop()
+        await asyncio.to_thread(broken.join)
 
     async def _stop(self) -> None:
         pool, self._pool = self._pool, None
@@ -206,3 +246,8 @@ class ScoringPool:
         if pool is not None:
             pool.stop()
             await asyncio.to_thread(pool.join)
+
+
+def _without_files(task: Task) -> Task:
+    # Documents can be megabytes, and every scoring would send them to another process.
+    return replace(task, files={}) if task.files else task

@@ -25,9 +25,13 @@ _guard = {"on": False}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one scoring ended: `kind` "value", "bad_gold" or "error" (the scorer raised)."""
+    """How one scoring ended.
 
-    kind: Literal["value", "bad_gold", "error"]
+    `kind`: "value"; "bad_gold"; "error" (the scorer raised, or was killed for its time); "broken" (its
+    process died); "down" (the pool was not there).
+    """
+
+    kind: Literal["value", "bad_gold", "error", "broken", "down"]
     value: float = 0.0
     parts: Mapping[str, float] | None = None
     detail: str = ""

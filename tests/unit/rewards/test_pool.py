@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from typing import Any
 
@@ -130,6 +132,19 @@ async def test_cancelling_a_score_leaves_the_pool_usable() -> None:
             await waiting
         async with asyncio.timeout(20):
             assert (await pool.score(make_task("42"), ok("42"))).value == 1.0
+
+
+async def test_workers_that_are_killed_while_idle_are_replaced() -> None:
+    async with ScoringPool(workers=2, timeout=5.0) as pool:
+        rewards = await asyncio.gather(
+            *(pool.score(make_task("-", f"{USER}:pid"), ok("a")) for _ in range(6))
+        )
+        for pid in {int(reward.parts["pid"]) for reward in rewards}:
+            os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(0.5)  # the pool looks at its workers ten times a second
+        async with asyncio.timeout(30):
+            rewards = await asyncio.gather(*(pool.score(make_task("42"), ok("42")) for _ in range(8)))
+        assert [reward.value for reward in rewards] == [1.0] * 8
 
 
 async def test_composite_and_override() -> None:

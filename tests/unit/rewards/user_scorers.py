@@ -31,6 +31,11 @@ def eats(answer: str, task: Task) -> float:
     return float(len(bytearray(64 << 30)))
 
 
+def pid(answer: str, task: Task) -> dict[str, float]:
+    time.sleep(0.1)  # long enough for every worker to get one of several
+    return {"value": 1.0, "pid": float(os.getpid())}
+
+
 def nan(answer: str, task: Task) -> float:
     return float("nan")
 
