@@ -213,7 +213,8 @@ class ScoringPool:
                 reason = f"{type(error).__name__}: {error}"
             except Exception as error:  # a value that cannot be sent to another process
                 return Outcome("error", detail=f"{type(error).__name__}: {error}"[:300])
-        await self._replace(pool)
+        if pool is not None:
+            await self._replace(pool)
         return Outcome("down", detail=f"the scoring pool broke down ({reason})"[:300])
 
     async def _call(self, timeout: float, function: Any, *args: Any) -> Any:
@@ -229,10 +230,8 @@ class ScoringPool:
             context=multiprocessing.get_context("spawn"),
         )
 
-    async def _replace(self, broken: ProcessPool | None) -> None:
+    async def _replace(self, broken: ProcessPool) -> None:
         """A new pool for one that gave up, which it does when a process dies while it has nothing to do."""
-        if broken is None:
-            return
         if self._pool is not broken:
             return  # another answer has seen to it, or the pool is being closed
         logger.warning("the scoring pool broke down and is started anew")
