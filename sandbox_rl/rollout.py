@@ -19,7 +19,7 @@ from pydantic import Field
 
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings, SamplingSettings, run_episode
-from sandbox_rl.errors import InfraFault, SandboxFault, UserError
+from sandbox_rl.errors import InfraFault, UserError
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.sandboxes.base import SandboxBackend
@@ -191,11 +191,8 @@ class RolloutEngine:
         deadline = started + self._episode.timeout_s
         task = request.task
         prompt_ids = self.prompt_ids(task)
-        try:
-            booting = self.backend.sandbox(task.files or None, timeout=self._episode.boot_timeout_s)
-        except ValueError as error:
-            raise SandboxFault(f"task {task.id!r}: {error}") from error
-        async with booting as sandbox:
+        boot = self._episode.boot_timeout_s
+        async with self.backend.sandbox(task.files or None, timeout=boot) as sandbox:
             async with self.policy.session(request.id) as session:
                 transcript = await run_episode(
                     prompt_ids,

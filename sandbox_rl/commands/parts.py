@@ -14,6 +14,7 @@ from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render
 from sandbox_rl.tools.toolbox import Toolbox, default_toolbox
 from sandbox_rl.training.grpo import grpo_config
@@ -31,8 +32,9 @@ __all__ = [
 
 
 def build_backend(recipe: Recipe) -> SandboxBackend:
-    """The sandbox backend of a recipe."""
-    return EmbeddedBackend(settings=recipe.sandbox)
+    """The sandbox backend of a recipe, behind a pool that keeps some ready and survives its faults."""
+    embedded = EmbeddedBackend(settings=recipe.sandbox)
+    return SandboxPool(embedded, limits=recipe.sandbox.limits, settings=recipe.pool)
 
 
 def build_toolbox(recipe: Recipe) -> Toolbox:

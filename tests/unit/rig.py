@@ -75,9 +75,8 @@ def make_engine(
 
 
 def request(name: str = "e0", **task: Any) -> EpisodeRequest:
-    return EpisodeRequest(
-        name, Task(**{"id": name, "prompt": "What is 6*7?", "answer": "42", **task}), seed=1
-    )
+    fields = {"id": name, "prompt": "What is 6*7?", "answer": "42", **task}
+    return EpisodeRequest(name, Task(**fields), seed=1)
 
 
 async def run_one(script: Any, **options: Any) -> Any:

@@ -28,9 +28,7 @@ async def test_results_come_in_the_order_of_the_requests():
 
     ended = []
     async with make_engine(script, backend=RecordingBackend(slow_first)) as engine:
-        rollouts = await engine.run(
-            [request("a"), request("b")], on_rollout=lambda r, _: ended.append(r.id)
-        )
+        rollouts = await engine.run([request("a"), request("b")], on_rollout=lambda r, _: ended.append(r.id))
     assert [r.trajectory.episode_id for r in rollouts] == ["a", "b"]
     assert ended == ["b", "a"]
 
@@ -49,9 +47,7 @@ async def test_concurrency_is_bounded_and_used():
     def script(episode_id, turn, ids):
         return [say(bash("x")), say(SUBMIT)][turn]
 
-    async with make_engine(
-        script, backend=RecordingBackend(tool), rollout={"concurrency": 5}
-    ) as engine:
+    async with make_engine(script, backend=RecordingBackend(tool), rollout={"concurrency": 5}) as engine:
         await engine.run([request(f"e{i}") for i in range(20)])
     assert most == 5
 
