@@ -3,7 +3,8 @@
     python scripts/bench_scorers.py [--answers 2000] [--workers 2]
 
 The answers are a third plain numbers, a third right expressions in another form, a third wrong
-expressions. The bomb is a scorer that never returns, so it holds its worker for the whole time limit.
+expressions; eight answers share a gold answer, as the rollouts of a task do. The bomb is a scorer that
+never returns, so it holds its worker for the whole time limit.
 "Beyond their own time": the others are also timed on one worker fewer without a bomb, since a bomb
 takes a worker away. Bounds: 300 answers/s on 2 workers, delay under 0.1 s. Exit code 1 where missed.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.types import Answer, AnswerStatus, Task
 
+GROUP = 8
 MIN_PER_SECOND = 300
 MAX_DELAY_S = 0.1
 
@@ -34,13 +36,15 @@ def answers(count: int, start: int = 0) -> list[tuple[str, str, float]]:
     """(answer, gold, expected reward)"""
     rows = []
     for n in range(start, start + count):
-        match n % 3:
+        task, sample = divmod(n, GROUP)
+        match task % 3:
             case 0:
-                rows.append((f"\\boxed{{{n}}}", f"{n}", 1.0))
+                rows.append((f"\\boxed{{{task}}}", f"{task}", 1.0))
             case 1:
-                rows.append((f"\\frac{{{n}\\sqrt{{3}}}}{{2}}", f"{n}*sqrt(3)/2", 1.0))
+                above, below = task * (sample + 1), 2 * (sample + 1)
+                rows.append((f"\\frac{{{above}\\sqrt{{3}}}}{{{below}}}", f"{task}*sqrt(3)/2", 1.0))
             case _:
-                rows.append((f"x^2+{n}x+1", f"x^2+{n}x+2", 0.0))
+                rows.append((f"x^2+{task}x+{sample + 3}", f"x^2+{task}x+2", 0.0))
     return rows
 
 
@@ -61,15 +65,15 @@ async def timed(pool: ScoringPool, rows: Sequence[tuple[str, str, float]]) -> fl
 
 async def measure(count: int, workers: int) -> tuple[float, float, float]:
     async with ScoringPool(workers=workers) as pool:
-        await timed(pool, answers(12))  # the first expressions of a process load parts of sympy
-        rate = count / await timed(pool, answers(count, start=12))
+        await timed(pool, answers(24))  # the first expressions of a process load parts of sympy
+        rate = count / await timed(pool, answers(count, start=24))
         task = Task(id="bomb", prompt="", answer="-", scorer=f"{Path(__file__).stem}:bomb")
         bombing = asyncio.create_task(pool.score(task, Answer(AnswerStatus.OK, "a")))
         await asyncio.sleep(0)
         with_bomb = await timed(pool, answers(63, start=100_000))
         assert (await bombing).value is None
     async with ScoringPool(workers=max(1, workers - 1)) as pool:
-        await timed(pool, answers(12))
+        await timed(pool, answers(24))
         alone = await timed(pool, answers(63, start=100_000))
     return rate, alone, with_bomb
 

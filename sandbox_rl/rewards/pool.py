@@ -232,7 +232,8 @@ class ScoringPool:
 
     async def _replace(self, broken: ProcessPool) -> None:
         """A new pool for one that gave up, which it does when a process dies while it has nothing to do."""
-        if self._pool is not broken:
+        current = self._pool
+        if current is None or current is not broken:
             return  # another answer has seen to it, or the pool is being closed
         logger.warning("the scoring pool broke down and is started anew")
         self._pool = self._new_pool()
