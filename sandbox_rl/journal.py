@@ -130,15 +130,21 @@ def trajectory_from_record(record: Mapping[str, Any]) -> Trajectory:
 
 
 class Journal:
-    """Appends rollouts to a file. A context manager; safe to share between processes."""
+    """Appends rollouts to a file. A context manager; safe to share between processes.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        repair: cut off a torn last line on entering; for one process only, before any other writes.
+    """
+
+    def __init__(self, path: Path, *, repair: bool = True) -> None:
         self._path = path
+        self._repair = repair
         self._fd = -1
 
     def __enter__(self) -> Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(self._path)
+        if self._repair:
+            _cut_torn_line(self._path)
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         return self
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,12 @@ def train(
     display = display if display is not None and state.is_main_process else Silent()
     train_tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
     held_out_tasks = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
-    grpo_arguments(recipe, Path(recipe.output_dir))  # a wrong field shows before the warm-up takes minutes
+    # Wrong fields show before a warm-up takes minutes, and nothing is written before all is checked.
+    sampling = sampling_of(grpo_arguments(recipe, Path(recipe.output_dir)))
     model_settings = starting_point(recipe, base_dir=base_dir, state=state, display=display)
     tokenizer, model = load_tokenizer(model_settings), load_model(model_settings)
     chat = build_chat(recipe, tokenizer)
-    run = _run_directory(recipe, state, resume=resume)
-    args = grpo_arguments(recipe, run.checkpoints)
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "logs"))
+    check_prompts(recipe, base_dir, chat, train_tasks, context=context_length(model))
     updates = CountUpdates()
     policy = TransformersPolicy(
         model,
@@ -89,10 +89,17 @@ def train(
         max_delay_s=recipe.policy.max_delay_s,
         weight_version=lambda: updates.value,
     )
-    engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=sampling_of(args))
-    check_prompts(recipe, base_dir, chat, train_tasks, context=context_length(model))
+    engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=sampling)
     finish = FinishOnSignal()
-    with LoopThread() as loop, loop.entered(engine), Journal(run.episodes) as journal, finish.installed():
+    with ExitStack() as stack:
+        loop = stack.enter_context(LoopThread())
+        stack.enter_context(loop.entered(engine))
+        run = _run_directory(recipe, state, resume=resume)
+        args = grpo_arguments(recipe, run.checkpoints)
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "logs")
+        journal = stack.enter_context(Journal(run.episodes, repair=state.is_main_process))
+        state.wait_for_everyone()  # nobody writes before the first process has repaired the journal
+        stack.enter_context(finish.installed())
         if state.is_main_process:
             write_atomically(run.recipe, resolved(recipe))
             run.write_json("machine.json", machine_facts(engine.backend.info))

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -154,6 +155,23 @@ def test_the_export_loads_anywhere(trained):
     assert "chain_sum" in card
     assert "held-out accuracy after training" in card
     assert "license: apache-2.0" in card
+
+
+@pytest.mark.usefixtures("trained")
+def test_lora_trains_an_adapter_and_exports_a_merged_model(recipe):
+    sandbox_rl(
+        "train",
+        str(recipe),
+        *("name=lora", "model.lora={r: 4, alpha: 8}", "grpo.max_steps=1", "grpo.save_steps=1"),
+        *("evaluation.tasks=0", "grpo.learning_rate=1e-2"),
+    )
+    run = recipe.parent / "runs" / "lora"
+    assert (run / "checkpoints" / "checkpoint-1" / "adapter_model.safetensors").is_file()
+    merged = AutoModelForCausalLM.from_pretrained(run / "export")
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    (base,) = (recipe.parent / "runs" / "warmup").glob("*/model.safetensors")
+    start = AutoModelForCausalLM.from_pretrained(base.parent).state_dict()
+    assert any(not torch.equal(value, start[name]) for name, value in merged.state_dict().items())
 
 
 def test_export_of_a_checkpoint(trained, tmp_path):
