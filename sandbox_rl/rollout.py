@@ -81,7 +81,7 @@ class RolloutEngine:
         self.policy = policy
         self.backend = backend
         self.chat = chat
-        self._scoring = scoring
+        self.scoring = scoring
         self._toolbox = toolbox
         self._render = render
         self._episode = episode
@@ -93,7 +93,7 @@ class RolloutEngine:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.backend)
             await stack.enter_async_context(self.policy)
-            await stack.enter_async_context(self._scoring)
+            await stack.enter_async_context(self.scoring)
             self._stack = stack.pop_all()
         return self
 
@@ -218,4 +218,4 @@ class RolloutEngine:
         )
         if overlong == "zero" and transcript.stop.is_overlong:
             return Rollout(trajectory, Reward(0.0, detail=f"ended by {transcript.stop.value}"), task)
-        return Rollout(trajectory, await self._scoring.score(task, answer), task)
+        return Rollout(trajectory, await self.scoring.score(task, answer), task)

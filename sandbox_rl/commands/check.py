@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 from sandbox_rl.chat.format import ChatFormat
@@ -16,14 +17,17 @@ from sandbox_rl.commands.parts import (
 )
 from sandbox_rl.commands.starting_point import needs_warmup
 from sandbox_rl.config.recipe import Recipe
-from sandbox_rl.errors import ConfigError, SetupError
+from sandbox_rl.errors import ConfigError, DataError, SetupError
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.experts import load_expert
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.models import configured_context, load_tokenizer
 from sandbox_rl.training.tiny import CONTEXT, tiny_tokenizer
 
-__all__ = ["check", "check_prompts"]
+__all__ = ["GOLD_SAMPLE", "check", "check_gold", "check_prompts"]
+
+GOLD_SAMPLE = 256
+"""How many gold answers are scored against themselves before training."""
 
 LONGEST = 64
 """How many of the longest problem statements are rendered and counted."""
@@ -87,8 +91,22 @@ async def _try_sandbox(recipe: Recipe, tasks: TaskSet, display: Display) -> None
             )
         lacks = "; ".join(backend.info.lacks) or "nothing"
         display.say(f"ok  sandbox: {backend.info.backend}, {backend.info.tier}; lacks {lacks}")
-        bad = await scoring.check_gold(tasks[:LONGEST])
-        if bad:
-            first, reason = next(iter(bad.items()))
-            raise ConfigError(f"reward: the gold answer of task {first!r} cannot be scored: {reason}")
-        display.say(f"ok  reward: the gold answers of {min(LONGEST, len(tasks))} tasks can be scored")
+        check_gold(await scoring.check_gold(tasks[:GOLD_SAMPLE]))
+        display.say(f"ok  reward: the gold answers of {min(GOLD_SAMPLE, len(tasks))} tasks can be scored")
+
+
+def check_gold(bad: Mapping[str, str]) -> None:
+    """Refuse gold answers that no scorer can use.
+
+    Args:
+        bad: task id → reason, as `ScoringPool.check_gold` gives it.
+
+    Raises:
+        DataError: there is one.
+    """
+    if bad:
+        first, reason = next(iter(bad.items()))
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise DataError(
+            f"data: the gold answer of task {first!r} cannot be scored: {reason}{more}; mend the row"
+        )

@@ -20,7 +20,7 @@ from peft import LoraConfig
 from transformers import PrinterCallback
 
 from sandbox_rl.commands.callbacks import AfterSteps, CountUpdates, FinishOnSignal, LogMetrics
-from sandbox_rl.commands.check import check_prompts
+from sandbox_rl.commands.check import GOLD_SAMPLE, check_gold, check_prompts
 from sandbox_rl.commands.display import Display, Silent
 from sandbox_rl.commands.facts import machine_facts
 from sandbox_rl.commands.held_out import HeldOut
@@ -94,6 +94,7 @@ def train(
     with ExitStack() as stack:
         loop = stack.enter_context(LoopThread())
         stack.enter_context(loop.entered(engine))
+        check_gold(loop.run(engine.scoring.check_gold(train_tasks[:GOLD_SAMPLE])))
         run = _run_directory(recipe, state, resume=resume)
         args = grpo_arguments(recipe, run.checkpoints)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "logs")

@@ -16,8 +16,9 @@ from pydantic_core import ErrorDetails
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.config.source import Place, RecipeSource, parse_yaml, read_source
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.tasks.config import TableSource
 
-__all__ = ["load_recipe"]
+__all__ = ["anchored", "load_recipe"]
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -37,7 +38,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             places.setdefault(place[:end], f"override {override!r}")
     merged = RecipeSource(values, places)
     try:
-        return Recipe.model_validate(values)
+        return anchored(Recipe.model_validate(values), path.resolve().parent)
     except ValidationError as error:
         found = error.errors(include_url=False)
         # A list whose item is wrong is reported as a wrong list, too: keep the deepest.
@@ -46,6 +47,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if len(details) > 1:
             message += f" (and {len(details) - 1} more)"
         raise ConfigError(message) from error
+
+
+def anchored(recipe: Recipe, base_dir: Path) -> Recipe:
+    """The recipe with paths relative to `base_dir` made absolute, so that it means the same anywhere."""
+    sources = tuple(
+        source.model_copy(update={"path": str(base_dir / source.path)})
+        if isinstance(source, TableSource)
+        else source
+        for source in recipe.data.sources
+    )
+    return recipe.model_copy(
+        update={
+            "prompts": tuple(str(base_dir / directory) for directory in recipe.prompts),
+            "data": recipe.data.model_copy(update={"sources": sources}),
+        }
+    )
 
 
 def _apply(values: dict[str, Any], override: str) -> Place:

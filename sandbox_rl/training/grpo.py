@@ -73,6 +73,7 @@ def grpo_config(
     }
     known = set(inspect.signature(GRPOConfig.__init__).parameters) - {"self"}
     fields = defaults | dict(estimator_fields(estimator)) | dict(block)
+    _check_groups(fields)
     args = checked_fields(GRPOConfig, "grpo", fields, known)
     _check(args)
     return args
@@ -87,14 +88,27 @@ def sampling_of(args: GRPOConfig) -> SamplingSettings:
     )
 
 
+def _check_groups(fields: Mapping[str, Any]) -> None:
+    """Each process must roll out whole groups; TRL itself only looks at all processes together."""
+    batch = fields.get("per_device_train_batch_size", 8)
+    steps = fields.get("steps_per_generation") or fields.get("gradient_accumulation_steps", 1)
+    size = fields.get("num_generations", 8)
+    numbers = all(isinstance(number, int) and number > 0 for number in (batch, steps, size))
+    if "generation_batch_size" not in fields and numbers and batch * steps % size:
+        raise ConfigError(
+            f"grpo: each process rolls out {batch * steps} episodes (per_device_train_batch_size {batch} x "
+            f"{steps} steps per generation), which splits groups of num_generations={size}; make it a "
+            f"multiple of {size}, e.g. per_device_train_batch_size={size}"
+        )
+
+
 def _check(args: GRPOConfig) -> None:
-    local = args.per_device_train_batch_size * args.steps_per_generation
+    local = args.generation_batch_size // args.world_size
     if local % args.num_generations:
         raise ConfigError(
-            f"grpo: each process rolls out {local} episodes (per_device_train_batch_size "
-            f"{args.per_device_train_batch_size} x steps_per_generation {args.steps_per_generation}), which "
+            f"grpo.generation_batch_size: {args.generation_batch_size} over {args.world_size} processes "
             f"splits groups of num_generations={args.num_generations}; make it a multiple of "
-            f"{args.num_generations}, e.g. per_device_train_batch_size={args.num_generations}"
+            f"{args.num_generations * args.world_size}"
         )
     if args.temperature <= 0:
         raise ConfigError(
