@@ -44,7 +44,8 @@ def build_toolbox(recipe: Recipe) -> Toolbox:
 
 def build_scoring(recipe: Recipe) -> ScoringPool:
     """The scorers of a recipe, in processes of their own."""
-    return ScoringPool.from_settings(recipe.reward)
+    expected = sorted({source.scorer for source in recipe.data.sources})
+    return ScoringPool.from_settings(recipe.reward, expected=expected)
 
 
 def build_render(recipe: Recipe, base_dir: Path) -> Callable[[Task], tuple[Message, ...]]:

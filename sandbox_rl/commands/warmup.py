@@ -120,8 +120,9 @@ def _key(recipe: Recipe) -> str:
         "seed": recipe.seed,
         **{
             name: getattr(recipe, name).model_dump(mode="json")
-            for name in ("model", "chat", "data", "warmup", "reward", "sandbox", "episode")
+            for name in ("chat", "data", "warmup", "reward", "sandbox", "episode")
         },
+        "model": recipe.model.model_dump(mode="json", exclude={"lora"}),  # the warm-up trains all weights
         "prompts": recipe.prompts,
     }
     text = json.dumps(parts, sort_keys=True, default=str)

@@ -57,6 +57,7 @@ class ScoringPool:
         memory_mb: what a process may take on top of what it has once started, MiB.
         scorers: (name, weight) pairs that replace every task's own scorer; empty uses `task.scorer`.
         judge: answers the tasks whose scorer is "judge".
+        expected: names of the scorers that tasks will ask for; workers load them as they start.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class ScoringPool:
         memory_mb: int = 1024,
         scorers: Scorers = (),
         judge: Judge | None = None,
+        expected: Sequence[str] = (),
     ) -> None:
         for name, weight in scorers:
             if name != JUDGE and name not in BUILT_IN:
@@ -82,12 +84,13 @@ class ScoringPool:
         self._memory_mb = memory_mb
         self._scorers = scorers
         self._judge = judge
+        self._expected = (*expected, *(name for name, _ in scorers))
         self._pool: ProcessPool | None = None
         self._slots = asyncio.Semaphore(2 * workers)  # one at work and one at hand for each
         self._stack = AsyncExitStack()
 
     @classmethod
-    def from_settings(cls, settings: RewardSettings) -> ScoringPool:
+    def from_settings(cls, settings: RewardSettings, *, expected: Sequence[str] = ()) -> ScoringPool:
         """The pool of a recipe's `reward:` block.
 
         Raises:
@@ -104,6 +107,7 @@ class ScoringPool:
             memory_mb=settings.memory_mb,
             scorers=scorers,
             judge=Judge(settings.judge) if settings.judge is not None else None,
+            expected=expected,
         )
 
     async def __aenter__(self) -> ScoringPool:
@@ -226,7 +230,7 @@ class ScoringPool:
         return ProcessPool(
             max_workers=self._workers,
             initializer=prepare,
-            initargs=(self._memory_mb,),
+            initargs=(self._memory_mb, self._expected),
             context=multiprocessing.get_context("spawn"),
         )
 

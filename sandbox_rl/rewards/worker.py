@@ -37,10 +37,17 @@ class Outcome:
     detail: str = ""
 
 
-def prepare(memory_mb: int) -> None:
-    """Initialise a worker: bound its memory, leave the caller's folder, guard the built-in scorers."""
+def prepare(memory_mb: int, scorers: tuple[str, ...] = ()) -> None:
+    """Initialise a worker: bound its memory, leave the caller's folder, guard the built-in scorers.
+
+    Args:
+        scorers: those that will be asked for; what they import is imported now, because later it would
+            count against the time of an answer.
+    """
     os.chdir("/")
     sys.path[:] = [entry for entry in sys.path if entry]  # never import from a working directory
+    if "reasoning_gym" in scorers:
+        import reasoning_gym  # noqa: F401
     used = _address_space()
     limit = used + (memory_mb << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -163,7 +163,8 @@ def test_lora_trains_an_adapter_and_exports_a_merged_model(recipe):
         "train",
         str(recipe),
         *("name=lora", "model.lora={r: 4, alpha: 8}", "grpo.max_steps=1", "grpo.save_steps=1"),
-        *("evaluation.tasks=0", "grpo.learning_rate=1e-2"),
+        # So raw a policy earns nothing; the entropy bonus gives a gradient all the same.
+        *("evaluation.tasks=0", "grpo.learning_rate=1e-2", "grpo.entropy_coef=1.0"),
     )
     run = recipe.parent / "runs" / "lora"
     assert (run / "checkpoints" / "checkpoint-1" / "adapter_model.safetensors").is_file()
