@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback
@@ -35,11 +36,13 @@ from sandbox_rl.policies.transformers import TransformersPolicy
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import CheckpointManifest, last_complete
 from sandbox_rl.training.config import LoraSettings
+from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.export import export_model
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import context_length, load_model, load_tokenizer
 from sandbox_rl.training.trainer import GroupRollouts, SandboxGRPOTrainer, outcome_reward
+from sandbox_rl.types import Task
 
 __all__ = ["TrainResult", "train"]
 
@@ -73,6 +76,7 @@ def train(
     display = display if display is not None and state.is_main_process else Silent()
     train_tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
     held_out_tasks = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
+    curriculum = _curriculum(recipe, train_tasks, state)
     # Wrong fields show before a warm-up takes minutes, and nothing is written before all is checked.
     sampling = sampling_of(grpo_arguments(recipe, Path(recipe.output_dir)))
     model_settings = starting_point(recipe, base_dir=base_dir, state=state, display=display)
@@ -123,6 +127,7 @@ def train(
                 seed=recipe.seed,
                 eos_id=tokenizer.eos_token_id,
                 rank=state.process_index,
+                curriculum=curriculum,
                 on_step=lambda step, batch: journal.write_all(batch, phase="train", step=step),
                 on_rollout=lambda _, rollout: bar.advance(rollout.reward.value),
             )
@@ -134,7 +139,12 @@ def train(
                 train_dataset=Dataset.from_dict({"prompt": [task.id for task in train_tasks]}),
                 processing_class=tokenizer,
                 peft_config=_lora(recipe.model.lora),
-                callbacks=[updates, finish, CheckpointManifest(), LogMetrics(run.metrics)],
+                callbacks=[
+                    updates,
+                    finish,
+                    CheckpointManifest(None if curriculum is None else curriculum.save),
+                    LogMetrics(run.metrics),
+                ],
             )
             trainer.remove_callback(PrinterCallback)
             if recipe.evaluation.every_steps:
@@ -145,6 +155,8 @@ def train(
                     )
                 )
             checkpoint = last_complete(run.checkpoints) if resume else None
+            if checkpoint is not None and curriculum is not None:
+                curriculum.restore(checkpoint)
             before = _known_result(run, "before") if resume else None
             if before is None and checkpoint is None:
                 before = held_out.evaluate("before training", 0)
@@ -175,6 +187,20 @@ def train(
         )
     state.wait_for_everyone()
     return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
+
+
+def _curriculum(recipe: Recipe, tasks: Iterable[Task], state: PartialState) -> Curriculum | None:
+    """None where the recipe leaves everything to the trainer's own order."""
+    if not recipe.curriculum.active:
+        return None
+    return Curriculum(
+        {task.id: task.domain for task in tasks},
+        recipe.curriculum,
+        seed=recipe.seed,
+        rank=state.process_index,
+        world=state.num_processes,
+        share=gather_object,
+    )
 
 
 def _run_directory(recipe: Recipe, state: PartialState, *, resume: bool) -> RunDirectory:

@@ -15,7 +15,13 @@ from sandbox_rl.rollout import RolloutSettings
 from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings
 from sandbox_rl.settings import Settings
 from sandbox_rl.tasks.config import DataSettings
-from sandbox_rl.training.config import EvaluationSettings, ModelSettings, PolicySettings, WarmupSettings
+from sandbox_rl.training.config import (
+    CurriculumSettings,
+    EvaluationSettings,
+    ModelSettings,
+    PolicySettings,
+    WarmupSettings,
+)
 
 __all__ = ["Recipe", "resolved"]
 
@@ -47,6 +53,8 @@ class Recipe(Settings):
     """The budgets of an episode."""
     rollout: RolloutSettings = RolloutSettings()
     """How episodes run side by side."""
+    curriculum: CurriculumSettings = CurriculumSettings()
+    """Which tasks are rolled out."""
     reward: RewardSettings = RewardSettings()
     """How answers are scored."""
     estimator: Literal["paper", "trl"] = "paper"

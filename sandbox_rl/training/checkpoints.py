@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ MANIFEST = "complete.json"
 
 
 class CheckpointManifest(TrainerCallback):  # type: ignore[misc]
-    """Marks each saved checkpoint as complete."""
+    """Marks each saved checkpoint as complete.
+
+    Args:
+        save_more: writes what else belongs into a checkpoint's directory, on the main process.
+    """
+
+    def __init__(self, save_more: Callable[[Path], None] | None = None) -> None:
+        self._save_more = save_more
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -29,7 +37,10 @@ class CheckpointManifest(TrainerCallback):  # type: ignore[misc]
         """Write the manifest once all ranks have written theirs."""
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            if self._save_more is not None:
+                self._save_more(checkpoint)
+            mark_complete(checkpoint)
 
 
 def mark_complete(checkpoint: Path) -> None:

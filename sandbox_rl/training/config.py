@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from sandbox_rl.settings import Settings
 
 __all__ = [
+    "CurriculumSettings",
     "EvaluationSettings",
     "LoraSettings",
     "ModelSettings",
@@ -74,3 +75,26 @@ class EvaluationSettings(Settings):
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
+
+
+class CurriculumSettings(Settings):
+    """Which tasks are rolled out. The defaults are the paper's: pass by pass, all-equal groups kept."""
+
+    refill_rounds: int = Field(0, ge=0, le=16)
+    """How often groups whose rewards are all equal are replaced by groups of other tasks, within a step.
+    Each round makes the step longer by at most one group's longest episode. 0: they are kept."""
+    sampling: Literal["uniform", "difficulty"] = "uniform"
+    """`difficulty`: tasks that are sometimes solved are drawn more often, by running solve rates."""
+    floor: float = Field(0.1, gt=0)
+    """Weight of a task that is always or never solved; one that is solved half of the time has 1 more."""
+    memory: float = Field(0.5, ge=0, le=1)
+    """What earlier groups of a task still count when a new one is in: 1 forgets nothing."""
+    domain_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
+    """Domain → share of the groups of each step, relative to the others; every domain must be named."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anything differs from the trainer's own order."""
+        return bool(self.refill_rounds or self.domain_weights) or self.sampling != "uniform"

@@ -17,8 +17,10 @@ from trl import GRPOTrainer
 from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.seeds import derive_seed
+from sandbox_rl.training.curriculum import Curriculum, outcome_of
 from sandbox_rl.training.estimator import Estimator
 from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.refill import Refilled, refill
 from sandbox_rl.training.rows import to_rows
 from sandbox_rl.types import Rollout, Task
 
@@ -88,7 +90,8 @@ class GroupRollouts:
         engine: entered already, living in `loop`.
         tasks: by id; a prompt is a task's id.
         rank: of this process; it makes episode ids unique.
-        on_step: called with the step and the rollouts once they are all there.
+        curriculum: draws the tasks in the trainer's place and refills groups that teach nothing.
+        on_step: called with the step and all its rollouts, replaced ones too, once they are all there.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class GroupRollouts:
         seed: int,
         eos_id: int,
         rank: int = 0,
+        curriculum: Curriculum | None = None,
         on_step: Callable[[int, Sequence[Rollout]], None] | None = None,
         on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
     ) -> None:
@@ -111,6 +115,7 @@ class GroupRollouts:
         self._seed = seed
         self._eos_id = eos_id
         self._rank = rank
+        self._curriculum = curriculum
         self._on_step = on_step
         self._on_rollout = on_rollout
 
@@ -126,20 +131,39 @@ class GroupRollouts:
             f"TRL sent {len(prompts)} prompts that are not groups of {size} equal ones"
         )
         step = int(trainer.state.global_step)
-        requests = [
-            EpisodeRequest(
-                id=f"train-{step:06d}-{self._rank}-{index:04d}",
-                task=self._tasks[prompt],
-                seed=derive_seed(self._seed, prompt, step, index % size),
+        task_ids = [group[0] for group in groups]
+        if self._curriculum is not None:
+            task_ids = self._curriculum.draw(task_ids, step)
+        drawn = self._roll_out(task_ids, 0, step, size)
+        refilled = Refilled(tuple(drawn), (), {})
+        if self._curriculum is not None and self._curriculum.refill_rounds:
+            refilled = refill(
+                drawn, self._curriculum, step, lambda names, first: self._roll_out(names, first, step, size)
             )
-            for index, prompt in enumerate(prompts)
-        ]
-        rollouts = self._loop.run(self._engine.run(requests, on_rollout=self._on_rollout))
+        everything = (*refilled.groups, *refilled.left_out)
         if self._on_step is not None:
-            self._on_step(step, rollouts)
+            self._on_step(step, [rollout for group in everything for rollout in group])
+        if self._curriculum is not None:
+            self._curriculum.record([outcome_of(group) for group in everything])
+        rollouts = [rollout for group in refilled.groups for rollout in group]
         rows = to_rows(rollouts, group_size=size, estimator=self._estimator, eos_id=self._eos_id)
         assert len(rows["prompt_ids"]) == len(prompts), "TRL needs one row per prompt"
-        metrics = rollout_metrics(rollouts) | group_metrics(
-            rollouts[i : i + size] for i in range(0, len(rollouts), size)
-        )
-        return {**rows, "rollout_metrics": [metrics] * len(prompts)}
+        # Of the groups as drawn: refilling selects, so what is trained on says nothing about the policy.
+        metrics = rollout_metrics([rollout for group in drawn for rollout in group]) | group_metrics(drawn)
+        return {**rows, "rollout_metrics": [metrics | refilled.metrics] * len(prompts)}
+
+    def _roll_out(
+        self, task_ids: Sequence[str], first: int, step: int, size: int
+    ) -> Sequence[Sequence[Rollout]]:
+        """A group of `size` rollouts per task; `first` is the number of the first group in this step."""
+        requests = [
+            EpisodeRequest(
+                id=f"train-{step:06d}-{self._rank}-{group * size + sample:04d}",
+                task=self._tasks[task_id],
+                seed=derive_seed(self._seed, task_id, step, sample),
+            )
+            for group, task_id in enumerate(task_ids, first)
+            for sample in range(size)
+        ]
+        rollouts = self._loop.run(self._engine.run(requests, on_rollout=self._on_rollout))
+        return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]

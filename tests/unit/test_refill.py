@@ -1,0 +1,77 @@
+"""Groups that teach nothing give way to others, in place and within the limit."""
+
+from __future__ import annotations
+
+import pytest
+
+from sandbox_rl.errors import InfraFault
+from sandbox_rl.training.config import CurriculumSettings
+from sandbox_rl.training.curriculum import Curriculum
+from sandbox_rl.training.refill import refill
+from tests.unit.test_curriculum import group
+
+REWARDS = {"good": (0.0, 1.0), "bad": (0.0, 0.0)}
+TASKS = [f"{kind}{i}" for kind in REWARDS for i in range(3)]
+
+
+def rolled(names):
+    return [group(name, *REWARDS[name.rstrip("0123456789")]) for name in names]
+
+
+def run(drawn, rounds, *, tasks=TASKS):
+    """The result and, per round, what was rolled out from which group number on."""
+    calls = []
+
+    def roll_out(names, first):
+        calls.append((tuple(names), first))
+        return rolled(names)
+
+    curriculum = Curriculum(dict.fromkeys(tasks, "x"), CurriculumSettings(refill_rounds=rounds), seed=0)
+    return refill(rolled(drawn), curriculum, 0, roll_out), calls
+
+
+def names(groups):
+    return [g[0].task.id for g in groups]
+
+
+def test_places_stay_and_what_was_left_out_is_kept():
+    done, calls = run(["good0", "bad0", "good1"], 1, tasks=["good0", "bad0", "good1", "good2"])
+    assert names(done.groups) == ["good0", "good2", "good1"]
+    assert names(done.left_out) == ["bad0"]
+    assert calls == [(("good2",), 3)]
+    assert done.metrics == {
+        "refill/extra_groups": 1,
+        "refill/replaced": pytest.approx(1 / 3),
+        "refill/still_equal": 0,
+    }
+
+
+def test_nothing_is_rolled_out_when_all_teach():
+    done, calls = run(["good0", "good1"], 4)
+    assert (names(done.groups), calls, done.left_out) == (["good0", "good1"], [], ())
+
+
+def test_the_limit_holds_and_the_drawn_group_is_trained_on():
+    bad = [f"bad{i}" for i in range(6)]
+    done, calls = run(["bad0", "bad1"], 2, tasks=bad)
+    assert names(done.groups) == ["bad0", "bad1"]
+    assert [first for _, first in calls] == [2, 4]
+    assert sorted(names(done.left_out)) == bad[2:]
+    assert done.metrics["refill/still_equal"] == 1
+    assert done.metrics["refill/extra_groups"] == 4
+
+
+def test_it_ends_when_no_other_task_is_left():
+    done, calls = run(["bad0", "bad1"], 9, tasks=["bad0", "bad1", "bad2"])
+    assert [len(drawn) for drawn, _ in calls] == [1]
+    assert names(done.left_out) == ["bad2"]
+
+
+def test_a_fault_of_ours_leaves_what_was_drawn():
+    def broken(names, first):
+        raise InfraFault("the host is full")
+
+    curriculum = Curriculum(dict.fromkeys(TASKS, "x"), CurriculumSettings(refill_rounds=2), seed=0)
+    done = refill(rolled(["bad0", "good0"]), curriculum, 0, broken)
+    assert names(done.groups) == ["bad0", "good0"]
+    assert done.metrics["refill/extra_groups"] == 0
