@@ -1,0 +1,281 @@
+"""From rows of context, question and answer to context tasks, in two passes over the rows.
+
+The first pass keeps 16 bytes a row (its context's hash and the previous row of that context) and one
+dictionary entry a context; the second writes each task as it is made. Equal rows, settings and seed
+give equal files, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TextIO
+
+from sandbox_rl.errors import DataError
+from sandbox_rl.seeds import derive_seed
+from sandbox_rl.tasks.build.config import BuildSettings
+from sandbox_rl.tasks.build.files import named_files, occurs_in_name
+from sandbox_rl.tasks.build.report import BuildReport
+from sandbox_rl.tasks.build.split import split_text
+from sandbox_rl.tasks.config import TableSource
+from sandbox_rl.tasks.convert import Documents, content_key, read_documents, text_field
+from sandbox_rl.tasks.hub import open_hub
+from sandbox_rl.tasks.load import hash64, is_held_out
+from sandbox_rl.tasks.names import title_to_name
+from sandbox_rl.tasks.report import MAX_LISTED, BadRow, RowProblem
+from sandbox_rl.tasks.rows import Row, Rows, open_table
+
+__all__ = ["BUILT_COLUMNS", "build_data"]
+
+BUILT_COLUMNS: Mapping[str, object] = {
+    "id": "id",
+    "domain": "domain",
+    "prompt": "problem_statement",
+    "answer": "ground_truth",
+    "scorer": "scorer",
+    "files": "input_files",
+    "group": "context_id",
+}
+"""The `columns` of a table source that reads what `build_data` wrote."""
+
+_NONE = (1 << 64) - 1
+_ANSWER_CHARS = 65_536
+
+
+def build_data(settings: BuildSettings, *, base_dir: Path) -> BuildReport:
+    """Write train.jsonl, held_out.jsonl and report.json.
+
+    Each line has the columns of the paper's data set (id, domain, problem_statement, ground_truth,
+    input_files as a JSON string) and `scorer`, `context_id`.
+
+    Args:
+        base_dir: what the paths in the settings are relative to.
+
+    Raises:
+        DataError: the source cannot be read, has no context column, or no row is usable.
+    """
+    source = settings.source
+    if source.columns.context is None:
+        raise DataError("build-data: source.columns.context is not set; name the column that holds the context")
+    path = base_dir / source.path if isinstance(source, TableSource) else None
+    rows = open_table(path, source.name or path.name) if path else open_hub(source)  # type: ignore[arg-type]
+    target = base_dir / settings.output_dir
+    target.mkdir(parents=True, exist_ok=True)
+    partial = {name: target / f"{name}.jsonl.partial" for name in ("train", "held_out")}
+    builder = _Builder(settings, rows)
+    try:
+        with ExitStack() as stack:
+            outputs = {
+                name: stack.enter_context(file.open("w", encoding="utf-8")) for name, file in partial.items()
+            }
+            report = builder.write(outputs)
+        if not report.train + report.held_out:
+            first = f"; the first: {report.dropped[0]}" if report.dropped else ""
+            raise DataError(f"build-data: none of {report.rows} rows is usable{first}")
+        (target / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+        for name, file in partial.items():
+            file.replace(target / f"{name}.jsonl")
+    finally:
+        for file in partial.values():
+            file.unlink(missing_ok=True)
+    return report
+
+
+class _Builder:
+    def __init__(self, settings: BuildSettings, rows: Rows) -> None:
+        self._settings = settings
+        self._columns = settings.source.columns
+        self._rows = rows
+        self._keys = array("Q")  # hash of each row's context; 0 for a bad row
+        self._sides = bytearray()  # 1 where the row is held out
+        self._previous = array("Q")  # the row before of the same context
+        self._counts: Counter[str] = Counter()
+        self._by_field: Counter[str] = Counter()
+        self._dropped: list[BadRow] = []
+        self._largest = 0
+
+    def write(self, outputs: Mapping[str, TextIO]) -> BuildReport:
+        contexts = self._index()
+        for index, row in self._usable():
+            side = "held_out" if self._sides[index] else "train"
+            try:
+                outputs[side].write(json.dumps(self._built(index, row), ensure_ascii=False) + "\n")
+            except RowProblem as problem:
+                self._drop(index, problem)
+                continue
+            self._counts[side] += 1
+        written = max(1, self._counts["train"] + self._counts["held_out"])
+        return BuildReport(
+            rows=len(self._keys),
+            train=self._counts["train"],
+            held_out=self._counts["held_out"],
+            contexts=contexts,
+            dropped_rows=self._by_field.total(),
+            dropped=tuple(self._dropped),
+            by_field=dict(self._by_field),
+            files=self._counts["files"],
+            distractors=self._counts["distractors"],
+            examples=self._counts["examples"],
+            split_documents=self._counts["split"],
+            mean_prompt_chars=self._counts["prompt_chars"] / written,
+            mean_files_chars=self._counts["files_chars"] / written,
+            max_files_chars=self._largest,
+        )
+
+    def _index(self) -> int:
+        """First pass: check every row, hash its context, chain the rows of equal contexts."""
+        last: dict[int, int] = {}
+        for index, row in enumerate(self._rows):
+            key, before = 0, _NONE
+            try:
+                if isinstance(row, RowProblem):
+                    raise row
+                self._check(row)
+                key = self._key(row)
+                before = last.get(key, _NONE)
+                last[key] = index
+            except RowProblem as problem:
+                self._drop(index, problem)
+            self._keys.append(key)
+            # A row is judged by the name it is grouped under later, so loading agrees with building.
+            held_out = before != _NONE and self._sides[before]
+            if before == _NONE and key:
+                held_out = is_held_out(f"{key:016x}", self._settings.held_out)
+            self._sides.append(int(held_out))
+            self._previous.append(before)
+        return len(last)
+
+    def _usable(self) -> Iterator[tuple[int, Row]]:
+        for index, row in enumerate(self._rows):
+            if self._keys[index] and not isinstance(row, RowProblem):
+                yield index, row
+
+    def _check(self, row: Row) -> None:
+        text_field(row, self._columns.prompt, limit=self._settings.max_prompt_chars)
+        text_field(row, self._columns.answer, limit=_ANSWER_CHARS, number=True)
+
+    def _key(self, row: Row) -> int:
+        documents = self._documents(row)
+        if self._columns.group is not None:
+            text = text_field(row, self._columns.group, limit=1 << 20, number=True)
+        else:
+            text = "\0".join(text for _, text in documents)
+        return hash64(text) or 1
+
+    def _documents(self, row: Row) -> Documents:
+        column = self._columns.context or ""
+        if row.get(column) is None:
+            raise RowProblem(column, "is missing; expected the text that the question is about")
+        return read_documents(row[column], column)
+
+    def _built(self, index: int, row: Row) -> dict[str, str]:
+        columns, settings = self._columns, self._settings
+        question = str(row[columns.prompt]).strip()
+        answer = str(row[columns.answer]).strip()
+        documents = self._documents(row)
+        files: list[tuple[str, str]] = []
+        for title, text in documents:
+            if len(text) <= settings.max_file_chars:
+                files.append((title, text.strip()))
+                continue
+            pieces = split_text(text, settings.max_file_chars)
+            self._counts["split"] += len(pieces) > 1
+            many = len(pieces) > 1 and bool(title)
+            files += [(f"{title} part {at}" if many else title, piece) for at, piece in enumerate(pieces, 1)]
+        rng = random.Random(derive_seed(settings.seed, "build", index))
+        if len(files) == 1 and settings.distractors:
+            others = self._distractors(rng, index, answer)
+            self._counts["distractors"] += len(others)
+            files += others
+            rng.shuffle(files)
+        named = named_files(files)
+        for name in named if any(title for title, _ in files) else ():
+            if occurs_in_name(answer, name):
+                raise RowProblem(
+                    columns.context or "context",
+                    f"file name {name!r} holds the answer {answer!r:.60}; rename or drop the title",
+                )
+        prompt = self._prompt(index, question, answer)
+        size = sum(map(len, named.values()))
+        self._counts["files"] += len(named)
+        self._counts["prompt_chars"] += len(prompt)
+        self._counts["files_chars"] += size
+        self._largest = max(self._largest, size)
+        context_id = f"{self._keys[index]:016x}"
+        return {
+            "id": self._id(row, context_id, question, answer),
+            "domain": str(row.get(columns.domain) or "") if columns.domain else settings.source.domain,
+            "problem_statement": prompt,
+            "ground_truth": answer,
+            "scorer": self._scorer(row),
+            "input_files": json.dumps(named, ensure_ascii=False),
+            "context_id": context_id,
+        }
+
+    def _distractors(self, rng: random.Random, index: int, answer: str) -> list[tuple[str, str]]:
+        """Documents of other contexts on the same side of the split, without the answer in them."""
+        wanted, total = self._settings.distractors, len(self._keys)
+        side, used = self._sides[index], {self._keys[index]}
+        needle = answer.casefold() if len(answer) > 2 else "\0"
+        found: list[tuple[str, str]] = []
+        for _ in range(20 * wanted):
+            other = int(rng.random() * total)
+            key = self._keys[other]
+            if not key or key in used or self._sides[other] != side:
+                continue
+            used.add(key)
+            title, text = self._documents(self._rows.row(other))[0]
+            if len(text) > self._settings.max_file_chars:
+                text = split_text(text, self._settings.max_file_chars)[0]
+            if needle in text.casefold() or (title and occurs_in_name(answer, title)):
+                continue
+            found.append((title, text))
+            if len(found) == wanted:
+                break
+        return found
+
+    def _prompt(self, index: int, question: str, answer: str) -> str:
+        """The question after worked examples: the nearest earlier questions of the same context."""
+        examples: list[str] = []
+        at = self._previous[index]
+        for _ in range(4 * self._settings.examples):
+            if at == _NONE or len(examples) == self._settings.examples:
+                break
+            row = self._rows.row(at)
+            shown, said = str(row[self._columns.prompt]).strip(), str(row[self._columns.answer]).strip()
+            if said.casefold() != answer.casefold() and shown != question:  # an example must not tell
+                examples.append(f"Question: {shown}\nAnswer: {said}")
+            at = self._previous[at]
+        if not examples:
+            return question
+        self._counts["examples"] += len(examples)
+        return (
+            "Solved questions about the same documents:\n\n"
+            + "\n\n".join(reversed(examples))
+            + f"\n\nNow the question to answer:\n{question}"
+        )
+
+    def _id(self, row: Row, context_id: str, question: str, answer: str) -> str:
+        if self._columns.id is not None:
+            return text_field(row, self._columns.id, limit=256, number=True)
+        return f"{context_id}-{content_key(question, answer)[:10]}"
+
+    def _scorer(self, row: Row) -> str:
+        columns = self._columns
+        value = row.get(columns.scorer) if columns.scorer else None
+        if value is None:
+            return self._settings.source.scorer
+        return columns.scorer_names.get(str(value), str(value))
+
+    def _drop(self, index: int, problem: RowProblem) -> None:
+        self._by_field[problem.field] += 1
+        if len(self._dropped) < MAX_LISTED:
+            place = self._rows.place(index)
+            self._dropped.append(BadRow(self._rows.name, index, place, problem.field, problem.reason))
