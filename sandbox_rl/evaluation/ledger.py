@@ -1,0 +1,90 @@
+"""The journal as a ledger: an episode counts once its line is whole and its answer was judged.
+
+Everything that an evaluation reports is computed from these lines, so a run that was killed and resumed
+and one that was not are the same thing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sandbox_rl.evaluation.tool_mix import Use, uses_of
+from sandbox_rl.journal import read_journal
+
+__all__ = ["EpisodeRow", "read_ledger", "row_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRow:
+    """What an evaluation keeps of one episode.
+
+    Args:
+        mode: "sandbox" or "plain".
+        reward: None when it could not be judged.
+        sampled, observed, prompt: tokens; of an endpoint they are those that it reports, else 0.
+        calls: tool calls that could be parsed; `uses` counts them by what they were for.
+    """
+
+    episode_id: str
+    task_id: str
+    domain: str
+    mode: str
+    reward: float | None
+    stop: str
+    fault: str
+    turns: int
+    prompt: int
+    sampled: int
+    observed: int
+    seconds: float
+    generation: float
+    execution: float
+    calls: int
+    uses: Mapping[Use, int] = field(default_factory=dict)
+
+
+def row_of(record: Mapping[str, Any]) -> EpisodeRow:
+    """The row of a line of `episodes.jsonl`; `usage` in it stands for ids that an endpoint hides."""
+    turns = record["turns"]
+    calls = [call for turn in turns for call in turn["calls"] if "malformed" not in call]
+    uses = Counter(use for call in calls for use in uses_of(call["name"], call["arguments"]))
+    usage = record.get("usage") or {
+        "prompt": len(record["prompt_ids"]),
+        "sampled": sum(len(turn["token_ids"]) for turn in turns),
+        "observed": sum(len(turn["observation_ids"]) for turn in turns),
+    }
+    return EpisodeRow(
+        episode_id=record["episode_id"],
+        task_id=record["task_id"],
+        domain=record["domain"],
+        mode=record.get("mode", "sandbox"),
+        reward=record["reward"],
+        stop=record["stop"],
+        fault=record["fault"],
+        turns=len(turns),
+        prompt=usage["prompt"],
+        sampled=usage["sampled"],
+        observed=usage["observed"],
+        seconds=record["seconds"],
+        generation=sum(turn["generation_seconds"] for turn in turns),
+        execution=sum(turn["execution_seconds"] for turn in turns),
+        calls=len(calls),
+        uses=dict(uses),
+    )
+
+
+def read_ledger(path: Path) -> dict[str, EpisodeRow]:
+    """Episode id → row; of several lines of one episode a judged one wins, then the last."""
+    rows: dict[str, EpisodeRow] = {}
+    if not path.is_file():
+        return rows
+    for record in read_journal(path):
+        row = row_of(record)
+        known = rows.get(row.episode_id)
+        if known is None or known.reward is None:
+            rows[row.episode_id] = row
+    return rows

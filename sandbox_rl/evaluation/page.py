@@ -1,0 +1,126 @@
+"""Results as Markdown: one run, or several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sandbox_rl.evaluation.results import ModeResults, Results
+from sandbox_rl.evaluation.statistics import Difference, Mean
+
+__all__ = ["columns_of", "difference_text", "mean_text", "page", "rows_of"]
+
+_COUNTS = {
+    "turns": "turns per episode",
+    "calls": "tool calls per episode",
+    "tokens/prompt": "prompt tokens",
+    "tokens/sampled": "sampled tokens per episode",
+    "tokens/observed": "observed tokens per episode",
+    "seconds/episode": "seconds per episode",
+    "seconds/generation": "… in generation",
+    "seconds/execution": "… in execution",
+}
+_SHARES = {
+    "tokens/observed_share": "environment's share of tokens",
+    "use/network": "calls that use the network",
+    "use/files": "calls that read files",
+    "use/computation": "calls that compute",
+}
+
+
+def mean_text(mean: Mean | None) -> str:
+    """Percent with the half width of the 95 % interval."""
+    if mean is None:
+        return "–"
+    half = "" if mean.half_width is None else f" ± {100 * mean.half_width:.1f}"
+    return f"{100 * mean.value:.1f} %{half}"
+
+
+def difference_text(gap: Difference) -> str:
+    """Percentage points with the 95 % interval."""
+    return f"{100 * gap.value:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+
+
+def columns_of(runs: Sequence[Results]) -> list[tuple[str, ModeResults]]:
+    """(heading, results) of every mode of every run; the run's name is left out where there is one run."""
+    single = len(runs) == 1
+    return [
+        (mode if single else f"{run.name}, {run.model}, {mode}", found)
+        for run in runs
+        for mode, found in run.modes.items()
+    ]
+
+
+def rows_of(columns: Sequence[ModeResults]) -> list[list[str]]:
+    """A title and one cell per column for everything that is reported."""
+    rows = [["accuracy (avg@k)", *(mean_text(c.accuracy) for c in columns)]]
+    for domain in sorted({domain for c in columns for domain in c.domains}):
+        rows.append([f"  {domain}", *(mean_text(c.domains.get(domain)) for c in columns)])
+    for k in sorted({k for c in columns for k in c.pass_at}):
+        rows.append([f"pass@{k}", *(_percent(c.pass_at.get(k)) for c in columns)])
+    rows += [[title, *(_number(c.means.get(key)) for c in columns)] for key, title in _COUNTS.items()]
+    rows += [[title, *(_percent(c.means.get(key)) for c in columns)] for key, title in _SHARES.items()]
+    for stop in sorted({stop for c in columns for stop in c.stops}):
+        rows.append([f"ended by {stop}", *(_percent(c.stops.get(stop, 0.0)) for c in columns)])
+    rows.append(["episodes judged", *(str(c.episodes) for c in columns)])
+    if any(c.unjudged for c in columns):
+        rows.append(["episodes not judged", *(str(c.unjudged) for c in columns)])
+    return rows
+
+
+def page(runs: Sequence[Results]) -> str:
+    """One Markdown page; deterministic for equal results."""
+    columns = columns_of(runs)
+    single = runs[0] if len(runs) == 1 else None
+    title = f"Evaluation: {single.name}" if single else f"Comparison of {len(runs)} evaluations"
+    lines = [f"# {_cell(title)}", ""]
+    for run in runs:
+        lines.append(
+            f"- **{_cell(run.name)}**: model `{_cell(run.model)}`, {run.tasks} tasks, "
+            f"{run.samples} samples each"
+        )
+    lines += [
+        "",
+        _line(["", *(heading for heading, _ in columns)]),
+        _line(["---", *("---:" for _ in columns)]),
+    ]
+    lines += [_line(row) for row in rows_of([found for _, found in columns])]
+    compared = [run for run in runs if run.comparison is not None]
+    if compared:
+        lines += [
+            "",
+            "## Sandbox minus plain",
+            "",
+            _line(["run", "domain", "difference, 95 % interval", "tasks"]),
+        ]
+        lines.append(_line(["---", "---", "---:", "---:"]))
+        for run in compared:
+            gaps = [("all", run.comparison), *run.comparison_by_domain.items()]
+            lines += [
+                _line([run.name, domain, difference_text(gap), str(gap.tasks)]) for domain, gap in gaps if gap
+            ]
+    lines += [
+        "",
+        "Intervals of accuracy: normal approximation over tasks. Differences: paired bootstrap over tasks. "
+        "pass@k: unbiased (arXiv 2107.03374). Episodes that were not judged count neither way.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+
+
+def _cell(text: str) -> str:
+    """Names come from outside: no table and no line break can come of them."""
+    return " ".join(text.replace("|", "\\|").split())

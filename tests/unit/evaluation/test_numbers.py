@@ -1,0 +1,112 @@
+"""Statistics, tool mix and the answer in a reply, against values worked out by hand."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from sandbox_rl.evaluation.reply import answer_of_reply, last_boxed
+from sandbox_rl.evaluation.statistics import mean_over_tasks, paired_difference, pass_at
+from sandbox_rl.evaluation.tool_mix import Use, uses_of
+from sandbox_rl.types import AnswerStatus
+
+N, F, C = Use.NETWORK, Use.FILES, Use.COMPUTATION
+
+
+def test_interval_of_a_mean():
+    mean = mean_over_tasks([0.0, 1.0, 0.0, 1.0])
+    assert mean is not None
+    assert mean.value == 0.5
+    assert mean.half_width == pytest.approx(1.96 * (1 / 3) ** 0.5 / 2)
+    assert mean_over_tasks([]) is None
+    assert mean_over_tasks([1.0]).half_width is None
+
+
+def test_pass_at_k_is_unbiased():
+    assert pass_at([(4, 2)]) == {1: 0.5, 2: pytest.approx(1 - 1 / 6), 4: 1.0}
+    assert pass_at([(3, 0), (5, 5)]) == {1: 0.5, 2: 0.5, 3: 0.5}
+    assert pass_at([]) == {}
+
+
+def test_paired_difference_is_over_shared_tasks_only():
+    first = {"a": 1.0, "b": 1.0, "c": 0.0, "only": 1.0}
+    gap = paired_difference(first, {"a": 0.0, "b": 1.0, "c": 0.0})
+    assert gap is not None
+    assert (gap.value, gap.tasks) == (pytest.approx(1 / 3), 3)
+    assert gap.low == 0.0
+    assert gap.high == 1.0
+    assert paired_difference(first, {"z": 1.0}) is None
+
+
+def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
+    generator = random.Random(1)
+    hits = 0
+    for repeat in range(60):
+        pairs = [(float(generator.random() < 0.7), float(generator.random() < 0.5)) for _ in range(80)]
+        first = {str(i): a for i, (a, _) in enumerate(pairs)}
+        second = {str(i): b for i, (_, b) in enumerate(pairs)}
+        gap = paired_difference(first, second, seed=repeat)
+        assert gap is not None
+        hits += gap.low <= 0.2 <= gap.high
+    assert 51 <= hits <= 60
+
+
+@pytest.mark.parametrize(
+    ("command", "uses"),
+    [
+        ("curl -s https://example.org", {N}),
+        ("pip install sympy && python solve.py", {N, C}),
+        ("python3 -m pip install sympy", {N}),
+        ("cat documents/a.txt | grep -n year", {F}),
+        ("python3 - <<'E'\nprint(open('a').read())\nE", {F, C}),
+        ("echo $((6*7)) > answer.txt", {C}),
+        ("echo 42 > answer.txt", set()),
+        ("cd /testbed; ls", {F}),
+        ("echo 'I could use cat or curl'", set()),
+        ("import requests", {N}),
+        ("for i in 1 2; do wc -l $i; done", {F}),
+        ("git clone x", {N}),
+    ],
+)
+def test_uses_of_a_command(command, uses):
+    assert uses_of("execute_bash", {"command": command}) == uses
+
+
+def test_uses_of_other_tools():
+    assert uses_of("str_replace_editor", {"command": "view", "path": "/testbed/a"}) == {F}
+    assert uses_of("str_replace_editor", {"command": "create", "path": "/testbed/a"}) == set()
+    assert uses_of("execute_bash", {"command": 3}) == set()
+    assert uses_of("invented", {"command": "curl x"}) == set()
+
+
+@pytest.mark.parametrize(
+    ("reply", "scorer", "answer"),
+    [
+        (r"First \boxed{1}, no: \boxed{\frac{1}{2}}.", "math", r"\boxed{\frac{1}{2}}"),
+        (r"So \boxed{7}", "exact", "7"),
+        ("We get x = 3.\nThe answer is 42.", "math", "42"),
+        ("The answer is 41. Wait.\n**Answer:** 42\n", "math", "42"),
+        ("Reasons.\n\n**B**", "choice", "B"),
+        ("The correct answer is B.\nBecause it is.", "choice", "B"),
+        ("Answer: A, C", "choice", "A, C"),
+        ("He went home.\nParis\n", "exact", "Paris"),
+        ("Answer: Paris", "exact", "Paris"),
+        ("line one\nline two", "rules", "line one\nline two"),
+        ("<think>is it 41?</think>\n42", "exact", "42"),
+        ("it was opened before</think>42", "exact", "42"),
+    ],
+)
+def test_answer_of_a_reply(reply, scorer, answer):
+    found = answer_of_reply(reply, scorer)
+    assert (found.status, found.text) == (AnswerStatus.OK, answer)
+
+
+@pytest.mark.parametrize("reply", ["", "  \n", "<think>never ends \\boxed{3}", "</think>"])
+def test_a_reply_without_an_answer(reply):
+    assert answer_of_reply(reply, "math").status is AnswerStatus.MISSING
+
+
+def test_unbalanced_boxes_are_passed_over():
+    assert last_boxed(r"\boxed{1} and \boxed{2") == "1"
+    assert last_boxed(r"\boxed{") is None
