@@ -1,0 +1,124 @@
+"""Running an evaluation so that it can be killed at any instant and gone on with.
+
+An episode is known by its id, which follows from mode, task and sample; so does its seed. Its journal
+line is written when it ends. Resuming runs exactly the episodes that have no judged line yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sandbox_rl.episode import SamplingSettings
+from sandbox_rl.evaluation.ledger import read_ledger, row_of
+from sandbox_rl.evaluation.results import Results, results_of
+from sandbox_rl.evaluation.summary import evaluation_requests
+from sandbox_rl.journal import Journal, rollout_record
+from sandbox_rl.rollout import EpisodeRequest
+from sandbox_rl.types import Rollout, Task
+
+__all__ = ["EpisodeEngine", "EvaluationPlan", "run_evaluation"]
+
+CHUNK = 1_000
+"""Episodes whose rollouts are in memory at a time; the next chunk starts as they end."""
+
+
+class EpisodeEngine(Protocol):
+    """What runs episodes: `RolloutEngine`, or one of `evaluation.engines`."""
+
+    async def run(
+        self,
+        requests: Sequence[EpisodeRequest],
+        *,
+        sampling: SamplingSettings | None = None,
+        overlong: Any = None,
+        on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
+    ) -> list[Rollout]:
+        """As `RolloutEngine.run`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPlan:
+    """What is run: every task `samples` times in every mode ("sandbox", "plain")."""
+
+    name: str
+    model: str
+    tasks: Sequence[Task]
+    modes: tuple[str, ...]
+    samples: int
+    seed: int
+    sampling: SamplingSettings
+
+    def requests(self, mode: str) -> list[EpisodeRequest]:
+        """Equal plans give equal requests. Both modes share the seeds of a task's samples."""
+        return evaluation_requests(self.tasks, samples=self.samples, seed=self.seed, label=mode)
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes there are, all modes together."""
+        return len(self.tasks) * self.samples * len(self.modes)
+
+
+async def run_evaluation(
+    plan: EvaluationPlan,
+    engines: Mapping[str, AbstractAsyncContextManager[EpisodeEngine]],
+    journal_path: Path,
+    *,
+    on_episode: Callable[[float | None], None] = lambda _: None,
+) -> Results:
+    """Run what the journal lacks and give the results of all.
+
+    Args:
+        engines: mode → engine; entered only if there is something to run.
+        on_episode: called with the reward of every judged episode of the journal, then of every new one.
+
+    Raises:
+        InfraFault: every episode of a chunk failed on our side.
+        UserError: the machine, the endpoint or the model cannot do it at all.
+        OSError: the journal cannot be written.
+    """
+    with Journal(journal_path) as journal:
+        rows = read_ledger(journal_path)
+        for row in rows.values():
+            if row.reward is not None:
+                on_episode(row.reward)
+        for mode in plan.modes:
+            done = {id for id, row in rows.items() if row.reward is not None}
+            missing = [request for request in plan.requests(mode) if request.id not in done]
+            if not missing:
+                continue
+
+            def keep(request: EpisodeRequest, rollout: Rollout, mode: str = mode) -> None:
+                context = {"phase": "eval", "mode": mode, "seed": request.seed, **extras(rollout)}
+                journal.write(rollout, **context)
+                rows[request.id] = row_of(rollout_record(rollout, **context))
+                on_episode(rollout.reward.value)
+
+            async with engines[mode] as engine:
+                for start in range(0, len(missing), CHUNK):
+                    await engine.run(
+                        missing[start : start + CHUNK],
+                        sampling=plan.sampling,
+                        overlong="score",
+                        on_rollout=keep,
+                    )
+                    await asyncio.sleep(0)
+    wanted = {request.id for mode in plan.modes for request in plan.requests(mode)}
+    return results_of(
+        [row for id, row in rows.items() if id in wanted],
+        name=plan.name,
+        model=plan.model,
+        modes=plan.modes,
+        samples=plan.samples,
+    )
+
+
+def extras(rollout: Rollout) -> dict[str, Any]:
+    """What a trajectory of an endpoint adds to its journal line: messages instead of ids."""
+    record = getattr(rollout.trajectory, "extras", None)
+    return record() if record is not None else {}

@@ -1,0 +1,45 @@
+"""A child process that evaluates a scripted policy: python -m tests.unit.evaluation.scripted_run JOURNAL.
+
+Task i is answered rightly in its sample s if (i + s) is divisible by three. To be killed at any instant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from sandbox_rl.episode import SamplingSettings
+from sandbox_rl.evaluation.run import EvaluationPlan, run_evaluation
+from sandbox_rl.policies.scripted import ScriptedPolicy
+from sandbox_rl.types import Task
+from tests.unit.rig import SUBMIT, make_engine, say, write
+
+TASKS, SAMPLES = 250, 4
+RIGHT, WRONG = say(write("42")), say(write("41"))
+DONE = say(SUBMIT)
+
+
+def is_right(index: int, sample: int) -> bool:
+    return (index + sample) % 3 == 0
+
+
+def script(episode_id: str, turn: int, ids: object) -> tuple[int, ...]:
+    _, index, sample = episode_id.rsplit("-", 2)
+    return DONE if turn else (RIGHT if is_right(int(index), int(sample)) else WRONG)
+
+
+def plan() -> EvaluationPlan:
+    tasks = [Task(f"t{index}", "What is 6*7?", "42", domain=f"d{index % 2}") for index in range(TASKS)]
+    return EvaluationPlan("kill", "scripted", tasks, ("sandbox",), SAMPLES, 7, SamplingSettings())
+
+
+def main(journal: Path, delay_s: float) -> None:
+    engine = make_engine(ScriptedPolicy(script, delay_s=delay_s), rollout={"concurrency": 16})
+    results = asyncio.run(run_evaluation(plan(), {"sandbox": engine}, journal))
+    mode = results.modes["sandbox"]
+    print(mode.episodes, mode.accuracy.value if mode.accuracy else None)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), float(sys.argv[2]))
