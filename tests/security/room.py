@@ -38,7 +38,8 @@ def _mount(*arguments: str) -> None:
 
 def _keep_and_cover_tmp(keep: list[Path]) -> None:
     """A tmpfs over /tmp, with what the interpreter needs from below it put back, read-only."""
-    below = [path for path in keep if path.is_relative_to("/tmp")]
+    inside = {path for path in keep if path.is_relative_to("/tmp")}
+    below = [path for path in inside if not any(path.is_relative_to(o) for o in inside - {path})]
     _mount("-t", "tmpfs", "-o", _STORE, "room", "/mnt")
     for number, path in enumerate(below):
         stash = Path("/mnt") / str(number)
@@ -79,8 +80,12 @@ def furnish() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 
 
+READY = "room ready"
+"""The first line of a room that stands: what dies afterwards was killed by a case."""
+
 if __name__ == "__main__":
     furnish()
     from .driver import main
 
+    print(READY, flush=True)
     main(sys.argv[1:])

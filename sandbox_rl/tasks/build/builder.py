@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
@@ -28,7 +27,6 @@ from sandbox_rl.tasks.config import TableSource
 from sandbox_rl.tasks.convert import Documents, content_key, read_documents, text_field
 from sandbox_rl.tasks.hub import open_hub
 from sandbox_rl.tasks.load import hash64, is_held_out
-from sandbox_rl.tasks.names import title_to_name
 from sandbox_rl.tasks.report import MAX_LISTED, BadRow, RowProblem
 from sandbox_rl.tasks.rows import Row, Rows, open_table
 
@@ -63,7 +61,9 @@ def build_data(settings: BuildSettings, *, base_dir: Path) -> BuildReport:
     """
     source = settings.source
     if source.columns.context is None:
-        raise DataError("build-data: source.columns.context is not set; name the column that holds the context")
+        raise DataError(
+            "build-data: source.columns.context is not set; name the column that holds the context"
+        )
     path = base_dir / source.path if isinstance(source, TableSource) else None
     rows = open_table(path, source.name or path.name) if path else open_hub(source)  # type: ignore[arg-type]
     target = base_dir / settings.output_dir
