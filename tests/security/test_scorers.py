@@ -194,8 +194,11 @@ async def test_bombs_among_good_answers(pool: ScoringPool) -> None:
     rewards = await asyncio.gather(*(score(pool, answer) for answer in answers))
     watcher.cancel()
     assert [reward.value for reward in rewards] == [0.0 if i % 8 == 0 else 1.0 for i in range(64)]
-    assert time.monotonic() - started < 60
-    assert sorted(lags)[int(0.99 * len(lags))] < 0.1
+    seconds = time.monotonic() - started
+    assert seconds < 60
+    # Refused at a glance, all of it can be over before the first look at the clock.
+    ordered = sorted(lags) or [seconds]
+    assert ordered[int(0.99 * len(ordered))] < 0.1
 
 
 @pytest.mark.parametrize("status", [s for s in AnswerStatus if s is not AnswerStatus.OK])
