@@ -31,15 +31,19 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Means over a batch. Names are paths such as `reward/math`; fractions lie in [0, 1].
 
-    Rollouts without a reward count towards `infra_fault_rate` and nothing else about the policy.
+    Rollouts without a reward count towards `infra_fault_rate`, or `masked_rate` where the recipe masks
+    them, towards the shares of stop reasons, and nothing else about the policy.
     """
     if not rollouts:
         return {}
     judged = [r for r in rollouts if r.reward.value is not None]
     out: dict[str, float] = {
         "episodes": float(len(rollouts)),
-        "infra_fault_rate": 1 - len(judged) / len(rollouts),
+        "infra_fault_rate": sum(r.reward.value is None and not r.reward.masked for r in rollouts)
+        / len(rollouts),
     }
+    if masked := sum(r.reward.masked for r in rollouts):
+        out["masked_rate"] = masked / len(rollouts)
     if not judged:
         return out
     values = [r.reward.value for r in judged if r.reward.value is not None]

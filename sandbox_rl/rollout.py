@@ -35,6 +35,9 @@ END_GRACE_S = 60.0
 """Seconds that reading the answer, freeing the sandbox and scoring may take after the deadline."""
 
 
+OverlongPolicy = Literal["zero", "score", "mask"]
+
+
 class RolloutSettings(Settings):
     """How many episodes run at once and what happens to those that fail."""
 
@@ -44,8 +47,11 @@ class RolloutSettings(Settings):
     """Further tries, each in a fresh sandbox, after an infrastructure fault."""
     backoff_s: float = Field(1.0, ge=0)
     """First wait before a retry; doubles each time, with jitter."""
-    overlong: Literal["zero", "score"] = "zero"
-    """Reward of an episode that a budget ended: 0 (the paper's choice for training), or scored."""
+    overlong: OverlongPolicy = "zero"
+    """Reward of an episode that ran out of turns or tokens: 0 (the paper's choice for training), scored, or
+    masked: out of its group's baseline and without gradient (overlong filtering, arXiv 2503.14476)."""
+    timed_out: OverlongPolicy = "zero"
+    """The same for an episode that ran out of time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +117,13 @@ class RolloutEngine:
         requests: Sequence[EpisodeRequest],
         *,
         sampling: SamplingSettings | None = None,
-        overlong: Literal["zero", "score"] | None = None,
+        overlong: OverlongPolicy | None = None,
         on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
     ) -> list[Rollout]:
         """Run all requests, at most `concurrency` at a time.
 
         Args:
-            sampling, overlong: replace the engine's own, for evaluation.
+            sampling, overlong: replace the engine's own, for evaluation; `overlong` the time-outs' too.
             on_rollout: called in the event loop as each episode ends; must not block.
 
         Returns:
@@ -131,9 +137,7 @@ class RolloutEngine:
 
         async def one(request: EpisodeRequest) -> Rollout:
             async with slots:
-                rollout = await self._with_retries(
-                    request, sampling or self._sampling, overlong or self._settings.overlong
-                )
+                rollout = await self._with_retries(request, sampling or self._sampling, overlong)
             if on_rollout is not None:
                 on_rollout(request, rollout)
             return rollout
@@ -151,7 +155,7 @@ class RolloutEngine:
         return rollouts
 
     async def _with_retries(
-        self, request: EpisodeRequest, sampling: SamplingSettings, overlong: str
+        self, request: EpisodeRequest, sampling: SamplingSettings, overlong: OverlongPolicy | None
     ) -> Rollout:
         started = time.monotonic()
         fault = ""
@@ -186,7 +190,9 @@ class RolloutEngine:
         )
         return Rollout(lost, Reward(None, detail=fault), request.task)
 
-    async def _attempt(self, request: EpisodeRequest, sampling: SamplingSettings, overlong: str) -> Rollout:
+    async def _attempt(
+        self, request: EpisodeRequest, sampling: SamplingSettings, overlong: OverlongPolicy | None
+    ) -> Rollout:
         started = time.monotonic()
         deadline = started + self._episode.timeout_s
         task = request.task
@@ -216,6 +222,12 @@ class RolloutEngine:
             episode_id=request.id,
             seconds=time.monotonic() - started,
         )
-        if overlong == "zero" and transcript.stop.is_overlong:
-            return Rollout(trajectory, Reward(0.0, detail=f"ended by {transcript.stop.value}"), task)
+        if transcript.stop.is_overlong:
+            timed_out = transcript.stop is StopReason.TIMEOUT
+            choice = overlong or (self._settings.timed_out if timed_out else self._settings.overlong)
+            detail = f"ended by {transcript.stop.value}"
+            if choice == "zero":
+                return Rollout(trajectory, Reward(0.0, detail=detail), task)
+            if choice == "mask":
+                return Rollout(trajectory, Reward(None, detail=detail, masked=True), task)
         return Rollout(trajectory, await self.scoring.score(task, answer), task)

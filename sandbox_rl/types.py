@@ -297,12 +297,13 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """The outcome reward; `value` None means that it could not be judged (our fault)."""
+    """The outcome reward; `value` None means that it could not be judged (our fault), or is `masked`."""
 
     value: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
     detail: str = ""
     seconds: float = 0.0
+    masked: bool = False  # None by the recipe's choice: a budget ended the episode
 
 
 @dataclass(frozen=True, slots=True)
