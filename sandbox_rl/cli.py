@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 DEBUG_VARIABLE = "SANDBOX_RL_DEBUG"
+DONE_IN_PART = 3
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -88,7 +89,10 @@ def train(
     from sandbox_rl.commands.report import show_training
     from sandbox_rl.commands.train import train as run
 
-    show_training(run(loaded, base_dir=base_dir, resume=resume, display=terminal), terminal)
+    result = run(loaded, base_dir=base_dir, resume=resume, display=terminal)
+    show_training(result, terminal)
+    if result.interrupted:
+        raise typer.Exit(DONE_IN_PART)
 
 
 @app.command(name="eval")
@@ -188,7 +192,7 @@ def _quiet(debug: bool) -> None:
         warnings.filterwarnings("ignore", category=UserWarning)
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        for noisy in ("trl", "accelerate", "datasets", "peft", "torch"):
+        for noisy in ("trl", "accelerate", "datasets", "peft", "torch", "huggingface_hub"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
 
 

@@ -182,6 +182,24 @@ def test_export_of_a_checkpoint(trained, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").num_parameters() > 100_000
 
 
+def test_an_upload_that_fails_keeps_the_model_and_says_so(trained, tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "sandbox_rl.cli", "export", str(trained[0]), str(tmp_path / "model")),
+            *("--push-to-hub", "me/my-model"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment() | {"HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--push-to-hub 'me/my-model': the upload failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
 def test_a_kill_loses_no_row_and_repeats_none(trained, recipe):
     """SIGKILL after the checkpoint of step 2; the resumed run trains the control's rows, each step once."""
     control = records(trained[0], "train")
@@ -210,6 +228,31 @@ def test_a_kill_loses_no_row_and_repeats_none(trained, recipe):
     expected = {record["episode_id"]: (record["step"], record["task_id"]) for record in control}
     assert rows == expected
     assert (run / "export" / "model.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("trained")
+def test_pre_emption_saves_and_leaves_nothing_running(recipe):
+    """SIGTERM ends the step, saves a checkpoint and says how to go on."""
+    run = recipe.parent / "runs" / "preempted"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "sandbox_rl.cli", "train", str(recipe), "name=preempted"),
+            *("evaluation.tasks=0", "grpo.max_steps=10000", "grpo.save_steps=10000"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, printed
+    assert "`--resume` goes on" in printed
+    assert last_complete(run / "checkpoints") is not None
 
 
 @pytest.mark.usefixtures("trained")
