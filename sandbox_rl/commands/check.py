@@ -21,8 +21,9 @@ from sandbox_rl.errors import ConfigError, DataError, SetupError
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.experts import load_expert
 from sandbox_rl.training.grpo import sampling_of
-from sandbox_rl.training.models import configured_context, load_tokenizer
-from sandbox_rl.training.tiny import CONTEXT, tiny_tokenizer
+from sandbox_rl.training.memory import estimate_memory, model_shape, stored_dtype
+from sandbox_rl.training.models import configured_context, load_config, load_tokenizer
+from sandbox_rl.training.tiny import CONTEXT, tiny_model, tiny_tokenizer
 
 __all__ = ["GOLD_SAMPLE", "check", "check_gold", "check_prompts"]
 
@@ -53,15 +54,26 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     tokenizer = tiny_tokenizer() if tiny else load_tokenizer(recipe.model)
     chat = build_chat(recipe, tokenizer)
     context = CONTEXT if tiny else configured_context(recipe.model)
-    check_prompts(recipe, base_dir, chat, tasks, context=None if tiny else context)
+    prompt = check_prompts(recipe, base_dir, chat, tasks, context=None if tiny else context)
     display.say(f"ok  model: {recipe.model.path}, context of {context} tokens, chat template usable")
+    config = tiny_model(tokenizer).config if tiny else load_config(recipe.model)
+    memory = estimate_memory(
+        model_shape(config),
+        args,
+        recipe.model,
+        prompt_tokens=prompt,
+        completion_tokens=max(1, min(recipe.episode.max_tokens, context - prompt)),
+        sampled_rows=min(recipe.policy.max_batch, recipe.rollout.concurrency),
+        stored_dtype=stored_dtype(config),
+    )
+    display.say(f"ok  memory: {memory}")
     asyncio.run(_try_sandbox(recipe, tasks, display))
 
 
 def check_prompts(
     recipe: Recipe, base_dir: Path, chat: ChatFormat, tasks: TaskSet, *, context: int | None
-) -> None:
-    """Whether the longest prompts leave the policy room to act.
+) -> int:
+    """The tokens of the longest prompt, once it is sure that all leave the policy room to act.
 
     Args:
         context: longest sequence of the model in tokens; None renders without counting.
@@ -70,6 +82,7 @@ def check_prompts(
         ConfigError: a task's prompt does not fit, or has no prompt set.
     """
     render = build_render(recipe, base_dir)
+    longest = 0
     for task in sorted(tasks, key=lambda task: len(task.prompt), reverse=True)[:LONGEST]:
         length = len(chat.render_prompt(render(task)))
         if context is not None and length >= context:
@@ -77,6 +90,8 @@ def check_prompts(
                 f"task {task.id!r}: its prompt has {length} tokens, expected fewer than the {context} that "
                 "the model takes; place its context in files, or use a model with a longer context"
             )
+        longest = max(longest, length)
+    return longest
 
 
 async def _try_sandbox(recipe: Recipe, tasks: TaskSet, display: Display) -> None:

@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -17,7 +18,7 @@ from transformers import (
 from sandbox_rl.errors import ModelError
 from sandbox_rl.training.config import ModelSettings
 
-__all__ = ["configured_context", "context_length", "load_model", "load_tokenizer"]
+__all__ = ["configured_context", "context_length", "load_config", "load_model", "load_tokenizer"]
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
@@ -70,8 +71,18 @@ def configured_context(settings: ModelSettings) -> int:
     Raises:
         ModelError: not found.
     """
-    config = _from_pretrained(AutoConfig, settings)
+    config = load_config(settings)
     return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 20))
+
+
+def load_config(settings: ModelSettings) -> PretrainedConfig:
+    """The configuration of a model, without its weights.
+
+    Raises:
+        ModelError: not found.
+    """
+    config: PretrainedConfig = _from_pretrained(AutoConfig, settings)
+    return config
 
 
 def _from_pretrained(loader: Any, settings: ModelSettings, **extra: Any) -> Any:

@@ -1,0 +1,195 @@
+"""How much device memory training takes, by formulas, before anything is loaded.
+
+An estimate: allocators, kernels and communication buffers come on top, so 10 % are added. Sizes in bytes
+unless named otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+from trl import GRPOConfig
+
+from sandbox_rl.training.config import LoraSettings, ModelSettings
+
+__all__ = ["MemoryEstimate", "ModelShape", "estimate_memory", "model_shape", "stored_dtype"]
+
+OVERHEAD = 1.1
+"""Fragmentation and workspaces of kernels, a rule of thumb."""
+
+LOGIT_TILE = (4096, 8192)
+"""Tokens and vocabulary entries of a tile of TRL 1.16's chunked log-probs."""
+
+_STATE_BYTES = {"sgd": 0, "adafactor": 0, "lion_32bit": 4, "lion_8bit": 1}
+"""Optimizers that do not keep two values per parameter; Adafactor's rows and columns are negligible."""
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The numbers of a decoder-only transformer that memory depends on."""
+
+    parameters: int
+    linear_widths: int
+    """Sum of inputs and outputs of all linear layers except the head: LoRA has r weights for each."""
+    layers: int
+    hidden: int
+    query_width: int
+    """Attention heads x head size."""
+    kv_width: int
+    """Key-value heads x head size."""
+    mlp_width: int
+    """Intermediate size that a token passes through (active experts together)."""
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes on one device. Training and sampling take turns; the larger of the two decides."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    kv_cache: int
+
+    @property
+    def training(self) -> int:
+        """Peak of an update, with overhead."""
+        held = self.weights + self.gradients + self.optimizer
+        return int(OVERHEAD * (held + self.activations + self.logits))
+
+    @property
+    def sampling(self) -> int:
+        """Peak of sampling in the trainer's process, with overhead; the optimizer's state stays."""
+        return int(OVERHEAD * (self.weights + self.optimizer + self.kv_cache))
+
+    @property
+    def peak(self) -> int:
+        """The larger of both."""
+        return max(self.training, self.sampling)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{field.name} {_size(getattr(self, field.name))}" for field in fields(self))
+        return f"estimated {_size(self.peak)} per device ({parts.replace('_', ' ')})"
+
+
+def model_shape(config: PretrainedConfig) -> ModelShape:
+    """Read off a configuration; parameters are counted on the meta device, which allocates nothing."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    experts = getattr(text, "num_experts_per_tok", 0) or 0
+    width = getattr(text, "moe_intermediate_size", text.intermediate_size) if experts else 0
+    linear = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head")
+    ]
+    return ModelShape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        linear_widths=sum(module.in_features + module.out_features for module in linear),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        query_width=heads * head,
+        kv_width=(getattr(text, "num_key_value_heads", None) or heads) * head,
+        mlp_width=experts * width if experts else text.intermediate_size,
+        vocabulary=text.vocab_size,
+    )
+
+
+def stored_dtype(config: PretrainedConfig) -> torch.dtype:
+    """The type that a checkpoint's weights are stored in, float32 if it does not say."""
+    dtype = getattr(config, "dtype", None)
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def estimate_memory(
+    shape: ModelShape,
+    args: GRPOConfig,
+    model: ModelSettings,
+    *,
+    prompt_tokens: int,
+    completion_tokens: int,
+    sampled_rows: int,
+    stored_dtype: torch.dtype = torch.float32,
+    shards: int = 1,
+) -> MemoryEstimate:
+    """Estimate the peak of one device.
+
+    Args:
+        sampled_rows: sequences that the in-process policy samples together; 0 if it samples elsewhere.
+        stored_dtype: of the checkpoint, which `dtype: auto` keeps.
+        shards: devices that weights, gradients and optimizer are divided over (FSDP, ZeRO 3).
+    """
+    item = (stored_dtype if model.dtype == "auto" else getattr(torch, model.dtype)).itemsize
+    compute = 2 if args.bf16 or args.fp16 else item
+    weights, trained, trained_item = shape.parameters * item, shape.parameters, item
+    if model.lora is not None:
+        trained, trained_item = _adapter(shape, model.lora), 4  # peft keeps adapters in float32
+        weights += trained * trained_item
+    rows = args.per_device_train_batch_size
+    tokens = rows * (prompt_tokens + completion_tokens)
+    checkpointing = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
+    return MemoryEstimate(
+        weights=weights // shards,
+        gradients=trained * trained_item // shards,
+        optimizer=_optimizer(str(args.optim), trained, trained_item) // shards,
+        activations=tokens * _activations_per_token(shape, compute, checkpointing=checkpointing),
+        logits=_logits(shape, tokens),
+        kv_cache=sampled_rows * (prompt_tokens + completion_tokens) * _kv_per_token(shape, item),
+    )
+
+
+def _adapter(shape: ModelShape, lora: LoraSettings) -> int:
+    """LoRA of rank r adds r·(in + out) weights to a linear layer (arXiv 2106.09685, 4.1).
+
+    Counted for all linear layers; fewer target modules take less.
+    """
+    return lora.r * shape.linear_widths
+
+
+def _optimizer(name: str, trained: int, item: int) -> int:
+    """Two moments per trained value, in its own type (torch's AdamW); one byte each in 8-bit optimizers."""
+    name = name.rsplit(".", 1)[-1].lower()
+    if name in _STATE_BYTES:
+        return trained * _STATE_BYTES[name]
+    return trained * 2 * (1 if "8bit" in name or "bnb" in name else item)
+
+
+def _activations_per_token(shape: ModelShape, item: int, *, checkpointing: bool) -> int:
+    """Bytes kept for the backward pass, after arXiv 2205.05198 with fused attention and a gated MLP.
+
+    A layer keeps the inputs of its two norms and their outputs (4h), queries and attention output (2q),
+    keys and values (2k), and gate, up, activation and product (4m). With checkpointing only each layer's
+    input (h) is kept, and one layer at a time is computed again.
+    """
+    layer = (4 * shape.hidden + 2 * shape.query_width + 2 * shape.kv_width + 4 * shape.mlp_width) * item
+    if checkpointing:
+        return shape.layers * shape.hidden * item + layer
+    return shape.layers * layer
+
+
+def _logits(shape: ModelShape, tokens: int) -> int:
+    """TRL 1.16 projects onto the vocabulary tile by tile, forward and again backward: two float32 tiles."""
+    rows, width = LOGIT_TILE
+    return 2 * 4 * min(tokens, rows) * min(shape.vocabulary, width)
+
+
+def _kv_per_token(shape: ModelShape, item: int) -> int:
+    """A key and a value per layer."""
+    return 2 * shape.layers * shape.kv_width * item
+
+
+def _size(count: int) -> str:
+    if count >= GIB // 10:
+        return f"{count / GIB:.1f} GiB"
+    return f"{count / (1 << 20):.1f} MiB"
