@@ -25,9 +25,9 @@ LEVELS = (
 )
 SIBLINGS_APART = ({"tasks", "rewards", "sandboxes", "policies"}, {"tools", "chat"})
 HEAVY = {
-    "torch": ("training/", "commands/", "policies/transformers.py"),
+    "torch": ("training/", "commands/", "policies/transformers"),
     "trl": ("training/",),
-    "transformers": ("training/", "commands/", "policies/transformers.py"),
+    "transformers": ("training/", "commands/", "policies/transformers"),
     "docker": ("sandboxes/docker",),
     "ray": ("sandboxes/ray",),
     "vllm": ("policies/vllm_plugin",),

@@ -10,7 +10,8 @@ import torch
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.base import Sampling
-from sandbox_rl.policies.transformers import TransformersPolicy, sample_batch
+from sandbox_rl.policies.transformers import TransformersPolicy
+from sandbox_rl.policies.transformers_sampling import sample_batch
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
