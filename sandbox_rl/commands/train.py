@@ -6,11 +6,10 @@ sandboxes with its own copy of the model; TRL averages the gradients.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from sandbox_rl.commands.facts import machine_facts
 from sandbox_rl.commands.held_out import HeldOut
 from sandbox_rl.commands.labels import data_labels, result_lines
 from sandbox_rl.commands.parts import build_chat, build_engine, grpo_arguments
+from sandbox_rl.commands.results import known_result, log_evaluation, write_results
 from sandbox_rl.commands.run_dir import RunDirectory, write_atomically
 from sandbox_rl.commands.starting_point import starting_point
 from sandbox_rl.config.recipe import Recipe, resolved
@@ -151,24 +151,24 @@ def train(
                 trainer.add_callback(
                     AfterSteps(
                         recipe.evaluation.every_steps,
-                        lambda step: _log(trainer, held_out.evaluate(f"after step {step}", step)),
+                        lambda step: log_evaluation(trainer, held_out.evaluate(f"after step {step}", step)),
                     )
                 )
             checkpoint = last_complete(run.checkpoints) if resume else None
             if checkpoint is not None and curriculum is not None:
                 curriculum.restore(checkpoint)
-            before = _known_result(run, "before") if resume else None
+            before = known_result(run, "before") if resume else None
             if before is None and checkpoint is None:
                 before = held_out.evaluate("before training", 0)
-                _log(trainer, before)
-                _write_results(run, state, before, None)
+                log_evaluation(trainer, before)
+                write_results(run, state, before, None)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         steps = int(trainer.state.global_step)
         if finish.received:
             return TrainResult(run.path, None, before, None, steps, interrupted=True)
         after = held_out.evaluate("after training", steps)
-        _log(trainer, after)
-        _write_results(run, state, before, after)
+        log_evaluation(trainer, after)
+        write_results(run, state, before, after)
     if state.is_main_process:
         export_model(
             trainer.accelerator.unwrap_model(trainer.model),
@@ -233,35 +233,3 @@ def _lora(settings: LoraSettings | None) -> LoraConfig | None:
         target_modules=modules if isinstance(modules, str) else list(modules),
         task_type="CAUSAL_LM",
     )
-
-
-def _log(trainer: SandboxGRPOTrainer, evaluation: Evaluation | None) -> None:
-    if evaluation is None:
-        return
-    logs = {"eval/accuracy": evaluation.accuracy, "eval/half_width": evaluation.half_width}
-    logs |= {f"eval/accuracy/{domain}": value for domain, value in evaluation.domains.items()}
-    logs |= {f"eval/pass_at_{k}": value for k, value in evaluation.pass_at.items()}
-    logs |= {f"eval/{name}": value for name, value in evaluation.metrics.items()}
-    # TRL's own log() would mix in what training has gathered since its last call.
-    trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, logs)
-
-
-def _write_results(
-    run: RunDirectory, state: PartialState, before: Evaluation | None, after: Evaluation | None
-) -> None:
-    if state.is_main_process:
-        run.write_json(
-            "results.json",
-            {name: asdict(e) for name, e in (("before", before), ("after", after)) if e is not None},
-        )
-
-
-def _known_result(run: RunDirectory, name: str) -> Evaluation | None:
-    try:
-        found = json.loads((run.path / "results.json").read_text()).get(name)
-    except (OSError, ValueError):
-        return None
-    if found is None:
-        return None
-    found["pass_at"] = {int(k): value for k, value in found["pass_at"].items()}
-    return Evaluation(**found)

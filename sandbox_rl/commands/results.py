@@ -1,0 +1,49 @@
+"""Held-out results of a run: to the trackers, and to `results.json`, from which a resumed run reads them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from accelerate import PartialState
+
+from sandbox_rl.commands.run_dir import RunDirectory
+from sandbox_rl.evaluation import Evaluation
+
+__all__ = ["known_result", "log_evaluation", "write_results"]
+
+
+def log_evaluation(trainer: Any, evaluation: Evaluation | None) -> None:
+    """Send an evaluation to the trainer's trackers, names below `eval/`."""
+    if evaluation is None:
+        return
+    logs = {"eval/accuracy": evaluation.accuracy, "eval/half_width": evaluation.half_width}
+    logs |= {f"eval/accuracy/{domain}": value for domain, value in evaluation.domains.items()}
+    logs |= {f"eval/pass_at_{k}": value for k, value in evaluation.pass_at.items()}
+    logs |= {f"eval/{name}": value for name, value in evaluation.metrics.items()}
+    # TRL's own log() would mix in what training has gathered since its last call.
+    trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, logs)
+
+
+def write_results(
+    run: RunDirectory, state: PartialState, before: Evaluation | None, after: Evaluation | None
+) -> None:
+    """Write `results.json` anew, on the first process only."""
+    if state.is_main_process:
+        run.write_json(
+            "results.json",
+            {name: asdict(e) for name, e in (("before", before), ("after", after)) if e is not None},
+        )
+
+
+def known_result(run: RunDirectory, name: str) -> Evaluation | None:
+    """The evaluation `name` ("before" or "after") of an earlier start of this run, if it is there."""
+    try:
+        found = json.loads((run.path / "results.json").read_text()).get(name)
+    except (OSError, ValueError):
+        return None
+    if found is None:
+        return None
+    found["pass_at"] = {int(k): value for k, value in found["pass_at"].items()}
+    return Evaluation(**found)
