@@ -15,6 +15,7 @@ from sandbox_rl.commands.parts import (
     build_scoring,
     grpo_arguments,
 )
+from sandbox_rl.commands.run_dir import check_output_dir
 from sandbox_rl.commands.starting_point import needs_warmup
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError, DataError, SetupError
@@ -40,6 +41,7 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     Raises:
         UserError: the first thing that is wrong.
     """
+    check_output_dir(Path(recipe.output_dir))
     tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
     held_out = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
     display.say(f"ok  data: {len(tasks)} training tasks, {len(held_out)} held out")

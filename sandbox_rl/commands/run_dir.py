@@ -24,7 +24,7 @@ from typing import Any
 
 from sandbox_rl.errors import ConfigError
 
-__all__ = ["RunDirectory", "write_atomically"]
+__all__ = ["RunDirectory", "check_output_dir", "write_atomically"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,26 @@ class RunDirectory:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write `name` below the run's directory, whole or not at all."""
         write_atomically(self.path / name, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Whether runs can be written there; makes nothing.
+
+    Raises:
+        ConfigError: what exists of the path is a file or may not be written to.
+    """
+    nearest = output_dir.absolute()
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise ConfigError(
+            f"output_dir: {str(output_dir)!r}, but {nearest} is a file, expected a directory; name another"
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"output_dir: {str(output_dir)!r}, but {nearest} may not be written to by this user; "
+            "name another directory, or change its rights"
+        )
 
 
 def write_atomically(path: Path, text: str) -> None:

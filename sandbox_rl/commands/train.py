@@ -27,7 +27,7 @@ from sandbox_rl.commands.held_out import HeldOut
 from sandbox_rl.commands.labels import data_labels, result_lines
 from sandbox_rl.commands.parts import build_chat, build_engine, grpo_arguments
 from sandbox_rl.commands.results import known_result, log_evaluation, write_results
-from sandbox_rl.commands.run_dir import RunDirectory, write_atomically
+from sandbox_rl.commands.run_dir import RunDirectory, check_output_dir, write_atomically
 from sandbox_rl.commands.starting_point import starting_point
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.evaluation import Evaluation
@@ -74,6 +74,7 @@ def train(
     """
     state = PartialState()
     display = display if display is not None and state.is_main_process else Silent()
+    check_output_dir(Path(recipe.output_dir))
     train_tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
     held_out_tasks = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
     curriculum = _curriculum(recipe, train_tasks, state)
