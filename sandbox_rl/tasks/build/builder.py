@@ -46,6 +46,8 @@ BUILT_COLUMNS: Mapping[str, object] = {
 _NONE = (1 << 64) - 1
 _ANSWER_CHARS = 65_536
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes an encoder for each row
+
 
 def build_data(settings: BuildSettings, *, base_dir: Path) -> BuildReport:
     """Write train.jsonl, held_out.jsonl and report.json.
@@ -106,7 +108,7 @@ class _Builder:
         for index, row in self._usable():
             side = "held_out" if self._sides[index] else "train"
             try:
-                outputs[side].write(json.dumps(self._built(index, row), ensure_ascii=False) + "\n")
+                outputs[side].write(_encode(self._built(index, row)) + "\n")
             except RowProblem as problem:
                 self._drop(index, problem)
                 continue
@@ -215,7 +217,7 @@ class _Builder:
             "problem_statement": prompt,
             "ground_truth": answer,
             "scorer": self._scorer(row),
-            "input_files": json.dumps(named, ensure_ascii=False),
+            "input_files": _encode(named),
             "context_id": context_id,
         }
 
