@@ -10,7 +10,7 @@ from pydantic import Field
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.settings import Settings
 
-__all__ = ["EmbeddedSettings", "PoolSettings"]
+__all__ = ["DockerSettings", "EmbeddedSettings", "PoolSettings"]
 
 
 class EmbeddedSettings(Settings):
@@ -31,6 +31,32 @@ class EmbeddedSettings(Settings):
     """Bound memory, processes and CPU by cgroup where this user may; else by limits and a watchdog."""
     create_concurrency: int = Field(default=16, ge=1)
     """Sandboxes being made at the same time; further ones wait."""
+
+
+class DockerSettings(Settings):
+    """Sandboxes as containers of a Docker engine, or of anything that speaks its API."""
+
+    type: Literal["docker"]
+    limits: SandboxLimits = SandboxLimits()
+    """What each sandbox may use. `disk_mb` and `inodes` hold for each writable directory by itself."""
+    image: str = Field(default="sandbox-rl:latest", min_length=1)
+    """The image, which must be on the engine already; it needs Python 3.9 or newer."""
+    digest: str = Field(default="", pattern=r"^(sha256:[0-9a-f]{64})?$")
+    """Id or repository digest (`sha256:…`) that the image must have; "" accepts any."""
+    host: str = ""
+    """Address of the engine; by default DOCKER_HOST, else the local socket."""
+    python: str = "python3"
+    """The interpreter for the agent, as the image has it."""
+    runtime: str = ""
+    """A runtime that the engine knows, such as `runsc` (gVisor); "" takes the engine's default."""
+    read_only: dict[Path, str] = Field(default_factory=dict)
+    """Files or directories of the engine's machine to show read-only: path there → path in the sandbox."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Variables for commands, beside PATH, HOME, USER, LANG, TERM and PWD."""
+    create_concurrency: int = Field(default=8, ge=1)
+    """Containers being made or removed at the same time; further ones wait."""
+    lifetime_s: float = Field(default=14_400.0, gt=0)
+    """Seconds after which a container counts as abandoned, whoever owns it; longer than any episode."""
 
 
 class PoolSettings(Settings):

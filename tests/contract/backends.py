@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from sandbox_rl.sandboxes.base import SandboxBackend, SandboxLimits
 
-__all__ = ["BACKENDS", "ISOLATING", "embedded"]
+__all__ = ["BACKENDS", "ENGINE_VARIABLE", "ISOLATING", "docker", "embedded"]
+
+ENGINE_VARIABLE = "SANDBOX_RL_TEST_ENGINE"
+"""Address of the Docker engine that the tests have started."""
 
 
 def embedded(limits: SandboxLimits) -> SandboxBackend:
@@ -23,7 +27,20 @@ def pooled(limits: SandboxLimits) -> SandboxBackend:
     return SandboxPool(EmbeddedBackend(limits=limits), limits=limits)
 
 
-BACKENDS: dict[str, Callable[[SandboxLimits], SandboxBackend]] = {"embedded": embedded, "pooled": pooled}
+def docker(limits: SandboxLimits) -> SandboxBackend:
+    """Containers on the tests' own engine."""
+    from sandbox_rl.sandboxes.docker_backend import DockerBackend
+
+    from ..docker_engine import settings_for
+
+    return DockerBackend(settings=settings_for(os.environ[ENGINE_VARIABLE], limits))
+
+
+BACKENDS: dict[str, Callable[[SandboxLimits], SandboxBackend]] = {
+    "docker": docker,
+    "embedded": embedded,
+    "pooled": pooled,
+}
 """What fulfils the contract."""
 
 ISOLATING = ("embedded",)

@@ -1,19 +1,29 @@
 """One entered backend per kind and module; a fresh sandbox per test."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
 
 from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend, SandboxLimits
 
-from .backends import BACKENDS
+from ..docker_engine import docker_engine
+from .backends import BACKENDS, ENGINE_VARIABLE
 
 LIMITS = SandboxLimits()
 
 
+@pytest.fixture(scope="session")
+def engine() -> Iterator[str]:
+    with docker_engine() as host, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENGINE_VARIABLE, host)
+        yield host
+
+
 @pytest_asyncio.fixture(params=sorted(BACKENDS), scope="module", loop_scope="module")
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[SandboxBackend]:
+    if request.param == "docker":
+        request.getfixturevalue("engine")
     async with BACKENDS[request.param](LIMITS) as made:
         yield made
 

@@ -1,0 +1,253 @@
+"""Sandboxes as containers: the agent is the first process, served over the container's own stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError, SandboxRLError, SetupError
+from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
+from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
+from sandbox_rl.sandboxes.bundle import agent_source
+from sandbox_rl.sandboxes.config import DockerSettings
+from sandbox_rl.sandboxes.docker_engine import DockerEngine, EngineFacts
+from sandbox_rl.sandboxes.docker_options import container_options, host_options
+from sandbox_rl.sandboxes.docker_stream import AttachedStream
+from sandbox_rl.sandboxes.names import check_files
+from sandbox_rl.sandboxes.oom import kill_counter
+from sandbox_rl.sandboxes.ownership import LABEL, is_orphan, owner_labels
+from sandbox_rl.sandboxes.protocol import AgentChannel
+
+__all__ = ["DockerBackend"]
+
+T = TypeVar("T")
+
+REMOVE_TIMEOUT_S = 30.0
+REAP_INTERVAL_S = 60.0
+
+
+class DockerBackend:
+    """Makes sandboxes on a Docker engine.
+
+    Entering it removes what dead owners have left on the engine and makes one sandbox as a trial. When
+    this process dies, its containers lose their standard input, end and are removed by the engine.
+
+    Args:
+        limits: what each sandbox may use, instead of the settings' own.
+        settings: everything else.
+    """
+
+    def __init__(
+        self, limits: SandboxLimits | None = None, *, settings: DockerSettings | None = None
+    ) -> None:
+        settings = settings or DockerSettings(type="docker")
+        self._settings = settings.model_copy(update={"limits": limits}) if limits else settings
+        self._threads = ThreadPoolExecutor(2 * settings.create_concurrency, thread_name_prefix="docker")
+        self._making = asyncio.Semaphore(settings.create_concurrency)
+        self._engine: DockerEngine | None = None
+        self._reaper: asyncio.Task[None] | None = None
+        self._info: SandboxInfo | None = None
+        self._source = b""
+        self._image = ""
+
+    @property
+    def info(self) -> SandboxInfo:
+        """Tier, and what it lacks on this engine; valid once entered."""
+        if self._info is None:
+            raise RuntimeError("DockerBackend.info is known once the backend has been entered")
+        return self._info
+
+    async def __aenter__(self) -> DockerBackend:
+        source = agent_source().encode()
+        self._source = len(source).to_bytes(4, "big") + source
+        try:
+            self._engine = await self._in_thread(DockerEngine, self._settings.host)
+            facts = await self._in_thread(self._engine.facts)
+            self._image = await self._in_thread(self._checked_image, self._engine)
+            if self._settings.runtime and self._settings.runtime not in facts.runtimes:
+                raise SetupError(
+                    f"sandbox.runtime: the engine does not know {self._settings.runtime!r}, only "
+                    f"{', '.join(sorted(facts.runtimes))}; register it in the engine's daemon.json"
+                )
+            await self._reap()
+            self._info = _describe(facts, self._settings, self._image)
+            async with self.sandbox(timeout=60) as probe:
+                await probe.ping()
+        except SandboxRLError as error:
+            await self.__aexit__()
+            if isinstance(error, SetupError):
+                raise
+            raise SetupError(f"sandbox: the Docker engine cannot make a sandbox here ({error})") from error
+        except BaseException:
+            await self.__aexit__()
+            raise
+        self._reaper = asyncio.create_task(self._reap_now_and_then())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._info = None
+        if self._reaper is not None:
+            self._reaper.cancel()
+            await asyncio.gather(self._reaper, return_exceptions=True)
+            self._reaper = None
+        if self._engine is not None:
+            await self._in_thread(self._engine.close)
+            self._engine = None
+        await asyncio.to_thread(self._threads.shutdown)
+
+    @asynccontextmanager
+    async def sandbox(
+        self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
+    ) -> AsyncIterator[AgentSandbox]:
+        """A new sandbox; see `SandboxBackend.sandbox`."""
+        check_files(files or {}, self._settings.limits)
+        name = f"sandbox-rl-{secrets.token_hex(8)}"
+        channel = AgentChannel()
+        making: asyncio.Task[int] | None = None
+        try:
+            try:
+                async with asyncio.timeout(timeout), self._making:
+                    making = asyncio.create_task(self._make(name, channel))
+                    pid = await asyncio.shield(making)
+                    await channel.hello
+                    sandbox = AgentSandbox(
+                        name,
+                        channel,
+                        self._settings.limits,
+                        out_of_memory=kill_counter(pid),
+                        check_host=self._check_host,
+                    )
+                    await sandbox.put_files(files or {})
+            except TimeoutError as error:
+                raise SandboxFault(f"no sandbox within {timeout:g} s") from error
+            except SandboxFileError as error:
+                raise SandboxFault(f"the files of a new sandbox cannot be placed: {error}") from error
+            except SandboxDead as error:
+                # Nothing of the policy's has run yet, so this is ours.
+                raise SandboxFault(
+                    f"a new sandbox died ({error}); image {self._settings.image!r} needs "
+                    f"{self._settings.python} 3.9 or newer"
+                ) from error
+            yield sandbox
+        finally:
+            channel.close()
+            if making is not None:
+                await _to_the_end(self._destroy(name, making))
+
+    async def _make(self, name: str, channel: AgentChannel) -> int:
+        """Create, attach, start; returns the first process's id on the engine's machine.
+
+        It runs to its end even when nobody waits any more, so that `_destroy` finds what it made.
+        """
+        engine = self._running_engine()
+        settings = self._settings
+        container = await self._in_thread(
+            lambda: engine.create(
+                name,
+                host=host_options(settings),
+                container=container_options(settings, self._image)
+                | {"labels": owner_labels(settings.lifetime_s)},
+            )
+        )
+        stream = await self._in_thread(engine.attach, container)
+        stream.setblocking(False)
+        loop = asyncio.get_running_loop()
+        try:
+            transport, _ = await loop.create_connection(lambda: AttachedStream(channel), sock=stream)
+        except BaseException:
+            stream.close()
+            raise
+        transport.write(self._source)
+        await self._in_thread(engine.start, container)
+        return await self._in_thread(engine.process_id, container)
+
+    async def _destroy(self, name: str, making: asyncio.Task[int]) -> None:
+        await asyncio.wait([making], timeout=REMOVE_TIMEOUT_S)
+        if making.done() and not making.cancelled():
+            making.exception()  # raised already, or nobody is left to be told
+        # What cannot be removed now falls to the reaper.
+        with contextlib.suppress(SandboxFault, TimeoutError):
+            async with asyncio.timeout(REMOVE_TIMEOUT_S):
+                await self._in_thread(self._running_engine().remove, name)
+
+    def _running_engine(self) -> DockerEngine:
+        if self._engine is None:
+            raise SandboxFault("the docker backend is not entered")
+        return self._engine
+
+    async def _check_host(self) -> None:
+        """Raises SandboxFault if the engine does not answer."""
+        await self._in_thread(self._running_engine().facts)
+
+    async def _reap(self) -> None:
+        """Remove the containers whose owner is provably gone."""
+        engine = self._running_engine()
+        for container, labels in await self._in_thread(engine.labelled, LABEL):
+            if is_orphan(labels):
+                await self._in_thread(engine.remove, container)
+
+    async def _reap_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(REAP_INTERVAL_S)
+            with contextlib.suppress(SandboxFault):
+                await self._reap()
+
+    def _checked_image(self, engine: DockerEngine) -> str:
+        """The image's id. Raises SetupError if it is missing or another one than was asked for."""
+        image, wanted = self._settings.image, self._settings.digest
+        found = engine.image_digests(image)
+        if not found:
+            raise SetupError(
+                f"sandbox.image: the engine has no image {image!r}; build it with `docker build -t {image} "
+                f"configs/sandbox`, or fetch it with `docker pull {image}`"
+            )
+        if wanted and wanted not in found:
+            raise SetupError(
+                f"sandbox.digest: image {image!r} has {', '.join(sorted(found))}, expected {wanted}; fetch "
+                "that one or correct the digest"
+            )
+        return wanted if wanted and not image.count("@") and _is_id(engine, wanted) else image
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+
+def _is_id(engine: DockerEngine, digest: str) -> bool:
+    """Whether containers can be made of this digest as it stands, whatever the tag points to later."""
+    return digest in engine.image_digests(digest)
+
+
+async def _to_the_end(work: Any) -> None:
+    """Await `work` even if cancelled meanwhile; the cancellation is raised afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled and sys.exc_info()[0] is None:
+        raise asyncio.CancelledError
+    task.result()
+
+
+def _describe(facts: EngineFacts, settings: DockerSettings, image: str) -> SandboxInfo:
+    lacks = [
+        f"The engine cannot bound {what} here."
+        for what in ("memory", "pids", "cpu")
+        if what not in facts.limits
+    ]
+    lacks.append("disk_mb and inodes hold for each of four writable directories, not for all together.")
+    return SandboxInfo(
+        backend="docker",
+        tier=f"container+{settings.runtime or 'default runtime'}",
+        version=f"{facts.name} {facts.version}",
+        lacks=tuple(lacks),
+        details={"image": image, "user": "uid 1000 of the engine's machine"},
+    )

@@ -1,0 +1,72 @@
+"""What a sandbox's container may do, as the engine's options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sandbox_rl.sandboxes.config import DockerSettings
+from sandbox_rl.sandboxes.docker_seccomp import seccomp_profile
+from sandbox_rl.sandboxes.docker_stream import LOADER
+
+__all__ = ["container_options", "host_options"]
+
+USER = 1000
+AGENT_PROCESSES = 1
+WRITABLE = {"/testbed": "0755", "/tmp": "1777", "/dev/shm": "1777", "/home/sandbox": "0700"}
+
+
+def container_options(settings: DockerSettings, image: str) -> dict[str, Any]:
+    """Arguments of `create_container`: the image's Python becomes the agent, and the first process.
+
+    No other init is needed: the agent reaps what is orphaned, and nothing inside can signal it.
+    """
+    variables = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+        "HOME": "/home/sandbox",
+        "USER": "sandbox",
+        "LANG": "C.UTF-8",
+        "TERM": "dumb",
+        **settings.environment,
+    }
+    descriptors, watchdog, processes = ("0", "1"), "0", "0"  # the engine bounds memory and processes
+    return {
+        "image": image,
+        "entrypoint": [settings.python, "-I", "-S", "-B", "-c", LOADER],
+        "command": [*descriptors, watchdog, processes, *(f"{k}={v}" for k, v in variables.items())],
+        "user": f"{USER}:{USER}",
+        "working_dir": "/",
+        "hostname": "sandbox",
+        "stdin_open": True,
+        "environment": {"LANG": "C.UTF-8"},
+        "healthcheck": {"test": ["NONE"]},
+        "volumes": list(settings.read_only.values()),
+    }
+
+
+def host_options(settings: DockerSettings) -> dict[str, Any]:
+    """Arguments of `create_host_config`."""
+    limits = settings.limits
+    memory = limits.memory_mb << 20
+    size = f"rw,exec,nosuid,nodev,size={limits.disk_mb}m,nr_inodes={limits.inodes},uid={USER},gid={USER}"
+    file_size = limits.file_size_mb << 20
+    options: dict[str, Any] = {
+        "auto_remove": True,
+        "read_only": True,
+        "tmpfs": {path: f"{size},mode={mode}" for path, mode in WRITABLE.items()},
+        "network_mode": "none",
+        "ipc_mode": "private",
+        "mem_limit": memory,
+        "memswap_limit": memory,
+        "pids_limit": limits.pids + AGENT_PROCESSES,
+        "nano_cpus": int(limits.cpus * 1e9),
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true", f"seccomp={seccomp_profile()}"],
+        "log_config": {"type": "none", "config": {}},
+        "ulimits": [
+            {"name": "nofile", "soft": limits.open_files, "hard": limits.open_files},
+            {"name": "fsize", "soft": file_size, "hard": file_size},
+            {"name": "core", "soft": 0, "hard": 0},
+        ],
+        "binds": [f"{outside}:{inside}:ro" for outside, inside in settings.read_only.items()],
+    }
+    return options | ({"runtime": settings.runtime} if settings.runtime else {})
