@@ -20,6 +20,7 @@ from sandbox_rl.commands.starting_point import needs_warmup
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError, DataError, SetupError
 from sandbox_rl.tasks.load import TaskSet, load_tasks
+from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.experts import load_expert
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.memory import estimate_memory, model_shape, stored_dtype
@@ -45,6 +46,8 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
     held_out = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
     display.say(f"ok  data: {len(tasks)} training tasks, {len(held_out)} held out")
+    if recipe.curriculum.active:
+        Curriculum({task.id: task.domain for task in tasks}, recipe.curriculum, seed=recipe.seed)
     args = grpo_arguments(recipe, Path(recipe.output_dir))
     sampling_of(args)
     display.say(f"ok  grpo: {args.generation_batch_size} episodes per generation, {args.loss_type} loss")
