@@ -170,9 +170,10 @@ def main(arguments: list[str] | None = None) -> None:
         _end(error, 2, debug)
     except (InfraFault, SandboxRLError) as error:
         _end(error, 1, debug)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; `--resume` goes on from the last complete checkpoint.", err=True)
-        sys.exit(INTERRUPTED)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:  # typer's own answer to Ctrl-C, which says nothing
+            typer.echo("Interrupted; `--resume` goes on from the last complete checkpoint.", err=True)
+        raise
 
 
 def _end(error: SandboxRLError, code: int, debug: bool) -> None:
