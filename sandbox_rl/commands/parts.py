@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.recipe import Recipe
@@ -13,6 +13,7 @@ from sandbox_rl.policies.base import Policy
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.sandboxes.base import SandboxBackend
+from sandbox_rl.sandboxes.config import DockerSettings, EmbeddedSettings
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render
@@ -20,7 +21,11 @@ from sandbox_rl.tools.toolbox import Toolbox, default_toolbox
 from sandbox_rl.training.grpo import grpo_config
 from sandbox_rl.types import Message, Task
 
+if TYPE_CHECKING:
+    from sandbox_rl.sandboxes.docker_backend import DockerBackend
+
 __all__ = [
+    "bare_backend",
     "build_backend",
     "build_chat",
     "build_engine",
@@ -33,8 +38,16 @@ __all__ = [
 
 def build_backend(recipe: Recipe) -> SandboxBackend:
     """The sandbox backend of a recipe, behind a pool that keeps some ready and survives its faults."""
-    embedded = EmbeddedBackend(settings=recipe.sandbox)
-    return SandboxPool(embedded, limits=recipe.sandbox.limits, settings=recipe.pool)
+    return SandboxPool(bare_backend(recipe.sandbox), limits=recipe.sandbox.limits, settings=recipe.pool)
+
+
+def bare_backend(settings: EmbeddedSettings | DockerSettings) -> EmbeddedBackend | DockerBackend:
+    """The backend that these settings belong to, without a pool."""
+    if isinstance(settings, DockerSettings):
+        from sandbox_rl.sandboxes.docker_backend import DockerBackend
+
+        return DockerBackend(settings=settings)
+    return EmbeddedBackend(settings=settings)
 
 
 def build_toolbox(recipe: Recipe) -> Toolbox:

@@ -12,7 +12,7 @@ from sandbox_rl.chat.config import ChatSettings
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rollout import RolloutSettings
-from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings
+from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings, SandboxSettings
 from sandbox_rl.settings import Settings
 from sandbox_rl.tasks.config import DataSettings
 from sandbox_rl.training.config import (
@@ -45,7 +45,7 @@ class Recipe(Settings):
     """Where tasks come from."""
     prompts: tuple[str, ...] = ()
     """Directories of prompt sets, relative to the recipe; looked at before the package's own."""
-    sandbox: EmbeddedSettings = EmbeddedSettings()
+    sandbox: SandboxSettings = EmbeddedSettings()
     """Where the policy's commands run."""
     pool: PoolSettings = PoolSettings()
     """How sandboxes are kept ready."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.settings import Settings
 
-__all__ = ["DockerSettings", "EmbeddedSettings", "PoolSettings"]
+__all__ = ["DockerSettings", "EmbeddedSettings", "PoolSettings", "SandboxSettings"]
 
 
 class EmbeddedSettings(Settings):
@@ -57,6 +57,20 @@ class DockerSettings(Settings):
     """Containers being made or removed at the same time; further ones wait."""
     lifetime_s: float = Field(default=14_400.0, gt=0)
     """Seconds after which a container counts as abandoned, whoever owns it; longer than any episode."""
+
+
+def _kind(value: Any) -> str:
+    """The variant that a value belongs to; a mapping without `type` means the embedded one."""
+    if isinstance(value, dict):
+        return str(value.get("type", "embedded"))
+    return str(getattr(value, "type", ""))
+
+
+SandboxSettings = Annotated[
+    Annotated[EmbeddedSettings, Tag("embedded")] | Annotated[DockerSettings, Tag("docker")],
+    Discriminator(_kind),
+]
+"""Either backend, told apart by `type`."""
 
 
 class PoolSettings(Settings):

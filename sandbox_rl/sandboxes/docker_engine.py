@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import SandboxFault, SetupError
@@ -122,6 +124,42 @@ class DockerEngine:
         """(id, labels) of every container with this label, running or not."""
         rows = self._call("containers", all=True, filters={"label": label})
         return [(str(row["Id"]), dict(row.get("Labels") or {})) for row in rows]
+
+    def build(self, directory: Path, tag: str) -> str:
+        """Build the Dockerfile of `directory`; returns the image's id.
+
+        Raises:
+            SetupError: a step of it failed.
+        """
+        self._said("build", path=str(directory), tag=tag, rm=True, decode=True)
+        return self._image_id(tag)
+
+    def load(self, archive: Path) -> str:
+        """Load what `docker save` wrote; returns the id of its last image.
+
+        Raises:
+            SetupError: it holds none.
+        """
+        with archive.open("rb") as file:
+            said = self._said("load_image", file)
+        names = re.findall(r"Loaded image(?: ID)?: (\S+)", said)
+        if not names:
+            raise SetupError(f"{archive}: holds no image; expected an archive written by `docker save`")
+        return self._image_id(names[-1])
+
+    def _said(self, method: str, *args: Any, **kwargs: Any) -> str:
+        """Everything that the engine says while it works."""
+        try:
+            rows = list(getattr(self._api, method)(*args, **kwargs))
+        except self._errors as error:
+            raise SetupError(f"the Docker engine at {self._shown} failed: {error}") from None
+        for row in rows:
+            if "error" in row:
+                raise SetupError(f"the Docker engine at {self._shown} failed: {row['error']}")
+        return "".join(str(row.get("stream", "")) for row in rows)
+
+    def _image_id(self, name: str) -> str:
+        return str(self._call("inspect_image", name)["Id"])
 
     def close(self) -> None:
         """Drop the connections."""

@@ -55,6 +55,7 @@ def host_options(settings: DockerSettings) -> dict[str, Any]:
         "tmpfs": {path: f"{size},mode={mode}" for path, mode in WRITABLE.items()},
         "network_mode": "none",
         "ipc_mode": "private",
+        "cgroupns": "private",
         "mem_limit": memory,
         "memswap_limit": memory,
         "pids_limit": limits.pids + AGENT_PROCESSES,

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sandbox_rl"
 
 LEVELS = (
-    {"cli", "train", "terminal"},
+    {"cli", "cli_sandbox", "train", "terminal"},
     {"commands"},
     {"config"},
     {"training"},

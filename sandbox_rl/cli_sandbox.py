@@ -1,0 +1,155 @@
+"""The commands about sandboxes alone: they need neither a recipe nor a model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sandbox_rl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sandbox_rl.sandboxes.base import SandboxBackend, SandboxInfo, SandboxLimits
+    from sandbox_rl.sandboxes.self_check import CheckRow
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command("self-check")
+def self_check(
+    backend: Annotated[str, typer.Option(metavar="NAME", help="embedded or docker.")] = "embedded",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    only: Annotated[
+        str, typer.Option("--cases", metavar="PREFIX", help="Only cases whose id starts so, e.g. ISO.")
+    ] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Of the recipe's `sandbox` block: image=mine:1."),
+    ] = None,
+) -> None:
+    """Attack this machine's sandboxes with every known case and say which promises hold.
+
+    Exit code 1 if a case comes out otherwise than required.
+    """
+    info, rows = asyncio.run(_checked(_settings(backend, settings or ()), only, quiet=as_json))
+    failed = sum(row.verdict == "fail" for row in rows)
+    if as_json:
+        typer.echo(json.dumps({"backend": _plain(info), "cases": [_plain(row) for row in rows]}))
+    else:
+        _show(info, rows)
+    if failed:
+        sys.exit(1)
+
+
+def _settings(backend: str, overrides: list[str] | tuple[()]) -> Any:
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    from sandbox_rl.sandboxes.config import SandboxSettings
+
+    values: dict[str, Any] = {"type": backend}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"argument {text!r}: expected KEY=VALUE, such as image=mine:1")
+        values[key] = yaml.safe_load(value)
+    try:
+        return TypeAdapter(SandboxSettings).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:])) or "--backend"
+        raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})") from None
+
+
+async def _checked(settings: Any, only: str, *, quiet: bool) -> tuple[SandboxInfo, list[CheckRow]]:
+    """Facts of the backend, and a row for each case by id.
+
+    Raises:
+        SetupError: this machine can make no such sandbox.
+        ConfigError: no case is called so.
+    """
+    from sandbox_rl.commands.parts import bare_backend
+    from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS
+    from sandbox_rl.sandboxes.self_check import self_check as run
+
+    cases = [case for case in (*CONTROLS, *ALL_CASES) if case.id.startswith(only)]
+    if not cases:
+        raise ConfigError(f"--cases: no case's id starts with {only!r}; ids begin with ISO, RES, …")
+    async with bare_backend(settings) as entered:
+        info = entered.info
+    rows = []
+
+    def made(limits: SandboxLimits) -> SandboxBackend:
+        return bare_backend(settings.model_copy(update={"limits": limits}))
+
+    async for row in run(made, cases=cases):
+        rows.append(row)
+        if not quiet:
+            typer.echo(f"\r{len(rows)}/{len(cases)} {row.case:10}", nl=False, err=True)
+    if not quiet:
+        typer.echo(err=True)
+    return info, sorted(rows, key=lambda row: row.case)
+
+
+def _show(info: SandboxInfo, rows: list[CheckRow]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{info.backend}: {info.tier} ({info.version})")
+    for heading in ("case", "required", "observed", "result"):
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(row.case, row.required, row.observed, row.verdict.value)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    held = sum(row.verdict == "pass" for row in rows)
+    console.print(f"{held} of {len(rows)} as required", highlight=False)
+    for sentence in info.lacks:
+        console.print(f"Lacks: {sentence}", highlight=False)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(value)
+
+
+image = typer.Typer(help="The image of the docker backend.", no_args_is_help=True)
+app.add_typer(image, name="image")
+
+HostOption = Annotated[str, typer.Option("--host", metavar="URL", help="The engine, if not DOCKER_HOST.")]
+
+
+@image.command("build")
+def build(
+    directory: Annotated[Path, typer.Argument(help="Directory with a Dockerfile.")] = Path("configs/sandbox"),
+    tag: Annotated[str, typer.Option(help="Name of the image.")] = "sandbox-rl:latest",
+    host: HostOption = "",
+) -> None:
+    """Build the image and print its id, which `sandbox.digest` can pin."""
+    from sandbox_rl.sandboxes.docker_engine import DockerEngine
+
+    if not (directory / "Dockerfile").is_file():
+        raise ConfigError(
+            f"{directory}: there is no Dockerfile; expected a directory such as configs/sandbox"
+        )
+    typer.echo(DockerEngine(host).build(directory, tag))
+
+
+@image.command("load")
+def load(
+    archive: Annotated[Path, typer.Argument(help="What `docker save` wrote.")],
+    host: HostOption = "",
+) -> None:
+    """Put a saved image onto the engine and print its id, which `sandbox.digest` can pin."""
+    from sandbox_rl.sandboxes.docker_engine import DockerEngine
+
+    if not archive.is_file():
+        raise ConfigError(f"{archive}: no such file; expected an archive written by `docker save`")
+    typer.echo(DockerEngine(host).load(archive))
