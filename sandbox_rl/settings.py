@@ -14,4 +14,4 @@ __all__ = ["Settings"]
 class Settings(BaseModel):
     """A frozen configuration model that refuses unknown keys. A `type` field names the variant."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""From a recipe file and overrides to a validated `Recipe`, or one line that says what is wrong."""
+"""From a YAML file and overrides to validated settings, or one line that says what is wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,11 +18,22 @@ from sandbox_rl.config.source import Place, RecipeSource, parse_yaml, read_sourc
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.tasks.config import TableSource
 
-__all__ = ["anchored", "load_recipe"]
+__all__ = ["anchored", "load_recipe", "load_settings"]
+
+S = TypeVar("S", bound=BaseModel)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply overrides such as `grpo.learning_rate=1e-6` or `data.sources.0.size=50`.
+    """Read a recipe; its relative paths are relative to its own directory.
+
+    Raises:
+        ConfigError: as `load_settings`.
+    """
+    return anchored(load_settings(Recipe, path, overrides), path.resolve().parent)
+
+
+def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
+    """Read settings and apply overrides such as `grpo.learning_rate=1e-6` or `data.sources.0.size=50`.
 
     Raises:
         ConfigError: one line naming file and line (or the override), key, value and what was expected.
@@ -38,12 +49,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             places.setdefault(place[:end], f"override {override!r}")
     merged = RecipeSource(values, places)
     try:
-        return anchored(Recipe.model_validate(values), path.resolve().parent)
+        return model.model_validate(values)
     except ValidationError as error:
         found = error.errors(include_url=False)
         # A list whose item is wrong is reported as a wrong list, too: keep the deepest.
         details = [e for e in found if not any(_inside(other["loc"], e["loc"]) for other in found)]
-        message = _explain(merged, details[0])
+        message = _explain(model, merged, details[0])
         if len(details) > 1:
             message += f" (and {len(details) - 1} more)"
         raise ConfigError(message) from error
@@ -71,7 +82,7 @@ def _apply(values: dict[str, Any], override: str) -> Place:
         raise ConfigError(f"override {override!r}: expected key=value, e.g. grpo.learning_rate=1e-6")
     try:
         value = parse_yaml(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; quote it") from error
     keys = dotted.strip().split(".")
     place: list[str | int] = []
@@ -79,7 +90,7 @@ def _apply(values: dict[str, Any], override: str) -> Place:
     for position, key in enumerate(keys):
         last = position + 1 == len(keys)
         if isinstance(target, list):
-            if not key.isdigit() or int(key) >= len(target):
+            if not key.isdecimal() or int(key) >= len(target):
                 raise ConfigError(
                     f"override {override!r}: {'.'.join(keys[:position])} is a list of {len(target)}, "
                     f"expected an index from 0 to {len(target) - 1} instead of {key!r}"
@@ -99,8 +110,8 @@ def _apply(values: dict[str, Any], override: str) -> Place:
     return tuple(place)
 
 
-def _explain(source: RecipeSource, detail: ErrorDetails) -> str:
-    place, model = _walk(detail["loc"])
+def _explain(root: type[BaseModel], source: RecipeSource, detail: ErrorDetails) -> str:
+    place, model = _walk(root, detail["loc"])
     key = ".".join(str(part) for part in place)
     where = source.where(place)
     prefix = f"{where}: " if where else ""
@@ -131,14 +142,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _walk(loc: tuple[str | int, ...]) -> tuple[Place, type | None]:
+def _walk(root: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[Place, type | None]:
     """The place in the YAML that pydantic's `loc` means, and the model that holds its last key.
 
     Pydantic puts the tag of a discriminated union into `loc`; the file does not have it there.
     """
     place: list[str | int] = []
-    model: type | None = Recipe
-    candidates: list[type] = [Recipe]
+    model: type | None = root
+    candidates: list[type] = [root]
     for part in loc:
         tagged = [m for m in candidates if len(candidates) > 1 and _tag(m) == part]
         if tagged:

@@ -64,7 +64,7 @@ def read_source(path: Path) -> RecipeSource:
     try:
         node = yaml.compose(text, Loader=_Loader)
         values = parse_yaml(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -73,7 +73,10 @@ def read_source(path: Path) -> RecipeSource:
         kind = type(values).__name__
         raise ConfigError(f"{path}: a recipe is a mapping of keys to values, got {kind}; see recipes/")
     places: dict[Place, str] = {(): str(path)}
-    _note_places(path, node, (), places)
+    try:
+        _note_places(path, node, (), places)
+    except RecursionError as error:
+        raise ConfigError(f"{path}: a value contains itself; write it out") from error
     return RecipeSource(values, places)
 
 
