@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sandbox_rl import __version__, cli_sandbox
+from sandbox_rl import __version__, cli_data, cli_sandbox
 from sandbox_rl.errors import InfraFault, SandboxRLError, UserError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_sandbox.app)
+app.add_typer(cli_data.app)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, as in recipes/.")]
 Overrides = Annotated[

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sandbox_rl"
 
 LEVELS = (
-    {"cli", "cli_sandbox", "train", "terminal"},
+    {"cli", "cli_data", "cli_sandbox", "train", "terminal"},
     {"commands"},
     {"config"},
     {"training"},
