@@ -3,6 +3,8 @@
 # ruff: noqa: E501 (commands stand as they are sent)
 from __future__ import annotations
 
+import re
+
 from sandbox_rl.sandboxes.cases.checks import absent, all_of, both, holds, lines_within, present
 from sandbox_rl.sandboxes.cases.model import Case
 
@@ -121,7 +123,7 @@ PRIVILEGES = (
         'print("X32",l.syscall(0x40000000+39))\'; echo end',
         all_of(
             both("GATE 0"),
-            holds("the x32 gate is closed", lambda s: "X32 -1" in s.text or "X32" not in s.text),
+            holds("the x32 gate is closed", lambda s: not re.search(r"X32 \d", s.text)),
         ),
     ),
     Case(
