@@ -58,6 +58,12 @@ class DockerEngine:
             raise SetupError(
                 f"sandbox: no Docker engine at {self._shown} ({error}); {START_ENGINE}"
             ) from None
+        if self._api.base_url.startswith(("https:", "http+docker://ssh")):
+            self._api.close()
+            raise SetupError(
+                f"sandbox: the engine at {self._shown} is reached over TLS or ssh, which the docker backend "
+                "cannot stream over; forward its socket (ssh -L) and name that by unix://"
+            )
 
     def facts(self) -> EngineFacts:
         """Version and abilities. Raises SandboxFault when the engine does not answer."""
