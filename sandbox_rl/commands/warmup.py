@@ -22,7 +22,7 @@ from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.display import Display, Progress
 from sandbox_rl.commands.parts import build_chat, build_engine
 from sandbox_rl.config.recipe import Recipe
-from sandbox_rl.episode import SamplingSettings
+from sandbox_rl.episode import EpisodeSettings, SamplingSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.metrics import SOLVED
 from sandbox_rl.policies.scripted import ScriptedPolicy
@@ -72,7 +72,9 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
     with LoopThread() as loop:
         if recipe.model.path == "tiny":
             bytewise = build_chat(recipe, tiny_tokenizer())
-            first = _expert_episodes(loop, recipe, base_dir, bytewise, expert, tasks[:TOKENIZER_EPISODES])
+            # In bytes every turn is several times as long as it will be: its budgets do not apply yet.
+            roomy = recipe.model_copy(update={"episode": EpisodeSettings()})
+            first = _expert_episodes(loop, roomy, base_dir, bytewise, expert, tasks[:TOKENIZER_EPISODES])
             tokenizer = tiny_tokenizer(
                 bytewise.decode((*r.trajectory.prompt_ids, *r.trajectory.completion_ids)) for r in first
             )
