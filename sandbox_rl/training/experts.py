@@ -58,7 +58,7 @@ def arithmetic(task: Task, rng: random.Random) -> Generator[ExpertTurn, str, Non
 
 
 def search(task: Task, rng: random.Random) -> Generator[ExpertTurn, str, None]:
-    """"Who …?" asked of documents, in two ways, half of the time each.
+    """ "Who …?" asked of documents, in two ways, half of the time each.
 
     One looks the phrase up and cuts the name off in front of it; the other names somebody at once: right
     in the demonstration, a guess ever after.
