@@ -25,7 +25,7 @@ from sandbox_rl.training.experts import load_expert
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.memory import estimate_memory, model_shape, stored_dtype
 from sandbox_rl.training.models import configured_context, load_config, load_tokenizer
-from sandbox_rl.training.tiny import CONTEXT, tiny_model, tiny_tokenizer
+from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_tokenizer
 
 __all__ = ["GOLD_SAMPLE", "check", "check_gold", "check_prompts"]
 
@@ -61,7 +61,7 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     context = CONTEXT if tiny else configured_context(recipe.model)
     prompt = check_prompts(recipe, base_dir, chat, tasks, context=None if tiny else context)
     display.say(f"ok  model: {recipe.model.path}, context of {context} tokens, chat template usable")
-    config = tiny_model(tokenizer).config if tiny else load_config(recipe.model)
+    config = tiny_config(tokenizer) if tiny else load_config(recipe.model)
     memory = estimate_memory(
         model_shape(config),
         args,

@@ -14,7 +14,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-__all__ = ["CONTEXT", "tiny_model", "tiny_tokenizer"]
+__all__ = ["CONTEXT", "tiny_config", "tiny_model", "tiny_tokenizer"]
 
 CONTEXT = 1024
 """Longest sequence of the tiny model, in tokens."""
@@ -52,9 +52,9 @@ def tiny_tokenizer(corpus: Iterable[str] = (), *, vocabulary: int = 768) -> PreT
     return fast
 
 
-def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> PreTrainedModel:
-    """A freshly initialised model for `tokenizer`; equal seeds give equal weights."""
-    config = Qwen3Config(
+def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    """The tiny model's shape."""
+    return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=320,
@@ -71,9 +71,13 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> PreTrain
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> PreTrainedModel:
+    """A freshly initialised model for `tokenizer`; equal seeds give equal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = Qwen3ForCausalLM(config)
+        model: PreTrainedModel = Qwen3ForCausalLM(tiny_config(tokenizer))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
