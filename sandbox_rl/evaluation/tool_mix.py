@@ -1,6 +1,6 @@
 """What a policy uses its computer for: network, files, computation.
 
-Rules over the text of a call, documented in docs/evaluation.md. One call may count for several uses.
+Rules over the text of a call. One call may count for several uses.
 They are rules of this project: the paper does not publish its own, so shares are not comparable to it.
 """
 

@@ -1,0 +1,312 @@
+"""A policy behind an OpenAI-compatible chat endpoint: vLLM, SGLang, llama.cpp, or a hosted one.
+
+It speaks messages, not token ids, so its episodes can be evaluated and shown, never trained on.
+Replies are asked for whole (`stream: false`): a reply that is cut off or is not JSON is told apart from
+a short one, and is asked for again.
+
+Whose fault is it? What the model says (no call, a call that cannot be parsed) is returned. What the
+endpoint does (time-outs, 5xx, 429, nonsense) is retried within the turn's time and then an `EngineFault`.
+What no retry can mend (wrong key, model or address) is the user's: `ConfigError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+from pydantic import Field
+
+from sandbox_rl.errors import ConfigError, EngineFault
+from sandbox_rl.policies.base import Sampling
+from sandbox_rl.settings import Settings
+from sandbox_rl.types import MalformedCall, ToolCall
+
+__all__ = ["ChatCall", "ChatClient", "ChatReply", "ContextFull", "EndpointSettings"]
+
+MAX_REPLY_BYTES = 32 << 20
+"""A longer reply is nonsense."""
+
+MAX_CALLS = 32
+"""Calls of one turn that are looked at."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+_SEED_BITS = (1 << 31) - 1  # some servers keep seeds in 32 bits, signed
+
+
+class EndpointSettings(Settings):
+    """An OpenAI-compatible chat endpoint."""
+
+    base_url: str = Field(pattern=r"^https?://\S+$")
+    """Address up to and including /v1."""
+    model: str
+    """Model name that the endpoint knows."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Environment variable with the key; it may be unset."""
+    request_timeout_s: float = Field(600.0, gt=0)
+    """Seconds that one request may take."""
+    retries: int = Field(4, ge=0)
+    """Further tries of one turn."""
+    backoff_s: float = Field(0.5, ge=0)
+    """First wait before a retry; doubles each time, with jitter, up to 20 s."""
+    connections: int = Field(256, ge=1)
+    """Open at the same time."""
+
+
+class ContextFull(Exception):
+    """The conversation no longer fits into the model's context: a budget's end, nobody's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCall:
+    """One call with the id that its answer must carry, made up where the endpoint gave none."""
+
+    id: str
+    call: ToolCall | MalformedCall
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """One assistant turn.
+
+    Args:
+        text, reasoning: what it said; reasoning is "" where the endpoint does not tell.
+        message: the message to put into the history, in the endpoint's own form.
+        prompt_tokens, completion_tokens: None where the endpoint does not count.
+    """
+
+    text: str
+    reasoning: str
+    calls: tuple[ChatCall, ...]
+    message: Mapping[str, Any]
+    finish_reason: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class _Retry(Exception):
+    """This try failed in a way that another may not."""
+
+    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+class ChatClient:
+    """An async context manager; safe to use from many episodes of one event loop."""
+
+    def __init__(self, settings: EndpointSettings) -> None:
+        self.settings = settings
+        self._client: httpx2.AsyncClient | None = None
+        self._url = settings.base_url.rstrip("/") + "/chat/completions"
+
+    async def __aenter__(self) -> ChatClient:
+        s = self.settings
+        key = os.environ.get(s.api_key_env, "") if s.api_key_env else ""
+        self._client = httpx2.AsyncClient(
+            headers={"Content-Type": "application/json"}
+            | ({"Authorization": f"Bearer {key}"} if key else {}),
+            timeout=httpx2.Timeout(s.request_timeout_s, connect=min(10.0, s.request_timeout_s)),
+            limits=httpx2.Limits(max_connections=s.connections),
+        )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def reply(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        sampling: Sampling,
+        *,
+        timeout: float,
+    ) -> ChatReply:
+        """The next assistant turn.
+
+        Args:
+            timeout: seconds left of the episode, retries included.
+
+        Raises:
+            TimeoutError: the episode's time is up while the endpoint was at work.
+            ContextFull: the conversation is too long for the model.
+            EngineFault: the endpoint failed on every try.
+            ConfigError: key, model or address are wrong.
+        """
+        deadline = time.monotonic() + timeout
+        body = self._body(messages, tools, sampling)
+        reason, failures = "", 0
+        for attempt in range(self.settings.retries + 1):
+            if attempt and time.monotonic() >= deadline:
+                break
+            try:
+                async with asyncio.timeout_at(
+                    asyncio.get_running_loop().time() + deadline - time.monotonic()
+                ):
+                    return await self._try(body, len(messages))
+            except TimeoutError:
+                if not failures:
+                    raise  # it never failed: the episode was too long
+                break
+            except _Retry as error:
+                reason, failures = str(error), failures + 1
+                wait = min(self.settings.backoff_s * 2**attempt, 20.0) * random.uniform(0.5, 1.5)
+                wait = max(wait, error.wait_s)
+                await asyncio.sleep(max(0.0, min(wait, deadline - time.monotonic())))
+        raise EngineFault(f"{self._who}: {failures} tries failed; the last: {reason}")
+
+    @property
+    def _who(self) -> str:
+        return f"endpoint {self.settings.base_url}, model {self.settings.model!r}"
+
+    def _body(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        sampling: Sampling,
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.settings.model,
+            "messages": list(messages),
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": sampling.seed & _SEED_BITS,
+            "stream": False,
+        }
+        if sampling.top_k:
+            body["top_k"] = sampling.top_k  # not OpenAI's own; vLLM, SGLang and llama.cpp know it
+        if tools:
+            body["tools"] = list(tools)
+        return body
+
+    async def _try(self, body: Mapping[str, Any], turn: int) -> ChatReply:
+        if self._client is None:
+            raise RuntimeError("the chat client is not running; enter it with 'async with'")
+        try:
+            async with self._client.stream("POST", self._url, content=json.dumps(body).encode()) as response:
+                parts: list[bytes] = []
+                size = 0
+                async for part in response.aiter_bytes():
+                    parts.append(part)
+                    size += len(part)
+                    if size > MAX_REPLY_BYTES:
+                        raise _Retry(f"a reply of more than {MAX_REPLY_BYTES} bytes")
+                content = b"".join(parts)
+                status, headers = response.status_code, response.headers
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+            raise ConfigError(
+                f"--base-url {self.settings.base_url!r}: {error}; give http://HOST:PORT/v1"
+            ) from error
+        except httpx2.HTTPError as error:
+            raise _Retry(f"{type(error).__name__}: {error}"[:300]) from error
+        if status != 200:
+            self._refuse(status, content, headers.get("retry-after", ""))
+        return _read(content, turn)
+
+    def _refuse(self, status: int, content: bytes, retry_after: str) -> None:
+        said = " ".join(content[:2_000].decode(errors="replace").split())[:300]
+        low = said.lower()
+        if status in (401, 403):
+            env = self.settings.api_key_env or "none"
+            raise ConfigError(f"{self._who}: HTTP {status}, the key is not accepted; set {env} ({said})")
+        if status == 404:
+            raise ConfigError(
+                f"{self._who}: HTTP 404; expected a base URL that ends in /v1 and a model that it serves "
+                f"({said})"
+            )
+        if status in (400, 413, 422):
+            if "context" in low and any(
+                word in low for word in ("length", "exceed", "window", "size", "long")
+            ):
+                raise ContextFull(said)
+            hint = ""
+            if "tool" in low:
+                hint = (
+                    "; it refuses tools: start vLLM with --enable-auto-tool-choice and a --tool-call-parser, "
+                    "llama.cpp with --jinja, SGLang with --tool-call-parser"
+                )
+            raise EngineFault(f"{self._who}: HTTP {status}: {said}{hint}")
+        wait = float(retry_after) if retry_after.isdigit() else 0.0
+        raise _Retry(f"HTTP {status}: {said}", min(wait, 60.0))
+
+
+def _read(content: bytes, turn: int) -> ChatReply:
+    """The reply in a body; whatever is odd about its form raises `_Retry`."""
+    try:
+        body = json.loads(content)
+        choice = body["choices"][0]
+        message = choice["message"]
+        text = message.get("content")
+        if isinstance(text, list):  # content parts
+            text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
+        text = "" if text is None else text
+        if isinstance(text, str):
+            text = _SURROGATE.sub("\ufffd", text)
+        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+        calls = message.get("tool_calls") or []
+        if not isinstance(text, str) or not isinstance(calls, list) or not isinstance(reasoning, str):
+            raise TypeError("content, reasoning or tool_calls have the wrong type")
+        usage = body.get("usage") or {}
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        prompt, completion = (count if type(count) is int and count >= 0 else None for count in counts)
+        finish = choice.get("finish_reason")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        shown = content[:120].decode(errors="replace")
+        raise _Retry(
+            f"the reply is no chat completion ({type(error).__name__}: {error}): {shown!r}"[:400]
+        ) from error
+    read = tuple(_call(item, turn, index) for index, item in enumerate(calls[:MAX_CALLS]))
+    history: dict[str, Any] = {"role": "assistant", "content": text}
+    if read:
+        history["tool_calls"] = [_echo(call) for call in read]
+    return ChatReply(
+        text=text,
+        reasoning=reasoning,
+        calls=read,
+        message=history,
+        finish_reason="length" if finish == "length" else "stop",
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+    )
+
+
+def _call(item: Any, turn: int, index: int) -> ChatCall:
+    given = item.get("id") if isinstance(item, dict) else None
+    call_id = given if isinstance(given, str) and given else f"call_{turn}_{index}"
+    function = item.get("function") if isinstance(item, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(name, str) or not name:
+        return ChatCall(call_id, MalformedCall("This tool call names no function."))
+    raw = function.get("arguments")
+    try:
+        arguments = json.loads(raw) if isinstance(raw, str) and raw.strip() else (raw or {})
+        json.dumps(arguments, allow_nan=False)  # NaN and 1e999 are no JSON, whatever Python thinks
+    except (ValueError, RecursionError) as error:
+        reason = (
+            f"The arguments of {name[:80]} are not valid JSON ({str(error)[:200]}). Write one JSON object."
+        )
+        return ChatCall(call_id, MalformedCall(reason))
+    if not isinstance(arguments, dict):
+        reason = f"The arguments of {name[:80]} are not a JSON object. Write them as one."
+        return ChatCall(call_id, MalformedCall(reason))
+    return ChatCall(call_id, ToolCall(name, arguments))
+
+
+def _echo(call: ChatCall) -> dict[str, Any]:
+    """The call for the history. Servers parse it again, so a malformed one stands there without arguments."""
+    if isinstance(call.call, ToolCall):
+        function = {"name": call.call.name, "arguments": json.dumps(dict(call.call.arguments))}
+    else:
+        function = {"name": "malformed", "arguments": "{}"}
+    return {"id": call.id, "type": "function", "function": function}
