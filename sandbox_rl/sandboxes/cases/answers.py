@@ -131,9 +131,12 @@ ANSWERS = (
         "IO-22b",
         "swap the answer and a link for each other while it is read",
         "Regular or refused; never what the link points to.",
-        f'(setsid python3 -c \'import os\nwhile True:\n    open("{WORKING_DIR}/a","w").write("1\\n")\n'
+        # The link stands nearly all of the time, so that a reader who follows links is caught, and is there
+        # before the command ends, however slowly the loop starts.
+        f'(setsid python3 -c \'import os,time\nwhile True:\n    open("{WORKING_DIR}/a","w").write("1\\n")\n'
         f'    os.replace("{WORKING_DIR}/a","{ANSWER_FILE}")\n    os.symlink("/etc/passwd","{WORKING_DIR}/l")\n'
-        f'    os.replace("{WORKING_DIR}/l","{ANSWER_FILE}")\' >/dev/null 2>&1 &) ; sleep .5; echo end',
+        f'    os.replace("{WORKING_DIR}/l","{ANSWER_FILE}")\n    time.sleep(.05)\' >/dev/null 2>&1 &) ; '
+        f"until [ -L {ANSWER_FILE} ]; do sleep .02; done; echo end",
         lambda seen: (
             ""
             if seen.answer is not None and seen.answer.text in ("", "1\n")
