@@ -61,9 +61,21 @@ def children() -> set[int]:
         mine |= more
 
 
+def spawners() -> set[int]:
+    """The spawners and the launchers that they keep waiting, which are forks of them."""
+    return {pid for pid in children() if b"/proc/self/fd/" in _command_line(pid)}
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def agents() -> set[int]:
     """First processes of our sandboxes."""
-    return {pid for pid in children() if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/run/agent/")}
+    return {pid for pid in children() if _command_line(pid).startswith(b"/run/agent/")}
 
 
 def start_owner() -> subprocess.Popen[bytes]:
@@ -219,6 +231,49 @@ async def test_spawner_killed_is_our_fault_and_another_one_starts() -> None:
     assert await settles(lambda: children() <= before)
 
 
+def _spares() -> set[int]:
+    return {pid for pid in spawners() if _parent(pid) != os.getpid()}
+
+
+async def test_waiting_launchers_hold_nothing_and_end_with_the_spawner() -> None:
+    before = children()
+    async with EmbeddedBackend() as backend:
+        if not backend.info.tier.endswith("cgroup"):
+            pytest.skip("launchers wait only where control groups can be joined ahead")
+        (spawner,) = (pid for pid in children() - before if _parent(pid) == os.getpid())
+        async with backend.sandbox() as sandbox:
+            await out(sandbox, "true")
+            spares = _spares() - before
+            assert spares
+            for pid in spares:
+                held = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+                assert len([name for name in held if name != "/dev/null"]) == 1, held
+                assert os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink(f"/proc/{spawner}/ns/mnt")
+                assert any("/spare-" in group for group in _lines(f"/proc/{pid}/cgroup"))
+            os.kill(spawner, signal.SIGKILL)
+            assert await settles(lambda: not spares & children() and not _alive(spares))
+    assert await settles(lambda: children() <= before)
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+def _alive(pids: set[int]) -> bool:
+    return any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+async def test_a_killed_waiting_launcher_is_missed_by_nobody() -> None:
+    async with EmbeddedBackend() as backend:
+        for _ in range(3):
+            killed = _spares()
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+            assert await settles(lambda gone=killed: not gone & children())
+            async with backend.sandbox() as sandbox:
+                assert await out(sandbox, "echo ok; cut -d: -f3 /proc/self/cgroup | sort -u") == "ok\n/\n"
+
+
 def _parent(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -230,6 +285,7 @@ async def test_cancelling_at_any_instant_leaves_nothing(backend: EmbeddedBackend
     async with backend.sandbox():
         pass
     before, held, grouped = children(), set(os.listdir("/proc/self/fd")), groups(os.getpid())
+    waiting = len(spawners())
     dice = random.Random(0)
 
     async def one() -> None:
@@ -244,7 +300,8 @@ async def test_cancelling_at_any_instant_leaves_nothing(backend: EmbeddedBackend
 
     for _ in range(5):
         await asyncio.gather(*(cancelled() for _ in range(8)))
-    assert await settles(lambda: children() <= before)
+    # A launcher that was used has been replaced by another one: as many as before, and nothing else.
+    assert await settles(lambda: children() - spawners() <= before and len(spawners()) <= waiting)
     assert await settles(lambda: groups(os.getpid()) <= grouped)
     assert set(os.listdir("/proc/self/fd")) <= held
 

@@ -22,7 +22,8 @@ DRAIN_GRACE = 0.05  # seconds for output that is still in the pipe when the shel
 PIPE_SIZE = 1 << 20
 FLOOD = 1 << 30  # bytes of one stream after which the command is killed
 F_SETPIPE_SZ = 1031
-READS_PER_ROUND = 8  # of PIPE_SIZE each: the socket and the deadline are looked at in between
+READ_SIZE = 1 << 16  # of the one buffer, which idle sandboxes pay for in memory
+READS_PER_ROUND = 64  # the socket and the deadline are looked at in between
 DEFAULT_SIGNALS = (1, 2, 3, 13, 15, 17, 25)  # HUP INT QUIT PIPE TERM CHLD XFSZ
 
 

@@ -21,8 +21,16 @@ from sandbox_rl.sandboxes.agent.files import (
     unpack,
     write_file,
 )
-from sandbox_rl.sandboxes.agent.jobs import PIPE_SIZE, CannotStart, Job, refused
-from sandbox_rl.sandboxes.agent.processes import SIGCONT, SIGKILL, SIGSTOP, kill_all, send, table
+from sandbox_rl.sandboxes.agent.jobs import READ_SIZE, CannotStart, Job, refused
+from sandbox_rl.sandboxes.agent.processes import (
+    SIGCONT,
+    SIGKILL,
+    SIGSTOP,
+    kill_all,
+    send,
+    share_of_memory,
+    table,
+)
 from sandbox_rl.sandboxes.agent.wire import (
     ANSWER,
     BAD_REQUEST,
@@ -73,7 +81,7 @@ class Agent:
         self.memory = memory
         self.received = bytearray()
         self.jobs: list[Job] = []
-        self.buffer = bytearray(PIPE_SIZE)
+        self.buffer = bytearray(READ_SIZE)
         self.wakeup = wake_on_child()
         self.next_watch = 0.0
 
@@ -141,17 +149,24 @@ class Agent:
                     job.reaped(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
     def watch_memory(self, now: float) -> None:
-        """Kill the largest process while all together hold more than the limit."""
+        """Kill the largest process while all together hold more than the limit.
+
+        Resident memory counts a page once per process that shares it, so it only tells when to look
+        closer: forks that share what their parent holds are no more than it is.
+        """
         rows = table()
         self.next_watch = now + WATCH_INTERVAL if rows else 0.0
-        total = sum(row[2] for row in rows.values())
-        for pid, row in sorted(rows.items(), key=lambda item: -item[1][2]):
+        if sum(row[2] for row in rows.values()) <= self.memory:
+            return
+        shares = {pid: share_of_memory(pid, row[2]) for pid, row in rows.items()}
+        total = sum(shares.values())
+        for pid, share in sorted(shares.items(), key=lambda item: -item[1]):
             if total <= self.memory:
                 return
             send(pid, SIGKILL)
-            total -= row[2]
+            total -= share
             for job in self.jobs:
-                if (pid, row[1]) not in job.spared:
+                if (pid, rows[pid][1]) not in job.spared:
                     job.short_of_memory = True
 
     def receive(self) -> bool:

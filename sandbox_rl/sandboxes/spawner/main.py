@@ -13,13 +13,14 @@ import time
 from typing import Any
 
 from sandbox_rl.sandboxes.spawner.cgroups import Cgroups
+from sandbox_rl.sandboxes.spawner.launch import AGENT_FD, Launcher
+from sandbox_rl.sandboxes.spawner.spares import Spares
 from sandbox_rl.sandboxes.spawner.stage import Stage, enter_private_namespaces
-from sandbox_rl.sandboxes.spawner.system import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
+from sandbox_rl.sandboxes.spawner.system import PR_SET_CHILD_SUBREAPER, prctl
 
 MESSAGE = 1 << 20
 FIRST_UID = 0x70000000  # above what distributions, container engines and directories hand out
 UIDS = 1 << 20
-AGENT_FD, ARGUMENTS_FD, SECCOMP_FD, INFO_FD = 3, 4, 5, 6
 CLOSING_TIME = 10.0  # seconds for all sandboxes to go when the host has gone
 
 
@@ -49,7 +50,6 @@ class Spawner:
 
     def __init__(self, control: socket.socket, config: dict[str, Any]) -> None:
         self.control = control
-        self.config = config
         self.limits: dict[str, Any] = config["limits"]
         self.live: dict[int, Live] = {}
         self.unburied: set[str] = set()
@@ -57,12 +57,15 @@ class Spawner:
         self.root = os.geteuid() == 0
         self.cgroups = Cgroups(config["owner"], self.limits) if config["cgroups"] else None
         enter_private_namespaces()
-        self.stage = Stage(config)
-        watched = 0 if self.cgroups and self.cgroups.memory else self.limits["memory_mb"]
+        stage = Stage(config)
+        bounded = bool(self.cgroups and self.cgroups.memory)
+        watched = 0 if bounded else self.limits["memory_mb"]
         # The descriptor twice (to read and to write), the watchdog's MiB, the process limit, variables.
         config["command"] += [str(AGENT_FD), str(AGENT_FD), str(watched), str(self.limits["pids"])]
         config["command"] += [f"{name}={value}" for name, value in config["environment"].items()]
         raise_descriptor_limit()
+        self.launcher = Launcher(config, stage, bounded)
+        self.spares = Spares(self.launcher, self.cgroups)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
 
     def describe(self) -> dict[str, Any]:
@@ -85,6 +88,7 @@ class Spawner:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # a Ctrl-C is for the host, which then closes the socket
+        self.spares.refill()
         poller = select.poll()
         poller.register(self.control, select.POLLIN)
         poller.register(wakeup, select.POLLIN)
@@ -112,24 +116,22 @@ class Spawner:
         try:
             self.create(request["name"], descriptors[0])
         except OSError as error:
-            if self.cgroups and not self.cgroups.remove(request["name"]):
-                self.unburied.add(request["name"])
+            self.bury(request["name"])
             self.tell({"dead": request["name"], "error": f"{error.strerror}: {error.filename or ''}"})
         finally:
             os.close(descriptors[0])
+        self.spares.refill()
         return True
 
     def create(self, name: str, agent: int) -> None:
-        """Fork a launcher that becomes bubblewrap."""
-        if self.cgroups:
-            self.cgroups.make(name)
+        """Start a launcher: a spare one, or a new one if there is none."""
         self.next_uid = (self.next_uid + 1) % UIDS
+        uid = FIRST_UID + self.next_uid
         info, info_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         errors, errors_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        fds = [agent, info_writer, errors_writer]
         try:
-            pid = os.fork()
-            if pid == 0:
-                self.become_bubblewrap(name, FIRST_UID + self.next_uid, agent, info_writer, errors_writer)
+            pid = self.spares.give(name, uid, fds) or self.fork(name, uid, fds)
         except OSError:
             os.close(info)
             os.close(errors)
@@ -139,38 +141,20 @@ class Spawner:
             os.close(errors_writer)
         self.live[pid] = Live(name, info, errors)
 
-    def become_bubblewrap(self, name: str, uid: int, agent: int, info: int, errors: int) -> None:
-        """In the child: limits, private file system, another user, exec. Never returns."""
+    def fork(self, name: str, uid: int, fds: list[int]) -> int:
+        """A new launcher's process id."""
+        parent, doors = os.getpid(), []
+        if self.cgroups:
+            self.cgroups.make(name)
+            doors = self.cgroups.doors(name)
         try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if self.cgroups:
-                # Before the namespaces are made: they must show this group as the root of all.
-                self.cgroups.enter(name)
-            self.stage.mount_writable(uid, self.limits["disk_mb"], self.limits["inodes"])
-            arguments = os.open(f"{self.stage.root}/arguments", os.O_RDONLY)
-            seccomp = os.open(f"{self.stage.root}/seccomp", os.O_RDONLY)
-            null = os.open("/dev/null", os.O_RDWR)
-            if self.root:
-                os.setgroups([])
-                os.setresgid(uid, uid, uid)
-                os.setresuid(uid, uid, uid)
-                prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user clears it
-            set_limits(self.limits, self.cgroups is not None and self.cgroups.memory)
-            # First out of the way of the targets, then onto them.
-            moved = [move_up(fd) for fd in (null, null, errors, agent, arguments, seccomp, info)]
-            for target, fd in enumerate(moved):
-                os.dup2(fd, target)
-            os.closerange(INFO_FD + 1, 256)
-            os.chdir("/")
-            argv = ["bwrap", "--args", str(ARGUMENTS_FD), "--", *self.config["command"]]
-            os.execve(self.stage.bwrap, argv, self.config["command_environment"])
-        except BaseException as error:
-            os.write(errors, f"{type(error).__name__}: {error}".encode()[:2000])
+            pid = os.fork()
+            if pid == 0:
+                self.launcher.launch_now(parent, doors, uid, fds)
         finally:
-            os._exit(127)
+            for fd in doors:
+                os.close(fd)
+        return pid
 
     def kill(self, name: str) -> None:
         """End a sandbox: its first process, if known, takes all others with it; else the launcher.
@@ -193,6 +177,7 @@ class Spawner:
                 break
             if pid == 0:
                 break
+            self.bury(self.spares.bury(pid))
             sandbox = self.live.pop(pid, None)
             if sandbox is None:
                 continue
@@ -201,11 +186,15 @@ class Spawner:
             said = read_now(sandbox.errors).decode("utf-8", "replace").strip()
             os.close(sandbox.errors)
             os.close(sandbox.info)
-            if self.cgroups and not self.cgroups.remove(sandbox.name):
-                self.unburied.add(sandbox.name)
+            self.bury(sandbox.name)
             self.tell({"dead": sandbox.name, "error": said[-500:], "status": status})
         if self.cgroups:
             self.unburied = {name for name in self.unburied if not self.cgroups.remove(name)}
+
+    def bury(self, name: str) -> None:
+        """Remove the groups of that name, if any, now or as soon as nothing lives in them."""
+        if name and self.cgroups and not self.cgroups.remove(name):
+            self.unburied.add(name)
 
     def kill_adopted(self) -> None:
         """Kill what a launcher left behind that was killed before its sandbox could die with it.
@@ -213,8 +202,9 @@ class Spawner:
         Between its clone and its own start the first process waits for the launcher, for ever if that
         is gone. As an orphan it is a child of this process.
         """
+        ours = {*self.live, *self.spares.waiting}
         for name in os.listdir("/proc"):
-            if name.isdigit() and int(name) not in self.live and parent_of(int(name)) == os.getpid():
+            if name.isdigit() and int(name) not in ours and parent_of(int(name)) == os.getpid():
                 signalled(int(name))
 
     def tell(self, message: dict[str, Any]) -> None:
@@ -229,44 +219,19 @@ class Spawner:
         deadline = time.monotonic() + CLOSING_TIME
         for sandbox in list(self.live.values()):
             self.kill(sandbox.name)
-        while (self.live or self.unburied) and time.monotonic() < deadline:
+        for pid in self.spares.waiting:
+            signalled(pid)
+        while (self.live or self.spares.waiting or self.unburied) and time.monotonic() < deadline:
             self.reap()
             time.sleep(0.002)
         if self.cgroups:
             self.cgroups.close()
 
 
-def set_limits(limits: dict[str, Any], memory_is_bounded: bool) -> None:
-    """Per-process limits; what a cgroup bounds for the whole sandbox is left to it."""
-    size = limits["file_size_mb"] << 20
-    chosen = {
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NOFILE: limits["open_files"],
-        resource.RLIMIT_FSIZE: size,
-        resource.RLIMIT_MEMLOCK: 1 << 16,
-        resource.RLIMIT_MSGQUEUE: 1 << 19,
-        resource.RLIMIT_NICE: 0,
-        resource.RLIMIT_RTPRIO: 0,
-    }
-    if not memory_is_bounded:
-        chosen[resource.RLIMIT_DATA] = limits["memory_mb"] << 20
-    for kind, value in chosen.items():
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
-
-
 def raise_descriptor_limit() -> None:
     """Two pipes are held for every sandbox."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536) if hard > 0 else 65_536, hard))
-
-
-def move_up(fd: int) -> int:
-    """A duplicate above all targets; it closes itself on exec."""
-    import fcntl
-
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 32)
 
 
 def parent_of(pid: int) -> int:
