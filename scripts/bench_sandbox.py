@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures the embedded sandboxes on this machine and prints each figure beside what it must be.
 
-    python scripts/bench_sandbox.py [--quick] [--cycles N] [--cancellations N]
+    python scripts/bench_sandbox.py [--quick] [--cycles N] [--cancellations N] [--kills N]
 
 Run it on a machine that does nothing else: all times are wall time. Exit code 1 if a figure misses.
 """
@@ -15,6 +15,7 @@ import os
 import random
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -150,6 +151,63 @@ async def leaks(backend: EmbeddedBackend, cycles: int, cancellations: int) -> li
     ]
 
 
+OWNER = """
+import asyncio
+from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+
+async def live(backend):
+    while True:
+        async with backend.sandbox({"q": b"?"}) as sandbox:
+            await sandbox.exec("sleep 100 & sleep 0.1", timeout=30)
+
+async def main():
+    async with EmbeddedBackend() as backend:
+        print("ready", flush=True)
+        await asyncio.gather(*(live(backend) for _ in range(8)))
+
+asyncio.run(main())
+"""
+
+
+async def killed_owners(kills: int) -> list[Figure]:
+    """SIGKILL at random instants to a process that makes, uses and closes eight sandboxes at once."""
+    dice, left, slowest = random.Random(0), 0, 0.0
+    for _ in range(kills):
+        owner = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", OWNER, stdout=asyncio.subprocess.PIPE
+        )
+        assert owner.stdout is not None
+        assert await asyncio.wait_for(owner.stdout.readline(), 60) == b"ready\n"
+        await asyncio.sleep(dice.random() * 0.5)
+        alive = {(pid, start_time(pid)) for pid in below(owner.pid)}
+        owner.kill()
+        started = time.perf_counter()
+        await owner.wait()
+        while rest := sum(start_time(pid) == at for pid, at in alive) + len(groups_of(owner.pid)):
+            if time.perf_counter() - started > 10:
+                left += rest
+                break
+            await asyncio.sleep(0.005)
+        slowest = max(slowest, time.perf_counter() - started)
+    return [
+        Figure(f"left after {kills} killed owners", left, 0, "things"),
+        Figure("the slowest to be gone after its owner's kill", slowest, 1, "s"),
+    ]
+
+
+def start_time(pid: int) -> str:
+    """Start of a process in clock ticks, "" if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def groups_of(owner: int) -> list[Path]:
+    """Control groups of that process's backends."""
+    return list(Path("/sys/fs/cgroup").glob(f"**/sandbox_rl-*-{owner}-*"))
+
+
 async def timed(work: Callable[[], Awaitable[object]]) -> float:
     started = time.perf_counter()
     await work()
@@ -166,16 +224,17 @@ async def at_once(work: Callable[[], Awaitable[object]], total: int, limit: int)
     await asyncio.gather(*(one() for _ in range(total)))
 
 
-def below() -> list[int]:
-    """Processes below this one."""
+def below(top: int | None = None) -> list[int]:
+    """Processes below `top`, which is this one if not given."""
+    top = top or os.getpid()
     parents = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-    mine = {os.getpid()}
+    mine = {top}
     while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
         mine |= more
-    return sorted(mine - {os.getpid()})
+    return sorted(mine - {top})
 
 
 def proportional_mb() -> float:
@@ -205,6 +264,7 @@ async def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, no 256 sandboxes")
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--cancellations", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=100, help="of owners")
     options = parser.parse_args()
     console = Console()
     async with EmbeddedBackend() as backend:
@@ -218,6 +278,7 @@ async def main() -> int:
         figures += await flood(backend)
         quick = (40, 20) if options.quick else (options.cycles, options.cancellations)
         figures += await leaks(backend, *quick)
+    figures += await killed_owners(5 if options.quick else options.kills)
     table = Table("figure", "measured", "required", "")
     for figure in figures:
         sign = "≥" if figure.at_least else "≤"

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,10 @@ async def test_waiting_launchers_hold_nothing_and_end_with_the_spawner() -> None
     assert await settles(lambda: children() <= before)
 
 
+def _ended(pids: set[int]) -> bool:
+    return not pids & children()
+
+
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines()
 
@@ -269,7 +274,7 @@ async def test_a_killed_waiting_launcher_is_missed_by_nobody() -> None:
             killed = _spares()
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
-            assert await settles(lambda gone=killed: not gone & children())
+            assert await settles(partial(_ended, killed))
             async with backend.sandbox() as sandbox:
                 assert await out(sandbox, "echo ok; cut -d: -f3 /proc/self/cgroup | sort -u") == "ok\n/\n"
 
@@ -304,6 +309,37 @@ async def test_cancelling_at_any_instant_leaves_nothing(backend: EmbeddedBackend
     assert await settles(lambda: children() - spawners() <= before and len(spawners()) <= waiting)
     assert await settles(lambda: groups(os.getpid()) <= grouped)
     assert set(os.listdir("/proc/self/fd")) <= held
+
+
+FORKS = """
+import os, sys, time
+held = os.urandom(1 << 20) * int(sys.argv[1])
+children = []
+for _ in range(60):
+    pid = os.fork()
+    if pid == 0:
+        held = held + b"." if sys.argv[2] == "own" else held
+        time.sleep(1.5)
+        os._exit(0)
+    children.append(pid)
+print(sum(os.waitpid(pid, 0)[1] == 0 for pid in children))
+"""
+
+
+async def test_watchdog_counts_shared_memory_once() -> None:
+    """60 forks that share 40 MiB use 40 MiB; 60 forks with 40 MiB each use more than there is."""
+    async with EmbeddedBackend(settings=EmbeddedSettings(cgroups=False)) as backend:
+        assert backend.info.tier == "namespaces+watchdog"
+        async with backend.sandbox({"forks.py": FORKS.encode()}) as sandbox:
+            assert await out(sandbox, "python3 documents/forks.py 40 shared", 30) == "60\n"
+            result = await sandbox.exec("python3 documents/forks.py 40 own", timeout=30)
+            assert result.stdout.head != b"60\n"
+            assert await out(sandbox, "echo ok") == "ok\n"
+
+
+async def test_paths_of_very_many_missing_parts_can_be_written(sandbox: AgentSandbox) -> None:
+    await sandbox.write_file("/testbed/" + "d/" * 1900 + "f", b"x")
+    assert await out(sandbox, "find d -type d | wc -l; find d -type f | wc -l") == "1900\n1\n"
 
 
 OWNER = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
+import posix as os
 import time
 
 from sandbox_rl.sandboxes.agent.processes import Identity, identities, kill_others
@@ -98,7 +98,7 @@ class Job:
             view = memoryview(script)
             while view:
                 view = view[os.write(held[0], view) :]
-            os.lseek(held[0], 0, os.SEEK_SET)
+            os.lseek(held[0], 0, 0)
             for _ in range(2):
                 reader, writer = os.pipe2(os.O_CLOEXEC)
                 held.append(writer)
@@ -199,7 +199,7 @@ def spawn_shell(held: list[int], directory: bytes, environment: dict[str, str]) 
         return os.posix_spawn(
             SHELL if bash else FALLBACK_SHELL,
             argv,
-            {**environment, "PWD": os.fsdecode(directory)},
+            {**environment, "PWD": directory.decode("utf-8", "surrogateescape")},
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(moved)],
             setsid=True,
             setsigmask=(),

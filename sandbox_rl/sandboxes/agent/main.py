@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` without the enums, 4 ms faster
-import os
+import posix as os
 import resource
 import select
 import sys

@@ -7,7 +7,7 @@ environment) takes it out of that set.
 
 from __future__ import annotations
 
-import os
+import posix as os
 import time
 
 SIGKILL, SIGCONT, SIGSTOP = 9, 18, 19
@@ -47,7 +47,7 @@ def share_of_memory(pid: int, resident: int) -> int:
     try:
         fd = os.open(f"/proc/{pid}/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return 0 if not os.path.exists(f"/proc/{pid}") else resident
+        return resident if os.access(f"/proc/{pid}", os.F_OK) else 0
     except OSError:
         return resident
     try:
