@@ -179,7 +179,8 @@ async def killed_owners(kills: int) -> list[Figure]:
         assert owner.stdout is not None
         assert await asyncio.wait_for(owner.stdout.readline(), 60) == b"ready\n"
         await asyncio.sleep(dice.random() * 0.5)
-        alive = {(pid, start_time(pid)) for pid in below(owner.pid)}
+        alive = {(pid, at) for pid in below(owner.pid) if (at := start_time(pid))}
+        assert alive
         owner.kill()
         started = time.perf_counter()
         await owner.wait()
@@ -196,16 +197,18 @@ async def killed_owners(kills: int) -> list[Figure]:
 
 
 def start_time(pid: int) -> str:
-    """Start of a process in clock ticks, "" if there is none."""
+    """Start of a process in clock ticks, "" if there is none or it has ended and only waits for init."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
+    return "" if rest[0] in "ZX" else rest[19]
 
 
-def groups_of(owner: int) -> list[Path]:
-    """Control groups of that process's backends."""
-    return list(Path("/sys/fs/cgroup").glob(f"**/sandbox_rl-*-{owner}-*"))
+def groups_of(owner: int) -> list[str]:
+    """Control groups of that process's backends, also while they go."""
+    below = (name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names)
+    return [name for name in below if name.startswith("sandbox_rl-") and name.split("-")[2] == str(owner)]
 
 
 async def timed(work: Callable[[], Awaitable[object]]) -> float:
