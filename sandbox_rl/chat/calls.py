@@ -86,6 +86,15 @@ class CallReader:
                 break
         return tuple(found)
 
+    def spoken(self, text: str) -> tuple[str, str]:
+        """Reasoning at the head of the turn, and the words between it and the first call. Never raises."""
+        reasoning, said = "", text
+        if self.starts_thinking or text.lstrip().startswith(_THINK):
+            reasoning, _, said = text.partition(_END_THINK)
+            reasoning = reasoning.replace(_THINK, "", 1)
+        opened = self.format.opening.search(said)
+        return reasoning.strip(), (said[: opened.start()] if opened else said).strip()
+
     def _scan(self, text: str) -> Iterator[ToolCall | MalformedCall]:
         position = 0
         if self.starts_thinking:

@@ -14,7 +14,7 @@ from sandbox_rl.chat.call_formats import CALL_FORMATS, detect, make
 from sandbox_rl.chat.calls import CallReader, join_calls, to_json
 from sandbox_rl.chat.encoding import Piece, TextEncoder
 from sandbox_rl.chat.fingerprint import fingerprint
-from sandbox_rl.chat.template import ChatTemplate, Refused
+from sandbox_rl.chat.template import ChatTemplate, Frame, Refused
 from sandbox_rl.chat.words import cut_text, example_call, tool_words
 from sandbox_rl.errors import ModelError
 from sandbox_rl.types import MalformedCall, Message, ToolCall
@@ -157,15 +157,51 @@ class ChatFormat:
                 "render_observations got no text; a turn is answered by at least one observation"
             )
         assert self._frame is not None
-        pieces = [Piece(self._frame.before, trusted=True)]
-        for index, text in enumerate(texts):
-            if index:
-                pieces.append(Piece(self._frame.between, trusted=True))
-            cut = cut_text(text)
-            pieces.append(Piece(to_json(cut)[1:-1] if self._frame.escape else cut))
-        pieces.append(Piece(self._frame.after, trusted=True))
+        pieces = [*self._observed(self._frame, texts), Piece(self._frame.after, trusted=True)]
         ids = self._encoder.encode(pieces)
         return ids[1:] if turn_closed else ids
+
+    def render_user(
+        self, text: str, *, observations: Sequence[str] = (), turn_closed: bool
+    ) -> tuple[int, ...]:
+        """Ids that follow an assistant turn when the user speaks again, and the next turn's header.
+
+        Args:
+            text: what the user says; control tokens in it become ordinary ids.
+            observations: what answered the turn's calls and is not in the sequence yet. Left out where the
+                template takes no user message after them.
+            turn_closed: as in `render_observations`.
+
+        Raises:
+            ModelError: the template has no frame for a second user message.
+        """
+        assert self._frame is not None
+        if self._frame.role == "user" and observations:
+            return self.render_observations([*observations, text], turn_closed=turn_closed)
+        around = self._template.before_user(self._frame) if observations else None
+        if around is not None:
+            before, after = [*self._observed(self._frame, observations), Piece(around[0], True)], around[1]
+        else:
+            try:
+                frame = self._template.frame(self._end.text, tool_role=False)
+            except Refused as error:
+                raise ModelError(
+                    f"{self._template.name}: its chat template cannot take a second user message ({error}); "
+                    "ask everything at once"
+                ) from error
+            before, after = [Piece(frame.before, trusted=True)], frame.after
+        ids = self._encoder.encode([*before, Piece(text), Piece(after, trusted=True)])
+        return ids[1:] if turn_closed else ids
+
+    @staticmethod
+    def _observed(frame: Frame, texts: Sequence[str]) -> list[Piece]:
+        """Observations up to the end of the last one's content."""
+        pieces: list[Piece] = []
+        for text in texts:
+            pieces.append(Piece(frame.between if pieces else frame.before, trusted=True))
+            cut = cut_text(text)
+            pieces.append(Piece(to_json(cut)[1:-1] if frame.escape else cut))
+        return pieces
 
     def parse(self, token_ids: Sequence[int]) -> tuple[ToolCall | MalformedCall, ...]:
         """The calls of one sampled turn, in order; () if there is none. Never raises.
@@ -174,6 +210,11 @@ class ChatFormat:
         """
         end = next((i for i, t in enumerate(token_ids) if t in self.end_ids), len(token_ids))
         return self._reader.read(self.decode(token_ids[:end]))
+
+    def spoken(self, token_ids: Sequence[int]) -> tuple[str, str]:
+        """What a sampled turn says, for people: its reasoning, and its words before the first call."""
+        end = next((i for i, t in enumerate(token_ids) if t in self.end_ids), len(token_ids))
+        return self._reader.spoken(self.decode(token_ids[:end]))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text for people and reports, control tokens shown. Never encode it again."""

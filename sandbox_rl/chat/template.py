@@ -152,6 +152,24 @@ class ChatTemplate:
                 reasons.append(f"{role} role: {error}")
         raise Refused("; ".join(dict.fromkeys(reasons)))
 
+    def before_user(self, frame: Frame) -> tuple[str, str] | None:
+        """What stands between a last observation and a further user message, and what follows that.
+
+        None where the template refuses a user message there, or then writes the observation otherwise.
+        """
+        for with_calls in (True, False):
+            messages = [_message("user", 0), self._assistant(1, int(with_calls))]
+            messages += [_message(frame.role, 2), _message("user", 3)]
+            try:
+                text = self.render(messages, generation=True)
+            except Refused:
+                continue
+            texts = _MARK.split(text)[::2]
+            in_order = [int(m) for m in _MARK.findall(text)] == [0, 1, 2, 3]
+            if in_order and texts[2].endswith(frame.before):
+                return texts[3], texts[4]
+        return None
+
     def _frame(self, end: str, role: str, with_calls: bool) -> Frame:
         def rounds(*counts: int) -> list[list[str]]:
             """For each round of `n` observations, the texts before, between and after them."""
