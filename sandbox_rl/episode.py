@@ -32,7 +32,14 @@ from sandbox_rl.types import (
     TurnTiming,
 )
 
-__all__ = ["EpisodeSettings", "SamplingSettings", "Transcript", "run_episode"]
+__all__ = [
+    "EpisodeSettings",
+    "SamplingSettings",
+    "Transcript",
+    "answer_calls",
+    "run_episode",
+    "why_stop",
+]
 
 HOST_GRACE_S = 15.0
 """How long a tool may outlast its own deadline before the host side is held to be broken."""
@@ -123,9 +130,9 @@ async def run_episode(
 
         started = time.monotonic()
         calls = chat.parse(action.token_ids)
-        observations = await _answer(calls, toolbox, sandbox, deadline, chat.call_example)
+        observations = await answer_calls(calls, toolbox, sandbox, deadline, example=chat.call_example)
         execution = time.monotonic() - started
-        stop = _why_stop(observations, deadline)
+        stop = why_stop(observations, deadline)
         last = index + 1 == settings.max_turns
         ids: tuple[int, ...] = ()
         if stop is None and not last:
@@ -139,14 +146,23 @@ async def run_episode(
     return Transcript(tuple(turns), StopReason.MAX_TURNS)
 
 
-async def _answer(
+async def answer_calls(
     calls: Sequence[ToolCall | MalformedCall],
     toolbox: Toolbox,
     sandbox: Sandbox,
     deadline: float,
-    example: str,
+    *,
+    example: str = "",
 ) -> tuple[Observation, ...]:
-    """Run the calls of a turn in order; what follows a submit or the deadline is not run."""
+    """Run the calls of a turn in order; what follows a submit or the deadline is not run.
+
+    Args:
+        deadline: on the clock of `time.monotonic`, in seconds.
+        example: how a call is written, for a turn that holds none.
+
+    Raises:
+        SandboxFault: the host side failed, or hangs beyond its grace.
+    """
     if not calls:
         return (toolbox.no_call(example),)
     observations: list[Observation] = []
@@ -168,7 +184,8 @@ async def _answer(
     return tuple(observations)
 
 
-def _why_stop(observations: Sequence[Observation], deadline: float) -> StopReason | None:
+def why_stop(observations: Sequence[Observation], deadline: float) -> StopReason | None:
+    """Why the episode ends after these observations; None if it goes on."""
     if any(o.submitted for o in observations):
         return StopReason.SUBMITTED
     if any(o.failure is ToolFailure.SANDBOX_DEAD for o in observations):

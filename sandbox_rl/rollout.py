@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Literal
@@ -27,7 +27,7 @@ from sandbox_rl.settings import Settings
 from sandbox_rl.tools.toolbox import Toolbox
 from sandbox_rl.types import Answer, AnswerStatus, Message, Reward, Rollout, StopReason, Task, Trajectory
 
-__all__ = ["EpisodeRequest", "RolloutEngine", "RolloutSettings"]
+__all__ = ["EpisodeRequest", "RolloutEngine", "RolloutSettings", "run_requests"]
 
 logger = logging.getLogger(__name__)
 
@@ -133,62 +133,15 @@ class RolloutEngine:
             InfraFault: every single episode failed on our side; going on would train on nothing.
             UserError: the machine cannot do it at all.
         """
-        slots = asyncio.Semaphore(self._settings.concurrency)
-
-        async def one(request: EpisodeRequest) -> Rollout:
-            async with slots:
-                rollout = await self._with_retries(request, sampling or self._sampling, overlong)
-            if on_rollout is not None:
-                on_rollout(request, rollout)
-            return rollout
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(request)) for request in requests]
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None  # one cause says it all; the rest was cancelled
-        rollouts = [task.result() for task in tasks]
-        if rollouts and all(r.trajectory.stop is StopReason.INFRA_FAULT for r in rollouts):
-            raise InfraFault(
-                f"all {len(rollouts)} episodes failed on our side; the first: {rollouts[0].trajectory.fault}"
-            )
-        return rollouts
-
-    async def _with_retries(
-        self, request: EpisodeRequest, sampling: SamplingSettings, overlong: OverlongPolicy | None
-    ) -> Rollout:
-        started = time.monotonic()
-        fault = ""
-        for attempt in range(self._settings.retries + 1):
-            if attempt:
-                # Jitter keeps episodes that failed together from coming back together.
-                await asyncio.sleep(self._settings.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-            try:
-                budget = self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S
-                async with asyncio.timeout(budget):
-                    return await self._attempt(request, sampling, overlong)
-            except UserError:
-                raise
-            except TimeoutError:
-                fault = f"the episode outlasted its whole budget of {budget:.0f} s"
-            except InfraFault as error:
-                fault = f"{type(error).__name__}: {error}"
-            except Exception as error:
-                # Not one of ours by type, so a defect: it must not end a run of days, nor go unseen.
-                fault = f"{type(error).__name__}: {error}"
-                logger.exception("episode %s: unexpected failure", request.id)
-            logger.warning("episode %s, try %d: %s", request.id, attempt + 1, fault)
-        lost = Trajectory(
-            task_id=request.task.id,
-            prompt_ids=self.prompt_ids(request.task),
-            turns=(),
-            stop=StopReason.INFRA_FAULT,
-            answer=Answer(AnswerStatus.MISSING),
-            episode_id=request.id,
-            fault=fault,
-            seconds=time.monotonic() - started,
+        chosen = sampling or self._sampling
+        return await run_requests(
+            requests,
+            lambda request: self._attempt(request, chosen, overlong),
+            settings=self._settings,
+            budget_s=self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S,
+            prompt_ids=self.prompt_ids,
+            on_rollout=on_rollout,
         )
-        return Rollout(lost, Reward(None, detail=fault), request.task)
 
     async def _attempt(
         self, request: EpisodeRequest, sampling: SamplingSettings, overlong: OverlongPolicy | None
@@ -231,3 +184,84 @@ class RolloutEngine:
             if choice == "mask":
                 return Rollout(trajectory, Reward(None, detail=detail, masked=True), task)
         return Rollout(trajectory, await self.scoring.score(task, answer), task)
+
+
+async def run_requests(
+    requests: Sequence[EpisodeRequest],
+    attempt: Callable[[EpisodeRequest], Awaitable[Rollout]],
+    *,
+    settings: RolloutSettings,
+    budget_s: float,
+    prompt_ids: Callable[[Task], tuple[int, ...]] = lambda _: (),
+    on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
+) -> list[Rollout]:
+    """Run all requests side by side, each with its retries: what every engine has in common.
+
+    Args:
+        attempt: one whole try: episode, answer, reward.
+        budget_s: seconds that a try may take.
+        prompt_ids: those of an episode that is lost to a fault.
+
+    Returns, Raises:
+        As `RolloutEngine.run`.
+    """
+    slots = asyncio.Semaphore(settings.concurrency)
+
+    async def one(request: EpisodeRequest) -> Rollout:
+        async with slots:
+            rollout = await _with_retries(request, attempt, settings, budget_s, prompt_ids)
+        if on_rollout is not None:
+            on_rollout(request, rollout)
+        return rollout
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(request)) for request in requests]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None  # one cause says it all; the rest was cancelled
+    rollouts = [task.result() for task in tasks]
+    if rollouts and all(r.trajectory.stop is StopReason.INFRA_FAULT for r in rollouts):
+        raise InfraFault(
+            f"all {len(rollouts)} episodes failed on our side; the first: {rollouts[0].trajectory.fault}"
+        )
+    return rollouts
+
+
+async def _with_retries(
+    request: EpisodeRequest,
+    attempt: Callable[[EpisodeRequest], Awaitable[Rollout]],
+    settings: RolloutSettings,
+    budget_s: float,
+    prompt_ids: Callable[[Task], tuple[int, ...]],
+) -> Rollout:
+    started = time.monotonic()
+    fault = ""
+    for number in range(settings.retries + 1):
+        if number:
+            # Jitter keeps episodes that failed together from coming back together.
+            await asyncio.sleep(settings.backoff_s * 2 ** (number - 1) * random.uniform(0.5, 1.5))
+        try:
+            async with asyncio.timeout(budget_s):
+                return await attempt(request)
+        except UserError:
+            raise
+        except TimeoutError:
+            fault = f"the episode outlasted its whole budget of {budget_s:.0f} s"
+        except InfraFault as error:
+            fault = f"{type(error).__name__}: {error}"
+        except Exception as error:
+            # Not one of ours by type, so a defect: it must not end a run of days, nor go unseen.
+            fault = f"{type(error).__name__}: {error}"
+            logger.exception("episode %s: unexpected failure", request.id)
+        logger.warning("episode %s, try %d: %s", request.id, number + 1, fault)
+    lost = Trajectory(
+        task_id=request.task.id,
+        prompt_ids=prompt_ids(request.task),
+        turns=(),
+        stop=StopReason.INFRA_FAULT,
+        answer=Answer(AnswerStatus.MISSING),
+        episode_id=request.id,
+        fault=fault,
+        seconds=time.monotonic() - started,
+    )
+    return Rollout(lost, Reward(None, detail=fault), request.task)

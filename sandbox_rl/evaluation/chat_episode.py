@@ -6,14 +6,12 @@ it can be scored, shown and counted, not trained on. Token counts are those that
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox_rl.episode import HOST_GRACE_S, EpisodeSettings, SamplingSettings
-from sandbox_rl.errors import SandboxFault
+from sandbox_rl.episode import EpisodeSettings, SamplingSettings, answer_calls, why_stop
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.openai_chat import ChatClient, ChatReply, ContextFull
 from sandbox_rl.sandboxes.base import Sandbox
@@ -24,7 +22,6 @@ from sandbox_rl.types import (
     Message,
     Observation,
     StopReason,
-    ToolFailure,
     Trajectory,
     Turn,
     TurnTiming,
@@ -120,11 +117,12 @@ async def run_chat_episode(
         history.append(dict(reply.message))
 
         started = time.monotonic()
-        observations = await _answer(reply, toolbox, sandbox, deadline)
+        calls = tuple(call.call for call in reply.calls)
+        observations = await answer_calls(calls, toolbox, sandbox, deadline)
         turns.append(
             Turn(
                 Action((), None, reply.finish_reason),
-                tuple(call.call for call in reply.calls),
+                calls,
                 observations,
                 (),
                 TurnTiming(generation, time.monotonic() - started),
@@ -132,7 +130,7 @@ async def run_chat_episode(
         )
         left = settings.max_turns - index - 1
         history.extend(_observed(reply, observations, left))
-        stop = _why_stop(observations, deadline)
+        stop = why_stop(observations, deadline)
         if stop is not None:
             return end(stop)
     return end(StopReason.MAX_TURNS)
@@ -174,31 +172,6 @@ class _Counter:
         return {"prompt": self._first, "sampled": self._sampled, "observed": self._observed}
 
 
-async def _answer(
-    reply: ChatReply, toolbox: Toolbox, sandbox: Sandbox, deadline: float
-) -> tuple[Observation, ...]:
-    """Run the calls of a turn in order; what follows a submit or the deadline is not run."""
-    if not reply.calls:
-        return (toolbox.no_call(),)
-    observations: list[Observation] = []
-    for call in reply.calls:
-        budget = deadline - time.monotonic()
-        if budget <= 0:
-            break
-        try:
-            async with asyncio.timeout(budget + HOST_GRACE_S):
-                observation = await toolbox.run(sandbox, call.call, timeout=budget)
-        except TimeoutError as error:
-            raise SandboxFault(
-                f"sandbox {sandbox.id}: a tool call did not return within its {budget:.0f} s and "
-                f"{HOST_GRACE_S:.0f} s of grace; the host side of the sandbox hangs"
-            ) from error
-        observations.append(observation)
-        if observation.submitted or observation.failure is ToolFailure.SANDBOX_DEAD:
-            break
-    return tuple(observations)
-
-
 def _observed(reply: ChatReply, observations: Sequence[Observation], left: int) -> list[dict[str, Any]]:
     """One tool message per call, as the API demands, also for calls that were not run."""
     steps = f"\nSteps Remaining: {left}"
@@ -210,11 +183,3 @@ def _observed(reply: ChatReply, observations: Sequence[Observation], left: int) 
         {"role": "tool", "tool_call_id": call.id, "content": text}
         for call, text in zip(reply.calls, texts, strict=True)
     ]
-
-
-def _why_stop(observations: Sequence[Observation], deadline: float) -> StopReason | None:
-    if any(o.submitted for o in observations):
-        return StopReason.SUBMITTED
-    if any(o.failure is ToolFailure.SANDBOX_DEAD for o in observations):
-        return StopReason.SANDBOX_DEAD
-    return StopReason.TIMEOUT if time.monotonic() >= deadline else None

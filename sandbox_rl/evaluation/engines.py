@@ -5,9 +5,6 @@ Each has one `attempt`; retries, concurrency and the attribution of faults are t
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,13 +13,12 @@ from typing import Any
 
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings, SamplingSettings
-from sandbox_rl.errors import InfraFault, UserError
 from sandbox_rl.evaluation.chat_episode import MessageTrajectory, run_chat_episode, to_wire
 from sandbox_rl.evaluation.reply import answer_of_reply
 from sandbox_rl.policies.base import Policy, Sampling
 from sandbox_rl.policies.openai_chat import ChatClient, ContextFull
 from sandbox_rl.rewards.pool import ScoringPool
-from sandbox_rl.rollout import END_GRACE_S, EpisodeRequest, RolloutSettings
+from sandbox_rl.rollout import END_GRACE_S, EpisodeRequest, RolloutSettings, run_requests
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tools.toolbox import Toolbox
@@ -31,7 +27,6 @@ from sandbox_rl.types import (
     Answer,
     AnswerStatus,
     Message,
-    Reward,
     Rollout,
     StopReason,
     Task,
@@ -42,13 +37,11 @@ from sandbox_rl.types import (
 
 __all__ = ["ChatEngine", "PlainChatEngine", "PlainEngine"]
 
-logger = logging.getLogger(__name__)
-
 Render = Callable[[Task], Sequence[Message]]
 
 
 class _Engine(ABC):
-    """Concurrency, retries and scoring around `attempt`. An async context manager."""
+    """Scoring around `attempt`. An async context manager."""
 
     def __init__(
         self,
@@ -95,61 +88,21 @@ class _Engine(ABC):
             InfraFault: every single episode failed on our side.
             UserError: the machine, the endpoint or the model cannot do it at all.
         """
-        slots = asyncio.Semaphore(self._settings.concurrency)
+        chosen = sampling or SamplingSettings()
 
-        async def one(request: EpisodeRequest) -> Rollout:
-            async with slots:
-                rollout = await self._with_retries(request, sampling or SamplingSettings())
-            if on_rollout is not None:
-                on_rollout(request, rollout)
-            return rollout
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(request)) for request in requests]
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None  # one cause says it all; the rest was cancelled
-        rollouts = [task.result() for task in tasks]
-        if rollouts and all(r.trajectory.stop is StopReason.INFRA_FAULT for r in rollouts):
-            raise InfraFault(
-                f"all {len(rollouts)} episodes failed on our side; the first: {rollouts[0].trajectory.fault}"
+        async def attempt(request: EpisodeRequest) -> Rollout:
+            trajectory = await self.attempt(request, chosen)
+            return Rollout(
+                trajectory, await self._scoring.score(request.task, trajectory.answer), request.task
             )
-        return rollouts
 
-    async def _with_retries(self, request: EpisodeRequest, sampling: SamplingSettings) -> Rollout:
-        started = time.monotonic()
-        fault = ""
-        for attempt in range(self._settings.retries + 1):
-            if attempt:
-                await asyncio.sleep(self._settings.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-            try:
-                budget = self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S
-                async with asyncio.timeout(budget):
-                    trajectory = await self.attempt(request, sampling)
-                    reward = await self._scoring.score(request.task, trajectory.answer)
-                    return Rollout(trajectory, reward, request.task)
-            except UserError:
-                raise
-            except TimeoutError:
-                fault = f"the episode outlasted its whole budget of {budget:.0f} s"
-            except InfraFault as error:
-                fault = f"{type(error).__name__}: {error}"
-            except Exception as error:
-                # Not one of ours by type, so a defect: it must not end a long run, nor go unseen.
-                fault = f"{type(error).__name__}: {error}"
-                logger.exception("episode %s: unexpected failure", request.id)
-            logger.warning("episode %s, try %d: %s", request.id, attempt + 1, fault)
-        lost = Trajectory(
-            task_id=request.task.id,
-            prompt_ids=(),
-            turns=(),
-            stop=StopReason.INFRA_FAULT,
-            answer=Answer(AnswerStatus.MISSING),
-            episode_id=request.id,
-            fault=fault,
-            seconds=time.monotonic() - started,
+        return await run_requests(
+            requests,
+            attempt,
+            settings=self._settings,
+            budget_s=self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S,
+            on_rollout=on_rollout,
         )
-        return Rollout(lost, Reward(None, detail=fault), request.task)
 
 
 class ChatEngine(_Engine):
