@@ -39,7 +39,7 @@ class LogMetrics(TrainerCallback):  # type: ignore[misc]
 class AfterSteps(TrainerCallback):  # type: ignore[misc]
     """Calls `action(step)` after every `every` updates."""
 
-    def __init__(self, every: int, action: Callable[[int], None]) -> None:
+    def __init__(self, every: int, action: Callable[[int], object]) -> None:
         self._every = every
         self._action = action
 

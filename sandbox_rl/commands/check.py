@@ -19,6 +19,8 @@ from sandbox_rl.commands.run_dir import check_output_dir
 from sandbox_rl.commands.starting_point import needs_warmup
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError, DataError, SetupError
+from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.vllm_launch import interpreter
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.experts import load_expert
@@ -54,6 +56,10 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     if recipe.warmup is not None:
         load_expert(recipe.warmup.expert)
     needs_warmup(recipe)
+    if isinstance(recipe.policy, VLLMSettings):
+        if recipe.policy.engine == "managed":
+            interpreter(recipe.policy)
+        display.say(f"ok  policy: vLLM, {recipe.policy.engine}; its own arguments are checked at its start")
     tiny = recipe.model.path == "tiny"
     # The tiny model's own tokenizer is trained during the warm-up and only ever shorter than bytes.
     tokenizer = tiny_tokenizer() if tiny else load_tokenizer(recipe.model)
@@ -68,11 +74,18 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
         recipe.model,
         prompt_tokens=prompt,
         completion_tokens=max(1, min(recipe.episode.max_tokens, context - prompt)),
-        sampled_rows=min(recipe.policy.max_batch, recipe.rollout.concurrency),
+        sampled_rows=_sampled_rows(recipe),
         stored_dtype=stored_dtype(config),
     )
     display.say(f"ok  memory: {memory}")
     asyncio.run(_try_sandbox(recipe, tasks, display))
+
+
+def _sampled_rows(recipe: Recipe) -> int:
+    """Sequences that the trainer's process samples at once; a server has memory of its own."""
+    if isinstance(recipe.policy, VLLMSettings):
+        return 0
+    return min(recipe.policy.max_batch, recipe.rollout.concurrency)
 
 
 def check_prompts(

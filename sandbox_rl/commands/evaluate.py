@@ -8,7 +8,7 @@ from accelerate import PartialState
 
 from sandbox_rl.commands.display import Display
 from sandbox_rl.commands.held_out import HeldOut
-from sandbox_rl.commands.parts import build_chat, build_engine
+from sandbox_rl.commands.parts import build_chat, build_engine, build_policy
 from sandbox_rl.commands.run_dir import RunDirectory
 from sandbox_rl.commands.starting_point import starting_point
 from sandbox_rl.config.recipe import Recipe
@@ -16,10 +16,10 @@ from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation import Evaluation
 from sandbox_rl.journal import Journal
-from sandbox_rl.policies.transformers import TransformersPolicy
+from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.models import context_length, load_model, load_tokenizer
+from sandbox_rl.training.models import load_model, load_tokenizer
 
 __all__ = ["evaluate"]
 
@@ -43,14 +43,8 @@ def evaluate(recipe: Recipe, *, base_dir: Path, model: str | None, display: Disp
     )
     tokenizer, loaded = load_tokenizer(settings), load_model(settings)
     chat = build_chat(recipe, tokenizer)
-    policy = TransformersPolicy(
-        loaded,
-        end_ids=chat.end_ids,
-        pad_id=tokenizer.pad_token_id,
-        max_context=context_length(loaded),
-        max_batch=recipe.policy.max_batch,
-        max_delay_s=recipe.policy.max_delay_s,
-    )
+    sampler = recipe.policy if isinstance(recipe.policy, TransformersSettings) else TransformersSettings()
+    policy = build_policy(sampler, loaded, tokenizer, chat)
     engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=SamplingSettings())
     run = RunDirectory.new(Path(recipe.output_dir), f"{recipe.name}-eval")
     with LoopThread() as loop, loop.entered(engine), Journal(run.episodes) as journal:

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedModel
+
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.policies.base import Policy
+from sandbox_rl.policies.config import TransformersSettings
+from sandbox_rl.policies.transformers import TransformersPolicy
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.sandboxes.base import SandboxBackend
@@ -19,6 +23,7 @@ from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render
 from sandbox_rl.tools.toolbox import Toolbox, default_toolbox
 from sandbox_rl.training.grpo import grpo_config
+from sandbox_rl.training.models import context_length
 from sandbox_rl.types import Message, Task
 
 if TYPE_CHECKING:
@@ -29,6 +34,7 @@ __all__ = [
     "build_backend",
     "build_chat",
     "build_engine",
+    "build_policy",
     "build_render",
     "build_scoring",
     "build_toolbox",
@@ -85,6 +91,26 @@ def build_chat(recipe: Recipe, tokenizer: Any) -> ChatFormat:
         build_toolbox(recipe).schemas,
         call_format=recipe.chat.call_format,
         template_options=dict(recipe.chat.template_options),
+    )
+
+
+def build_policy(
+    settings: TransformersSettings,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    chat: ChatFormat,
+    *,
+    weight_version: Callable[[], int] = lambda: 0,
+) -> TransformersPolicy:
+    """The policy that samples from a model of this process."""
+    return TransformersPolicy(
+        model,
+        end_ids=chat.end_ids,
+        pad_id=tokenizer.pad_token_id,
+        max_context=context_length(model),
+        max_batch=settings.max_batch,
+        max_delay_s=settings.max_delay_s,
+        weight_version=weight_version,
     )
 
 

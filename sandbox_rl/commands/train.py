@@ -25,14 +25,16 @@ from sandbox_rl.commands.display import Display, Silent
 from sandbox_rl.commands.facts import machine_facts
 from sandbox_rl.commands.held_out import HeldOut
 from sandbox_rl.commands.labels import data_labels, result_lines
-from sandbox_rl.commands.parts import build_chat, build_engine, grpo_arguments
+from sandbox_rl.commands.parts import build_chat, build_engine, build_policy, grpo_arguments
 from sandbox_rl.commands.results import known_result, log_evaluation, write_results
 from sandbox_rl.commands.run_dir import RunDirectory, check_output_dir, write_atomically
+from sandbox_rl.commands.served import ServedPolicy, serve
 from sandbox_rl.commands.starting_point import starting_point
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.evaluation import Evaluation
 from sandbox_rl.journal import Journal
-from sandbox_rl.policies.transformers import TransformersPolicy
+from sandbox_rl.policies.base import Policy
+from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import CheckpointManifest, last_complete
 from sandbox_rl.training.config import LoraSettings
@@ -40,7 +42,7 @@ from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.export import export_model
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.models import context_length, load_model, load_tokenizer
+from sandbox_rl.training.models import configured_context, load_model, load_tokenizer
 from sandbox_rl.training.trainer import GroupRollouts, SandboxGRPOTrainer, outcome_reward
 from sandbox_rl.types import Task
 
@@ -81,26 +83,41 @@ def train(
     # Wrong fields show before a warm-up takes minutes, and nothing is written before all is checked.
     sampling = sampling_of(grpo_arguments(recipe, Path(recipe.output_dir)))
     model_settings = starting_point(recipe, base_dir=base_dir, state=state, display=display)
-    tokenizer, model = load_tokenizer(model_settings), load_model(model_settings)
+    tokenizer = load_tokenizer(model_settings)
     chat = build_chat(recipe, tokenizer)
-    check_prompts(recipe, base_dir, chat, train_tasks, context=context_length(model))
+    context = configured_context(model_settings)
+    longest_prompt = check_prompts(recipe, base_dir, chat, train_tasks, context=context)
     updates = CountUpdates()
-    policy = TransformersPolicy(
-        model,
-        end_ids=chat.end_ids,
-        pad_id=tokenizer.pad_token_id,
-        max_context=context_length(model),
-        max_batch=recipe.policy.max_batch,
-        max_delay_s=recipe.policy.max_delay_s,
-        weight_version=lambda: updates.value,
-    )
-    engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=sampling)
     finish = FinishOnSignal()
     with ExitStack() as stack:
         loop = stack.enter_context(LoopThread())
+        served: ServedPolicy | None = None
+        if isinstance(recipe.policy, VLLMSettings):
+            served = serve(
+                recipe,
+                model=model_settings.path,
+                tokenizer=tokenizer,
+                chat=chat,
+                longest_prompt=longest_prompt,
+                context=context,
+                loop=loop,
+                state=state,
+                display=display,
+            )
+            stack.callback(served.stop)
+        model = load_model(model_settings)  # while the server starts
+        policy: Policy
+        if isinstance(recipe.policy, TransformersSettings):
+            policy = build_policy(recipe.policy, model, tokenizer, chat, weight_version=lambda: updates.value)
+        else:
+            assert served is not None
+            policy = served.policy
+        engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=sampling)
         stack.enter_context(loop.entered(engine))
         check_gold(loop.run(engine.scoring.check_gold(train_tasks[:GOLD_SAMPLE])))
         run = _run_directory(recipe, state, resume=resume)
+        if served is not None:
+            served.keep_log(run.path / "vllm.log")
         args = grpo_arguments(recipe, run.checkpoints)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "logs")
         journal = stack.enter_context(Journal(run.episodes, repair=state.is_main_process))
@@ -140,6 +157,7 @@ def train(
                 train_dataset=Dataset.from_dict({"prompt": [task.id for task in train_tasks]}),
                 processing_class=tokenizer,
                 peft_config=_lora(recipe.model.lora),
+                weight_sync=None if served is None else served.sync,
                 callbacks=[
                     updates,
                     finish,
@@ -148,11 +166,17 @@ def train(
                 ],
             )
             trainer.remove_callback(PrinterCallback)
+
+            def measure(label: str, step: int) -> Evaluation | None:
+                trainer.sync_policy()
+                evaluation = held_out.evaluate(label, step)
+                log_evaluation(trainer, evaluation)
+                return evaluation
+
             if recipe.evaluation.every_steps:
                 trainer.add_callback(
                     AfterSteps(
-                        recipe.evaluation.every_steps,
-                        lambda step: log_evaluation(trainer, held_out.evaluate(f"after step {step}", step)),
+                        recipe.evaluation.every_steps, lambda step: measure(f"after step {step}", step)
                     )
                 )
             checkpoint = last_complete(run.checkpoints) if resume else None
@@ -160,15 +184,13 @@ def train(
                 curriculum.restore(checkpoint)
             before = known_result(run, "before") if resume else None
             if before is None and checkpoint is None:
-                before = held_out.evaluate("before training", 0)
-                log_evaluation(trainer, before)
+                before = measure("before training", 0)
                 write_results(run, state, before, None)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         steps = int(trainer.state.global_step)
         if finish.received:
             return TrainResult(run.path, None, before, None, steps, interrupted=True)
-        after = held_out.evaluate("after training", steps)
-        log_evaluation(trainer, after)
+        after = measure("after training", steps)
         write_results(run, state, before, after)
     if state.is_main_process:
         export_model(

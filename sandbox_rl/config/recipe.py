@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from sandbox_rl.chat.config import ChatSettings
 from sandbox_rl.episode import EpisodeSettings
+from sandbox_rl.policies.config import PolicySettings, TransformersSettings
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rollout import RolloutSettings
 from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings, SandboxSettings
@@ -19,7 +20,6 @@ from sandbox_rl.training.config import (
     CurriculumSettings,
     EvaluationSettings,
     ModelSettings,
-    PolicySettings,
     WarmupSettings,
 )
 
@@ -39,7 +39,7 @@ class Recipe(Settings):
     """What is trained."""
     chat: ChatSettings = ChatSettings()
     """How the model is talked to."""
-    policy: PolicySettings = PolicySettings()
+    policy: PolicySettings = TransformersSettings()
     """What samples the turns."""
     data: DataSettings
     """Where tasks come from."""

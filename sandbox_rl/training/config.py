@@ -13,7 +13,6 @@ __all__ = [
     "EvaluationSettings",
     "LoraSettings",
     "ModelSettings",
-    "PolicySettings",
     "WarmupSettings",
 ]
 
@@ -37,16 +36,6 @@ class ModelSettings(Settings):
     trust_remote_code: bool = False
     attn_implementation: str | None = None
     lora: LoraSettings | None = None
-
-
-class PolicySettings(Settings):
-    """The model samples in the trainer's own process: for small models and machines without a GPU."""
-
-    type: Literal["transformers"] = "transformers"
-    max_batch: int = Field(64, ge=1)
-    """Turns that are sampled together at most."""
-    max_delay_s: float = Field(0.05, ge=0)
-    """How long a turn waits for others to join its batch."""
 
 
 class WarmupSettings(Settings):

@@ -22,9 +22,10 @@ from sandbox_rl.training.estimator import Estimator
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.refill import Refilled, refill
 from sandbox_rl.training.rows import to_rows
+from sandbox_rl.training.weight_sync import WeightSync
 from sandbox_rl.types import Rollout, Task
 
-__all__ = ["GroupRollouts", "SandboxGRPOTrainer", "outcome_reward", "trim_padding"]
+__all__ = ["GroupRollouts", "SandboxGRPOTrainer", "mismatch", "outcome_reward", "trim_padding"]
 
 _PER_COMPLETION_TOKEN = (
     "completion_ids",
@@ -42,7 +43,31 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     TRL pads every row to the longest of its generation batch, so one long episode makes all
     micro-batches long. Trimming leaves loss and gradients as they are.
+
+    Args:
+        weight_sync: where the policy is sampled by servers: TRL then calls its `sync_weights` before
+            rollouts, and corrects for the servers' log-probs differing from its own
+            (`vllm_importance_sampling_mode`), as with its own vLLM modes.
     """
+
+    def __init__(self, *args: Any, weight_sync: WeightSync | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._weight_sync = weight_sync
+        if weight_sync is not None:
+            # Set afterwards: TRL's constructor would start or look for an engine of its own. From here
+            # on it reads exactly these three (pinned by tests/smoke/test_trl_contract.py).
+            self.use_vllm = True
+            self.vllm_generation = weight_sync
+            self._last_loaded_step = -1
+            weight_sync.attach(
+                lambda: self.accelerator.unwrap_model(self.model), lambda: int(self.state.global_step)
+            )
+
+    def sync_policy(self) -> None:
+        """Bring the servers up to date before rollouts that TRL does not ask for, as in evaluation."""
+        if self._weight_sync is not None and self._last_loaded_step != self.state.global_step:
+            self._weight_sync.sync_weights()
+            self._last_loaded_step = self.state.global_step
 
     def compute_loss(
         self,
@@ -52,7 +77,35 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         num_items_in_batch: Any = None,
     ) -> Any:
         """The loss of a micro-batch, on trimmed inputs."""
+        if self._weight_sync is not None and model.training:
+            for name, value in mismatch(inputs).items():
+                self._metrics["train"][name].append(value)
         return super().compute_loss(model, trim_padding(inputs), return_outputs, num_items_in_batch)
+
+
+def mismatch(inputs: Mapping[str, Any]) -> dict[str, float]:
+    """How far the trainer's log-probs of sampled tokens lie from the sampler's, in nats.
+
+    Args:
+        inputs: of TRL's `compute_loss`; tensors (B, C), only policy tokens count.
+
+    Returns:
+        `mismatch/mean` and `mismatch/max` of the absolute difference, and `mismatch/kl`, the estimate
+        mean(r - 1 - log r) of KL(sampler || trainer) with r = trainer / sampler
+        (k3 in http://joschu.net/blog/kl-approx.html).
+    """
+    sampler, trainer = inputs.get("sampling_per_token_logps"), inputs.get("old_per_token_logps")
+    if sampler is None or trainer is None:
+        return {}
+    mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+    log_ratio = (trainer - sampler)[mask.bool()].float()
+    if log_ratio.numel() == 0:
+        return {}
+    return {
+        "mismatch/mean": log_ratio.abs().mean().item(),
+        "mismatch/max": log_ratio.abs().max().item(),
+        "mismatch/kl": (log_ratio.exp() - 1 - log_ratio).mean().item(),
+    }
 
 
 def trim_padding(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ LEVELS = (
 )
 SIBLINGS_APART = ({"tasks", "rewards", "sandboxes", "policies"}, {"tools", "chat"})
 HEAVY = {
-    "torch": ("training/", "commands/", "policies/transformers"),
+    "torch": ("training/", "commands/", "policies/transformers", "policies/vllm_plugin"),
     "trl": ("training/",),
     "transformers": ("training/", "commands/", "policies/transformers"),
     "docker": ("sandboxes/docker",),

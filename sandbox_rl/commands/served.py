@@ -1,0 +1,125 @@
+"""A run's policy: in this process, or in vLLM servers that the trainer's weights are published to."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.commands.display import Display
+from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.vllm import VLLMPolicy
+from sandbox_rl.policies.vllm_api import Address
+from sandbox_rl.policies.vllm_server import ExternalServers, ManagedServer
+from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.weight_sync import WeightSync
+from sandbox_rl.training.weight_transfer import WeightPublisher
+
+__all__ = ["ServedPolicy", "serve", "transfer_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedPolicy:
+    """A policy in servers, and what keeps their weights up to date.
+
+    Args:
+        keep_log: move the log of a server of ours to where the run lies.
+        stop: end a server of ours that was started, entered or not.
+    """
+
+    policy: VLLMPolicy
+    sync: WeightSync
+    keep_log: Callable[[Path], None]
+    stop: Callable[[], None]
+
+
+def transfer_of(settings: VLLMSettings) -> str:
+    """How weights get in on this machine: `shm` or `ipc`."""
+    if settings.transfer != "auto":
+        return settings.transfer
+    return "ipc" if torch.cuda.is_available() else "shm"
+
+
+def serve(
+    recipe: Recipe,
+    *,
+    model: str,
+    tokenizer: Any,
+    chat: ChatFormat,
+    longest_prompt: int,
+    context: int,
+    loop: LoopThread,
+    state: PartialState,
+    display: Display,
+) -> ServedPolicy:
+    """Start a server, or look for the given ones; entering the policy waits for them.
+
+    The first process has the server of a run; the others use it over the same socket.
+
+    Args:
+        model: what the server loads.
+        longest_prompt: in tokens.
+        context: of the model, in tokens.
+
+    Raises:
+        SetupError: no interpreter with vLLM.
+    """
+    settings = recipe.policy
+    assert isinstance(settings, VLLMSettings)
+    transfer = transfer_of(settings)
+    log = Path(recipe.output_dir) / f"{recipe.name}-vllm-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    source: ManagedServer | ExternalServers
+    addresses = [Address(url) for url in settings.base_urls]
+    managed = settings.engine == "managed"
+    if managed and state.is_main_process:
+        longest = min(context, longest_prompt + recipe.episode.max_tokens)
+        arguments = {"max-model-len": longest} | dict(settings.arguments)
+        source = ManagedServer(
+            settings.model_copy(update={"arguments": arguments}),
+            model=model,
+            log=log,
+            transfer=transfer,
+            gpu=torch.cuda.is_available(),
+            needed_context=longest_prompt + 1,
+            tokenizer=tokenizer,
+            say=display.say,
+        )
+        loop.run(source.start())
+        addresses = [source.address]
+    if managed and state.num_processes > 1:
+        broadcast_object_list(addresses)
+    if not (managed and state.is_main_process):
+        source = ExternalServers(
+            addresses,
+            needed_context=longest_prompt + 1,
+            tokenizer=tokenizer if state.is_main_process else None,
+            startup_timeout_s=settings.startup_timeout_s,
+        )
+    publisher = None
+    if state.is_main_process:
+        publisher = WeightPublisher(loop, source, transfer=transfer, dtype=lambda: source.facts[0].dtype)
+        if isinstance(source, ManagedServer):
+            source.republish = publisher.republish
+    sync = WeightSync(publisher, state)
+    policy = VLLMPolicy(source, settings, end_ids=chat.end_ids, weight_version=lambda: sync.version)
+
+    def keep_log(path: Path) -> None:
+        if isinstance(source, ManagedServer):
+            source.move_log(path)
+
+    def stop() -> None:
+        if isinstance(source, ManagedServer):
+            loop.run(source.stop())
+        if publisher is not None:
+            publisher.destroy()
+
+    return ServedPolicy(policy, sync, keep_log, stop)

@@ -1,0 +1,96 @@
+"""Settings of the policy engines, told apart by `type`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from sandbox_rl.settings import Settings
+
+__all__ = ["PolicySettings", "TransformersSettings", "VLLMSettings"]
+
+_OURS = {
+    "model": "set model.path",
+    "served-model-name": "leave it; the served name is ours",
+    "host": "leave it; a managed server is reached through a private socket or loopback only",
+    "port": "set policy.port",
+    "uds": "leave it; set policy.port for TCP instead",
+    "logprobs-mode": "leave it; training needs the log-probs of the distribution sampled from",
+    "weight-transfer-config": "set policy.transfer",
+    "worker-extension-cls": "leave it; it loads and verifies our weights",
+    "generation-config": "leave it; sampling is the recipe's alone",
+}
+"""Arguments of the server that the recipe says elsewhere, and where."""
+
+
+class TransformersSettings(Settings):
+    """The model samples in the trainer's own process: for small models and machines without a GPU."""
+
+    type: Literal["transformers"] = "transformers"
+    max_batch: int = Field(64, ge=1)
+    """Turns that are sampled together at most."""
+    max_delay_s: float = Field(0.05, ge=0)
+    """How long a turn waits for others to join its batch."""
+
+
+class VLLMSettings(Settings):
+    """The model samples in a vLLM server that we start and watch, or in servers that are there already."""
+
+    type: Literal["vllm"]
+    engine: Literal["managed", "external"] = "managed"
+    """`managed`: a child of this run. `external`: `base_urls`, started by someone else."""
+    base_urls: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s]+$")], ...] = ()
+    """Of external servers, e.g. http://10.0.0.5:8000. They must run with VLLM_SERVER_DEV_MODE=1, the worker
+    extension and the transfer's weight-transfer-config (docs/vllm.md): never expose them."""
+    python: str | None = None
+    """Interpreter that has vLLM; otherwise $SANDBOX_RL_VLLM_PYTHON, otherwise the one that runs this."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the managed server as `vllm serve` names them, without the dashes: `max-num-seqs: 128`.
+    True is a bare flag, False its `--no-` form, a mapping is passed as JSON."""
+    port: int = Field(0, ge=0, le=65_535)
+    """0: a private unix socket, which no other user or sandbox can reach; else this port on loopback."""
+    startup_timeout_s: float = Field(900.0, gt=0)
+    """Seconds within which a server must answer after its start."""
+    request_timeout_s: float = Field(600.0, gt=0)
+    """Seconds that one turn may take in the server; shorter than an episode."""
+    retries: int = Field(4, ge=0)
+    """Further tries of a turn whose request failed on the server's side."""
+    backoff_s: float = Field(0.5, ge=0)
+    """First wait before a retry; doubles each time, with jitter."""
+    restarts: int = Field(3, ge=0)
+    """How often a managed server that died is started again, with the newest weights."""
+    transfer: Literal["auto", "shm", "ipc"] = "auto"
+    """How weights get in. `shm`: shared memory of one host. `ipc`: CUDA handles on one GPU or host.
+    `auto`: `ipc` where the trainer has a GPU, else `shm`."""
+    mismatch_alarm: float = Field(0.1, gt=0)
+    """Warn when sampler and trainer differ by more than this on average per token (nats)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VLLMSettings:
+        if (self.engine == "external") != bool(self.base_urls):
+            raise ValueError(
+                f"engine {self.engine!r} with {len(self.base_urls)} base_urls; expected base_urls with "
+                "'external' and none with 'managed'"
+            )
+        for name in self.arguments:
+            plain = name.replace("_", "-").lstrip("-").removeprefix("no-")
+            if plain in _OURS:
+                raise ValueError(f"arguments: {name!r} belongs elsewhere: {_OURS[plain]}")
+            if name != name.lstrip("-"):
+                raise ValueError(f"arguments: {name!r}, expected the name without dashes in front")
+        return self
+
+
+def _kind(value: Any) -> str:
+    """The variant that a value belongs to; a mapping without `type` means the in-process one."""
+    if isinstance(value, dict):
+        return str(value.get("type", "transformers"))
+    return str(getattr(value, "type", ""))
+
+
+PolicySettings = Annotated[
+    Annotated[TransformersSettings, Tag("transformers")] | Annotated[VLLMSettings, Tag("vllm")],
+    Discriminator(_kind),
+]
+"""Either engine, told apart by `type`."""

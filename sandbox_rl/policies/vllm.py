@@ -1,0 +1,201 @@
+"""A policy served by vLLM over `/v1/completions`: token ids in, token ids out.
+
+An episode stays on one server, whose prefix cache then holds its conversation; new episodes go to the
+server with the fewest. Cached prefixes are salted with the weight version, so that no turn is ever
+sampled on a mixture of keys computed by different weights.
+
+Whose fault is it? A turn that outlasts the episode's own time is the policy's (`TimeoutError`). What
+the server does is retried within that time and then an `EngineFault`. A 4xx is one at once: the same
+request would be refused again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sandbox_rl.errors import EngineFault
+from sandbox_rl.policies.base import PolicySession, Sampling
+from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.vllm_api import Refused, Unreachable, VLLMServer
+from sandbox_rl.types import Action
+
+__all__ = ["ServerSource", "VLLMPolicy"]
+
+LONGEST_BACKOFF_S = 20.0
+
+
+class ServerSource(Protocol):
+    """Gives servers that are up, and waits for one that is being restarted."""
+
+    async def __aenter__(self) -> ServerSource: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    @property
+    def servers(self) -> Sequence[VLLMServer]:
+        """The servers, open and ready."""
+        ...
+
+    @property
+    def served_model(self) -> str:
+        """The name that requests must carry."""
+        ...
+
+    @property
+    def max_context(self) -> int:
+        """Longest sequence that every server takes, in tokens."""
+        ...
+
+    async def recovered(self, server: VLLMServer) -> None:
+        """Wait until `server` serves the newest weights, where someone is mending it.
+
+        Raises:
+            EngineFault: nobody can.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class _Slot:
+    server: VLLMServer
+    live: int = field(default=0)
+
+
+class VLLMPolicy:
+    """Samples turns from vLLM servers.
+
+    Args:
+        source: where the servers come from; entered and left together with the policy.
+        end_ids: ids that end a turn.
+        weight_version: gives the number of updates that the servers have received; a turn carries the
+            number from before it began, and so never one newer than any of its tokens.
+    """
+
+    def __init__(
+        self,
+        source: ServerSource,
+        settings: VLLMSettings,
+        *,
+        end_ids: frozenset[int],
+        weight_version: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._source = source
+        self._settings = settings
+        self._end_ids = sorted(end_ids)
+        self._weight_version = weight_version
+        self._slots: list[_Slot] = []
+        self._stack: AsyncExitStack | None = None
+
+    @property
+    def max_context(self) -> int:
+        """Longest sequence in tokens, by the servers' own word."""
+        return self._source.max_context
+
+    async def __aenter__(self) -> VLLMPolicy:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._source)
+            self._slots = [_Slot(server) for server in self._source.servers]
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            await stack.aclose()
+
+    @asynccontextmanager
+    async def session(self, episode_id: str) -> AsyncIterator[PolicySession]:
+        """A session on the server with the fewest episodes."""
+        slot = min(self._slots, key=lambda slot: slot.live)
+        slot.live += 1
+        try:
+            yield _Session(self, slot.server)
+        finally:
+            slot.live -= 1
+
+    async def _act(
+        self, server: VLLMServer, prompt_ids: Sequence[int], sampling: Sampling, timeout: float
+    ) -> Action:
+        deadline = time.monotonic() + timeout
+        async with asyncio.timeout(timeout):
+            attempt = 0
+            while True:
+                version = self._weight_version()
+                body = self._body(prompt_ids, sampling, version)
+                left = max(0.001, deadline - time.monotonic())
+                ours = min(self._settings.request_timeout_s, left)
+                try:
+                    answer = await server.call("POST", "/v1/completions", body, timeout=ours)
+                    return _action(answer, prompt_ids, version)
+                except Refused as error:
+                    raise EngineFault(f"{server.address} refused a turn: {error}") from error
+                except Unreachable as error:
+                    if ours >= left and time.monotonic() >= deadline:
+                        raise TimeoutError from error
+                    if attempt >= self._settings.retries:
+                        raise EngineFault(f"{server.address}: {error}; {attempt + 1} tries") from error
+                attempt += 1
+                wait = min(LONGEST_BACKOFF_S, self._settings.backoff_s * 2 ** (attempt - 1))
+                # Jitter: the episodes of one server fail together and must not come back together.
+                await asyncio.sleep(wait * random.uniform(0.5, 1.5))
+                await self._source.recovered(server)
+
+    def _body(self, prompt_ids: Sequence[int], sampling: Sampling, version: int) -> dict[str, Any]:
+        return {
+            "model": self._source.served_model,
+            "prompt": list(prompt_ids),
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or -1,
+            # A server's or a model's own defaults would bend the distribution that is trained on.
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "seed": sampling.seed & ((1 << 63) - 1),
+            "stop_token_ids": self._end_ids,
+            "ignore_eos": True,  # the end ids are the chat template's, all of them named above
+            "logprobs": 0,
+            "return_token_ids": True,
+            "skip_special_tokens": False,
+            "cache_salt": f"w{version}",
+        }
+
+
+class _Session:
+    def __init__(self, policy: VLLMPolicy, server: VLLMServer) -> None:
+        self._policy = policy
+        self._server = server
+
+    async def act(self, prompt_ids: Sequence[int], sampling: Sampling, *, timeout: float) -> Action:
+        return await self._policy._act(self._server, prompt_ids, sampling, timeout)
+
+
+def _action(answer: Any, prompt_ids: Sequence[int], version: int) -> Action:
+    """The action in a reply, checked: what is trained on must be what was sampled.
+
+    Raises:
+        Unreachable: a reply without token ids, of another prompt, or with other than one log-prob each.
+    """
+    try:
+        choice = answer["choices"][0]
+        token_ids = tuple(choice["token_ids"])
+        logprobs = tuple(choice["logprobs"]["token_logprobs"])
+        echoed = choice.get("prompt_token_ids")
+        finish_reason = choice["finish_reason"]
+    except (TypeError, KeyError, IndexError) as error:
+        raise Unreachable(f"a reply without {error}, expected token_ids and logprobs") from error
+    if echoed is not None and echoed != list(prompt_ids):
+        raise Unreachable("the server says that it sampled after another prompt than the one sent")
+    if len(logprobs) != len(token_ids) or not all(isinstance(p, int | float) for p in logprobs):
+        raise Unreachable(f"a reply with {len(token_ids)} token ids and {len(logprobs)} log-probs")
+    if not token_ids or finish_reason not in ("stop", "length"):
+        raise Unreachable(f"a reply of {len(token_ids)} tokens that ended by {finish_reason!r}")
+    return Action(token_ids, logprobs, finish_reason, version)

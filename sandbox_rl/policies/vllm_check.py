@@ -1,0 +1,161 @@
+"""Whether a vLLM server can serve this policy: one line for everything that does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sandbox_rl.errors import ModelError, SetupError
+from sandbox_rl.policies.vllm_api import Refused, Unreachable, VLLMServer
+
+__all__ = ["ServerFacts", "TokenizerProbe", "check_server", "check_tokenizer"]
+
+SUPPORTED = ((0, 26), (0, 33))
+"""vLLM from the first up to, not including, the second; the routes and fields we use were read in both."""
+
+PROBE_IDS = 4_096
+"""Ids that are decoded by one request."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a server says about itself.
+
+    Args:
+        dtype: of its weights, as torch names it without `torch.`.
+    """
+
+    version: str
+    served_model: str
+    max_context: int
+    dtype: str
+
+
+class TokenizerProbe(Protocol):
+    """The tokenizer on our side (a Hugging Face one fits)."""
+
+    def __len__(self) -> int: ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        """Text of ids."""
+        ...
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, return_dict: bool
+    ) -> list[int]:
+        """Ids of a conversation."""
+        ...
+
+
+async def check_server(server: VLLMServer, *, needed_context: int) -> ServerFacts:
+    """Version, developer routes, log-probs and context.
+
+    Args:
+        needed_context: tokens that the longest prompt and one turn take.
+
+    Raises:
+        SetupError: the first thing that does not fit.
+    """
+    where = f"vLLM server {server.address}"
+    try:
+        version = str((await server.call("GET", "/version"))["version"])
+        models = (await server.call("GET", "/v1/models"))["data"]
+    except (Refused, Unreachable, TypeError, KeyError) as error:
+        raise SetupError(f"{where}: no vLLM answers there ({error}); start one, or mend base_urls") from error
+    low, high = SUPPORTED
+    if not low <= _numbers(version) < high:
+        raise SetupError(
+            f"{where}: version {version}, expected {low[0]}.{low[1]} or newer and older than "
+            f"{high[0]}.{high[1]}; install a vLLM of these"
+        )
+    if not models:
+        raise SetupError(f"{where}: it serves no model; start it with --model")
+    try:
+        info = await server.call("GET", "/server_info", query={"config_format": "json"})
+        model = info["vllm_config"]["model_config"]
+    except Refused as error:
+        raise SetupError(
+            f"{where}: its developer routes are off, so no weights can get in; start it with "
+            "VLLM_SERVER_DEV_MODE=1, and on a private network only"
+        ) from error
+    except (Unreachable, TypeError, KeyError) as error:
+        raise SetupError(f"{where}: /server_info cannot be read ({error})") from error
+    if model.get("logprobs_mode") != "processed_logprobs":
+        raise SetupError(
+            f"{where}: logprobs_mode {model.get('logprobs_mode')!r}, expected 'processed_logprobs', the "
+            "distribution that is sampled from; start it with --logprobs-mode processed_logprobs"
+        )
+    context = int(models[0]["max_model_len"])
+    if context < needed_context:
+        raise SetupError(
+            f"{where}: its context is {context} tokens, expected at least {needed_context} for the longest "
+            "prompt and one turn; raise --max-model-len (policy.arguments.max-model-len)"
+        )
+    return ServerFacts(version, str(models[0]["id"]), context, str(model["dtype"]).removeprefix("torch."))
+
+
+async def check_tokenizer(server: VLLMServer, served_model: str, tokenizer: TokenizerProbe) -> None:
+    """That ids mean the same on both sides: the whole vocabulary, and a rendered conversation.
+
+    Raises:
+        ModelError: naming the first id that differs, or the first position of the conversation.
+    """
+    where = f"vLLM server {server.address}"
+    for first in range(0, len(tokenizer), PROBE_IDS):
+        ids = list(range(first, min(first + PROBE_IDS, len(tokenizer))))
+        if await _decoded(server, served_model, ids) == tokenizer.decode(ids):
+            continue
+        for token_id in ids:
+            theirs = await _decoded(server, served_model, [token_id])
+            ours = tokenizer.decode([token_id])
+            if theirs != ours:
+                raise ModelError(
+                    f"{where}: another tokenizer: id {token_id} is {theirs!r} there and {ours!r} here; "
+                    "serve the model that model.path names"
+                )
+    conversation = [
+        {"role": "user", "content": "What is 2 + 2?"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "Thanks."},
+    ]
+    body = {"model": served_model, "messages": conversation, "add_generation_prompt": True}
+    try:
+        theirs_ids: list[int] = (await server.call("POST", "/tokenize", body))["tokens"]
+    except (Refused, Unreachable, TypeError, KeyError) as error:
+        raise ModelError(f"{where}: its chat template cannot be used ({error})") from error
+    ours_ids = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
+    if list(theirs_ids) != list(ours_ids):
+        at = _first_difference(theirs_ids, ours_ids)
+        raise ModelError(
+            f"{where}: another chat template: token {at} of a conversation is "
+            f"{_token(tokenizer, theirs_ids, at)} there and {_token(tokenizer, ours_ids, at)} here; serve "
+            "the model that model.path names"
+        )
+
+
+async def _decoded(server: VLLMServer, served_model: str, ids: Sequence[int]) -> str:
+    try:
+        answer = await server.call("POST", "/detokenize", {"model": served_model, "tokens": list(ids)})
+        return str(answer["prompt"])
+    except Refused:
+        return "<refused>"  # an id beyond its vocabulary
+    except (Unreachable, TypeError, KeyError) as error:
+        raise ModelError(f"vLLM server {server.address}: its tokenizer cannot be read ({error})") from error
+
+
+def _first_difference(left: Sequence[int], right: Sequence[int]) -> int:
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+
+
+def _token(tokenizer: TokenizerProbe, ids: Sequence[int], at: int) -> str:
+    return repr(tokenizer.decode([ids[at]])) if at < len(ids) else "the end"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts: list[int] = []
+    for part in version.split("+")[0].split(".")[:2]:
+        digits = "".join(c for c in part if c.isdigit())
+        parts.append(int(digits) if digits else 0)
+    return tuple(parts)

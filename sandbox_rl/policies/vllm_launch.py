@@ -1,0 +1,148 @@
+"""The command line, environment and log of a managed vLLM server."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sandbox_rl.errors import SetupError
+from sandbox_rl.policies.config import VLLMSettings
+
+__all__ = ["PLUGIN", "environment", "interpreter", "server_command", "socket_path", "why_it_died"]
+
+PLUGIN = Path(__file__).parent / "vllm_plugin"
+PYTHON_VARIABLE = "SANDBOX_RL_VLLM_PYTHON"
+SERVED_MODEL = "policy"
+
+_CPU_DEFAULTS: Mapping[str, Any] = {
+    "enforce-eager": True,
+    "kv-cache-memory-bytes": 1 << 30,  # a share of the memory, its default, fails on CPUs
+    "max-num-seqs": 64,
+}
+
+_CAUSES = (
+    (r"unrecognized arguments: (.+)", "policy.arguments: vLLM does not know {0}; see `vllm serve --help`"),
+    (r"error: (argument .+)", "policy.arguments: {0}"),
+    (r"Address already in use", "policy.port is in use; choose another, or 0 for a private socket"),
+    (
+        r"Free memory on device .*? is less than desired[^.]*",
+        "{all}; lower policy.arguments.gpu-memory-utilization, or free the card",
+    ),
+    (r"(?:CUDA )?[Oo]ut of memory[^.]*", "{all}; lower policy.arguments.gpu-memory-utilization"),
+    (r"No available memory for the cache blocks", "{all}; raise policy.arguments.gpu-memory-utilization"),
+    (r"max_model_len .*? is greater than .*", "{all}; lower policy.arguments.max-model-len"),
+    (
+        r"No module named '?vllm'?(?:\n|$)",
+        "there is no vLLM in that environment; install it or set policy.python",
+    ),
+)
+"""What a log says → what the user is told. The first that matches counts."""
+
+
+def interpreter(settings: VLLMSettings) -> str:
+    """The Python that runs the server.
+
+    Raises:
+        SetupError: it has no vLLM, or does not exist.
+    """
+    chosen = settings.python or os.environ.get(PYTHON_VARIABLE)
+    if chosen is None:
+        if importlib.util.find_spec("vllm") is None:
+            raise SetupError(
+                f"policy.type: 'vllm', but {sys.executable} has no vLLM; install it (pip install "
+                f"'sandbox-rl[vllm]'), or name an interpreter that has it in policy.python or "
+                f"${PYTHON_VARIABLE}"
+            )
+        return sys.executable
+    if not os.access(chosen, os.X_OK):
+        raise SetupError(f"policy.python: {chosen!r}, expected an interpreter that can be run and has vLLM")
+    return chosen
+
+
+def server_command(
+    settings: VLLMSettings, *, python: str, model: str, transfer: str, room: Path, gpu: bool
+) -> list[str]:
+    """What to run, under the supervisor.
+
+    Args:
+        transfer: `shm` or `ipc`.
+        room: private folder for the socket; removed when the server ends.
+        gpu: whether the server has one.
+    """
+    arguments: dict[str, Any] = {} if gpu else dict(_CPU_DEFAULTS)
+    arguments |= {name.replace("_", "-"): value for name, value in settings.arguments.items()}
+    arguments |= {
+        "model": model,
+        "served-model-name": SERVED_MODEL,
+        "logprobs-mode": "processed_logprobs",
+        "generation-config": "vllm",
+        "worker-extension-cls": "sandbox_rl_vllm.WorkerExtension",
+        "weight-transfer-config": {"backend": transfer},
+    }
+    if settings.port:
+        arguments |= {"host": "127.0.0.1", "port": settings.port}
+    else:
+        arguments |= {"uds": socket_path(room)}
+    supervisor = [python, "-I", "-S", str(PLUGIN / "sandbox_rl_supervise.py"), str(room)]
+    return [*supervisor, python, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
+
+
+def socket_path(room: Path) -> str:
+    """The unix socket in a server's room."""
+    return str(room / "http")
+
+
+def environment(*, gpu: bool) -> dict[str, str]:
+    """The server's environment: ours, with the plug-in on its path and its telemetry off."""
+    ours = dict(os.environ)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        ours.pop(name, None)  # it is no rank of the trainer's process group
+    ours["PYTHONPATH"] = os.pathsep.join(p for p in (str(PLUGIN), ours.get("PYTHONPATH")) if p)
+    ours |= {
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        # CUDA handles travel pickled. The only client that can reach the socket is this user.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    if not gpu:
+        ours.setdefault("TORCH_COMPILE_DISABLE", "1")
+    return ours
+
+
+def why_it_died(log: Path, code: int | None, *, since: int = 0) -> str:
+    """One line about a server that ended or never came up, by its log from byte `since` on."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(since, log.stat().st_size - 200_000))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        text = ""
+    for pattern, message in _CAUSES:
+        found = re.search(pattern, text)
+        if found:
+            return message.format(*found.groups(), all=found.group(0))
+    errors = [line for line in text.splitlines() if re.search(r"\b\w*(Error|Exception|error)\b:? ", line)]
+    last = " ".join(errors[-1].split())[-300:] if errors else "it said nothing"
+    return f"exit code {code}: {last}"
+
+
+def _flags(arguments: Mapping[str, Any]) -> list[str]:
+    flags: list[str] = []
+    for name, value in arguments.items():
+        if value is True:
+            flags.append(f"--{name}")
+        elif value is False:
+            flags.append(f"--no-{name}")
+        elif isinstance(value, list | tuple):
+            flags += [f"--{name}", *map(str, value)]
+        else:
+            flags += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return flags

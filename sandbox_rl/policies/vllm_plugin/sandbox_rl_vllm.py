@@ -1,0 +1,117 @@
+"""Worker side of the weight transfer: a `shm` engine, and a look at what a worker holds.
+
+`--worker-extension-cls sandbox_rl_vllm.WorkerExtension` imports this module in every worker before the
+worker makes its transfer engine; that registers `shm`. Needs vLLM 0.26 to 0.32.
+"""
+
+import json
+import zlib
+from dataclasses import dataclass
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+__all__ = ["ShmEngine", "WorkerExtension"]
+
+
+@dataclass
+class ShmInit(WeightTransferInitInfo):
+    """Nothing to agree upon."""
+
+
+@dataclass
+class ShmUpdate(WeightTransferUpdateInfo):
+    """Where the weights lie.
+
+    Args:
+        path: a safetensors file with checkpoint names, e.g. /proc/PID/fd/N of the trainer.
+    """
+
+    path: str = ""
+
+
+class ShmEngine(WeightTransferEngine[ShmInit, ShmUpdate]):
+    """Loads a safetensors file that the trainer holds in shared memory."""
+
+    init_info_cls = ShmInit
+    update_info_cls = ShmUpdate
+
+    def init_transfer_engine(self, init_info):
+        """Nothing to set up."""
+
+    def start_weight_update(self):
+        """Make parameters loadable again: kernels may have repacked them after the first load."""
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info):
+        """Load the file named by `update_info`."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info):
+        """Load the file named by `update_info`, already parsed."""
+        from safetensors.torch import load_file
+
+        self.model.load_weights(list(load_file(update_info.path).items()))
+
+    def finish_weight_update(self):
+        """Repack what the kernels want repacked."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self):
+        """Nothing to free."""
+
+    @staticmethod
+    def trainer_send_weights(iterator, trainer_args):
+        """Abstract before vLLM 0.28; the trainer talks to the routes itself."""
+        raise NotImplementedError
+
+
+if "shm" not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine("shm", ShmEngine)
+
+
+class WorkerExtension:
+    """Methods that every worker gains; called through /collective_rpc, hence the prefix."""
+
+    def sandbox_rl_after_update(self):
+        """Mend a tied head, which updates of vLLM 0.31 and 0.32 leave stale on CPUs.
+
+        Its repacked copy is made from the embedding once and never again.
+        """
+        model = self.model_runner.model
+        head = getattr(model, "lm_head", None)
+        embedding = getattr(getattr(model, "model", None), "embed_tokens", None)
+        method = getattr(head, "quant_method", None)
+        if head is None or embedding is None or head is embedding or method is None:
+            return {"repacked": False}
+        # Storage, not a flag: what counts is that the head reads the embedding's memory.
+        if head.weight.data_ptr() != embedding.weight.data_ptr() or head.weight.device.type != "cpu":
+            return {"repacked": False}
+        method.process_weights_after_loading(head)
+        return {"repacked": True}
+
+    def sandbox_rl_checksums(self, wanted):
+        """Checksums of parameters that vLLM holds under their checkpoint name.
+
+        Args:
+            wanted: JSON object, parameter name → how many leading rows; vocabularies are padded.
+
+        Returns:
+            name → CRC-32 of the rows' bytes, of those that this worker has in one piece.
+        """
+        rows = json.loads(wanted)
+        found = {}
+        for name, parameter in self.model_runner.model.named_parameters():
+            if name in rows and parameter.shape[0] >= rows[name]:
+                part = parameter.detach()[: rows[name]].to("cpu").contiguous()
+                found[name] = [list(part.shape), zlib.crc32(part.view(torch.uint8).numpy())]
+        return found

@@ -1,0 +1,317 @@
+"""Where a `VLLMPolicy` gets its servers from: a child that we start and watch, or given addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from sandbox_rl.errors import EngineFault, SetupError
+from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.vllm_api import Address, VLLMServer
+from sandbox_rl.policies.vllm_check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
+from sandbox_rl.policies.vllm_launch import environment, interpreter, server_command, socket_path, why_it_died
+
+__all__ = ["ExternalServers", "ManagedServer"]
+
+logger = logging.getLogger(__name__)
+
+HEALTH_INTERVAL_S = 5.0
+"""Seconds between two looks at a server that runs."""
+HEALTH_FAILURES = 6
+"""Looks in a row that find no answer before it counts as hung."""
+STOP_TIMEOUT_S = 15.0
+
+
+class ExternalServers:
+    """Servers that someone else runs; checked when entered, never restarted.
+
+    Args:
+        startup_timeout_s: seconds within which they must answer; they may be starting just now.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        *,
+        needed_context: int,
+        tokenizer: TokenizerProbe | None,
+        startup_timeout_s: float,
+    ) -> None:
+        self._addresses = addresses
+        self._startup_timeout_s = startup_timeout_s
+        self._needed_context = needed_context
+        self._tokenizer = tokenizer
+        self._stack: AsyncExitStack | None = None
+        self.servers: list[VLLMServer] = []
+        self.facts: list[ServerFacts] = []
+
+    @property
+    def served_model(self) -> str:
+        """The name that requests must carry."""
+        return self.facts[0].served_model
+
+    @property
+    def max_context(self) -> int:
+        """Longest sequence that every server takes, in tokens."""
+        return min(facts.max_context for facts in self.facts)
+
+    async def __aenter__(self) -> ExternalServers:
+        async with AsyncExitStack() as stack:
+            self.servers = [await stack.enter_async_context(VLLMServer(a)) for a in self._addresses]
+            for server in self.servers:
+                await server.wait_healthy(self._startup_timeout_s)  # what is wrong, the check below says
+            self.facts = [await check_server(s, needed_context=self._needed_context) for s in self.servers]
+            names = {facts.served_model for facts in self.facts}
+            if len(names) > 1:
+                raise SetupError(f"policy.base_urls: they serve {sorted(names)}, expected one model")
+            if self._tokenizer is not None:
+                for server in self.servers:
+                    await check_tokenizer(server, self.served_model, self._tokenizer)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            await stack.aclose()
+
+    async def recovered(self, server: VLLMServer) -> None:
+        """Nothing to wait for: a server that is away may come back, a retry will tell."""
+
+
+class ManagedServer:
+    """One vLLM server as a child: started early, watched, restarted, and gone with this process.
+
+    Call `start` as soon as the model is known; entering waits until the server answers. The child runs
+    under a supervisor that kills it and all its descendants once this process is gone, even by SIGKILL.
+
+    Args:
+        model: directory or Hub id that it loads.
+        log: file that its output goes to.
+        transfer: `shm` or `ipc`.
+        gpu: whether it has one.
+        needed_context: tokens that the longest prompt and one turn take.
+        say: told how the start goes.
+    """
+
+    def __init__(
+        self,
+        settings: VLLMSettings,
+        *,
+        model: str,
+        log: Path,
+        transfer: str,
+        gpu: bool,
+        needed_context: int = 1,
+        tokenizer: TokenizerProbe | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._log = log
+        self._log_start = 0
+        self._transfer = transfer
+        self._gpu = gpu
+        self._tokenizer = tokenizer
+        self._say = say
+        self._python = interpreter(settings)
+        self._room: Path | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._client: VLLMServer | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._up = asyncio.Event()
+        self._lost: str | None = None
+        self._restarts = 0
+        self._needed_context = needed_context
+        self.facts: list[ServerFacts] = []
+        self.republish: Callable[[], Awaitable[None]] | None = None
+        """Gives a restarted server the newest weights; without it a restart would serve the first ones."""
+
+    @property
+    def servers(self) -> Sequence[VLLMServer]:
+        """The one server."""
+        assert self._client is not None, "entered first"
+        return [self._client]
+
+    @property
+    def served_model(self) -> str:
+        """The name that requests must carry."""
+        return self.facts[0].served_model
+
+    @property
+    def max_context(self) -> int:
+        """Longest sequence in tokens, by the server's own word."""
+        return self.facts[0].max_context
+
+    @property
+    def address(self) -> Address:
+        """Where it listens; known once started."""
+        if self._settings.port:
+            return Address(f"http://127.0.0.1:{self._settings.port}")
+        assert self._room is not None, "started first"
+        return Address("http://localhost", socket_path(self._room))
+
+    def move_log(self, path: Path) -> None:
+        """Continue the log elsewhere on the same file system, once there is a run to keep it."""
+        os.replace(self._log, path)
+        self._log = path
+
+    async def start(self) -> None:
+        """Start the child and return at once."""
+        # The room and the client stay the same over restarts: living sessions and other ranks know them.
+        if self._room is None:
+            self._room = Path(tempfile.mkdtemp(prefix="sbx-vllm-"))  # short, as socket paths must be
+        self._room.mkdir(mode=0o700, exist_ok=True)
+        if self._client is None:
+            self._client = VLLMServer(self.address)
+            await self._client.__aenter__()
+        command = server_command(
+            self._settings,
+            python=self._python,
+            model=self._model,
+            transfer=self._transfer,
+            room=self._room,
+            gpu=self._gpu,
+        )
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            self._log_start = log.tell()
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment(gpu=self._gpu),
+                start_new_session=True,
+            )
+
+    async def __aenter__(self) -> ManagedServer:
+        try:
+            if self._process is None:
+                await self.start()
+            await self._wait_until_up()
+            server = self.servers[0]
+            self.facts = [await check_server(server, needed_context=self._needed_context)]
+            if self._tokenizer is not None:
+                await check_tokenizer(server, self.served_model, self._tokenizer)
+        except BaseException:
+            await self.stop()
+            raise
+        self._up.set()
+        self._watcher = asyncio.create_task(self._watch(), name="watch vLLM")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End the child and everything of it."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+            self._watcher = None
+        await self._end_process()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.__aexit__(None, None, None)
+        room, self._room = self._room, None
+        if room is not None:
+            shutil.rmtree(room, ignore_errors=True)
+
+    async def recovered(self, server: VLLMServer) -> None:
+        """Wait for a restart that is going on.
+
+        Raises:
+            EngineFault: the server is gone for good.
+        """
+        await self._up.wait()
+        if self._lost is not None:
+            raise EngineFault(self._lost)
+
+    async def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()  # the supervisor kills the whole tree
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+            await process.wait()
+
+    async def _wait_until_up(self) -> None:
+        assert self._process is not None
+        assert self._client is not None
+        started = time.monotonic()
+        said = started
+        died = asyncio.create_task(self._process.wait())
+        try:
+            while not await self._client.healthy():
+                await asyncio.wait([died], timeout=0.25)
+                if died.done():
+                    why = why_it_died(self._log, died.result(), since=self._log_start)
+                    raise SetupError(f"vLLM: {why} (log: {self._log})")
+                now = time.monotonic()
+                if now - started > self._settings.startup_timeout_s:
+                    raise SetupError(
+                        f"vLLM did not answer within policy.startup_timeout_s="
+                        f"{self._settings.startup_timeout_s:g} s; look at {self._log}, or raise it"
+                    )
+                if now - said > 15:
+                    said = now
+                    self._say(f"vLLM is starting, {now - started:.0f} s so far (log: {self._log})")
+        finally:
+            died.cancel()
+        self._say(f"vLLM is up after {time.monotonic() - started:.0f} s of waiting")
+
+    async def _watch(self) -> None:
+        """Restart what died or hangs, until there were too many restarts."""
+        while True:
+            reason = await self._next_failure()
+            self._up.clear()
+            if self._restarts >= self._settings.restarts:
+                self._lost = f"the vLLM server failed for good after {self._restarts} restarts: {reason}"
+                break
+            self._restarts += 1
+            logger.warning(
+                "vLLM server: %s; restart %d of %d", reason, self._restarts, self._settings.restarts
+            )
+            try:
+                await self._end_process()
+                await self.start()
+                await self._wait_until_up()
+                if self.republish is not None:
+                    await self.republish()
+            except Exception as error:
+                self._lost = f"the vLLM server could not be restarted: {error}"
+                break
+            self._up.set()
+        logger.error("%s", self._lost)
+        self._up.set()  # those who wait learn of it
+
+    async def _next_failure(self) -> str:
+        assert self._process is not None
+        assert self._client is not None
+        died = asyncio.create_task(self._process.wait())
+        failures = 0
+        try:
+            while failures < HEALTH_FAILURES:
+                await asyncio.wait([died], timeout=HEALTH_INTERVAL_S)
+                if died.done():
+                    return why_it_died(self._log, died.result(), since=self._log_start)
+                failures = 0 if await self._client.healthy(timeout=HEALTH_INTERVAL_S) else failures + 1
+        finally:
+            died.cancel()
+        return f"no answer for {HEALTH_FAILURES * HEALTH_INTERVAL_S:.0f} s and more"
