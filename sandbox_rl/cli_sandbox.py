@@ -23,7 +23,7 @@ app = typer.Typer()
 
 @app.command("self-check")
 def self_check(
-    backend: Annotated[str, typer.Option(metavar="NAME", help="embedded or docker.")] = "embedded",
+    backend: Annotated[str, typer.Option(metavar="NAME", help="embedded, docker or ray.")] = "embedded",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
     only: Annotated[
         str, typer.Option("--cases", metavar="PREFIX", help="Only cases whose id starts so, e.g. ISO.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -17,19 +17,18 @@ from sandbox_rl.policies.transformers import TransformersPolicy
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.sandboxes.base import SandboxBackend
-from sandbox_rl.sandboxes.config import DockerSettings, EmbeddedSettings
-from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+from sandbox_rl.sandboxes.build import node_backend
+from sandbox_rl.sandboxes.config import DockerSettings, EmbeddedSettings, PoolSettings, RaySettings
 from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render
 from sandbox_rl.tools.toolbox import Toolbox, default_toolbox
+from sandbox_rl.training.async_config import async_config
 from sandbox_rl.training.grpo import grpo_config
 from sandbox_rl.training.models import context_length
 from sandbox_rl.types import Message, Task
 
-if TYPE_CHECKING:
-    from sandbox_rl.sandboxes.docker_backend import DockerBackend
-
 __all__ = [
+    "async_arguments",
     "bare_backend",
     "build_backend",
     "build_chat",
@@ -39,21 +38,27 @@ __all__ = [
     "build_scoring",
     "build_toolbox",
     "grpo_arguments",
+    "training_arguments",
 ]
 
 
 def build_backend(recipe: Recipe) -> SandboxBackend:
     """The sandbox backend of a recipe, behind a pool that keeps some ready and survives its faults."""
-    return SandboxPool(bare_backend(recipe.sandbox), limits=recipe.sandbox.limits, settings=recipe.pool)
+    sandbox = recipe.sandbox
+    if isinstance(sandbox, RaySettings):  # with a pool on each node
+        return bare_backend(sandbox, recipe.pool)
+    return SandboxPool(node_backend(sandbox), limits=sandbox.limits, settings=recipe.pool)
 
 
-def bare_backend(settings: EmbeddedSettings | DockerSettings) -> EmbeddedBackend | DockerBackend:
-    """The backend that these settings belong to, without a pool."""
-    if isinstance(settings, DockerSettings):
-        from sandbox_rl.sandboxes.docker_backend import DockerBackend
+def bare_backend(
+    settings: EmbeddedSettings | DockerSettings | RaySettings, pool: PoolSettings | None = None
+) -> SandboxBackend:
+    """The backend that these settings belong to, without a pool of this process; `pool` is for nodes."""
+    if isinstance(settings, RaySettings):
+        from sandbox_rl.sandboxes.ray_backend import RayBackend
 
-        return DockerBackend(settings=settings)
-    return EmbeddedBackend(settings=settings)
+        return RayBackend(settings, pool=pool)
+    return node_backend(settings)
 
 
 def build_toolbox(recipe: Recipe) -> Toolbox:
@@ -134,6 +139,39 @@ def build_engine(
         episode=recipe.episode,
         sampling=sampling,
         settings=recipe.rollout,
+    )
+
+
+def training_arguments(recipe: Recipe, checkpoints: Path) -> Any:
+    """TRL's settings for the recipe's mode; of an asynchronous one, what is known before any token is.
+
+    Raises:
+        ConfigError: a field that TRL does not know or refuses.
+    """
+    if recipe.mode == "async":
+        return async_arguments(recipe, checkpoints, longest=1)
+    return grpo_arguments(recipe, checkpoints)
+
+
+def async_arguments(recipe: Recipe, checkpoints: Path, *, longest: int) -> Any:
+    """The recipe's `trl.experimental.AsyncGRPOConfig`.
+
+    Args:
+        longest: tokens of the longest episode with its prompt.
+
+    Raises:
+        ConfigError: a field that TRL does not know or refuses, or a token budget that is too small.
+    """
+    return async_config(
+        recipe.grpo,
+        checkpoints=checkpoints,
+        name=recipe.name,
+        seed=recipe.seed,
+        max_tokens=recipe.episode.max_tokens,
+        longest=longest,
+        dtype="float32" if recipe.model.dtype == "auto" else recipe.model.dtype,
+        trust_remote_code=recipe.model.trust_remote_code,
+        report_to=recipe.report_to,
     )
 
 

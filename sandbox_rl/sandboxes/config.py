@@ -5,12 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.settings import Settings
 
-__all__ = ["DockerSettings", "EmbeddedSettings", "PoolSettings", "SandboxSettings"]
+__all__ = [
+    "DockerSettings",
+    "EmbeddedSettings",
+    "NodeSettings",
+    "PoolSettings",
+    "RaySettings",
+    "SandboxSettings",
+]
 
 
 class EmbeddedSettings(Settings):
@@ -66,11 +73,55 @@ def _kind(value: Any) -> str:
     return str(getattr(value, "type", ""))
 
 
-SandboxSettings = Annotated[
+NodeSettings = Annotated[
     Annotated[EmbeddedSettings, Tag("embedded")] | Annotated[DockerSettings, Tag("docker")],
     Discriminator(_kind),
 ]
-"""Either backend, told apart by `type`."""
+"""What makes sandboxes on the machine where it runs, told apart by `type`."""
+
+
+class RaySettings(Settings):
+    """Sandboxes on the nodes of a Ray cluster, in one pool per node."""
+
+    type: Literal["ray"]
+    limits: SandboxLimits = SandboxLimits()
+    """What each sandbox may use."""
+    node: NodeSettings = EmbeddedSettings()
+    """How a node makes its sandboxes: an `embedded` or a `docker` block without `limits`."""
+    address: str = "auto"
+    """Of the cluster: `auto` finds RAY_ADDRESS or this machine's, `local` starts one here, `HOST:PORT`."""
+    resources: dict[str, float] = Field(default_factory=dict)
+    """What each node's pool takes from Ray's account, such as {CPU: 4}; nodes that have less are left out."""
+    start_timeout_s: float = Field(default=120.0, gt=0)
+    """Seconds that a node's pool may take to start."""
+    lost_after_s: float = Field(default=30.0, gt=0)
+    """Seconds without an answer after which a node counts as lost, and its sandboxes with it."""
+
+    @field_validator("address")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        if value.startswith("ray://"):
+            raise ValueError("Ray Client is not supported; run on a node of the cluster and say auto")
+        return value
+
+    @model_validator(mode="after")
+    def _limits_at_one_place(self) -> RaySettings:
+        if self.node.limits not in (SandboxLimits(), self.limits):
+            raise ValueError("limits belong beside `node`, not into it")
+        return self
+
+    def of_node(self) -> EmbeddedSettings | DockerSettings:
+        """The settings of one node's backend, with the limits."""
+        return self.node.model_copy(update={"limits": self.limits})
+
+
+SandboxSettings = Annotated[
+    Annotated[EmbeddedSettings, Tag("embedded")]
+    | Annotated[DockerSettings, Tag("docker")]
+    | Annotated[RaySettings, Tag("ray")],
+    Discriminator(_kind),
+]
+"""Any backend, told apart by `type`."""
 
 
 class PoolSettings(Settings):

@@ -7,10 +7,13 @@ from collections.abc import Callable
 
 from sandbox_rl.sandboxes.base import SandboxBackend, SandboxLimits
 
-__all__ = ["BACKENDS", "ENGINE_VARIABLE", "ISOLATING", "docker", "embedded"]
+__all__ = ["BACKENDS", "ENGINE_VARIABLE", "ISOLATING", "RAY_VARIABLE", "docker", "embedded"]
 
 ENGINE_VARIABLE = "SANDBOX_RL_TEST_ENGINE"
 """Address of the Docker engine that the tests have started."""
+
+RAY_VARIABLE = "SANDBOX_RL_TEST_RAY"
+"""Address of the Ray cluster that the tests have started."""
 
 
 def embedded(limits: SandboxLimits) -> SandboxBackend:
@@ -36,12 +39,22 @@ def docker(limits: SandboxLimits) -> SandboxBackend:
     return DockerBackend(settings=settings_for(os.environ[ENGINE_VARIABLE], limits))
 
 
+def ray(limits: SandboxLimits) -> SandboxBackend:
+    """Embedded sandboxes on two nodes of the tests' own cluster."""
+    from sandbox_rl.sandboxes.ray_backend import RayBackend
+
+    from ..ray_cluster import settings_for
+
+    return RayBackend(settings_for(os.environ[RAY_VARIABLE], limits))
+
+
 BACKENDS: dict[str, Callable[[SandboxLimits], SandboxBackend]] = {
     "docker": docker,
     "embedded": embedded,
     "pooled": pooled,
+    "ray": ray,
 }
 """What fulfils the contract."""
 
-ISOLATING = ("embedded",)
+ISOLATING = ("embedded", "docker")
 """Those that the cases attack: the others only stand in front of one of these."""

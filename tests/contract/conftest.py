@@ -8,7 +8,8 @@ import pytest_asyncio
 from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend, SandboxLimits
 
 from ..docker_engine import docker_engine
-from .backends import BACKENDS, ENGINE_VARIABLE
+from ..ray_cluster import RayCluster, ray_cluster
+from .backends import BACKENDS, ENGINE_VARIABLE, RAY_VARIABLE
 
 LIMITS = SandboxLimits()
 
@@ -20,10 +21,19 @@ def engine() -> Iterator[str]:
         yield host
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[RayCluster]:
+    with ray_cluster() as made, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RAY_VARIABLE, made.address)
+        yield made
+
+
 @pytest_asyncio.fixture(params=sorted(BACKENDS), scope="module", loop_scope="module")
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[SandboxBackend]:
     if request.param == "docker":
         request.getfixturevalue("engine")
+    if request.param == "ray":
+        request.getfixturevalue("cluster")
     async with BACKENDS[request.param](LIMITS) as made:
         yield made
 

@@ -159,13 +159,36 @@ def host(
     (tmp_path / "loadavg").write_text(f"0.00 0.01 0.05 1/{processes} 77\n")
     (tmp_path / "sys/kernel/pid_max").write_text(f"{pid_max}\n")
     (tmp_path / "sys/kernel/threads-max").write_text("9000000\n")
-    return HostRoom(SandboxLimits(), 1024, proc=tmp_path)
+    return HostRoom(SandboxLimits(), 1024, proc=tmp_path, cgroup=tmp_path / "cgroup")
 
 
 def test_room(tmp_path: Path) -> None:
     assert host(tmp_path / "a").enough()
     assert "MiB of memory" in host(tmp_path / "b", free_kb=1024).lacking()
     assert "processes run" in host(tmp_path / "c", processes=900, pid_max=1000).lacking()
+
+
+@pytest.mark.parametrize(
+    ("limit", "usage", "cached"),
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_a_containers_own_limit_counts_where_it_is_less(
+    tmp_path: Path, limit: str, usage: str, cached: str
+) -> None:
+    room = host(tmp_path)
+    assert room.free_mb() == (1 << 14) - 1024
+    (tmp_path / "cgroup" / limit).parent.mkdir(parents=True)
+    for name, text in ((limit, f"{4 << 30}\n"), (usage, f"{3 << 30}\n")):
+        (tmp_path / "cgroup" / name).write_text(text)
+    assert room.free_mb() == 0
+    assert "1024 MiB of memory are free" in room.lacking()
+    (tmp_path / "cgroup" / limit).parent.joinpath("memory.stat").write_text(f"anon 1\n{cached} {2 << 30}\n")
+    assert room.free_mb() == 2048
+    (tmp_path / "cgroup" / limit).write_text("max\n")
+    assert room.free_mb() == (1 << 14) - 1024
 
 
 def test_only_groups_of_the_provably_dead_are_removed(tmp_path: Path) -> None:

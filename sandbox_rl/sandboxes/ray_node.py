@@ -1,0 +1,223 @@
+"""What an actor on a node of a Ray cluster does: one pool of sandboxes, used by name from afar.
+
+It needs nothing of Ray itself. Errors go back as values, because exceptions lose their type and their
+fields on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandbox_rl import __version__
+from sandbox_rl.errors import (
+    FileProblem,
+    SandboxDead,
+    SandboxFault,
+    SandboxFileError,
+    SandboxRLError,
+    SetupError,
+)
+from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
+from sandbox_rl.sandboxes.base import SandboxInfo
+from sandbox_rl.sandboxes.build import node_backend
+from sandbox_rl.sandboxes.config import DockerSettings, EmbeddedSettings, PoolSettings
+from sandbox_rl.sandboxes.host_room import HostRoom
+from sandbox_rl.sandboxes.pool import SandboxPool
+
+__all__ = ["SERVED", "Failure", "NodeReport", "SandboxNode"]
+
+SERVED = frozenset(
+    ("exec", "read_file", "write_file", "list_dir", "get_files", "read_answer", "put_files", "pack", "unpack")
+)
+"""Methods of a sandbox that can be called from afar."""
+
+CLOSE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error of this package as a value."""
+
+    kind: str
+    message: str
+    problem: str = ""
+    path: str = ""
+
+    @staticmethod
+    def of(error: Exception) -> Failure:
+        """The value that stands for `error`; what is not of this package becomes a host failure."""
+        if isinstance(error, SandboxFileError):
+            return Failure("file", error.detail, error.problem.value, error.path)
+        for kind, known in _KINDS.items():
+            if isinstance(error, known):
+                return Failure(kind, str(error))
+        return Failure("fault", f"{type(error).__name__}: {error}")
+
+    def error(self, where: str) -> Exception:
+        """The error again, with the place added to what is the host's failure."""
+        if self.kind == "file":
+            return SandboxFileError(FileProblem(self.problem), self.path, self.message)
+        shown = f"node {where}: {self.message}" if self.kind in ("fault", "setup") else self.message
+        return _KINDS[self.kind](shown)
+
+
+_KINDS: dict[str, type[Exception]] = {
+    "dead": SandboxDead,
+    "fault": SandboxFault,
+    "setup": SetupError,
+    "value": ValueError,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """How a node is. `free`: further sandboxes that it has room for; `trouble`: why it makes none."""
+
+    free: int
+    live: int
+    trouble: str
+
+
+@dataclass(slots=True)
+class _Held:
+    """One sandbox and the task in whose `async with` it lives."""
+
+    opened: asyncio.Future[AgentSandbox]
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+class SandboxNode:
+    """One pool, its sandboxes by the names that the owner gives them.
+
+    The owner renews its lease with each `report`; without one for `lease_s` seconds everything is
+    destroyed and the process ends, so that nothing is left of an owner that is gone or out of reach.
+
+    Args:
+        settings: of the sandboxes.
+        pool: of the pool; `max_live` holds for this node.
+        lease_s: seconds that the node goes on without news of its owner.
+    """
+
+    def __init__(
+        self, settings: EmbeddedSettings | DockerSettings, pool: PoolSettings, lease_s: float
+    ) -> None:
+        self._room = HostRoom(settings.limits, pool.reserve_mb)
+        self._pool = SandboxPool(
+            node_backend(settings), limits=settings.limits, settings=pool, room=self._room
+        )
+        self._memory_mb = settings.limits.memory_mb
+        self._max_live = pool.max_live
+        self._lease_s = lease_s
+        self._renewed = time.monotonic()
+        self._held: dict[str, _Held] = {}
+        self._unclaimed: set[str] = set()
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self, version: str) -> SandboxInfo | Failure:
+        """Enter the pool; says how this node isolates.
+
+        Args:
+            version: of this package where the owner runs, which must be the same here.
+        """
+        if version != __version__:
+            return Failure(
+                "setup", f"sandbox-rl {__version__} is installed, the trainer has {version}; make them alike"
+            )
+        self._renewed = time.monotonic()
+        try:
+            await self._pool.__aenter__()
+        except (SandboxRLError, OSError) as error:
+            return Failure.of(error)
+        self._watch = asyncio.create_task(self._end_without_owner(), name="lease")
+        return self._pool.info
+
+    async def report(self, claimed: frozenset[str]) -> NodeReport:
+        """Renew the lease, and close what the owner has not claimed twice in a row.
+
+        Args:
+            claimed: names of all sandboxes that the owner has or waits for.
+        """
+        self._renewed = time.monotonic()
+        unclaimed = set(self._held) - claimed
+        for name in unclaimed & self._unclaimed:
+            self._let_go(self._held[name])
+        self._unclaimed = unclaimed
+        free = min(self._max_live - len(self._held), self._room.free_mb() // self._memory_mb)
+        trouble = "making sandboxes fails there" if self._pool.broken else self._room.lacking()
+        return NodeReport(free=max(0, free), live=len(self._held), trouble=trouble)
+
+    async def open(self, name: str, files: Mapping[str, bytes], timeout: float) -> Failure | None:
+        """A new sandbox called `name`, made within `timeout` seconds."""
+        held = _Held(asyncio.get_running_loop().create_future())
+        self._held[name] = held
+        held.task = asyncio.create_task(self._hold(name, held, files, timeout), name=name)
+        try:
+            await asyncio.shield(held.opened)
+        except (SandboxRLError, ValueError, OSError) as error:
+            return Failure.of(error)
+        except asyncio.CancelledError:
+            self._let_go(held)
+            raise
+        return None
+
+    async def call(self, name: str, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The result of one of the methods in `SERVED`, or a `Failure`."""
+        held = self._held.get(name)
+        if held is None or not held.opened.done() or method not in SERVED:
+            return Failure("fault", f"has no sandbox {name} that could {method}")
+        try:
+            return await getattr(held.opened.result(), method)(*args, **kwargs)
+        except (SandboxRLError, ValueError, OSError) as error:
+            return Failure.of(error)
+
+    async def close(self, name: str) -> None:
+        """Destroy it, if it is there; returns when nothing is left of it."""
+        held = self._held.get(name)
+        if held is not None and held.task is not None:
+            self._let_go(held)
+            await asyncio.wait([held.task], timeout=CLOSE_TIMEOUT_S)
+
+    async def stop(self) -> None:
+        """Destroy all sandboxes and leave the pool."""
+        if self._watch is not None:
+            self._watch.cancel()
+        await asyncio.gather(*(self.close(name) for name in list(self._held)))
+        await self._pool.__aexit__(None, None, None)
+
+    async def _hold(self, name: str, held: _Held, files: Mapping[str, bytes], timeout: float) -> None:
+        try:
+            async with self._pool.sandbox(files, timeout=timeout) as sandbox:
+                held.opened.set_result(sandbox)
+                await held.closing.wait()
+        except (SandboxRLError, ValueError, OSError) as error:
+            _fail(held.opened, error)
+        finally:
+            del self._held[name]
+            _fail(held.opened, SandboxFault("closed before it was made"))
+
+    def _let_go(self, held: _Held) -> None:
+        held.closing.set()
+        if not held.opened.done() and held.task is not None:
+            held.task.cancel()
+
+    async def _end_without_owner(self) -> None:
+        while (left := self._renewed + self._lease_s - time.monotonic()) > 0:  # noqa: ASYNC110 - it moves
+            await asyncio.sleep(left)
+        self._watch = None  # which is this task
+        with contextlib.suppress(SandboxRLError, OSError, TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self.stop()
+        os._exit(0)
+
+
+def _fail(future: asyncio.Future[AgentSandbox], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # waited for or not, it is not "never retrieved"
