@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sandbox_rl import __version__, cli_data, cli_sandbox
+from sandbox_rl import __version__, cli_data, cli_run, cli_sandbox
 from sandbox_rl.errors import InfraFault, SandboxRLError, UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_sandbox.app)
 app.add_typer(cli_data.app)
+app.add_typer(cli_run.app)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, as in recipes/.")]
 Overrides = Annotated[
@@ -173,7 +174,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (InfraFault, SandboxRLError) as error:
         _end(error, 1, debug)
     except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:  # typer's own answer to Ctrl-C, which says nothing
+        if leaving.code == INTERRUPTED and not isinstance(leaving, cli_run.Interrupted):
+            # Typer's own answer to Ctrl-C says nothing.
             typer.echo("Interrupted; `--resume` goes on from the last complete checkpoint.", err=True)
         raise
 

@@ -13,11 +13,11 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sandbox_rl"
 
 LEVELS = (
-    {"cli", "cli_data", "cli_sandbox", "train", "terminal"},
+    {"cli", "cli_data", "cli_run", "cli_sandbox", "train", "terminal"},
     {"commands"},
     {"config"},
     {"training"},
-    {"rollout", "evaluation", "journal", "metrics"},
+    {"assistant", "rollout", "evaluation", "journal", "metrics"},
     {"episode"},
     {"tools", "chat"},
     {"tasks", "rewards", "sandboxes", "policies", "fakes"},

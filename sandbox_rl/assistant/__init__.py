@@ -1,0 +1,1 @@
+"""One person, one question, one sandbox: files in, a live view, results out."""

@@ -1,0 +1,165 @@
+"""One sandbox from the first question to the results, whatever ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sandbox_rl.assistant.files_out import without_inputs
+from sandbox_rl.assistant.talk import Talk
+from sandbox_rl.assistant.watch import Watcher
+from sandbox_rl.errors import FileProblem, InfraFault, SandboxDead, SandboxFault, SandboxFileError
+from sandbox_rl.sandboxes.base import (
+    ANSWER_FILE,
+    INPUT_DIR,
+    WORKING_DIR,
+    Sandbox,
+    SandboxBackend,
+    SandboxInfo,
+)
+from sandbox_rl.types import Answer, AnswerStatus, Message, StopReason, Task, Trajectory
+
+__all__ = ["Conversation", "NextMessage", "Viewer", "converse"]
+
+MAX_ANSWER_BYTES = 65_536
+COLLECT_TIMEOUT_S = 30.0
+"""Seconds that fetching the results may take, also after an interrupt."""
+
+NextMessage = Callable[[], Awaitable[str | None]]
+"""What the user says next; None when there is nothing more."""
+
+
+class Viewer(Watcher, Protocol):
+    """Also sees where it happens and how each exchange ends."""
+
+    def opened(self, info: SandboxInfo, files: int) -> None:
+        """The sandbox is there."""
+        ...
+
+    def ended(self, stop: StopReason, answer: str | None) -> None:
+        """An exchange is over; `answer` is what stands in the answer file after a submit."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What is left of a conversation.
+
+    Args:
+        files: the output directory's files (relative path → content) without the unchanged inputs.
+        notes: what could not be fetched and why, one sentence each.
+        interrupted: the user ended it; `trajectory.stop` then is INFRA_FAULT, `fault` "interrupted".
+    """
+
+    trajectory: Trajectory
+    files: dict[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    interrupted: bool = False
+
+
+async def converse(
+    task: Task,
+    messages: Sequence[Message],
+    *,
+    backend: SandboxBackend,
+    talk: Talk,
+    viewer: Viewer,
+    next_message: NextMessage | None,
+    boot_timeout_s: float,
+    max_output_bytes: int,
+) -> Conversation:
+    """Ask, let the policy work, go on as long as the user does, and fetch the results.
+
+    Cancelled while the policy works or the user thinks, it fetches what there is and returns; cancelled
+    earlier, it raises.
+
+    Args:
+        messages: the rendered prompt of `task`.
+        next_message: None for a single question.
+
+    Raises:
+        SandboxFault: the sandbox could not be made.
+        UserError: this machine can make none, or the endpoint refuses key, model or address.
+    """
+    started = time.monotonic()
+    fault, interrupted = "", False
+    async with backend, talk:
+        async with backend.sandbox(task.files or None, timeout=boot_timeout_s) as sandbox:
+            viewer.opened(backend.info, len(task.files))
+            try:
+                stop = await _exchanges(messages, sandbox, talk, viewer, next_message)
+            except InfraFault as error:
+                stop, fault = StopReason.INFRA_FAULT, f"{type(error).__name__}: {error}"
+            except asyncio.CancelledError:
+                task_now = asyncio.current_task()
+                if task_now is not None:
+                    task_now.uncancel()
+                stop, fault, interrupted = StopReason.INFRA_FAULT, "interrupted", True
+            files, notes, answer = await _collect(sandbox, task, max_output_bytes)
+    trajectory = talk.trajectory(stop, answer, fault=fault, seconds=time.monotonic() - started)
+    return Conversation(trajectory, files, notes, interrupted)
+
+
+async def _exchanges(
+    messages: Sequence[Message],
+    sandbox: Sandbox,
+    talk: Talk,
+    viewer: Viewer,
+    next_message: NextMessage | None,
+) -> StopReason:
+    stop = await talk.begin(messages, sandbox)
+    while True:
+        submitted = stop is StopReason.SUBMITTED and bool(talk.record.turns[-1].calls)
+        viewer.ended(stop, await _answer_so_far(sandbox) if submitted else None)
+        if next_message is None or stop is StopReason.SANDBOX_DEAD:
+            return stop
+        text = await next_message()
+        if text is None:
+            return stop
+        stop = await talk.go_on(text, sandbox)
+
+
+async def _answer_so_far(sandbox: Sandbox) -> str | None:
+    """The answer file while the sandbox lives on; read once more, with everything dead, at the end."""
+    try:
+        data = await sandbox.read_file(ANSWER_FILE, max_bytes=MAX_ANSWER_BYTES)
+    except (SandboxFileError, SandboxDead):
+        return None
+    return data.decode("utf-8-sig", "replace")
+
+
+async def _collect(
+    sandbox: Sandbox, task: Task, max_bytes: int
+) -> tuple[dict[str, bytes], tuple[str, ...], Answer]:
+    files: dict[str, bytes] = {}
+    notes: list[str] = []
+    answer = Answer(AnswerStatus.MISSING)
+    try:
+        async with asyncio.timeout(COLLECT_TIMEOUT_S):
+            try:
+                found = await sandbox.get_files(WORKING_DIR, max_bytes=max_bytes)
+                files = without_inputs(found, task.files, below=INPUT_DIR.removeprefix(f"{WORKING_DIR}/"))
+            except SandboxFileError as error:
+                notes.append(_why_no_files(error, max_bytes))
+            except SandboxDead:
+                notes.append("The sandbox is dead: its files are lost.")
+            answer = await sandbox.read_answer(max_bytes=MAX_ANSWER_BYTES)
+    except TimeoutError:
+        notes.append(f"Fetching the results took longer than {COLLECT_TIMEOUT_S:.0f} s and was given up.")
+    except SandboxFault as error:
+        notes.append(f"The results could not be fetched: {error}")
+    if answer.status is AnswerStatus.OK and not files:
+        files = {ANSWER_FILE.removeprefix(f"{WORKING_DIR}/"): answer.text.encode()}
+    return files, tuple(notes), answer
+
+
+def _why_no_files(error: SandboxFileError, max_bytes: int) -> str:
+    if error.problem is FileProblem.TOO_LARGE:
+        return (
+            f"The files in {WORKING_DIR} exceed {max_bytes / (1 << 20):g} MiB together: only the answer is "
+            "kept; raise max_output_mb."
+        )
+    return f"The files in {WORKING_DIR} could not be fetched: {error}."

@@ -1,0 +1,148 @@
+"""`sandbox-rl run`: a model at work on the user's own question and files.
+
+What happens goes to standard error, the answer to standard output.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sandbox_rl.errors import ConfigError, InfraFault
+
+if TYPE_CHECKING:
+    from sandbox_rl.assistant.view import TerminalView
+    from sandbox_rl.commands.assist import Assisted
+    from sandbox_rl.config.assistant import AssistantSettings
+
+__all__ = ["Interrupted", "app"]
+
+app = typer.Typer()
+
+DONE_IN_PART = 3
+
+
+class Interrupted(SystemExit):
+    """Leave with the exit code of an interrupt; everything about it has been said."""
+
+    def __init__(self) -> None:
+        super().__init__(130)
+
+
+@app.command("run")
+def run(
+    question: Annotated[
+        str | None, typer.Argument(metavar="[QUESTION]", help="With --interactive it can be typed later.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Replace settings: episode.max_turns=20."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Directory or Hub id; with --base-url the endpoint's name for it."),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option("--base-url", metavar="URL", help="A chat endpoint, up to and with /v1.")
+    ] = None,
+    api_key_env: Annotated[
+        str, typer.Option("--api-key-env", metavar="NAME", help="Variable that holds the endpoint's key.")
+    ] = "OPENAI_API_KEY",
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", metavar="RECIPE", help="Model, sandbox and budgets of a recipe."),
+    ] = None,
+    input: Annotated[
+        Path | None, typer.Option("--input", metavar="PATH", help="Directory or file to copy in.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="Where results go; else runs/assistant, -2, -3 …"),
+    ] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", "-i", help="Go on talking in the same sandbox.")
+    ] = False,
+    network: Annotated[
+        str, typer.Option("--network", metavar="MODE", help="What the sandbox may reach; nothing by default.")
+    ] = "off",
+    domain: Annotated[str, typer.Option("--domain", metavar="NAME", help="Prompt set to use.")] = "general",
+) -> None:
+    """Let a model work on a question in a sandbox and see how it does it.
+
+    Files are copied in and results copied out; nothing of yours is mounted or replaced. The answer goes to
+    standard output, everything else to standard error. Exit code 3: there is no answer, or a budget ended it.
+    """
+    from rich.console import Console
+
+    from sandbox_rl.assistant.view import TerminalView, shown
+
+    if question is None and not interactive:
+        raise ConfigError("QUESTION is missing; write it behind `run`, or add --interactive to type it")
+    settings = _settings(recipe, list(overrides or ()), model if base_url is None else None, network)
+    if base_url is not None and model is None:
+        raise ConfigError("--model is missing, expected the name under which the endpoint knows the model")
+    view = TerminalView(Console(stderr=True), answers=interactive)
+    try:
+        from sandbox_rl.commands.assist import AssistRequest, assist
+        from sandbox_rl.policies.openai_chat import EndpointSettings
+
+        endpoint = None
+        if base_url is not None:
+            if not base_url.startswith(("http://", "https://")):
+                raise ConfigError(f"--base-url {base_url!r}: expected an address such as http://HOST:PORT/v1")
+            endpoint = EndpointSettings(base_url=base_url, model=model or "", api_key_env=api_key_env)
+        done = assist(AssistRequest(question, domain, endpoint, input, output, interactive), settings, view)
+    except KeyboardInterrupt:
+        view.close()
+        view.say("Interrupted before there was anything to save.")
+        raise Interrupted from None
+    if done is not None:
+        if not interactive and done.conversation.trajectory.answer.text:
+            typer.echo(shown(done.conversation.trajectory.answer.text).rstrip("\n"))
+        _report(done, view)
+        _leave(done, interactive, view)
+
+
+def _settings(
+    recipe: Path | None, overrides: list[str], model: str | None, network: str
+) -> AssistantSettings:
+    from sandbox_rl.config.assistant import load_assistant
+
+    settings = load_assistant(recipe, overrides)
+    if network != "off":
+        if "network" not in type(settings.sandbox).model_fields:
+            raise ConfigError(
+                f"--network {network}: sandboxes of type {settings.sandbox.type!r} have no network; leave it "
+                "away, or choose another sandbox.type"
+            )
+        settings = load_assistant(recipe, [*overrides, f"sandbox.network={network}"])
+    if model is not None:
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"path": model})})
+    return settings
+
+
+def _report(done: Assisted, view: TerminalView) -> None:
+    conversation, saved = done.conversation, done.saved
+    for note in conversation.notes:
+        view.say(note, "yellow")
+    view.say_some("Not copied out", saved.left_out)
+    names = ", ".join((*saved.written[:10], *(["…"] if len(saved.written) > 10 else []), done.trajectory))
+    view.say(f"Saved in {done.directory}: {names}", "dim")
+
+
+def _leave(done: Assisted, interactive: bool, view: TerminalView) -> None:
+    """The exit code says how it ended."""
+    from sandbox_rl.types import StopReason
+
+    trajectory = done.conversation.trajectory
+    if done.conversation.interrupted:
+        view.say("Interrupted; the sandbox is gone.")
+        raise Interrupted
+    if trajectory.stop is StopReason.INFRA_FAULT:
+        raise InfraFault(trajectory.fault)
+    if not interactive and (trajectory.stop is not StopReason.SUBMITTED or not trajectory.answer.text):
+        if not trajectory.answer.text:
+            view.say(f"There is no answer: answer.txt is {trajectory.answer.status.value}.", "yellow")
+        raise typer.Exit(DONE_IN_PART)

@@ -1,0 +1,206 @@
+"""One question, or a conversation, on the user's own files in a sandbox of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from sandbox_rl.assistant.conversation import Conversation, converse
+from sandbox_rl.assistant.files_in import InputFiles, read_input
+from sandbox_rl.assistant.files_out import SavedFiles, save_files, save_trajectory
+from sandbox_rl.assistant.keyboard import Keyboard
+from sandbox_rl.assistant.talk import NAME, EndpointTalk, Talk, TokenTalk
+from sandbox_rl.assistant.view import TerminalView
+from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.commands.parts import bare_backend, build_policy
+from sandbox_rl.commands.run_dir import RunDirectory, check_output_dir
+from sandbox_rl.config.assistant import AssistantSettings
+from sandbox_rl.errors import ConfigError, DataError
+from sandbox_rl.policies.config import TransformersSettings
+from sandbox_rl.policies.openai_chat import EndpointSettings
+from sandbox_rl.tasks.prompts import load_prompt_set, render
+from sandbox_rl.tools.toolbox import default_toolbox
+from sandbox_rl.training.models import load_model, load_tokenizer
+from sandbox_rl.types import Message, Reward, Rollout, Task
+
+__all__ = ["AssistRequest", "Assisted", "assist", "assistant_chat", "assistant_prompt"]
+
+
+@dataclass(frozen=True, slots=True)
+class AssistRequest:
+    """What the user asked for.
+
+    Args:
+        question: None to have it typed (interactive only).
+        endpoint: None to load `AssistantSettings.model` in this process.
+        input: a directory or a file to copy in.
+        output: where results go; None makes `runs/assistant`, `runs/assistant-2` …
+    """
+
+    question: str | None
+    domain: str = "general"
+    endpoint: EndpointSettings | None = None
+    input: Path | None = None
+    output: Path | None = None
+    interactive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Assisted:
+    """What came of it, and where it lies."""
+
+    conversation: Conversation
+    directory: Path
+    trajectory: str
+    saved: SavedFiles
+
+
+def assist(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> Assisted | None:
+    """Run the conversation and save what there is; None if the user typed nothing at all.
+
+    Raises:
+        UserError: settings, files, model, endpoint or machine cannot be used.
+        SandboxFault: no sandbox could be made.
+        KeyboardInterrupt: interrupted before there was anything to save.
+    """
+    _check_output(request.output or Path("runs"))
+    load_prompt_set(request.domain, [Path(directory) for directory in settings.prompts])
+    files = _read_files(request, settings, view)
+    make_talk = _endpoint(request, settings, view) if request.endpoint else _local(request, settings, view)
+    done = asyncio.run(_run(request, settings, files, make_talk, view))
+    if done is None:
+        return None
+    task, conversation = done
+    directory = request.output or RunDirectory.new(Path("runs"), "assistant").path
+    directory.mkdir(parents=True, exist_ok=True)
+    name = save_trajectory(
+        directory,
+        Rollout(conversation.trajectory, Reward(None, detail="not scored"), task),
+        model=request.endpoint.model if request.endpoint else settings.model.path,
+        base_url=request.endpoint.base_url if request.endpoint else None,
+        interrupted=conversation.interrupted,
+        settings=settings.model_dump(mode="json", exclude={"model"}),
+    )
+    return Assisted(conversation, directory, name, save_files(directory, conversation.files))
+
+
+def assistant_prompt(task: Task, settings: AssistantSettings) -> tuple[Message, ...]:
+    """The messages of a task's prompt, as in training and evaluation."""
+    return render(task, load_prompt_set(task.domain, [Path(directory) for directory in settings.prompts]))
+
+
+def assistant_chat(settings: AssistantSettings, tokenizer: Any) -> ChatFormat:
+    """The chat format with the assistant's tools, as in training and evaluation.
+
+    Raises:
+        ModelError: the tokenizer's chat template cannot be used.
+    """
+    return ChatFormat.from_tokenizer(
+        tokenizer,
+        default_toolbox().schemas,
+        call_format=settings.chat.call_format,
+        template_options=dict(settings.chat.template_options),
+    )
+
+
+async def _run(
+    request: AssistRequest,
+    settings: AssistantSettings,
+    files: InputFiles,
+    make_talk: Callable[[], Talk],
+    view: TerminalView,
+) -> tuple[Task, Conversation] | None:
+    keyboard = Keyboard()
+
+    async def typed() -> str | None:
+        view.ask()
+        return await keyboard.line()
+
+    question = request.question if request.question is not None else await typed()
+    if question is None:
+        return None
+    task = Task(NAME, question, answer="", files=files.files, domain=request.domain)
+    try:
+        conversation = await converse(
+            task,
+            assistant_prompt(task, settings),
+            backend=bare_backend(settings.sandbox),
+            talk=make_talk(),
+            viewer=view,
+            next_message=typed if request.interactive else None,
+            boot_timeout_s=settings.episode.boot_timeout_s,
+            max_output_bytes=int(settings.max_output_mb * (1 << 20)),
+        )
+    except ValueError as error:  # the sandbox's own limits refuse the files
+        raise DataError(f"--input {request.input}: {error}") from error
+    finally:
+        view.close()
+    return task, conversation
+
+
+def _read_files(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> InputFiles:
+    if request.input is None:
+        return InputFiles({})
+    files = read_input(request.input, max_bytes=int(settings.max_input_mb * (1 << 20)))
+    view.say_some("Not copied in", files.skipped)
+    return files
+
+
+def _endpoint(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> Callable[[], Talk]:
+    endpoint = request.endpoint
+    assert endpoint is not None
+    return lambda: EndpointTalk(endpoint=endpoint, **_common(request, settings, view))
+
+
+def _local(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> Callable[[], Talk]:
+    """Loads the model now, so that what is wrong with it is said before anything else happens."""
+    if settings.model.path == "tiny" and not Path("tiny").is_dir():
+        raise ConfigError(
+            "--model is missing: expected a directory or a Hub id (with --base-url the name of a model there)"
+        )
+    tokenizer = load_tokenizer(settings.model)
+    chat = assistant_chat(settings, tokenizer)
+    view.say(f"Loading {settings.model.path} …", "dim")
+    model = load_model(settings.model)
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    halt = _halter(model)
+    policy = build_policy(TransformersSettings(max_delay_s=0.0), model, tokenizer, chat)
+    return lambda: TokenTalk(policy=policy, chat=chat, halt=halt, **_common(request, settings, view))
+
+
+def _halter(model: PreTrainedModel) -> Callable[[], None]:
+    """A function that ends the model's generation at its next token: Python cannot stop a thread."""
+    halted = threading.Event()
+
+    def check(*_: Any) -> None:
+        if halted.is_set():
+            raise RuntimeError("generation was halted")
+
+    model.register_forward_pre_hook(check)
+    return halted.set
+
+
+def _common(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> dict[str, Any]:
+    return {
+        "toolbox": default_toolbox(exec_timeout=settings.episode.exec_timeout_s),
+        "watcher": view,
+        "episode": settings.episode,
+        "sampling": settings.sampling,
+        "seed": settings.seed,
+        "hand_over": request.interactive,
+    }
+
+
+def _check_output(path: Path) -> None:
+    try:
+        check_output_dir(path)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("output_dir:", "--output")) from None

@@ -1,0 +1,77 @@
+"""What an assistant depends on: the parts of a recipe that matter without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from pydantic import Field
+
+from sandbox_rl.chat.config import ChatSettings
+from sandbox_rl.config.load import load_recipe, load_settings
+from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.episode import EpisodeSettings, SamplingSettings
+from sandbox_rl.sandboxes.config import EmbeddedSettings, SandboxSettings
+from sandbox_rl.settings import Settings
+from sandbox_rl.training.config import ModelSettings
+
+__all__ = ["AssistantSettings", "load_assistant"]
+
+
+class AssistantSettings(Settings):
+    """How `sandbox-rl run` works. Budgets hold for each message of the user."""
+
+    model: ModelSettings = ModelSettings()
+    """Loaded in this process, unless an endpoint is named."""
+    chat: ChatSettings = ChatSettings()
+    """How the conversation is rendered."""
+    prompts: tuple[str, ...] = ()
+    """Directories of prompt sets, looked at before the package's own."""
+    sandbox: SandboxSettings = EmbeddedSettings()
+    """Where commands run."""
+    episode: EpisodeSettings = EpisodeSettings()
+    """The budgets of one exchange."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How turns are sampled."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of the sampling."""
+    max_input_mb: float = Field(64.0, gt=0)
+    """Most MiB of the user's files."""
+    max_output_mb: float = Field(64.0, gt=0)
+    """Most MiB that are fetched from the sandbox."""
+
+
+def load_assistant(recipe: Path | None, overrides: Sequence[str]) -> AssistantSettings:
+    """Settings out of a recipe, or the package's own; overrides belong to whichever it is.
+
+    Raises:
+        ConfigError: as `config.load.load_settings`.
+    """
+    if recipe is None:
+        return load_settings(AssistantSettings, _own_file(), overrides)
+    return _of_recipe(load_recipe(recipe, overrides))
+
+
+def _of_recipe(recipe: Recipe) -> AssistantSettings:
+    """A recipe's parts; turns are sampled as in its evaluation."""
+    held_out = recipe.evaluation
+    return AssistantSettings(
+        model=recipe.model,
+        chat=recipe.chat,
+        prompts=recipe.prompts,
+        sandbox=recipe.sandbox,
+        episode=recipe.episode,
+        sampling=SamplingSettings(
+            temperature=held_out.temperature, top_p=held_out.top_p, top_k=held_out.top_k
+        ),
+        seed=recipe.seed,
+        max_input_mb=recipe.data.max_files_mb,
+    )
+
+
+def _own_file() -> Path:
+    package = Path(str(files("sandbox_rl")))
+    # In a wheel the configs lie inside the package, in a checkout beside it.
+    inside = package / "configs" / "assistant.yaml"
+    return inside if inside.is_file() else package.parent / "configs" / "assistant.yaml"
