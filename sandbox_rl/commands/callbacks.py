@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["AfterSteps", "CountUpdates", "FinishOnSignal", "LogMetrics"]
+from sandbox_rl.commands.display import Progress
+
+__all__ = ["AfterSteps", "CountUpdates", "FinishOnSignal", "LogMetrics", "ShowSteps", "WatchMismatch"]
+
+logger = logging.getLogger(__name__)
 
 
 class LogMetrics(TrainerCallback):  # type: ignore[misc]
@@ -98,3 +103,52 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
         if self.received:
             control.should_save = True
             control.should_training_stop = True
+
+
+class ShowSteps(TrainerCallback):  # type: ignore[misc]
+    """Moves a bar by one per update, with the mean reward that was logged."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """One update more."""
+        if logs and "loss" in logs:
+            self._bar.advance(logs.get("reward"))
+
+
+class WatchMismatch(TrainerCallback):  # type: ignore[misc]
+    """Warns when sampler and trainer disagree about the sampled tokens more than rounding explains.
+
+    Args:
+        alarm: mean absolute difference of log-probs per token, in nats.
+    """
+
+    def __init__(self, alarm: float) -> None:
+        self._alarm = alarm
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Look at what was logged."""
+        value = (logs or {}).get("mismatch/mean")
+        if value is not None and value > self._alarm:
+            logger.warning(
+                "step %d: sampler and trainer differ by %.3f nats per token on average (alarm at %g): the "
+                "server may hold other weights or compute in another precision",
+                state.global_step,
+                value,
+                self._alarm,
+            )

@@ -13,7 +13,7 @@ from sandbox_rl.commands.parts import (
     build_chat,
     build_render,
     build_scoring,
-    grpo_arguments,
+    training_arguments,
 )
 from sandbox_rl.commands.run_dir import check_output_dir
 from sandbox_rl.commands.starting_point import needs_warmup
@@ -29,7 +29,7 @@ from sandbox_rl.training.memory import estimate_memory, model_shape, stored_dtyp
 from sandbox_rl.training.models import configured_context, load_config, load_tokenizer
 from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_tokenizer
 
-__all__ = ["GOLD_SAMPLE", "check", "check_gold", "check_prompts"]
+__all__ = ["GOLD_SAMPLE", "check", "check_curriculum", "check_gold", "check_prompts"]
 
 GOLD_SAMPLE = 256
 """How many gold answers are scored against themselves before training."""
@@ -48,11 +48,13 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
     held_out = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
     display.say(f"ok  data: {len(tasks)} training tasks, {len(held_out)} held out")
-    if recipe.curriculum.active:
-        Curriculum({task.id: task.domain for task in tasks}, recipe.curriculum, seed=recipe.seed)
-    args = grpo_arguments(recipe, Path(recipe.output_dir))
+    check_curriculum(recipe, tasks)
+    args = training_arguments(recipe, Path(recipe.output_dir))
     sampling_of(args)
-    display.say(f"ok  grpo: {args.generation_batch_size} episodes per generation, {args.loss_type} loss")
+    if recipe.mode == "async":
+        display.say(f"ok  grpo: asynchronous, {args.max_steps} updates, staleness of {args.max_staleness}")
+    else:
+        display.say(f"ok  grpo: {args.generation_batch_size} episodes per generation, {args.loss_type} loss")
     if recipe.warmup is not None:
         load_expert(recipe.warmup.expert)
     needs_warmup(recipe)
@@ -86,6 +88,16 @@ def _sampled_rows(recipe: Recipe) -> int:
     if isinstance(recipe.policy, VLLMSettings):
         return 0
     return min(recipe.policy.max_batch, recipe.rollout.concurrency)
+
+
+def check_curriculum(recipe: Recipe, tasks: TaskSet) -> None:
+    """Refuse a curriculum that does not fit the data.
+
+    Raises:
+        ConfigError: weights of domains that are not there, or left out.
+    """
+    if recipe.curriculum.active:
+        Curriculum({task.id: task.domain for task in tasks}, recipe.curriculum, seed=recipe.seed)
 
 
 def check_prompts(

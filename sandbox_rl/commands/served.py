@@ -32,12 +32,18 @@ class ServedPolicy:
     """A policy in servers, and what keeps their weights up to date.
 
     Args:
+        publisher: on the main process.
+        addresses: of the servers, for other processes.
+        on_version: called with each new weight version before anything is sampled with it.
         keep_log: move the log of a server of ours to where the run lies.
         stop: end a server of ours that was started, entered or not.
     """
 
     policy: VLLMPolicy
     sync: WeightSync
+    publisher: WeightPublisher | None
+    addresses: tuple[Address, ...]
+    on_version: list[Callable[[int], None]]
     keep_log: Callable[[Path], None]
     stop: Callable[[], None]
 
@@ -105,11 +111,20 @@ def serve(
             startup_timeout_s=settings.startup_timeout_s,
         )
     publisher = None
+    listeners: list[Callable[[int], None]] = []
+
+    def tell(version: int) -> None:
+        for listener in listeners:
+            listener(version)
+
     if state.is_main_process:
-        publisher = WeightPublisher(loop, source, transfer=transfer, dtype=lambda: source.facts[0].dtype)
+        publisher = WeightPublisher(
+            loop, source, transfer=transfer, dtype=lambda: source.facts[0].dtype, on_version=tell
+        )
         if isinstance(source, ManagedServer):
             source.republish = publisher.republish
     sync = WeightSync(publisher, state)
+    listeners.append(sync.served)
     policy = VLLMPolicy(source, settings, end_ids=chat.end_ids, weight_version=lambda: sync.version)
 
     def keep_log(path: Path) -> None:
@@ -122,4 +137,4 @@ def serve(
         if publisher is not None:
             publisher.destroy()
 
-    return ServedPolicy(policy, sync, keep_log, stop)
+    return ServedPolicy(policy, sync, publisher, tuple(addresses), listeners, keep_log, stop)

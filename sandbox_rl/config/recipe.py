@@ -6,11 +6,11 @@ import re
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from sandbox_rl.chat.config import ChatSettings
 from sandbox_rl.episode import EpisodeSettings
-from sandbox_rl.policies.config import PolicySettings, TransformersSettings
+from sandbox_rl.policies.config import PolicySettings, TransformersSettings, VLLMSettings
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rollout import RolloutSettings
 from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings, SandboxSettings
@@ -41,6 +41,9 @@ class Recipe(Settings):
     """How the model is talked to."""
     policy: PolicySettings = TransformersSettings()
     """What samples the turns."""
+    mode: Literal["sync", "async"] = "sync"
+    """`sync`: rollouts and updates take turns. `async`: updates while rollouts go on, with slightly older
+    weights (needs policy.type vllm)."""
     data: DataSettings
     """Where tasks come from."""
     prompts: tuple[str, ...] = ()
@@ -67,6 +70,21 @@ class Recipe(Settings):
     """Held-out evaluation."""
     report_to: tuple[str, ...] = ("tensorboard",)
     """Trackers by the names that transformers knows: tensorboard, wandb, trackio …"""
+
+    @model_validator(mode="after")
+    def _async_fits(self) -> Recipe:
+        if self.mode == "async":
+            if not isinstance(self.policy, VLLMSettings):
+                raise ValueError(
+                    f"mode 'async' with policy.type {self.policy.type!r}, expected 'vllm': a model in the "
+                    "trainer's own process cannot sample while it is updated"
+                )
+            if self.curriculum.sampling != "uniform" or self.curriculum.domain_weights:
+                raise ValueError(
+                    "mode 'async' with curriculum.sampling or domain_weights, expected neither: groups come "
+                    "in passes over the data; set mode: sync, or leave out all but refill_rounds"
+                )
+        return self
 
     @field_validator("name")
     @classmethod

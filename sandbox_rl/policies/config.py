@@ -13,9 +13,9 @@ __all__ = ["PolicySettings", "TransformersSettings", "VLLMSettings"]
 _OURS = {
     "model": "set model.path",
     "served-model-name": "leave it; the served name is ours",
-    "host": "leave it; a managed server is reached through a private socket or loopback only",
-    "port": "set policy.port",
-    "uds": "leave it; set policy.port for TCP instead",
+    "host": "leave it; a managed server listens on a private unix socket",
+    "port": "leave it; a managed server listens on a private unix socket",
+    "uds": "leave it; the socket is ours",
     "logprobs-mode": "leave it; training needs the log-probs of the distribution sampled from",
     "weight-transfer-config": "set policy.transfer",
     "worker-extension-cls": "leave it; it loads and verifies our weights",
@@ -48,8 +48,6 @@ class VLLMSettings(Settings):
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the managed server as `vllm serve` names them, without the dashes: `max-num-seqs: 128`.
     True is a bare flag, False its `--no-` form, a mapping is passed as JSON."""
-    port: int = Field(0, ge=0, le=65_535)
-    """0: a private unix socket, which no other user or sandbox can reach; else this port on loopback."""
     startup_timeout_s: float = Field(900.0, gt=0)
     """Seconds within which a server must answer after its start."""
     request_timeout_s: float = Field(600.0, gt=0)

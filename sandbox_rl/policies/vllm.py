@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -122,29 +121,38 @@ class VLLMPolicy:
     async def _act(
         self, server: VLLMServer, prompt_ids: Sequence[int], sampling: Sampling, timeout: float
     ) -> Action:
-        deadline = time.monotonic() + timeout
-        async with asyncio.timeout(timeout):
-            attempt = 0
-            while True:
-                version = self._weight_version()
-                body = self._body(prompt_ids, sampling, version)
-                left = max(0.001, deadline - time.monotonic())
-                ours = min(self._settings.request_timeout_s, left)
-                try:
-                    answer = await server.call("POST", "/v1/completions", body, timeout=ours)
-                    return _action(answer, prompt_ids, version)
-                except Refused as error:
-                    raise EngineFault(f"{server.address} refused a turn: {error}") from error
-                except Unreachable as error:
-                    if ours >= left and time.monotonic() >= deadline:
-                        raise TimeoutError from error
-                    if attempt >= self._settings.retries:
-                        raise EngineFault(f"{server.address}: {error}; {attempt + 1} tries") from error
-                attempt += 1
-                wait = min(LONGEST_BACKOFF_S, self._settings.backoff_s * 2 ** (attempt - 1))
-                # Jitter: the episodes of one server fail together and must not come back together.
-                await asyncio.sleep(wait * random.uniform(0.5, 1.5))
-                await self._source.recovered(server)
+        failed: list[str] = []
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._tries(server, prompt_ids, sampling, failed)
+        except TimeoutError:
+            if not failed:
+                raise
+            # The time went to a server that was away: that is not the policy's doing.
+            raise EngineFault(f"{server.address}: {failed[-1]}; {len(failed)} tries") from None
+
+    async def _tries(
+        self, server: VLLMServer, prompt_ids: Sequence[int], sampling: Sampling, failed: list[str]
+    ) -> Action:
+        """One turn; `failed` collects what went wrong with the tries before."""
+        while True:
+            version = self._weight_version()
+            body = self._body(prompt_ids, sampling, version)
+            try:
+                answer = await server.call(
+                    "POST", "/v1/completions", body, timeout=self._settings.request_timeout_s
+                )
+                return _action(answer, prompt_ids, version)
+            except Refused as error:
+                raise EngineFault(f"{server.address} refused a turn: {error}") from error
+            except Unreachable as error:
+                failed.append(str(error))
+                if len(failed) > self._settings.retries:
+                    raise EngineFault(f"{server.address}: {error}; {len(failed)} tries") from error
+            wait = min(LONGEST_BACKOFF_S, self._settings.backoff_s * 2 ** (len(failed) - 1))
+            # Jitter: the episodes of one server fail together and must not come back together.
+            await asyncio.sleep(wait * random.uniform(0.5, 1.5))
+            await self._source.recovered(server)
 
     def _body(self, prompt_ids: Sequence[int], sampling: Sampling, version: int) -> dict[str, Any]:
         return {

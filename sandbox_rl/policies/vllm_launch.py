@@ -14,9 +14,11 @@ from typing import Any
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
 
-__all__ = ["PLUGIN", "environment", "interpreter", "server_command", "socket_path", "why_it_died"]
+__all__ = ["PLUGIN", "STARTING_SOCKET", "environment", "interpreter", "server_command", "why_it_died"]
 
 PLUGIN = Path(__file__).parent / "vllm_plugin"
+STARTING_SOCKET = "starting"
+"""Name of a server's socket until its weights are right; only then does it get the name that clients know."""
 PYTHON_VARIABLE = "SANDBOX_RL_VLLM_PYTHON"
 SERVED_MODEL = "policy"
 
@@ -29,7 +31,6 @@ _CPU_DEFAULTS: Mapping[str, Any] = {
 _CAUSES = (
     (r"unrecognized arguments: (.+)", "policy.arguments: vLLM does not know {0}; see `vllm serve --help`"),
     (r"error: (argument .+)", "policy.arguments: {0}"),
-    (r"Address already in use", "policy.port is in use; choose another, or 0 for a private socket"),
     (
         r"Free memory on device .*? is less than desired[^.]*",
         "{all}; lower policy.arguments.gpu-memory-utilization, or free the card",
@@ -85,17 +86,9 @@ def server_command(
         "worker-extension-cls": "sandbox_rl_vllm.WorkerExtension",
         "weight-transfer-config": {"backend": transfer},
     }
-    if settings.port:
-        arguments |= {"host": "127.0.0.1", "port": settings.port}
-    else:
-        arguments |= {"uds": socket_path(room)}
+    arguments |= {"uds": str(room / STARTING_SOCKET)}
     supervisor = [python, "-I", "-S", str(PLUGIN / "sandbox_rl_supervise.py"), str(room)]
     return [*supervisor, python, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
-
-
-def socket_path(room: Path) -> str:
-    """The unix socket in a server's room."""
-    return str(room / "http")
 
 
 def environment(*, gpu: bool) -> dict[str, str]:
@@ -129,9 +122,9 @@ def why_it_died(log: Path, code: int | None, *, since: int = 0) -> str:
         found = re.search(pattern, text)
         if found:
             return message.format(*found.groups(), all=found.group(0))
-    errors = [line for line in text.splitlines() if re.search(r"\b\w*(Error|Exception|error)\b:? ", line)]
-    last = " ".join(errors[-1].split())[-300:] if errors else "it said nothing"
-    return f"exit code {code}: {last}"
+    how = f"killed by signal {code - 128}" if code is not None and code > 128 else f"exit code {code}"
+    errors = [line for line in text.splitlines() if re.search(r"\b\w*(Error|Exception): \S", line)]
+    return f"{how}: {' '.join(errors[-1].split())[-300:]}" if errors else how
 
 
 def _flags(arguments: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,13 @@ from sandbox_rl.errors import EngineFault, SetupError
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm_api import Address, VLLMServer
 from sandbox_rl.policies.vllm_check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
-from sandbox_rl.policies.vllm_launch import environment, interpreter, server_command, socket_path, why_it_died
+from sandbox_rl.policies.vllm_launch import (
+    STARTING_SOCKET,
+    environment,
+    interpreter,
+    server_command,
+    why_it_died,
+)
 
 __all__ = ["ExternalServers", "ManagedServer"]
 
@@ -28,6 +34,8 @@ HEALTH_INTERVAL_S = 5.0
 HEALTH_FAILURES = 6
 """Looks in a row that find no answer before it counts as hung."""
 STOP_TIMEOUT_S = 15.0
+SOCKET = "http"
+"""Name of a server's socket once clients may use it."""
 
 
 class ExternalServers:
@@ -84,7 +92,8 @@ class ExternalServers:
             await stack.aclose()
 
     async def recovered(self, server: VLLMServer) -> None:
-        """Nothing to wait for: a server that is away may come back, a retry will tell."""
+        """Wait a while for it to answer again: someone may be restarting it."""
+        await server.wait_healthy(self._startup_timeout_s)
 
 
 class ManagedServer:
@@ -126,13 +135,14 @@ class ManagedServer:
         self._room: Path | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._client: VLLMServer | None = None
+        self._private: VLLMServer | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._up = asyncio.Event()
         self._lost: str | None = None
         self._restarts = 0
         self._needed_context = needed_context
         self.facts: list[ServerFacts] = []
-        self.republish: Callable[[], Awaitable[None]] | None = None
+        self.republish: Callable[[VLLMServer], Awaitable[None]] | None = None
         """Gives a restarted server the newest weights; without it a restart would serve the first ones."""
 
     @property
@@ -140,6 +150,12 @@ class ManagedServer:
         """The one server."""
         assert self._client is not None, "entered first"
         return [self._client]
+
+    @property
+    def private(self) -> VLLMServer:
+        """The server under the name that it has while it starts."""
+        assert self._private is not None, "started first"
+        return self._private
 
     @property
     def served_model(self) -> str:
@@ -153,11 +169,9 @@ class ManagedServer:
 
     @property
     def address(self) -> Address:
-        """Where it listens; known once started."""
-        if self._settings.port:
-            return Address(f"http://127.0.0.1:{self._settings.port}")
+        """Where clients find it, once started; the socket appears when the weights behind it are right."""
         assert self._room is not None, "started first"
-        return Address("http://localhost", socket_path(self._room))
+        return Address("http://localhost", str(self._room / SOCKET))
 
     def move_log(self, path: Path) -> None:
         """Continue the log elsewhere on the same file system, once there is a run to keep it."""
@@ -172,7 +186,9 @@ class ManagedServer:
         self._room.mkdir(mode=0o700, exist_ok=True)
         if self._client is None:
             self._client = VLLMServer(self.address)
+            self._private = VLLMServer(Address("http://localhost", str(self._room / STARTING_SOCKET)))
             await self._client.__aenter__()
+            await self._private.__aenter__()
         command = server_command(
             self._settings,
             python=self._python,
@@ -198,13 +214,14 @@ class ManagedServer:
             if self._process is None:
                 await self.start()
             await self._wait_until_up()
-            server = self.servers[0]
+            server = self.private
             self.facts = [await check_server(server, needed_context=self._needed_context)]
             if self._tokenizer is not None:
                 await check_tokenizer(server, self.served_model, self._tokenizer)
         except BaseException:
             await self.stop()
             raise
+        self._open()
         self._up.set()
         self._watcher = asyncio.create_task(self._watch(), name="watch vLLM")
         return self
@@ -220,9 +237,10 @@ class ManagedServer:
                 await self._watcher
             self._watcher = None
         await self._end_process()
-        client, self._client = self._client, None
-        if client is not None:
-            await client.__aexit__(None, None, None)
+        for client in (self._client, self._private):
+            if client is not None:
+                await client.__aexit__(None, None, None)
+        self._client = self._private = None
         room, self._room = self._room, None
         if room is not None:
             shutil.rmtree(room, ignore_errors=True)
@@ -236,6 +254,11 @@ class ManagedServer:
         await self._up.wait()
         if self._lost is not None:
             raise EngineFault(self._lost)
+
+    def _open(self) -> None:
+        """Give the socket the name that clients know."""
+        assert self._room is not None
+        os.replace(self._room / STARTING_SOCKET, self._room / SOCKET)
 
     async def _end_process(self) -> None:
         process, self._process = self._process, None
@@ -253,12 +276,12 @@ class ManagedServer:
 
     async def _wait_until_up(self) -> None:
         assert self._process is not None
-        assert self._client is not None
+        assert self._private is not None
         started = time.monotonic()
         said = started
         died = asyncio.create_task(self._process.wait())
         try:
-            while not await self._client.healthy():
+            while not await self._private.healthy():
                 await asyncio.wait([died], timeout=0.25)
                 if died.done():
                     why = why_it_died(self._log, died.result(), since=self._log_start)
@@ -293,7 +316,8 @@ class ManagedServer:
                 await self.start()
                 await self._wait_until_up()
                 if self.republish is not None:
-                    await self.republish()
+                    await self.republish(self.private)
+                self._open()
             except Exception as error:
                 self._lost = f"the vLLM server could not be restarted: {error}"
                 break

@@ -15,9 +15,9 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.estimator import Estimator, estimator_fields
 from sandbox_rl.training.fields import checked_fields
 
-__all__ = ["grpo_config", "sampling_of"]
+__all__ = ["OURS", "check_untruncated", "grpo_config", "sampling_of"]
 
-_OURS = {
+OURS = {
     "output_dir": "set output_dir and name of the recipe",
     "seed": "set seed of the recipe",
     "report_to": "set report_to of the recipe",
@@ -48,7 +48,7 @@ def grpo_config(
         ConfigError: an unknown or refused field, one that belongs elsewhere, or a batch that would
             split a group of rollouts.
     """
-    for field, where in _OURS.items():
+    for field, where in OURS.items():
         if field in block:
             raise ConfigError(f"key 'grpo.{field}' = {block[field]!r} belongs elsewhere: {where}")
     cpu = not torch.cuda.is_available()
@@ -88,6 +88,26 @@ def sampling_of(args: GRPOConfig) -> SamplingSettings:
     )
 
 
+def check_untruncated(args: Any) -> None:
+    """Refuse sampling that is not of the whole distribution.
+
+    Raises:
+        ConfigError: the field.
+    """
+    if args.temperature <= 0:
+        raise ConfigError(
+            f"grpo.temperature: {args.temperature}, expected > 0; a greedy policy cannot explore"
+        )
+    for name, neutral in (("top_p", 1.0), ("min_p", None), ("repetition_penalty", 1.0)):
+        if getattr(args, name) not in (neutral, None):
+            raise ConfigError(
+                f"grpo.{name}: {getattr(args, name)}, expected {neutral}; truncated sampling biases the "
+                "gradient, because TRL's log-probs are of the whole distribution"
+            )
+    if args.top_k not in (0, -1, None):
+        raise ConfigError(f"grpo.top_k: {args.top_k}, expected 0; truncated sampling biases the gradient")
+
+
 def _check_groups(fields: Mapping[str, Any]) -> None:
     """Each process must roll out whole groups; TRL itself only looks at all processes together."""
     batch = fields.get("per_device_train_batch_size", 8)
@@ -110,18 +130,7 @@ def _check(args: GRPOConfig) -> None:
             f"splits groups of num_generations={args.num_generations}; make it a multiple of "
             f"{args.num_generations * args.world_size}"
         )
-    if args.temperature <= 0:
-        raise ConfigError(
-            f"grpo.temperature: {args.temperature}, expected > 0; a greedy policy cannot explore"
-        )
-    for name, neutral in (("top_p", 1.0), ("min_p", None), ("repetition_penalty", 1.0)):
-        if getattr(args, name) not in (neutral, None):
-            raise ConfigError(
-                f"grpo.{name}: {getattr(args, name)}, expected {neutral}; truncated sampling biases the "
-                "gradient, because TRL's log-probs are of the whole distribution"
-            )
-    if args.top_k not in (0, -1, None):
-        raise ConfigError(f"grpo.top_k: {args.top_k}, expected 0; truncated sampling biases the gradient")
+    check_untruncated(args)
     if args.save_total_limit == 1:
         raise ConfigError(
             "grpo.save_total_limit: 1, expected at least 2; with one, a kill during a save leaves none"

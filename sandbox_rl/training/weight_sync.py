@@ -35,6 +35,10 @@ class WeightSync:
         self.version = 0
         """Updates that the served weights have received, the same on every process."""
 
+    def served(self, version: int) -> None:
+        """Take note of what the servers serve."""
+        self.version = version
+
     def attach(self, model: Callable[[], Any], step: Callable[[], int]) -> None:
         """Say where the weights are, without wrappers of data parallelism, and their number of updates."""
         self._model = model
@@ -60,7 +64,7 @@ class WeightSync:
                     self._publisher.init_weight_transfer()
                     self._ready = True
                 self._publisher.publish(tensors, version=version)
-        self.version = version
+        self.served(version)
         self._state.wait_for_everyone()
 
 

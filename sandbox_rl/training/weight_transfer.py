@@ -82,12 +82,12 @@ class WeightPublisher:
 
     def init_weight_transfer(self) -> None:
         """Prepare every server, once."""
-        self._run(self._init())
+        self._run(self._init(self._served.servers))
 
     def pause(self) -> None:
         """Freeze the requests in flight; they go on after `resume`."""
         self._paused_at = time.monotonic()
-        self._run(self._everywhere("POST", "/pause", query={"mode": "keep"}))
+        self._run(self._each(self._served.servers, "/pause", query={"mode": "keep"}))
 
     def send_weights(
         self, iterator: Iterator[tuple[str, torch.Tensor]], *, version: int | None = None
@@ -105,7 +105,7 @@ class WeightPublisher:
             kept = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in iterator}
             update = {"path": self._write(kept)}
         self._expected = _checksums(kept)
-        self._run(self._update(update))
+        self._run(self._update(self._served.servers, update))
         del kept  # CUDA handles are views of it: not before the servers have copied
         self.version = self.version + 1 if version is None else version
         self._on_version(self.version)
@@ -115,7 +115,7 @@ class WeightPublisher:
         """Let requests go on."""
         if self._mixed:
             raise EngineFault("the servers stay paused: the last weight transfer did not complete")
-        self._run(self._everywhere("POST", "/resume"))
+        self._run(self._each(self._served.servers, "/resume"))
         self.last_pause_s = time.monotonic() - self._paused_at
 
     def destroy(self) -> None:
@@ -132,8 +132,8 @@ class WeightPublisher:
         self.send_weights(iterator, version=version)
         self.resume()
 
-    async def republish(self) -> None:
-        """Give servers that were restarted the last published weights. Called in the loop."""
+    async def republish(self, server: VLLMServer) -> None:
+        """Give a server that was restarted the last published weights. Called in the loop."""
         if not self._expected:
             return  # nothing was published yet: what it loads by itself is right
         if self._file is None:
@@ -141,22 +141,22 @@ class WeightPublisher:
                 "a restarted server cannot get the newest weights back with transfer 'ipc', which keeps no "
                 "copy; go on from the last checkpoint with --resume, or set policy.transfer=shm"
             )
-        await self._init()
-        await self._update({"path": self._path(self._file)})
+        await self._init([server])
+        await self._update([server], {"path": self._path(self._file)})
 
-    async def _init(self) -> None:
-        await self._everywhere("POST", "/init_weight_transfer_engine", {"init_info": {}})
+    async def _init(self, servers: Sequence[VLLMServer]) -> None:
+        await self._each(servers, "/init_weight_transfer_engine", {"init_info": {}})
 
-    async def _update(self, update: Mapping[str, Any]) -> None:
-        await self._everywhere("POST", "/start_weight_update")
-        await self._everywhere("POST", "/update_weights", {"update_info": update})
-        await self._everywhere("POST", "/finish_weight_update")
-        for server in self._served.servers:
+    async def _update(self, servers: Sequence[VLLMServer], update: Mapping[str, Any]) -> None:
+        await self._each(servers, "/start_weight_update")
+        await self._each(servers, "/update_weights", {"update_info": update})
+        await self._each(servers, "/finish_weight_update")
+        for server in servers:
             await self._rpc(server, "sandbox_rl_after_update")
             await self._verify(server)
         # Requests salt their prefixes by version, so that stale blocks are unreachable already; this only
         # frees them, and fails harmlessly while frozen requests hold some.
-        await self._everywhere("POST", "/reset_prefix_cache")
+        await self._each(servers, "/reset_prefix_cache")
 
     async def _verify(self, server: VLLMServer) -> None:
         rows = json.dumps({name: shape[0] for name, (shape, _) in self._expected.items()})
@@ -183,16 +183,16 @@ class WeightPublisher:
         except (Refused, Unreachable) as error:
             raise EngineFault(f"{server.address}: {error}") from error
 
-    async def _everywhere(
+    async def _each(
         self,
-        verb: str,
+        servers: Sequence[VLLMServer],
         route: str,
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> None:
-        for server in self._served.servers:
+        for server in servers:
             try:
-                await server.call(verb, route, body, query=query)
+                await server.call("POST", route, body, query=query)
             except (Refused, Unreachable) as error:
                 raise EngineFault(f"weight transfer to {server.address}: {error}") from error
 

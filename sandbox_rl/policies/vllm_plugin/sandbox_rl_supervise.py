@@ -46,7 +46,8 @@ def main(room, command):
         while True:
             ready = {fd for fd, _ in poll.poll()}
             if pidfd in ready:
-                return child.wait()
+                code = child.wait()
+                return code if code >= 0 else 128 - code  # by a signal, as shells say it
             if 0 in ready and not os.read(0, 4096):
                 return 0
     finally:

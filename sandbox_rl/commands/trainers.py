@@ -1,0 +1,174 @@
+"""TRL's trainers on a session: synchronous, where rollouts and updates take turns, or asynchronous."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PrinterCallback
+
+from sandbox_rl.commands.callbacks import LogMetrics, ShowSteps, WatchMismatch
+from sandbox_rl.commands.parts import async_arguments, grpo_arguments
+from sandbox_rl.commands.rollout_process import RolloutJob, RolloutProcess
+from sandbox_rl.commands.session import Session
+from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.training.async_config import advantage_of
+from sandbox_rl.training.async_trainer import GroupProgress, SandboxAsyncTrainer
+from sandbox_rl.training.checkpoints import CheckpointManifest
+from sandbox_rl.training.config import LoraSettings
+from sandbox_rl.training.curriculum import Curriculum
+from sandbox_rl.training.grpo import sampling_of
+from sandbox_rl.training.trainer import GroupRollouts, SandboxGRPOTrainer, outcome_reward
+
+__all__ = ["async_trainer", "sync_trainer"]
+
+
+@contextmanager
+def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxGRPOTrainer]:
+    """A trainer that rolls out, updates, and rolls out again; shows its episodes while open.
+
+    Args:
+        checkpoint: that training will go on from.
+    """
+    recipe, state = session.recipe, session.state
+    curriculum = None
+    if recipe.curriculum.active:
+        curriculum = Curriculum(
+            {task.id: task.domain for task in session.train_tasks},
+            recipe.curriculum,
+            seed=recipe.seed,
+            rank=state.process_index,
+            world=state.num_processes,
+            share=gather_object,
+        )
+        if checkpoint is not None:
+            curriculum.restore(checkpoint)
+    args = grpo_arguments(recipe, session.run.checkpoints)
+    with session.display.progress("Training", _episodes(args, state.num_processes)) as bar:
+        rollouts = GroupRollouts(
+            session.engine,
+            session.loop,
+            {task.id: task for task in session.train_tasks},
+            estimator=recipe.estimator,
+            seed=recipe.seed,
+            eos_id=session.tokenizer.eos_token_id,
+            rank=state.process_index,
+            curriculum=curriculum,
+            on_step=lambda step, batch: session.journal.write_all(batch, phase="train", step=step),
+            on_rollout=lambda _, rollout: bar.advance(rollout.reward.value),
+        )
+        trainer = SandboxGRPOTrainer(
+            model=session.model,
+            args=args,
+            reward_funcs=outcome_reward,
+            rollout_func=rollouts,
+            train_dataset=_prompts(session),
+            processing_class=session.tokenizer,
+            peft_config=_lora(recipe.model.lora),
+            weight_sync=None if session.served is None else session.served.sync,
+            callbacks=[
+                *_callbacks(session),
+                CheckpointManifest(None if curriculum is None else curriculum.save),
+            ],
+        )
+        trainer.remove_callback(PrinterCallback)
+        yield trainer
+
+
+@contextmanager
+def async_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxAsyncTrainer]:
+    """A trainer that updates while a process of its own goes on rolling out.
+
+    Args:
+        checkpoint: that training will go on from.
+    """
+    recipe, state = session.recipe, session.state
+    assert session.served is not None, "checked with the recipe"
+    served = session.served
+    args = async_arguments(recipe, session.run.checkpoints, longest=_longest(session))
+    progress: GroupProgress | None = None
+    worker: RolloutProcess | None = None
+    if state.is_main_process:
+        progress = GroupProgress(
+            lambda: trainer.trained_groups, lambda: set() if worker is None else worker.skipped()
+        )
+        done = frozenset() if checkpoint is None else progress.restore(checkpoint)
+        worker = RolloutProcess(
+            RolloutJob(
+                recipe=recipe,
+                base_dir=session.base_dir,
+                model=session.model_settings.path,
+                addresses=served.addresses,
+                journal=session.run.episodes,
+                group_size=args.num_generations,
+                advantage=advantage_of(recipe.estimator),
+                sampling=sampling_of(args),
+                done=done,
+            ),
+            queue_size=args.queue_maxsize,
+        )
+        served.on_version.append(worker.update_model_version)
+    with session.display.progress("Training", args.max_steps) as bar:
+        trainer = SandboxAsyncTrainer(
+            model=session.model_settings.path,
+            args=args,
+            train_dataset=_prompts(session),
+            processing_class=session.tokenizer,
+            peft_config=_lora(recipe.model.lora),
+            rollout_worker=worker,
+            weight_transfer=served.publisher,
+            callbacks=[
+                *_callbacks(session),
+                ShowSteps(bar),
+                CheckpointManifest(None if progress is None else progress.save),
+            ],
+        )
+        trainer.remove_callback(PrinterCallback)
+        try:
+            yield trainer
+        finally:
+            if worker is not None:
+                worker.stop()
+
+
+def _callbacks(session: Session) -> list[Any]:
+    callbacks: list[Any] = [session.updates, session.finish, LogMetrics(session.run.metrics)]
+    if isinstance(session.recipe.policy, VLLMSettings):
+        callbacks.append(WatchMismatch(session.recipe.policy.mismatch_alarm))
+    return callbacks
+
+
+def _prompts(session: Session) -> Dataset:
+    """TRL hands prompts on as they are; ours are task ids."""
+    return Dataset.from_dict({"prompt": [task.id for task in session.train_tasks]})
+
+
+def _longest(session: Session) -> int:
+    """Tokens of the longest episode with its prompt."""
+    return min(session.context, session.longest_prompt + session.recipe.episode.max_tokens)
+
+
+def _episodes(args: Any, processes: int) -> int:
+    """Episodes that this process will roll out, 0 if the number of steps is not known beforehand."""
+    generations = args.max_steps * args.gradient_accumulation_steps
+    generations //= args.steps_per_generation * args.num_iterations
+    episodes: int = generations * args.generation_batch_size // processes
+    return max(0, episodes)
+
+
+def _lora(settings: LoraSettings | None) -> LoraConfig | None:
+    if settings is None:
+        return None
+    modules = settings.target_modules
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        task_type="CAUSAL_LM",
+    )

@@ -1,0 +1,90 @@
+"""TRL's asynchronous GRPO trainer with our attention, worker and weight transfer. Its update is its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl.experimental.async_grpo import AsyncGRPOTrainer, async_grpo_trainer
+
+from sandbox_rl.training.tree_attention import register_tree_attention
+
+__all__ = ["GroupProgress", "SandboxAsyncTrainer"]
+
+STATE_FILE = "groups.json"
+
+
+class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
+    """`trl.experimental.AsyncGRPOTrainer`; what of it is relied upon is pinned by tests/smoke."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with _without_peak_flops():
+            super().__init__(*args, **kwargs)
+        register_tree_attention()
+        self._published_step = -1
+
+    @property
+    def trained_groups(self) -> set[int]:
+        """Ids of the groups that went into an update; on the main process."""
+        trained: set[int] = self._trained_groups
+        return trained
+
+    def _sync_weight(self) -> None:
+        super()._sync_weight()
+        self._published_step = int(self.state.global_step)
+
+    def sync_policy(self) -> None:
+        """Bring the servers up to date before an evaluation."""
+        if self.state.global_step > 0 and self._published_step != self.state.global_step:
+            self._sync_weight()
+
+
+@contextmanager
+def _without_peak_flops() -> Iterator[None]:
+    """TRL 1.16 asks CUDA for the card's name, for its MFU metric, also where there is no card.
+
+    Unknown cards have None there; so have CPUs while open.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    original = async_grpo_trainer.get_peak_flops_per_device
+    async_grpo_trainer.get_peak_flops_per_device = lambda *_: None
+    try:
+        yield
+    finally:
+        async_grpo_trainer.get_peak_flops_per_device = original
+
+
+class GroupProgress:
+    """Which groups are behind us: a resumed run neither trains one twice nor leaves one out.
+
+    Args:
+        trained, skipped: ids so far, asked for at each save; skipped ones taught nothing or failed.
+    """
+
+    def __init__(self, trained: Callable[[], set[int]], skipped: Callable[[], set[int]]) -> None:
+        self._trained = trained
+        self._skipped = skipped
+        self._before: frozenset[int] = frozenset()
+
+    def save(self, checkpoint: Path) -> None:
+        """Write into a checkpoint's directory."""
+        done = self._before | self._trained() | self._skipped()
+        first = next(group for group in range(len(done) + 1) if group not in done)
+        ahead = sorted(group for group in done if group > first)
+        (checkpoint / STATE_FILE).write_text(json.dumps({"first": first, "ahead": ahead}))
+
+    def restore(self, checkpoint: Path) -> frozenset[int]:
+        """The groups that a checkpoint has behind it.
+
+        Raises:
+            ValueError: the file is not one of ours.
+        """
+        state = json.loads((checkpoint / STATE_FILE).read_text())
+        self._before = frozenset(range(state["first"])) | frozenset(state["ahead"])
+        return self._before
