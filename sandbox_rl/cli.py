@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sandbox_rl import __version__, cli_data, cli_run, cli_sandbox
+from sandbox_rl import __version__, cli_data, cli_eval, cli_run, cli_sandbox
+from sandbox_rl.cli_eval import DONE_IN_PART
 from sandbox_rl.errors import InfraFault, SandboxRLError, UserError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 DEBUG_VARIABLE = "SANDBOX_RL_DEBUG"
-DONE_IN_PART = 3
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ app = typer.Typer(
 app.add_typer(cli_sandbox.app)
 app.add_typer(cli_data.app)
 app.add_typer(cli_run.app)
+app.add_typer(cli_eval.app)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, as in recipes/.")]
 Overrides = Annotated[
@@ -96,24 +97,6 @@ def train(
     show_training(result, terminal)
     if result.interrupted:
         raise typer.Exit(DONE_IN_PART)
-
-
-@app.command(name="eval")
-def evaluate(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Directory or Hub id instead of the recipe's model.")
-    ] = None,
-) -> None:
-    """Measure a model on the recipe's held-out tasks."""
-    loaded, base_dir = _load(recipe, overrides)
-    from sandbox_rl.commands.evaluate import evaluate as run
-    from sandbox_rl.commands.report import show_evaluation
-    from sandbox_rl.terminal import Terminal
-
-    terminal = Terminal()
-    show_evaluation(run(loaded, base_dir=base_dir, model=model, display=terminal), terminal)
 
 
 @app.command()
@@ -176,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED and not isinstance(leaving, cli_run.Interrupted):
             # Typer's own answer to Ctrl-C says nothing.
-            typer.echo("Interrupted; `--resume` goes on from the last complete checkpoint.", err=True)
+            typer.echo("Interrupted; `--resume` goes on from what is complete.", err=True)
         raise
 
 

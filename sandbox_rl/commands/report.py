@@ -6,7 +6,7 @@ from sandbox_rl.commands.display import Display
 from sandbox_rl.commands.train import TrainResult
 from sandbox_rl.evaluation import Evaluation
 
-__all__ = ["show_evaluation", "show_training"]
+__all__ = ["show_training"]
 
 _SHOWN = {
     "turns": "turns per episode",
@@ -36,17 +36,6 @@ def show_training(result: TrainResult, display: Display) -> None:
     display.say(f"Run:   {result.run}")
     if result.export is not None:
         display.say(f"Model: {result.export}")
-
-
-def show_evaluation(evaluation: Evaluation, display: Display) -> None:
-    """One evaluation as a table."""
-    rows = [["accuracy", _percent(evaluation)]]
-    rows += [[f"  {domain}", f"{100 * value:.1f} %"] for domain, value in evaluation.domains.items()]
-    rows += [[f"pass@{k}", f"{100 * value:.1f} %"] for k, value in evaluation.pass_at.items()]
-    rows += [[title, f"{evaluation.metrics.get(key, 0.0):.2f}"] for key, title in _SHOWN.items()]
-    if evaluation.unjudged:
-        rows.append(["episodes not judged", str(evaluation.unjudged)])
-    display.table(f"{evaluation.tasks} held-out tasks", ["", "value"], rows)
 
 
 def _percent(evaluation: Evaluation) -> str:

@@ -23,6 +23,7 @@ class EpisodeRow:
     """What an evaluation keeps of one episode.
 
     Args:
+        part: line of the results; of a run without parts the task's domain.
         mode: "sandbox" or "plain".
         reward: None when it could not be judged.
         sampled, observed, prompt: tokens; of an endpoint they are those that it reports, else 0.
@@ -31,7 +32,7 @@ class EpisodeRow:
 
     episode_id: str
     task_id: str
-    domain: str
+    part: str
     mode: str
     reward: float | None
     stop: str
@@ -60,7 +61,7 @@ def row_of(record: Mapping[str, Any]) -> EpisodeRow:
     return EpisodeRow(
         episode_id=record["episode_id"],
         task_id=record["task_id"],
-        domain=record["domain"],
+        part=record.get("part") or record["domain"],
         mode=record.get("mode", "sandbox"),
         reward=record["reward"],
         stop=record["stop"],

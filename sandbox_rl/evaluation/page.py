@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sandbox_rl.evaluation.results import ModeResults, Results
-from sandbox_rl.evaluation.statistics import Difference, Mean
+from sandbox_rl.evaluation.statistics import Difference, Mean, paired_difference
 
 __all__ = ["columns_of", "difference_text", "mean_text", "page", "rows_of"]
 
@@ -25,6 +25,9 @@ _SHARES = {
     "use/files": "calls that read files",
     "use/computation": "calls that compute",
 }
+
+
+_HARMLESS = str.maketrans({"\\": "\\\\", "|": "\\|", "`": "'", "<": "&lt;"})
 
 
 def mean_text(mean: Mean | None) -> str:
@@ -53,10 +56,21 @@ def columns_of(runs: Sequence[Results]) -> list[tuple[str, ModeResults]]:
 def rows_of(columns: Sequence[ModeResults]) -> list[list[str]]:
     """A title and one cell per column for everything that is reported."""
     rows = [["accuracy (avg@k)", *(mean_text(c.accuracy) for c in columns)]]
-    for domain in sorted({domain for c in columns for domain in c.domains}):
-        rows.append([f"  {domain}", *(mean_text(c.domains.get(domain)) for c in columns)])
+    parts = sorted({part for c in columns for part in c.parts})
+    for part in parts:
+        found = [c.parts.get(part) for c in columns]
+        rows.append([f"  {part}", *(mean_text(p.accuracy if p else None) for p in found)])
+    if len(parts) > 1:
+        rows.append(["mean of the parts", *(_percent(c.macro) for c in columns)])
     for k in sorted({k for c in columns for k in c.pass_at}):
         rows.append([f"pass@{k}", *(_percent(c.pass_at.get(k)) for c in columns)])
+    for part in parts:
+        found = [c.parts.get(part) for c in columns]
+        most = max(max(p.pass_at, default=1) for p in found if p is not None)
+        if most > 1 and len(parts) > 1:
+            rows.append(
+                [f"  {part} pass@{most}", *(_percent(p.pass_at.get(most) if p else None) for p in found)]
+            )
     rows += [[title, *(_number(c.means.get(key)) for c in columns)] for key, title in _COUNTS.items()]
     rows += [[title, *(_percent(c.means.get(key)) for c in columns)] for key, title in _SHARES.items()]
     for stop in sorted({stop for c in columns for stop in c.stops}):
@@ -64,6 +78,7 @@ def rows_of(columns: Sequence[ModeResults]) -> list[list[str]]:
     rows.append(["episodes judged", *(str(c.episodes) for c in columns)])
     if any(c.unjudged for c in columns):
         rows.append(["episodes not judged", *(str(c.unjudged) for c in columns)])
+        rows.append(["  of them infrastructure faults", *(str(c.faults) for c in columns)])
     return rows
 
 
@@ -74,30 +89,26 @@ def page(runs: Sequence[Results]) -> str:
     title = f"Evaluation: {single.name}" if single else f"Comparison of {len(runs)} evaluations"
     lines = [f"# {_cell(title)}", ""]
     for run in runs:
-        lines.append(
-            f"- **{_cell(run.name)}**: model `{_cell(run.model)}`, {run.tasks} tasks, "
-            f"{run.samples} samples each"
-        )
-    lines += [
-        "",
-        _line(["", *(heading for heading, _ in columns)]),
-        _line(["---", *("---:" for _ in columns)]),
-    ]
-    lines += [_line(row) for row in rows_of([found for _, found in columns])]
+        lines.append(f"- **{_cell(run.name)}**: model `{_cell(run.model)}`, {_size(run)}, seed {run.seed}")
+        lines += [f"  - left out: {_cell(part)} ({_cell(why)})" for part, why in run.skipped.items()]
+        if run.unjudged:
+            lines.append(f"  - {run.unjudged} episodes were not judged; the numbers are of the others")
+    lines += ["", *_table(["", *(heading for heading, _ in columns)], rows_of([c for _, c in columns]))]
     compared = [run for run in runs if run.comparison is not None]
     if compared:
-        lines += [
-            "",
-            "## Sandbox minus plain",
-            "",
-            _line(["run", "domain", "difference, 95 % interval", "tasks"]),
-        ]
-        lines.append(_line(["---", "---", "---:", "---:"]))
-        for run in compared:
-            gaps = [("all", run.comparison), *run.comparison_by_domain.items()]
-            lines += [
-                _line([run.name, domain, difference_text(gap), str(gap.tasks)]) for domain, gap in gaps if gap
-            ]
+        lines += ["", "## Sandbox minus plain", ""]
+        lines += _table(
+            ["run", "part", "difference, 95 % interval", "tasks"],
+            [
+                [run.name, part, difference_text(gap), str(gap.tasks)]
+                for run in compared
+                for part, gap in (("all", run.comparison), *run.comparison_by_part.items())
+                if gap is not None
+            ],
+        )
+    if len(runs) > 1:
+        lines += ["", f"## Difference from the first run ({_cell(runs[0].name)}, {_cell(runs[0].model)})", ""]
+        lines += _table(["run", "mode", "difference, 95 % interval", "tasks in common"], _against_first(runs))
     lines += [
         "",
         "Intervals of accuracy: normal approximation over tasks. Differences: paired bootstrap over tasks. "
@@ -105,6 +116,41 @@ def page(runs: Sequence[Results]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _against_first(runs: Sequence[Results]) -> list[list[str]]:
+    """Paired over the tasks that are the same: of equal id, prompt, gold answer, files and scorer."""
+    first, *others = runs
+    rows = []
+    for run in others:
+        same = {task for task, key in run.keys.items() if first.keys.get(task) == key}
+        for mode in run.modes:
+            if mode not in first.modes:
+                continue
+            mine, theirs = (
+                {task: value for task, value in of.modes[mode].tasks.items() if task in same}
+                for of in (run, first)
+            )
+            gap = paired_difference(mine, theirs)
+            said = "–" if gap is None else difference_text(gap)
+            rows.append([f"{run.name}, {run.model}", mode, said, str(0 if gap is None else gap.tasks)])
+    return rows
+
+
+def _size(run: Results) -> str:
+    samples = {samples for _, samples in run.parts.values()}
+    if len(samples) == 1:
+        return f"{run.tasks} tasks, {samples.pop()} samples each"
+    each = ", ".join(f"{part} {tasks} × {count}" for part, (tasks, count) in run.parts.items())
+    return f"{run.tasks} tasks × samples: {_cell(each)}"
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        _line(heading),
+        _line(["---", *("---:" for _ in heading[1:])]),
+        *(_line(row) for row in rows),
+    ]
 
 
 def _percent(value: float | None) -> str:
@@ -122,5 +168,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Names come from outside: no table and no line break can come of them."""
-    return " ".join(text.replace("|", "\\|").split())
+    """Names come from outside: no table, markup or line break can come of them."""
+    return " ".join(
+        text.replace("\\", "\\\\").replace("|", "\\|").replace("`", "'").replace("<", "&lt;").split()
+    )

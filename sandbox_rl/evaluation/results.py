@@ -1,4 +1,4 @@
-"""From the ledger to the results of a run: per mode, per domain, and sandbox against plain."""
+"""From the ledger to the results of a run: per mode, per part, and sandbox against plain."""
 
 from __future__ import annotations
 
@@ -8,12 +8,26 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from sandbox_rl.evaluation.identity import task_key
 from sandbox_rl.evaluation.ledger import EpisodeRow
+from sandbox_rl.evaluation.plan import EvaluationPlan
 from sandbox_rl.evaluation.statistics import Difference, Mean, mean_over_tasks, paired_difference, pass_at
 from sandbox_rl.evaluation.tool_mix import Use
 from sandbox_rl.metrics import SOLVED
+from sandbox_rl.types import StopReason
 
-__all__ = ["ModeResults", "Results", "results_of"]
+__all__ = ["FORMAT", "ModeResults", "PartResults", "Results", "results_of"]
+
+FORMAT = 1
+"""Of `results.json`; goes up when a field changes its meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartResults:
+    """One part in one mode. `accuracy` is avg@k over its tasks, `pass_at` k → unbiased pass@k."""
+
+    accuracy: Mean
+    pass_at: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,119 +35,160 @@ class ModeResults:
     """One mode's results.
 
     Args:
-        episodes: judged episodes; `unjudged` counts the others, which count neither way.
-        accuracy: avg@k over tasks; None when nothing was judged.
-        pass_at: k → unbiased pass@k.
-        domains: domain → accuracy.
+        episodes: judged episodes; `unjudged` counts the others that were planned; they count neither way.
+        faults: of the unjudged, those that were infrastructure faults.
+        accuracy: avg@k over all tasks; None when nothing was judged.
+        macro: mean of the parts' accuracies, as papers average over benchmarks.
+        pass_at: k → unbiased pass@k, for the samples that every task has.
+        parts: part → its results.
         means: per judged episode: turns, calls, tokens/*, seconds/*; shares lie in [0, 1].
         stops: stop reason → share of judged episodes.
+        tasks: task id → mean reward of its judged samples.
     """
 
     episodes: int
     unjudged: int
+    faults: int
     accuracy: Mean | None
+    macro: float | None
     pass_at: Mapping[int, float]
-    domains: Mapping[str, Mean]
+    parts: Mapping[str, PartResults]
     means: Mapping[str, float]
     stops: Mapping[str, float]
+    tasks: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What `results.json` holds. `comparison` is sandbox minus plain where both were run."""
+    """What `results.json` holds.
+
+    Args:
+        parts: part → [tasks, samples of each].
+        keys: task id → what identifies its content (`identity.task_key`).
+        comparison: sandbox minus plain where both were run, over all tasks and by part.
+        skipped: part → why it was left out.
+    """
 
     name: str
     model: str
-    tasks: int
-    samples: int
+    seed: int
+    parts: Mapping[str, tuple[int, int]]
+    keys: Mapping[str, str]
     modes: Mapping[str, ModeResults]
     comparison: Difference | None
-    comparison_by_domain: Mapping[str, Difference]
+    comparison_by_part: Mapping[str, Difference]
+    skipped: Mapping[str, str]
+
+    @property
+    def tasks(self) -> int:
+        """Tasks of all parts."""
+        return sum(tasks for tasks, _ in self.parts.values())
 
     @property
     def unjudged(self) -> int:
         """Episodes without a reward, all modes together."""
         return sum(mode.unjudged for mode in self.modes.values())
 
+    @property
+    def faults(self) -> int:
+        """Of them, infrastructure faults."""
+        return sum(mode.faults for mode in self.modes.values())
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Results:
-        """What `to_json` gave."""
+        """What `to_json` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: it did not.
+        """
+        if value["format"] != FORMAT:
+            raise ValueError(f"format {value['format']!r}, expected {FORMAT}")
         return cls(
             name=value["name"],
             model=value["model"],
-            tasks=value["tasks"],
-            samples=value["samples"],
+            seed=value["seed"],
+            parts={name: (tasks, samples) for name, (tasks, samples) in value["parts"].items()},
+            keys=value["keys"],
             modes={name: _mode_from_json(mode) for name, mode in value["modes"].items()},
             comparison=Difference(**value["comparison"]) if value["comparison"] else None,
-            comparison_by_domain={
-                domain: Difference(**gap) for domain, gap in value["comparison_by_domain"].items()
-            },
+            comparison_by_part={part: Difference(**gap) for part, gap in value["comparison_by_part"].items()},
+            skipped=value["skipped"],
         )
 
 
-def results_of(
-    rows: Iterable[EpisodeRow], *, name: str, model: str, modes: Sequence[str], samples: int
-) -> Results:
-    """Summarise a ledger. The order of the rows does not matter."""
-    by_mode: dict[str, list[EpisodeRow]] = {mode: [] for mode in modes}
-    tasks: dict[str, str] = {}
+def results_of(rows: Iterable[EpisodeRow], plan: EvaluationPlan) -> Results:
+    """Summarise what a ledger holds of a plan. The order of the rows does not matter."""
+    wanted = {request.id for mode in plan.modes for _, request in plan.requests(mode)}
+    planned = plan.episodes // len(plan.modes)
+    by_mode: dict[str, list[EpisodeRow]] = {mode: [] for mode in plan.modes}
     for row in sorted(rows, key=lambda row: row.episode_id):
-        if row.mode in by_mode:
+        if row.episode_id in wanted:
             by_mode[row.mode].append(row)
-            tasks[row.task_id] = row.domain
-    comparison, by_domain = None, {}
-    if {"sandbox", "plain"} <= by_mode.keys():
-        first, second = (_task_means(by_mode[mode]) for mode in ("sandbox", "plain"))
+    modes = {mode: _mode(found, planned) for mode, found in by_mode.items()}
+    comparison, by_part = None, {}
+    if {"sandbox", "plain"} <= modes.keys():
+        first, second = modes["sandbox"].tasks, modes["plain"].tasks
         comparison = paired_difference(first, second)
-        for domain in sorted(set(tasks.values())):
-            inside = {task: value for task, value in first.items() if tasks[task] == domain}
+        for part in plan.parts:
+            ids = {task.id for task in part.tasks}
+            inside = {task: value for task, value in first.items() if task in ids}
             if (gap := paired_difference(inside, second)) is not None:
-                by_domain[domain] = gap
+                by_part[part.name] = gap
     return Results(
-        name=name,
-        model=model,
-        tasks=len(tasks),
-        samples=samples,
-        modes={mode: _mode(found) for mode, found in by_mode.items()},
+        name=plan.name,
+        model=plan.model,
+        seed=plan.seed,
+        parts={part.name: (len(part.tasks), part.samples) for part in plan.parts},
+        keys={task.id: task_key(task) for part in plan.parts for task in part.tasks},
+        modes=modes,
         comparison=comparison,
-        comparison_by_domain=by_domain,
+        comparison_by_part=by_part,
+        skipped=plan.skipped,
     )
 
 
-def _mode(rows: Sequence[EpisodeRow]) -> ModeResults:
+def _mode(rows: Sequence[EpisodeRow], planned: int) -> ModeResults:
     judged = [row for row in rows if row.reward is not None]
-    domain_of = {row.task_id: row.domain for row in judged}
-    means = _task_means(judged)
-    domains: dict[str, list[float]] = defaultdict(list)
-    for task, value in means.items():
-        domains[domain_of[task]].append(value)
-    per_domain = {domain: mean_over_tasks(values) for domain, values in sorted(domains.items())}
-    samples: dict[str, list[float]] = defaultdict(list)
+    tasks = _rewards(judged)
+    by_part: dict[str, list[EpisodeRow]] = defaultdict(list)
     for row in judged:
-        if row.reward is not None:
-            samples[row.task_id].append(row.reward)
+        by_part[row.part].append(row)
+    parts: dict[str, PartResults] = {}
+    for part, found in sorted(by_part.items()):
+        rewards = _rewards(found)
+        mean = mean_over_tasks([fmean(values) for values in rewards.values()])
+        if mean is not None:
+            parts[part] = PartResults(mean, _pass_at(rewards))
     stops = Counter(row.stop for row in judged)
+    means = {task: fmean(values) for task, values in tasks.items()}
     return ModeResults(
         episodes=len(judged),
-        unjudged=len(rows) - len(judged),
+        unjudged=planned - len(judged),
+        faults=sum(row.reward is None and row.stop == StopReason.INFRA_FAULT for row in rows),
         accuracy=mean_over_tasks(list(means.values())),
-        pass_at=pass_at([(len(v), sum(x >= SOLVED for x in v)) for v in samples.values()]),
-        domains={domain: mean for domain, mean in per_domain.items() if mean is not None},
+        macro=fmean(part.accuracy.value for part in parts.values()) if parts else None,
+        pass_at=_pass_at(tasks),
+        parts=parts,
         means=_means(judged),
         stops={stop: count / len(judged) for stop, count in sorted(stops.items())},
+        tasks=means,
     )
 
 
-def _task_means(rows: Iterable[EpisodeRow]) -> dict[str, float]:
+def _rewards(rows: Iterable[EpisodeRow]) -> dict[str, list[float]]:
     values: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row.reward is not None:
             values[row.task_id].append(row.reward)
-    return {task: fmean(rewards) for task, rewards in values.items()}
+    return values
+
+
+def _pass_at(rewards: Mapping[str, Sequence[float]]) -> dict[int, float]:
+    return pass_at([(len(values), sum(value >= SOLVED for value in values)) for values in rewards.values()])
 
 
 def _means(rows: Sequence[EpisodeRow]) -> dict[str, float]:
@@ -161,9 +216,19 @@ def _mode_from_json(value: Mapping[str, Any]) -> ModeResults:
     return ModeResults(
         episodes=value["episodes"],
         unjudged=value["unjudged"],
+        faults=value["faults"],
         accuracy=Mean(**value["accuracy"]) if value["accuracy"] else None,
-        pass_at={int(k): v for k, v in value["pass_at"].items()},
-        domains={domain: Mean(**mean) for domain, mean in value["domains"].items()},
+        macro=value["macro"],
+        pass_at=_by_k(value["pass_at"]),
+        parts={
+            name: PartResults(Mean(**part["accuracy"]), _by_k(part["pass_at"]))
+            for name, part in value["parts"].items()
+        },
         means=value["means"],
         stops=value["stops"],
+        tasks=value["tasks"],
     )
+
+
+def _by_k(value: Mapping[str, float]) -> dict[int, float]:
+    return {int(k): v for k, v in value.items()}

@@ -9,19 +9,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.evaluation.ledger import read_ledger, row_of
+from sandbox_rl.evaluation.plan import EvaluationPlan
 from sandbox_rl.evaluation.results import Results, results_of
-from sandbox_rl.evaluation.summary import evaluation_requests
 from sandbox_rl.journal import Journal, rollout_record
 from sandbox_rl.rollout import EpisodeRequest
-from sandbox_rl.types import Rollout, Task
+from sandbox_rl.types import Rollout
 
-__all__ = ["EpisodeEngine", "EvaluationPlan", "run_evaluation"]
+__all__ = ["EpisodeEngine", "results_of_journal", "run_evaluation"]
 
 CHUNK = 1_000
 """Episodes whose rollouts are in memory at a time; the next chunk starts as they end."""
@@ -42,28 +41,6 @@ class EpisodeEngine(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationPlan:
-    """What is run: every task `samples` times in every mode ("sandbox", "plain")."""
-
-    name: str
-    model: str
-    tasks: Sequence[Task]
-    modes: tuple[str, ...]
-    samples: int
-    seed: int
-    sampling: SamplingSettings
-
-    def requests(self, mode: str) -> list[EpisodeRequest]:
-        """Equal plans give equal requests. Both modes share the seeds of a task's samples."""
-        return evaluation_requests(self.tasks, samples=self.samples, seed=self.seed, label=mode)
-
-    @property
-    def episodes(self) -> int:
-        """How many episodes there are, all modes together."""
-        return len(self.tasks) * self.samples * len(self.modes)
-
-
 async def run_evaluation(
     plan: EvaluationPlan,
     engines: Mapping[str, AbstractAsyncContextManager[EpisodeEngine]],
@@ -71,7 +48,7 @@ async def run_evaluation(
     *,
     on_episode: Callable[[float | None], None] = lambda _: None,
 ) -> Results:
-    """Run what the journal lacks and give the results of all.
+    """Run what the journal lacks of this process's share, and give the results of all that it holds.
 
     Args:
         engines: mode → engine; entered only if there is something to run.
@@ -82,19 +59,28 @@ async def run_evaluation(
         UserError: the machine, the endpoint or the model cannot do it at all.
         OSError: the journal cannot be written.
     """
-    with Journal(journal_path) as journal:
+    index, count = plan.share
+    with Journal(journal_path, repair=index == 0) as journal:
         rows = read_ledger(journal_path)
         for row in rows.values():
             if row.reward is not None:
                 on_episode(row.reward)
         for mode in plan.modes:
             done = {id for id, row in rows.items() if row.reward is not None}
-            missing = [request for request in plan.requests(mode) if request.id not in done]
+            mine = plan.requests(mode)[index::count]
+            missing = [request for _, request in mine if request.id not in done]
             if not missing:
                 continue
+            part_of = {request.id: part.name for part, request in mine}
 
-            def keep(request: EpisodeRequest, rollout: Rollout, mode: str = mode) -> None:
-                context = {"phase": "eval", "mode": mode, "seed": request.seed, **extras(rollout)}
+            def keep(
+                request: EpisodeRequest,
+                rollout: Rollout,
+                mode: str = mode,
+                part_of: Mapping[str, str] = part_of,
+            ) -> None:
+                context = {"phase": "eval", "mode": mode, "part": part_of[request.id], "seed": request.seed}
+                context |= extras(rollout)
                 journal.write(rollout, **context)
                 rows[request.id] = row_of(rollout_record(rollout, **context))
                 on_episode(rollout.reward.value)
@@ -108,14 +94,12 @@ async def run_evaluation(
                         on_rollout=keep,
                     )
                     await asyncio.sleep(0)
-    wanted = {request.id for mode in plan.modes for request in plan.requests(mode)}
-    return results_of(
-        [row for id, row in rows.items() if id in wanted],
-        name=plan.name,
-        model=plan.model,
-        modes=plan.modes,
-        samples=plan.samples,
-    )
+    return results_of(rows.values(), plan)
+
+
+def results_of_journal(plan: EvaluationPlan, journal_path: Path) -> Results:
+    """The results of what a journal holds of a plan, whole or not."""
+    return results_of(read_ledger(journal_path).values(), plan)
 
 
 def extras(rollout: Rollout) -> dict[str, Any]:

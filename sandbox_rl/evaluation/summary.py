@@ -40,16 +40,16 @@ class Evaluation:
 
 
 def evaluation_requests(
-    tasks: Sequence[Task], *, samples: int, seed: int, label: str
+    tasks: Sequence[Task], *, samples: int, seed: int, label: str, start: int = 0
 ) -> list[EpisodeRequest]:
-    """Requests for `samples` episodes of each task; equal arguments give equal requests."""
+    """`samples` episodes of each task, tasks numbered from `start`; equal arguments, equal requests."""
     return [
         EpisodeRequest(
             id=f"{label}-{index:05d}-{sample}",
             task=task,
             seed=derive_seed(seed, "evaluation", task.id, sample),
         )
-        for index, task in enumerate(tasks)
+        for index, task in enumerate(tasks, start)
         for sample in range(samples)
     ]
 

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sandbox_rl"
 
 LEVELS = (
-    {"cli", "cli_data", "cli_run", "cli_sandbox", "train", "terminal"},
+    {"cli", "cli_data", "cli_eval", "cli_run", "cli_sandbox", "train", "terminal"},
     {"commands"},
     {"config"},
     {"training"},

@@ -10,7 +10,8 @@ import pytest
 from sandbox_rl.episode import EpisodeSettings, SamplingSettings
 from sandbox_rl.errors import ConfigError, EngineFault, InfraFault
 from sandbox_rl.evaluation.engines import ChatEngine, PlainChatEngine, PlainEngine
-from sandbox_rl.evaluation.run import EvaluationPlan, run_evaluation
+from sandbox_rl.evaluation.plan import EvaluationPlan, Part
+from sandbox_rl.evaluation.run import run_evaluation
 from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.journal import read_journal
 from sandbox_rl.policies.base import Sampling
@@ -224,7 +225,9 @@ async def test_sandbox_against_plain_over_one_endpoint(tmp_path):
         return said("I think\n\nAnswer: 42" if "even" in body["messages"][0]["content"] else "41")
 
     tasks = [Task(f"t{i}", "even" if i % 2 == 0 else "odd", "42") for i in range(20)]
-    plan = EvaluationPlan("both", "m", tasks, ("sandbox", "plain"), 2, 0, SamplingSettings())
+    plan = EvaluationPlan(
+        "both", "m", (Part("halves", tasks, 2),), ("sandbox", "plain"), 0, SamplingSettings()
+    )
     journal = tmp_path / "episodes.jsonl"
     async with FakeEndpoint(script) as endpoint:
         engines = {
@@ -238,6 +241,8 @@ async def test_sandbox_against_plain_over_one_endpoint(tmp_path):
     assert results.modes["plain"].accuracy.value == 0.5
     assert results.comparison.value == 0.5
     assert 0 < results.comparison.low < 0.5 < results.comparison.high < 1
+    assert results.comparison_by_part == {"halves": results.comparison}
+    assert results.modes["plain"].tasks["t1"] == 0.0
     records = list(read_journal(journal))
     assert len(records) == 80
     assert all(record["messages"][-1]["role"] in ("assistant", "tool") for record in records)

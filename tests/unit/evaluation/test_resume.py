@@ -62,7 +62,7 @@ def test_five_kills_at_random_points(tmp_path):
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     assert kills == 5
     assert len(records) == total
-    wanted = {request.id: request for request in plan().requests("sandbox")}
+    wanted = {request.id: request for _, request in plan().requests("sandbox")}
     assert {record["episode_id"] for record in records} == wanted.keys()
     assert all(record["seed"] == wanted[record["episode_id"]].seed for record in records)
 

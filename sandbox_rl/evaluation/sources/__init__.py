@@ -1,0 +1,1 @@
+"""Tasks that only evaluations use, made from what is installed on this machine."""
