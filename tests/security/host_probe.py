@@ -1,24 +1,32 @@
 """Counts what a sandbox can leave behind on the host, by kind.
 
 Nine kinds: processes, threads, descriptors, mounts, cgroups, namespaces, directories of temporary
-files, containers, volumes. The last two are counted only where a container engine is at hand.
+files, containers, volumes. The last two are counted only where the tests have started an engine;
+then its processes and its containers' count as well, and so do their control groups.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
-KINDS = ("processes", "threads", "descriptors", "mounts", "cgroups", "namespaces", "directories")
+from ..contract.backends import ENGINE_VARIABLE
+
+_ENGINES = ("sandbox-rl-docker-", "sandbox-rl-ssh", "sandbox-rl-tls")
+"""Beginnings of the names of what the test set-up makes for engines, this run's and others'."""
+
+_KEPT = 16
+"""Threads and connections to an engine that are kept for the next calls: as many as one makes at once.
+A leak shows all the same, by what is left of many lives."""
 
 
-def _own_tree() -> set[int]:
-    """This process and its descendants."""
+def tree_of(top: int) -> set[int]:
+    """A process and its descendants."""
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -27,7 +35,7 @@ def _own_tree() -> set[int]:
             except OSError:
                 continue
             parents[int(entry)] = int(stat.rpartition(")")[2].split()[1])
-    tree = {os.getpid()}
+    tree = {top}
     while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
         tree |= more
     return tree
@@ -64,28 +72,82 @@ def _with_all_below(directory: str) -> Iterator[str]:
         yield from (os.path.join(parent, name) for name in below)
 
 
+def _engine() -> str:
+    """Address of the tests' own engine, "" while there is none."""
+    return os.environ.get(ENGINE_VARIABLE, "")
+
+
+def _engine_directory() -> str:
+    return str(Path(urlsplit(_engine()).path).parent) if _engine() else ""
+
+
 def _engine_lines(*arguments: str) -> list[str]:
-    if not os.path.exists("/var/run/docker.sock") or shutil.which("docker") is None:
+    if not _engine():
         return []
-    command = ["docker", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout.split()
+    command = ["docker", "-H", _engine(), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+
+
+def _engine_tree() -> tuple[set[int], set[str]]:
+    """(processes of the engine's containers with their keepers, containers of other engines here).
+
+    Each container has a keeper process ("shim") with the engine's directory and its id as arguments.
+    """
+    ours, foreign = set(), set()
+    for entry in os.listdir("/proc") if _engine() else ():
+        words = _words(entry)
+        if words and "containerd-shim" in words[0] and "-id" in words:
+            if any(word.startswith(_engine_directory()) for word in words):
+                ours.add(int(entry))
+            else:
+                foreign.add(words[words.index("-id") + 1])
+    return {pid for top in ours for pid in tree_of(top)}, foreign
+
+
+def _words(entry: str) -> list[str]:
+    """Command line of a process."""
+    try:
+        return Path(f"/proc/{entry}/cmdline").read_text().split("\0") if entry.isdigit() else []
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _container_groups(foreign: set[str]) -> Iterator[str]:
+    """Control groups of containers, living or left over, except those of other engines."""
+    for directory, below, _ in os.walk("/sys/fs/cgroup") if _engine() else ():
+        if os.path.basename(directory) == "docker":
+            yield from (os.path.join(directory, name) for name in below if name not in foreign)
+            below.clear()
 
 
 def probe() -> dict[str, set[str]]:
     """Everything there is now, by kind, under names that tell it apart."""
-    tree = _own_tree()
+    tree = tree_of(os.getpid())
+    engine, foreign = _engine_tree()
     names = os.listdir(tempfile.gettempdir()) + [f"run/{n}" for n in os.listdir("/run")]
     return {
-        "processes": {str(pid) for pid in tree},
+        "processes": {str(pid) for pid in tree | engine},
         "threads": {f"{pid}/{t}" for pid in tree for t in _listed(f"/proc/{pid}/task")},
         "descriptors": {f"{os.getpid()}/{fd}" for fd in _open_descriptors()},
-        "mounts": {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()},
-        "cgroups": set(_cgroups(tree)),
-        "namespaces": _namespaces(tree),
-        "directories": {name for name in names if "sandbox" in name or "sbx" in name or "bwrap" in name},
+        "mounts": _mounts(),
+        "cgroups": {*_cgroups(tree), *_container_groups(foreign)},
+        "namespaces": _namespaces(tree | engine),
+        "directories": {name for name in names if _is_sandboxes(name)},
         "containers": set(_engine_lines("ps", "-aq")),
         "volumes": set(_engine_lines("volume", "ls", "-q")),
     }
+
+
+def _is_sandboxes(name: str) -> bool:
+    """Whether a sandbox may have made it; what test engines need is not among those."""
+    return ("sandbox" in name or "bwrap" in name) and not name.startswith(_ENGINES)
+
+
+def _mounts() -> set[str]:
+    """Where something is mounted, but for the engines of other test runs on this machine."""
+    places = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    ours = _engine_directory() or "no engine"
+    return {place for place in places if ours in place or f"/{_ENGINES[0]}" not in place}
 
 
 def _listed(path: str) -> list[str]:
@@ -119,6 +181,8 @@ def leaked(before: dict[str, set[str]], *, within: float = 5.0) -> dict[str, set
 
 def _grew(kind: str, before: set[str], now: set[str]) -> bool:
     """Pools of threads and reused numbers change names, so these are judged by their count."""
+    if kind in ("descriptors", "threads") and _engine():
+        return len(now) > len(before) + _KEPT
     if kind in ("threads", "descriptors", "processes", "namespaces"):
         return len(now) > len(before)
     return bool(now - before)

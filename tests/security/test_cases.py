@@ -11,7 +11,8 @@ import pytest
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS, Case, HostWitness, run_case
 
-from .conftest import Neighbour, p99
+from ..contract.backends import ISOLATING
+from .conftest import Neighbour, Numbers, p99
 from .host_probe import leaked, probe, resident_mb
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -20,14 +21,21 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 # failing the suite: on such a machine an idle neighbour already sees tens of milliseconds.
 _NEIGHBOUR_FLOOR_S = 0.3
 _LAG_FLOOR_S = 0.1
+_CROWDED_S = 3.0  # for a neighbour among many, on two cores
 _GROWTH_MB = 32
 
+_TIMED = ("CTL-06", "IO-07g", "RES-05", "RES-05b", "RES-07")
+"""Judged by the clock or by the number of neighbours: these are for a quiet run, on every backend."""
 
-def _by_id(case: Case) -> str:
-    return case.id
+_ONE_BY_ONE = [
+    pytest.param(name, case, id=f"{name}-{case.id}")
+    for name in ISOLATING
+    for case in (*CONTROLS, *ALL_CASES)
+    if name == "embedded" or case.id in _TIMED  # for the others of a slow backend the crowd must do
+]
 
 
-@pytest.mark.parametrize("case", [*CONTROLS, *ALL_CASES], ids=_by_id)
+@pytest.mark.parametrize(("backend", "case"), _ONE_BY_ONE, indirect=["backend"], scope="session")
 async def test_case(backend: SandboxBackend, witness: HostWitness, neighbour: Neighbour, case: Case) -> None:
     before, memory = probe(), resident_mb()
     baseline = p99(neighbour.seconds or [0.0])
@@ -43,14 +51,14 @@ async def test_case(backend: SandboxBackend, witness: HostWitness, neighbour: Ne
 
 
 @pytest.mark.timeout(290)
-async def test_64_at_once_in_random_order(backend: SandboxBackend, witness: HostWitness) -> None:
-    """Cases disturb neither each other nor honest work beside them."""
-    # Judged by the clock or by the number of neighbours, these belong to the quiet run above.
-    timed = {"RES-07", "RES-05", "RES-05b", "CTL-06", "IO-07g"}
-    cases = [case for case in (*ALL_CASES, *CONTROLS) if case.id not in timed]
+async def test_many_at_once_in_random_order(
+    backend: SandboxBackend, witness: HostWitness, neighbour: Neighbour, numbers: Numbers
+) -> None:
+    """Cases disturb neither each other nor honest work beside them: 64 at once, of containers fewer."""
+    cases = [case for case in (*ALL_CASES, *CONTROLS) if case.id not in _TIMED]
     random.Random(20).shuffle(cases)
-    before, memory = probe(), resident_mb()
-    free = asyncio.Semaphore(64)
+    before, memory, since = probe(), resident_mb(), len(neighbour.seconds)
+    free = asyncio.Semaphore(numbers.at_once)
 
     async def one(case: Case) -> tuple[str, tuple[str, ...]]:
         async with free:
@@ -62,3 +70,5 @@ async def test_64_at_once_in_random_order(backend: SandboxBackend, witness: Host
     assert time.monotonic() - started < 240
     assert not leaked(before, within=10)
     assert resident_mb() - memory < 4 * _GROWTH_MB
+    assert neighbour.failures == 0
+    assert p99(neighbour.seconds[since:]) <= _CROWDED_S

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from ..contract.backends import ENGINE_VARIABLE
+from ..docker_engine import IMAGE
 from .host_probe import leaked, probe
+
+
+@pytest.fixture(autouse=True)
+def _no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENGINE_VARIABLE, raising=False)
 
 
 def test_nothing_is_no_leak() -> None:
@@ -72,3 +79,25 @@ def test_mounts_and_cgroups(tmp_path: Path) -> None:
             assert str(made) in leaked(before, within=0)["cgroups"]
         finally:
             made.rmdir()
+
+
+def test_containers_and_volumes(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENGINE_VARIABLE, engine)
+
+    def docker(*arguments: str) -> str:
+        command = ["docker", "-H", engine, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+    before = probe()
+    volume = docker("volume", "create")
+    shown = ("-v", "/usr:/usr:ro", "-v", f"{volume}:/kept")
+    container = docker("run", "-d", "--net", "none", *shown, IMAGE, "sleep", "60")
+    try:
+        seen = leaked(before, within=0)
+        assert seen["volumes"] == {volume}
+        assert container in {Path(group).name for group in seen["cgroups"]}
+        assert seen.keys() >= {"containers", "processes", "mounts", "namespaces"}
+    finally:
+        docker("rm", "-f", container)
+        docker("volume", "rm", volume)
+    assert leaked(before) == {}
