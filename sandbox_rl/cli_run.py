@@ -92,7 +92,10 @@ def run(
         if base_url is not None:
             if not base_url.startswith(("http://", "https://")):
                 raise ConfigError(f"--base-url {base_url!r}: expected an address such as http://HOST:PORT/v1")
-            endpoint = EndpointSettings(base_url=base_url, model=model or "", api_key_env=api_key_env)
+            # Somebody is waiting: fewer tries than a run of days has.
+            endpoint = EndpointSettings(
+                base_url=base_url, model=model or "", api_key_env=api_key_env, retries=2
+            )
         done = assist(AssistRequest(question, domain, endpoint, input, output, interactive), settings, view)
     except KeyboardInterrupt:
         view.close()

@@ -139,7 +139,7 @@ class TerminalView:
 
     def _block(self, text: str, style: str = "", *, indent: int = 0) -> None:
         cut = clip(shown(text).strip("\n"), MAX_CHARS, max_lines=MAX_LINES)
-        self._console.print(Padding(Text(cut, style=style), (0, 0, 0, indent)))
+        self._console.print(Padding(Text(cut, style=style), (0, 0, 0, indent), expand=False))
 
     def _stop_waiting(self) -> None:
         waiting, self._waiting = self._waiting, None

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from transformers import PreTrainedModel
 
 from sandbox_rl.assistant.conversation import Conversation, converse
 from sandbox_rl.assistant.files_in import InputFiles, read_input
@@ -18,19 +14,18 @@ from sandbox_rl.assistant.files_out import SavedFiles, save_files, save_trajecto
 from sandbox_rl.assistant.keyboard import Keyboard
 from sandbox_rl.assistant.talk import NAME, EndpointTalk, Talk, TokenTalk
 from sandbox_rl.assistant.view import TerminalView
-from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.commands.parts import bare_backend, build_policy
 from sandbox_rl.commands.run_dir import RunDirectory, check_output_dir
 from sandbox_rl.config.assistant import AssistantSettings
 from sandbox_rl.errors import ConfigError, DataError
-from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.openai_chat import EndpointSettings
+from sandbox_rl.sandboxes.base import SandboxBackend
+from sandbox_rl.sandboxes.build import node_backend
+from sandbox_rl.sandboxes.config import RaySettings
 from sandbox_rl.tasks.prompts import load_prompt_set, render
 from sandbox_rl.tools.toolbox import default_toolbox
-from sandbox_rl.training.models import load_model, load_tokenizer
 from sandbox_rl.types import Message, Reward, Rollout, Task
 
-__all__ = ["AssistRequest", "Assisted", "assist", "assistant_chat", "assistant_prompt"]
+__all__ = ["AssistRequest", "Assisted", "assist", "assistant_prompt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +68,7 @@ def assist(request: AssistRequest, settings: AssistantSettings, view: TerminalVi
     _check_output(request.output or Path("runs"))
     load_prompt_set(request.domain, [Path(directory) for directory in settings.prompts])
     files = _read_files(request, settings, view)
-    make_talk = _endpoint(request, settings, view) if request.endpoint else _local(request, settings, view)
+    make_talk = _engine(request, settings, view)
     done = asyncio.run(_run(request, settings, files, make_talk, view))
     if done is None:
         return None
@@ -94,20 +89,6 @@ def assist(request: AssistRequest, settings: AssistantSettings, view: TerminalVi
 def assistant_prompt(task: Task, settings: AssistantSettings) -> tuple[Message, ...]:
     """The messages of a task's prompt, as in training and evaluation."""
     return render(task, load_prompt_set(task.domain, [Path(directory) for directory in settings.prompts]))
-
-
-def assistant_chat(settings: AssistantSettings, tokenizer: Any) -> ChatFormat:
-    """The chat format with the assistant's tools, as in training and evaluation.
-
-    Raises:
-        ModelError: the tokenizer's chat template cannot be used.
-    """
-    return ChatFormat.from_tokenizer(
-        tokenizer,
-        default_toolbox().schemas,
-        call_format=settings.chat.call_format,
-        template_options=dict(settings.chat.template_options),
-    )
 
 
 async def _run(
@@ -131,7 +112,7 @@ async def _run(
         conversation = await converse(
             task,
             assistant_prompt(task, settings),
-            backend=bare_backend(settings.sandbox),
+            backend=_backend(settings),
             talk=make_talk(),
             viewer=view,
             next_message=typed if request.interactive else None,
@@ -153,39 +134,21 @@ def _read_files(request: AssistRequest, settings: AssistantSettings, view: Termi
     return files
 
 
-def _endpoint(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> Callable[[], Talk]:
+def _engine(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> Callable[[], Talk]:
+    common = _common(request, settings, view)
     endpoint = request.endpoint
-    assert endpoint is not None
-    return lambda: EndpointTalk(endpoint=endpoint, **_common(request, settings, view))
-
-
-def _local(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> Callable[[], Talk]:
-    """Loads the model now, so that what is wrong with it is said before anything else happens."""
+    if endpoint is not None:
+        return lambda: EndpointTalk(endpoint=endpoint, **common)
     if settings.model.path == "tiny" and not Path("tiny").is_dir():
         raise ConfigError(
             "--model is missing: expected a directory or a Hub id (with --base-url the name of a model there)"
         )
-    tokenizer = load_tokenizer(settings.model)
-    chat = assistant_chat(settings, tokenizer)
     view.say(f"Loading {settings.model.path} …", "dim")
-    model = load_model(settings.model)
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    halt = _halter(model)
-    policy = build_policy(TransformersSettings(max_delay_s=0.0), model, tokenizer, chat)
-    return lambda: TokenTalk(policy=policy, chat=chat, halt=halt, **_common(request, settings, view))
+    from sandbox_rl.commands.assist_local import load_engine  # torch takes seconds
 
-
-def _halter(model: PreTrainedModel) -> Callable[[], None]:
-    """A function that ends the model's generation at its next token: Python cannot stop a thread."""
-    halted = threading.Event()
-
-    def check(*_: Any) -> None:
-        if halted.is_set():
-            raise RuntimeError("generation was halted")
-
-    model.register_forward_pre_hook(check)
-    return halted.set
+    # What is wrong with a model is said before a sandbox is made.
+    policy, chat, halt = load_engine(settings)
+    return lambda: TokenTalk(policy=policy, chat=chat, halt=halt, **common)
 
 
 def _common(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> dict[str, Any]:
@@ -197,6 +160,12 @@ def _common(request: AssistRequest, settings: AssistantSettings, view: TerminalV
         "seed": settings.seed,
         "hand_over": request.interactive,
     }
+
+
+def _backend(settings: AssistantSettings) -> SandboxBackend:
+    """A single sandbox is made on this machine, also where a recipe has a cluster."""
+    sandbox = settings.sandbox
+    return node_backend(sandbox.of_node() if isinstance(sandbox, RaySettings) else sandbox)
 
 
 def _check_output(path: Path) -> None:

@@ -241,7 +241,8 @@ episode: {exec_timeout_s: 7}
 @pytest.mark.parametrize("own_prompts", [False, True])
 async def test_training_evaluation_and_assistant_ask_alike(tmp_path, own_prompts):
     """Training and evaluation ask through the rollout engine; an endpoint gets the same messages."""
-    from sandbox_rl.commands.assist import assistant_chat, assistant_prompt
+    from sandbox_rl.commands.assist import assistant_prompt
+    from sandbox_rl.commands.assist_local import assistant_chat
 
     (tmp_path / "mine").mkdir()
     if own_prompts:
