@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -224,7 +225,8 @@ async def test_a_conversation_in_a_terminal(tmp_path):
         loop.remove_reader(master)
         os.close(slave)
         os.close(master)
-    lines = [line.strip() for line in seen.decode().split("\r\n")]
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r(?!\n)", "", seen.decode())
+    lines = [line.strip() for line in plain.split("\r\n")]
     assert [m["content"] for m in requests[2]["messages"] if m["role"] == "user"][1:] == ["Why?", "Again."]
     assert lines.index("Because of the question.") < lines.index("state") < lines.index("43")
     assert (tmp_path / "out" / "answer.txt").read_text() == "43\n"
