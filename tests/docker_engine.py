@@ -17,7 +17,7 @@ import pytest
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.sandboxes.config import DockerSettings
 
-__all__ = ["IMAGE", "docker_engine", "settings_for"]
+__all__ = ["IMAGE", "docker_engine", "settings_for", "unavailable"]
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "start_docker_engine"
 IMAGE = "sandbox-rl-skeleton:latest"
@@ -38,24 +38,24 @@ def settings_for(host: str, limits: SandboxLimits | None = None, **values: objec
     )
 
 
-def _unavailable(why: str) -> None:
+def unavailable(why: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"no Docker engine for the tests: {why}")
     pytest.skip(f"NO DOCKER ENGINE, the docker backend is NOT TESTED: {why}")
 
 
 @contextmanager
-def docker_engine() -> Iterator[str]:
-    """Address of an engine that ends with the block."""
+def docker_engine(*options: str) -> Iterator[str]:
+    """Address of an engine that ends with the block; `options` are dockerd's own."""
     if not (shutil.which("dockerd") or Path("/usr/sbin/dockerd").exists()):
-        _unavailable("dockerd is missing; apt-get install docker.io")
+        unavailable("dockerd is missing; apt-get install docker.io")
     if os.geteuid() != 0:
-        _unavailable("starting one needs root")
+        unavailable("starting one needs root")
     directory = Path(tempfile.mkdtemp(prefix="sandbox-rl-docker-"))
     try:
-        started = subprocess.run([SCRIPT, directory], capture_output=True, text=True, timeout=60)
+        started = subprocess.run([SCRIPT, directory, *options], capture_output=True, text=True, timeout=60)
         if started.returncode:
-            _unavailable(started.stderr.strip()[-300:])
+            unavailable(started.stderr.strip()[-300:])
         yield started.stdout.strip().removeprefix("DOCKER_HOST=")
     finally:
         _stop(directory / "dockerd.pid")

@@ -51,7 +51,9 @@ class DockerSettings(Settings):
     digest: str = Field(default="", pattern=r"^(sha256:[0-9a-f]{64})?$")
     """Id or repository digest (`sha256:…`) that the image must have; "" accepts any."""
     host: str = ""
-    """Address of the engine; by default DOCKER_HOST, else the local socket."""
+    """The engine: unix:///PATH, tcp://HOST:PORT or ssh://[USER@]HOST; by default DOCKER_HOST, else local."""
+    tls: Path | None = None
+    """Directory with ca.pem, cert.pem and key.pem for tcp://; by default DOCKER_CERT_PATH, if that is set."""
     python: str = "python3"
     """The interpreter for the agent, as the image has it."""
     runtime: str = ""

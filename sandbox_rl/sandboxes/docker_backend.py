@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError, SandboxRLError, SetupError
@@ -18,7 +19,6 @@ from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker_engine import DockerEngine, EngineFacts
 from sandbox_rl.sandboxes.docker_options import container_options, host_options
-from sandbox_rl.sandboxes.docker_stream import AttachedStream
 from sandbox_rl.sandboxes.names import check_files
 from sandbox_rl.sandboxes.oom import kill_counter
 from sandbox_rl.sandboxes.ownership import LABEL, is_orphan, owner_labels
@@ -67,7 +67,7 @@ class DockerBackend:
         source = agent_source().encode()
         self._source = len(source).to_bytes(4, "big") + source
         try:
-            self._engine = await self._in_thread(DockerEngine, self._settings.host)
+            self._engine = await self._in_thread(DockerEngine, self._settings.host, self._settings.tls)
             facts = await self._in_thread(self._engine.facts)
             self._image = await self._in_thread(self._checked_image, self._engine)
             if self._settings.runtime and self._settings.runtime not in facts.runtimes:
@@ -76,7 +76,7 @@ class DockerBackend:
                     f"{', '.join(sorted(facts.runtimes))}; register it in the engine's daemon.json"
                 )
             await self._reap()
-            self._info = _describe(facts, self._settings, self._image)
+            self._info = _describe(facts, self._settings, self._image, local=self._engine.local)
             async with self.sandbox(timeout=60) as probe:
                 await probe.ping()
         except SandboxRLError as error:
@@ -114,14 +114,16 @@ class DockerBackend:
             try:
                 async with asyncio.timeout(timeout), self._making:
                     making = asyncio.create_task(self._make(name, channel))
+                    engine = self._running_engine()
+                    check_host = partial(self._check_host, engine.breaks)
                     pid = await asyncio.shield(making)
                     await channel.hello
                     sandbox = AgentSandbox(
                         name,
                         channel,
                         self._settings.limits,
-                        out_of_memory=kill_counter(pid),
-                        check_host=self._check_host,
+                        out_of_memory=kill_counter(pid) if engine.local else None,
+                        check_host=check_host,
                     )
                     await sandbox.put_files(files or {})
             except TimeoutError as error:
@@ -155,14 +157,7 @@ class DockerBackend:
                 | {"labels": owner_labels(settings.lifetime_s)},
             )
         )
-        stream = await self._in_thread(engine.attach, container)
-        stream.setblocking(False)
-        loop = asyncio.get_running_loop()
-        try:
-            transport, _ = await loop.create_connection(lambda: AttachedStream(channel), sock=stream)
-        except BaseException:
-            stream.close()
-            raise
+        transport = await engine.attach(container, channel)
         transport.write(self._source)
         await self._in_thread(engine.start, container)
         return await self._in_thread(engine.process_id, container)
@@ -181,9 +176,14 @@ class DockerBackend:
             raise SandboxFault("the docker backend is not entered")
         return self._engine
 
-    async def _check_host(self) -> None:
-        """Raises SandboxFault if the engine does not answer."""
-        await self._in_thread(self._running_engine().facts)
+    async def _check_host(self, breaks: int) -> None:
+        """Raises SandboxFault if the engine does not answer, or its streams broke since `breaks`."""
+        engine = self._running_engine()
+        if not engine.local:
+            await asyncio.sleep(0.1)  # the news of a break may be on the way
+        if engine.breaks != breaks:
+            raise SandboxFault(f"the connection to {self._settings.host or 'the engine'} broke")
+        await self._in_thread(engine.facts)
 
     async def _reap(self) -> None:
         """Remove the containers whose owner is provably gone."""
@@ -237,13 +237,15 @@ async def _to_the_end(work: Any) -> None:
     task.result()
 
 
-def _describe(facts: EngineFacts, settings: DockerSettings, image: str) -> SandboxInfo:
+def _describe(facts: EngineFacts, settings: DockerSettings, image: str, *, local: bool) -> SandboxInfo:
     lacks = [
         f"The engine cannot bound {what} here."
         for what in ("memory", "pids", "cpu")
         if what not in facts.limits
     ]
     lacks.append("disk_mb and inodes hold for each of four writable directories, not for all together.")
+    if not local:
+        lacks.append("A command that was killed for its memory is told by exit code 137 alone.")
     return SandboxInfo(
         backend="docker",
         tier=f"container+{settings.runtime or 'default runtime'}",

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import os
 import re
-import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import SandboxFault, SetupError
+from sandbox_rl.sandboxes.docker_transport import KEY_FILES, EngineAddress, attach, find_engine
+from sandbox_rl.sandboxes.docker_transport_ssh import ForwardedSocket
+from sandbox_rl.sandboxes.protocol import AgentChannel
 
 __all__ = ["DockerEngine", "EngineFacts"]
 
 CALL_TIMEOUT_S = 60
 CONNECTIONS = 64
+FIRST_VERSION = "1.24"  # of the API, to ask for the engine's own; no engine that works here is as old
 START_ENGINE = "start it, or set DOCKER_HOST to the engine's address"
 
 
@@ -35,12 +38,14 @@ class DockerEngine:
 
     Args:
         host: its address ("" takes DOCKER_HOST, else the local socket).
+        tls: directory with the keys for an address by tcp://; by default as the docker command does.
 
     Raises:
+        ConfigError: the address or the keys are none.
         SetupError: the SDK is not installed, or no engine answers.
     """
 
-    def __init__(self, host: str = "") -> None:
+    def __init__(self, host: str = "", tls: Path | None = None) -> None:
         try:
             import docker
             import requests.exceptions
@@ -48,22 +53,43 @@ class DockerEngine:
             raise SetupError("sandbox: the docker backend needs `pip install 'sandbox-rl[docker]'`") from None
         self._errors = (docker.errors.DockerException, requests.exceptions.RequestException, OSError)
         self._missing = docker.errors.NotFound
-        self._shown = host or os.environ.get("DOCKER_HOST", "") or "the local socket"
+        self.address = find_engine(host, tls)
+        self._shown = self.address.shown
+        self._context = self.address.tls()
+        self._forward = ForwardedSocket(self.address.ssh) if self.address.ssh else None
+        if self._forward is not None:
+            self.address = replace(self.address, socket=self._forward.path)
         try:
-            arguments = {"base_url": host} if host else docker.utils.kwargs_from_env()
-            self._api: Any = docker.APIClient(
-                **arguments, version="auto", timeout=CALL_TIMEOUT_S, max_pool_size=CONNECTIONS
-            )
+            self._api: Any = self._client(docker.APIClient)
         except self._errors as error:
+            if self._forward is not None:
+                self._forward.close()
             raise SetupError(
-                f"sandbox: no Docker engine at {self._shown} ({error}); {START_ENGINE}"
+                f"sandbox: no Docker engine at {self._shown} ({_line(error)}); {START_ENGINE}"
             ) from None
-        if self._api.base_url.startswith(("https:", "http+docker://ssh")):
-            self._api.close()
-            raise SetupError(
-                f"sandbox: the engine at {self._shown} is reached over TLS or ssh, which the docker backend "
-                "cannot stream over; forward its socket (ssh -L) and name that by unix://"
+
+    def _client(self, make: Any) -> Any:
+        """A client by the engine's own version of the API.
+
+        The environment is out of it: with REQUESTS_CA_BUNDLE set, `requests` prefers that to the
+        authority of the engine's keys, and our own streams take no proxy either.
+        """
+        version = FIRST_VERSION
+        while True:
+            client = make(
+                base_url=self.address.url,
+                tls=_sdk_tls(self.address) or False,
+                version=version,
+                timeout=CALL_TIMEOUT_S,
+                max_pool_size=CONNECTIONS,
             )
+            client.trust_env = False
+            if version != FIRST_VERSION:
+                return client
+            try:
+                version = str(client.version(api_version=False)["ApiVersion"])
+            finally:
+                client.close()
 
     def facts(self) -> EngineFacts:
         """Version and abilities. Raises SandboxFault when the engine does not answer."""
@@ -94,19 +120,19 @@ class DockerEngine:
         )
         return str(made["Id"])
 
-    def attach(self, container: str) -> socket.socket:
-        """A stream to standard input and from the outputs of a container that has not been started.
+    async def attach(self, container: str, channel: AgentChannel) -> asyncio.Transport:
+        """Connect `channel` to a container that has not been started."""
+        return await attach(self.address, self._context, self._api.api_version, container, channel)
 
-        The engine puts eight bytes before each piece of output.
-        """
-        stream = self._call("attach_socket", container, params={"stdin": 1, "stdout": 1, "stream": 1})
-        try:
-            return socket.socket(fileno=os.dup(stream.fileno()))
-        finally:
-            # The SDK leaves three owners of the connection behind, and closes none of them.
-            for owner in (getattr(stream, "_response", None), getattr(stream, "_sock", None), stream):
-                if owner is not None:
-                    owner.close()
+    @property
+    def local(self) -> bool:
+        """Whether its processes are this machine's, as far as the address tells."""
+        return bool(self.address.socket) and not self.address.ssh
+
+    @property
+    def breaks(self) -> int:
+        """How often the way to it has been found broken, and with it every stream."""
+        return self._forward.breaks if self._forward is not None else 0
 
     def start(self, container: str) -> None:
         """Start it."""
@@ -171,9 +197,25 @@ class DockerEngine:
         """Drop the connections."""
         with contextlib.suppress(*self._errors):
             self._api.close()
+        if self._forward is not None:
+            self._forward.close()
 
     def _call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         try:
             return getattr(self._api, method)(*args, **kwargs)
         except self._errors as error:
             raise SandboxFault(f"the Docker engine at {self._shown} failed: {error}") from None
+
+
+def _sdk_tls(address: EngineAddress) -> Any:
+    """The SDK's form of an address's keys."""
+    if address.keys is None:
+        return None
+    from docker.tls import TLSConfig
+
+    ca, cert, key = (str(address.keys / name) for name in KEY_FILES)
+    return TLSConfig(client_cert=(cert, key), ca_cert=ca, verify=address.verify)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 from sandbox_rl.sandboxes.protocol import AgentChannel
 
@@ -10,6 +11,7 @@ __all__ = ["LOADER", "AttachedStream"]
 
 _HEADER = 8  # stream (1 output, 2 errors), three zeros, length of what follows, big endian
 _OUTPUT = 1
+LONGEST_HEAD = 16 << 10
 
 LOADER = """\
 import os
@@ -30,10 +32,16 @@ class AttachedStream(asyncio.Protocol):
     """Hands what the container says on its standard output to the channel, piece by piece.
 
     Nothing is buffered here but the rest of a header, so the channel's own bounds hold.
+
+    Args:
+        upgrade: whether the engine's answer to the request for a stream comes first.
     """
 
-    def __init__(self, channel: AgentChannel) -> None:
+    def __init__(self, channel: AgentChannel, *, upgrade: bool = False) -> None:
         self.channel = channel
+        self.upgraded: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """What the engine says instead of giving the stream; "" when it does."""
+        self._head: bytearray | None = bytearray() if upgrade else None
         self._header = bytearray()
         self._left = 0
         self._wanted = False
@@ -44,6 +52,9 @@ class AttachedStream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """The event loop's notice."""
+        if self._head is not None:
+            self._head += data
+            data = self._rest()
         at = 0
         while at < len(data) and not self.channel.dead:
             if self._left:
@@ -63,4 +74,24 @@ class AttachedStream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The event loop's notice."""
+        self._settle(f"it closed the connection ({exc})" if exc else "it closed the connection")
         self.channel.connection_lost(exc)
+
+    def _rest(self) -> bytes:
+        """What follows the engine's answer, once that is whole."""
+        assert self._head is not None
+        head, end, rest = self._head.partition(b"\r\n\r\n")
+        if not end and len(self._head) < LONGEST_HEAD:
+            return b""
+        status = bytes(head.partition(b"\r\n")[0][:200]).decode("latin-1")
+        if not re.match(r"HTTP/1\.[01] (101|200) ", status + " "):
+            said = bytes(rest[:300]).decode("utf-8", "replace").strip()
+            self._settle(" ".join(f"{status} {said}".split()) or "an empty answer")
+            return b""
+        self._head = None
+        self._settle("")
+        return bytes(rest)
+
+    def _settle(self, refusal: str) -> None:
+        if not self.upgraded.done():
+            self.upgraded.set_result(refusal)

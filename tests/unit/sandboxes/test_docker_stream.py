@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,3 +48,45 @@ def test_an_agent_that_breaks_the_protocol_is_dropped():
 
     assert asyncio.run(dead_after(framed(1, b"\xff" * 8)))
     assert not asyncio.run(dead_after(framed(2, b"\xff" * 8)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([b"101 UPGRADED", b"200 OK"]), st.integers(1, 60))
+def test_the_engines_answer_comes_before_its_frames(status, step):
+    message = wire.encode(0, wire.OK, [b"hello"])
+    head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\n"
+    sent = head + framed(1, message)
+
+    async def main() -> tuple[str, list[bytes]]:
+        channel = AgentChannel()
+        stream = AttachedStream(channel, upgrade=True)
+        for at in range(0, len(sent), step):
+            stream.data_received(sent[at : at + step])
+        async with asyncio.timeout(1):
+            return await stream.upgraded, (await channel.hello).fields
+
+    assert asyncio.run(main()) == ("", [b"hello"])
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b'HTTP/1.1 404 Not Found\r\n\r\n{"message": "No such\n container"}', "404 Not Found"),
+        (b"HTTP/1.1 2000 OK\r\n\r\n", "HTTP/1.1 2000"),
+        (b"\xff" * (16 << 10), "\xff"),
+        (b"HTTP/1.1 101", "closed the connection"),
+        (b"", "closed the connection"),
+    ],
+)
+def test_an_engine_that_gives_no_stream(sent, expected):
+    async def main() -> str:
+        stream = AttachedStream(AgentChannel(), upgrade=True)
+        stream.data_received(sent)
+        stream.connection_lost(None)
+        async with asyncio.timeout(1):
+            return await stream.upgraded
+
+    said = asyncio.run(main())
+    assert expected in said
+    assert "\n" not in said
+    assert len(said) < 600

@@ -1,0 +1,149 @@
+"""Where an engine is, and streams to its containers over whatever leads there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sandbox_rl.errors import ConfigError, SandboxFault
+from sandbox_rl.sandboxes.docker_stream import AttachedStream
+from sandbox_rl.sandboxes.protocol import AgentChannel
+
+__all__ = ["KEY_FILES", "LOCAL_SOCKET", "EngineAddress", "attach", "find_engine"]
+
+LOCAL_SOCKET = "/var/run/docker.sock"
+ATTACH_TIMEOUT_S = 30.0
+KEY_FILES = ("ca.pem", "cert.pem", "key.pem")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAddress:
+    """One of: the path of a unix socket; host and port, with TLS if there are `keys`; an ssh URL.
+
+    Args:
+        shown: as the user wrote it, for messages.
+        keys: directory with `ca.pem`, `cert.pem` and `key.pem`.
+        verify: whether the engine must have a certificate for its name from the authority `ca.pem`.
+    """
+
+    shown: str
+    socket: str = ""
+    host: str = ""
+    port: int = 0
+    keys: Path | None = None
+    verify: bool = True
+    ssh: str = ""
+
+    @property
+    def url(self) -> str:
+        """As the SDK wants it; of an ssh address there is none before it has been forwarded."""
+        return f"unix://{self.socket}" if self.socket else f"tcp://{_bracketed(self.host)}:{self.port}"
+
+    def tls(self) -> ssl.SSLContext | None:
+        """For our own connections. Raises ConfigError if a file is no key or certificate."""
+        if self.keys is None:
+            return None
+        ca, cert, key = (str(self.keys / name) for name in KEY_FILES)
+        try:
+            context = ssl.create_default_context(cafile=ca if self.verify else None)
+            if not self.verify:
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            context.load_cert_chain(cert, key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"sandbox.tls: the keys in {self.keys} cannot be used ({error}); expected "
+                f"{', '.join(KEY_FILES)} in PEM form"
+            ) from None
+        return context
+
+
+def find_engine(
+    host: str = "", tls: Path | None = None, *, environment: Mapping[str, str] = os.environ
+) -> EngineAddress:
+    """The engine at `host`, or where the environment says, as the docker command would find it.
+
+    `DOCKER_TLS_VERIFY` and `DOCKER_CERT_PATH` count for tcp:// unless `tls` names a directory.
+
+    Raises:
+        ConfigError: an address of no known kind, or keys that are missing.
+    """
+    shown = host or environment.get("DOCKER_HOST", "")
+    scheme, found, rest = (shown or f"unix://{LOCAL_SOCKET}").partition("://")
+    if scheme == "unix" and rest.startswith("/"):
+        return EngineAddress(shown or "the local socket", socket=rest)
+    if scheme == "ssh" and rest:
+        return EngineAddress(shown, ssh=shown)
+    name, colon, port = rest.rstrip("/").rpartition(":")
+    if scheme not in ("tcp", "http", "https") or not (found and colon and name and port.isdigit()):
+        raise ConfigError(
+            f"sandbox.host: {shown!r} is no address of an engine; expected unix:///PATH, tcp://HOST:PORT or "
+            "ssh://[USER@]HOST[:PORT][/PATH/OF/docker.sock]"
+        )
+    verify = True
+    if tls is None and (environment.get("DOCKER_TLS_VERIFY") or environment.get("DOCKER_CERT_PATH")):
+        tls = Path(environment.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
+        verify = environment.get("DOCKER_TLS_VERIFY") != ""
+    if tls is None and scheme == "https":
+        raise ConfigError(f"sandbox.tls: {shown} needs keys; name the directory with {', '.join(KEY_FILES)}")
+    missing = [file for file in KEY_FILES if tls is not None and not (tls / file).is_file()]
+    if missing:
+        raise ConfigError(f"sandbox.tls: {tls} has no {missing[0]}; expected {', '.join(KEY_FILES)}")
+    return EngineAddress(shown, host=name.strip("[]"), port=int(port), keys=tls, verify=verify)
+
+
+async def attach(
+    address: EngineAddress,
+    context: ssl.SSLContext | None,
+    version: str,
+    container: str,
+    channel: AgentChannel,
+) -> asyncio.Transport:
+    """Connect `channel` to a container that has not been started: to its input, and from its output.
+
+    The SDK's own attach hands out a plain socket, which TLS has none of; this is the same request on a
+    connection of the event loop's.
+
+    Args:
+        version: of the engine's API, such as "1.41".
+
+    Raises:
+        SandboxFault: the engine refused, or is gone.
+    """
+    loop = asyncio.get_running_loop()
+    stream = AttachedStream(channel, upgrade=True)
+    transport: Any = None
+    try:
+        async with asyncio.timeout(ATTACH_TIMEOUT_S):
+            if address.socket:
+                transport, _ = await loop.create_unix_connection(lambda: stream, address.socket)
+            else:
+                transport, _ = await loop.create_connection(
+                    lambda: stream, address.host, address.port, ssl=context
+                )
+            transport.write(
+                f"POST /v{version}/containers/{container}/attach?stream=1&stdin=1&stdout=1 HTTP/1.1\r\n"
+                "Host: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n".encode()
+            )
+            refusal = await stream.upgraded
+    except (OSError, TimeoutError) as error:
+        if transport is not None:
+            transport.abort()
+        raise SandboxFault(f"the Docker engine at {address.shown} failed: {error or 'no answer'}") from None
+    except BaseException:
+        if transport is not None:
+            transport.abort()
+        raise
+    if refusal:
+        transport.abort()
+        raise SandboxFault(f"the Docker engine at {address.shown} does not attach: {refusal}")
+    made: asyncio.Transport = transport
+    return made
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
