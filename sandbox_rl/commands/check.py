@@ -17,6 +17,7 @@ from sandbox_rl.commands.parts import (
 )
 from sandbox_rl.commands.run_dir import check_output_dir
 from sandbox_rl.commands.starting_point import needs_warmup
+from sandbox_rl.commands.suite_runs import SuiteRuns
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError, DataError, SetupError
 from sandbox_rl.policies.config import VLLMSettings
@@ -49,6 +50,8 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     held_out = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
     display.say(f"ok  data: {len(tasks)} training tasks, {len(held_out)} held out")
     check_curriculum(recipe, tasks)
+    if (suite := SuiteRuns.of(recipe)) is not None:
+        display.say(f"ok  suite: {suite.summary}")
     args = training_arguments(recipe, Path(recipe.output_dir))
     sampling_of(args)
     if recipe.mode == "async":

@@ -20,6 +20,7 @@ from sandbox_rl.commands.parts import training_arguments
 from sandbox_rl.commands.results import known_result, log_evaluation, write_results
 from sandbox_rl.commands.run_dir import RunDirectory, check_output_dir
 from sandbox_rl.commands.session import Session, training_session
+from sandbox_rl.commands.suite_runs import SuiteRuns
 from sandbox_rl.commands.trainers import async_trainer, sync_trainer
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.evaluation import Evaluation
@@ -61,6 +62,7 @@ def train(
     check_output_dir(Path(recipe.output_dir))
     train_tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
     check_curriculum(recipe, train_tasks)
+    suite = SuiteRuns.of(recipe)
     # Wrong fields show before a warm-up takes minutes, and nothing is written before all is checked.
     sampling = sampling_of(training_arguments(recipe, Path(recipe.output_dir)))
     with training_session(
@@ -75,12 +77,14 @@ def train(
         checkpoint = last_complete(session.run.checkpoints) if resume else None
         make = async_trainer if recipe.mode == "async" else sync_trainer
         with make(session, checkpoint) as trainer:
-            before = _train(session, trainer, checkpoint)
+            before = _train(session, trainer, checkpoint, suite)
         steps = int(trainer.state.global_step)
         run = session.run
         if session.finish.received:
             return TrainResult(run.path, None, before, None, steps, interrupted=True)
         after = _measure(session, trainer, "after training")
+        if suite is not None:
+            suite.measure(session, trainer)
         write_results(run, state, before, after)
         tokenizer = session.tokenizer
     if state.is_main_process:
@@ -89,11 +93,15 @@ def train(
     return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
 
 
-def _train(session: Session, trainer: Any, checkpoint: Path | None) -> Evaluation | None:
+def _train(
+    session: Session, trainer: Any, checkpoint: Path | None, suite: SuiteRuns | None
+) -> Evaluation | None:
     """Evaluate and train; returns what was measured before the first update."""
     every = session.recipe.evaluation.every_steps
     if every:
         trainer.add_callback(AfterSteps(every, lambda step: _measure(session, trainer, f"after step {step}")))
+    if suite is not None:
+        trainer.add_callback(AfterSteps(suite.every_steps, lambda _: suite.measure(session, trainer)))
     before = known_result(session.run, "before") if session.resume else None
     if before is None and checkpoint is None:
         before = _measure(session, trainer, "before training")

@@ -68,9 +68,13 @@ def anchored(recipe: Recipe, base_dir: Path) -> Recipe:
         else source
         for source in recipe.data.sources
     )
+    schedule = recipe.evaluation.suite
+    if schedule is not None and (base_dir / schedule.path).is_file():  # else the name of a shipped one
+        schedule = schedule.model_copy(update={"path": str(base_dir / schedule.path)})
     return recipe.model_copy(
         update={
             "prompts": tuple(str(base_dir / directory) for directory in recipe.prompts),
+            "evaluation": recipe.evaluation.model_copy(update={"suite": schedule}),
             "data": recipe.data.model_copy(update={"sources": sources}),
         }
     )

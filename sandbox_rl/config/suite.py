@@ -149,7 +149,7 @@ def find_suite(name: str | Path) -> Path:
         ConfigError: there is neither.
     """
     path = Path(name)
-    if path.exists():
+    if path.is_file():
         return path
     package = Path(__file__).parents[1]
     # In a wheel the configs lie inside the package, in a checkout beside it.

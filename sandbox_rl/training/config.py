@@ -13,6 +13,7 @@ __all__ = [
     "EvaluationSettings",
     "LoraSettings",
     "ModelSettings",
+    "SuiteSchedule",
     "WarmupSettings",
 ]
 
@@ -52,6 +53,15 @@ class WarmupSettings(Settings):
     """Any field of `trl.SFTConfig`."""
 
 
+class SuiteSchedule(Settings):
+    """A suite that is run on the policy while it is trained."""
+
+    path: str
+    """File, relative to the recipe, or the name of a shipped suite such as `offline`."""
+    every_steps: int = Field(50, ge=1)
+    """After every so many updates, and after the last one."""
+
+
 class EvaluationSettings(Settings):
     """Held-out evaluation before, during and after training."""
 
@@ -64,6 +74,8 @@ class EvaluationSettings(Settings):
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
+    suite: SuiteSchedule | None = None
+    """Also measured, beside the held-out tasks; its results go to `suites/` in the run's directory."""
 
 
 class CurriculumSettings(Settings):
