@@ -1,0 +1,119 @@
+"""The curriculum through the whole of `train`: what is drawn, counted, saved, restored and drawn again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sandbox_rl.config.load import load_recipe
+from sandbox_rl.journal import read_journal
+from sandbox_rl.tasks.load import load_tasks
+from sandbox_rl.training.curriculum import STATE_FILE, Curriculum
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[2]
+GROUPS, SIZE = 2, 4
+RECIPE = {
+    "name": "curriculum",
+    "model": {"path": "tiny", "dtype": "float32"},
+    "prompts": [str(REPOSITORY / "recipes" / "prompts")],
+    "data": {
+        "sources": [{"type": "reasoning_gym", "dataset": "chain_sum", "size": 20, "domain": "arithmetic"}],
+        "held_out": 0.2,
+    },
+    "warmup": {"episodes": 8, "sft": {"per_device_train_batch_size": 8, "max_steps": 2, "logging_steps": 1}},
+    "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 32, "timeout_s": 60, "exec_timeout_s": 5},
+    "curriculum": {"sampling": "difficulty", "refill_rounds": 1},
+    "evaluation": {"tasks": 0},
+    "grpo": {
+        "max_steps": 2,
+        "per_device_train_batch_size": GROUPS * SIZE,
+        "num_generations": SIZE,
+        "activation_checkpointing": False,
+        "save_steps": 2,
+    },
+}
+
+
+def train(recipe: Path, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sandbox_rl.cli", "train", str(recipe), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def counts(run: Path, step: int) -> dict[str, list[float]]:
+    return json.loads((run / "checkpoints" / f"checkpoint-{step}" / STATE_FILE).read_text())["tasks"]
+
+
+def journal(run: Path, step: int) -> list[tuple[str, float, int]]:
+    """The groups of a step in order: task, sum of rewards, judged rollouts."""
+    groups: dict[int, list[dict]] = {}
+    for record in read_journal(run / "episodes.jsonl"):
+        if record["phase"] == "train" and record["step"] == step:
+            groups.setdefault(int(record["episode_id"].rsplit("-", 1)[1]) // SIZE, []).append(record)
+    outcomes = []
+    for _, records in sorted(groups.items()):
+        (task_id,) = {record["task_id"] for record in records}
+        rewards = [record["reward"] for record in records if record["reward"] is not None]
+        assert len(records) == SIZE
+        outcomes.append((task_id, sum(rewards), len(rewards)))
+    return outcomes
+
+
+def fresh(recipe: Path) -> Curriculum:
+    loaded = load_recipe(recipe)
+    tasks = load_tasks(loaded.data, split="train", base_dir=recipe.parent)
+    return Curriculum({task.id: task.domain for task in tasks}, loaded.curriculum, seed=loaded.seed)
+
+
+def replay(curriculum: Curriculum, run: Path, step: int) -> None:
+    """Draw and count a step from the journal; what the run drew must be what these counts draw."""
+    outcomes = journal(run, step)
+    assert curriculum.draw([""] * GROUPS, step) == [task_id for task_id, *_ in outcomes[:GROUPS]]
+    curriculum.record(outcomes)
+
+
+def test_solve_rates_lie_in_the_checkpoint_and_a_resumed_run_goes_on_from_them(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs")}))
+    run = tmp_path / "runs" / "curriculum"
+
+    train(recipe)
+    before = counts(run, 2)
+    control = fresh(recipe)
+    for step in (0, 1):
+        replay(control, run, step)
+    assert counts_of(control, tmp_path) == before
+    assert sum(visits for visits, *_ in before.values()) == sum(len(journal(run, s)) for s in (0, 1))
+    assert any(control.solve_rate(task_id) != 0.5 for task_id in before)
+
+    train(recipe, "--resume", "grpo.max_steps=4")
+    restored = fresh(recipe)
+    restored.restore(run / "checkpoints" / "checkpoint-2")
+    for step in (2, 3):
+        replay(restored, run, step)
+    assert counts_of(restored, tmp_path) == counts(run, 4)
+    assert counts(run, 2) == before
+    assert sum(visits for visits, *_ in counts(run, 4).values()) > sum(v for v, *_ in before.values())
+
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    refills = [m["refill/extra_groups"] for m in metrics if "refill/extra_groups" in m]
+    assert refills == [len(journal(run, step)) - GROUPS for step in range(4)]
+
+
+def counts_of(curriculum: Curriculum, directory: Path) -> dict[str, list[float]]:
+    curriculum.save(directory)
+    return json.loads((directory / STATE_FILE).read_text())["tasks"]
