@@ -84,7 +84,7 @@ def serve(
     transfer = transfer_of(settings)
     log = Path(recipe.output_dir) / f"{recipe.name}-vllm-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     source: ManagedServer | ExternalServers
-    addresses = [Address(url) for url in settings.base_urls]
+    addresses = [Address.parse(url) for url in settings.base_urls]
     managed = settings.engine == "managed"
     if managed and state.is_main_process:
         longest = min(context, longest_prompt + recipe.episode.max_tokens)

@@ -40,9 +40,10 @@ class VLLMSettings(Settings):
     type: Literal["vllm"]
     engine: Literal["managed", "external"] = "managed"
     """`managed`: a child of this run. `external`: `base_urls`, started by someone else."""
-    base_urls: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s]+$")], ...] = ()
-    """Of external servers, e.g. http://10.0.0.5:8000. They must run with VLLM_SERVER_DEV_MODE=1, the worker
-    extension and the transfer's weight-transfer-config (docs/vllm.md): never expose them."""
+    base_urls: tuple[Annotated[str, Field(pattern=r"^(https?://[^/\s]+|unix:///\S+)$")], ...] = ()
+    """Of external servers, e.g. http://10.0.0.5:8000 or unix:///run/vllm/http. They must run with
+    VLLM_SERVER_DEV_MODE=1, the worker extension and the transfer's weight-transfer-config (docs/vllm.md):
+    never expose them."""
     python: str | None = None
     """Interpreter that has vLLM; otherwise $SANDBOX_RL_VLLM_PYTHON, otherwise the one that runs this."""
     arguments: dict[str, Any] = Field(default_factory=dict)

@@ -32,6 +32,13 @@ class Address:
     url: str
     socket: str | None = None
 
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """From `http://host:port` or `unix:///path`."""
+        if url.startswith("unix://"):
+            return cls("http://localhost", url.removeprefix("unix://"))
+        return cls(url)
+
     def __str__(self) -> str:
         return self.socket or self.url
 

@@ -33,6 +33,10 @@ VERIFIED_ROWS = 256
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
+Checksums = Mapping[str, tuple[list[int], int]]
+"""Tensor name → shape of its checked rows, and their CRC-32."""
+
+
 class Served(Protocol):
     """The servers to publish to; a `ServerSource` that has been entered."""
 
@@ -70,7 +74,7 @@ class WeightPublisher:
         self._dtype = dtype
         self._on_version = on_version
         self._file: int | None = None
-        self._expected: Mapping[str, tuple[list[int], int]] = {}
+        self._expected: Checksums = {}
         self._mixed = False
         self._paused_at = 0.0
         self.version = 0
@@ -99,14 +103,23 @@ class WeightPublisher:
         """
         dtype = getattr(torch, self._dtype())
         self._mixed = True
+        file: int | None = None
         if self._transfer == "ipc":
             update, kept = _cuda_handles(iterator, dtype)
         else:
             kept = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in iterator}
-            update = {"path": self._write(kept)}
-        self._expected = _checksums(kept)
-        self._run(self._update(self._served.servers, update))
+            file = _in_memory(kept)
+            update = {"path": _path(file)}
+        expected = _checksums(kept)
+        try:
+            self._run(self._update(self._served.servers, update, expected))
+        except BaseException:
+            if file is not None:
+                os.close(file)
+            raise  # what was published before stays what a restarted server gets
         del kept  # CUDA handles are views of it: not before the servers have copied
+        self.destroy()
+        self._file, self._expected = file, expected
         self.version = self.version + 1 if version is None else version
         self._on_version(self.version)
         self._mixed = False
@@ -142,28 +155,31 @@ class WeightPublisher:
                 "copy; go on from the last checkpoint with --resume, or set policy.transfer=shm"
             )
         await self._init([server])
-        await self._update([server], {"path": self._path(self._file)})
+        await self._update([server], {"path": _path(self._file)}, self._expected)
+        self._mixed = False  # it replaced one that a broken transfer may have left behind
 
     async def _init(self, servers: Sequence[VLLMServer]) -> None:
         await self._each(servers, "/init_weight_transfer_engine", {"init_info": {}})
 
-    async def _update(self, servers: Sequence[VLLMServer], update: Mapping[str, Any]) -> None:
+    async def _update(
+        self, servers: Sequence[VLLMServer], update: Mapping[str, Any], expected: Checksums
+    ) -> None:
         await self._each(servers, "/start_weight_update")
         await self._each(servers, "/update_weights", {"update_info": update})
         await self._each(servers, "/finish_weight_update")
         for server in servers:
             await self._rpc(server, "sandbox_rl_after_update")
-            await self._verify(server)
+            await self._verify(server, expected)
         # Requests salt their prefixes by version, so that stale blocks are unreachable already; this only
         # frees them, and fails harmlessly while frozen requests hold some.
         await self._each(servers, "/reset_prefix_cache")
 
-    async def _verify(self, server: VLLMServer) -> None:
-        rows = json.dumps({name: shape[0] for name, (shape, _) in self._expected.items()})
+    async def _verify(self, server: VLLMServer, checksums: Checksums) -> None:
+        rows = json.dumps({name: shape[0] for name, (shape, _) in checksums.items()})
         compared = 0
         for worker in await self._rpc(server, "sandbox_rl_checksums", rows):
             for name, (shape, crc) in worker.items():
-                expected_shape, expected = self._expected[name]
+                expected_shape, expected = checksums[name]
                 if list(shape) != expected_shape:
                     continue  # a shard of it
                 compared += 1
@@ -174,7 +190,7 @@ class WeightPublisher:
                     )
         if not compared:
             raise EngineFault(
-                f"{server.address}: none of {sorted(self._expected)} could be verified after the transfer"
+                f"{server.address}: none of {sorted(checksums)} could be verified after the transfer"
             )
 
     async def _rpc(self, server: VLLMServer, method: str, *args: str) -> list[Any]:
@@ -199,18 +215,18 @@ class WeightPublisher:
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._loop.run(work)
 
-    def _write(self, tensors: Mapping[str, torch.Tensor]) -> str:
-        """The path of an anonymous file with these tensors; it goes when both sides have closed it."""
-        file = os.memfd_create("sandbox-rl-weights", os.MFD_CLOEXEC)
-        with os.fdopen(file, "wb", closefd=False) as writer:
-            _write_safetensors(tensors, writer)
-        self.destroy()
-        self._file = file
-        return self._path(file)
 
-    @staticmethod
-    def _path(file: int) -> str:
-        return f"/proc/{os.getpid()}/fd/{file}"
+def _in_memory(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Descriptor of an anonymous file with these tensors: it is gone once both sides have closed it."""
+    file = os.memfd_create("sandbox-rl-weights", os.MFD_CLOEXEC)
+    with os.fdopen(file, "wb", closefd=False) as writer:
+        _write_safetensors(tensors, writer)
+    return file
+
+
+def _path(file: int) -> str:
+    """How the server, a process of the same user, finds it."""
+    return f"/proc/{os.getpid()}/fd/{file}"
 
 
 def _write_safetensors(tensors: Mapping[str, torch.Tensor], writer: BinaryIO) -> None:

@@ -1,0 +1,42 @@
+"""Asking a served policy, and the same of the model in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sandbox_rl.policies.base import Sampling
+from sandbox_rl.types import Action
+
+PROMPT = tuple(range(10, 50))
+
+
+def ask(served, prompt=PROMPT, *, seed=5, max_tokens=24, timeout=60.0) -> Action:
+    async def act() -> Action:
+        async with served.policy.session("test") as session:
+            return await session.act(prompt, Sampling(max_tokens=max_tokens, seed=seed), timeout=timeout)
+
+    return served.loop.run(act())
+
+
+def logprobs(model, prompt: Sequence[int], sampled: Sequence[int]) -> torch.Tensor:
+    """Of each sampled token under `model`, computed as a trainer does: all at once."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *sampled]])).logits[0].float().log_softmax(-1)
+    rows = logits[len(prompt) - 1 : -1]
+    return rows[torch.arange(len(sampled)), torch.tensor(sampled)]
+
+
+def gap(model, prompt: Sequence[int], action: Action) -> float:
+    """Mean absolute difference between the sampler's log-probs and the model's, in nats."""
+    return (logprobs(model, prompt, action.token_ids) - torch.tensor(action.logprobs)).abs().mean().item()
+
+
+def disturb(model, seed: int) -> None:
+    """As an update would, only larger."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise * 0.1 * parameter.std().nan_to_num(0.05).clamp(min=0.02))

@@ -1,0 +1,92 @@
+"""A server that fails, dies or is left behind."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sandbox_rl.errors import EngineFault
+from sandbox_rl.policies.vllm_launch import PLUGIN
+from tests.vllm.support import PROMPT, ask, disturb, gap
+
+SAME = 1e-5
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def test_a_broken_transfer_is_never_sampled_from_and_a_restart_serves_the_last_good_weights(shared):
+    disturb(shared.model, seed=7)
+    shared.publish()
+    good, version = copy.deepcopy(shared.model), shared.publisher.version
+    (server,) = shared.server.servers
+
+    disturb(shared.model, seed=8)
+    broken = ((n, t[:-1] if "norm" in n else t) for n, t in shared.model.named_parameters())
+    with pytest.raises(EngineFault, match="weight transfer to"):
+        shared.publisher.publish(broken, version=version + 1)
+    with pytest.raises(EngineFault, match="stay paused"):
+        shared.publisher.resume()
+    assert shared.loop.run(server.call("GET", "/is_paused")) == {"is_paused": True}
+    assert shared.publisher.version == version
+    with pytest.raises((EngineFault, TimeoutError)):
+        ask(shared, timeout=2.0)
+
+    (front,) = children(shared.server._process.pid)
+    os.kill(front, signal.SIGKILL)
+    action = ask(shared, timeout=240.0)  # waits for the restart within the episode's time
+    assert gap(good, PROMPT, action) < SAME
+    assert action.weight_version == version
+    shared.publish()
+    assert gap(shared.model, PROMPT, ask(shared)) < SAME
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_supervisor_takes_everything_down_with_the_run(tmp_path, number):
+    """Also what left its session and its parent, as engines do."""
+    room = tmp_path / "room"
+    room.mkdir()
+    pids = tmp_path / "pids"
+    command = f"(setsid sh -c 'echo $$ >>{pids}; sleep 300' &) ; echo $$ >>{pids}; sleep 300 & sleep 300"
+    supervisor = str(PLUGIN / "sandbox_rl_supervise.py")
+    run = (
+        "import subprocess,sys,time\n"
+        f"p=subprocess.Popen([sys.executable,'-I','-S',{supervisor!r},{str(room)!r},"
+        f"'sh','-c',{command!r}],stdin=subprocess.PIPE,start_new_session=True)\n"
+        "print(p.pid,flush=True)\ntime.sleep(300)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", run], stdout=subprocess.PIPE, text=True)
+    try:
+        pid = int(parent.stdout.readline())
+        deadline = time.monotonic() + 20
+        while not pids.exists() or len(pids.read_text().split()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        started = [int(pid) for pid in pids.read_text().split()]
+        assert all(map(alive, started))
+        parent.send_signal(number)
+        parent.wait(10)
+        deadline = time.monotonic() + 10
+        while any(map(alive, [*started, pid])) or room.exists():
+            assert time.monotonic() < deadline, [p for p in (*started, pid) if alive(p)]
+            time.sleep(0.02)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()

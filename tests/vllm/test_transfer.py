@@ -1,0 +1,92 @@
+"""Published weights are what the server samples from, with tied embeddings and without.
+
+vLLM 0.31 on CPUs answers every update with 200 and keeps a stale head where embeddings are tied. So
+each parity test looks three times: equal before, different once the trainer moved on, equal after.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sandbox_rl.errors import EngineFault
+from sandbox_rl.training.weight_transfer import _checksums, _write_safetensors
+from tests.vllm.conftest import save_tiny, served
+from tests.vllm.support import PROMPT, ask, disturb, gap
+
+SAME = 1e-5
+DIFFERENT = 1e-2
+
+
+def parity(on) -> None:
+    assert gap(on.model, PROMPT, ask(on)) < SAME
+    version = on.publisher.version
+    disturb(on.model, seed=version)
+    assert gap(on.model, PROMPT, ask(on)) > DIFFERENT
+    on.publish()
+    action = ask(on)
+    assert gap(on.model, PROMPT, action) < SAME
+    assert action.weight_version == version + 1
+
+
+def test_tied(shared):
+    parity(shared)
+    parity(shared)
+
+
+def test_untied(vllm_python, tmp_path):
+    run = served(save_tiny(tmp_path / "model", tied=False), vllm_python, tmp_path / "vllm.log")
+    on = next(run)
+    try:
+        assert on.model.lm_head.weight is not on.model.model.embed_tokens.weight
+        parity(on)
+    finally:
+        assert next(run, None) is None
+
+
+def test_weights_that_did_not_arrive_are_noticed(shared):
+    shared.publish()
+    (server,) = shared.server.servers
+    ours = dict(shared.model.named_parameters())
+    shared.loop.run(shared.publisher._verify(server, _checksums(ours)))
+    others = {name: tensor + 1 for name, tensor in ours.items()}
+    with pytest.raises(EngineFault, match="differs from the trainer's"):
+        shared.loop.run(shared.publisher._verify(server, _checksums(others)))
+
+
+def test_frozen_requests_go_on_after_the_transfer(shared):
+    """An update in the middle of a turn pauses it; the turn carries the version that it began with."""
+    import asyncio
+
+    version = shared.publisher.version
+    long = asyncio.run_coroutine_threadsafe(_act(shared, max_tokens=900), shared.loop._loop)
+    disturb(shared.model, seed=99)
+    shared.publish()
+    action = long.result(120)
+    assert action.weight_version in (version, version + 1)
+    assert len(action.logprobs) == len(action.token_ids)
+    assert gap(shared.model, PROMPT, ask(shared)) < SAME
+
+
+async def _act(on, *, max_tokens):
+    from sandbox_rl.policies.base import Sampling
+
+    async with on.policy.session("long") as session:
+        return await session.act(PROMPT, Sampling(max_tokens=max_tokens, seed=1), timeout=120)
+
+
+def test_the_file_in_shared_memory_is_safetensors(tmp_path):
+    tensors = {
+        "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+        "b": torch.tensor(2.5, dtype=torch.bfloat16),
+        "c": torch.ones(0, 4, dtype=torch.float16),
+    }
+    with (tmp_path / "file").open("wb") as file:
+        _write_safetensors(tensors, file)
+    read = load_file(tmp_path / "file")
+    assert json.loads(json.dumps(sorted(read))) == ["a", "b", "c"]
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+    assert all(read[name].dtype == tensors[name].dtype for name in tensors)
