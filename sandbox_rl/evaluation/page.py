@@ -111,7 +111,8 @@ def page(runs: Sequence[Results]) -> str:
         lines += _table(["run", "mode", "difference, 95 % interval", "tasks in common"], _against_first(runs))
     lines += [
         "",
-        "Intervals of accuracy: normal approximation over tasks. Differences: paired bootstrap over tasks. "
+        "Intervals of accuracy: normal approximation over tasks (3 / N where all came out alike). "
+        "Differences: paired bootstrap over tasks. "
         "pass@k: unbiased (arXiv 2107.03374). Episodes that were not judged count neither way.",
         "",
     ]

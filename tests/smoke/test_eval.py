@@ -22,6 +22,7 @@ from sandbox_rl.journal import read_journal
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw, said
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
+from tests.unit.evaluation.expert_endpoint import script as expert
 
 TASKS, SAMPLES = 12, 4
 SUITE = {
@@ -339,6 +340,20 @@ def test_a_local_model_in_both_modes(suite, tiny):
             )
     finally:
         (tiny / "config.json").write_bytes(written)
+
+
+def test_the_offline_suite_can_be_solved_by_working_on_its_files(endpoint, tmp_path):
+    endpoint.script = expert
+    asked = EvaluateOptions(
+        "offline", ("limit=3",), model="expert", base_url=endpoint.url, output=tmp_path / "out"
+    )
+    outcome = evaluate(asked, display=Silent())
+    parts = outcome.results.modes["sandbox"].parts
+    assert outcome.results.unjudged == 0
+    assert parts["python_reference"].accuracy.value == 1.0
+    assert parts["chain_sum"].accuracy.value == 1.0
+    assert parts["syllogism"].accuracy.value == 0.0
+    assert {"champ", "mmlu_cot"} <= outcome.results.skipped.keys() | parts.keys()
 
 
 def test_a_recipe_s_held_out_tasks(tmp_path, endpoint):

@@ -23,6 +23,11 @@ def test_interval_of_a_mean():
     assert mean_over_tasks([1.0]).half_width is None
 
 
+def test_tasks_that_all_came_out_alike_prove_no_certainty():
+    assert mean_over_tasks([0.0] * 60).half_width == pytest.approx(0.05)
+    assert mean_over_tasks([1.0, 1.0]).half_width == 1.0
+
+
 def test_pass_at_k_is_unbiased():
     assert pass_at([(4, 2)]) == {1: 0.5, 2: pytest.approx(1 - 1 / 6), 4: 1.0}
     assert pass_at([(3, 0), (5, 5)]) == {1: 0.5, 2: 0.5, 3: 0.5}
