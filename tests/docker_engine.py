@@ -17,7 +17,7 @@ import pytest
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.sandboxes.config import DockerSettings
 
-__all__ = ["IMAGE", "docker_engine", "settings_for", "unavailable"]
+__all__ = ["IMAGE", "docker_engine", "make_skeleton", "settings_for", "unavailable"]
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "start_docker_engine"
 IMAGE = "sandbox-rl-skeleton:latest"
@@ -60,6 +60,11 @@ def docker_engine(*options: str) -> Iterator[str]:
     finally:
         _stop(directory / "dockerd.pid")
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def make_skeleton(host: str) -> None:
+    """The image that holds this machine's /usr, on an engine."""
+    subprocess.run([SCRIPT.with_name("make_skeleton_image"), host, IMAGE], check=True, timeout=60)
 
 
 def _stop(pid_file: Path) -> None:

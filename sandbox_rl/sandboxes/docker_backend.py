@@ -19,6 +19,7 @@ from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker_engine import DockerEngine, EngineFacts
 from sandbox_rl.sandboxes.docker_options import container_options, host_options
+from sandbox_rl.sandboxes.docker_seccomp import seccomp_profile
 from sandbox_rl.sandboxes.names import check_files
 from sandbox_rl.sandboxes.oom import kill_counter
 from sandbox_rl.sandboxes.ownership import LABEL, is_orphan, owner_labels
@@ -76,7 +77,7 @@ class DockerBackend:
                     f"{', '.join(sorted(facts.runtimes))}; register it in the engine's daemon.json"
                 )
             await self._reap()
-            self._info = _describe(facts, self._settings, self._image, local=self._engine.local)
+            self._info = _describe(facts, self._settings, self._image, self._engine)
             async with self.sandbox(timeout=60) as probe:
                 await probe.ping()
         except SandboxRLError as error:
@@ -152,7 +153,7 @@ class DockerBackend:
         container = await self._in_thread(
             lambda: engine.create(
                 name,
-                host=host_options(settings),
+                host=host_options(settings, podman_profile=_podman_profile(engine)),
                 container=container_options(settings, self._image)
                 | {"labels": owner_labels(settings.lifetime_s)},
             )
@@ -223,6 +224,11 @@ def _is_id(engine: DockerEngine, digest: str) -> bool:
     return digest in engine.image_digests(digest)
 
 
+def _podman_profile(engine: DockerEngine) -> str | None:
+    """See `host_options`."""
+    return engine.file_for_engine(seccomp_profile()) if engine.podman else None
+
+
 async def _to_the_end(work: Any) -> None:
     """Await `work` even if cancelled meanwhile; the cancellation is raised afterwards."""
     task = asyncio.ensure_future(work)
@@ -237,14 +243,18 @@ async def _to_the_end(work: Any) -> None:
     task.result()
 
 
-def _describe(facts: EngineFacts, settings: DockerSettings, image: str, *, local: bool) -> SandboxInfo:
+def _describe(facts: EngineFacts, settings: DockerSettings, image: str, engine: DockerEngine) -> SandboxInfo:
     lacks = [
         f"The engine cannot bound {what} here."
         for what in ("memory", "pids", "cpu")
         if what not in facts.limits
     ]
     lacks.append("disk_mb and inodes hold for each of four writable directories, not for all together.")
-    if not local:
+    if engine.podman:
+        lacks.append("The number of files is not bounded, and what /tmp holds only by memory_mb.")
+    if _podman_profile(engine) == "":
+        lacks.append("System calls are filtered by the engine's own profile, not by ours.")
+    if engine.podman or not engine.local:
         lacks.append("A command that was killed for its memory is told by exit code 137 alone.")
     return SandboxInfo(
         backend="docker",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,8 @@ class DockerEngine:
         self.address = find_engine(host, tls)
         self._shown = self.address.shown
         self._context = self.address.tls()
+        self._podman = False
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._forward = ForwardedSocket(self.address.ssh) if self.address.ssh else None
         if self._forward is not None:
             self.address = replace(self.address, socket=self._forward.path)
@@ -87,7 +90,9 @@ class DockerEngine:
             if version != FIRST_VERSION:
                 return client
             try:
-                version = str(client.version(api_version=False)["ApiVersion"])
+                said = client.version(api_version=False)
+                version = str(said["ApiVersion"])
+                self._podman = any("podman" in str(c).lower() for c in said.get("Components") or ())
             finally:
                 client.close()
 
@@ -96,11 +101,28 @@ class DockerEngine:
         info = self._call("info")
         bounded = {"MemoryLimit": "memory", "PidsLimit": "pids", "CpuCfsQuota": "cpu"}
         return EngineFacts(
-            name="podman" if "podman" in str(info.get("ServerVersion", "")).lower() else "docker",
+            name="podman" if self._podman else "docker",
             version=str(info.get("ServerVersion", "")),
             limits=frozenset(name for key, name in bounded.items() if info.get(key)),
             runtimes=frozenset(info.get("Runtimes") or ()),
         )
+
+    @property
+    def podman(self) -> bool:
+        """Whether it is Podman, which takes some options otherwise."""
+        return self._podman
+
+    def file_for_engine(self, content: str) -> str:
+        """Path of a file with this content, as long as the connection lasts; "" if the engine is elsewhere.
+
+        Written once: what is asked for later is the first content.
+        """
+        if not self.local:
+            return ""
+        if self._directory is None:
+            self._directory = tempfile.TemporaryDirectory(prefix="sandbox-rl-")
+            Path(self._directory.name, "file").write_text(content)
+        return str(Path(self._directory.name, "file"))
 
     def image_digests(self, image: str) -> frozenset[str]:
         """Id and repository digests ("sha256:…") of an image of the engine; empty when there is none."""
@@ -199,6 +221,8 @@ class DockerEngine:
             self._api.close()
         if self._forward is not None:
             self._forward.close()
+        if self._directory is not None:
+            self._directory.cleanup()
 
     def _call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         try:

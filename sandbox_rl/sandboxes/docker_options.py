@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 from sandbox_rl.sandboxes.config import DockerSettings
@@ -12,6 +13,7 @@ __all__ = ["container_options", "host_options"]
 
 USER = 1000
 AGENT_PROCESSES = 1
+PODMAN_PROCESSES = 32_768
 WRITABLE = {"/testbed": "0755", "/tmp": "1777", "/dev/shm": "1777", "/home/sandbox": "0700"}
 
 
@@ -43,16 +45,27 @@ def container_options(settings: DockerSettings, image: str) -> dict[str, Any]:
     }
 
 
-def host_options(settings: DockerSettings) -> dict[str, Any]:
-    """Arguments of `create_host_config`."""
+def host_options(settings: DockerSettings, *, podman_profile: str | None = None) -> dict[str, Any]:
+    """Arguments of `create_host_config`.
+
+    Args:
+        podman_profile: for Podman, which takes no profile itself but the path of one on its machine, and no
+            bound for inodes and no owner of a mount; "" leaves system calls to its own profile.
+    """
     limits = settings.limits
     memory = limits.memory_mb << 20
-    size = f"rw,exec,nosuid,nodev,size={limits.disk_mb}m,nr_inodes={limits.inodes},uid={USER},gid={USER}"
+    size = f"rw,exec,nosuid,nodev,size={limits.disk_mb}m"
+    modes = WRITABLE if podman_profile is None else dict.fromkeys(WRITABLE, "1777")
+    if podman_profile is not None:
+        size += ",notmpcopyup"
+    else:
+        size += f",nr_inodes={limits.inodes},uid={USER},gid={USER}"
+    profile = seccomp_profile() if podman_profile is None else podman_profile
     file_size = limits.file_size_mb << 20
     options: dict[str, Any] = {
         "auto_remove": True,
         "read_only": True,
-        "tmpfs": {path: f"{size},mode={mode}" for path, mode in WRITABLE.items()},
+        "tmpfs": {path: f"{size},mode={mode}" for path, mode in modes.items()},
         "network_mode": "none",
         "ipc_mode": "private",
         "cgroupns": "private",
@@ -61,7 +74,7 @@ def host_options(settings: DockerSettings) -> dict[str, Any]:
         "pids_limit": limits.pids + AGENT_PROCESSES,
         "nano_cpus": int(limits.cpus * 1e9),
         "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges:true", f"seccomp={seccomp_profile()}"],
+        "security_opt": ["no-new-privileges:true", *([f"seccomp={profile}"] if profile else [])],
         "log_config": {"type": "none", "config": {}},
         "ulimits": [
             {"name": "nofile", "soft": limits.open_files, "hard": limits.open_files},
@@ -70,4 +83,8 @@ def host_options(settings: DockerSettings) -> dict[str, Any]:
         ],
         "binds": [f"{outside}:{inside}:ro" for outside, inside in settings.read_only.items()],
     }
+    if podman_profile is not None:
+        # Its own default may be more than it is allowed to give itself; what bounds processes is pids_limit.
+        most = min(PODMAN_PROCESSES, *(n for n in resource.getrlimit(resource.RLIMIT_NPROC) if n > 0))
+        options["ulimits"].append({"name": "nproc", "soft": most, "hard": most})
     return options | ({"runtime": settings.runtime} if settings.runtime else {})
