@@ -49,7 +49,8 @@ class RewardSettings(Settings):
     scorer: str | None = None
     """Replaces every task's own scorer: a name or `package.module:function`."""
     composite: dict[str, float] = Field(default_factory=dict)
-    """Scorer → weight; the reward is the weighted mean. Replaces every task's own scorer."""
+    """Scorer → weight; the reward is the weighted mean, each scorer's value a part of it. Replaces every
+    task's own scorer. `judge` may be among them; the part `judge_fallback` says where its rule stood in."""
     workers: int = Field(2, ge=1)
     """Scoring processes."""
     timeout_s: float = Field(6.0, gt=0)

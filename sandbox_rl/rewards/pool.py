@@ -26,6 +26,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.rewards.base import BUILT_IN, JUDGE, load_scorer
+from sandbox_rl.rewards.composite import mixed
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.judge import Judge
 from sandbox_rl.rewards.text import MAX_ANSWER_CHARS, clean
@@ -75,9 +76,9 @@ class ScoringPool:
                 load_scorer(name)  # a name that cannot be imported shows before the first episode
             if not weight > 0:
                 raise ConfigError(f"reward.composite: weight of {name!r} is {weight}; expected more than 0")
-            if name == JUDGE and len(scorers) > 1:
+            if name == JUDGE and len(scorers) > 1 and judge is None:
                 raise ConfigError(
-                    "reward.composite: 'judge' cannot be mixed with other scorers; use it alone"
+                    "reward.composite: 'judge' has no endpoint; add reward.judge (base_url, model)"
                 )
         self._workers = workers
         self._timeout = timeout
@@ -141,7 +142,7 @@ class ScoringPool:
         """
         found: dict[str, str] = {}
         for start in range(0, len(tasks), _BATCH):
-            batch = [task for task in tasks[start : start + _BATCH] if not self._is_judged(task)]
+            batch = [task for task in tasks[start : start + _BATCH] if _rules(self._scorers_of(task))]
             outcomes = await asyncio.gather(*(self._gold(task) for task in batch))
             for task, outcome in zip(batch, outcomes, strict=True):
                 if outcome.kind != "value":
@@ -158,8 +159,21 @@ class ScoringPool:
         if not text or len(text) > MAX_ANSWER_CHARS:
             return Reward(0.0, detail="empty answer" if not text else f"answer of {len(text)} characters")
         scorers = self._scorers_of(task)
-        if scorers[0][0] == JUDGE:
+        rules = _rules(scorers)
+        if len(rules) == len(scorers):
+            return await self._by_rules(task, text, rules)
+        if not rules:
             return await self._judged(task, text)
+        # Rules cost nothing: a row that they cannot judge is not sent to the judge.
+        ruled = await self._by_rules(task, text, rules)
+        if ruled.value is None:
+            return ruled
+        weight = sum(weight for _, weight in rules)
+        share = weight / sum(weight for _, weight in scorers)
+        parts = {rules[0][0]: ruled.value} if len(rules) == 1 else {}
+        return mixed(ruled, await self._judged(task, text), share, parts)
+
+    async def _by_rules(self, task: Task, text: str, scorers: Scorers) -> Reward:
         outcome = await self._run(self._timeout, run, scorers, text, _without_files(task))
         if outcome.kind == "value":
             return Reward(outcome.value, outcome.parts or {})
@@ -171,9 +185,6 @@ class ScoringPool:
         if gold.kind != "value":
             return Reward(None, detail=f"bad gold answer: {gold.detail}")
         return Reward(0.0, detail=f"the answer broke the scorer: {outcome.detail}")
-
-    def _is_judged(self, task: Task) -> bool:
-        return any(name == JUDGE for name, _ in self._scorers_of(task))
 
     async def _judged(self, task: Task, text: str) -> Reward:
         if self._judge is None:
@@ -191,7 +202,7 @@ class ScoringPool:
         return self._scorers or ((task.scorer, 1.0),)
 
     async def _gold(self, task: Task) -> Outcome:
-        return await self._run(self._timeout, check, self._scorers_of(task), _without_files(task))
+        return await self._run(self._timeout, check, _rules(self._scorers_of(task)), _without_files(task))
 
     async def _run(self, timeout: float, function: Any, *args: Any) -> Outcome:
         outcome = await self._try(timeout, function, *args)
@@ -250,6 +261,11 @@ class ScoringPool:
         if pool is not None:
             pool.stop()
             await asyncio.to_thread(pool.join)
+
+
+def _rules(scorers: Scorers) -> Scorers:
+    """Those that are functions."""
+    return tuple((name, weight) for name, weight in scorers if name != JUDGE)
 
 
 def _without_files(task: Task) -> Task:

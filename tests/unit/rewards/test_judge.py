@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.rewards.config import JudgeSettings
+from sandbox_rl.rewards.config import JudgeSettings, RewardSettings
 from sandbox_rl.rewards.judge import Judge
 from sandbox_rl.rewards.pool import ScoringPool
+from sandbox_rl.types import Reward
 
 from .conftest import make_task, ok
 
@@ -145,3 +146,54 @@ def test_a_missing_key_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
         Judge(settings("http://x/v1", api_key_env="NO_SUCH_KEY"))
+
+
+MIXED = {"judge": 3.0, "exact": 1.0}
+
+
+async def composite(url: str, answer: str, weights: dict[str, float] = MIXED, **more: Any) -> Reward:
+    reward = RewardSettings(composite=weights, judge=settings(url, **more))
+    async with ScoringPool.from_settings(reward) as pool:
+        return await pool.score(make_task("43", "unused"), ok(answer))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "answer", "expected"),
+    [("CORRECT", "43", 1.0), ("CORRECT", "x", 0.75), ("INCORRECT", "43", 0.25)],
+)
+async def test_a_judge_in_a_composite(verdict: str, answer: str, expected: float) -> None:
+    async with endpoint(says(verdict)) as (url, _):
+        reward = await composite(url, answer)
+    assert reward.value == pytest.approx(expected)
+    assert reward.parts["judge"] == float(verdict == "CORRECT")
+    assert reward.parts["exact"] == float(answer == "43")
+    assert reward.parts["judge_votes"] == 1.0
+    assert "judge_fallback" not in reward.parts
+
+
+async def test_a_judge_beside_two_rules_keeps_their_weights() -> None:
+    async with endpoint(says("CORRECT")) as (url, _):
+        reward = await composite(url, "a 43", {"exact": 1.0, "judge": 2.0, "f1": 1.0})
+    assert reward.parts["exact"] == 0.0
+    assert reward.value == pytest.approx((0.0 + 2.0 + reward.parts["f1"]) / 4)
+    assert 0 < reward.parts["f1"] <= 1
+
+
+async def test_a_composite_without_its_judge_is_labelled_or_not_judged() -> None:
+    async with endpoint(lambda body, number: (500, "")) as (url, seen):
+        reward = await composite(url, "43", retries=0, fallback="exact")
+        assert (reward.value, reward.parts) == (1.0, {"exact": 1.0, "judge": 1.0, "judge_fallback": 1.0})
+        assert "scored by exact" in reward.detail
+        assert (await composite(url, "43", retries=0)).value is None
+        asked = len(seen)
+        reward = RewardSettings(composite={"judge": 1.0, "math": 1.0}, judge=settings(url, retries=0))
+        async with ScoringPool.from_settings(reward) as pool:
+            bad = make_task("", "unused")
+            assert (await pool.score(bad, ok("43"))).value is None
+            assert len(seen) == asked, "a row that the rules cannot judge needs no judge"
+            assert set(await pool.check_gold([bad])) == {bad.id}
+
+
+def test_a_composite_needs_the_judge_s_endpoint() -> None:
+    with pytest.raises(ConfigError, match=r"'judge' has no endpoint; add reward\.judge"):
+        ScoringPool.from_settings(RewardSettings(composite=MIXED))
