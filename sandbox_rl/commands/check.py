@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.display import Display
@@ -24,9 +28,15 @@ from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm_launch import interpreter
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.curriculum import Curriculum
+from sandbox_rl.training.duration import (
+    DurationEstimate,
+    device_named,
+    estimate_duration,
+    sampled_together,
+)
 from sandbox_rl.training.experts import load_expert
 from sandbox_rl.training.grpo import sampling_of
-from sandbox_rl.training.memory import estimate_memory, model_shape, stored_dtype
+from sandbox_rl.training.memory import ModelShape, estimate_memory, model_shape, stored_dtype
 from sandbox_rl.training.models import configured_context, load_config, load_tokenizer
 from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_tokenizer
 
@@ -83,7 +93,35 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
         stored_dtype=stored_dtype(config),
     )
     display.say(f"ok  memory: {memory}")
+    duration = _duration(recipe, args, model_shape(config), stored_dtype(config), prompt, len(tasks))
+    display.say(f"ok  duration: {duration or 'not estimated for so small a model'}")
     asyncio.run(_try_sandbox(recipe, tasks, display))
+
+
+def _duration(
+    recipe: Recipe, args: Any, shape: ModelShape, stored: torch.dtype, prompt: int, tasks: int
+) -> DurationEstimate | None:
+    """Of a synchronous run on this machine's device, or on an H100 where there is none."""
+    policy = recipe.policy
+    server = policy if isinstance(policy, VLLMSettings) else None
+    episodes = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    dtype = stored if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
+    passes = math.ceil(args.num_train_epochs * tasks * args.num_generations / episodes)
+    return estimate_duration(
+        shape,
+        device_named(torch.cuda.get_device_name() if torch.cuda.is_available() else ""),
+        updates=args.max_steps if args.max_steps > 0 else passes,
+        episodes=episodes,
+        rows=sampled_together(
+            policy.type, getattr(policy, "max_batch", episodes), recipe.rollout.concurrency, episodes
+        ),
+        prompt_tokens=prompt,
+        max_tokens=recipe.episode.max_tokens,
+        server=server is not None,
+        lora=recipe.model.lora is not None,
+        item=dtype.itemsize,
+        shards=int(server.arguments.get("tensor-parallel-size", 1)) if server is not None else 1,
+    )
 
 
 def _sampled_rows(recipe: Recipe) -> int:
