@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,9 @@ from sandbox_rl.settings import Settings
 __all__ = [
     "DockerSettings",
     "EmbeddedSettings",
+    "NetworkLimits",
+    "NetworkMode",
+    "NetworkSettings",
     "NodeSettings",
     "PoolSettings",
     "RaySettings",
@@ -20,7 +24,59 @@ __all__ = [
 ]
 
 
-class EmbeddedSettings(Settings):
+NetworkMode = Literal["off", "allowlist", "full"]
+_HOST = re.compile(r"(?=.{1,253}(:|$))([a-z0-9-]{1,63}\.)+[a-z][a-z0-9-]{0,62}(:[0-9]{1,5})?")
+
+
+class NetworkLimits(Settings):
+    """What one sandbox may use of the network, where it has one."""
+
+    connections: int = Field(default=32, ge=1)
+    """At the same time; further ones are closed at once."""
+    megabytes: int = Field(default=1024, ge=1)
+    """In MiB, both directions of all connections together."""
+    seconds: float = Field(default=600.0, gt=0)
+    """That one connection may last."""
+
+
+class NetworkSettings(Settings):
+    """What sandboxes may reach: a part of the settings of every backend."""
+
+    network: NetworkMode = "off"
+    """`off`; `allowlist`: the named hosts, by a proxy outside; `full`: every public host, likewise."""
+    allowlist: tuple[str, ...] = ()
+    """Hosts for `network: allowlist`, as `pypi.org` (ports 80 and 443) or `example.org:8443`."""
+    network_limits: NetworkLimits = NetworkLimits()
+    """What one sandbox may use of it."""
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _no_is_off(cls, value: Any) -> Any:
+        """YAML reads a bare `off` as false."""
+        return "off" if value is False else value
+
+    @field_validator("allowlist")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        lowered = tuple(host.lower().removesuffix(".") for host in value)
+        for host in lowered:
+            if not _HOST.fullmatch(host):
+                raise ValueError(
+                    f"{host!r} is no host; expected a name or name:port, such as pypi.org (no address, "
+                    "no pattern, no URL)"
+                )
+        return lowered
+
+    @model_validator(mode="after")
+    def _list_and_mode_agree(self) -> NetworkSettings:
+        if self.network == "allowlist" and not self.allowlist:
+            raise ValueError("network: allowlist needs hosts; name them in `allowlist`, such as [pypi.org]")
+        if self.network != "allowlist" and self.allowlist:
+            raise ValueError(f"allowlist has no effect with network: {self.network}; set network: allowlist")
+        return self
+
+
+class EmbeddedSettings(NetworkSettings):
     """Sandboxes on this machine by bubblewrap: no daemon, no image."""
 
     type: Literal["embedded"] = "embedded"
@@ -40,7 +96,7 @@ class EmbeddedSettings(Settings):
     """Sandboxes being made at the same time; further ones wait."""
 
 
-class DockerSettings(Settings):
+class DockerSettings(NetworkSettings):
     """Sandboxes as containers of a Docker engine, or of anything that speaks its API."""
 
     type: Literal["docker"]
@@ -64,6 +120,8 @@ class DockerSettings(Settings):
     """Variables for commands, beside PATH, HOME, USER, LANG, TERM and PWD."""
     create_concurrency: int = Field(default=8, ge=1)
     """Containers being made or removed at the same time; further ones wait."""
+    run: str = ""
+    """A name that its containers are labelled with (`sandbox-rl.run`); "" makes one up for each start."""
     lifetime_s: float = Field(default=14_400.0, gt=0)
     """Seconds after which a container counts as abandoned, whoever owns it; longer than any episode."""
 

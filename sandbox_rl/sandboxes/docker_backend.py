@@ -18,9 +18,11 @@ from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker_engine import DockerEngine, EngineFacts
+from sandbox_rl.sandboxes.docker_network import ContainerNetwork, WayOut
 from sandbox_rl.sandboxes.docker_options import container_options, host_options
 from sandbox_rl.sandboxes.docker_seccomp import seccomp_profile
 from sandbox_rl.sandboxes.names import check_files
+from sandbox_rl.sandboxes.network_rules import NetworkRules
 from sandbox_rl.sandboxes.oom import kill_counter
 from sandbox_rl.sandboxes.ownership import LABEL, is_orphan, owner_labels
 from sandbox_rl.sandboxes.protocol import AgentChannel
@@ -42,12 +44,20 @@ class DockerBackend:
     Args:
         limits: what each sandbox may use, instead of the settings' own.
         settings: everything else.
+        rules: for the network, instead of the settings' own.
     """
 
     def __init__(
-        self, limits: SandboxLimits | None = None, *, settings: DockerSettings | None = None
+        self,
+        limits: SandboxLimits | None = None,
+        *,
+        settings: DockerSettings | None = None,
+        rules: NetworkRules | None = None,
     ) -> None:
         settings = settings or DockerSettings(type="docker")
+        self._rules = rules or NetworkRules(settings.network, settings.allowlist)
+        self._network: ContainerNetwork | None = None
+        self._run = settings.run or secrets.token_hex(4)
         self._settings = settings.model_copy(update={"limits": limits}) if limits else settings
         self._threads = ThreadPoolExecutor(2 * settings.create_concurrency, thread_name_prefix="docker")
         self._making = asyncio.Semaphore(settings.create_concurrency)
@@ -71,13 +81,15 @@ class DockerBackend:
             self._engine = await self._in_thread(DockerEngine, self._settings.host, self._settings.tls)
             facts = await self._in_thread(self._engine.facts)
             self._image = await self._in_thread(self._checked_image, self._engine)
+            self._network = ContainerNetwork(self._rules, self._settings, local=self._engine.local)
+            self._settings = self._network.settings
             if self._settings.runtime and self._settings.runtime not in facts.runtimes:
                 raise SetupError(
                     f"sandbox.runtime: the engine does not know {self._settings.runtime!r}, only "
                     f"{', '.join(sorted(facts.runtimes))}; register it in the engine's daemon.json"
                 )
             await self._reap()
-            self._info = _describe(facts, self._settings, self._image, self._engine)
+            self._info = _describe(facts, self._settings, self._image, self._engine, str(self._rules))
             async with self.sandbox(timeout=60) as probe:
                 await probe.ping()
         except SandboxRLError as error:
@@ -100,6 +112,9 @@ class DockerBackend:
         if self._engine is not None:
             await self._in_thread(self._engine.close)
             self._engine = None
+        if self._network is not None:
+            self._network.close()
+            self._network = None
         await asyncio.to_thread(self._threads.shutdown)
 
     @asynccontextmanager
@@ -111,14 +126,18 @@ class DockerBackend:
         name = f"sandbox-rl-{secrets.token_hex(8)}"
         channel = AgentChannel()
         making: asyncio.Task[int] | None = None
+        way_out: WayOut | None = None
         try:
             try:
                 async with asyncio.timeout(timeout), self._making:
-                    making = asyncio.create_task(self._make(name, channel))
                     engine = self._running_engine()
+                    way_out = self._network.way_out(name) if self._network else None
+                    making = asyncio.create_task(self._make(name, channel, way_out))
                     check_host = partial(self._check_host, engine.breaks)
                     pid = await asyncio.shield(making)
                     await channel.hello
+                    if way_out is not None:
+                        await way_out.open()
                     sandbox = AgentSandbox(
                         name,
                         channel,
@@ -140,24 +159,28 @@ class DockerBackend:
             yield sandbox
         finally:
             channel.close()
+            if way_out is not None:
+                way_out.close()
             if making is not None:
                 await _to_the_end(self._destroy(name, making))
 
-    async def _make(self, name: str, channel: AgentChannel) -> int:
+    async def _make(self, name: str, channel: AgentChannel, way_out: WayOut | None) -> int:
         """Create, attach, start; returns the first process's id on the engine's machine.
 
         It runs to its end even when nobody waits any more, so that `_destroy` finds what it made.
         """
         engine = self._running_engine()
         settings = self._settings
-        container = await self._in_thread(
-            lambda: engine.create(
-                name,
-                host=host_options(settings, podman_profile=_podman_profile(engine)),
-                container=container_options(settings, self._image)
-                | {"labels": owner_labels(settings.lifetime_s)},
-            )
-        )
+        options = container_options(settings, self._image)
+        options |= {"labels": owner_labels(settings.lifetime_s, self._run)}
+
+        def create() -> str:
+            host = host_options(settings, podman_profile=_podman_profile(engine))
+            if way_out is not None:
+                way_out.into(host, options)
+            return engine.create(name, host=host, container=options)
+
+        container = await self._in_thread(create)
         transport = await engine.attach(container, channel)
         transport.write(self._source)
         await self._in_thread(engine.start, container)
@@ -200,10 +223,14 @@ class DockerBackend:
                 await self._reap()
 
     def _checked_image(self, engine: DockerEngine) -> str:
-        """The image's id. Raises SetupError if it is missing or another one than was asked for."""
+        """The image's id, of which containers are made whatever its tag points to later.
+
+        Raises:
+            SetupError: it is missing, or another one than was asked for.
+        """
         image, wanted = self._settings.image, self._settings.digest
-        found = engine.image_digests(image)
-        if not found:
+        identity, found = engine.image(image)
+        if not identity:
             raise SetupError(
                 f"sandbox.image: the engine has no image {image!r}; build it with `docker build -t {image} "
                 f"configs/sandbox`, or fetch it with `docker pull {image}`"
@@ -213,15 +240,10 @@ class DockerBackend:
                 f"sandbox.digest: image {image!r} has {', '.join(sorted(found))}, expected {wanted}; fetch "
                 "that one or correct the digest"
             )
-        return wanted if wanted and not image.count("@") and _is_id(engine, wanted) else image
+        return identity
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
-
-
-def _is_id(engine: DockerEngine, digest: str) -> bool:
-    """Whether containers can be made of this digest as it stands, whatever the tag points to later."""
-    return digest in engine.image_digests(digest)
 
 
 def _podman_profile(engine: DockerEngine) -> str | None:
@@ -243,7 +265,9 @@ async def _to_the_end(work: Any) -> None:
     task.result()
 
 
-def _describe(facts: EngineFacts, settings: DockerSettings, image: str, engine: DockerEngine) -> SandboxInfo:
+def _describe(
+    facts: EngineFacts, settings: DockerSettings, image: str, engine: DockerEngine, network: str
+) -> SandboxInfo:
     lacks = [
         f"The engine cannot bound {what} here."
         for what in ("memory", "pids", "cpu")
@@ -261,5 +285,9 @@ def _describe(facts: EngineFacts, settings: DockerSettings, image: str, engine: 
         tier=f"container+{settings.runtime or 'default runtime'}",
         version=f"{facts.name} {facts.version}",
         lacks=tuple(lacks),
-        details={"image": image, "user": "uid 1000 of the engine's machine"},
+        details={
+            "image": f"{settings.image} ({image})",
+            "user": "uid 1000 of the engine's machine",
+            "network": network,
+        },
     )

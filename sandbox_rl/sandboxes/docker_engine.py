@@ -124,16 +124,18 @@ class DockerEngine:
             Path(self._directory.name, "file").write_text(content)
         return str(Path(self._directory.name, "file"))
 
-    def image_digests(self, image: str) -> frozenset[str]:
-        """Id and repository digests ("sha256:…") of an image of the engine; empty when there is none."""
+    def image(self, image: str) -> tuple[str, frozenset[str]]:
+        """(id, id and repository digests), each "sha256:…", of an image of the engine; ("", none) without."""
         try:
             found = self._api.inspect_image(image)
         except self._missing:
-            return frozenset()
+            return "", frozenset()
         except self._errors as error:
             raise SandboxFault(f"the Docker engine at {self._shown} failed: {error}") from None
         repositories = (name.rpartition("@")[2] for name in found.get("RepoDigests") or ())
-        return frozenset({str(found["Id"]), *repositories})
+        identity = str(found["Id"])
+        identity = identity if identity.startswith("sha256:") else f"sha256:{identity}"
+        return identity, frozenset({identity, *repositories})
 
     def create(self, name: str, *, host: Mapping[str, Any], container: Mapping[str, Any]) -> str:
         """A container that has not been started; `host` and `container` as the SDK names them."""

@@ -21,6 +21,9 @@ from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.bwrap import Bubblewrap, find_bubblewrap, make_layout
 from sandbox_rl.sandboxes.config import EmbeddedSettings
 from sandbox_rl.sandboxes.names import check_files
+from sandbox_rl.sandboxes.network_door import DOOR_IN_CHANNEL, take_listener
+from sandbox_rl.sandboxes.network_proxy import FilteringProxy, announce, proxy_environment
+from sandbox_rl.sandboxes.network_rules import NetworkRules
 from sandbox_rl.sandboxes.protocol import AgentChannel
 from sandbox_rl.sandboxes.seccomp import build_filter
 from sandbox_rl.sandboxes.spawner_client import SpawnerClient
@@ -44,12 +47,18 @@ class EmbeddedBackend:
     Args:
         limits: what each sandbox may use, instead of the settings' own.
         settings: everything else.
+        rules: for the network, instead of the settings' own.
     """
 
     def __init__(
-        self, limits: SandboxLimits | None = None, *, settings: EmbeddedSettings | None = None
+        self,
+        limits: SandboxLimits | None = None,
+        *,
+        settings: EmbeddedSettings | None = None,
+        rules: NetworkRules | None = None,
     ) -> None:
         settings = settings or EmbeddedSettings()
+        self._rules = rules or NetworkRules(settings.network, settings.allowlist)
         self._settings = settings.model_copy(update={"limits": limits}) if limits else settings
         self._spawner = SpawnerClient()
         self._config: dict[str, Any] = {}
@@ -67,12 +76,16 @@ class EmbeddedBackend:
 
     async def __aenter__(self) -> EmbeddedBackend:
         settings = self._settings
+        environment = dict(settings.environment)
+        if self._rules.mode != "off":
+            environment = proxy_environment() | environment | {"": DOOR_IN_CHANNEL}
+            announce(self._rules)
         bubblewrap = await asyncio.to_thread(find_bubblewrap, settings.bwrap)
         layout = make_layout(
             bubblewrap,
             python_env=settings.python_env,
             read_only=settings.read_only,
-            environment=settings.environment,
+            environment=environment,
         )
         self._config = asdict(layout) | {
             "agent": agent_source(),
@@ -86,7 +99,7 @@ class EmbeddedBackend:
         except SetupError as error:
             raise SetupError(f"{error}; {ALLOW_NAMESPACES}") from error
         self._events = found["events"]
-        self._info = _describe(bubblewrap, found)
+        self._info = _describe(bubblewrap, found, self._rules)
         try:
             async with self.sandbox(timeout=30) as probe:
                 await probe.ping()
@@ -113,10 +126,14 @@ class EmbeddedBackend:
         name = secrets.token_hex(8)
         death: asyncio.Future[str] | None = None
         channel: AgentChannel | None = None
+        proxy: FilteringProxy | None = None
         try:
             try:
                 async with asyncio.timeout(timeout), self._making:
-                    channel, death = await self._make(name)
+                    channel, death, listener = await self._make(name)
+                    if listener is not None:
+                        proxy = FilteringProxy(name, listener, self._rules, self._settings.network_limits)
+                        await proxy.start()
                     sandbox = AgentSandbox(
                         name,
                         channel,
@@ -136,10 +153,14 @@ class EmbeddedBackend:
                 raise SandboxFault(f"a sandbox cannot be made: {error.strerror}") from error
             yield sandbox
         finally:
-            await self._destroy(name, channel, death)
+            try:
+                await self._destroy(name, channel, death)
+            finally:
+                if proxy is not None:
+                    proxy.close()
 
-    async def _make(self, name: str) -> tuple[AgentChannel, asyncio.Future[str]]:
-        """A connected agent, and the future of its end.
+    async def _make(self, name: str) -> tuple[AgentChannel, asyncio.Future[str], socket.socket | None]:
+        """A connected agent, the future of its end, and where it listens if there is a network.
 
         Nothing may be awaited between the request to the spawner and the return, except what leaves
         the sandbox to be found by its name.
@@ -148,19 +169,23 @@ class EmbeddedBackend:
         ours, theirs = socket.socketpair()
         death: asyncio.Future[str] | None = None
         channel: AgentChannel | None = None
+        listener: socket.socket | None = None
         try:
+            ours.setblocking(False)
             with theirs:
-                ours.setblocking(False)
-                _, channel = await asyncio.get_running_loop().create_connection(AgentChannel, sock=ours)
                 death = self._spawner.create(name, theirs)
+            if self._rules.mode != "off":
+                listener = await take_listener(ours)
+            _, channel = await asyncio.get_running_loop().create_connection(AgentChannel, sock=ours)
             await channel.hello
         except BaseException:
+            if listener is not None:
+                listener.close()
             if channel is None:
                 ours.close()
-            else:
-                await self._destroy(name, channel, death)
+            await self._destroy(name, channel, death)
             raise
-        return channel, death
+        return channel, death, listener
 
     async def _destroy(
         self, name: str, channel: AgentChannel | None, death: asyncio.Future[str] | None
@@ -229,7 +254,7 @@ async def _last_words(death: asyncio.Future[str] | None) -> str:
         return ""
 
 
-def _describe(bubblewrap: Bubblewrap, found: Mapping[str, Any]) -> SandboxInfo:
+def _describe(bubblewrap: Bubblewrap, found: Mapping[str, Any], rules: NetworkRules) -> SandboxInfo:
     controllers = found["controllers"]
     lacks = []
     if not found["memory"]:
@@ -249,5 +274,6 @@ def _describe(bubblewrap: Bubblewrap, found: Mapping[str, Any]) -> SandboxInfo:
         details={
             "cgroup": ", ".join(c or "v2" for c in controllers) or f"none ({found['refused']})",
             "user": "one unused host uid per sandbox" if found["root"] else "the user's own uid",
+            "network": str(rules),
         },
     )

@@ -8,17 +8,19 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["LABEL", "is_orphan", "owner_labels"]
+__all__ = ["LABEL", "RUN", "is_orphan", "owner_labels"]
 
 LABEL = "sandbox-rl.owner"
+RUN = "sandbox-rl.run"
 _PLACE, _EXPIRY = "sandbox-rl.place", "sandbox-rl.expires"
 
 
-def owner_labels(lifetime_s: float) -> dict[str, str]:
-    """Labels of a sandbox that this process makes: place, process id and start time, expiry (Unix s)."""
+def owner_labels(lifetime_s: float, run: str = "") -> dict[str, str]:
+    """Labels of a sandbox that this process makes: run, place, process id and start time, expiry (Unix s)."""
     pid = os.getpid()
     return {
         LABEL: f"{pid}:{_start_time(pid)}",
+        RUN: run,
         _PLACE: _place(),
         _EXPIRY: str(int(time.time() + lifetime_s)),
     }

@@ -22,6 +22,7 @@ from sandbox_rl.sandboxes.agent.files import (
     write_file,
 )
 from sandbox_rl.sandboxes.agent.jobs import READ_SIZE, CannotStart, Job, refused
+from sandbox_rl.sandboxes.agent.network import hand_out_listener
 from sandbox_rl.sandboxes.agent.processes import (
     SIGCONT,
     SIGKILL,
@@ -279,7 +280,10 @@ def hide() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Arguments: reader fd, writer fd, MiB for the watchdog or 0, process limit or 0, NAME=VALUE …"""
+    """Arguments: reader fd, writer fd, MiB for the watchdog or 0, process limit or 0, NAME=VALUE …
+
+    A value without a name is the door to the network (`hand_out_listener`).
+    """
     reader, writer, memory_mb, processes = (int(value) for value in argv[:4])
     hide()
     null = os.open("/dev/null", os.O_RDWR)
@@ -291,6 +295,8 @@ def main(argv: list[str]) -> None:
     if processes:
         resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
     environment = dict(value.split("=", 1) for value in argv[4:])
+    if door := environment.pop("", ""):
+        hand_out_listener(door, reader)
     agent = Agent(reader, writer, environment, memory_mb << 20)
     agent.reply(0, OK, [b"%d.%d" % sys.version_info[:2]])
     try:

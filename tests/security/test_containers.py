@@ -1,0 +1,64 @@
+"""What containers are made of and carry, and networks that an engine cannot give."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from sandbox_rl.errors import SetupError
+from sandbox_rl.sandboxes.config import DockerSettings
+from sandbox_rl.sandboxes.docker_backend import DockerBackend
+from sandbox_rl.sandboxes.docker_engine import DockerEngine
+from sandbox_rl.sandboxes.docker_network import ContainerNetwork
+from sandbox_rl.sandboxes.network_rules import NetworkRules
+from sandbox_rl.sandboxes.ownership import LABEL, RUN
+
+from ..docker_engine import IMAGE, settings_for
+
+
+def docker(engine: str, *arguments: str) -> str:
+    command = ["docker", "-H", engine, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+
+async def test_a_tag_that_moves_changes_no_container(engine: str) -> None:
+    """Containers are made by the id that was checked."""
+    tag = "sandbox-rl-moving:latest"
+    docker(engine, "tag", IMAGE, tag)
+    wanted = docker(engine, "image", "inspect", "-f", "{{.Id}}", IMAGE)
+    try:
+        async with DockerBackend(settings=settings_for(engine, image=tag, digest=wanted)) as backend:
+            docker(engine, "rmi", tag)
+            made = docker(engine, "create", IMAGE, "true")
+            docker(engine, "commit", made, tag)
+            docker(engine, "rm", made)
+            async with backend.sandbox() as sandbox:
+                image = docker(engine, "inspect", "-f", "{{.Image}}", sandbox.id)
+        assert image == wanted
+        assert docker(engine, "image", "inspect", "-f", "{{.Id}}", tag) != wanted
+    finally:
+        docker(engine, "rmi", "-f", tag)
+
+
+async def test_containers_carry_the_name_of_their_run(engine: str) -> None:
+    host = DockerEngine(engine)
+    try:
+        async with DockerBackend(settings=settings_for(engine, run="my-run")) as backend, backend.sandbox():
+            assert [labels[RUN] for _, labels in host.labelled(f"{RUN}=my-run")] == ["my-run"]
+            assert all(LABEL in labels for _, labels in host.labelled(RUN))
+    finally:
+        host.close()
+
+
+@pytest.mark.parametrize(
+    ("local", "runtime", "said"), [(False, "", "this machine"), (True, "runsc", "runsc")]
+)
+@pytest.mark.parametrize("mode", ["allowlist", "full"])
+def test_networks_that_cannot_be(mode: str, local: bool, runtime: str, said: str) -> None:
+    settings = DockerSettings(type="docker", runtime=runtime)
+    with pytest.raises(SetupError) as caught:
+        ContainerNetwork(NetworkRules(mode, ("pypi.org",)), settings, local=local)  # type: ignore[arg-type]
+    assert f"sandbox.network: {mode}" in str(caught.value)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
