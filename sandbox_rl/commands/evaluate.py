@@ -12,10 +12,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,11 +117,11 @@ def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome
         write_atomically(output / "evaluation.json", json.dumps(identity, indent=1) + "\n")
     fault = ""
     try:
-        with display.progress("Evaluating", plan.episodes) as bar:
+        with _alone(output), display.progress("Evaluating", plan.episodes) as bar:
             results = asyncio.run(run_evaluation(plan, engines, journal, on_episode=bar.advance))
     except (UserError, InfraFault) as error:
         results = results_of_journal(plan, journal)
-        if stored is None and not journal.stat().st_size:
+        if stored is None and not (journal.exists() and journal.stat().st_size):
             shutil.rmtree(output)  # it is ours and holds nothing: the next try may have the name
         if isinstance(error, UserError) or not any(mode.episodes for mode in results.modes.values()):
             raise
@@ -126,6 +129,23 @@ def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome
     write_atomically(output / "results.json", json.dumps(results.to_json(), indent=1) + "\n")
     write_atomically(output / "results.md", page([results]))
     return EvaluationOutcome(output, results, fault)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Two processes at one journal would run everything twice; the lock goes with its process.
+
+    Raises:
+        ConfigError: another one is at it.
+    """
+    with (output / "evaluation.json").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"--output: another process is at work on {output}; wait for it, or name another directory"
+            ) from error
+        yield
 
 
 def _endpoint(options: EvaluateOptions) -> EndpointSettings | None:
@@ -140,8 +160,6 @@ def _endpoint(options: EvaluateOptions) -> EndpointSettings | None:
     settings = EndpointSettings(base_url=options.base_url, model=options.model)
     if options.api_key_env is None:
         return settings
-    import os
-
     if not os.environ.get(options.api_key_env):
         raise ConfigError(
             f"--api-key-env: variable {options.api_key_env!r} is not set; export it with the key"

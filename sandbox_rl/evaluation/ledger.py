@@ -28,6 +28,7 @@ class EpisodeRow:
         reward: None when it could not be judged.
         sampled, observed, prompt: tokens; of an endpoint they are those that it reports, else 0.
         calls: tool calls that could be parsed; `uses` counts them by what they were for.
+        by_fallback: the judge was down and a rule judged.
     """
 
     episode_id: str
@@ -45,6 +46,7 @@ class EpisodeRow:
     generation: float
     execution: float
     calls: int
+    by_fallback: bool = False
     uses: Mapping[Use, int] = field(default_factory=dict)
 
 
@@ -74,6 +76,7 @@ def row_of(record: Mapping[str, Any]) -> EpisodeRow:
         generation=sum(turn["generation_seconds"] for turn in turns),
         execution=sum(turn["execution_seconds"] for turn in turns),
         calls=len(calls),
+        by_fallback=bool(record["reward_parts"].get("judge_fallback")),
         uses=dict(uses),
     )
 

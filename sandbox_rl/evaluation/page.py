@@ -76,6 +76,8 @@ def rows_of(columns: Sequence[ModeResults]) -> list[list[str]]:
     for stop in sorted({stop for c in columns for stop in c.stops}):
         rows.append([f"ended by {stop}", *(_percent(c.stops.get(stop, 0.0)) for c in columns)])
     rows.append(["episodes judged", *(str(c.episodes) for c in columns)])
+    if any(c.by_fallback for c in columns):
+        rows.append(["  of them by a rule, the judge being down", *(str(c.by_fallback) for c in columns)])
     if any(c.unjudged for c in columns):
         rows.append(["episodes not judged", *(str(c.unjudged) for c in columns)])
         rows.append(["  of them infrastructure faults", *(str(c.faults) for c in columns)])

@@ -37,6 +37,7 @@ class ModeResults:
     Args:
         episodes: judged episodes; `unjudged` counts the others that were planned; they count neither way.
         faults: of the unjudged, those that were infrastructure faults.
+        by_fallback: of the judged, those that a rule judged because the judge was down.
         accuracy: avg@k over all tasks; None when nothing was judged.
         macro: mean of the parts' accuracies, as papers average over benchmarks.
         pass_at: k → unbiased pass@k, for the samples that every task has.
@@ -49,6 +50,7 @@ class ModeResults:
     episodes: int
     unjudged: int
     faults: int
+    by_fallback: int
     accuracy: Mean | None
     macro: float | None
     pass_at: Mapping[int, float]
@@ -169,6 +171,7 @@ def _mode(rows: Sequence[EpisodeRow], planned: int) -> ModeResults:
         episodes=len(judged),
         unjudged=planned - len(judged),
         faults=sum(row.reward is None and row.stop == StopReason.INFRA_FAULT for row in rows),
+        by_fallback=sum(row.by_fallback for row in judged),
         accuracy=mean_over_tasks(list(means.values())),
         macro=fmean(part.accuracy.value for part in parts.values()) if parts else None,
         pass_at=_pass_at(tasks),
@@ -217,6 +220,7 @@ def _mode_from_json(value: Mapping[str, Any]) -> ModeResults:
         episodes=value["episodes"],
         unjudged=value["unjudged"],
         faults=value["faults"],
+        by_fallback=value["by_fallback"],
         accuracy=Mean(**value["accuracy"]) if value["accuracy"] else None,
         macro=value["macro"],
         pass_at=_by_k(value["pass_at"]),

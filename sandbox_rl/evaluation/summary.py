@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.metrics import SOLVED, pass_at_k, rollout_metrics
-from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
+from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Rollout, Task
 
-__all__ = ["Evaluation", "evaluate", "evaluation_requests", "summarise"]
+__all__ = ["Evaluation", "evaluation_requests", "summarise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +51,6 @@ def evaluation_requests(
         for index, task in enumerate(tasks, start)
         for sample in range(samples)
     ]
-
-
-async def evaluate(
-    engine: RolloutEngine,
-    tasks: Sequence[Task],
-    *,
-    samples: int = 1,
-    seed: int = 0,
-    sampling: SamplingSettings | None = None,
-    label: str = "eval",
-    on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
-) -> Evaluation:
-    """Run every task `samples` times and summarise. An episode that a budget ended is scored too.
-
-    Raises:
-        InfraFault: all episodes failed on our side.
-    """
-    rollouts = await engine.run(
-        evaluation_requests(tasks, samples=samples, seed=seed, label=label),
-        sampling=sampling,
-        overlong="score",
-        on_rollout=on_rollout,
-    )
-    return summarise(rollouts)
 
 
 def summarise(rollouts: Sequence[Rollout]) -> Evaluation:

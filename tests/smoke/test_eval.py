@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -274,6 +275,15 @@ def test_what_cannot_be_run_is_one_line_and_leaves_nothing(suite, endpoint, chan
     assert expected in str(caught.value)
     assert not (suite.parent / "out").exists()
     assert endpoint.requests == []
+
+
+def test_two_at_one_directory_are_refused(suite, endpoint):
+    evaluate(options(suite, endpoint, mode="plain"), display=Silent())
+    with (suite.parent / "out" / "evaluation.json").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process is at work on"):
+            evaluate(options(suite, endpoint, mode="plain", resume=True), display=Silent())
+    evaluate(options(suite, endpoint, mode="plain", resume=True), display=Silent())
 
 
 def test_an_existing_output_is_refused_with_2(suite, endpoint):

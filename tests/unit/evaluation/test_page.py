@@ -94,6 +94,13 @@ def test_what_is_missing_is_said():
     assert cells(text, "episodes not judged") == ["4", "4"]
 
 
+def test_what_a_rule_judged_in_the_judge_s_place_is_labelled():
+    made = plan()
+    rewarded = [replace(row, by_fallback=row.part == "hard") for row in rows(made, lambda *_: 1.0)]
+    assert cells(page([results_of(rewarded, made)]), "of them by a rule, the judge being down") == ["8", "8"]
+    assert "by a rule" not in page([results()])
+
+
 def test_runs_are_paired_over_the_tasks_that_are_the_same():
     changed = {**TASKS, "hard": [replace(task, answer="43") for task in TASKS["hard"]]}
     other = results("again", "n", tasks=changed, reward=lambda mode, part, s: 0.0)
