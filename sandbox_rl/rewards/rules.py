@@ -1,4 +1,4 @@
-"""Instructions about form that a rule can verify, named as in IFEval.
+"""Instructions about form that a rule can verify, named as in IFEval and (`rules_ifbench`) IFBench.
 
 Source of the names, arguments and meanings: Zhou et al., "Instruction-Following Evaluation for Large
 Language Models" (2023). Words and sentences are counted by pattern, not by a trained tokenizer, and
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sandbox_rl.rewards.base import BadGold
+from sandbox_rl.rewards.rules_ifbench import IFBENCH_RULES
 from sandbox_rl.types import Task
 
 __all__ = ["RULES", "check_gold", "score"]
@@ -184,5 +185,6 @@ RULES: Mapping[str, Callable[[str, Arguments], bool]] = {
     "change_case:english_capital": lambda text, args: text.isupper(),
     "change_case:english_lowercase": lambda text, args: text.islower(),
     "punctuation:no_comma": lambda text, args: "," not in text,
+    **IFBENCH_RULES,
 }
 """Name of an instruction → whether a text follows it, given the instruction's arguments."""
