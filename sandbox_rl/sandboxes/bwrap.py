@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sandbox_rl.errors import ConfigError, SetupError
 
-__all__ = ["Bubblewrap", "Layout", "find_bubblewrap", "make_layout"]
+__all__ = ["Bubblewrap", "Layout", "find_bubblewrap", "make_layout", "show_certificates"]
 
 OLDEST = (0, 8)  # the first with --disable-userns
 SYSTEM_PLACES = ("/usr/bin/bwrap", "/bin/bwrap", "/usr/local/bin/bwrap")
@@ -25,6 +25,8 @@ for the host's root only, which nobody in a sandbox is; each mount costs 0.1 ms 
 SYSTEM_PYTHON = "/usr/bin/python3"
 PYTHON_PREFIX = "/opt/python"
 SITE_PACKAGES = "/opt/site-packages"
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+CERTIFICATES_INSIDE = "/opt/ca-certificates.crt"
 TAKEN = ("/", "/usr", "/etc", "/proc", "/dev", "/tmp", "/testbed", "/home", "/run", "/sys", PYTHON_PREFIX)
 
 
@@ -155,6 +157,14 @@ def make_layout(
         python=python,
         environment={**variables, **environment},
     )
+
+
+def show_certificates(read_only: Mapping[Path, str]) -> tuple[dict[str, str], dict[Path, str]]:
+    """(variables, `read_only` with the host's certificate authorities), for sandboxes with a network."""
+    if not CERTIFICATES.is_file():
+        return {}, dict(read_only)
+    names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO")
+    return dict.fromkeys(names, CERTIFICATES_INSIDE), {**read_only, CERTIFICATES: CERTIFICATES_INSIDE}
 
 
 def _agent_python() -> tuple[str, str]:

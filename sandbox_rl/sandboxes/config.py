@@ -32,7 +32,7 @@ class NetworkLimits(Settings):
     """What one sandbox may use of the network, where it has one."""
 
     connections: int = Field(default=32, ge=1)
-    """At the same time; further ones are closed at once."""
+    """At the same time; further ones wait."""
     megabytes: int = Field(default=1024, ge=1)
     """In MiB, both directions of all connections together."""
     seconds: float = Field(default=600.0, gt=0)

@@ -39,7 +39,7 @@ class WayOut:
         """Serve the agent's listener; before any command runs. Raises SandboxDead."""
         listener = await self._door.listener()
         self._proxy = FilteringProxy(self._name, listener, self._rules, self._limits)
-        await self._proxy.start()
+        self._proxy.start()
 
     def close(self) -> None:
         """End it; idempotent."""

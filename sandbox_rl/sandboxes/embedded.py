@@ -18,7 +18,7 @@ from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError, Sandb
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
-from sandbox_rl.sandboxes.bwrap import Bubblewrap, find_bubblewrap, make_layout
+from sandbox_rl.sandboxes.bwrap import Bubblewrap, find_bubblewrap, make_layout, show_certificates
 from sandbox_rl.sandboxes.config import EmbeddedSettings
 from sandbox_rl.sandboxes.names import check_files
 from sandbox_rl.sandboxes.network_door import DOOR_IN_CHANNEL, take_listener
@@ -76,15 +76,16 @@ class EmbeddedBackend:
 
     async def __aenter__(self) -> EmbeddedBackend:
         settings = self._settings
-        environment = dict(settings.environment)
+        environment, read_only = settings.environment, settings.read_only
         if self._rules.mode != "off":
-            environment = proxy_environment() | environment | {"": DOOR_IN_CHANNEL}
+            certificates, read_only = show_certificates(read_only)
+            environment = proxy_environment() | certificates | environment | {"": DOOR_IN_CHANNEL}
             announce(self._rules)
         bubblewrap = await asyncio.to_thread(find_bubblewrap, settings.bwrap)
         layout = make_layout(
             bubblewrap,
             python_env=settings.python_env,
-            read_only=settings.read_only,
+            read_only=read_only,
             environment=environment,
         )
         self._config = asdict(layout) | {
@@ -133,7 +134,7 @@ class EmbeddedBackend:
                     channel, death, listener = await self._make(name)
                     if listener is not None:
                         proxy = FilteringProxy(name, listener, self._rules, self._settings.network_limits)
-                        await proxy.start()
+                        proxy.start()
                     sandbox = AgentSandbox(
                         name,
                         channel,

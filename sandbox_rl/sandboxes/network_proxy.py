@@ -27,6 +27,7 @@ HEAD_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 10.0
 CLOSING_S = 5.0
 CHUNK = 64 << 10
+BETWEEN_CONNECTIONS_S = 0.01
 LOGGED = 20  # refusals of one sandbox that are logged one by one
 _AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s/@:\[\]]+)(?::(\d{1,5}))?")
 _FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t]*[^\r\n\0]*")
@@ -52,7 +53,10 @@ class _BadRequest(Exception):
 
 
 def proxy_environment() -> dict[str, str]:
-    """Variables by which clients in a sandbox find the proxy."""
+    """Variables by which clients in a sandbox find the proxy.
+
+    Only clients that speak to a proxy get out: there is no other way.
+    """
     url = f"http://127.0.0.1:{PROXY_PORT}"
     names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     return dict.fromkeys(names, url) | dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1")
@@ -75,32 +79,46 @@ class FilteringProxy:
         self._rules = rules
         self._limits = limits
         self._bytes_left = limits.megabytes << 20
-        self._connections: set[asyncio.Task[object]] = set()
-        self._server: asyncio.Server | None = None
-        self._closed = False
+        self._free = asyncio.Semaphore(limits.connections)
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Begin to serve."""
-        self._server = await asyncio.start_server(self._serve, sock=self._listener, limit=HEAD_BYTES)
+        self._listener.setblocking(False)
+        self._keep(asyncio.create_task(self._accept())).add_done_callback(lambda _: self._listener.close())
 
     def close(self) -> None:
         """End everything; idempotent. Nothing is awaited, so that no cancellation can come between."""
-        self._closed = True
-        if self._server is not None:
-            self._server.close()
-        self._listener.close()
-        for task in self._connections:
+        for task in self._tasks:
             task.cancel()
+
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _accept(self) -> None:
+        """Take connections no faster than a client needs: what comes on top waits in the sandbox's kernel,
+        and costs the trainer's loop nothing.
+        """
+        while True:
+            await self._free.acquire()
+            try:
+                inside, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+                reader, writer = await asyncio.open_connection(sock=inside, limit=HEAD_BYTES)
+            except OSError:  # it was gone at once, or there are no descriptors for now
+                self._free.release()
+            else:
+                serving = self._keep(asyncio.create_task(self._serve(reader, writer)))
+                serving.add_done_callback(lambda _, writer=writer: self._served(writer))  # type: ignore[misc]
+            await asyncio.sleep(BETWEEN_CONNECTIONS_S)
+
+    def _served(self, writer: asyncio.StreamWriter) -> None:
+        self._free.release()
+        writer.transport.abort()  # closed already, unless it was cancelled before its first step
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, to its end."""
-        if self._closed or len(self._connections) >= self._limits.connections:
-            self._note(f"more than {self._limits.connections} connections at once")
-            writer.transport.abort()
-            return
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
         try:
             async with asyncio.timeout(self._limits.seconds):
                 await self._answer(reader, writer)
@@ -109,7 +127,6 @@ class FilteringProxy:
         except (OSError, EOFError):
             return  # one of the two sides went away
         finally:
-            self._connections.discard(task)
             await _closed(writer)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -278,14 +278,12 @@ async def test_full_is_announced_and_still_not_the_host(kind: str, caplog: pytes
 
 async def test_connections_bytes_and_time_are_bounded(kind: str) -> None:
     crowd = """
-import socket, sys
+import select, socket, sys, time
 opened = [socket.create_connection(("127.0.0.1", 3128), 5) for _ in range(12)]
 for s in opened:
-    s.settimeout(3); s.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\\r\\n\\r\\n".encode())
-def answer(s):
-    try: return s.recv(99)
-    except OSError: return b""
-print("TUNNELS", sum(b"200" in answer(s) for s in opened))
+    s.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\\r\\n\\r\\n".encode())
+time.sleep(1)
+print("TUNNELS", len(select.select(opened, [], [], 0)[0]))
 """
     async with world() as made:
         limits = {"connections": 4, "megabytes": 3, "seconds": 2.0}
@@ -340,7 +338,7 @@ async def test_malformed_requests_reach_nobody(caplog: pytest.LogCaptureFixture)
                     "import urllib.request as u\nfor i in range(100):\n try: u.urlopen(f'http://{i}.test/')\n"
                 )
                 await python(sandbox, flood + " except OSError: pass", timeout=30)
-            assert sum("network refused" in record.message for record in caplog.records) <= 20
+            assert 0 < sum("network refused" in record.message for record in caplog.records) <= 20
 
 
 async def test_nothing_of_the_network_is_left(kind: str) -> None:
