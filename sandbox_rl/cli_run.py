@@ -5,6 +5,7 @@ What happens goes to standard error, the answer to standard output.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,8 +66,13 @@ def run(
         bool, typer.Option("--interactive", "-i", help="Go on talking in the same sandbox.")
     ] = False,
     network: Annotated[
-        str, typer.Option("--network", metavar="MODE", help="What the sandbox may reach; nothing by default.")
-    ] = "off",
+        str | None,
+        typer.Option(
+            "--network",
+            metavar="off|full|HOST,…",
+            help="What the sandbox may reach: nothing by default, every public host, or the hosts named.",
+        ),
+    ] = None,
     domain: Annotated[str, typer.Option("--domain", metavar="NAME", help="Prompt set to use.")] = "general",
 ) -> None:
     """Let a model work on a question in a sandbox and see how it does it.
@@ -109,18 +115,23 @@ def run(
 
 
 def _settings(
-    recipe: Path | None, overrides: list[str], model: str | None, network: str
+    recipe: Path | None, overrides: list[str], model: str | None, network: str | None
 ) -> AssistantSettings:
     from sandbox_rl.config.assistant import load_assistant
 
     settings = load_assistant(recipe, overrides)
-    if network != "off":
-        if "network" not in type(settings.sandbox).model_fields:
-            raise ConfigError(
-                f"--network {network}: sandboxes of type {settings.sandbox.type!r} have no network; leave it "
-                "away, or choose another sandbox.type"
-            )
-        settings = load_assistant(recipe, [*overrides, f"sandbox.network={network}"])
+    if network is not None:
+        # One sandbox is made on this machine, also where a recipe has a cluster.
+        block = "sandbox.node" if settings.sandbox.type == "ray" else "sandbox"
+        listed = network not in ("off", "full")
+        settings = load_assistant(
+            recipe,
+            [
+                *overrides,
+                f"{block}.network={'allowlist' if listed else network}",
+                f"{block}.allowlist={json.dumps(network.split(',') if listed else [])}",
+            ],
+        )
     if model is not None:
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"path": model})})
     return settings

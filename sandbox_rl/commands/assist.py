@@ -112,7 +112,7 @@ async def _run(
         conversation = await converse(
             task,
             assistant_prompt(task, settings),
-            backend=_backend(settings),
+            backend=_backend(settings, view),
             talk=make_talk(),
             viewer=view,
             next_message=typed if request.interactive else None,
@@ -162,10 +162,14 @@ def _common(request: AssistRequest, settings: AssistantSettings, view: TerminalV
     }
 
 
-def _backend(settings: AssistantSettings) -> SandboxBackend:
+def _backend(settings: AssistantSettings, view: TerminalView) -> SandboxBackend:
     """A single sandbox is made on this machine, also where a recipe has a cluster."""
     sandbox = settings.sandbox
-    return node_backend(sandbox.of_node() if isinstance(sandbox, RaySettings) else sandbox)
+    sandbox = sandbox.of_node() if isinstance(sandbox, RaySettings) else sandbox
+    if sandbox.network != "off":
+        reach = ", ".join(sandbox.allowlist) or "every public host"
+        view.say(f"Network: the sandbox may reach {reach}", "yellow")
+    return node_backend(sandbox)
 
 
 def _check_output(path: Path) -> None:

@@ -154,6 +154,27 @@ async def test_a_question_on_files_over_an_endpoint(tmp_path):
     assert record["messages"][0]["role"] == "system"
 
 
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        (None, None),
+        ("full", "Network: the sandbox may reach every public host"),
+        ("example.org,example.com:8443", "Network: the sandbox may reach example.org, example.com:8443"),
+    ],
+)
+async def test_a_network_only_where_it_is_asked_for(tmp_path, network, told):
+    """A sandbox with a network has a proxy; what that lets through is tested with the sandboxes."""
+    script = by_turn(said("", [bash('echo "proxy: ${https_proxy:-none}" > answer.txt'), SUBMIT]))
+    async with FakeEndpoint(script) as endpoint:
+        arguments = ["q", "--model", "m", "--base-url", endpoint.base_url]
+        arguments += [] if network is None else ["--network", network]
+        async with started(*arguments, cwd=tmp_path) as process:
+            code, out, err = await ended(process)
+    assert code == 0, err
+    assert (out == "proxy: none\n") is (network is None)
+    assert told in err if told else "Network:" not in err
+
+
 async def test_ctrl_c_in_the_middle_of_a_command(tmp_path):
     script = by_turn(
         said("", [bash("echo part > half.txt")]), said("", [bash(f"sleep {PROCESS} & sleep {PROCESS}")])
@@ -286,6 +307,7 @@ async def test_ctrl_c_while_a_model_in_this_process_thinks(tmp_path, model):
         (["q", "--model", "m", "--base-url", "http://x/v1", "--output", "file"], "--output"),
         (["q", "--model", "m", "--base-url", "http://x/v1", "--domain", "maths"], "did you mean 'math'"),
         (["q", "--model", "m", "--recipe", "none.yaml"], "none.yaml"),
+        (["q", "--model", "m", "--network", "http://x"], "'http://x' is no host"),
         (["q", "--model", "m", "episode.max_turn=3"], "did you mean 'max_turns'"),
     ],
 )
