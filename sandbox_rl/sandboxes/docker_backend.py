@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker_engine import DockerEngine, EngineFacts
+from sandbox_rl.sandboxes.docker_image import fitted_image, has_python
 from sandbox_rl.sandboxes.docker_network import ContainerNetwork, WayOut
 from sandbox_rl.sandboxes.docker_options import container_options, host_options
 from sandbox_rl.sandboxes.docker_seccomp import seccomp_profile
@@ -66,6 +68,7 @@ class DockerBackend:
         self._info: SandboxInfo | None = None
         self._source = b""
         self._image = ""
+        self._python: tuple[str, ...] = ()  # what runs the agent, if not the image's own
 
     @property
     def info(self) -> SandboxInfo:
@@ -90,8 +93,7 @@ class DockerBackend:
                 )
             await self._reap()
             self._info = _describe(facts, self._settings, self._image, self._engine, str(self._rules))
-            async with self.sandbox(timeout=60) as probe:
-                await probe.ping()
+            await self._probe()
         except SandboxRLError as error:
             await self.__aexit__()
             if isinstance(error, SetupError):
@@ -171,7 +173,7 @@ class DockerBackend:
         """
         engine = self._running_engine()
         settings = self._settings
-        options = container_options(settings, self._image)
+        options = container_options(settings, self._image, self._python)
         options |= {"labels": owner_labels(settings.lifetime_s, self._run)}
 
         def create() -> str:
@@ -241,6 +243,22 @@ class DockerBackend:
                 "that one or correct the digest"
             )
         return identity
+
+    async def _probe(self) -> None:
+        """Make one sandbox as a trial; where the image has no Python for the agent, put one in."""
+        try:
+            async with self.sandbox(timeout=60) as probe:
+                await probe.ping()
+        except SandboxFault:
+            engine, python = self._running_engine(), self._settings.python
+            host = host_options(self._settings, podman_profile=_podman_profile(engine))
+            if await self._in_thread(has_python, engine, self._image, python, host):
+                raise
+            self._image, self._python = await self._in_thread(fitted_image, engine, self._image)
+            async with self.sandbox(timeout=60) as probe:
+                await probe.ping()
+            details = {**self.info.details, "agent": f"no {python} in the image; this machine's is put in"}
+            self._info = replace(self.info, details=details)
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import re
 import tempfile
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ __all__ = ["DockerEngine", "EngineFacts"]
 
 CALL_TIMEOUT_S = 60
 CONNECTIONS = 64
+TRIAL_TIMEOUT_S = 30
 FIRST_VERSION = "1.24"  # of the API, to ask for the engine's own; no engine that works here is as old
 START_ENGINE = "start it, or set DOCKER_HOST to the engine's address"
 
@@ -181,14 +183,51 @@ class DockerEngine:
         rows = self._call("containers", all=True, filters={"label": label})
         return [(str(row["Id"]), dict(row.get("Labels") or {})) for row in rows]
 
-    def build(self, directory: Path, tag: str) -> str:
-        """Build the Dockerfile of `directory`; returns the image's id.
+    def architecture(self, image: str) -> str:
+        """The processor that an image is for, as Go names it: amd64, arm64."""
+        return str(self._call("inspect_image", image).get("Architecture") or "unknown")
+
+    def tag(self, image: str, name: str) -> None:
+        """Give an image a further name, `repository:tag`."""
+        repository, _, tag = name.rpartition(":")
+        self._call("tag", image, repository, tag)
+
+    def exit_code(self, image: str, *, host: Mapping[str, Any], container: Mapping[str, Any]) -> int | None:
+        """Of a container that is made, run and removed; None if it cannot be started."""
+        options = {**host, "auto_remove": False}
+        made = self._call(
+            "create_container", image, host_config=self._api.create_host_config(**options), **container
+        )["Id"]
+        try:
+            self._api.start(made)
+            return int(self._api.wait(made, timeout=TRIAL_TIMEOUT_S)["StatusCode"])
+        except self._errors:
+            return None
+        finally:
+            self.remove(made)
+
+    def build(self, directory: Path, tag: str, arguments: Mapping[str, str] | None = None) -> str:
+        """Build the Dockerfile of `directory` with these build arguments; returns the image's id.
 
         Raises:
             SetupError: a step of it failed.
         """
-        self._said("build", path=str(directory), tag=tag, rm=True, decode=True)
-        return self._image_id(tag)
+        options = {"path": str(directory), "buildargs": dict(arguments or {})}
+        try:
+            self._said("build", **options, tag=tag, rm=True, decode=True)
+        except SetupError as error:
+            raise SetupError(f"{directory / 'Dockerfile'}: {error}") from None
+        return self.image(tag)[0]
+
+    def build_archive(self, archive: bytes, tag: str) -> str:
+        """Build what a tar archive holds; returns the image's id.
+
+        Raises:
+            SetupError: a step of it failed.
+        """
+        file = io.BytesIO(archive)
+        self._said("build", fileobj=file, custom_context=True, tag=tag, rm=True, decode=True)
+        return self.image(tag)[0]
 
     def load(self, archive: Path) -> str:
         """Load what `docker save` wrote; returns the id of its last image.
@@ -196,26 +235,26 @@ class DockerEngine:
         Raises:
             SetupError: it holds none.
         """
-        with archive.open("rb") as file:
-            said = self._said("load_image", file)
+        try:
+            with archive.open("rb") as file:
+                said = self._said("load_image", file)
+        except (SetupError, OSError) as error:
+            raise SetupError(f"{archive}: {error}; expected an archive written by `docker save`") from None
         names = re.findall(r"Loaded image(?: ID)?: (\S+)", said)
         if not names:
             raise SetupError(f"{archive}: holds no image; expected an archive written by `docker save`")
-        return self._image_id(names[-1])
+        return self.image(names[-1])[0]
 
     def _said(self, method: str, *args: Any, **kwargs: Any) -> str:
         """Everything that the engine says while it works."""
         try:
             rows = list(getattr(self._api, method)(*args, **kwargs))
         except self._errors as error:
-            raise SetupError(f"the Docker engine at {self._shown} failed: {error}") from None
+            raise SetupError(f"the Docker engine at {self._shown} failed: {_line(error)}") from None
         for row in rows:
             if "error" in row:
-                raise SetupError(f"the Docker engine at {self._shown} failed: {row['error']}")
+                raise SetupError(f"the Docker engine at {self._shown} failed: {_line(row['error'])}")
         return "".join(str(row.get("stream", "")) for row in rows)
-
-    def _image_id(self, name: str) -> str:
-        return str(self._call("inspect_image", name)["Id"])
 
     def close(self) -> None:
         """Drop the connections."""
@@ -243,5 +282,5 @@ def _sdk_tls(address: EngineAddress) -> Any:
     return TLSConfig(client_cert=(cert, key), ca_cert=ca, verify=address.verify)
 
 
-def _line(error: BaseException) -> str:
+def _line(error: object) -> str:
     return " ".join(str(error).split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
 from typing import Any
 
 from sandbox_rl.sandboxes.config import DockerSettings
@@ -17,8 +18,8 @@ PODMAN_PROCESSES = 32_768
 WRITABLE = {"/testbed": "0755", "/tmp": "1777", "/dev/shm": "1777", "/home/sandbox": "0700"}
 
 
-def container_options(settings: DockerSettings, image: str) -> dict[str, Any]:
-    """Arguments of `create_container`: the image's Python becomes the agent, and the first process.
+def container_options(settings: DockerSettings, image: str, python: Sequence[str] = ()) -> dict[str, Any]:
+    """Arguments of `create_container`: `python`, else the settings', becomes the agent and first process.
 
     No other init is needed: the agent reaps what is orphaned, and nothing inside can signal it.
     """
@@ -33,7 +34,7 @@ def container_options(settings: DockerSettings, image: str) -> dict[str, Any]:
     descriptors, watchdog, processes = ("0", "1"), "0", "0"  # the engine bounds memory and processes
     return {
         "image": image,
-        "entrypoint": [settings.python, "-I", "-S", "-B", "-c", LOADER],
+        "entrypoint": [*(python or (settings.python,)), "-I", "-S", "-B", "-c", LOADER],
         "command": [*descriptors, watchdog, processes, *(f"{k}={v}" for k, v in variables.items())],
         "user": f"{USER}:{USER}",
         "working_dir": "/",
