@@ -77,8 +77,9 @@ def run(
 ) -> None:
     """Let a model work on a question in a sandbox and see how it does it.
 
-    Files are copied in and results copied out; nothing of yours is mounted or replaced. The answer goes to
-    standard output, everything else to standard error. Exit code 3: there is no answer, or a budget ended it.
+    Files are copied in and results copied out; nothing of yours is mounted or replaced.
+    The answer goes to standard output, everything else to standard error.
+    Exit code 3: there is no answer, or a budget ended it.
     """
     from rich.console import Console
 

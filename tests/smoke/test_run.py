@@ -254,6 +254,33 @@ async def test_a_conversation_in_a_terminal(tmp_path):
     assert (tmp_path / "out" / "kept").read_text() == "state\n"
 
 
+async def test_ctrl_c_while_the_user_thinks(tmp_path):
+    script = by_turn(said("", [bash("echo 42 > answer.txt"), SUBMIT]))
+    async with FakeEndpoint(script) as endpoint:
+        process = await asyncio.create_subprocess_exec(
+            *command("What?", "-i", "--model", "m", "--base-url", endpoint.base_url, "--output", "out"),
+            stdin=subprocess.PIPE,  # stays open and silent
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            env=environment(),
+            preexec_fn=take_interrupts,
+        )
+        try:
+            async with asyncio.timeout(60):
+                await process.stderr.readuntil(b"\n> ")
+            process.send_signal(signal.SIGINT)
+            async with asyncio.timeout(15):
+                err = await process.stderr.read()
+                assert await process.wait() == 130
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    assert err.decode().splitlines()[-1] == "Interrupted; the sandbox is gone."
+    assert (tmp_path / "out" / "answer.txt").read_text() == "42\n"
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model that says anything, with room for the prompt."""
