@@ -61,9 +61,9 @@ class TerminalView:
         self._console.print(Text(shown(text), style=style), soft_wrap=True)
 
     def say_some(self, title: str, lines: Sequence[str]) -> None:
-        """A line each, the first twenty of them."""
+        """A line each, the first twenty of them; a name cannot pass for a line of its own."""
         for line in lines[:20]:
-            self.say(f"{title}: {line}", "yellow")
+            self.say(f"{title}: {line}".replace("\n", " "), "yellow")
         if len(lines) > 20:
             self.say(f"{title}: {len(lines) - 20} more", "yellow")
 

@@ -85,6 +85,14 @@ def test_actions_look_as_one_would_type_them():
     ]
 
 
+def test_a_file_s_name_cannot_pass_for_a_line_of_ours():
+    view, out = view_of()
+    view.say_some("Not copied in", ["a\nSaved in /: everything"] * 25)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 21
+    assert all(line.startswith("Not copied in: ") for line in lines)
+
+
 def test_an_answer_is_shown_once():
     """For a single question it goes to standard output instead."""
     for answers in (True, False):
