@@ -14,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend
+from sandbox_rl.sandboxes.cases import ALL_CASES, CASE_LIMITS, Case, HostWitness, run_case
 from sandbox_rl.sandboxes.config import EmbeddedSettings, NetworkLimits
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.network_rules import NetworkRules, Refused, is_public
@@ -274,6 +275,21 @@ async def test_full_is_announced_and_still_not_the_host(kind: str, caplog: pytes
             await attack(sandbox, made.port)
         assert made.touched == 0
     assert any("sandbox.network is full" in record.message for record in caplog.records)
+
+
+@pytest.mark.timeout(200)
+async def test_every_case_of_isolation_holds_with_a_network() -> None:
+    cases = [case for case in ALL_CASES if case.id.startswith("ISO") and case.id != "ISO-02"]  # variables
+    free = asyncio.Semaphore(16)
+    with HostWitness() as witness:
+        async with EmbeddedBackend(CASE_LIMITS, rules=NetworkRules("allowlist", ("pypi.org",))) as entered:
+
+            async def one(case: Case) -> tuple[str, ...]:
+                async with free:
+                    return (await run_case(entered, case, witness, patience=6)).problems
+
+            found = await asyncio.gather(*map(one, cases))
+    assert not {case.id: problems for case, problems in zip(cases, found, strict=True) if problems}
 
 
 async def test_connections_bytes_and_time_are_bounded(kind: str) -> None:
