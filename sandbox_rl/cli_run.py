@@ -106,7 +106,7 @@ def run(
         done = assist(AssistRequest(question, domain, endpoint, input, output, interactive), settings, view)
     except KeyboardInterrupt:
         view.close()
-        view.say("Interrupted before there was anything to save.")
+        view.say("Interrupted; nothing was saved.")
         raise Interrupted from None
     if done is not None:
         if not interactive and done.conversation.trajectory.answer.text:
