@@ -1,7 +1,12 @@
 #!/usr/bin/env python3
-"""Measures the embedded sandboxes on this machine and prints each figure beside what it must be.
+"""Measures the sandboxes of this machine and prints each figure beside what it must be.
 
     python scripts/bench_sandbox.py [--quick] [--cycles N] [--cancellations N] [--kills N]
+        [--docker HOST --image NAME [--show PATH]] [--only-docker]
+
+With `--docker` containers are measured in the same run, and both against the reference way of using
+containers (see bench_sandbox_docker.py). `scripts/start_docker_engine DIRECTORY` gives an engine for
+`--docker unix://DIRECTORY/docker.sock --image sandbox-rl-skeleton:latest --show /usr`.
 
 Run it on a machine that does nothing else: all times are wall time. Exit code 1 if a figure misses.
 """
@@ -20,30 +25,37 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import bench_sandbox_docker as containers
 from rich.console import Console
 from rich.table import Table
 
-from sandbox_rl.sandboxes.config import PoolSettings
+from sandbox_rl.sandboxes.base import SandboxBackend
+from sandbox_rl.sandboxes.config import DockerSettings, PoolSettings
+from sandbox_rl.sandboxes.docker_backend import DockerBackend
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.types import ExecStatus
 
 AT_ONCE = 32
 ALIVE = 256
+KEPT = 32  # threads and connections that the docker backend keeps for its next calls
 
 
 @dataclass(frozen=True)
 class Figure:
     name: str
     value: float
-    required: float
+    required: float | None  # None: shown for comparison
     unit: str
     at_least: bool = False
 
     @property
     def holds(self) -> bool:
+        if self.required is None:
+            return True
         return self.value >= self.required if self.at_least else self.value <= self.required
 
 
@@ -123,7 +135,7 @@ async def flood(backend: EmbeddedBackend) -> list[Figure]:
     ]
 
 
-async def leaks(backend: EmbeddedBackend, cycles: int, cancellations: int) -> list[Figure]:
+async def leaks(backend: SandboxBackend, cycles: int, cancellations: int) -> list[Figure]:
     """What is left after many lives, and after many cancelled at random instants."""
 
     async def life() -> None:
@@ -148,6 +160,45 @@ async def leaks(backend: EmbeddedBackend, cycles: int, cancellations: int) -> li
         Figure(f"left after {cycles} lives", after_cycles, 0, "things"),
         Figure(f"left after {cancellations} cancellations", held() - before, 0, "things"),
         Figure(f"the host grows over {cycles} lives by", grown, 4, "MB"),
+    ]
+
+
+async def docker_figures(settings: DockerSettings, quick: bool) -> list[Figure]:
+    """Containers, the reference way and embedded sandboxes at the same work, by turns."""
+    limit, total, crowd = 8, 16 if quick else 32, 16 if quick else 64
+    reference = containers.Reference(settings, limit)
+    rounds: dict[str, list[float]] = {"ours": [], "floor": [], "theirs": [], "embedded": []}
+    try:
+        async with DockerBackend(settings=settings) as backend, EmbeddedBackend() as embedded:
+            create, execute = await containers.alone(backend, 5 if quick else 20)
+            alive, among = await containers.crowd(backend, crowd)
+            left = await leaks(backend, *((24, 8) if quick else (200, 50)))
+            for _ in range(1 if quick else 3):
+                for name, work, count, width in (
+                    ("ours", lambda: containers.episode(backend), total, limit),
+                    ("floor", reference.floor, total, limit),
+                    ("theirs", reference.episode, total // 2, limit),
+                    ("embedded", lambda: containers.episode(embedded), 10 * total, AT_ONCE),
+                ):
+                    rounds[name].append(count / await timed(partial(at_once, work, count, width)))
+    finally:
+        reference.close()
+    ours, floor, theirs, fast = (statistics.median(rates) for rates in rounds.values())
+    enough = min(3, 0.8 * floor / theirs)  # nothing can be faster than the engine itself
+    return [
+        Figure("docker: create, p50, alone", create, None, "ms"),
+        Figure("docker: exec of `true`, p50", execute, 5, "ms"),
+        Figure(f"docker: until {crowd} at once are alive", alive, None, "s"),
+        Figure(f"docker: exec among {crowd}, p50", among, None, "ms"),
+        *(Figure(f"docker: {f.name}", f.value, f.required or KEPT, f.unit) for f in left),
+        Figure("docker: containers left", await containers.left(settings), 0, "things"),
+        Figure("reference: exec of `true`, p50", 1000 * statistics.median(reference.executed), None, "ms"),
+        Figure("reference: episodes", theirs, None, "/s"),
+        Figure("engine's floor: create + start + remove", floor, None, "/s"),
+        Figure("docker: episodes", ours, None, "/s"),
+        Figure("docker: episodes, against the reference", ours / theirs, enough, "x", at_least=True),
+        Figure("embedded: episodes", fast, None, "/s"),
+        Figure("embedded: episodes, against the reference", fast / theirs, 20, "x", at_least=True),
     ]
 
 
@@ -262,30 +313,42 @@ def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / (1 << 20)
 
 
+async def embedded_figures(options: argparse.Namespace) -> list[Figure]:
+    quick = options.quick
+    async with EmbeddedBackend() as backend:
+        print(f"{backend.info.backend}: {backend.info.tier}, {backend.info.version}")
+        figures = await alone(backend, 15 if quick else 60)
+        figures += await pooled(10 if quick else 30)
+        figures += await throughput(backend, 64 if quick else 320)
+        figures += await many_alive(backend, 32 if quick else ALIVE)
+        figures += await flood(backend)
+        figures += await leaks(backend, *((40, 20) if quick else (options.cycles, options.cancellations)))
+    return figures + await killed_owners(5 if quick else options.kills)
+
+
 async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, no 256 sandboxes")
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--cancellations", type=int, default=200)
     parser.add_argument("--kills", type=int, default=100, help="of owners")
+    parser.add_argument("--docker", default="", help="address of an engine; without it no containers")
+    parser.add_argument("--image", default="sandbox-rl:latest")
+    parser.add_argument("--show", action="append", default=[], help="path of the engine's machine to show")
+    parser.add_argument("--only-docker", action="store_true")
     options = parser.parse_args()
     console = Console()
-    async with EmbeddedBackend() as backend:
-        console.print(
-            f"{backend.info.backend}: {backend.info.tier}, {backend.info.version}; load {os.getloadavg()}"
-        )
-        figures = await alone(backend, 15 if options.quick else 60)
-        figures += await pooled(10 if options.quick else 30)
-        figures += await throughput(backend, 64 if options.quick else 320)
-        figures += await many_alive(backend, 32 if options.quick else ALIVE)
-        figures += await flood(backend)
-        quick = (40, 20) if options.quick else (options.cycles, options.cancellations)
-        figures += await leaks(backend, *quick)
-    figures += await killed_owners(5 if options.quick else options.kills)
+    console.print(f"load {os.getloadavg()}")
+    figures = [] if options.only_docker else await embedded_figures(options)
+    if options.docker:
+        show = {path: path for path in options.show}
+        values = {"type": "docker", "host": options.docker, "image": options.image, "read_only": show}
+        figures += await docker_figures(DockerSettings.model_validate(values), options.quick)
     table = Table("figure", "measured", "required", "")
     for figure in figures:
         sign = "≥" if figure.at_least else "≤"
-        measured, required = f"{figure.value:.2f} {figure.unit}", f"{sign} {figure.required:g} {figure.unit}"
+        measured = f"{figure.value:.2f} {figure.unit}"
+        required = "" if figure.required is None else f"{sign} {figure.required:.3g} {figure.unit}"
         table.add_row(figure.name, measured, required, "yes" if figure.holds else "[red]no[/red]")
     console.print(table)
     return 0 if all(figure.holds for figure in figures) else 1

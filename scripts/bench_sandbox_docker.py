@@ -1,0 +1,150 @@
+"""Figures of containers, and of the way that they are used without an agent; part of bench_sandbox.py.
+
+The reference way is what agent frameworks do: a container that sleeps, and for every command a fresh
+`exec` of `timeout N bash -c …` on the engine. Here it gets the kindest form: no limits, no read-only root,
+no grace of ten seconds before its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandbox_rl.sandboxes.base import ANSWER_FILE, Sandbox, SandboxBackend
+from sandbox_rl.sandboxes.config import DockerSettings
+from sandbox_rl.sandboxes.docker_engine import DockerEngine
+from sandbox_rl.sandboxes.ownership import LABEL
+
+__all__ = ["COMMANDS", "EDITS", "Reference", "alone", "crowd", "episode", "left"]
+
+COMMANDS, EDITS = 8, 2
+_TEXT = "one\ntwo\nthree\n"
+_REPLACE = "p='/testbed/notes.txt'; s=open(p).read(); open(p,'w').write(s.replace('two','2'))"
+
+
+async def episode(backend: SandboxBackend) -> None:
+    """Create, eight commands, two edits (read, replace, write), the answer, destroy."""
+    async with backend.sandbox(timeout=120) as sandbox:
+        await sandbox.write_file("/testbed/notes.txt", _TEXT.encode())
+        for _ in range(COMMANDS):
+            await sandbox.exec("true", timeout=30)
+        for _ in range(EDITS):
+            text = await sandbox.read_file("/testbed/notes.txt", max_bytes=1 << 16)
+            await sandbox.write_file("/testbed/notes.txt", text.replace(b"two", b"2"))
+        await sandbox.write_file(ANSWER_FILE, b"42")
+        answer = await sandbox.read_answer()
+    assert answer.text == "42"
+
+
+async def alone(backend: SandboxBackend, rounds: int) -> tuple[float, float]:
+    """Medians of creating and of `true` on a standing stream, in ms, one sandbox at a time."""
+    create, execute = [], []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        async with backend.sandbox(timeout=120) as sandbox:
+            create.append(time.perf_counter() - started)
+            for _ in range(10):
+                started = time.perf_counter()
+                await sandbox.exec("true", timeout=30)
+                execute.append(time.perf_counter() - started)
+    return 1000 * statistics.median(create), 1000 * statistics.median(execute)
+
+
+async def crowd(backend: SandboxBackend, count: int) -> tuple[float, float]:
+    """Seconds until `count` are alive, and the median of `true` among them in ms."""
+    started = time.perf_counter()
+    async with AsyncExitStack() as stack:
+        made: list[Sandbox] = await asyncio.gather(
+            *(stack.enter_async_context(backend.sandbox(timeout=300)) for _ in range(count))
+        )
+        alive, seconds = time.perf_counter() - started, []
+        for sandbox in made:
+            started = time.perf_counter()
+            await sandbox.exec("true", timeout=30)
+            seconds.append(time.perf_counter() - started)
+    return alive, 1000 * statistics.median(seconds)
+
+
+async def left(settings: DockerSettings) -> int:
+    """Containers of sandboxes that are still there once the engine has had time to remove them."""
+    engine = await asyncio.to_thread(DockerEngine, settings.host)
+    try:
+        for _ in range(50):
+            if not (found := await asyncio.to_thread(engine.labelled, LABEL)):
+                return 0
+            await asyncio.sleep(0.1)
+        return len(found)
+    finally:
+        engine.close()
+
+
+@dataclass
+class Reference:
+    """The reference way on one engine, by its SDK in threads.
+
+    Args:
+        settings: which engine and image, and the paths of the engine's machine to show.
+        at_once: threads.
+    """
+
+    settings: DockerSettings
+    at_once: int
+    executed: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        import docker
+
+        self._api: Any = docker.APIClient(base_url=self.settings.host or None, version="auto", timeout=120)
+        self._threads = ThreadPoolExecutor(self.at_once)
+
+    async def episode(self) -> None:
+        """The same work as `episode` above."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._episode)
+
+    async def floor(self) -> None:
+        """The plainest container, made, started and removed: nothing is done in it."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._floor)
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self._api.close()
+
+    def _started(self) -> str:
+        binds = [f"{outside}:{inside}:ro" for outside, inside in self.settings.read_only.items()]
+        host = self._api.create_host_config(network_mode="none", binds=binds)
+        volumes, command = list(self.settings.read_only.values()), ["sleep", "600"]
+        made = self._api.create_container(self.settings.image, command, host_config=host, volumes=volumes)[
+            "Id"
+        ]
+        self._api.start(made)
+        return str(made)
+
+    def _episode(self) -> None:
+        made = self._started()
+        try:
+            self._exec(made, f"mkdir -p /testbed && printf '{_TEXT}' > /testbed/notes.txt")
+            for _ in range(COMMANDS):
+                started = time.perf_counter()
+                self._exec(made, "true")
+                self.executed.append(time.perf_counter() - started)
+            for _ in range(EDITS):
+                self._exec(made, f'python3 -c "{_REPLACE}"')
+            self._exec(made, f"printf 42 > {ANSWER_FILE}")
+            assert self._exec(made, f"cat {ANSWER_FILE}") == b"42"
+        finally:
+            self._api.remove_container(made, force=True, v=True)
+
+    def _exec(self, container: str, command: str) -> bytes:
+        made = self._api.exec_create(container, ["timeout", "30", "bash", "-c", command])
+        said: bytes = self._api.exec_start(made["Id"])
+        code = self._api.exec_inspect(made["Id"])["ExitCode"]
+        assert code == 0, (command, code, said)
+        return said
+
+    def _floor(self) -> None:
+        self._api.remove_container(self._started(), force=True, v=True)
