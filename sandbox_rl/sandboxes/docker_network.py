@@ -8,6 +8,7 @@ from sandbox_rl.errors import SandboxFault, SetupError
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.network_door import DOOR_IN_CONTAINER, Door, Doors
 from sandbox_rl.sandboxes.network_proxy import FilteringProxy, announce, proxy_environment
+from sandbox_rl.sandboxes.network_room import SharedRoom
 from sandbox_rl.sandboxes.network_rules import NetworkRules
 
 __all__ = ["ContainerNetwork", "WayOut"]
@@ -20,8 +21,11 @@ class WayOut:
         SandboxFault: it cannot be made.
     """
 
-    def __init__(self, name: str, doors: Doors, rules: NetworkRules, settings: DockerSettings) -> None:
+    def __init__(
+        self, name: str, doors: Doors, rules: NetworkRules, settings: DockerSettings, room: SharedRoom
+    ) -> None:
         self._name = name
+        self._room = room
         self._rules = rules
         self._limits = settings.network_limits
         self._proxy: FilteringProxy | None = None
@@ -38,7 +42,7 @@ class WayOut:
     async def open(self) -> None:
         """Serve the agent's listener; before any command runs. Raises SandboxDead."""
         listener = await self._door.listener()
-        self._proxy = FilteringProxy(self._name, listener, self._rules, self._limits)
+        self._proxy = FilteringProxy(self._name, listener, self._rules, self._limits, self._room)
         self._proxy.start()
 
     def close(self) -> None:
@@ -58,6 +62,7 @@ class ContainerNetwork:
     def __init__(self, rules: NetworkRules, settings: DockerSettings, *, local: bool) -> None:
         self._rules = rules
         self._doors: Doors | None = None
+        self._room = SharedRoom()
         variables = (
             proxy_environment() | settings.environment if rules.mode != "off" else settings.environment
         )
@@ -80,7 +85,7 @@ class ContainerNetwork:
 
     def way_out(self, name: str) -> WayOut | None:
         """For the container `name`; None where there is no network."""
-        return WayOut(name, self._doors, self._rules, self.settings) if self._doors else None
+        return WayOut(name, self._doors, self._rules, self.settings, self._room) if self._doors else None
 
     def close(self) -> None:
         """Remove what is shared."""

@@ -23,6 +23,7 @@ from sandbox_rl.sandboxes.config import EmbeddedSettings
 from sandbox_rl.sandboxes.names import check_files
 from sandbox_rl.sandboxes.network_door import DOOR_IN_CHANNEL, take_listener
 from sandbox_rl.sandboxes.network_proxy import FilteringProxy, announce, proxy_environment
+from sandbox_rl.sandboxes.network_room import SharedRoom
 from sandbox_rl.sandboxes.network_rules import NetworkRules
 from sandbox_rl.sandboxes.protocol import AgentChannel
 from sandbox_rl.sandboxes.seccomp import build_filter
@@ -59,6 +60,7 @@ class EmbeddedBackend:
     ) -> None:
         settings = settings or EmbeddedSettings()
         self._rules = rules or NetworkRules(settings.network, settings.allowlist)
+        self._room = SharedRoom()
         self._settings = settings.model_copy(update={"limits": limits}) if limits else settings
         self._spawner = SpawnerClient()
         self._config: dict[str, Any] = {}
@@ -133,7 +135,9 @@ class EmbeddedBackend:
                 async with asyncio.timeout(timeout), self._making:
                     channel, death, listener = await self._make(name)
                     if listener is not None:
-                        proxy = FilteringProxy(name, listener, self._rules, self._settings.network_limits)
+                        proxy = FilteringProxy(
+                            name, listener, self._rules, self._settings.network_limits, self._room
+                        )
                         proxy.start()
                     sandbox = AgentSandbox(
                         name,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import socket
-from dataclasses import dataclass
 
 from sandbox_rl.sandboxes.agent.network import PROXY_PORT
 from sandbox_rl.sandboxes.config import NetworkLimits
+from sandbox_rl.sandboxes.network_request import BadRequest, ProxyRequest, parse_head
+from sandbox_rl.sandboxes.network_room import SharedRoom
 from sandbox_rl.sandboxes.network_rules import Destination, NetworkRules, Refused
 
 __all__ = ["FilteringProxy", "announce", "proxy_environment"]
@@ -27,29 +27,8 @@ HEAD_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 10.0
 CLOSING_S = 5.0
 CHUNK = 64 << 10
-BETWEEN_CONNECTIONS_S = 0.01
+BETWEEN_CONNECTIONS_S = 0.01  # of one sandbox
 LOGGED = 20  # refusals of one sandbox that are logged one by one
-_AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s/@:\[\]]+)(?::(\d{1,5}))?")
-_FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t]*[^\r\n\0]*")
-_LINE = re.compile(r"([A-Z]{1,16}) ([!-~]{1,16384}) HTTP/1\.[01]")
-_OWN_FIELDS = (b"host", b"connection", b"keep-alive", b"upgrade", b"proxy-")  # fields that begin like these
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A request's head: where it goes, and what is sent there instead of it (nothing for a tunnel)."""
-
-    host: str
-    port: int
-    head: bytes
-
-    @property
-    def tunnel(self) -> bool:
-        return not self.head
-
-
-class _BadRequest(Exception):
-    """It is not HTTP as a proxy is spoken to."""
 
 
 def proxy_environment() -> dict[str, str]:
@@ -68,16 +47,23 @@ class FilteringProxy:
     Args:
         sandbox: identity, for the log.
         listener: the socket that the sandbox connects to; owned by this object from now on.
+        room: shared with the other sandboxes of this process.
     """
 
     def __init__(
-        self, sandbox: str, listener: socket.socket, rules: NetworkRules, limits: NetworkLimits
+        self,
+        sandbox: str,
+        listener: socket.socket,
+        rules: NetworkRules,
+        limits: NetworkLimits,
+        room: SharedRoom,
     ) -> None:
         self.refused = 0
         self._sandbox = sandbox
         self._listener = listener
         self._rules = rules
         self._limits = limits
+        self._room = room
         self._bytes_left = limits.megabytes << 20
         self._free = asyncio.Semaphore(limits.connections)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,19 +88,38 @@ class FilteringProxy:
         and costs the trainer's loop nothing.
         """
         while True:
-            await self._free.acquire()
-            try:
-                inside, _ = await asyncio.get_running_loop().sock_accept(self._listener)
-                reader, writer = await asyncio.open_connection(sock=inside, limit=HEAD_BYTES)
-            except OSError:  # it was gone at once, or there are no descriptors for now
-                self._free.release()
-            else:
-                serving = self._keep(asyncio.create_task(self._serve(reader, writer)))
-                serving.add_done_callback(lambda _, writer=writer: self._served(writer))  # type: ignore[misc]
             await asyncio.sleep(BETWEEN_CONNECTIONS_S)
+            await self._free.acquire()
+            if not await self._take():
+                self._free.release()
+
+    async def _take(self) -> bool:
+        """Wait for a connection and begin to serve it; False if nothing came of it."""
+        inside = None
+        try:
+            inside, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+            await self._room.enter()
+        except BaseException as error:
+            if inside is not None:
+                inside.close()
+            if isinstance(error, OSError):  # it was gone at once, or there are no descriptors for now
+                return False
+            raise
+        try:
+            reader, writer = await asyncio.open_connection(sock=inside, limit=HEAD_BYTES)
+        except BaseException as error:
+            self._room.leave()
+            inside.close()
+            if isinstance(error, OSError):
+                return False
+            raise
+        serving = self._keep(asyncio.create_task(self._serve(reader, writer)))
+        serving.add_done_callback(lambda _: self._served(writer))
+        return True
 
     def _served(self, writer: asyncio.StreamWriter) -> None:
         self._free.release()
+        self._room.leave()
         writer.transport.abort()  # closed already, unless it was cancelled before its first step
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -132,8 +137,8 @@ class FilteringProxy:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(HEAD_TIMEOUT_S):
-                request = _parsed(await reader.readuntil(b"\r\n\r\n"))
-        except (TimeoutError, asyncio.LimitOverrunError, _BadRequest) as error:
+                request = parse_head(await reader.readuntil(b"\r\n\r\n"))
+        except (TimeoutError, asyncio.LimitOverrunError, BadRequest) as error:
             await _say(writer, "400 Bad Request", str(error) or "no request came")
             return
         try:
@@ -159,7 +164,7 @@ class FilteringProxy:
         finally:
             await _closed(away)
 
-    async def _destination(self, request: _Request) -> Destination:
+    async def _destination(self, request: ProxyRequest) -> Destination:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 return await self._rules.destination(request.host, request.port)
@@ -211,39 +216,6 @@ async def _connected(destination: Destination) -> tuple[asyncio.StreamReader, as
         except OSError as error:  # a time-out is one as well
             problem = error
     raise OSError(problem.strerror or "it does not answer")
-
-
-def _parsed(head: bytes) -> _Request:
-    """A request's head as a proxy gets it. Raises _BadRequest for anything else.
-
-    Towards the server the Host field is the host that was checked, whatever the request said.
-    """
-    line, *fields = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
-    found = _LINE.fullmatch(line.decode("latin-1"))
-    if not found:
-        raise _BadRequest("not an HTTP/1 request")
-    if not all(_FIELD.fullmatch(field) for field in fields):
-        raise _BadRequest("a malformed header field")
-    method, target = found.groups()
-    if method == "CONNECT":
-        return _Request(*_authority(target, None), b"")
-    authority, slash, path = target.removeprefix("http://").partition("/")
-    if not target.startswith("http://"):
-        raise _BadRequest("expected CONNECT, or a URL of http://")
-    host, port = _authority(authority, 80)
-    kept = [
-        f for f in fields if (n := f.partition(b":")[0].lower()) not in _OWN_FIELDS and n[:6] != b"proxy-"
-    ]
-    first = f"{method} {slash or '/'}{path} HTTP/1.1".encode("ascii")
-    own = (f"Host: {authority}".encode("latin-1"), b"Connection: close")
-    return _Request(host, port, b"\r\n".join((first, *own, *kept)) + b"\r\n\r\n")
-
-
-def _authority(text: str, default: int | None) -> tuple[str, int]:
-    match = _AUTHORITY.fullmatch(text)
-    if not match or not text.isascii() or (match[2] is None and default is None):
-        raise _BadRequest("expected host:port")
-    return match[1], int(match[2]) if match[2] else default or 0
 
 
 async def _say(writer: asyncio.StreamWriter, status: str, why: str) -> None:

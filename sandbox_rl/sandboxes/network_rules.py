@@ -7,7 +7,9 @@ import ipaddress
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 
 from sandbox_rl.sandboxes.config import NetworkMode
 
@@ -17,6 +19,7 @@ Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """Addresses of a host name, for a port. Raises OSError when there are none."""
 
 DEFAULT_PORTS = (80, 443)
+RESOLVERS = 8
 _NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)")
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,253}}$)({_LABEL}\.)*{_LABEL}")
@@ -46,9 +49,15 @@ class Destination:
 
 
 async def resolve_by_system(host: str, port: int) -> Sequence[str]:
-    """The host machine's own resolver."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    """The host machine's own resolver, in threads that nothing else waits for."""
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_resolving(), ask)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+@cache
+def _resolving() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolve")
 
 
 def is_public(address: str) -> bool:

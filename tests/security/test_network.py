@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -317,6 +318,33 @@ print("TUNNELS", len(select.select(opened, [], [], 0)[0]))
                 assert int((await sandbox.exec(again, timeout=10)).stdout.head) == 0
             async with entered.sandbox() as fresh:
                 assert "served" in await python(fresh, FETCH, f"http://ok.test:{made.port}/")
+
+
+async def test_many_policies_leave_the_host_its_descriptors() -> None:
+    """Eight sandboxes want 512 descriptors of a process that may open 400 in all."""
+    hold = """
+import socket, sys, time
+opened = [socket.create_connection(("127.0.0.1", 3128), 5) for _ in range(32)]
+for s in opened:
+    s.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\\r\\n\\r\\n".encode())
+time.sleep(60)
+"""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with world() as made:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+        try:
+            async with backend("embedded", allowing(made, "ok.test")) as entered, AsyncExitStack() as stack:
+                for _ in range(8):
+                    sandbox = await stack.enter_async_context(entered.sandbox())
+                    await sandbox.write_file("/tmp/hold.py", hold.encode())
+                    hidden = ">/dev/null 2>&1 &"
+                    await sandbox.exec(f"python3 /tmp/hold.py ok.test:{made.port} {hidden}", timeout=10)
+                await asyncio.sleep(2)
+                assert len(os.listdir("/proc/self/fd")) < 300
+                async with entered.sandbox() as another:
+                    assert (await another.exec("echo ok", timeout=10)).stdout.head == b"ok\n"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 HEADS = (
