@@ -26,7 +26,13 @@ _CPU_DEFAULTS: Mapping[str, Any] = {
     "enforce-eager": True,
     "kv-cache-memory-bytes": 1 << 30,  # a share of the memory, its default, fails on CPUs
     "max-num-seqs": 64,
+    # A prompt that is read in parts ends the engine when its request has a seed: CPU generators cannot be
+    # wound back (vLLM 0.31, "CPU Generator does not use offset").
+    "enable-chunked-prefill": False,
 }
+LONGEST_BATCH = 8_192
+"""Tokens of one pass on a CPU, or one whole context: prompts are not cut."""
+
 
 _CAUSES = (
     (r"unrecognized arguments: (.+)", "policy.arguments: vLLM does not know {0}; see `vllm serve --help`"),
@@ -78,6 +84,9 @@ def server_command(
     """
     arguments: dict[str, Any] = {} if gpu else dict(_CPU_DEFAULTS)
     arguments |= {name.replace("_", "-"): value for name, value in settings.arguments.items()}
+    if not gpu:
+        longest = max(LONGEST_BATCH, int(arguments.get("max-model-len", 0)))
+        arguments.setdefault("max-num-batched-tokens", longest)
     arguments |= {
         "model": model,
         "served-model-name": SERVED_MODEL,

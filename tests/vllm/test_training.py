@@ -1,0 +1,185 @@
+"""The whole way with a real server: rollouts, scores, updates, published weights, again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from sandbox_rl.journal import read_journal
+from sandbox_rl.training.checkpoints import last_complete
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPE = {
+    "model": {"path": "tiny", "dtype": "float32"},
+    "prompts": [str(REPOSITORY / "recipes" / "prompts")],
+    "data": {
+        "sources": [
+            {
+                "type": "reasoning_gym",
+                "dataset": "chain_sum",
+                "size": 200,
+                "domain": "arithmetic",
+                "params": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+            }
+        ],
+        "held_out": 0.1,
+    },
+    "warmup": {
+        "episodes": 180,
+        "sft": {"per_device_train_batch_size": 16, "max_steps": 90, "learning_rate": 3.0e-3},
+    },
+    "policy": {"type": "vllm", "arguments": {"dtype": "float32", "kv-cache-memory-bytes": 256 << 20}},
+    "reward": {"scorer": "tests.vllm.rewards:even"},
+    "episode": {"max_turns": 3, "max_tokens": 200, "turn_tokens": 48, "timeout_s": 90, "exec_timeout_s": 5},
+    "rollout": {"concurrency": 16},
+    "evaluation": {"tasks": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def write_recipe(vllm_python, tmp_path_factory) -> Callable[..., Path]:
+    """All runs of this module share the cached warm-up."""
+    directory = tmp_path_factory.mktemp("training")
+
+    def write(name: str, **fields) -> Path:
+        path = directory / f"{name}.yaml"
+        path.write_text(
+            yaml.safe_dump(RECIPE | {"name": name, "output_dir": str(directory / "runs")} | fields)
+        )
+        return path
+
+    return write
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sandbox_rl.cli", "train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPOSITORY,  # where the recipe's own reward is imported from
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    printed, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_synchronous(write_recipe):
+    recipe = write_recipe(
+        "sync",
+        grpo={
+            "max_steps": 2,
+            "per_device_train_batch_size": 16,
+            "num_generations": 8,
+            "learning_rate": 1.0e-3,
+            "activation_checkpointing": False,
+            "save_steps": 1,
+        },
+    )
+    printed = finish(start(str(recipe)))
+    run = recipe.parent / "runs" / "sync"
+    assert "4 held-out tasks, 2 updates" in printed
+    steps = [line for line in metrics(run) if "grad_norm" in line]
+    assert [line["step"] for line in steps] == [1, 2]
+    # The second rollouts were sampled from the weights after the first update, or the gap would be wide.
+    assert all(0 < line["mismatch/mean"] < 1e-4 and line["mismatch/max"] < 1e-2 for line in steps)
+    assert all(
+        line["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-3) for line in steps
+    )
+    assert any(line["grad_norm"] > 0 for line in steps)
+    assert (run / "vllm.log").stat().st_size > 0
+    records = [r for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]
+    versions = {(r["step"], turn["weight_version"]) for r in records for turn in r["turns"]}
+    assert versions == {(0, 0), (1, 1)}
+    (warm,) = (recipe.parent / "runs" / "warmup").glob("*/model.safetensors")
+    before, after = load_file(warm), load_file(run / "export" / "model.safetensors")
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+def test_asynchronous_survives_a_kill(write_recipe):
+    """SIGKILL of the trainer leaves no process; the resumed run trains no group a second time."""
+    recipe = write_recipe(
+        "async",
+        mode="async",
+        evaluation={"tasks": 0},
+        grpo={
+            "max_steps": 6,
+            "num_generations": 4,
+            "learning_rate": 1.0e-3,
+            "token_budget": 2048,
+            "activation_checkpointing": False,
+            "save_steps": 2,
+        },
+    )
+    run = recipe.parent / "runs" / "async"
+    process = start(str(recipe))
+    deadline = time.monotonic() + 240
+    while last_complete(run / "checkpoints") is None and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = descendants(process.pid)
+    assert len(family) >= 4, "a supervisor, a server with its engine, and the rollouts"
+    process.kill()
+    process.communicate(timeout=30)
+    deadline = time.monotonic() + 15
+    while any(alive(pid) for pid in family):
+        assert time.monotonic() < deadline, [pid for pid in family if alive(pid)]
+        time.sleep(0.05)
+
+    checkpoint = last_complete(run / "checkpoints")
+    state = json.loads((checkpoint / "groups.json").read_text())
+    behind = set(range(state["first"])) | set(state["ahead"])
+    assert behind
+    journaled = sum(1 for _ in read_journal(run / "episodes.jsonl"))
+
+    finish(start(str(recipe), "--resume"))
+    later = list(read_journal(run / "episodes.jsonl"))[journaled:]
+    groups = {int(r["episode_id"].split("-")[1]) for r in later if r["phase"] == "train"}
+    assert groups
+    assert not groups & behind
+    steps = [line for line in metrics(run) if "grad_norm" in line]
+    assert steps[-1]["step"] == 6
+    assert any(line["grad_norm"] > 0 for line in steps)
+    assert all(line["ratio"] == pytest.approx(1, abs=0.2) for line in steps)
+    assert max(line["sample/staleness_max"] for line in steps) <= 4
+    assert (run / "export" / "model.safetensors").is_file()
+
+
+def descendants(root: int) -> set[int]:
+    parents = {}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+    found, front = set(), {root}
+    while front:
+        front = {pid for pid, parent in parents.items() if parent in front} - found
+        found |= front
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
