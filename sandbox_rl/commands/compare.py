@@ -48,5 +48,6 @@ def load_results(run: Path) -> Results:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{path}: is not a result of `sandbox-rl eval` ({type(error).__name__}: {error}); evaluate again"
+            f"{path}: is not a result of `sandbox-rl eval` ({type(error).__name__}: {error}); evaluate "
+            "again, or write it anew by --resume"
         ) from error

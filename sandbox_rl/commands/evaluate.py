@@ -11,19 +11,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sandbox_rl.commands.display import Display
+from sandbox_rl.commands.evaluate_engines import Engines, endpoint_engines, local_engines
+from sandbox_rl.commands.evaluate_identity import model_identity, settings_identity
 from sandbox_rl.commands.run_dir import check_output_dir, write_atomically
 from sandbox_rl.commands.suite import Subject, open_subject
 from sandbox_rl.errors import ConfigError, InfraFault, UserError
@@ -33,15 +34,10 @@ from sandbox_rl.evaluation.plan import MODES, EvaluationPlan
 from sandbox_rl.evaluation.results import Results
 from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
 from sandbox_rl.policies.openai_chat import EndpointSettings
-from sandbox_rl.settings import Settings
-from sandbox_rl.tasks.prompts import load_prompt_set
 from sandbox_rl.training.config import ModelSettings
+from sandbox_rl.training.loop import LoopThread
 
 __all__ = ["EvaluateOptions", "EvaluationOutcome", "evaluate"]
-
-_JUDGE_ADDRESS = {
-    "base_url", "api_key_env", "timeout_s", "retries", "requests_per_second", "concurrency", "cache_dir",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,22 +99,30 @@ def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome
     )
     identity = identity_of(
         plan,
-        model={"endpoint": name} if model is None else _model_identity(model),
-        settings=_settings(subject, plan, local=model is not None),
+        model={"endpoint": name} if model is None else model_identity(model),
+        settings=settings_identity(subject.recipe, plan, local=model is not None),
     )
     if stored is not None:
         check_same(stored, identity, str(output))
     for part, why in subject.skipped.items():
         display.say(f"Left out: {part} ({why})")
-    engines = _engines(subject, modes, model, endpoint)
     journal = output / "episodes.jsonl"
     if stored is None:
         output.mkdir(parents=True)
         write_atomically(output / "evaluation.json", json.dumps(identity, indent=1) + "\n")
     fault = ""
     try:
-        with _alone(output), display.progress("Evaluating", plan.episodes) as bar:
-            results = asyncio.run(run_evaluation(plan, engines, journal, on_episode=bar.advance))
+        with _alone(output):
+            results = results_of_journal(plan, journal)
+            if results.unjudged:  # else nothing needs a model
+                with (
+                    LoopThread() as loop,
+                    _engines(
+                        subject, plan, model, endpoint, loop=loop, output=output, display=display
+                    ) as found,
+                    display.progress("Evaluating", plan.episodes) as bar,
+                ):
+                    results = loop.run(run_evaluation(plan, found, journal, on_episode=bar.advance))
     except (UserError, InfraFault) as error:
         results = results_of_journal(plan, journal)
         if stored is None and not (journal.exists() and journal.stat().st_size):
@@ -214,53 +218,26 @@ def _model(subject: Subject, options: EvaluateOptions, display: Display) -> Mode
     return starting_point(recipe, base_dir=subject.base_dir, state=PartialState(), display=display)
 
 
-def _model_identity(model: ModelSettings) -> dict[str, Any]:
-    """Path, dtype, and of a directory what its files begin and end with: enough to tell checkpoints apart."""
-    value: dict[str, Any] = {"path": model.path, "revision": model.revision, "dtype": model.dtype}
-    folder = Path(model.path)
-    if not folder.is_dir():
-        return value
-    parts: list[bytes | str] = []
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".jinja", ".bin", ".model") and file.is_file():
-            with file.open("rb") as content:
-                size = file.stat().st_size
-                parts += [file.name, str(size), content.read(1 << 20)]
-                content.seek(max(0, size - (1 << 20)))
-                parts.append(content.read())
-    return value | {"path": str(folder.resolve()), "files": short_hash(*parts)}
-
-
-def _settings(subject: Subject, plan: EvaluationPlan, *, local: bool) -> dict[str, Any]:
-    recipe = subject.recipe
-    directories = [Path(directory) for directory in recipe.prompts]
-    domains = sorted({task.domain for part in plan.parts for task in part.tasks})
-    sets = {domain: load_prompt_set(domain, directories) for domain in domains}
-    value = {
-        "prompts": {
-            name: short_hash(found.system, found.instance, found.plain_system, found.plain_instance)
-            for name, found in sets.items()
-        },
-        "episode": recipe.episode.model_dump(mode="json"),
-        "reward": recipe.reward.model_dump(mode="json", exclude={"workers": True, "judge": _JUDGE_ADDRESS}),
-    }
-    if "sandbox" in plan.modes:
-        value["sandbox"] = _dump(recipe.sandbox)
-    if local:
-        value["chat"] = _dump(recipe.chat)
-    return value
-
-
-def _dump(settings: Settings) -> dict[str, Any]:
-    return settings.model_dump(mode="json")
-
-
 def _engines(
-    subject: Subject, modes: Sequence[str], model: ModelSettings | None, endpoint: EndpointSettings | None
-) -> Any:
-    from sandbox_rl.commands.evaluate_engines import endpoint_engines, local_engines
-
+    subject: Subject,
+    plan: EvaluationPlan,
+    model: ModelSettings | None,
+    endpoint: EndpointSettings | None,
+    *,
+    loop: LoopThread,
+    output: Path,
+    display: Display,
+) -> AbstractContextManager[Engines]:
     if endpoint is not None:
-        return endpoint_engines(subject.recipe, modes, endpoint, base_dir=subject.base_dir)
+        return nullcontext(endpoint_engines(subject.recipe, plan.modes, endpoint, base_dir=subject.base_dir))
     assert model is not None
-    return local_engines(subject.recipe, modes, model, base_dir=subject.base_dir)
+    return local_engines(
+        subject.recipe,
+        plan.modes,
+        model,
+        base_dir=subject.base_dir,
+        tasks=[task for part in plan.parts for task in part.tasks],
+        loop=loop,
+        log=output / "vllm.log",
+        display=display,
+    )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.commands.display import Display
 from sandbox_rl.commands.parts import (
     build_backend,
     build_chat,
@@ -19,22 +21,29 @@ from sandbox_rl.commands.parts import (
     build_scoring,
     build_toolbox,
 )
+from sandbox_rl.commands.served import serve
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.engines import ChatEngine, PlainChatEngine, PlainEngine
 from sandbox_rl.evaluation.run import EpisodeEngine
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import Policy, PolicySession, Sampling
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render_plain
 from sandbox_rl.training.config import ModelSettings
-from sandbox_rl.training.models import load_model, load_tokenizer
+from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.models import configured_context, load_model, load_tokenizer
 from sandbox_rl.types import Message, Task
 
 __all__ = ["Engines", "build_plain_render", "endpoint_engines", "local_engines"]
 
 Engines = Mapping[str, AbstractAsyncContextManager[EpisodeEngine]]
+
+Render = Callable[[Task], Sequence[Message]]
+
+LONGEST = 16
+"""How many of the longest prompts are counted in tokens."""
 
 GREETING_S = 120.0
 """Seconds that an endpoint has for its first, short reply; some load the model then."""
@@ -53,12 +62,29 @@ def build_plain_render(recipe: Recipe) -> Callable[[Task], tuple[Message, ...]]:
     return rendered
 
 
-def local_engines(recipe: Recipe, modes: Sequence[str], model: ModelSettings, *, base_dir: Path) -> Engines:
-    """A model in this process, loaded once for all modes.
+@contextmanager
+def local_engines(
+    recipe: Recipe,
+    modes: Sequence[str],
+    model: ModelSettings,
+    *,
+    base_dir: Path,
+    tasks: Sequence[Task],
+    loop: LoopThread,
+    log: Path,
+    display: Display,
+) -> Iterator[Engines]:
+    """A model in this process, or in a vLLM server of ours where the recipe says so; the same for all modes.
+
+    Args:
+        tasks: what will be asked; a server is given room for the longest.
+        loop: where the engines will run.
+        log: where the server's log goes.
 
     Raises:
         ModelError: it cannot be used.
-        ConfigError: several processes were started.
+        SetupError: no interpreter with vLLM.
+        ConfigError: several processes were started, or the recipe names servers of someone else.
     """
     state = PartialState()
     if state.num_processes > 1:
@@ -66,27 +92,82 @@ def local_engines(recipe: Recipe, modes: Sequence[str], model: ModelSettings, *,
             f"eval: started in {state.num_processes} processes, expected one; serve the model on several "
             "GPUs and give its address by --base-url"
         )
-    tokenizer, loaded = load_tokenizer(model), load_model(model).to(state.device)
+    tokenizer = load_tokenizer(model)
     chat = build_chat(recipe, tokenizer)
-    # A recipe that trains with a server is measured in this process; `--base-url` measures a served model.
-    sampler = recipe.policy if isinstance(recipe.policy, TransformersSettings) else TransformersSettings()
-    policy = build_policy(sampler, loaded, tokenizer, chat)
-    engines: dict[str, AbstractAsyncContextManager[EpisodeEngine]] = {}
-    if "sandbox" in modes:
-        engines["sandbox"] = build_engine(
-            recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=SamplingSettings()
-        )
-    if "plain" in modes:
-        without_tools = ChatFormat.from_tokenizer(
-            tokenizer,
-            (),
-            call_format=recipe.chat.call_format,
-            template_options=dict(recipe.chat.template_options),
-        )
-        engines["plain"] = PlainEngine(
-            policy=policy, chat=without_tools, render=build_plain_render(recipe), **_common(recipe)
-        )
-    return engines
+    without_tools = ChatFormat.from_tokenizer(
+        tokenizer,
+        (),
+        call_format=recipe.chat.call_format,
+        template_options=dict(recipe.chat.template_options),
+    )
+    renders = {"sandbox": (chat, build_render(recipe, base_dir))}
+    renders["plain"] = (without_tools, build_plain_render(recipe))
+    with ExitStack() as stack:
+        policy: Policy
+        if isinstance(recipe.policy, TransformersSettings):
+            policy = build_policy(recipe.policy, load_model(model).to(state.device), tokenizer, chat)
+            stack.enter_context(loop.entered(policy))
+        else:
+            if recipe.policy.engine == "external":
+                raise ConfigError(
+                    "policy.engine: 'external' servers are given what the trainer publishes; evaluate what "
+                    "they serve with --base-url, or set policy.engine=managed"
+                )
+            context = configured_context(model)
+            longest = max(_longest(*renders[mode], tasks) for mode in modes)
+            served = serve(
+                recipe,
+                model=model.path,
+                tokenizer=tokenizer,
+                chat=chat,
+                longest_prompt=min(longest, context - 1),
+                context=context,
+                loop=loop,
+                state=state,
+                display=display,
+            )
+            stack.callback(served.stop)
+            policy = served.policy
+            stack.enter_context(loop.entered(policy))
+            served.keep_log(log)
+        borrowed = _Borrowed(policy)
+        engines: dict[str, AbstractAsyncContextManager[EpisodeEngine]] = {}
+        if "sandbox" in modes:
+            engines["sandbox"] = build_engine(
+                recipe, base_dir=base_dir, policy=borrowed, chat=chat, sampling=SamplingSettings()
+            )
+        if "plain" in modes:
+            engines["plain"] = PlainEngine(
+                policy=borrowed, chat=without_tools, render=renders["plain"][1], **_common(recipe)
+            )
+        yield engines
+
+
+class _Borrowed:
+    """A policy that outlives the engines that use it one after the other."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    @property
+    def max_context(self) -> int:
+        return self._policy.max_context
+
+    def session(self, episode_id: str) -> AbstractAsyncContextManager[PolicySession]:
+        return self._policy.session(episode_id)
+
+    async def __aenter__(self) -> _Borrowed:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
+
+
+def _longest(chat: ChatFormat, render: Render, tasks: Sequence[Task]) -> int:
+    """Tokens of the longest prompt, among those of the most characters."""
+    messages = (render(task) for task in tasks)
+    most = nlargest(LONGEST, messages, key=lambda found: sum(len(message.content) for message in found))
+    return max(len(chat.render_prompt(found)) for found in most)
 
 
 def endpoint_engines(

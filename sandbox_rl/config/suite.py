@@ -15,6 +15,7 @@ from sandbox_rl.config.source import read_source
 from sandbox_rl.episode import EpisodeSettings, SamplingSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.sources.config import SuiteSource
+from sandbox_rl.policies.config import PolicySettings, TransformersSettings
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rollout import RolloutSettings
 from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings, SandboxSettings
@@ -57,6 +58,8 @@ class Suite(Settings):
     """dtype and the like; `--model` replaces the path."""
     chat: ChatSettings = ChatSettings()
     """How a local model is talked to."""
+    policy: PolicySettings = TransformersSettings()
+    """What samples the turns of a local model: this process, or a vLLM server of ours."""
     prompts: tuple[str, ...] = ()
     """Directories of prompt sets, relative to the suite; looked at before the package's own."""
     sandbox: SandboxSettings = EmbeddedSettings()
@@ -94,6 +97,7 @@ class Suite(Settings):
             seed=self.seed,
             model=self.model,
             chat=self.chat,
+            policy=self.policy,
             prompts=self.prompts,
             sandbox=self.sandbox,
             pool=self.pool,
