@@ -48,11 +48,15 @@ class ServedPolicy:
     stop: Callable[[], None]
 
 
-def transfer_of(settings: VLLMSettings) -> str:
-    """How weights get in on this machine: `shm` or `ipc`."""
+def transfer_of(settings: VLLMSettings, *, processes: int) -> str:
+    """How weights get in on this machine: `shm` or `ipc`.
+
+    CUDA handles open only on the card that they come from.
+    """
     if settings.transfer != "auto":
         return settings.transfer
-    return "ipc" if torch.cuda.is_available() else "shm"
+    elsewhere = settings.engine == "external" or "CUDA_VISIBLE_DEVICES" in settings.environment
+    return "ipc" if torch.cuda.is_available() and processes == 1 and not elsewhere else "shm"
 
 
 def serve(
@@ -81,7 +85,7 @@ def serve(
     """
     settings = recipe.policy
     assert isinstance(settings, VLLMSettings)
-    transfer = transfer_of(settings)
+    transfer = transfer_of(settings, processes=state.num_processes)
     log = Path(recipe.output_dir) / f"{recipe.name}-vllm-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     source: ManagedServer | ExternalServers
     addresses = [Address.parse(url) for url in settings.base_urls]

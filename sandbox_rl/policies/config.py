@@ -49,6 +49,8 @@ class VLLMSettings(Settings):
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the managed server as `vllm serve` names them, without the dashes: `max-num-seqs: 128`.
     True is a bare flag, False its `--no-` form, a mapping is passed as JSON."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Variables of the managed server's environment, e.g. {CUDA_VISIBLE_DEVICES: "1"} for a card of its own."""
     startup_timeout_s: float = Field(900.0, gt=0)
     """Seconds within which a server must answer after its start."""
     request_timeout_s: float = Field(600.0, gt=0)
@@ -61,7 +63,7 @@ class VLLMSettings(Settings):
     """How often a managed server that died is started again, with the newest weights."""
     transfer: Literal["auto", "shm", "ipc"] = "auto"
     """How weights get in. `shm`: shared memory of one host. `ipc`: CUDA handles on one GPU or host.
-    `auto`: `ipc` where the trainer has a GPU, else `shm`."""
+    `auto`: `ipc` where one trainer and a managed server share a GPU, else `shm`."""
     mismatch_alarm: float = Field(0.1, gt=0)
     """Warn when sampler and trainer differ by more than this on average per token (nats)."""
 

@@ -100,7 +100,7 @@ def server_command(
     return [*supervisor, python, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
 
 
-def environment(*, gpu: bool) -> dict[str, str]:
+def environment(settings: VLLMSettings, *, gpu: bool) -> dict[str, str]:
     """The server's environment: ours, with the plug-in on its path and its telemetry off."""
     ours = dict(os.environ)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -116,7 +116,7 @@ def environment(*, gpu: bool) -> dict[str, str]:
     }
     if not gpu:
         ours.setdefault("TORCH_COMPILE_DISABLE", "1")
-    return ours
+    return ours | settings.environment
 
 
 def why_it_died(log: Path, code: int | None, *, since: int = 0) -> str:

@@ -205,7 +205,7 @@ class ManagedServer:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=environment(gpu=self._gpu),
+                env=environment(self._settings, gpu=self._gpu),
                 start_new_session=True,
             )
 
