@@ -191,6 +191,30 @@ def test_faults_end_with_3_and_resume_retries_them_alone(suite, endpoint):
     assert outcome.results.modes["plain"].accuracy.value == 0.5
 
 
+def test_an_endpoint_that_dies_after_its_greeting(suite, endpoint):
+    """Nothing judged is our failure; the journal stays, and a mended endpoint goes on from it."""
+
+    def greets(body, number):
+        return said("Hello") if "Say hello." in body["messages"][-1]["content"] else Raw(b"", 400)
+
+    endpoint.script = greets
+    with pytest.raises(InfraFault, match=f"all {TASKS * SAMPLES} episodes failed on our side"):
+        evaluate(options(suite, endpoint, mode="plain"), display=Silent())
+    assert len(records(suite)) == TASKS * SAMPLES
+    endpoint.script = answer
+    outcome = evaluate(options(suite, endpoint, mode="plain", resume=True), display=Silent())
+    assert (outcome.results.unjudged, outcome.fault) == (0, "")
+
+
+def test_an_endpoint_that_dies_in_the_middle_leaves_the_numbers_so_far(suite, endpoint):
+    endpoint.script = lambda body, number: answer(body, number) if number <= 1_000 else Raw(b"", 400)
+    outcome = evaluate(options(suite, endpoint, mode="plain", samples=100), display=Silent())
+    assert "all 200 episodes failed on our side" in outcome.fault
+    assert (outcome.results.unjudged, outcome.results.faults) == (200, 200)
+    assert outcome.results.modes["plain"].episodes == 1_000
+    assert "200 episodes were not judged" in (suite.parent / "out" / "results.md").read_text()
+
+
 def test_a_judge_that_is_down_leaves_rows_unjudged_until_it_is_back(suite, endpoint):
     judge = ("reward.scorer=judge", "reward.judge={base_url: 'http://127.0.0.1:9/v1', model: j, retries: 0}")
     outcome = evaluate(options(suite, endpoint, mode="plain", overrides=judge), display=Silent())
