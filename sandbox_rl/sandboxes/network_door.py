@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import tempfile
 from pathlib import Path
 
 from sandbox_rl.errors import SandboxDead
 from sandbox_rl.sandboxes.agent.network import LISTENER_SENT
+from sandbox_rl.sandboxes.ownership import owner_name, owner_of_name_is_gone
 
 __all__ = ["DOOR_IN_CHANNEL", "DOOR_IN_CONTAINER", "Door", "Doors", "take_listener"]
 
 DOOR_IN_CHANNEL = "-"
 DOOR_IN_CONTAINER = "/run/sandbox-network.sock"
+PREFIX = "sandbox_rl-net-"
 _NO_LISTENER = "the agent sent no listener"
 
 
@@ -95,10 +98,16 @@ class Door:
 
 
 class Doors:
-    """A directory of this machine for the doors of one backend."""
+    """A directory of this machine for the doors of one backend.
+
+    Making one removes those of processes that were killed and could not do it themselves.
+    """
 
     def __init__(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="sandbox_rl-net-")
+        for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+            if owner_of_name_is_gone(PREFIX, left.name):
+                shutil.rmtree(left, ignore_errors=True)
+        self._directory = tempfile.TemporaryDirectory(prefix=owner_name(PREFIX))
         os.chmod(self._directory.name, 0o711)
 
     def door(self, name: str) -> Door:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["LABEL", "RUN", "is_orphan", "owner_labels"]
+__all__ = ["LABEL", "RUN", "is_orphan", "owner_labels", "owner_name", "owner_of_name_is_gone"]
 
 LABEL = "sandbox-rl.owner"
 RUN = "sandbox-rl.run"
@@ -39,6 +40,19 @@ def is_orphan(labels: Mapping[str, str]) -> bool:
     if time.time() > int(expiry):
         return True
     return labels.get(_PLACE) == _place() != "" and _start_time(int(owner[1])) != owner[2]
+
+
+def owner_name(prefix: str) -> str:
+    """Beginning of a file's name that says which process of this machine made it."""
+    place = hashlib.sha256(_place().encode()).hexdigest()[:8]
+    return f"{prefix}{place}-{os.getpid()}-{_start_time(os.getpid())}-"
+
+
+def owner_of_name_is_gone(prefix: str, name: str) -> bool:
+    """Whether `name` begins as `owner_name(prefix)` of a process that was here and is not any more."""
+    found = re.match(re.escape(prefix) + r"([0-9a-f]{8})-(\d+)-(\d+)-", name)
+    here = owner_name(prefix).removeprefix(prefix)[:8]
+    return bool(found and _place() and found[1] == here and _start_time(int(found[2])) != found[3])
 
 
 def _place() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker_backend import DockerBackend
 from sandbox_rl.sandboxes.docker_engine import DockerEngine
 from sandbox_rl.sandboxes.docker_network import ContainerNetwork
+from sandbox_rl.sandboxes.network_door import Doors
 from sandbox_rl.sandboxes.network_rules import NetworkRules
 from sandbox_rl.sandboxes.ownership import LABEL, RUN
 
@@ -49,6 +52,24 @@ async def test_containers_carry_the_name_of_their_run(engine: str) -> None:
             assert all(LABEL in labels for _, labels in host.labelled(RUN))
     finally:
         host.close()
+
+
+def test_directories_of_killed_owners_go_at_the_next_start() -> None:
+    made = "from sandbox_rl.sandboxes.network_door import Doors; import os, signal\nd = Doors()\n"
+    made += "print(d.door('x').path, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    killed = subprocess.run([sys.executable, "-c", made], capture_output=True, text=True, timeout=60)
+    left = Path(killed.stdout.strip()).parent
+    assert left.is_dir()
+    mine = Doors()
+    try:
+        assert not left.exists()
+        theirs = Doors()  # of a living owner
+        theirs.close()
+        door = mine.door("y")
+        assert door.path.exists()
+        door.close()
+    finally:
+        mine.close()
 
 
 @pytest.mark.parametrize(
