@@ -288,7 +288,7 @@ def test_resume_refuses_other_prompts_and_other_rows(suite, endpoint):
         ),
         ({"overrides": ("parts.1.name=facts",)}, "two parts are named 'facts'"),
         ({"resume": True}, "expected the directory of an earlier evaluation"),
-        ({"base_url": None, "model": "no/such-model"}, "no/such-model"),
+        ({"base_url": None, "model": "/no/such-model"}, "/no/such-model"),
     ],
 )
 def test_what_cannot_be_run_is_one_line_and_leaves_nothing(suite, endpoint, changes, expected, monkeypatch):
