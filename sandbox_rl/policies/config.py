@@ -50,7 +50,7 @@ class VLLMSettings(Settings):
     """Arguments of the managed server as `vllm serve` names them, without the dashes: `max-num-seqs: 128`.
     True is a bare flag, False its `--no-` form, a mapping is passed as JSON."""
     environment: dict[str, str] = Field(default_factory=dict)
-    """Variables of the managed server's environment, e.g. {CUDA_VISIBLE_DEVICES: "1"} for a card of its own."""
+    """Variables of the managed server, e.g. {CUDA_VISIBLE_DEVICES: "1"} for a card of its own."""
     startup_timeout_s: float = Field(900.0, gt=0)
     """Seconds within which a server must answer after its start."""
     request_timeout_s: float = Field(600.0, gt=0)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
 from aiohttp import web
 
 __all__ = ["FakeVLLM"]
@@ -60,7 +60,7 @@ class FakeVLLM:
             socket.unlink(missing_ok=True)  # noqa: ASYNC240
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        body: dict[str, Any] = json.loads(await request.read())
+        body: dict[str, Any] = orjson.loads(await request.read())
         self.requests.append(body)
         if self.faults:
             response = self.faults.popleft()(body)
@@ -74,7 +74,7 @@ class FakeVLLM:
         ids = [body["prompt"][-1]] * count
         if self.ends:
             ids[-1] = body["stop_token_ids"][0]
-        return web.json_response(
+        return _json(
             {
                 "choices": [
                     {
@@ -99,6 +99,10 @@ class FakeVLLM:
     async def _server_info(self, request: web.Request) -> web.Response:
         model = {"logprobs_mode": "processed_logprobs", "dtype": "torch.float32"}
         return web.json_response({"vllm_config": {"model_config": model}})
+
+
+def _json(answer: Mapping[str, Any]) -> web.Response:
+    return web.Response(body=orjson.dumps(answer), content_type="application/json")
 
 
 async def _serve_forever(socket: Path, delay_s: float) -> None:

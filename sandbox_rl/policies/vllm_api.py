@@ -7,12 +7,12 @@ Every call has a deadline. A 4xx is `Refused` and never retried here; anything e
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import orjson  # prompts of 32,768 ids block the loop of all episodes while they are written and read
 
 __all__ = ["Address", "Refused", "Unreachable", "VLLMServer"]
 
@@ -97,7 +97,7 @@ class VLLMServer:
             async with self._session.request(
                 method,
                 self.address.url + route,
-                data=None if body is None else json.dumps(body, separators=(",", ":")).encode(),
+                data=None if body is None else orjson.dumps(body),
                 headers={"Content-Type": "application/json"},
                 params=query,
                 timeout=aiohttp.ClientTimeout(total=timeout),
@@ -115,7 +115,7 @@ class VLLMServer:
         if not content:
             return None
         try:
-            return json.loads(content)
+            return orjson.loads(content)
         except ValueError as error:
             raise Unreachable(f"{route}: answered {content[:80]!r}, expected JSON") from error
 
@@ -150,7 +150,7 @@ def _detail(content: bytes) -> str:
     """What an error body says, on one line."""
     text = content[:4_000].decode("utf-8", "replace")
     try:
-        data = json.loads(content)
+        data = orjson.loads(content)
     except ValueError:
         data = None
     if isinstance(data, dict):
