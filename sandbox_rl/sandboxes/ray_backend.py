@@ -27,7 +27,7 @@ SCAN_INTERVAL_S = 5.0
 SCAN_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 120.0
 RETRY_S = 60.0  # after a node could not start its pool
-PATIENCE_S = 30.0  # for one node to make a sandbox before another is tried
+PATIENCE_S = 15.0  # for one node to make a sandbox before another is tried
 GRACE_S = 5.0  # for a reply on its way
 CLOSE_TIMEOUT_S = 60.0
 
@@ -74,6 +74,7 @@ class RayBackend:
         self._connection: AbstractContextManager[None] | None = None
         self._nodes: dict[str, _Node] = {}
         self._refused: dict[str, tuple[float, str]] = {}  # node → when it may be asked again, and why not
+        self._last_info: SandboxInfo | None = None
         self._changed = asyncio.Event()
         self._scanner: asyncio.Task[None] | None = None
 
@@ -81,17 +82,20 @@ class RayBackend:
     def info(self) -> SandboxInfo:
         """Tiers of the nodes, and what any of them lacks; valid once entered."""
         if not self._nodes:
-            raise RuntimeError("RayBackend.info is known once the backend has been entered")
+            if self._last_info is None:
+                raise RuntimeError("RayBackend.info is known once the backend has been entered")
+            return self._last_info  # all are lost for the moment
         infos = [node.info for node in self._nodes.values()]
         lacks = dict.fromkeys(sentence for info in infos for sentence in info.lacks)
         lacks |= dict.fromkeys(f"No sandboxes on this node: {why}" for _, why in self._refused.values())
-        return SandboxInfo(
+        self._last_info = SandboxInfo(
             backend="ray",
             tier=", ".join(sorted({info.tier for info in infos})) + f" on {len(infos)} nodes",
             version=f"Ray {ray_version()}; " + ", ".join(sorted({info.version for info in infos})),
             lacks=tuple(lacks),
             details={node.actor.node.name: node.info.tier for node in self._nodes.values()},
         )
+        return self._last_info
 
     async def __aenter__(self) -> RayBackend:
         settings = self._settings
@@ -112,6 +116,7 @@ class RayBackend:
         except BaseException:
             await self.__aexit__()
             raise
+        self._last_info = self.info
         self._scanner = asyncio.create_task(self._scan(), name="ray nodes")
         return self
 
@@ -131,6 +136,7 @@ class RayBackend:
         nodes, self._nodes, self._scanner = list(self._nodes.values()), {}, None
         await asyncio.gather(*(_stop(node.actor) for node in nodes))
         self._refused.clear()
+        self._last_info = None
         if self._connection is not None:
             leaving, self._connection = self._connection, None
             with contextlib.suppress(TimeoutError):
@@ -146,8 +152,7 @@ class RayBackend:
         A node that fails or takes long is left for another one while `timeout` lasts.
         """
         check_files(files or {}, self._settings.limits)
-        name = f"ray-{secrets.token_hex(8)}"
-        node = await self._open(name, files or {}, time.monotonic() + timeout, timeout)
+        node, name = await self._open(files or {}, time.monotonic() + timeout, timeout)
         sandbox = RemoteSandbox(name, node.actor)
         try:
             yield cast(AgentSandbox, sandbox)  # it has every method of one, each forwarded
@@ -155,7 +160,8 @@ class RayBackend:
             sandbox.close()
             await self._close(node, name)
 
-    async def _open(self, name: str, files: Mapping[str, bytes], deadline: float, timeout: float) -> _Node:
+    async def _open(self, files: Mapping[str, bytes], deadline: float, timeout: float) -> tuple[_Node, str]:
+        """Where the new sandbox is, and its name there."""
         fault = "no node has room"
         tried: set[str] = set()
         while (left := deadline - time.monotonic()) > 0:
@@ -168,10 +174,11 @@ class RayBackend:
                         await self._changed.wait()
                 continue
             share = min(left, PATIENCE_S)
+            name = f"ray-{secrets.token_hex(8)}"
             node.names.add(name)
             try:
                 await node.actor.call("open", name, dict(files), share, timeout=share + GRACE_S)
-            except SandboxFault as error:
+            except (SandboxFault, SetupError) as error:
                 fault = str(error)
                 tried.add(node.actor.node.id)
                 await self._close(node, name)
@@ -179,7 +186,7 @@ class RayBackend:
                 await self._close(node, name)
                 raise
             else:
-                return node
+                return node, name
         raise SandboxFault(f"no sandbox within {timeout:g} s; {fault}")
 
     def _roomiest(self, tried: set[str]) -> _Node | None:

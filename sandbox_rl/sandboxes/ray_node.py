@@ -77,7 +77,11 @@ _KINDS: dict[str, type[Exception]] = {
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """How a node is. `free`: further sandboxes that it has room for; `trouble`: why it makes none."""
+    """How a node is.
+
+    `free`: further sandboxes that it has room for, below 0 when it has too many. `trouble`: why it makes
+    none now.
+    """
 
     free: int
     live: int
@@ -151,13 +155,16 @@ class SandboxNode:
         self._unclaimed = unclaimed
         free = min(self._max_live - len(self._held), self._room.free_mb() // self._memory_mb)
         trouble = "making sandboxes fails there" if self._pool.broken else self._room.lacking()
-        return NodeReport(free=max(0, free), live=len(self._held), trouble=trouble)
+        return NodeReport(free=free, live=len(self._held), trouble=trouble)
 
     async def open(self, name: str, files: Mapping[str, bytes], timeout: float) -> Failure | None:
         """A new sandbox called `name`, made within `timeout` seconds."""
+        if name in self._held:
+            return Failure("fault", f"has a sandbox {name} already")
         held = _Held(asyncio.get_running_loop().create_future())
         self._held[name] = held
-        held.task = asyncio.create_task(self._hold(name, held, files, timeout), name=name)
+        held.task = asyncio.create_task(self._hold(held, files, timeout), name=name)
+        held.task.add_done_callback(lambda _: self._forget(name))
         try:
             await asyncio.shield(held.opened)
         except (SandboxRLError, ValueError, OSError) as error:
@@ -191,21 +198,22 @@ class SandboxNode:
         await asyncio.gather(*(self.close(name) for name in list(self._held)))
         await self._pool.__aexit__(None, None, None)
 
-    async def _hold(self, name: str, held: _Held, files: Mapping[str, bytes], timeout: float) -> None:
+    async def _hold(self, held: _Held, files: Mapping[str, bytes], timeout: float) -> None:
         try:
             async with self._pool.sandbox(files, timeout=timeout) as sandbox:
                 held.opened.set_result(sandbox)
                 await held.closing.wait()
         except (SandboxRLError, ValueError, OSError) as error:
             _fail(held.opened, error)
-        finally:
-            del self._held[name]
-            _fail(held.opened, SandboxFault("closed before it was made"))
+
+    def _forget(self, name: str) -> None:
+        """Its task has ended, perhaps before it began."""
+        _fail(self._held.pop(name).opened, SandboxFault("closed before it was made"))
 
     def _let_go(self, held: _Held) -> None:
+        if not held.closing.is_set() and not held.opened.done() and held.task is not None:
+            held.task.cancel()  # once: its clean-up is not to be interrupted
         held.closing.set()
-        if not held.opened.done() and held.task is not None:
-            held.task.cancel()
 
     async def _end_without_owner(self) -> None:
         while (left := self._renewed + self._lease_s - time.monotonic()) > 0:  # noqa: ASYNC110 - it moves

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from sandbox_rl.sandboxes.ray_backend import RayBackend
 from sandbox_rl.sandboxes.snapshots import branch, take_snapshot
 from sandbox_rl.types import ExecStatus
 
+from ..docker_engine import IMAGE
 from ..ray_cluster import RayCluster, settings_for
+from ..unit.rig import SUBMIT, bash, make_engine, request, say, write
 
 ROOT = Path(__file__).parents[2]
 OWNER = """
@@ -71,6 +73,20 @@ async def until(condition: object, seconds: float) -> None:
             await asyncio.sleep(0.1)
 
 
+class Entered:
+    """The backend of a fixture, which enters and leaves it itself."""
+
+    def __init__(self, backend: RayBackend) -> None:
+        self.info = backend.info
+        self.sandbox = backend.sandbox
+
+    async def __aenter__(self) -> Entered:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
+
+
 async def refusal(settings: RaySettings) -> str:
     with pytest.raises(SetupError) as caught:
         async with RayBackend(settings):
@@ -116,7 +132,7 @@ async def test_a_killed_node_fails_its_sandboxes_alone_and_a_new_one_is_used(
         assert there
         assert elsewhere
         running = [asyncio.create_task(s.exec("sleep 77.125", timeout=100)) for s in there]
-        spared = asyncio.create_task(elsewhere[0].exec("sleep 8; echo on", timeout=60))
+        spared = asyncio.create_task(elsewhere[0].exec("sleep 3; echo on", timeout=60))
         await until(lambda: sleeping("77.125"), 10)
         await asyncio.to_thread(cluster.kill, hit)
         started = time.monotonic()
@@ -135,6 +151,36 @@ async def test_a_killed_node_fails_its_sandboxes_alone_and_a_new_one_is_used(
         await until(lambda: len(backend.info.details) == 2, 30)
 
 
+async def test_episodes_of_a_lost_node_begin_anew_and_are_judged(
+    backend: RayBackend, cluster: RayCluster
+) -> None:
+    begun: list[str] = []
+
+    def script(episode: str, turn: int, ids: Sequence[int]) -> Sequence[int]:
+        if turn:
+            return say(write("42")) if turn == 1 else say(SUBMIT)
+        begun.append(episode)
+        return say(bash("sleep 5.125" if begun.count(episode) == 1 else "true"))
+
+    async with make_engine(script, backend=Entered(backend), episode={"timeout_s": 60}) as engine:
+        requests = [request(f"e{i}") for i in range(4)]  # two on each node
+        running = asyncio.create_task(engine.run(requests))
+        await until(lambda: len(begun) == 4 and sleeping("5.125"), 20)
+        await asyncio.to_thread(cluster.kill, cluster.nodes[0])
+        rollouts = await asyncio.wait_for(running, 60)
+    assert [rollout.reward.value for rollout in rollouts] == [1.0] * 4
+    assert len(begun) == 6  # those of one node, twice
+
+
+async def test_docker_on_the_nodes(cluster: RayCluster, engine: str) -> None:
+    await two_nodes(cluster)
+    node = {"type": "docker", "host": engine, "image": IMAGE, "read_only": {"/usr": "/usr"}}
+    settings = settings_for(cluster.address, node=node)
+    async with RayBackend(settings, pool=PoolSettings(warm=0)) as made, made.sandbox() as sandbox:
+        assert "container" in made.info.tier
+        assert (await sandbox.exec("echo there", timeout=20)).stdout.head == b"there\n"
+
+
 async def test_a_killed_actor_is_replaced(backend: RayBackend, cluster: RayCluster) -> None:
     async with backend.sandbox() as sandbox:
         found = await sandbox.exec("sleep 78.125 & echo $!", timeout=10)
@@ -143,6 +189,7 @@ async def test_a_killed_actor_is_replaced(backend: RayBackend, cluster: RayClust
         with pytest.raises(SandboxFault, match="is lost"):
             await sandbox.exec("true", timeout=5)
     await until(lambda: not sleeping("78.125"), 10)
+    assert backend.info.backend == "ray"  # even while there is no node
     async with backend.sandbox(timeout=40) as again:
         assert (await again.exec("true", timeout=5)).exit_code == 0
 
