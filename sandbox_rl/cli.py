@@ -94,7 +94,8 @@ def train(
     from sandbox_rl.commands.train import train as run
 
     result = run(loaded, base_dir=base_dir, resume=resume, display=terminal)
-    show_training(result, terminal)
+    if os.environ.get("RANK", "0") == "0":  # the other processes of a launcher measured the same
+        show_training(result, terminal)
     if result.interrupted:
         raise typer.Exit(DONE_IN_PART)
 

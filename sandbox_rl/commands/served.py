@@ -106,7 +106,9 @@ def serve(
         loop.run(source.start())
         addresses = [source.address]
     if managed and state.num_processes > 1:
-        broadcast_object_list(addresses)
+        shared: list[Any] = [addresses]  # one object: the lists must be equally long on all ranks
+        broadcast_object_list(shared)
+        addresses = shared[0]
     if not (managed and state.is_main_process):
         source = ExternalServers(
             addresses,

@@ -60,9 +60,9 @@ def write_recipe(vllm_python, tmp_path_factory) -> Callable[..., Path]:
     return write
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "sandbox_rl.cli", "train", *arguments],
+        [*(launcher or (sys.executable,)), "-m", "sandbox_rl.train", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -112,6 +112,30 @@ def test_synchronous(write_recipe):
     (warm,) = (recipe.parent / "runs" / "warmup").glob("*/model.safetensors")
     before, after = load_file(warm), load_file(run / "export" / "model.safetensors")
     assert any((before[name] != after[name]).any() for name in before)
+
+
+def test_two_processes_share_one_server(write_recipe):
+    """Each rank drives its own episodes on the first one's server; the weights are published once."""
+    recipe = write_recipe(
+        "two",
+        evaluation={"tasks": 0},
+        grpo={
+            "max_steps": 2,
+            "per_device_train_batch_size": 8,
+            "num_generations": 4,
+            "learning_rate": 1.0e-3,
+            "activation_checkpointing": False,
+            "save_steps": 2,
+        },
+    )
+    torchrun = str(Path(sys.executable).parent / "torchrun")
+    printed = finish(start(str(recipe), launcher=(torchrun, "--nproc_per_node", "2")))
+    assert printed.count("export") == 1
+    run = recipe.parent / "runs" / "two"
+    records = [r for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]
+    assert {r["episode_id"].split("-")[2] for r in records} == {"0", "1"}
+    assert {(r["step"], t["weight_version"]) for r in records for t in r["turns"]} == {(0, 0), (1, 1)}
+    assert all(line["mismatch/mean"] < 1e-4 for line in metrics(run) if "grad_norm" in line)
 
 
 def test_asynchronous_survives_a_kill(write_recipe):
