@@ -76,7 +76,7 @@ class Numbers:
 
 
 NUMBERS = {
-    "docker": Numbers(cycles=60, cancellations=60, owned=64, crowd=64, at_once=8, gone_s=30),
+    "docker": Numbers(cycles=40, cancellations=40, owned=64, crowd=32, at_once=8, gone_s=30),
     "embedded": Numbers(
         cycles=int(os.environ.get("SANDBOX_RL_TEST_CYCLES", "300")),  # 1,000 for SPECIFICATION.md's figure
         cancellations=200,
