@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import shutil
 import socket
 import subprocess
@@ -18,6 +20,8 @@ from sandbox_rl.sandboxes.docker_transport import LOCAL_SOCKET
 __all__ = ["ForwardedSocket"]
 
 START_TIMEOUT_S = 30.0
+PREFIX = "sandbox-rl-ssh-"
+ABANDONED_S = 60.0
 LONGEST_PAUSE_S = 10.0
 OPTIONS = {
     "BatchMode": "yes",  # no questions: keys or an agent
@@ -52,7 +56,10 @@ class ForwardedSocket:
         if ssh is None:
             raise SetupError(f"sandbox.host: {url} needs the ssh command; apt-get install openssh-client")
         self._url = url
-        self._directory = tempfile.TemporaryDirectory(prefix="sandbox-rl-ssh-")
+        _remove_abandoned()
+        self._directory = tempfile.TemporaryDirectory(prefix=PREFIX)
+        self._lock = os.open(Path(self._directory.name, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)  # as long as this process lives
         self.path = str(Path(self._directory.name) / "docker.sock")
         self._command = [ssh, *_arguments(parts, self.path), "cat"]
         self._closing = threading.Event()
@@ -74,9 +81,12 @@ class ForwardedSocket:
 
     def close(self) -> None:
         """End the connection; idempotent."""
+        if self._closing.is_set():
+            return
         self._closing.set()
         self._end()
         self._directory.cleanup()
+        os.close(self._lock)
 
     def _start(self) -> None:
         """Raises SetupError with ssh's own words unless the socket answers in time."""
@@ -127,6 +137,19 @@ class ForwardedSocket:
                 self._closing.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
         self._end()
+
+
+def _remove_abandoned() -> None:
+    """Directories of processes that were killed: nobody holds their lock."""
+    for directory in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(directory / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(lock).st_mtime > ABANDONED_S:  # not one that is about to be locked
+                    shutil.rmtree(directory, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _arguments(url: SplitResult, path: str) -> list[str]:
