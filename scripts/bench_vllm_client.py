@@ -24,7 +24,7 @@ from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm import VLLMPolicy
 from sandbox_rl.policies.vllm_api import Address
-from sandbox_rl.policies.vllm_server import ExternalServers
+from sandbox_rl.policies.vllm_external import ExternalServers
 
 EPISODES = 64
 SHORT_S, LONG_S = 0.25, 2.0

@@ -19,7 +19,8 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm import VLLMPolicy
 from sandbox_rl.policies.vllm_api import Address
-from sandbox_rl.policies.vllm_server import ExternalServers, ManagedServer
+from sandbox_rl.policies.vllm_external import ExternalServers
+from sandbox_rl.policies.vllm_server import ManagedServer
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.weight_sync import WeightSync
 from sandbox_rl.training.weight_transfer import WeightPublisher

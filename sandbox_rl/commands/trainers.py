@@ -14,7 +14,8 @@ from transformers import PrinterCallback
 
 from sandbox_rl.commands.callbacks import LogMetrics, ShowSteps, WatchMismatch
 from sandbox_rl.commands.parts import async_arguments, grpo_arguments
-from sandbox_rl.commands.rollout_process import RolloutJob, RolloutProcess
+from sandbox_rl.commands.rollout_loop import RolloutJob
+from sandbox_rl.commands.rollout_process import RolloutProcess
 from sandbox_rl.commands.session import Session
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.training.async_config import advantage_of

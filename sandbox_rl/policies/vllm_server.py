@@ -1,4 +1,4 @@
-"""Where a `VLLMPolicy` gets its servers from: a child that we start and watch, or given addresses."""
+"""A vLLM server as a child of the run: started early, watched, restarted, and gone with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 from sandbox_rl.errors import EngineFault, SetupError
@@ -25,7 +24,7 @@ from sandbox_rl.policies.vllm_launch import (
     why_it_died,
 )
 
-__all__ = ["ExternalServers", "ManagedServer"]
+__all__ = ["ManagedServer"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,64 +35,6 @@ HEALTH_FAILURES = 6
 STOP_TIMEOUT_S = 15.0
 SOCKET = "http"
 """Name of a server's socket once clients may use it."""
-
-
-class ExternalServers:
-    """Servers that someone else runs; checked when entered, never restarted.
-
-    Args:
-        startup_timeout_s: seconds within which they must answer; they may be starting just now.
-    """
-
-    def __init__(
-        self,
-        addresses: Sequence[Address],
-        *,
-        needed_context: int,
-        tokenizer: TokenizerProbe | None,
-        startup_timeout_s: float,
-    ) -> None:
-        self._addresses = addresses
-        self._startup_timeout_s = startup_timeout_s
-        self._needed_context = needed_context
-        self._tokenizer = tokenizer
-        self._stack: AsyncExitStack | None = None
-        self.servers: list[VLLMServer] = []
-        self.facts: list[ServerFacts] = []
-
-    @property
-    def served_model(self) -> str:
-        """The name that requests must carry."""
-        return self.facts[0].served_model
-
-    @property
-    def max_context(self) -> int:
-        """Longest sequence that every server takes, in tokens."""
-        return min(facts.max_context for facts in self.facts)
-
-    async def __aenter__(self) -> ExternalServers:
-        async with AsyncExitStack() as stack:
-            self.servers = [await stack.enter_async_context(VLLMServer(a)) for a in self._addresses]
-            for server in self.servers:
-                await server.wait_healthy(self._startup_timeout_s)  # what is wrong, the check below says
-            self.facts = [await check_server(s, needed_context=self._needed_context) for s in self.servers]
-            names = {facts.served_model for facts in self.facts}
-            if len(names) > 1:
-                raise SetupError(f"policy.base_urls: they serve {sorted(names)}, expected one model")
-            if self._tokenizer is not None:
-                for server in self.servers:
-                    await check_tokenizer(server, self.served_model, self._tokenizer)
-            self._stack = stack.pop_all()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            await stack.aclose()
-
-    async def recovered(self, server: VLLMServer) -> None:
-        """Wait a while for it to answer again: someone may be restarting it."""
-        await server.wait_healthy(self._startup_timeout_s)
 
 
 class ManagedServer:

@@ -8,33 +8,26 @@ never sampled from. Afterwards the servers' own checksums of some tensors are co
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import pickle
 import time
-import zlib
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.vllm_api import Refused, Unreachable, VLLMServer
 from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.weight_payload import (
+    Checksums,
+    checksums_of,
+    cuda_handles,
+    in_shared_memory,
+    path_of,
+)
 
 __all__ = ["Served", "WeightPublisher"]
-
-VERIFIED_TENSORS = 8
-VERIFIED_ROWS = 256
-"""Of each verified tensor at most; norms are one-dimensional and shorter or about as long."""
-
-
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-
-Checksums = Mapping[str, tuple[list[int], int]]
-"""Tensor name → shape of its checked rows, and their CRC-32."""
 
 
 class Served(Protocol):
@@ -105,12 +98,12 @@ class WeightPublisher:
         self._mixed = True
         file: int | None = None
         if self._transfer == "ipc":
-            update, kept = _cuda_handles(iterator, dtype)
+            update, kept = cuda_handles(iterator, dtype)
         else:
             kept = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in iterator}
-            file = _in_memory(kept)
-            update = {"path": _path(file)}
-        expected = _checksums(kept)
+            file = in_shared_memory(kept)
+            update = {"path": path_of(file)}
+        expected = checksums_of(kept)
         try:
             self._run(self._update(self._served.servers, update, expected))
         except BaseException:
@@ -155,7 +148,7 @@ class WeightPublisher:
                 "copy; go on from the last checkpoint with --resume, or set policy.transfer=shm"
             )
         await self._init([server])
-        await self._update([server], {"path": _path(self._file)}, self._expected)
+        await self._update([server], {"path": path_of(self._file)}, self._expected)
         self._mixed = False  # it replaced one that a broken transfer may have left behind
 
     async def _init(self, servers: Sequence[VLLMServer]) -> None:
@@ -214,73 +207,3 @@ class WeightPublisher:
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._loop.run(work)
-
-
-def _in_memory(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Descriptor of an anonymous file with these tensors: it is gone once both sides have closed it."""
-    file = os.memfd_create("sandbox-rl-weights", os.MFD_CLOEXEC)
-    with os.fdopen(file, "wb", closefd=False) as writer:
-        _write_safetensors(tensors, writer)
-    return file
-
-
-def _path(file: int) -> str:
-    """How the server, a process of the same user, finds it."""
-    return f"/proc/{os.getpid()}/fd/{file}"
-
-
-def _write_safetensors(tensors: Mapping[str, torch.Tensor], writer: BinaryIO) -> None:
-    """The safetensors format, tensor by tensor: the library writes beside a path or into one more copy.
-
-    Eight bytes with the header's length, the header as JSON, then the tensors' bytes
-    (https://huggingface.co/docs/safetensors).
-    """
-    header: dict[str, Any] = {}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header).encode()
-    writer.write(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors.values():
-        writer.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[list[int], int]]:
-    """Of the embedding and of norms spread over the depth: what servers keep unfused, under its own name."""
-    candidates = [n for n in tensors if "norm" in n or n.endswith("embed_tokens.weight")]
-    chosen = candidates[:: max(1, len(candidates) // VERIFIED_TENSORS)]
-    found: dict[str, tuple[list[int], int]] = {}
-    for name in chosen:
-        part = tensors[name][:VERIFIED_ROWS].to("cpu").contiguous()
-        found[name] = (list(part.shape), zlib.crc32(part.view(torch.uint8).numpy().data))
-    return found
-
-
-def _cuda_handles(
-    iterator: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The update that vLLM's `ipc` engine takes, and the tensors that must live until it has copied them.
-
-    One handle per tensor, keyed by the card's UUID, pickled and base64-encoded (vLLM 0.26 to 0.32,
-    `IPCWeightTransferUpdateInfo`).
-    """
-    reduce_tensor: Any = torch.multiprocessing.reductions.reduce_tensor
-
-    card = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-    kept: dict[str, torch.Tensor] = {}
-    handles = []
-    for name, tensor in iterator:
-        kept[name] = tensor.detach().to(dtype).contiguous()
-        handles.append({card: reduce_tensor(kept[name])[1]})
-    torch.cuda.synchronize()
-    return {
-        "names": list(kept),
-        "dtype_names": [str(t.dtype).removeprefix("torch.") for t in kept.values()],
-        "shapes": [list(t.shape) for t in kept.values()],
-        "ipc_handles_pickled": base64.b64encode(pickle.dumps(handles)).decode(),
-    }, kept

@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 from trl.experimental.async_grpo import packing
 from trl.experimental.async_grpo.packing import TREE_ATTENTION, TreeRow
 
-from sandbox_rl.commands.rollout_process import task_of_group
+from sandbox_rl.commands.rollout_loop import task_of_group
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.async_config import async_config

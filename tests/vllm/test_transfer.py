@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.training.weight_transfer import _checksums, _write_safetensors
+from sandbox_rl.training.weight_payload import checksums_of, write_safetensors
 from tests.vllm.conftest import save_tiny, served
 from tests.vllm.support import PROMPT, ask, disturb, gap
 
@@ -51,10 +51,10 @@ def test_weights_that_did_not_arrive_are_noticed(shared):
     shared.publish()
     (server,) = shared.server.servers
     ours = dict(shared.model.named_parameters())
-    shared.loop.run(shared.publisher._verify(server, _checksums(ours)))
+    shared.loop.run(shared.publisher._verify(server, checksums_of(ours)))
     others = {name: tensor + 1 for name, tensor in ours.items()}
     with pytest.raises(EngineFault, match="differs from the trainer's"):
-        shared.loop.run(shared.publisher._verify(server, _checksums(others)))
+        shared.loop.run(shared.publisher._verify(server, checksums_of(others)))
 
 
 def test_frozen_requests_go_on_after_the_transfer(shared):
@@ -85,7 +85,7 @@ def test_the_file_in_shared_memory_is_safetensors(tmp_path):
         "c": torch.ones(0, 4, dtype=torch.float16),
     }
     with (tmp_path / "file").open("wb") as file:
-        _write_safetensors(tensors, file)
+        write_safetensors(tensors, file)
     read = load_file(tmp_path / "file")
     assert json.loads(json.dumps(sorted(read))) == ["a", "b", "c"]
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)

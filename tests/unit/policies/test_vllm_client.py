@@ -17,7 +17,7 @@ from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.fake_vllm import FakeVLLM
 from sandbox_rl.policies.vllm import VLLMPolicy
 from sandbox_rl.policies.vllm_api import Address
-from sandbox_rl.policies.vllm_server import ExternalServers
+from sandbox_rl.policies.vllm_external import ExternalServers
 
 END = 2
 PROMPT = (5, 6, 7)

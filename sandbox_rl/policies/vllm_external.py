@@ -1,0 +1,70 @@
+"""vLLM servers that someone else runs, or another process of this run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from sandbox_rl.errors import SetupError
+from sandbox_rl.policies.vllm_api import Address, VLLMServer
+from sandbox_rl.policies.vllm_check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
+
+__all__ = ["ExternalServers"]
+
+
+class ExternalServers:
+    """Servers that someone else runs; checked when entered, never restarted.
+
+    Args:
+        startup_timeout_s: seconds within which they must answer; they may be starting just now.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        *,
+        needed_context: int,
+        tokenizer: TokenizerProbe | None,
+        startup_timeout_s: float,
+    ) -> None:
+        self._addresses = addresses
+        self._startup_timeout_s = startup_timeout_s
+        self._needed_context = needed_context
+        self._tokenizer = tokenizer
+        self._stack: AsyncExitStack | None = None
+        self.servers: list[VLLMServer] = []
+        self.facts: list[ServerFacts] = []
+
+    @property
+    def served_model(self) -> str:
+        """The name that requests must carry."""
+        return self.facts[0].served_model
+
+    @property
+    def max_context(self) -> int:
+        """Longest sequence that every server takes, in tokens."""
+        return min(facts.max_context for facts in self.facts)
+
+    async def __aenter__(self) -> ExternalServers:
+        async with AsyncExitStack() as stack:
+            self.servers = [await stack.enter_async_context(VLLMServer(a)) for a in self._addresses]
+            for server in self.servers:
+                await server.wait_healthy(self._startup_timeout_s)  # what is wrong, the check below says
+            self.facts = [await check_server(s, needed_context=self._needed_context) for s in self.servers]
+            names = {facts.served_model for facts in self.facts}
+            if len(names) > 1:
+                raise SetupError(f"policy.base_urls: they serve {sorted(names)}, expected one model")
+            if self._tokenizer is not None:
+                for server in self.servers:
+                    await check_tokenizer(server, self.served_model, self._tokenizer)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            await stack.aclose()
+
+    async def recovered(self, server: VLLMServer) -> None:
+        """Wait a while for it to answer again: someone may be restarting it."""
+        await server.wait_healthy(self._startup_timeout_s)
