@@ -45,6 +45,8 @@ __all__ = [
 def build_backend(recipe: Recipe) -> SandboxBackend:
     """The sandbox backend of a recipe, behind a pool that keeps some ready and survives its faults."""
     sandbox = recipe.sandbox
+    if isinstance(sandbox, DockerSettings) and not sandbox.run:
+        sandbox = sandbox.model_copy(update={"run": recipe.name})  # so that `docker ps` says whose it is
     if isinstance(sandbox, RaySettings):  # with a pool on each node
         return bare_backend(sandbox, recipe.pool)
     return SandboxPool(node_backend(sandbox), limits=sandbox.limits, settings=recipe.pool)
