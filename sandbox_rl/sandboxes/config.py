@@ -45,7 +45,7 @@ class NetworkSettings(Settings):
     network: NetworkMode = "off"
     """`off`; `allowlist`: the named hosts, by a proxy outside; `full`: every public host, likewise."""
     allowlist: tuple[str, ...] = ()
-    """Hosts for `network: allowlist`, as `pypi.org` (ports 80 and 443) or `example.org:8443`."""
+    """Hosts for `network: allowlist`, as `example.org` (ports 80 and 443) or `example.org:8443`."""
     network_limits: NetworkLimits = NetworkLimits()
     """What one sandbox may use of it."""
 
@@ -62,7 +62,7 @@ class NetworkSettings(Settings):
         for host in lowered:
             if not _HOST.fullmatch(host):
                 raise ValueError(
-                    f"{host!r} is no host; expected a name or name:port, such as pypi.org (no address, "
+                    f"{host!r} is no host; expected a name or name:port, such as example.org (no address, "
                     "no pattern, no URL)"
                 )
         return lowered
@@ -70,7 +70,9 @@ class NetworkSettings(Settings):
     @model_validator(mode="after")
     def _list_and_mode_agree(self) -> NetworkSettings:
         if self.network == "allowlist" and not self.allowlist:
-            raise ValueError("network: allowlist needs hosts; name them in `allowlist`, such as [pypi.org]")
+            raise ValueError(
+                "network: allowlist needs hosts; name them in `allowlist`, such as [example.org]"
+            )
         if self.network != "allowlist" and self.allowlist:
             raise ValueError(f"allowlist has no effect with network: {self.network}; set network: allowlist")
         return self

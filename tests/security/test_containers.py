@@ -79,7 +79,7 @@ def test_directories_of_killed_owners_go_at_the_next_start() -> None:
 def test_networks_that_cannot_be(mode: str, local: bool, runtime: str, said: str) -> None:
     settings = DockerSettings(type="docker", runtime=runtime)
     with pytest.raises(SetupError) as caught:
-        ContainerNetwork(NetworkRules(mode, ("pypi.org",)), settings, local=local)  # type: ignore[arg-type]
+        ContainerNetwork(NetworkRules(mode, ("example.org",)), settings, local=local)  # type: ignore[arg-type]
     assert f"sandbox.network: {mode}" in str(caught.value)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -101,8 +101,8 @@ async def test_ports_and_names_are_exact() -> None:
     ("values", "said"),
     [
         ({"network": "allowlist"}, "needs hosts"),
-        ({"allowlist": ["pypi.org"]}, "set network: allowlist"),
-        ({"network": "allowlist", "allowlist": ["https://pypi.org"]}, "'https://pypi.org' is no host"),
+        ({"allowlist": ["example.org"]}, "set network: allowlist"),
+        ({"network": "allowlist", "allowlist": ["https://example.org"]}, "'https://example.org' is no host"),
         ({"network": "allowlist", "allowlist": ["10.0.0.1"]}, "'10.0.0.1' is no host"),
         ({"network": "allowlist", "allowlist": ["*.org"]}, "'*.org' is no host"),
         ({"network": "on"}, "'off', 'allowlist' or 'full'"),
@@ -283,7 +283,7 @@ async def test_every_case_of_isolation_holds_with_a_network() -> None:
     cases = [case for case in ALL_CASES if case.id.startswith("ISO") and case.id != "ISO-02"]  # variables
     free = asyncio.Semaphore(16)
     with HostWitness() as witness:
-        async with EmbeddedBackend(CASE_LIMITS, rules=NetworkRules("allowlist", ("pypi.org",))) as entered:
+        async with EmbeddedBackend(CASE_LIMITS, rules=NetworkRules("allowlist", ("example.org",))) as entered:
 
             async def one(case: Case) -> tuple[str, ...]:
                 async with free:
