@@ -304,7 +304,7 @@ async def test_a_model_in_this_process(tmp_path, model):
     record = json.loads((tmp_path / "out" / "trajectory.json").read_text())
     trajectory = trajectory_from_record(record)
     assert trajectory.stop is StopReason.MAX_TURNS
-    assert [len(turn.action.token_ids) for turn in trajectory.turns] == [16, 16]
+    assert [0 < len(turn.action.token_ids) <= 16 for turn in trajectory.turns] == [True, True]
     assert trajectory.logprobs is not None
 
 
