@@ -13,7 +13,7 @@ from .room import READY, REPOSITORY, room_command
 from .teeth import ALONE, NO_TEETH, NOT_RUN
 
 _PIPE = asyncio.subprocess.PIPE
-_ROOM_S = 120.0
+_ROOM_S = 75.0
 _ROOMS = 44
 _AT_ONCE = 22
 _PATIENCE = "0.2"
