@@ -22,7 +22,6 @@ from sandbox_rl.sandboxes.config import DockerSettings, EmbeddedSettings, PoolSe
 from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render
 from sandbox_rl.tools.toolbox import Toolbox, default_toolbox
-from sandbox_rl.training.async_config import async_config
 from sandbox_rl.training.grpo import grpo_config
 from sandbox_rl.training.models import context_length
 from sandbox_rl.types import Message, Task
@@ -164,6 +163,8 @@ def async_arguments(recipe: Recipe, checkpoints: Path, *, longest: int) -> Any:
     Raises:
         ConfigError: a field that TRL does not know or refuses, or a token budget that is too small.
     """
+    from sandbox_rl.training.async_config import async_config  # TRL's experimental part takes a second
+
     return async_config(
         recipe.grpo,
         checkpoints=checkpoints,

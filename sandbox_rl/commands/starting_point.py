@@ -6,15 +6,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 
 from sandbox_rl.commands.display import Display
 from sandbox_rl.commands.run_dir import write_atomically
-from sandbox_rl.commands.warmup import WarmupResult, warmup
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.config import ModelSettings
+
+if TYPE_CHECKING:
+    from sandbox_rl.commands.warmup import WarmupResult
 
 __all__ = ["needs_warmup", "starting_point"]
 
@@ -54,6 +57,8 @@ def needs_warmup(recipe: Recipe) -> bool:
 
 
 def _warm(recipe: Recipe, base_dir: Path, display: Display) -> WarmupResult:
+    from sandbox_rl.commands.warmup import warmup  # a second of imports that a dry run does without
+
     result = warmup(recipe, base_dir=base_dir, display=display)
     how = "found" if result.cached else "made"
     display.say(
