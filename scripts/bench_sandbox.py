@@ -151,8 +151,10 @@ async def leaks(backend: SandboxBackend, cycles: int, cancellations: int) -> lis
         await asyncio.gather(task, return_exceptions=True)
 
     await at_once(life, 20, 8)
+    await asyncio.sleep(1)  # until the sandboxes that are kept ready are replaced
     before, resident = held(), resident_mb()
     await at_once(life, cycles, 8)
+    await asyncio.sleep(1)
     after_cycles, grown = held() - before, resident_mb() - resident
     await at_once(cancelled, cancellations, 8)
     await asyncio.sleep(1)

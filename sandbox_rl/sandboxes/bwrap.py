@@ -42,13 +42,24 @@ class Bubblewrap:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the spawner needs to lay sandboxes out; `{stage}` and `{binds[i]}` are filled in there."""
+    """What the spawner needs to lay sandboxes out.
+
+    Attributes:
+        arguments: of bubblewrap; `{root}` becomes the directory that sandboxes see as their root.
+        shown: (path of the host, where it is seen, read-only).
+        links: place → target of symbolic links.
+        bwrap: the executable, below `bwrap_directory` if that is not "".
+        python: the interpreter that runs the agent.
+        environment: of the policy's commands.
+    """
 
     arguments: tuple[str, ...]
     command: tuple[str, ...]
     command_environment: Mapping[str, str]
-    binds: tuple[str, ...]
+    shown: tuple[tuple[str, str], ...]
+    links: Mapping[str, str]
     bwrap: str
+    bwrap_directory: str
     python: str
     environment: Mapping[str, str]
 
@@ -103,18 +114,17 @@ def make_layout(
 ) -> Layout:
     """Options of `bwrap` (for `--args`), the same for every sandbox of a backend.
 
-    The root is an empty read-only tmpfs with the host's /usr, a made-up /etc, a minimal /dev, a masked
-    /proc and four writable directories on one bounded tmpfs. Nothing else of the host is there.
+    The root is a read-only tmpfs with the host's /usr, a made-up /etc, a minimal /dev, a masked /proc and
+    four writable directories on one bounded tmpfs. Nothing else of the host is there. The spawner lays
+    out all of it that is the same for everyone (`spawner.tree`); bubblewrap adds /proc.
 
     Raises:
         ConfigError: a path to show does not exist, or would replace a part of the sandbox.
     """
-    binds: list[str] = []
-    shown: list[tuple[int, str]] = []
+    shown, links = _system()
 
     def show(host: Path | str, inside: str) -> None:
-        shown.append((len(binds), inside))
-        binds.append(str(host))
+        shown.append((str(host), inside))
 
     python, prefix = _agent_python()
     variables = {
@@ -135,25 +145,18 @@ def make_layout(
     for host, inside in read_only.items():
         _check_shown(host, inside)
         show(host, inside)
-    executable = bubblewrap.path
-    if bubblewrap.directory:
-        executable = f"{{binds[{len(binds)}]}}/{Path(executable).relative_to(bubblewrap.directory)}"
-        binds.append(bubblewrap.directory)
-
-    arguments = [*_namespaces(), *_system(), *_devices()]
-    for index, inside in shown:
-        arguments += ["--ro-bind", f"{{binds[{index}]}}", inside]
-    arguments += [*_writable(), "--remount-ro", "/", "--chdir", "/"]
     command = ["/run/agent/python", "-S", "-s", "-B", "/run/agent/agent.pyc"]
     own = {"LANG": "C.UTF-8"}
     if python != SYSTEM_PYTHON and prefix:
         own |= {"PYTHONHOME": PYTHON_PREFIX, "LD_LIBRARY_PATH": f"{PYTHON_PREFIX}/lib"}
     return Layout(
-        arguments=tuple(arguments),
+        arguments=(*_namespaces(), "--dev-bind", "{root}", "/", *_proc(), "--chdir", "/"),
         command=tuple(command),
         command_environment=own,
-        binds=tuple(binds),
-        bwrap=executable,
+        shown=tuple(shown),
+        links=links,
+        bwrap=bubblewrap.path,
+        bwrap_directory=bubblewrap.directory,
         python=python,
         environment={**variables, **environment},
     )
@@ -208,40 +211,25 @@ def _namespaces() -> list[str]:
         *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"),
         *("--unshare-cgroup", "--disable-userns", "--uid", "1000", "--gid", "1000"),
         *("--hostname", "sandbox", "--cap-drop", "ALL", "--new-session", "--die-with-parent"),
-        *("--as-pid-1", "--seccomp", "5", "--info-fd", "6"),
+        *("--as-pid-1", "--seccomp", "5", "--info-fd", "6", "--block-fd", "7"),
     ]
 
 
-def _system() -> list[str]:
-    arguments = ["--ro-bind", "/usr", "/usr", "--ro-bind", "{stage}/etc", "/etc"]
+def _system() -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """(directories to show, links) of the host's programs and libraries."""
+    shown, links = [("/usr", "/usr")], {"/var/tmp": "/tmp"}
     for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
         path = f"/{name}"
         if os.path.islink(path):
-            arguments += ["--symlink", os.readlink(path), path]
+            links[path] = os.readlink(path)
         elif os.path.isdir(path):
-            arguments += ["--ro-bind", path, path]
-    return arguments
+            shown.append((path, path))
+    return shown, links
 
 
-def _devices() -> list[str]:
-    arguments = ["--dev", "/dev", "--proc", "/proc"]
+def _proc() -> list[str]:
+    arguments = ["--proc", "/proc"]
     for path in HIDDEN_FILES:
         if os.path.exists(path):
             arguments += ["--ro-bind", "/dev/null", path]
     return [*arguments, "--ro-bind", "/proc/sys", "/proc/sys"]
-
-
-def _writable() -> list[str]:
-    arguments = []
-    for source, inside in (
-        ("testbed", "/testbed"),
-        ("tmp", "/tmp"),
-        ("shm", "/dev/shm"),
-        ("home", "/home/sandbox"),
-    ):
-        arguments += ["--bind", f"{{stage}}/rw/{source}", inside]
-    return [
-        *arguments,
-        *("--remount-ro", "/dev", "--ro-bind", "{stage}/agent", "/run/agent"),
-        *("--dir", "/var", "--symlink", "/tmp", "/var/tmp"),
-    ]

@@ -11,7 +11,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError, SandboxRLError, SetupError
@@ -27,7 +27,7 @@ from sandbox_rl.sandboxes.network_room import SharedRoom
 from sandbox_rl.sandboxes.network_rules import NetworkRules
 from sandbox_rl.sandboxes.protocol import AgentChannel
 from sandbox_rl.sandboxes.seccomp import build_filter
-from sandbox_rl.sandboxes.spawner_client import SpawnerClient
+from sandbox_rl.sandboxes.spawner_client import Birth, SpawnerClient
 
 __all__ = ["EmbeddedBackend"]
 
@@ -38,6 +38,15 @@ ALLOW_NAMESPACES = (
     "kernel.apparmor_restrict_unprivileged_userns=0; in a container also a seccomp profile that "
     "permits unshare and mount), or use the docker backend"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A connected agent, its sandbox's birth, and where it listens if there is a network."""
+
+    channel: AgentChannel
+    birth: Birth
+    listener: socket.socket | None
 
 
 class EmbeddedBackend:
@@ -127,23 +136,22 @@ class EmbeddedBackend:
         """A new sandbox; see `SandboxBackend.sandbox`."""
         check_files(files or {}, self._settings.limits)
         name = secrets.token_hex(8)
-        death: asyncio.Future[str] | None = None
-        channel: AgentChannel | None = None
+        made: _Made | None = None
         proxy: FilteringProxy | None = None
         try:
             try:
                 async with asyncio.timeout(timeout), self._making:
-                    channel, death, listener = await self._make(name)
-                    if listener is not None:
+                    made = await self._make(name)
+                    if made.listener is not None:
                         proxy = FilteringProxy(
-                            name, listener, self._rules, self._settings.network_limits, self._room
+                            name, made.listener, self._rules, self._settings.network_limits, self._room
                         )
                         proxy.start()
                     sandbox = AgentSandbox(
                         name,
-                        channel,
+                        made.channel,
                         self._settings.limits,
-                        out_of_memory=self._kill_counter(name),
+                        out_of_memory=self._kill_counter(made.birth.group),
                         check_host=self._check_host,
                     )
                     await sandbox.put_files(files or {})
@@ -153,60 +161,61 @@ class EmbeddedBackend:
                 raise SandboxFault(f"the files of a new sandbox cannot be placed: {error}") from error
             except SandboxDead as error:
                 # Nothing of the policy's has run yet, so this is ours.
-                raise SandboxFault(f"a new sandbox died: {await _last_words(death) or error}") from error
+                raise SandboxFault(f"a new sandbox died: {error}") from error
             except OSError as error:
                 raise SandboxFault(f"a sandbox cannot be made: {error.strerror}") from error
             yield sandbox
         finally:
             try:
-                await self._destroy(name, channel, death)
+                if made is not None:
+                    await self._destroy(name, made.channel, made.birth)
             finally:
                 if proxy is not None:
                     proxy.close()
 
-    async def _make(self, name: str) -> tuple[AgentChannel, asyncio.Future[str], socket.socket | None]:
-        """A connected agent, the future of its end, and where it listens if there is a network.
+    async def _make(self, name: str) -> _Made:
+        """A connected agent, and where it listens if there is a network.
 
         Nothing may be awaited between the request to the spawner and the return, except what leaves
         the sandbox to be found by its name.
+
+        Raises:
+            SandboxDead: it has ended; the message is what its launcher said, if anything.
         """
         await self._ensure_spawner()
-        ours, theirs = socket.socketpair()
-        death: asyncio.Future[str] | None = None
+        birth = self._spawner.create(name)
+        ours: socket.socket | None = None
         channel: AgentChannel | None = None
         listener: socket.socket | None = None
         try:
-            ours.setblocking(False)
-            with theirs:
-                death = self._spawner.create(name, theirs)
+            ours = await birth.agent()
             if self._rules.mode != "off":
                 listener = await take_listener(ours)
             _, channel = await asyncio.get_running_loop().create_connection(AgentChannel, sock=ours)
             await channel.hello
-        except BaseException:
+        except BaseException as error:
             if listener is not None:
                 listener.close()
-            if channel is None:
+            if channel is None and ours is not None:
                 ours.close()
-            await self._destroy(name, channel, death)
+            await self._destroy(name, channel, birth)
+            if isinstance(error, SandboxDead) and birth.death.done() and birth.death.result():
+                raise SandboxDead(birth.death.result()) from error
             raise
-        return channel, death, listener
+        return _Made(channel, birth, listener)
 
-    async def _destroy(
-        self, name: str, channel: AgentChannel | None, death: asyncio.Future[str] | None
-    ) -> None:
+    async def _destroy(self, name: str, channel: AgentChannel | None, birth: Birth) -> None:
         """Kill it and wait until nothing is left, cancelled or not.
 
         The kill itself is sent before anything is awaited.
         """
         if channel is not None:
             channel.close()
-        if death is None:
-            return
+        birth.close()
         self._spawner.kill(name)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DEATH_TIMEOUT_S):
-                await asyncio.shield(death)
+                await asyncio.shield(birth.death)
 
     async def _ensure_spawner(self) -> None:
         """Start another one if it has been killed; the sandboxes of the old one are gone with it."""
@@ -228,11 +237,11 @@ class EmbeddedBackend:
         if not self._spawner.alive:
             raise SandboxFault("the sandbox spawner has ended")
 
-    def _kill_counter(self, name: str) -> Callable[[], bool] | None:
+    def _kill_counter(self, group: str) -> Callable[[], bool] | None:
         """Whether the kernel's count of out-of-memory kills has risen since the last call."""
         if not self._events:
             return None
-        path = self._events.format(name=name)
+        path = self._events.format(group=group)
         seen = 0
 
         def risen() -> bool:
@@ -246,17 +255,6 @@ class EmbeddedBackend:
             return seen > before
 
         return risen
-
-
-async def _last_words(death: asyncio.Future[str] | None) -> str:
-    """What the launcher said, if it has ended."""
-    if death is None:
-        return ""
-    try:
-        async with asyncio.timeout(1):
-            return await asyncio.shield(death)
-    except TimeoutError:
-        return ""
 
 
 def _describe(bubblewrap: Bubblewrap, found: Mapping[str, Any], rules: NetworkRules) -> SandboxInfo:

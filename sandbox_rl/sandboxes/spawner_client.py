@@ -12,14 +12,67 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sandbox_rl.errors import SandboxFault, SetupError
+from sandbox_rl.errors import SandboxDead, SandboxFault, SetupError
 from sandbox_rl.sandboxes.bundle import spawner_source
 
-__all__ = ["SpawnerClient"]
+__all__ = ["Birth", "SpawnerClient"]
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 MESSAGE = 1 << 20
+
+
+class Birth:
+    """A sandbox that was asked for.
+
+    Attributes:
+        group: name of its control groups, once it is there.
+        death: done when nothing is left of it: its launcher's last words, "" in peace.
+    """
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.group = ""
+        self.death: asyncio.Future[str] = loop.create_future()
+        self._agent: socket.socket | None = None
+        self._told: asyncio.Future[None] = loop.create_future()
+
+    async def agent(self) -> socket.socket:
+        """The socket on which its agent speaks: the caller's to close.
+
+        Raises:
+            SandboxDead: it has ended before.
+        """
+        await asyncio.shield(self._told)
+        agent, self._agent = self._agent, None
+        if agent is None:
+            raise SandboxDead("its launcher has ended")
+        return agent
+
+    def close(self) -> None:
+        """Close the socket if nobody has taken it, now or when it comes."""
+        if self._agent is not None:
+            self._agent.close()
+        self._agent = None
+        if not self._told.done():
+            self._told.cancel()
+
+    def has_come(self, agent: socket.socket, group: str) -> None:
+        """The spawner has handed it over."""
+        self.group = group
+        if self._told.done():
+            agent.close()
+            return
+        agent.setblocking(False)
+        self._agent = agent
+        self._told.set_result(None)
+
+    def has_ended(self, words: str) -> None:
+        """The spawner has buried it."""
+        if not self._told.done():
+            self._told.set_result(None)
+        if not self.death.done():
+            self.death.set_result(words)
 
 
 class SpawnerClient:
@@ -28,7 +81,7 @@ class SpawnerClient:
     def __init__(self) -> None:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._deaths: dict[str, asyncio.Future[str]] = {}
+        self._births: dict[str, Birth] = {}
 
     @property
     def alive(self) -> bool:
@@ -59,38 +112,31 @@ class SpawnerClient:
         loop.add_reader(ours.fileno(), self._news)
         return dict(answer)
 
-    def create(self, name: str, agent: socket.socket) -> asyncio.Future[str]:
-        """Ask for a sandbox whose agent speaks on `agent`.
-
-        Returns:
-            What becomes done when nothing is left of it: its launcher's last words, "" in peace.
+    def create(self, name: str) -> Birth:
+        """Ask for a sandbox.
 
         Raises:
             SandboxFault: the spawner is gone.
         """
-        death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._deaths[name] = death
-        try:
-            self._send({"do": "create", "name": name}, [agent.fileno()])
-        except SandboxFault:
-            del self._deaths[name]
-            raise
-        return death
+        birth = Birth()
+        self._send({"do": "create", "name": name})
+        self._births[name] = birth
+        return birth
 
     def kill(self, name: str) -> None:
-        """Ask for a sandbox's end; its death is told by the future that `create` returned."""
-        if name in self._deaths:
+        """Ask for a sandbox's end; its death is told by what `create` returned."""
+        if name in self._births:
             with contextlib.suppress(SandboxFault):  # gone itself, and with it all sandboxes
                 self._send({"do": "kill", "name": name})
 
-    def _send(self, message: Mapping[str, Any], descriptors: list[int] | None = None) -> None:
+    def _send(self, message: Mapping[str, Any]) -> None:
         if self._control is None:
             raise SandboxFault("the sandbox spawner is not running")
         try:
             # A few bytes on a socket that the spawner empties at once: blocking here is brief.
             self._control.setblocking(True)
             self._control.settimeout(5)
-            socket.send_fds(self._control, [json.dumps(message).encode()], descriptors or [])
+            self._control.send(json.dumps(message).encode())
         except OSError as error:
             raise SandboxFault(f"the sandbox spawner is gone: {error}") from error
         finally:
@@ -98,8 +144,9 @@ class SpawnerClient:
 
     def _news(self) -> None:
         while self._control is not None:
+            descriptors: list[int] = []
             try:
-                data = self._control.recv(MESSAGE)
+                data, descriptors, _, _ = socket.recv_fds(self._control, MESSAGE, 1)
             except BlockingIOError:
                 return
             except OSError:
@@ -108,9 +155,10 @@ class SpawnerClient:
                 self._lost()
                 return
             message = json.loads(data)
-            death = self._deaths.pop(message["dead"], None)
-            if death is not None and not death.done():
-                death.set_result(message["error"])
+            if "made" in message:
+                self._births[message["made"]].has_come(socket.socket(fileno=descriptors[0]), message["group"])
+            elif birth := self._births.pop(message["dead"], None):
+                birth.has_ended(message["error"])
 
     def _lost(self) -> None:
         """The spawner has gone, and with it every sandbox."""
@@ -118,10 +166,9 @@ class SpawnerClient:
             asyncio.get_running_loop().remove_reader(self._control.fileno())
             self._control.close()
             self._control = None
-        for death in self._deaths.values():
-            if not death.done():
-                death.set_result("the spawner is gone")
-        self._deaths.clear()
+        for birth in self._births.values():
+            birth.has_ended("the spawner is gone")
+        self._births.clear()
 
     async def stop(self) -> None:
         """Let it kill all sandboxes, remove their groups and leave; idempotent."""

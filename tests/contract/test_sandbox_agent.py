@@ -63,8 +63,14 @@ def children() -> set[int]:
 
 
 def spawners() -> set[int]:
-    """The spawners and the launchers that they keep waiting, which are forks of them."""
+    """The spawners, and launchers at their very start, which are forks of them."""
     return {pid for pid in children() if b"/proc/self/fd/" in _command_line(pid)}
+
+
+def spares() -> set[int]:
+    """Two processes of each sandbox that waits: bubblewrap and what will be the first process."""
+    wrapped = {pid for pid in children() if _command_line(pid).startswith(b"bwrap\0")}
+    return {pid for pid in wrapped if not any(_parent(agent) == pid for agent in agents())}
 
 
 def _command_line(pid: int) -> bytes:
@@ -232,27 +238,26 @@ async def test_spawner_killed_is_our_fault_and_another_one_starts() -> None:
     assert await settles(lambda: children() <= before)
 
 
-def _spares() -> set[int]:
-    return {pid for pid in spawners() if _parent(pid) != os.getpid()}
-
-
-async def test_waiting_launchers_hold_nothing_and_end_with_the_spawner() -> None:
+async def test_waiting_sandboxes_hold_nothing_and_end_with_the_spawner() -> None:
     before = children()
     async with EmbeddedBackend() as backend:
-        if not backend.info.tier.endswith("cgroup"):
-            pytest.skip("launchers wait only where control groups can be joined ahead")
         (spawner,) = (pid for pid in children() - before if _parent(pid) == os.getpid())
         async with backend.sandbox() as sandbox:
             await out(sandbox, "true")
-            spares = _spares() - before
-            assert spares
-            for pid in spares:
-                held = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-                assert len([name for name in held if name != "/dev/null"]) == 1, held
-                assert os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink(f"/proc/{spawner}/ns/mnt")
-                assert any("/spare-" in group for group in _lines(f"/proc/{pid}/cgroup"))
+            assert await settles(lambda: len(spares() - before) == 4)
+            waiting = spares() - before
+            for pid in waiting & {_parent(pid) for pid in waiting}:
+                (first,) = (child for child in waiting if _parent(child) == pid)
+                assert os.readlink(f"/proc/{first}/ns/mnt") != os.readlink(f"/proc/{spawner}/ns/mnt")
+                assert os.readlink(f"/proc/{first}/ns/net") != os.readlink(f"/proc/{spawner}/ns/net")
+                held = [os.readlink(f"/proc/{first}/fd/{fd}") for fd in os.listdir(f"/proc/{first}/fd")]
+                kinds = sorted(name.rpartition("/")[2].partition(":")[0] for name in held)
+                # Its own agent's socket, where it complains and its gate: nothing of another sandbox.
+                assert kinds == ["null", "null", "pipe", "pipe", "proc", "seccomp", "socket"], held
+            if backend.info.tier.endswith("cgroup"):
+                assert len({tuple(_lines(f"/proc/{pid}/cgroup")) for pid in waiting}) == 2
             os.kill(spawner, signal.SIGKILL)
-            assert await settles(lambda: not spares & children() and not _alive(spares))
+            assert await settles(lambda: not waiting & children() and not _alive(waiting))
     assert await settles(lambda: children() <= before)
 
 
@@ -268,10 +273,12 @@ def _alive(pids: set[int]) -> bool:
     return any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
-async def test_a_killed_waiting_launcher_is_missed_by_nobody() -> None:
+async def test_a_killed_waiting_sandbox_is_missed_by_nobody() -> None:
+    before = children()
     async with EmbeddedBackend() as backend:
         for _ in range(3):
-            killed = _spares()
+            assert await settles(lambda: len(spares() - before) == 4)
+            killed = spares() - before
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
             assert await settles(partial(_ended, killed))
@@ -289,8 +296,9 @@ def _parent(pid: int) -> int:
 async def test_cancelling_at_any_instant_leaves_nothing(backend: EmbeddedBackend) -> None:
     async with backend.sandbox():
         pass
-    before, held, grouped = children(), set(os.listdir("/proc/self/fd")), groups(os.getpid())
-    waiting = len(spawners())
+    held = set(os.listdir("/proc/self/fd"))
+    assert await settles(lambda: len(spares()) == 4)
+    before, grouped = children(), groups(os.getpid())
     dice = random.Random(0)
 
     async def one() -> None:
@@ -305,9 +313,9 @@ async def test_cancelling_at_any_instant_leaves_nothing(backend: EmbeddedBackend
 
     for _ in range(5):
         await asyncio.gather(*(cancelled() for _ in range(8)))
-    # A launcher that was used has been replaced by another one: as many as before, and nothing else.
-    assert await settles(lambda: children() - spawners() <= before and len(spawners()) <= waiting)
-    assert await settles(lambda: groups(os.getpid()) <= grouped)
+    # Spares have been replaced by others: as many as before, and nothing else.
+    assert await settles(lambda: children() - spares() <= before and len(children()) == len(before))
+    assert await settles(lambda: len(groups(os.getpid())) == len(grouped))
     assert set(os.listdir("/proc/self/fd")) <= held
 
 

@@ -120,9 +120,35 @@ def _container_groups(foreign: set[str]) -> Iterator[str]:
             below.clear()
 
 
+def _settled_tree() -> set[int]:
+    """This process and its descendants, once every spawner has laid its spare sandboxes out.
+
+    A spawner's child is a launcher, which becomes bubblewrap, which has a first process: with fewer
+    it is on its way there (or out), and counts would differ from one look to the next.
+    """
+    deadline = time.monotonic() + 5
+    while True:
+        tree = tree_of(os.getpid())
+        words = {pid: (_words(str(pid)) or [""]) for pid in tree}
+        spawners = {pid for pid in tree if any(word.startswith("/proc/self/fd/") for word in words[pid])}
+        parents = {pid: _parent(pid) for pid in tree}
+        launching = {pid for pid in spawners if parents[pid] in spawners}
+        outer = {pid for pid in tree if words[pid][0] == "bwrap" and parents[pid] in spawners}
+        if (not launching and outer <= set(parents.values())) or time.monotonic() > deadline:
+            return tree
+        time.sleep(0.02)
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def probe() -> dict[str, set[str]]:
     """Everything there is now, by kind, under names that tell it apart."""
-    tree = tree_of(os.getpid())
+    tree = _settled_tree()
     engine, foreign = _engine_tree()
     names = os.listdir(tempfile.gettempdir()) + [f"run/{n}" for n in os.listdir("/run")]
     return {
@@ -180,10 +206,10 @@ def leaked(before: dict[str, set[str]], *, within: float = 5.0) -> dict[str, set
 
 
 def _grew(kind: str, before: set[str], now: set[str]) -> bool:
-    """Pools of threads and reused numbers change names, so these are judged by their count."""
+    """Pools of threads, reused numbers and spare sandboxes change names: these are judged by their count."""
     if kind in ("descriptors", "threads") and _engine():
         return len(now) > len(before) + _KEPT
-    if kind in ("threads", "descriptors", "processes", "namespaces"):
+    if kind in ("threads", "descriptors", "processes", "namespaces", "cgroups"):
         return len(now) > len(before)
     return bool(now - before)
 

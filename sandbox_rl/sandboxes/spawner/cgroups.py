@@ -53,7 +53,6 @@ class Cgroups:
         self.limits = limits
         self.roots: dict[str, str] = {}
         self.refused = ""
-        self.renames = True
         self.name = owner_name(owner)
         for controller, parent in parents():
             try:
@@ -74,7 +73,6 @@ class Cgroups:
             if not controller and self.roots:
                 break
         self.memory = "memory" in self.roots or "" in self.roots
-        self.renames = self.renames and bool(self.roots)
 
     def try_out(self, controller: str, directory: str) -> None:
         """Make a group with limits and remove it again: what the files promise is not enough."""
@@ -83,11 +81,6 @@ class Cgroups:
         try:
             for file, value in self.settings(controller):
                 write_text(f"{probe}/{file}", value)
-            try:
-                os.rename(probe, f"{directory}/renamed")
-                probe = f"{directory}/renamed"
-            except OSError:
-                self.renames = False  # version 2 never can
         finally:
             os.rmdir(probe)
 
@@ -119,22 +112,10 @@ class Cgroups:
                 if controller in ("", "memory") and os.path.exists(f"{directory}/{file}"):
                     write_text(f"{directory}/{file}", 0 if "swap" in file else self.limits["memory_mb"] << 20)
 
-    def doors(self, name: str) -> list[int]:
-        """Descriptors of a sandbox's groups: who writes "0" to one enters it, whatever its name by then."""
-        opened: list[int] = []
-        try:
-            for root in self.roots.values():
-                opened.append(os.open(f"{root}/{name}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
-        except OSError:
-            for fd in opened:
-                os.close(fd)
-            raise
-        return opened
-
-    def rename(self, old: str, new: str) -> None:
-        """Give groups another name; what lives in them stays."""
+    def join(self, name: str) -> None:
+        """Move the calling process into a sandbox's groups."""
         for root in self.roots.values():
-            os.rename(f"{root}/{old}", f"{root}/{new}")
+            write_text(f"{root}/{name}/cgroup.procs", 0)
 
     def remove(self, name: str) -> bool:
         """Remove a sandbox's groups; False while something still lives in one."""
@@ -151,10 +132,10 @@ class Cgroups:
                 time.sleep(0.005)
 
     def events(self) -> str:
-        """Path, with {name}, of the file that counts out-of-memory kills; "" where there is none."""
+        """Path, with {group}, of the file that counts out-of-memory kills; "" where there is none."""
         if "" in self.roots:
-            return self.roots[""] + "/{name}/memory.events"
-        return self.roots["memory"] + "/{name}/memory.oom_control" if "memory" in self.roots else ""
+            return self.roots[""] + "/{group}/memory.events"
+        return self.roots["memory"] + "/{group}/memory.oom_control" if "memory" in self.roots else ""
 
 
 def remove_group(directory: str) -> bool:

@@ -21,9 +21,9 @@ from sandbox_rl.sandboxes.spawner.system import (
     mount,
     unshare,
 )
+from sandbox_rl.sandboxes.spawner.tree import WRITABLE, Tree
 
 PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")
-WRITABLE = ("testbed", "tmp", "shm", "home")
 ETC_COPIES = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types")
 ETC_FILES = {
     "passwd": "sandbox:x:1000:1000:sandbox:/home/sandbox:/bin/bash\nnobody:x:65534:65534::/:/bin/false\n",
@@ -64,27 +64,37 @@ class Stage:
     """The shared layout below `self.root`.
 
     Args:
-        config: `agent` (source), `seccomp` (hex), `arguments` (bwrap options with {stage} and
-            {binds[i]}), `binds` (host paths to show read-only), `bwrap` (executable), `python`
-            (interpreter for the agent).
+        config: `agent` (source), `seccomp` (hex) and the fields of a `bwrap.Layout`.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        needed = [config["bwrap"], config["python"], *config["binds"]]
+        beside = [config["bwrap_directory"]] if config["bwrap_directory"] else []
+        outside = [*(path for path, _ in config["shown"]), *beside]
+        needed = [config["bwrap"], config["python"], *outside]
         self.root = next(p for p in PLACES if os.path.isdir(p) and not any(within(n, p) for n in needed))
         # Resolved while this process still has its own rights: the user that the launcher runs as
         # may not be able to pass through, say, /root.
-        held = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in config["binds"]]
+        held = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in outside]
         mount("tmpfs", self.root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=256m")
-        for name in ("etc", "agent", "rw", "binds"):
+        for name in ("etc", "agent", "rw"):
             os.mkdir(f"{self.root}/{name}")
         self.make_etc()
         self.make_agent(config)
-        binds = [self.bind(fd, f"{self.root}/binds/{index}") for index, fd in enumerate(held)]
-        arguments = [a.format(stage=self.root, binds=binds) for a in config["arguments"]]
+        self.bwrap: str = config["bwrap"]
+        if beside:
+            os.mkdir(f"{self.root}/bwrap")
+            mount(f"/proc/self/fd/{held[-1]}", f"{self.root}/bwrap", None, MS_BIND | MS_REC)
+            self.bwrap = f"{self.root}/bwrap/{os.path.relpath(config['bwrap'], beside[0])}"
+        shown = [
+            (f"/proc/self/fd/{fd}", inside) for fd, (_, inside) in zip(held, config["shown"], strict=False)
+        ]
+        own = [(f"{self.root}/{name}", inside) for name, inside in (("etc", "/etc"), ("agent", "/run/agent"))]
+        self.tree = Tree(f"{self.root}/root", [*own, *shown], config["links"])
+        for fd in held:
+            os.close(fd)
+        arguments = [a.format(root=self.tree.root) for a in config["arguments"]]
         self.store("arguments", "".join(a + "\0" for a in arguments).encode())
         self.store("seccomp", bytes.fromhex(config["seccomp"]))
-        self.bwrap = config["bwrap"].format(binds=binds)
 
     def make_etc(self) -> None:
         """A made-up /etc: the host's users, keys and names are nobody's business."""
@@ -121,24 +131,12 @@ class Stage:
             file.write(data)
         os.chmod(f"{self.root}/{name}", 0o644)
 
-    def bind(self, source: int, target: str) -> str:
-        """Show an open file or directory at `target`."""
-        path = f"/proc/self/fd/{source}"
-        if os.path.isdir(path):
-            os.mkdir(target)
-        else:
-            self.store(os.path.relpath(target, self.root), b"")
-        mount(path, target, None, MS_BIND | MS_REC)
-        os.close(source)
-        return target
-
     def mount_writable(self, uid: int, disk_mb: int, inodes: int) -> None:
         """The writable directories of one sandbox, on one tmpfs bounded in bytes and inodes.
 
         Called in the sandbox's own launcher, in a further mount namespace: it goes when that goes.
         """
         unshare(CLONE_NEWNS)
-        mount("none", "/", None, MS_REC | MS_PRIVATE)
         root = f"{self.root}/rw"
         options = f"mode=755,uid={uid},gid={uid},size={disk_mb}m,nr_inodes={inodes}"
         if os.geteuid() != 0:
@@ -152,6 +150,7 @@ class Stage:
                 os.chown(f"{root}/{name}", uid, uid)
         for name in ("tmp", "shm"):
             os.chmod(f"{root}/{name}", 0o1777)
+        self.tree.add_own(root)
 
 
 def within(path: str, directory: str) -> bool:

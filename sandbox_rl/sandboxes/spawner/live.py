@@ -1,0 +1,129 @@
+"""A sandbox as the spawner sees it: what connects the two, from its launcher's start to its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+
+from sandbox_rl.sandboxes.spawner.launch import Handles, Launcher
+
+
+class Live:
+    """A started sandbox; it waits at its gate until it is given a name.
+
+    Attributes:
+        pid: of its launcher, later bubblewrap's.
+        group: name of its control groups.
+        name: "" for a spare one.
+        agent: the host's end of the agent's socket, until it has been handed over.
+    """
+
+    def __init__(self, launcher: Launcher, group: str, uid: int) -> None:
+        """Fork the launcher.
+
+        Raises:
+            OSError: no process or no descriptors are left.
+        """
+        self.name = ""
+        self.group = group
+        self.said = b""
+        self.fds: list[int] = []
+        self.agent, theirs = socket.socketpair()
+        parent = os.getpid()
+        try:
+            with theirs:
+                self.info, info = self.pipe()
+                self.errors, errors = self.pipe()
+                gate, self.gate = self.pipe(blocks=True)
+                self.pid = os.fork()
+                if self.pid == 0:
+                    launcher.launch(parent, group, uid, Handles(theirs.fileno(), errors, info, gate))
+        except OSError:
+            self.close()
+            raise
+        for fd in (info, errors, gate):
+            self.fds.remove(fd)
+            os.close(fd)
+
+    def pipe(self, blocks: bool = False) -> tuple[int, int]:
+        """(reader, writer), closed with this sandbox."""
+        ends = os.pipe2(os.O_CLOEXEC | (0 if blocks else os.O_NONBLOCK))
+        self.fds += ends
+        return ends
+
+    def hand_over(self, name: str, control: socket.socket) -> None:
+        """Name it, tell the host how to reach its agent, and let it start.
+
+        Raises:
+            OSError: the host is gone.
+        """
+        self.name = name
+        message = json.dumps({"made": name, "group": self.group}).encode()
+        with self.agent:
+            socket.send_fds(control, [message], [self.agent.fileno()])
+        try:
+            os.write(self.gate, b"!")
+        except BrokenPipeError:
+            return  # it has ended as a spare: its end is told like any other's
+        self.fds.remove(self.gate)
+        os.close(self.gate)
+
+    def first_process(self) -> int:
+        """Host-side process id of its first process, 0 while bubblewrap has not reported it.
+
+        It is reported as JSON, in several writes.
+        """
+        self.said += read_now(self.info)
+        try:
+            return int(json.loads(self.said)["child-pid"])
+        except (ValueError, KeyError):
+            return 0
+
+    def kill(self) -> None:
+        """Its first process, if known, takes all others with it; else the launcher.
+
+        The kernel lets the first process go only when all others of its namespace are gone, and the
+        launcher waits for it: the launcher's end means that nothing is left.
+        """
+        first = self.first_process()
+        if not (first and parent_of(first) == self.pid and signalled(first)):
+            signalled(self.pid)
+
+    def last_words(self) -> str:
+        """What launcher and bubblewrap have complained of."""
+        return read_now(self.errors).decode("utf-8", "replace").strip()[-500:]
+
+    def close(self) -> None:
+        """Let go of every descriptor."""
+        self.agent.close()
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+
+
+def parent_of(pid: int) -> int:
+    """Parent of a process, 0 if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def signalled(pid: int) -> bool:
+    """Kill a process; False if there is none."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return False
+    return True
+
+
+def read_now(fd: int) -> bytes:
+    """What a pipe holds at this moment."""
+    try:
+        return os.read(fd, 65_536)
+    except OSError:
+        return b""
