@@ -8,6 +8,7 @@ no grace of ten seconds before its end.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,10 @@ from typing import Any
 from sandbox_rl.sandboxes.base import ANSWER_FILE, Sandbox, SandboxBackend
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker_engine import DockerEngine
+from sandbox_rl.sandboxes.docker_options import container_options, host_options
 from sandbox_rl.sandboxes.ownership import LABEL
 
-__all__ = ["COMMANDS", "EDITS", "Reference", "alone", "crowd", "episode", "left"]
+__all__ = ["COMMANDS", "EDITS", "Floor", "Reference", "alone", "crowd", "episode", "left"]
 
 COMMANDS, EDITS = 8, 2
 _TEXT = "one\ntwo\nthree\n"
@@ -106,10 +108,6 @@ class Reference:
         """The same work as `episode` above."""
         await asyncio.get_running_loop().run_in_executor(self._threads, self._episode)
 
-    async def floor(self) -> None:
-        """The plainest container, made, started and removed: nothing is done in it."""
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._floor)
-
     def close(self) -> None:
         self._threads.shutdown()
         self._api.close()
@@ -146,5 +144,33 @@ class Reference:
         assert code == 0, (command, code, said)
         return said
 
-    def _floor(self) -> None:
-        self._api.remove_container(self._started(), force=True, v=True)
+
+@dataclass
+class Floor:
+    """What the engine needs for one of our containers, limits and all, when nothing is done in it.
+
+    Args:
+        settings: those of the backend.
+        at_once: threads.
+    """
+
+    settings: DockerSettings
+    at_once: int
+
+    def __post_init__(self) -> None:
+        self._engine = DockerEngine(self.settings.host)
+        self._threads = ThreadPoolExecutor(self.at_once)
+
+    async def episode(self) -> None:
+        """Create, start, remove."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._episode)
+
+    def _episode(self) -> None:
+        name = f"floor-{secrets.token_hex(8)}"
+        options = container_options(self.settings, self.settings.image)
+        self._engine.start(self._engine.create(name, host=host_options(self.settings), container=options))
+        self._engine.remove(name)
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self._engine.close()
