@@ -6,16 +6,15 @@ so through `SandboxGRPOTrainer.sync_policy`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from accelerate import PartialState
 
+from sandbox_rl.training.weight_merge import checkpoint_tensors
 from sandbox_rl.training.weight_transfer import WeightPublisher
 
-__all__ = ["WeightSync", "checkpoint_tensors"]
+__all__ = ["WeightSync"]
 
 
 class WeightSync:
@@ -54,46 +53,14 @@ class WeightSync:
         assert self._step is not None, "attached first"
         model, version = self._model(), self._step()
         self._state.wait_for_everyone()  # no rank may still be rolling out with the old weights
-        with merged(model):
-            tensors = checkpoint_tensors(model)
-            if self._publisher is None:
-                for _ in tensors:  # gathering a sharded tensor takes every rank
-                    pass
-            else:
-                if not self._ready:
-                    self._publisher.init_weight_transfer()
-                    self._ready = True
-                self._publisher.publish(tensors, version=version)
+        tensors = checkpoint_tensors(model)
+        if self._publisher is None:
+            for _ in tensors:  # gathering a sharded tensor takes every rank
+                pass
+        else:
+            if not self._ready:
+                self._publisher.init_weight_transfer()
+                self._ready = True
+            self._publisher.publish(tensors, version=version)
         self.served(version)
         self._state.wait_for_everyone()
-
-
-@contextmanager
-def merged(model: Any) -> Iterator[None]:
-    """LoRA adapters folded into the base weights while open: the server knows the base only."""
-    if not hasattr(model, "merge_adapter"):
-        yield
-        return
-    model.merge_adapter()
-    try:
-        yield
-    finally:
-        model.unmerge_adapter()
-
-
-def checkpoint_tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """`(name in the checkpoint, whole tensor)` of every weight that a server loads, one at a time.
-
-    Names lose what wrapping adds to them; adapters are left out, being merged. Of tied weights the first
-    one comes, as in a checkpoint. A shard is gathered from all ranks (`DTensor.full_tensor`).
-    """
-    adapters = hasattr(model, "merge_adapter")
-    for raw, parameter in model.named_parameters():
-        name = raw.removeprefix("module.").replace("_checkpoint_wrapped_module.", "")
-        if adapters:
-            name = name.removeprefix("base_model.model.").replace(".base_layer", "")
-            if model.prefix in name or "original_module" in name:
-                continue
-            name = name.replace("modules_to_save.default.", "")
-        full = getattr(parameter, "full_tensor", None)
-        yield name, full() if callable(full) else parameter.detach()

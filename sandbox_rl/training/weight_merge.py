@@ -1,0 +1,104 @@
+"""The weights of a model as a server of its base model loads them, LoRA adapters folded in.
+
+Nothing of the model is changed. Merging in place and undoing it afterwards, as peft offers, would round a
+bfloat16 base twice per publication: the frozen weights would drift away from the checkpoint's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from sandbox_rl.errors import ModelError
+
+__all__ = ["checkpoint_tensors"]
+
+
+def checkpoint_tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """`(name in the base model's checkpoint, whole tensor)` of every weight a server loads, one at a time.
+
+    Of tied weights the first one comes, as in a checkpoint. A shard is gathered from all ranks
+    (`DTensor.full_tensor`), so every rank must exhaust this. A weight with adapters comes as a new float32
+    tensor; any other may share the model's memory.
+
+    Raises:
+        ModelError: an adapter that cannot be folded into one weight.
+    """
+    if isinstance(model, PeftModel):
+        yield from _merged(model)
+        return
+    for raw, parameter in model.named_parameters():
+        yield _plain(raw), _whole(parameter)
+
+
+def _merged(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
+    base = model.get_base_model()
+    adapted: Mapping[str, Any] = {n: m for n, m in base.named_modules() if isinstance(m, BaseTunerLayer)}
+    _refuse_tied(base, adapted)
+    for raw, parameter in base.named_parameters():
+        layer_name, _, inner = raw.partition(".base_layer.")
+        if inner:
+            weight = _whole(parameter)
+            layer = adapted[layer_name]
+            if inner == "weight":
+                weight = _with_adapters(weight, layer, layer_name)
+            yield f"{_plain(layer_name)}.{inner}", weight
+        elif ".original_module." in raw:
+            continue  # trained in a copy, which comes below
+        elif ".modules_to_save." in raw:
+            owner, _, inner = raw.partition(".modules_to_save.")
+            yield f"{_plain(owner)}.{inner.partition('.')[2]}", _whole(parameter)
+        elif not _of_adapter(raw, adapted):
+            yield _plain(raw), _whole(parameter)
+
+
+def _of_adapter(raw: str, adapted: Mapping[str, Any]) -> bool:
+    """Whether a parameter belongs to an adapted module and is not its base weight."""
+    while raw:
+        raw = raw.rpartition(".")[0]
+        if raw in adapted:
+            return True
+    return False
+
+
+def _with_adapters(weight: torch.Tensor, layer: Any, name: str) -> torch.Tensor:
+    """`W + scaling · B A` in float32, of all active adapters."""
+    if not weight.is_floating_point():
+        raise ModelError(
+            f"model.lora: {name} has weights of {weight.dtype}, which adapters cannot be folded into for the "
+            "server; load the model in bfloat16"
+        )
+    merged = weight.to(torch.float32, copy=True)
+    for adapter in layer.active_adapters:
+        if getattr(layer, "use_dora", {}).get(adapter):
+            raise ModelError(f"model.lora: {name} uses DoRA, which a served policy cannot; switch it off")
+        merged += _whole(layer.get_delta_weight(adapter)).float()
+    return merged
+
+
+def _refuse_tied(base: Any, adapted: Mapping[str, Any]) -> None:
+    """An adapter on one of two tied weights has no place in a checkpoint that has the weight once."""
+    names: dict[int, str] = {}
+    for name, parameter in base.named_parameters(remove_duplicate=False):
+        other = names.setdefault(id(parameter), name)
+        if other != name and any(n.partition(".base_layer.")[0] in adapted for n in (other, name)):
+            raise ModelError(
+                f"model.lora.target_modules: {_plain(other.replace('.base_layer', ''))} and "
+                f"{_plain(name.replace('.base_layer', ''))} are one tied weight, which a served policy keeps "
+                "as one; leave both out"
+            )
+
+
+def _plain(name: str) -> str:
+    """Without what data parallelism and activation checkpointing put into names."""
+    return name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "")
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    full = getattr(tensor, "full_tensor", None)
+    whole: torch.Tensor = full() if callable(full) else tensor
+    return whole.detach()
