@@ -6,13 +6,16 @@ each parity test looks three times: equal before, different once the trainer mov
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from sandbox_rl.errors import EngineFault
+from sandbox_rl.training.weight_merge import checkpoint_tensors
 from sandbox_rl.training.weight_payload import checksums_of, write_safetensors
 from tests.vllm.conftest import save_tiny, served
 from tests.vllm.support import PROMPT, ask, disturb, gap
@@ -45,6 +48,25 @@ def test_untied(vllm_python, tmp_path):
         parity(on)
     finally:
         assert next(run, None) is None
+
+
+def test_lora(shared):
+    """The server gets the merged weights under the base model's names."""
+    shared.publish()
+    adapters = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(copy.deepcopy(shared.model), adapters).eval()
+    assert gap(model, PROMPT, ask(shared)) < SAME  # B is zero at first
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    assert gap(model, PROMPT, ask(shared)) > DIFFERENT
+    try:
+        shared.publisher.publish(checkpoint_tensors(model), version=shared.publisher.version + 1)
+        assert gap(model, PROMPT, ask(shared)) < SAME
+    finally:
+        shared.publish()
 
 
 def test_weights_that_did_not_arrive_are_noticed(shared):
