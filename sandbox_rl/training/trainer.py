@@ -14,12 +14,22 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
+from sandbox_rl.errors import ConfigError
 from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.training.curriculum import Curriculum, outcome_of
 from sandbox_rl.training.estimator import Estimator
+from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.micro_batches import (
+    agreed_count,
+    lengths_of,
+    loss_share,
+    part_of,
+    plan_parts,
+    splittable,
+)
 from sandbox_rl.training.refill import Refilled, refill
 from sandbox_rl.training.rows import to_rows
 from sandbox_rl.training.weight_sync import WeightSync
@@ -39,19 +49,47 @@ _PER_COMPLETION_TOKEN = (
 
 
 class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    """`trl.GRPOTrainer` that does not compute on columns which are padding for a whole micro-batch.
+    """`trl.GRPOTrainer` for long rows: float32 log-probs, little padding, bounded memory.
 
     TRL pads every row to the longest of its generation batch, so one long episode makes all
-    micro-batches long. Trimming leaves loss and gradients as they are.
+    micro-batches long. Trimming, moving rows to the left (`log_probs`) and computing a micro-batch in parts
+    (`micro_batches`) leave loss and gradients as they are.
 
     Args:
+        micro_batch_tokens: tokens computed at once, padding included; a single longer row is computed alone.
+            None: the whole micro-batch.
         weight_sync: where the policy is sampled by servers: TRL then calls its `sync_weights` before
             rollouts, and corrects for the servers' log-probs differing from its own
             (`vllm_importance_sampling_mode`), as with its own vLLM modes.
+
+    Raises:
+        ConfigError: parts are asked for with a loss that cannot be taken apart.
     """
 
-    def __init__(self, *args: Any, weight_sync: WeightSync | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        weight_sync: WeightSync | None = None,
+        micro_batch_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        coupled = "router_aux_loss_coef" if self.aux_loss_enabled else splittable(self.args)
+        if micro_batch_tokens is not None and coupled is not None:
+            raise ConfigError(
+                f"update.micro_batch_tokens: {micro_batch_tokens}, expected none with grpo.{coupled}, which "
+                "takes the rows of a micro-batch together; lower grpo.per_device_train_batch_size instead"
+            )
+        self._micro_batch_tokens = micro_batch_tokens
+        align_rows(
+            float32_log_probs(self.model, temperature=self.temperature), token_budget=micro_batch_tokens
+        )
+        if self.ref_model is not None:
+            reference = self.accelerator.unwrap_model(self.ref_model)
+            align_rows(
+                float32_log_probs(reference, temperature=self.temperature, outputs=("log_probs",)),
+                token_budget=micro_batch_tokens,
+            )
         self._weight_sync = weight_sync
         if weight_sync is not None:
             # Set afterwards: TRL's constructor would start or look for an engine of its own. From here
@@ -76,11 +114,34 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The loss of a micro-batch, on trimmed inputs."""
+        """The loss of a micro-batch; of parts of it, all but the last one's gradient is there already."""
         if self._weight_sync is not None and model.training:
             for name, value in mismatch(inputs).items():
                 self._metrics["train"][name].append(value)
+        parts = self._parts(inputs) if model.training else [inputs]
+        total: Any = 0.0
+        for part in parts[:-1]:
+            with self.accelerator.no_sync(model):
+                loss = self._part_loss(model, inputs, part, num_items_in_batch)
+                self.accelerator.backward(loss)
+            total = total + loss.detach()
+        if len(parts) > 1:
+            return total + self._part_loss(model, inputs, parts[-1], num_items_in_batch)
         return super().compute_loss(model, trim_padding(inputs), return_outputs, num_items_in_batch)
+
+    def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        if self._micro_batch_tokens is None:
+            return [inputs]
+        lengths = lengths_of(inputs)
+        count = len(plan_parts(lengths, self._micro_batch_tokens))
+        count = agreed_count(count, inputs["completion_mask"].device)
+        plan = plan_parts(lengths, self._micro_batch_tokens, at_least=count)
+        return [inputs] if len(plan) == 1 else [part_of(inputs, rows) for rows in plan]
+
+    def _part_loss(self, model: Any, inputs: dict[str, Any], part: dict[str, Any], items: Any) -> Any:
+        return loss_share(self.loss_type, inputs, part) * super().compute_loss(
+            model, trim_padding(part), num_items_in_batch=items
+        )
 
 
 def mismatch(inputs: Mapping[str, Any]) -> dict[str, float]:

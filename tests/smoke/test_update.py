@@ -140,15 +140,17 @@ def test_masked_tokens_get_exactly_zero_gradient(tmp_path):
             finally:
                 handle.remove()
             loss.backward(retain_graph=True)
-            gradient = kept["hidden"].grad.abs().sum(-1)  # (B, P + C)
-            width = inputs["completion_ids"].size(1)
-            # Position p predicts token p + 1: completion tokens are predicted from P − 1 on.
-            predicting = gradient[:, -width - 1 : -1]
+            gradient = kept["hidden"].grad.abs().sum(-1)  # (B, T), rows begin at the left
             mask = inputs["completion_mask"] * inputs["tool_mask"]
             active = mask.bool() & (inputs["advantages"] != 0)[:, None]
-            assert torch.equal(predicting != 0, active)
-            assert torch.count_nonzero(gradient[:, : -width - 1]) == 0
-            assert torch.count_nonzero(gradient[:, -1]) == 0
+            full = torch.cat([torch.zeros_like(inputs["prompt_ids"]).bool(), active], 1)
+            for row, prompt in enumerate(inputs["prompt_mask"].sum(-1).tolist()):
+                # Position p predicts token p + 1.
+                expected = full[row, inputs["prompt_ids"].size(1) - prompt + 1 :]
+                length = min(expected.numel(), gradient.size(1))
+                assert torch.equal(gradient[row, :length] != 0, expected[:length])
+                assert not expected[length:].any()
+                assert torch.count_nonzero(gradient[row, length:]) == 0
             checked.append(int((~mask.bool()).sum()))
             model.zero_grad()
             return loss

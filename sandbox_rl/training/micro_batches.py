@@ -1,0 +1,109 @@
+"""Rows of a micro-batch in parts of a bounded number of tokens, and what each part's loss counts.
+
+The parts are computed one after another, so the longest of them decides the memory that an update takes,
+while the loss stays that of the whole micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import distributed
+
+__all__ = ["agreed_count", "lengths_of", "loss_share", "part_of", "plan_parts", "splittable"]
+
+_PER_ROW = ("grpo", "sapo", "dr_grpo", "luspo")
+"""Losses of TRL 1.16 that are a mean over the rows of a micro-batch."""
+
+_PER_TOKEN = ("bnpo",)
+"""Those that are a mean over its tokens."""
+
+_SUMS = ("dapo", "cispo", "vespo")
+"""Those that are a sum, divided by a count of the whole generation batch."""
+
+
+def plan_parts(lengths: Sequence[int], budget: int | None, *, at_least: int = 1) -> list[list[int]]:
+    """Indices of rows in parts of at most `budget` tokens with their padding, longest first if parted.
+
+    Neighbours in length share a part, so that little is padded. A row longer than the budget is a part of
+    its own.
+
+    Args:
+        lengths: tokens of each row.
+        budget: of rows times longest row; None for no bound.
+        at_least: number of parts wanted, as other processes need; capped at the number of rows.
+    """
+    if at_least == 1 and (budget is None or len(lengths) * max(lengths) <= budget):
+        return [list(range(len(lengths)))]
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    parts: list[list[int]] = []
+    for row in order:
+        if parts and (budget is None or (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= budget):
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    while len(parts) < min(at_least, len(lengths)):
+        heaviest = max(
+            (i for i, part in enumerate(parts) if len(part) > 1),
+            key=lambda i: len(parts[i]) * lengths[parts[i][0]],
+        )
+        half = len(parts[heaviest]) // 2
+        parts[heaviest : heaviest + 1] = [parts[heaviest][:half], parts[heaviest][half:]]
+    return parts
+
+
+def agreed_count(count: int, device: torch.device) -> int:
+    """The largest count of all processes: sharded models compute together, part by part."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return count
+    largest = torch.tensor(count, device=device)
+    distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
+    return int(largest.item())
+
+
+def lengths_of(inputs: Mapping[str, Any]) -> list[int]:
+    """Tokens of each row of TRL's `compute_loss` inputs, prompt and completion."""
+    both: list[int] = (inputs["prompt_mask"].sum(-1) + inputs["completion_mask"].sum(-1)).tolist()
+    return both
+
+
+def part_of(inputs: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Those rows of TRL's `compute_loss` inputs; what is not per row stays."""
+    count = inputs["completion_mask"].size(0)
+    chosen = torch.tensor(rows, device=inputs["completion_mask"].device)
+    return {
+        key: value[chosen] if torch.is_tensor(value) and value.dim() and value.size(0) == count else value
+        for key, value in inputs.items()
+    }
+
+
+def loss_share(loss_type: str, inputs: Mapping[str, Any], part: Mapping[str, Any]) -> torch.Tensor | float:
+    """What TRL's loss of `part` is multiplied by, so that the parts of `inputs` add up to its loss."""
+    if loss_type in _SUMS:
+        return 1.0
+    if loss_type in _PER_ROW:
+        return len(part["completion_mask"]) / len(inputs["completion_mask"])
+    if loss_type in _PER_TOKEN:
+        share: torch.Tensor = _tokens(part) / _tokens(inputs).clamp(min=1)
+        return share
+    raise ValueError(f"loss_type {loss_type!r}: not known how its parts add up")
+
+
+def splittable(args: Any) -> str | None:
+    """The field of TRL's settings that couples the rows of a micro-batch, if there is one."""
+    if args.loss_type not in (*_PER_ROW, *_PER_TOKEN, *_SUMS):
+        return f"loss_type={args.loss_type!r}"
+    if args.top_entropy_quantile < 1:
+        return f"top_entropy_quantile={args.top_entropy_quantile}"
+    if args.entropy_coef or args.use_adaptive_entropy:
+        return "entropy_coef"
+    if args.router_aux_loss_coef:
+        return "router_aux_loss_coef"
+    return "deepspeed" if args.deepspeed else None
+
+
+def _tokens(inputs: Mapping[str, Any]) -> torch.Tensor:
+    mask: torch.Tensor = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+    return mask.sum()

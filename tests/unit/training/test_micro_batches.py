@@ -1,0 +1,95 @@
+"""Rows in parts: the plan, and that the parts' losses and gradients add up to the whole."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.micro_batches import loss_share, plan_parts
+from sandbox_rl.training.trainer import GroupRollouts, SandboxGRPOTrainer, outcome_reward
+from tests.smoke.support import EOS, RecordGradients, make_rollout, make_trainer
+from tests.smoke.test_update import Prepared
+
+
+def test_neighbours_in_length_share_a_part():
+    assert plan_parts([10, 100, 12, 90, 11], 200) == [[1, 3], [2, 4, 0]]
+    assert plan_parts([10, 300, 12], 200) == [[1], [2, 0]]
+    assert plan_parts([10, 300, 12], None) == [[0, 1, 2]]
+
+
+def test_other_processes_may_need_more_parts():
+    assert plan_parts([9, 8, 7, 6], 100, at_least=3) == [[0], [1], [2, 3]]
+    assert [len(part) for part in plan_parts([9, 8, 7, 6], 100, at_least=4)] == [1, 1, 1, 1]
+    assert len(plan_parts([9, 8], 100, at_least=4)) == 2
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 200) | st.none(), st.integers(1, 8)
+)
+def test_every_row_is_in_one_part_and_parts_keep_to_the_budget(lengths, budget, at_least):
+    parts = plan_parts(lengths, budget, at_least=at_least)
+    assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+    assert len(parts) >= min(at_least, len(lengths))
+    assert all(
+        len(part) == 1 or budget is None or len(part) * max(lengths[row] for row in part) <= budget
+        for part in parts
+    )
+
+
+def update(directory, rollouts, *, budget=None, **fields):
+    """The gradients of one update, its trainer, and how many rows each forward saw."""
+    gradients, rows = RecordGradients(), []
+
+    class Counting(SandboxGRPOTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, micro_batch_tokens=budget, **kwargs)
+            self.model.model.register_forward_pre_hook(
+                lambda _, args, kwargs: rows.append(kwargs["input_ids"].size(0)), with_kwargs=True
+            )
+
+    with LoopThread() as loop:
+        tasks = {r.task.id: r.task for r in rollouts}
+        func = GroupRollouts(Prepared(rollouts), loop, tasks, estimator="trl", seed=0, eos_id=EOS)
+        trainer = make_trainer(directory, func, outcome_reward, cls=Counting, callbacks=[gradients], **fields)
+        trainer.train()
+    return gradients.steps[0], trainer, rows
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "bnpo", "luspo", "cispo", "sapo", "vespo"])
+def test_the_gradient_of_the_parts_is_that_of_the_whole(tmp_path, loss_type, accumulation):
+    rollouts = [
+        make_rollout("a" if i < 4 else "b", reward, seed=i, turns=1 + i % 4, length=4 + 5 * (i % 3))
+        for i, reward in enumerate((1.0, 0.0, 0.25, 1.0, 0.0, 0.5, 0.0, 1.0))
+    ]
+    fields = {
+        "loss_type": loss_type,
+        "importance_sampling_level": "token",
+        "max_completion_length": 64,
+        "per_device_train_batch_size": 8 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+    }
+    expected, whole, _ = update(tmp_path / "whole", rollouts, **fields)
+    found, parts, rows = update(tmp_path / "parts", rollouts, budget=60, **fields)
+    assert max(rows) < 8 // accumulation
+    assert whole.state.log_history[0]["loss"] == pytest.approx(parts.state.log_history[0]["loss"], abs=1e-6)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= 1e-6 + 1e-5 * gradient.abs().max(), name
+    assert max(float(g.abs().max()) for g in expected.values()) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [({"top_entropy_quantile": 0.5}, "top_entropy_quantile=0.5"), ({"entropy_coef": 0.1}, "entropy_coef")],
+)
+def test_a_loss_that_couples_rows_is_refused(tmp_path, fields, named):
+    with pytest.raises(ConfigError, match=f"micro_batch_tokens: 60, expected none with grpo.{named}"):
+        update(tmp_path, [make_rollout("a", 1.0, seed=0)], budget=60, **fields)
+
+
+def test_an_unknown_loss_has_no_share():
+    with pytest.raises(ValueError, match="'new'"):
+        loss_share("new", {}, {})
