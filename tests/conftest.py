@@ -1,4 +1,4 @@
-"""How the suite is shared among processes (`pytest -n 2 --dist loadgroup`); alone it runs in order.
+"""How the suite is shared among processes (`-n 2 --dist loadgroup --no-loadscope-reorder`); alone it runs in order.
 
 What looks at the whole machine, or starts a server or an engine for a session, stays together in one
 process. Every other file is a group of its own.
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 TOGETHER = {"security": "sandboxes", "contract": "sandboxes", "vllm": "vllm"}
+ORDER = {"vllm": 0, "contract": 1, "security": 2, "smoke": 3}
 HERE = Path(__file__).parent
 
 
@@ -28,7 +29,10 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        file = item.path.relative_to(HERE)
-        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(file.parts[0], str(file))))
+    places = {item: item.path.relative_to(HERE) for item in items}
+    for item, place in places.items():
+        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(place.parts[0], str(place))))
+    # The longest groups first, so that both processes end at about the same time.
+    items.sort(key=lambda item: ORDER.get(places[item].parts[0], len(ORDER)))
