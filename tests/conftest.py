@@ -1,4 +1,4 @@
-"""How the suite is shared among processes (`-n 2 --dist loadgroup --no-loadscope-reorder`); alone it runs in order.
+"""How the suite is shared among processes, as `scripts/test` has it; alone it runs in order.
 
 What looks at the whole machine, or starts a server or an engine for a session, stays together in one
 process. Every other file is a group of its own.
