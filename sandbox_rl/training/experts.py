@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.types import Task, ToolCall
 
-__all__ = ["Expert", "ExpertTurn", "arithmetic", "load_expert", "search"]
+__all__ = ["Expert", "ExpertTurn", "arithmetic", "load_expert", "mixed", "search"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,11 @@ def search(task: Task, rng: random.Random) -> Generator[ExpertTurn, str, None]:
     else:
         yield _bash(f"echo {task.answer} > answer.txt")
     yield _SUBMIT
+
+
+def mixed(task: Task, rng: random.Random) -> Generator[ExpertTurn, str, None]:
+    """`search` where the task has files, `arithmetic` where it has none."""
+    return search(task, rng) if task.files else arithmetic(task, rng)
 
 
 def load_expert(path: str) -> Expert:

@@ -1,0 +1,278 @@
+"""Shows on this machine that training works: sums and questions about documents, before and after.
+
+    python scripts/gpu_demo.py [--model DIR] [--seeds 3] [--minutes 30] [--out gpu-demo]
+
+A short supervised warm-up shows a model two ways of working, one of which pays; GRPO in real sandboxes finds
+out which. Tasks are reasoning-gym's: sums for the shell, and questions whose document lies as a file in the
+sandbox. Prints held-out accuracy before and after for each seed, with 95 % intervals, writes `demo.json` and
+the curves as `curve.png`. Works offline; `--model` is a directory, such as SmolLM2-135M-Instruct's; without
+one the tiny model is made on the spot. On a GPU a vLLM server samples, elsewhere the trainer's process
+(`--engine` chooses).
+
+Started again after a cut, by whatever, it goes on from the last checkpoint. What does not end within
+`--minutes` is saved, reported as far as it came, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PR_SET_PDEATHSIG = 1
+SAVE_S = 40.0
+"""Before the end: time to finish an update and to save it."""
+EVERY = 10
+"""Updates between two points of the curve."""
+
+# By scale: what the model needs to learn two ways of working, and to choose between them.
+SCALES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "warmup": {
+            "episodes": 2400,
+            "sft": {
+                "per_device_train_batch_size": 32,
+                "max_steps": 400,
+                "learning_rate": 3.0e-3,
+                "lr_scheduler_type": "linear",
+                "warmup_steps": 20,
+            },
+        },
+        "grpo": {"max_steps": 40, "per_device_train_batch_size": 64, "learning_rate": 2.0e-4},
+        "episode": {"max_tokens": 500, "turn_tokens": 96},
+    },
+    "model": {
+        "warmup": {
+            "episodes": 600,
+            "sft": {
+                "per_device_train_batch_size": 16,
+                "max_steps": 60,
+                "learning_rate": 2.0e-5,
+                "lr_scheduler_type": "linear",
+                "warmup_steps": 5,
+            },
+        },
+        "grpo": {
+            "max_steps": 40,
+            "per_device_train_batch_size": 16,
+            "gradient_accumulation_steps": 8,
+            "learning_rate": 1.0e-5,
+        },
+        "episode": {"max_tokens": 1024, "turn_tokens": 160},
+    },
+}
+
+
+def recipe(seed: int, options: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """One seed's run. Both sources have the short prompt, under the names that the results show."""
+    scale = SCALES["model" if options.model else "tiny"]
+    gpu = torch.cuda.is_available()
+    engine = options.engine or ("vllm" if gpu else "transformers")
+    policy: dict[str, Any] = {"type": engine}
+    if engine == "vllm" and gpu:
+        policy["arguments"] = {"gpu-memory-utilization": 0.3, "dtype": "bfloat16"}
+    elif engine == "vllm":
+        policy["arguments"] = {"dtype": "float32", "kv-cache-memory-bytes": 1 << 29}
+    source = {"type": "reasoning_gym", "size": 3000}
+    return {
+        "name": f"seed-{seed}",
+        "seed": seed,
+        "output_dir": str(out / "runs"),
+        "model": {"path": options.model or "tiny", "dtype": "float32"},
+        "policy": policy,
+        "prompts": [str(out / "prompts")],
+        "data": {
+            "sources": [
+                source
+                | {
+                    "dataset": "chain_sum",
+                    "domain": "sums",
+                    "params": {"min_terms": 2, "max_terms": 2, "min_digits": 3, "max_digits": 3},
+                },
+                source
+                | {
+                    "dataset": "needle_haystack",
+                    "domain": "documents",
+                    "document": "notes.txt",
+                    "params": {"min_num_statements": 4, "max_num_statements": 8},
+                },
+            ],
+            "held_out": 0.1,
+        },
+        "warmup": {"expert": "sandbox_rl.training.experts:mixed", **scale["warmup"]},
+        "episode": {"max_turns": 4, "timeout_s": 60, "exec_timeout_s": 5, **scale["episode"]},
+        "rollout": {"concurrency": 128 if gpu else 32},
+        "evaluation": {"tasks": options.tasks, "every_steps": EVERY},
+        "report_to": [],
+        "grpo": {
+            "num_generations": 8,
+            "lr_scheduler_type": "constant",
+            "activation_checkpointing": False,
+            "save_steps": EVERY,
+            **scale["grpo"],
+            **({"max_steps": options.steps} if options.steps else {}),
+        },
+    }
+
+
+def die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def train(path: Path, run: Path, log: Path, deadline: float) -> int | None:
+    """The exit code of one run, newly started or gone on with; None: cut by the clock."""
+    command = [sys.executable, "-m", "sandbox_rl.train", str(path), *(["--resume"] if run.is_dir() else [])]
+    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": paths},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        try:
+            for pause, how in ((max(1.0, deadline - SAVE_S - time.monotonic()), signal.SIGTERM), (SAVE_S, 0)):
+                try:
+                    code = child.wait(pause)
+                    return None if how == 0 else code
+                except subprocess.TimeoutExpired:
+                    if how:
+                        child.send_signal(how)  # it finishes the update and saves
+            return None
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+
+
+def curve(run: Path) -> tuple[dict[int, dict[str, Any]], dict[int, float]]:
+    """Held-out evaluations and training rewards by step; of steps done twice after a cut, the later."""
+    evaluations: dict[int, dict[str, Any]] = {}
+    rewards: dict[int, float] = {}
+    if (run / "metrics.jsonl").exists():
+        for line in (run / "metrics.jsonl").read_text().splitlines():
+            entry = json.loads(line)
+            if "eval/accuracy" in entry:
+                evaluations[entry["step"]] = entry
+            elif "reward" in entry:
+                rewards[entry["step"]] = entry["reward"]
+    return evaluations, rewards
+
+
+def summary(run: Path) -> dict[str, Any]:
+    """What a run has to show so far."""
+    evaluations, _ = curve(run)
+    if not evaluations:
+        return {"updates": 0}
+    points = [
+        {
+            "step": step,
+            "accuracy": entry["eval/accuracy"],
+            "half_width": entry["eval/half_width"],
+            **{name: entry.get(f"eval/accuracy/{name}") for name in ("sums", "documents")},
+        }
+        for step, entry in (min(evaluations.items()), max(evaluations.items()))
+    ]
+    gain = points[1]["accuracy"] - points[0]["accuracy"]
+    return {"updates": points[1]["step"], "before": points[0], "after": points[1], "gain": gain}
+
+
+def draw(runs: dict[int, Path], target: Path, title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), constrained_layout=True)
+    for number, (seed, run) in enumerate(runs.items()):
+        evaluations, rewards = curve(run)
+        colour = f"C{number}"
+        axes.plot(sorted(rewards), [rewards[s] for s in sorted(rewards)], color=colour, alpha=0.3, lw=1)
+        steps = sorted(evaluations)
+        axes.errorbar(
+            steps,
+            [evaluations[s]["eval/accuracy"] for s in steps],
+            yerr=[evaluations[s]["eval/half_width"] for s in steps],
+            color=colour,
+            marker="o",
+            capsize=3,
+            label=f"seed {seed}",
+        )
+    axes.set(xlabel="updates", ylabel="accuracy", ylim=(0, 1.02), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(title="held out, 95 % interval\n(thin: reward in training)", loc="lower right")
+    figure.savefig(target, dpi=130)
+    pyplot.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="directory of a model; default: a tiny one made on the spot")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, help="of all seeds together; default: 10 for each")
+    parser.add_argument("--out", type=Path, default=Path("gpu-demo"))
+    parser.add_argument("--engine", choices=["vllm", "transformers"], help="default: vllm on a GPU")
+    parser.add_argument("--tasks", type=int, default=200, help="held-out tasks per evaluation")
+    parser.add_argument("--steps", type=int, help="updates; default: by the size of the model")
+    options = parser.parse_args()
+    begun = time.monotonic()
+    deadline = begun + 60 * (options.minutes or 10 * options.seeds)
+    out = options.out.resolve()
+    shutil.copytree(REPOSITORY / "recipes" / "prompts", out / "prompts", dirs_exist_ok=True)
+    for domain in ("sums", "documents"):
+        shutil.copy(out / "prompts" / "arithmetic.yaml", out / "prompts" / f"{domain}.yaml")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    model = Path(options.model).name if options.model else "tiny"
+    report: dict[str, Any] = {"device": device, "model": model, "seeds": {}}
+    runs: dict[int, Path] = {}
+    for seed in range(options.seeds):
+        path, run = out / f"seed-{seed}.yaml", out / "runs" / f"seed-{seed}"
+        path.write_text(yaml.safe_dump(recipe(seed, options, out)))
+        runs[seed] = run
+        started, code = time.monotonic(), 0
+        share = (deadline - started) / (options.seeds - seed)
+        if not (run / "export").is_dir():
+            code = train(path, run, out / f"seed-{seed}.log", started + share)
+        found = summary(run) | {"seconds": round(time.monotonic() - started, 1)}
+        found["state"] = {0: "done", None: "out of time"}.get(code, "failed")
+        report["seeds"][seed] = found
+        if found["state"] == "failed":
+            found["log"] = (out / f"seed-{seed}.log").read_text().strip().splitlines()[-1:]
+        line = f"seed {seed}: {found['state']}, {found['updates']} updates, {found['seconds']:.0f} s"
+        if "gain" in found:
+            a, b = found["before"], found["after"]
+            line += (
+                f"; held out {100 * a['accuracy']:.1f} ± {100 * a['half_width']:.1f} % -> "
+                f"{100 * b['accuracy']:.1f} ± {100 * b['half_width']:.1f} %"
+            )
+        print(line, *found.get("log", []), sep="; " if "log" in found else "", flush=True)
+    report["seconds"] = round(time.monotonic() - begun, 1)
+    gains = [found["gain"] for found in report["seeds"].values() if "gain" in found]
+    if gains:
+        report["gain"] = {"mean": sum(gains) / len(gains), "least": min(gains)}
+        print(f"gain: {100 * report['gain']['mean']:.1f} points on average, {100 * min(gains):.1f} at least")
+        draw(runs, out / "curve.png", f"{model}: sums and documents, {device}")
+    (out / "demo.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(f"{report['seconds']:.0f} s on {device}; {out / 'demo.json'}, {out / 'curve.png'}")
+    return 0 if all(found["state"] == "done" for found in report["seeds"].values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
