@@ -91,6 +91,7 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
         completion_tokens=max(1, min(recipe.episode.max_tokens, context - prompt)),
         sampled_rows=_sampled_rows(recipe),
         stored_dtype=stored_dtype(config),
+        micro_batch_tokens=recipe.update.micro_batch_tokens,
     )
     display.say(f"ok  memory: {memory}")
     duration = _duration(recipe, args, model_shape(config), stored_dtype(config), prompt, len(tasks))

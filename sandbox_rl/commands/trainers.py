@@ -72,6 +72,7 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             processing_class=session.tokenizer,
             peft_config=_lora(recipe.model.lora),
             weight_sync=None if session.served is None else session.served.sync,
+            micro_batch_tokens=recipe.update.micro_batch_tokens,
             callbacks=[
                 *_callbacks(session),
                 CheckpointManifest(None if curriculum is None else curriculum.save),

@@ -20,6 +20,7 @@ from sandbox_rl.training.config import (
     CurriculumSettings,
     EvaluationSettings,
     ModelSettings,
+    UpdateSettings,
     WarmupSettings,
 )
 
@@ -64,6 +65,8 @@ class Recipe(Settings):
     """`paper`: arXiv 2601.16206's estimator; `trl`: the `grpo` block alone decides."""
     grpo: dict[str, Any] = Field(default_factory=dict)
     """Any field of `trl.GRPOConfig`."""
+    update: UpdateSettings = UpdateSettings()
+    """How the updates are computed."""
     warmup: WarmupSettings | None = None
     """Supervised warm-up from expert episodes."""
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -78,6 +81,13 @@ class Recipe(Settings):
                 raise ValueError(
                     f"mode 'async' with policy.type {self.policy.type!r}, expected 'vllm': a model in the "
                     "trainer's own process cannot sample while it is updated"
+                )
+            if self.policy.sleep:
+                raise ValueError("mode 'async' with policy.sleep, expected false: it samples all the time")
+            if self.update.micro_batch_tokens is not None:
+                raise ValueError(
+                    f"mode 'async' with update.micro_batch_tokens {self.update.micro_batch_tokens}, expected "
+                    "none: rows are packed there; set grpo.token_budget"
                 )
             if self.curriculum.sampling != "uniform" or self.curriculum.domain_weights:
                 raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from trl.experimental.async_grpo import AsyncGRPOTrainer, async_grpo_trainer
 
+from sandbox_rl.training.log_probs import float32_log_probs
 from sandbox_rl.training.tree_attention import register_tree_attention
 
 __all__ = ["GroupProgress", "SandboxAsyncTrainer"]
@@ -25,6 +26,7 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
         with _without_peak_flops():
             super().__init__(*args, **kwargs)
         register_tree_attention()
+        float32_log_probs(self.model, temperature=self.temperature)
         self._published_step = -1
 
     @property

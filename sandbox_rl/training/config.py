@@ -14,6 +14,7 @@ __all__ = [
     "LoraSettings",
     "ModelSettings",
     "SuiteSchedule",
+    "UpdateSettings",
     "WarmupSettings",
 ]
 
@@ -37,6 +38,15 @@ class ModelSettings(Settings):
     trust_remote_code: bool = False
     attn_implementation: str | None = None
     lora: LoraSettings | None = None
+
+
+class UpdateSettings(Settings):
+    """How an update is computed, not what it computes: the gradient stays the same."""
+
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Tokens of one forward and backward pass, padding included: the rows of a micro-batch are taken in
+    parts, those of like length together, and a longer row alone. None: `grpo.per_device_train_batch_size`
+    rows at once. In mode `async` set `grpo.token_budget`."""
 
 
 class WarmupSettings(Settings):

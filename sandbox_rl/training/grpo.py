@@ -69,6 +69,8 @@ def grpo_config(
         "vllm_importance_sampling_mode": "token_truncate",
         "bf16": not cpu,
         "use_cpu": cpu,
+        # For the vocabulary in float32: bf16 factors are exact in it, and it is several times as fast.
+        "tf32": True if not cpu and torch.cuda.get_device_capability() >= (8, 0) else None,
         "ddp_timeout": 7200,
     }
     known = set(inspect.signature(GRPOConfig.__init__).parameters) - {"self"}

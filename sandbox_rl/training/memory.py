@@ -19,8 +19,14 @@ __all__ = ["MemoryEstimate", "ModelShape", "estimate_memory", "model_shape", "st
 OVERHEAD = 1.1
 """Fragmentation and workspaces of kernels, a rule of thumb."""
 
-LOGIT_TILE = (4096, 8192)
+LOGIT_TILE = (4096, 32_768)
 """Tokens and vocabulary entries of a tile of TRL 1.16's chunked log-probs."""
+
+TILES = 1
+"""Of them at once where TRL's Triton kernels work in place (CUDA, XPU)."""
+
+TILES_TORCH = 8
+"""Elsewhere its backward is written in torch, with a result for every operation (scripts/bench_long.py)."""
 
 _STATE_BYTES = {"sgd": 0, "adafactor": 0, "lion_32bit": 4, "lion_8bit": 1}
 """Optimizers that do not keep two values per parameter; Adafactor's rows and columns are negligible."""
@@ -122,6 +128,7 @@ def estimate_memory(
     sampled_rows: int,
     stored_dtype: torch.dtype = torch.float32,
     shards: int = 1,
+    micro_batch_tokens: int | None = None,
 ) -> MemoryEstimate:
     """Estimate the peak of one device.
 
@@ -129,6 +136,7 @@ def estimate_memory(
         sampled_rows: sequences that the in-process policy samples together; 0 if it samples elsewhere.
         stored_dtype: of the checkpoint, which `dtype: auto` keeps.
         shards: devices that weights, gradients and optimizer are divided over (FSDP, ZeRO 3).
+        micro_batch_tokens: as `update.micro_batch_tokens`.
     """
     item = (stored_dtype if model.dtype == "auto" else getattr(torch, model.dtype)).itemsize
     compute = 2 if args.bf16 or args.fp16 else item
@@ -136,16 +144,22 @@ def estimate_memory(
     if model.lora is not None:
         trained, trained_item = _adapter(shape, model.lora), 4  # peft keeps adapters in float32
         weights += trained * trained_item
-    rows = args.per_device_train_batch_size
-    tokens = rows * (prompt_tokens + completion_tokens)
+    row = prompt_tokens + completion_tokens
+    # TRL's asynchronous trainer packs rows into `token_budget` tokens and has no rows per device.
+    tokens = getattr(args, "token_budget", None) or args.per_device_train_batch_size * row
+    if micro_batch_tokens is not None:
+        tokens = min(tokens, max(micro_batch_tokens, row))
     checkpointing = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
+    layer = _layer_per_token(shape, compute, item)
+    kept = shape.layers * (shape.hidden * max(compute, item) if checkpointing else layer)
+    at_hand = (layer if checkpointing else 0) + 3 * shape.mlp_width * compute
     return MemoryEstimate(
         weights=weights // shards,
         gradients=trained * trained_item // shards,
         optimizer=_optimizer(str(args.optim), trained, trained_item) // shards,
-        activations=tokens * _activations_per_token(shape, compute, checkpointing=checkpointing),
-        logits=_logits(shape, tokens),
-        kv_cache=sampled_rows * (prompt_tokens + completion_tokens) * _kv_per_token(shape, item),
+        activations=tokens * (kept + at_hand),
+        logits=_logits(shape, tokens, cpu=args.use_cpu, head=model.lora is None),
+        kv_cache=sampled_rows * row * _kv_per_token(shape, item),
     )
 
 
@@ -165,23 +179,34 @@ def _optimizer(name: str, trained: int, item: int) -> int:
     return trained * 2 * (1 if "8bit" in name or "bnb" in name else item)
 
 
-def _activations_per_token(shape: ModelShape, item: int, *, checkpointing: bool) -> int:
-    """Bytes kept for the backward pass, after arXiv 2205.05198 with fused attention and a gated MLP.
+def _layer_per_token(shape: ModelShape, compute: int, stored: int) -> int:
+    """Bytes that a layer keeps of each token for its backward pass.
 
-    A layer keeps the inputs of its two norms and their outputs (4h), queries and attention output (2q),
-    keys and values (2k), and gate, up, activation and product (4m). With checkpointing only each layer's
-    input (h) is kept, and one layer at a time is computed again.
+    With `c` bytes of the type computed in: the inputs of its two norms in float32 and five tensors as wide as
+    the model (5c + 8); queries, keys and values before and after their norm and rotation, and the attention's
+    output (3c + 4 each); gate, up, activation and product (4c). Weights that are stored wider than computed
+    with keep the residual stream wide too (8 more). Counted with autograd's own hooks in
+    tests/unit/test_memory.py.
+
+    With checkpointing only each layer's input is kept, and one layer at a time is computed again. While it is
+    gone through backwards, gradients of gate, up and product stand beside it: `at_hand` above.
     """
-    layer = (4 * shape.hidden + 2 * shape.query_width + 2 * shape.kv_width + 4 * shape.mlp_width) * item
-    if checkpointing:
-        return shape.layers * shape.hidden * item + layer
-    return shape.layers * layer
+    hidden = shape.hidden * (5 * compute + 8 + (8 if stored > compute else 0))
+    attention = (shape.query_width + shape.kv_width) * (3 * compute + 4)
+    return hidden + attention + 4 * shape.mlp_width * compute
 
 
-def _logits(shape: ModelShape, tokens: int) -> int:
-    """TRL 1.16 projects onto the vocabulary tile by tile, forward and again backward: two float32 tiles."""
+def _logits(shape: ModelShape, tokens: int, *, cpu: bool, head: bool) -> int:
+    """TRL 1.16 projects onto the vocabulary tile by tile, forward and again backward, here in float32.
+
+    Beside the tiles: the slice of the head that they are computed from, the last hidden states and their
+    gradient, and the head's gradient where it is trained.
+    """
     rows, width = LOGIT_TILE
-    return 2 * 4 * min(tokens, rows) * min(shape.vocabulary, width)
+    rows, width = min(tokens, rows), min(shape.vocabulary, width)
+    tiles = (TILES_TORCH if cpu else TILES) * rows * width
+    trained = shape.vocabulary * shape.hidden if head else 0
+    return 4 * (tiles + (width + 2 * tokens) * shape.hidden + trained)
 
 
 def _kv_per_token(shape: ModelShape, item: int) -> int:

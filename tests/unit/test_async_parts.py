@@ -121,6 +121,7 @@ def test_what_waits_is_bounded():
     [
         ("policy.type=transformers", "'transformers', expected 'vllm'"),
         ("curriculum.sampling=difficulty", "expected neither"),
+        ("update.micro_batch_tokens=9", "set grpo.token_budget"),
     ],
 )
 def test_async_needs_servers_and_plain_passes(tmp_path, override, message):

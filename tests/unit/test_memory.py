@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig
 from trl import GRPOConfig
 
 from sandbox_rl.training.config import LoraSettings, ModelSettings
-from sandbox_rl.training.memory import estimate_memory, model_shape, stored_dtype
+from sandbox_rl.training.memory import (
+    GIB,
+    TILES_TORCH,
+    _layer_per_token,
+    estimate_memory,
+    model_shape,
+    stored_dtype,
+)
 
 SMALL = Qwen3Config(
     vocab_size=100,
@@ -20,11 +29,13 @@ SMALL = Qwen3Config(
     head_dim=8,
     tie_word_embeddings=True,
 )
+LAYER = 16 * 28 + (32 + 16) * 16 + 4 * 40 * 4
+"""Bytes that a layer keeps of a token in float32."""
 LINEAR = 3 * ((16 + 32) + 2 * (16 + 16) + (32 + 16) + 3 * (16 + 40))
 """q, k and v, o, and the MLP's three, of three layers."""
 
 
-def estimate(tmp_path, *, lora=None, dtype="float32", shards=1, rows=0, **fields):
+def estimate(tmp_path, *, lora=None, dtype="float32", shards=1, rows=0, parts=None, **fields):
     args = GRPOConfig(
         str(tmp_path),
         **{"per_device_train_batch_size": 4, "num_generations": 4, "use_cpu": True, "bf16": False, **fields},
@@ -38,6 +49,7 @@ def estimate(tmp_path, *, lora=None, dtype="float32", shards=1, rows=0, **fields
         sampled_rows=rows,
         stored_dtype=torch.bfloat16,
         shards=shards,
+        micro_batch_tokens=parts,
     )
 
 
@@ -70,15 +82,92 @@ def test_full_training_by_hand(tmp_path):
         4 * parameters,
         8 * parameters,
     )
-    layer = 4 * 16 + 2 * 32 + 2 * 16 + 4 * 40
-    assert found.activations == 4 * 40 * 3 * layer * 4
+    assert found.activations == 4 * 40 * (3 * LAYER + 3 * 40 * 4)
     assert found.kv_cache == 5 * 40 * 2 * 3 * 16 * 4
-    assert found.logits == 2 * 4 * 160 * 100
+    head, hidden = 100 * 16, 2 * 160 * 16
+    assert found.logits == 4 * (TILES_TORCH * 160 * 100 + 100 * 16 + hidden + head)
 
 
 def test_checkpointing_keeps_inputs_and_one_layer(tmp_path):
-    layer = 4 * 16 + 2 * 32 + 2 * 16 + 4 * 40
-    assert estimate(tmp_path, gradient_checkpointing=True).activations == 4 * 40 * (3 * 16 + layer) * 4
+    kept = 3 * 16 * 4 + LAYER + 3 * 40 * 4
+    assert estimate(tmp_path, gradient_checkpointing=True).activations == 4 * 40 * kept
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(("stored", "autocast"), [("float32", False), ("float32", True), ("bfloat16", True)])
+def test_a_layer_keeps_what_autograd_saves(tmp_path, lora, stored, autocast):
+    """The difference between three layers and two, weights left out; the estimate is a little larger."""
+    from peft import LoraConfig, get_peft_model
+
+    tokens = 2048
+
+    def saved(layers):
+        config = copy.deepcopy(SMALL)
+        config.num_hidden_layers = layers
+        config.layer_types = ["full_attention"] * layers
+        model = Qwen3ForCausalLM(config).to(getattr(torch, stored))
+        if lora:
+            model = get_peft_model(model, LoraConfig(r=1, target_modules="all-linear"))
+        storages = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+        found = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in storages:
+                found[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address returns
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        ):
+            model(torch.zeros((1, tokens), dtype=torch.long), logits_to_keep=1)
+        return sum(size for size, _ in found.values())
+
+    shape = model_shape(SMALL)
+    compute = 2 if autocast else 4
+    estimated = tokens * _layer_per_token(shape, compute, getattr(torch, stored).itemsize)
+    assert 0.95 <= estimated / (saved(3) - saved(2)) <= 1.35
+
+
+def test_parts_bound_what_is_held_at_once(tmp_path):
+    whole = estimate(tmp_path)
+    assert estimate(tmp_path, parts=80).activations * 2 == whole.activations
+    assert estimate(tmp_path, parts=10).activations * 4 == whole.activations, "a row is never divided"
+    assert estimate(tmp_path, parts=10_000).activations == whole.activations
+
+
+def test_4b_with_lora_fits_65k_tokens_into_80_gb(tmp_path):
+    """Qwen3-4B's shape, one row of 65,536 tokens, bf16: what docs/long_episodes.md says."""
+    config = Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    shape = model_shape(config)
+    args = GRPOConfig(
+        str(tmp_path), per_device_train_batch_size=2, num_generations=2, bf16=True, use_cpu=True
+    )
+    args.use_cpu = False  # which the constructor refuses where there is no GPU
+    found = {
+        name: estimate_memory(
+            shape,
+            args,
+            ModelSettings(path="x", dtype="bfloat16", lora=lora),
+            prompt_tokens=1_000,
+            completion_tokens=64_536,
+            sampled_rows=0,
+            micro_batch_tokens=65_536,
+        )
+        for name, lora in (("lora", LoraSettings(r=16)), ("full", None))
+    }
+    assert 35 < found["lora"].training / GIB < 45
+    assert 55 < found["full"].training / GIB < 75
 
 
 def test_auto_keeps_the_checkpoint_s_type(tmp_path):
