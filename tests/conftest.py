@@ -1,7 +1,7 @@
 """How the suite is shared among processes, as `scripts/test` has it; alone it runs in order.
 
 What looks at the whole machine, or starts a server or an engine for a session, stays together in one
-process. Every other file is a group of its own.
+process. Every other file may go to any.
 """
 
 import os
@@ -10,10 +10,32 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = {"security": "sandboxes", "contract": "sandboxes", "vllm": "vllm"}
-ORDER = {"vllm": 0, "contract": 1, "security": 2, "smoke": 3}
+ORDER = ("vllm", "contract", "security", "smoke")
+"""The longest first, so that all processes end at about the same time."""
 HERE = Path(__file__).parent
+
+
+class _ByPlace(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return TOGETHER.get(file.split("/")[1], file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False
+    return _ByPlace(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        top = item.path.relative_to(HERE).parts[0]
+        return ORDER.index(top) if top in ORDER else len(ORDER)
+
+    items.sort(key=rank)
 
 
 def pytest_configure() -> None:
@@ -27,12 +49,3 @@ def pytest_configure() -> None:
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
-
-
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {item: item.path.relative_to(HERE) for item in items}
-    for item, place in places.items():
-        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(place.parts[0], str(place))))
-    # The longest groups first, so that both processes end at about the same time.
-    items.sort(key=lambda item: ORDER.get(places[item].parts[0], len(ORDER)))
