@@ -16,10 +16,12 @@ from accelerate.utils import broadcast_object_list
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.display import Display
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm import VLLMPolicy
 from sandbox_rl.policies.vllm_api import Address
 from sandbox_rl.policies.vllm_external import ExternalServers
+from sandbox_rl.policies.vllm_launch import ENGINES
 from sandbox_rl.policies.vllm_server import ManagedServer
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.weight_sync import WeightSync
@@ -50,10 +52,18 @@ class ServedPolicy:
 
 
 def transfer_of(settings: VLLMSettings, *, processes: int) -> str:
-    """How weights get in on this machine: `shm` or `ipc`.
+    """How weights get in on this machine: `shm`, `ipc`, `nccl` or `gloo`.
 
     CUDA handles open only on the card that they come from.
+
+    Raises:
+        SetupError: the chosen way needs a card and there is none.
     """
+    if settings.transfer in ("ipc", "nccl") and not torch.cuda.is_available():
+        other = "shm" if settings.transfer == "ipc" else "shm for servers of this host or gloo for others"
+        raise SetupError(
+            f"policy.transfer: {settings.transfer!r}, but there is no CUDA card here; set {other}"
+        )
     if settings.transfer != "auto":
         return settings.transfer
     elsewhere = settings.engine == "external" or "CUDA_VISIBLE_DEVICES" in settings.environment
@@ -82,7 +92,7 @@ def serve(
         context: of the model, in tokens.
 
     Raises:
-        SetupError: no interpreter with vLLM.
+        SetupError: no interpreter with vLLM, no card for the chosen transfer.
     """
     settings = recipe.policy
     assert isinstance(settings, VLLMSettings)
@@ -91,7 +101,16 @@ def serve(
     source: ManagedServer | ExternalServers
     addresses = [Address.parse(url) for url in settings.base_urls]
     managed = settings.engine == "managed"
-    if managed and state.is_main_process:
+    publisher = None
+    listeners: list[Callable[[int], None]] = []
+
+    def tell(version: int) -> None:
+        for listener in listeners:
+            listener(version)
+
+    if state.is_main_process:
+        publisher = WeightPublisher(loop, lambda: source, transfer=transfer, on_version=tell)
+    if managed and publisher is not None:
         longest = min(context, longest_prompt + recipe.episode.max_tokens)
         arguments = {"max-model-len": longest} | dict(settings.arguments)
         source = ManagedServer(
@@ -102,6 +121,7 @@ def serve(
             gpu=torch.cuda.is_available(),
             needed_context=longest_prompt + 1,
             tokenizer=tokenizer,
+            republish=publisher.republish,
             say=display.say,
         )
         loop.run(source.start())
@@ -115,22 +135,10 @@ def serve(
             addresses,
             needed_context=longest_prompt + 1,
             tokenizer=tokenizer if state.is_main_process else None,
+            engine=ENGINES[transfer] if state.is_main_process else None,
             startup_timeout_s=settings.startup_timeout_s,
         )
-    publisher = None
-    listeners: list[Callable[[int], None]] = []
-
-    def tell(version: int) -> None:
-        for listener in listeners:
-            listener(version)
-
-    if state.is_main_process:
-        publisher = WeightPublisher(
-            loop, source, transfer=transfer, dtype=lambda: source.facts[0].dtype, on_version=tell
-        )
-        if isinstance(source, ManagedServer):
-            source.republish = publisher.republish
-    sync = WeightSync(publisher, state)
+    sync = WeightSync(publisher, state, sleep=settings.sleep)
     listeners.append(sync.served)
     policy = VLLMPolicy(source, settings, end_ids=chat.end_ids, weight_version=lambda: sync.version)
 

@@ -18,6 +18,7 @@ _OURS = {
     "uds": "leave it; the socket is ours",
     "logprobs-mode": "leave it; training needs the log-probs of the distribution sampled from",
     "weight-transfer-config": "set policy.transfer",
+    "enable-sleep-mode": "set policy.sleep",
     "worker-extension-cls": "leave it; it loads and verifies our weights",
     "generation-config": "leave it; sampling is the recipe's alone",
 }
@@ -61,9 +62,13 @@ class VLLMSettings(Settings):
     """First wait before a retry; doubles each time, with jitter."""
     restarts: int = Field(3, ge=0)
     """How often a managed server that died is started again, with the newest weights."""
-    transfer: Literal["auto", "shm", "ipc"] = "auto"
-    """How weights get in. `shm`: shared memory of one host. `ipc`: CUDA handles on one GPU or host.
+    transfer: Literal["auto", "shm", "ipc", "nccl", "gloo"] = "auto"
+    """How weights get in. `shm`: shared memory of one host. `ipc`: CUDA handles on one shared GPU. `nccl`:
+    between GPUs, of other hosts too. `gloo`: over TCP, for other hosts without a way for NCCL.
     `auto`: `ipc` where one trainer and a managed server share a GPU, else `shm`."""
+    sleep: bool = False
+    """A managed server gives its GPU memory back while the trainer updates and gets the weights when it
+    wakes: where both do not fit on one card. In `mode: sync` only."""
     mismatch_alarm: float = Field(0.1, gt=0)
     """Warn when sampler and trainer differ by more than this on average per token (nats)."""
 
@@ -74,6 +79,8 @@ class VLLMSettings(Settings):
                 f"engine {self.engine!r} with {len(self.base_urls)} base_urls; expected base_urls with "
                 "'external' and none with 'managed'"
             )
+        if self.sleep and self.engine == "external":
+            raise ValueError("sleep: true, expected false with engine 'external', whose memory is not ours")
         for name in self.arguments:
             plain = name.replace("_", "-").lstrip("-").removeprefix("no-")
             if plain in _OURS:

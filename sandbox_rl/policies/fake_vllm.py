@@ -1,15 +1,18 @@
-"""A server that speaks vLLM's completions route without a model: for tests, benchmarks and dry runs.
+"""A server that speaks vLLM's routes without a model: for tests, benchmarks and dry runs.
 
 It repeats the last token id of the prompt until `max_tokens`, or ends at once with the first stop id, after
-`delay_s`. What should go wrong is queued in `faults`.
+`delay_s`. Of weights it takes `shm`: it says that it holds what the file holds. What should go wrong is
+queued in `faults`, or by route in `control_faults`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +35,15 @@ class FakeVLLM:
         delay_s: before each answer, as if sampling.
         ends: whether it samples a stop id last.
         max_model_len: what it says about its context.
+        developer: whether it has the developer routes.
+        transfer: engine of its weight transfer.
+        card: UUID of its card.
+
+    Attributes:
+        requests: bodies of the completions asked for.
+        control: the developer routes called, in their order, with their query.
+        control_faults: route → how often it still fails with a 500.
+        instead: route → what answers a body in its place, in a thread of its own.
     """
 
     delay_s: float = 0.0
@@ -40,6 +52,18 @@ class FakeVLLM:
     version: str = "0.31.0"
     requests: list[dict[str, Any]] = field(default_factory=list)
     faults: deque[Fault] = field(default_factory=deque)
+    developer: bool = True
+    transfer: str = "shm"
+    card: str | None = None
+    logprobs_mode: str = "processed_logprobs"
+    control: list[str] = field(default_factory=list)
+    control_faults: dict[str, int] = field(default_factory=dict)
+    instead: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
+    paused: bool = False
+    asleep: set[str] = field(default_factory=set)
+    """What sleeps: `weights`, `kv_cache`."""
+    weights: dict[str, Any] = field(default_factory=dict)
+    """Name → shape and bytes of what it was given."""
 
     @asynccontextmanager
     async def serving(self, socket: Path) -> AsyncIterator[None]:
@@ -49,7 +73,13 @@ class FakeVLLM:
         app.router.add_get("/health", self._health)
         app.router.add_get("/version", self._version)
         app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/server_info", self._server_info)
+        if self.developer:
+            app.router.add_get("/server_info", self._server_info)
+            app.router.add_get("/is_paused", self._is_paused)
+            app.router.add_get("/is_sleeping", self._is_sleeping)
+            app.router.add_get("/get_world_size", self._world_size)
+            for route, act in self._developer_routes().items():
+                app.router.add_post(route, self._controlled(route, act))
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -70,6 +100,9 @@ class FakeVLLM:
             request.transport.close()
             return web.Response()
         await asyncio.sleep(self.delay_s)
+        # Requests freeze then; a test may set it from outside, so that there is nothing to wait on.
+        while self.paused or self.asleep:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         count = min(body["max_tokens"], 8) if self.ends else body["max_tokens"]
         ids = [body["prompt"][-1]] * count
         if self.ends:
@@ -97,8 +130,78 @@ class FakeVLLM:
         return web.json_response({"data": [{"id": "policy", "max_model_len": self.max_model_len}]})
 
     async def _server_info(self, request: web.Request) -> web.Response:
-        model = {"logprobs_mode": "processed_logprobs", "dtype": "torch.float32"}
-        return web.json_response({"vllm_config": {"model_config": model}})
+        config = {
+            "model_config": {"logprobs_mode": self.logprobs_mode, "dtype": "torch.float32"},
+            "weight_transfer_config": {"backend": self.transfer},
+        }
+        return web.json_response({"vllm_config": config})
+
+    async def _is_paused(self, request: web.Request) -> web.Response:
+        return web.json_response({"is_paused": self.paused or bool(self.asleep)})
+
+    async def _is_sleeping(self, request: web.Request) -> web.Response:
+        return web.json_response({"is_sleeping": bool(self.asleep)})
+
+    async def _world_size(self, request: web.Request) -> web.Response:
+        return web.json_response({"world_size": 1})
+
+    def _developer_routes(self) -> dict[str, Callable[[Any, Mapping[str, str]], Any]]:
+        """Route → what it does with a body and a query; answers JSON."""
+        return {
+            "/pause": lambda body, query: setattr(self, "paused", True),
+            "/resume": lambda body, query: setattr(self, "paused", False),
+            "/sleep": lambda body, query: self._sleep(query),
+            "/wake_up": lambda body, query: self.asleep.discard(query["tags"]),
+            "/init_weight_transfer_engine": lambda body, query: None,
+            "/start_weight_update": lambda body, query: None,
+            "/update_weights": lambda body, query: self._load(body["update_info"]),
+            "/finish_weight_update": lambda body, query: None,
+            "/reset_prefix_cache": lambda body, query: None,
+            "/collective_rpc": lambda body, query: {"results": [self._rpc(body)]},
+        }
+
+    def _controlled(
+        self, route: str, act: Callable[[Any, Mapping[str, str]], Any]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            content = await request.read()
+            body = orjson.loads(content) if content else {}
+            query = dict(request.query)
+            name = f"{route} {body['method']}" if route == "/collective_rpc" else route
+            self.control.append(" ".join([name, *(f"{k}={v}" for k, v in query.items())]))
+            if self.control_faults.get(name, 0) > 0:
+                self.control_faults[name] -= 1
+                return web.json_response({"error": f"{name} failed"}, status=500)
+            if route in self.instead:
+                return web.json_response(await asyncio.to_thread(self.instead[route], body) or {})
+            return web.json_response(act(body, query) or {})
+
+        return handle
+
+    def _sleep(self, query: Mapping[str, str]) -> None:
+        self.asleep = {"weights", "kv_cache"}
+        if query.get("level") == "2":
+            self.weights = {}
+
+    def _load(self, update: Mapping[str, Any]) -> None:
+        """A safetensors file, read by hand: this module has no torch."""
+        data = Path(update["path"]).read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        for name, about in json.loads(data[8:start]).items():
+            low, high = about["data_offsets"]
+            self.weights[name] = (about["shape"], data[start + low : start + high])
+
+    def _rpc(self, body: Mapping[str, Any]) -> Any:
+        if body["method"] == "sandbox_rl_card":
+            return self.card
+        if body["method"] != "sandbox_rl_checksums":
+            return {}
+        found: dict[str, Any] = {}
+        for name, rows in json.loads(body["args"][0]).items():
+            if name in self.weights:
+                (first, *rest), content = self.weights[name]
+                found[name] = [[rows, *rest], zlib.crc32(content[: len(content) // first * rows])]
+        return found
 
 
 def _json(answer: Mapping[str, Any]) -> web.Response:

@@ -48,11 +48,12 @@ class TokenizerProbe(Protocol):
         ...
 
 
-async def check_server(server: VLLMServer, *, needed_context: int) -> ServerFacts:
-    """Version, developer routes, log-probs and context.
+async def check_server(server: VLLMServer, *, needed_context: int, engine: str | None = None) -> ServerFacts:
+    """Version, developer routes, log-probs, weight transfer and context.
 
     Args:
         needed_context: tokens that the longest prompt and one turn take.
+        engine: vLLM's name of the weight transfer that will be used; None where nothing is published.
 
     Raises:
         SetupError: the first thing that does not fit.
@@ -73,7 +74,8 @@ async def check_server(server: VLLMServer, *, needed_context: int) -> ServerFact
         raise SetupError(f"{where}: it serves no model; start it with --model")
     try:
         info = await server.call("GET", "/server_info", query={"config_format": "json"})
-        model = info["vllm_config"]["model_config"]
+        config = info["vllm_config"]
+        model = config["model_config"]
     except Refused as error:
         raise SetupError(
             f"{where}: its developer routes are off, so no weights can get in; start it with "
@@ -85,6 +87,12 @@ async def check_server(server: VLLMServer, *, needed_context: int) -> ServerFact
         raise SetupError(
             f"{where}: logprobs_mode {model.get('logprobs_mode')!r}, expected 'processed_logprobs', the "
             "distribution that is sampled from; start it with --logprobs-mode processed_logprobs"
+        )
+    backend = (config.get("weight_transfer_config") or {}).get("backend")
+    if engine is not None and backend != engine:
+        raise SetupError(
+            f"{where}: its weight transfer is {backend!r}, expected {engine!r}; start it with "
+            f"""--weight-transfer-config '{{"backend":"{engine}"}}', or set policy.transfer"""
         )
     context = int(models[0]["max_model_len"])
     if context < needed_context:

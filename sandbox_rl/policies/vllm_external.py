@@ -16,6 +16,7 @@ class ExternalServers:
     """Servers that someone else runs; checked when entered, never restarted.
 
     Args:
+        engine: vLLM's name of the weight transfer that will be used; None where nothing is published.
         startup_timeout_s: seconds within which they must answer; they may be starting just now.
     """
 
@@ -26,11 +27,13 @@ class ExternalServers:
         needed_context: int,
         tokenizer: TokenizerProbe | None,
         startup_timeout_s: float,
+        engine: str | None = None,
     ) -> None:
         self._addresses = addresses
         self._startup_timeout_s = startup_timeout_s
         self._needed_context = needed_context
         self._tokenizer = tokenizer
+        self._engine = engine
         self._stack: AsyncExitStack | None = None
         self.servers: list[VLLMServer] = []
         self.facts: list[ServerFacts] = []
@@ -50,7 +53,10 @@ class ExternalServers:
             self.servers = [await stack.enter_async_context(VLLMServer(a)) for a in self._addresses]
             for server in self.servers:
                 await server.wait_healthy(self._startup_timeout_s)  # what is wrong, the check below says
-            self.facts = [await check_server(s, needed_context=self._needed_context) for s in self.servers]
+            self.facts = [
+                await check_server(s, needed_context=self._needed_context, engine=self._engine)
+                for s in self.servers
+            ]
             names = {facts.served_model for facts in self.facts}
             if len(names) > 1:
                 raise SetupError(f"policy.base_urls: they serve {sorted(names)}, expected one model")
@@ -68,3 +74,9 @@ class ExternalServers:
     async def recovered(self, server: VLLMServer) -> None:
         """Wait a while for it to answer again: someone may be restarting it."""
         await server.wait_healthy(self._startup_timeout_s)
+
+    def rest(self) -> None:
+        """Whoever runs them minds them."""
+
+    async def wake(self) -> None:
+        """They are there, or the next call says that they are not."""

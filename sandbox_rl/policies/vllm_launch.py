@@ -14,13 +14,23 @@ from typing import Any
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
 
-__all__ = ["PLUGIN", "STARTING_SOCKET", "environment", "interpreter", "server_command", "why_it_died"]
+__all__ = [
+    "ENGINES",
+    "PLUGIN",
+    "STARTING_SOCKET",
+    "environment",
+    "interpreter",
+    "server_command",
+    "why_it_died",
+]
 
 PLUGIN = Path(__file__).parent / "vllm_plugin"
 STARTING_SOCKET = "starting"
 """Name of a server's socket until its weights are right; only then does it get the name that clients know."""
 PYTHON_VARIABLE = "SANDBOX_RL_VLLM_PYTHON"
 SERVED_MODEL = "policy"
+ENGINES = {"shm": "shm", "ipc": "ipc", "nccl": "process_group", "gloo": "process_group"}
+"""Transfer → vLLM's name of the engine; all but `ipc` are the plug-in's."""
 
 _CPU_DEFAULTS: Mapping[str, Any] = {
     "enforce-eager": True,
@@ -78,7 +88,7 @@ def server_command(
     """What to run, under the supervisor.
 
     Args:
-        transfer: `shm` or `ipc`.
+        transfer: `shm`, `ipc`, `nccl` or `gloo`.
         room: private folder for the socket; removed when the server ends.
         gpu: whether the server has one.
     """
@@ -93,8 +103,10 @@ def server_command(
         "logprobs-mode": "processed_logprobs",
         "generation-config": "vllm",
         "worker-extension-cls": "sandbox_rl_vllm.WorkerExtension",
-        "weight-transfer-config": {"backend": transfer},
+        "weight-transfer-config": {"backend": ENGINES[transfer]},
     }
+    if settings.sleep and gpu:
+        arguments["enable-sleep-mode"] = True  # refused on CPUs, where sleeping frees nothing
     arguments |= {"uds": str(room / STARTING_SOCKET)}
     supervisor = [python, "-I", "-S", str(PLUGIN / "sandbox_rl_supervise.py"), str(room)]
     return [*supervisor, python, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]

@@ -46,9 +46,10 @@ class ManagedServer:
     Args:
         model: directory or Hub id that it loads.
         log: file that its output goes to.
-        transfer: `shm` or `ipc`.
+        transfer: `shm`, `ipc`, `nccl` or `gloo`.
         gpu: whether it has one.
         needed_context: tokens that the longest prompt and one turn take.
+        republish: gives a restarted server the newest weights before clients reach it.
         say: told how the start goes.
     """
 
@@ -62,6 +63,7 @@ class ManagedServer:
         gpu: bool,
         needed_context: int = 1,
         tokenizer: TokenizerProbe | None = None,
+        republish: Callable[[VLLMServer], Awaitable[None]] | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings = settings
@@ -83,8 +85,9 @@ class ManagedServer:
         self._restarts = 0
         self._needed_context = needed_context
         self.facts: list[ServerFacts] = []
-        self.republish: Callable[[VLLMServer], Awaitable[None]] | None = None
-        """Gives a restarted server the newest weights; without it a restart would serve the first ones."""
+        self._republish = republish
+        self._wanted = asyncio.Event()
+        self._wanted.set()
 
     @property
     def servers(self) -> Sequence[VLLMServer]:
@@ -196,6 +199,19 @@ class ManagedServer:
         if self._lost is not None:
             raise EngineFault(self._lost)
 
+    def rest(self) -> None:
+        """It sleeps and its memory is another's: one that dies is not started again before `wake`."""
+        self._wanted.clear()
+
+    async def wake(self) -> None:
+        """Wait until it is there, asleep or started anew.
+
+        Raises:
+            EngineFault: the server is gone for good.
+        """
+        self._wanted.set()
+        await self.recovered(self.servers[0])
+
     def _open(self) -> None:
         """Give the socket the name that clients know."""
         assert self._room is not None
@@ -245,6 +261,7 @@ class ManagedServer:
         while True:
             reason = await self._next_failure()
             self._up.clear()
+            await self._wanted.wait()
             if self._restarts >= self._settings.restarts:
                 self._lost = f"the vLLM server failed for good after {self._restarts} restarts: {reason}"
                 break
@@ -256,8 +273,8 @@ class ManagedServer:
                 await self._end_process()
                 await self.start()
                 await self._wait_until_up()
-                if self.republish is not None:
-                    await self.republish(self.private)
+                if self._republish is not None:
+                    await self._republish(self.private)
                 self._open()
             except Exception as error:
                 self._lost = f"the vLLM server could not be restarted: {error}"

@@ -32,7 +32,7 @@ from sandbox_rl.training.micro_batches import (
 )
 from sandbox_rl.training.refill import Refilled, refill
 from sandbox_rl.training.rows import to_rows
-from sandbox_rl.training.weight_sync import WeightSync
+from sandbox_rl.training.weight_sync import TrainerSync, WeightSync
 from sandbox_rl.types import Rollout, Task
 
 __all__ = ["GroupRollouts", "SandboxGRPOTrainer", "mismatch", "outcome_reward", "trim_padding"]
@@ -95,17 +95,32 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             # Set afterwards: TRL's constructor would start or look for an engine of its own. From here
             # on it reads exactly these three (pinned by tests/smoke/test_trl_contract.py).
             self.use_vllm = True
-            self.vllm_generation = weight_sync
-            self._last_loaded_step = -1
-            weight_sync.attach(
-                lambda: self.accelerator.unwrap_model(self.model), lambda: int(self.state.global_step)
+            self.vllm_generation = TrainerSync(
+                weight_sync,
+                lambda: self.accelerator.unwrap_model(self.model),
+                lambda: int(self.state.global_step),
             )
+            self._last_loaded_step = -1
+            self.rollout_func: Any = self._roll_out_served(kwargs.get("rollout_func"))
 
     def sync_policy(self) -> None:
         """Bring the servers up to date before rollouts that TRL does not ask for, as in evaluation."""
-        if self._weight_sync is not None and self._last_loaded_step != self.state.global_step:
-            self._weight_sync.sync_weights()
+        sync = self._weight_sync
+        if sync is not None and (sync.asleep or self._last_loaded_step != self.state.global_step):
+            self.vllm_generation.sync_weights()
             self._last_loaded_step = self.state.global_step
+
+    def _roll_out_served(self, rollouts: Any) -> Any:
+        """The rollouts, with servers awake while they last (`policy.sleep`)."""
+
+        def roll_out(prompts: Any, trainer: SandboxGRPOTrainer) -> Any:
+            self.sync_policy()  # TRL has done so, but for a second batch of the same step
+            rows = rollouts(prompts, trainer)
+            assert self._weight_sync is not None
+            self._weight_sync.rest()
+            return rows
+
+        return roll_out
 
     def compute_loss(
         self,
@@ -116,6 +131,7 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> Any:
         """The loss of a micro-batch; of parts of it, all but the last one's gradient is there already."""
         if self._weight_sync is not None and model.training:
+            self._weight_sync.rest()  # an evaluation may have woken the servers
             for name, value in mismatch(inputs).items():
                 self._metrics["train"][name].append(value)
         parts = self._parts(inputs) if model.training else [inputs]

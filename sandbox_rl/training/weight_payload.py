@@ -7,12 +7,20 @@ import json
 import os
 import pickle
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import torch
 
-__all__ = ["Checksums", "checksums_of", "cuda_handles", "in_shared_memory", "path_of", "write_safetensors"]
+__all__ = [
+    "Checksums",
+    "card_uuid",
+    "checksums_of",
+    "cuda_handles",
+    "in_shared_memory",
+    "path_of",
+    "write_safetensors",
+]
 
 VERIFIED_TENSORS = 8
 VERIFIED_ROWS = 256
@@ -71,26 +79,26 @@ def checksums_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[list[in
     return found
 
 
-def cuda_handles(
-    iterator: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The update that vLLM's `ipc` engine takes, and the tensors that must live until it has copied them.
+def cuda_handles(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The update that vLLM's `ipc` engine takes. The tensors must live until it has copied them.
 
     One handle per tensor, keyed by the card's UUID, pickled and base64-encoded (vLLM 0.26 to 0.32,
     `IPCWeightTransferUpdateInfo`).
     """
     reduce_tensor: Any = torch.multiprocessing.reductions.reduce_tensor
 
-    card = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-    kept: dict[str, torch.Tensor] = {}
-    handles = []
-    for name, tensor in iterator:
-        kept[name] = tensor.detach().to(dtype).contiguous()
-        handles.append({card: reduce_tensor(kept[name])[1]})
-    torch.cuda.synchronize()
+    card = card_uuid()
+    handles = [{card: reduce_tensor(tensor)[1]} for tensor in tensors.values()]
     return {
-        "names": list(kept),
-        "dtype_names": [str(t.dtype).removeprefix("torch.") for t in kept.values()],
-        "shapes": [list(t.shape) for t in kept.values()],
+        "names": list(tensors),
+        "dtype_names": [str(t.dtype).removeprefix("torch.") for t in tensors.values()],
+        "shapes": [list(t.shape) for t in tensors.values()],
         "ipc_handles_pickled": base64.b64encode(pickle.dumps(handles)).decode(),
-    }, kept
+    }
+
+
+def card_uuid() -> str | None:
+    """Of the card that this process uses; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)

@@ -1,20 +1,22 @@
 """The trainer's side of a served policy: which tensors to publish, when, and under which version.
 
-TRL calls `sync_weights` on every process before it asks for rollouts with newer weights; evaluation does
-so through `SandboxGRPOTrainer.sync_policy`.
+TRL calls `TrainerSync.sync_weights` on every process before it asks for rollouts with newer weights;
+`SandboxGRPOTrainer.sync_policy` does before evaluations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from sandbox_rl.training.weight_merge import checkpoint_tensors
 from sandbox_rl.training.weight_transfer import WeightPublisher
 
-__all__ = ["WeightSync"]
+__all__ = ["TrainerSync", "WeightSync"]
 
 
 class WeightSync:
@@ -23,14 +25,17 @@ class WeightSync:
     Args:
         publisher: on the main process; None elsewhere.
         state: of accelerate.
+        sleep: the servers sleep between `rest` and `publish`.
     """
 
-    def __init__(self, publisher: WeightPublisher | None, state: PartialState) -> None:
+    def __init__(
+        self, publisher: WeightPublisher | None, state: PartialState, *, sleep: bool = False
+    ) -> None:
         self._publisher = publisher
         self._state = state
-        self._model: Callable[[], Any] | None = None
-        self._step: Callable[[], int] | None = None
-        self._ready = False
+        self._sleep = sleep
+        self.asleep = False
+        """Whether the servers sleep and need a `publish` before anything is sampled, the same everywhere."""
         self.version = 0
         """Updates that the served weights have received, the same on every process."""
 
@@ -38,29 +43,49 @@ class WeightSync:
         """Take note of what the servers serve."""
         self.version = version
 
-    def attach(self, model: Callable[[], Any], step: Callable[[], int]) -> None:
-        """Say where the weights are, without wrappers of data parallelism, and their number of updates."""
-        self._model = model
-        self._step = step
-
-    def sync_weights(self) -> None:
-        """Publish the weights as they are now.
+    def publish(self, model: Any, version: int) -> None:
+        """Publish the weights of `model`, without wrappers of data parallelism; wakes servers that sleep.
 
         Raises:
             EngineFault: a server did not take them; it stays paused.
         """
-        assert self._model is not None, "attached first"
-        assert self._step is not None, "attached first"
-        model, version = self._model(), self._step()
         self._state.wait_for_everyone()  # no rank may still be rolling out with the old weights
+        if self.asleep and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what the update has freed is the servers' now
         tensors = checkpoint_tensors(model)
         if self._publisher is None:
             for _ in tensors:  # gathering a sharded tensor takes every rank
                 pass
         else:
-            if not self._ready:
-                self._publisher.init_weight_transfer()
-                self._ready = True
             self._publisher.publish(tensors, version=version)
+        self.asleep = False
         self.served(version)
         self._state.wait_for_everyone()
+
+    def rest(self) -> None:
+        """The rollouts of this process are done: have the servers give their memory back, if they should."""
+        if self.asleep or not self._sleep:
+            return
+        self._state.wait_for_everyone()
+        if self._publisher is not None:
+            self._publisher.sleep()
+        self.asleep = True
+        self._state.wait_for_everyone()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSync:
+    """What TRL calls its `vllm_generation`.
+
+    Args:
+        model: gives the weights, without wrappers of data parallelism.
+        step: gives their number of updates.
+    """
+
+    sync: WeightSync
+    model: Callable[[], Any]
+    step: Callable[[], int]
+
+    def sync_weights(self) -> None:
+        """Publish the weights as they are now."""
+        self.sync.publish(self.model(), self.step())

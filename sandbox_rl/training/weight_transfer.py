@@ -2,6 +2,10 @@
 
     pause (requests freeze) → start → update → finish → mend → verify → resume
 
+and for servers that sleep while the trainer updates
+
+    wake the weights → start → update → finish → mend → verify → wake the cache, which resumes
+
 A transfer that fails half-way raises and leaves the servers paused: a mixture of old and new weights is
 never sampled from. Afterwards the servers' own checksums of some tensors are compared with ours.
 """
@@ -9,25 +13,27 @@ never sampled from. Afterwards the servers' own checksums of some tensors are co
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.vllm_api import Refused, Unreachable, VLLMServer
+from sandbox_rl.policies.vllm_check import ServerFacts
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.weight_payload import (
-    Checksums,
-    checksums_of,
-    cuda_handles,
-    in_shared_memory,
-    path_of,
+from sandbox_rl.training.weight_group import GroupTransport
+from sandbox_rl.training.weight_payload import Checksums, checksums_of
+from sandbox_rl.training.weight_transports import (
+    IpcTransport,
+    ShmTransport,
+    Transport,
+    control,
+    control_all,
 )
 
-__all__ = ["Served", "WeightPublisher"]
+__all__ = ["Served", "WeightPublisher", "transport_of"]
 
 
 class Served(Protocol):
@@ -38,14 +44,34 @@ class Served(Protocol):
         """All of them."""
         ...
 
+    @property
+    def facts(self) -> Sequence[ServerFacts]:
+        """What each says about itself."""
+        ...
+
+    def rest(self) -> None:
+        """They sleep: one that dies is started again only after `wake`."""
+        ...
+
+    async def wake(self) -> None:
+        """Wait until they are there."""
+        ...
+
+
+def transport_of(transfer: str) -> Transport:
+    """By the name that `policy.transfer` gives it."""
+    if transfer == "shm":
+        return ShmTransport()
+    return IpcTransport() if transfer == "ipc" else GroupTransport(transfer)
+
 
 class WeightPublisher:
     """Publishes weights to every server and knows which version they serve.
 
     Args:
         loop: where the servers' connections live; the methods are called from outside of it.
-        transfer: `shm` (a file in shared memory; CPUs, one host) or `ipc` (CUDA handles; one host).
-        dtype: of the servers' weights, as torch names it.
+        served: gives the servers, once they have been entered.
+        transfer: `shm`, `ipc`, `nccl` or `gloo`.
         on_version: told the new version before any request can be sampled with it.
 
     Raises:
@@ -55,21 +81,21 @@ class WeightPublisher:
     def __init__(
         self,
         loop: LoopThread,
-        served: Served,
+        served: Callable[[], Served],
         *,
         transfer: str,
-        dtype: Callable[[], str],
         on_version: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._loop = loop
         self._served = served
-        self._transfer = transfer
-        self._dtype = dtype
+        self._transport = transport_of(transfer)
         self._on_version = on_version
-        self._file: int | None = None
+        self._connected = False
         self._expected: Checksums = {}
         self._mixed = False
         self._paused_at = 0.0
+        self.asleep = False
+        """Whether the servers were put to sleep and have not been woken."""
         self.version = 0
         """Of the weights that the servers hold; 0 are those they loaded by themselves."""
         self.last_pause_s = 0.0
@@ -79,12 +105,14 @@ class WeightPublisher:
 
     def init_weight_transfer(self) -> None:
         """Prepare every server, once."""
-        self._run(self._init(self._served.servers))
+        self._run(self._transport.connect(self._servers))
+        self._connected = True
 
     def pause(self) -> None:
-        """Freeze the requests in flight; they go on after `resume`."""
+        """Freeze the requests in flight; they go on after `resume`. Servers that sleep get their weights'
+        memory back instead."""
         self._paused_at = time.monotonic()
-        self._run(self._each(self._served.servers, "/pause", query={"mode": "keep"}))
+        self._run(self._pause())
 
     def send_weights(
         self, iterator: Iterator[tuple[str, torch.Tensor]], *, version: int | None = None
@@ -94,25 +122,19 @@ class WeightPublisher:
         Args:
             version: of these weights; one more than the last otherwise.
         """
-        dtype = getattr(torch, self._dtype())
+        dtype = getattr(torch, self._served().facts[0].dtype)
         self._mixed = True
-        file: int | None = None
-        if self._transfer == "ipc":
-            update, kept = cuda_handles(iterator, dtype)
-        else:
-            kept = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in iterator}
-            file = in_shared_memory(kept)
-            update = {"path": path_of(file)}
-        expected = checksums_of(kept)
-        try:
-            self._run(self._update(self._served.servers, update, expected))
-        except BaseException:
-            if file is not None:
-                os.close(file)
-            raise  # what was published before stays what a restarted server gets
-        del kept  # CUDA handles are views of it: not before the servers have copied
-        self.destroy()
-        self._file, self._expected = file, expected
+        staged = self._transport.stage(iterator, dtype)
+        expected = checksums_of(staged)
+
+        async def send() -> None:
+            await control_all(self._servers, "/start_weight_update")
+            await self._transport.send(self._servers, staged)
+            await self._finish(self._servers, expected)
+
+        self._run(send())
+        self._transport.keep()
+        self._expected = expected
         self.version = self.version + 1 if version is None else version
         self._on_version(self.version)
         self._mixed = False
@@ -121,56 +143,76 @@ class WeightPublisher:
         """Let requests go on."""
         if self._mixed:
             raise EngineFault("the servers stay paused: the last weight transfer did not complete")
-        self._run(self._each(self._served.servers, "/resume"))
+        self._run(self._resume())
         self.last_pause_s = time.monotonic() - self._paused_at
 
     def destroy(self) -> None:
-        """Free the shared memory."""
-        file, self._file = self._file, None
-        if file is not None:
-            os.close(file)
+        """Free what the transfer holds."""
+        self._transport.close()
 
     # --- ours ----------------------------------------------------------------------------------------
 
     def publish(self, iterator: Iterator[tuple[str, torch.Tensor]], *, version: int) -> None:
-        """Pause, send and resume."""
+        """Pause, send and resume; prepares the servers the first time."""
+        if not self._connected:
+            self.init_weight_transfer()
         self.pause()
         self.send_weights(iterator, version=version)
         self.resume()
 
+    def sleep(self) -> None:
+        """Have the servers give their memory back until the next `publish`; nothing may be in flight."""
+        if self.asleep:
+            return
+        self.asleep = True
+        self._served().rest()
+        # Level 2 forgets the weights: whoever wakes the servers publishes.
+        self._run(control_all(self._servers, "/sleep", query={"level": "2"}))
+
     async def republish(self, server: VLLMServer) -> None:
         """Give a server that was restarted the last published weights. Called in the loop."""
-        if not self._expected:
-            return  # nothing was published yet: what it loads by itself is right
-        if self._file is None:
-            raise EngineFault(
-                "a restarted server cannot get the newest weights back with transfer 'ipc', which keeps no "
-                "copy; go on from the last checkpoint with --resume, or set policy.transfer=shm"
-            )
-        await self._init([server])
-        await self._update([server], {"path": path_of(self._file)}, self._expected)
+        if not self._connected:
+            return
+        if self.asleep or not self._expected:
+            await self._transport.connect([server])  # the weights are about to come, or are right
+            return
+        await self._transport.resend(server)
+        await self._finish([server], self._expected)
         self._mixed = False  # it replaced one that a broken transfer may have left behind
 
-    async def _init(self, servers: Sequence[VLLMServer]) -> None:
-        await self._each(servers, "/init_weight_transfer_engine", {"init_info": {}})
+    @property
+    def _servers(self) -> Sequence[VLLMServer]:
+        return self._served().servers
 
-    async def _update(
-        self, servers: Sequence[VLLMServer], update: Mapping[str, Any], expected: Checksums
-    ) -> None:
-        await self._each(servers, "/start_weight_update")
-        await self._each(servers, "/update_weights", {"update_info": update})
-        await self._each(servers, "/finish_weight_update")
+    async def _pause(self) -> None:
+        if self.asleep:
+            await self._served().wake()
+        for server in self._servers:
+            if self.asleep and await _sleeps(server):
+                await control(server, "/wake_up", query={"tags": "weights"})
+            else:  # a sleeper that died was started anew and is awake
+                await control(server, "/pause", query={"mode": "keep"})
+
+    async def _resume(self) -> None:
+        for server in self._servers:
+            if self.asleep and await _sleeps(server):
+                await control(server, "/wake_up", query={"tags": "kv_cache"})
+        await control_all(self._servers, "/resume")
+        self.asleep = False
+
+    async def _finish(self, servers: Sequence[VLLMServer], expected: Checksums) -> None:
+        await control_all(servers, "/finish_weight_update")
         for server in servers:
-            await self._rpc(server, "sandbox_rl_after_update")
+            await _rpc(server, "sandbox_rl_after_update")
             await self._verify(server, expected)
         # Requests salt their prefixes by version, so that stale blocks are unreachable already; this only
         # frees them, and fails harmlessly while frozen requests hold some.
-        await self._each(servers, "/reset_prefix_cache")
+        await control_all(servers, "/reset_prefix_cache")
 
     async def _verify(self, server: VLLMServer, checksums: Checksums) -> None:
         rows = json.dumps({name: shape[0] for name, (shape, _) in checksums.items()})
         compared = 0
-        for worker in await self._rpc(server, "sandbox_rl_checksums", rows):
+        for worker in await _rpc(server, "sandbox_rl_checksums", rows):
             for name, (shape, crc) in worker.items():
                 expected_shape, expected = checksums[name]
                 if list(shape) != expected_shape:
@@ -186,24 +228,16 @@ class WeightPublisher:
                 f"{server.address}: none of {sorted(checksums)} could be verified after the transfer"
             )
 
-    async def _rpc(self, server: VLLMServer, method: str, *args: str) -> list[Any]:
-        try:
-            return await server.rpc(method, *args)
-        except (Refused, Unreachable) as error:
-            raise EngineFault(f"{server.address}: {error}") from error
-
-    async def _each(
-        self,
-        servers: Sequence[VLLMServer],
-        route: str,
-        body: Mapping[str, Any] | None = None,
-        query: Mapping[str, str] | None = None,
-    ) -> None:
-        for server in servers:
-            try:
-                await server.call("POST", route, body, query=query)
-            except (Refused, Unreachable) as error:
-                raise EngineFault(f"weight transfer to {server.address}: {error}") from error
-
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._loop.run(work)
+
+
+async def _sleeps(server: VLLMServer) -> bool:
+    return bool((await control(server, "/is_sleeping", method="GET"))["is_sleeping"])
+
+
+async def _rpc(server: VLLMServer, method: str, *args: str) -> list[Any]:
+    try:
+        return await server.rpc(method, *args)
+    except (Refused, Unreachable) as error:
+        raise EngineFault(f"{server.address}: {error}") from error

@@ -63,16 +63,21 @@ def save_tiny(directory: Path, *, tied: bool = True) -> Path:
     return directory
 
 
-def served(checkpoint: Path, python: str, log: Path) -> Iterator[Served]:
+def served(checkpoint: Path, python: str, log: Path, *, transfer: str = "shm") -> Iterator[Served]:
     tokenizer = tiny_tokenizer()
     settings = VLLMSettings(type="vllm", python=python, arguments=ARGUMENTS, startup_timeout_s=240)
     with LoopThread() as loop:
+        publisher = WeightPublisher(loop, lambda: server, transfer=transfer)
         server = ManagedServer(
-            settings, model=str(checkpoint), log=log, transfer="shm", gpu=False, tokenizer=tokenizer
+            settings,
+            model=str(checkpoint),
+            log=log,
+            transfer=transfer,
+            gpu=False,
+            tokenizer=tokenizer,
+            republish=publisher.republish,
         )
         loop.run(server.start())
-        publisher = WeightPublisher(loop, server, transfer="shm", dtype=lambda: server.facts[0].dtype)
-        server.republish = publisher.republish
         policy = VLLMPolicy(
             server,
             settings,

@@ -112,3 +112,20 @@ def test_the_file_in_shared_memory_is_safetensors(tmp_path):
     assert json.loads(json.dumps(sorted(read))) == ["a", "b", "c"]
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
     assert all(read[name].dtype == tensors[name].dtype for name in tensors)
+
+
+def test_over_a_process_group(vllm_python, tmp_path):
+    """What servers on other hosts get, here over TCP; `nccl` is the same lines with another backend."""
+    run = served(save_tiny(tmp_path / "model"), vllm_python, tmp_path / "vllm.log", transfer="gloo")
+    on = next(run)
+    try:
+        parity(on)
+        parity(on)
+        version = on.publisher.version
+        broken = ((n, t[:-1] if "norm" in n else t) for n, t in on.model.named_parameters())
+        with pytest.raises(EngineFault, match="weight transfer to"):
+            on.publisher.publish(broken, version=version + 1)
+        with pytest.raises(EngineFault, match="stay paused"):
+            on.publisher.resume()
+    finally:
+        assert next(run, None) is None

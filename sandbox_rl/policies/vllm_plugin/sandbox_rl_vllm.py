@@ -1,13 +1,14 @@
 """Worker side of the weight transfer: a `shm` engine, and a look at what a worker holds.
 
 `--worker-extension-cls sandbox_rl_vllm.WorkerExtension` imports this module in every worker before the
-worker makes its transfer engine; that registers `shm`. Needs vLLM 0.26 to 0.32.
+worker makes its transfer engine; that registers `shm` and `process_group`. Needs vLLM 0.26 to 0.32.
 """
 
 import json
 import zlib
 from dataclasses import dataclass
 
+import sandbox_rl_group  # noqa: F401 (registers its engine)
 import torch
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -98,6 +99,11 @@ class WorkerExtension:
             return {"repacked": False}
         method.process_weights_after_loading(head)
         return {"repacked": True}
+
+    def sandbox_rl_card(self):
+        """UUID of this worker's card, None without one: NCCL refuses two ranks on one card."""
+        device = self.device
+        return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
     def sandbox_rl_checksums(self, wanted):
         """Checksums of parameters that vLLM holds under their checkpoint name.
