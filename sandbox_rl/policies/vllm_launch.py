@@ -48,11 +48,16 @@ _CAUSES = (
     (r"unrecognized arguments: (.+)", "policy.arguments: vLLM does not know {0}; see `vllm serve --help`"),
     (r"error: (argument .+)", "policy.arguments: {0}"),
     (
-        r"Free memory on device .*? is less than desired[^.]*",
+        r"Free memory on device .*? is less than desired .*? GiB\)",
         "{all}; lower policy.arguments.gpu-memory-utilization, or free the card",
     ),
     (r"(?:CUDA )?[Oo]ut of memory[^.]*", "{all}; lower policy.arguments.gpu-memory-utilization"),
     (r"No available memory for the cache blocks", "{all}; raise policy.arguments.gpu-memory-utilization"),
+    (
+        r"To serve at least one request .*?cache is needed, .*? memory \([\d.]+ GiB\)",
+        "{all}; lower policy.arguments.max-model-len (or episode.max_tokens), or raise "
+        "policy.arguments.gpu-memory-utilization (on CPUs kv-cache-memory-bytes)",
+    ),
     (r"max_model_len .*? is greater than .*", "{all}; lower policy.arguments.max-model-len"),
     (
         r"No module named '?vllm'?(?:\n|$)",
@@ -60,6 +65,8 @@ _CAUSES = (
     ),
 )
 """What a log says → what the user is told. The first that matches counts."""
+_FOLLOWS = r"See root cause above|Engine core initialization failed"
+"""Errors that only say that there was one before."""
 
 
 def interpreter(settings: VLLMSettings) -> str:
@@ -144,7 +151,11 @@ def why_it_died(log: Path, code: int | None, *, since: int = 0) -> str:
         if found:
             return message.format(*found.groups(), all=found.group(0))
     how = f"killed by signal {code - 128}" if code is not None and code > 128 else f"exit code {code}"
-    errors = [line for line in text.splitlines() if re.search(r"\b\w*(Error|Exception): \S", line)]
+    errors = [
+        line
+        for line in text.splitlines()
+        if re.search(r"\b\w*(Error|Exception): \S", line) and not re.search(_FOLLOWS, line)
+    ]
     return f"{how}: {' '.join(errors[-1].split())[-300:]}" if errors else how
 
 

@@ -29,7 +29,7 @@ def settings(**fields) -> VLLMSettings:
 
 
 @asynccontextmanager
-async def policy_on(*fakes: FakeVLLM, version=lambda: 0, needed_context=1, **fields):
+async def policy_on(*fakes: FakeVLLM, version=lambda: 0, needed_context=1, engine=None, **fields):
     # Not tmp_path: the path of a unix socket is short.
     with tempfile.TemporaryDirectory(prefix="fake") as directory:
         sockets = [Path(directory) / str(index) for index in range(len(fakes))]
@@ -43,6 +43,7 @@ async def policy_on(*fakes: FakeVLLM, version=lambda: 0, needed_context=1, **fie
                     needed_context=needed_context,
                     tokenizer=None,
                     startup_timeout_s=5,
+                    engine=engine,
                 )
                 chosen = settings(**fields)
                 async with VLLMPolicy(
@@ -179,6 +180,27 @@ async def test_too_short_a_context_is_refused():
     with pytest.raises(SetupError, match="context is 512 tokens, expected at least 900"):
         async with policy_on(FakeVLLM(max_model_len=512), needed_context=900):
             pass
+
+
+async def test_a_server_without_developer_routes_is_refused():
+    with pytest.raises(SetupError, match=r"developer routes are off.*VLLM_SERVER_DEV_MODE=1"):
+        async with policy_on(FakeVLLM(developer=False)):
+            pass
+
+
+async def test_log_probs_of_another_distribution_are_refused():
+    with pytest.raises(SetupError, match=r"logprobs_mode 'raw_logprobs', expected 'processed_logprobs'"):
+        async with policy_on(FakeVLLM(logprobs_mode="raw_logprobs")):
+            pass
+
+
+async def test_another_way_for_weights_is_refused_where_weights_are_published():
+    fake = FakeVLLM(transfer="nccl")
+    with pytest.raises(SetupError, match=r"its weight transfer is 'nccl', expected 'shm'.*policy\.transfer"):
+        async with policy_on(fake, engine="shm"):
+            pass
+    async with policy_on(fake):  # another rank of the same run publishes nothing
+        pass
 
 
 async def test_no_server_is_one_line():
