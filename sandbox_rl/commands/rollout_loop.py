@@ -9,10 +9,9 @@ import asyncio
 import ctypes
 import os
 import queue
-import random
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,14 @@ from sandbox_rl.policies.vllm import VLLMPolicy
 from sandbox_rl.policies.vllm_api import Address
 from sandbox_rl.policies.vllm_external import ExternalServers
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
+from sandbox_rl.rollout.tail_batches import of_group
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.curriculum import teaches
 from sandbox_rl.training.models import load_tokenizer
 from sandbox_rl.training.samples import Advantage, to_samples
-from sandbox_rl.types import Task
 
-__all__ = ["Channels", "RolloutJob", "roll_out", "task_of_group"]
+__all__ = ["Channels", "RolloutJob", "roll_out"]
 
 PR_SET_PDEATHSIG = 1
 FAILED_GROUPS = 8
@@ -87,14 +86,6 @@ class Channels:
     stop: Any
 
 
-def task_of_group(tasks: Sequence[Task], group: int, *, seed: int) -> Task:
-    """The tasks in passes, each pass in an order of its own."""
-    number, place = divmod(group, len(tasks))
-    order = list(range(len(tasks)))
-    random.Random(derive_seed(seed, "pass", number)).shuffle(order)
-    return tasks[order[place]]
-
-
 def roll_out(job: RolloutJob, channels: Channels) -> None:
     """The whole life of the process."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -117,7 +108,7 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
 
     async def one(group: int) -> None:
         nonlocal failed_in_a_row
-        task = task_of_group(tasks, group, seed=recipe.seed)
+        task = of_group(tasks, group, seed=recipe.seed)
         requests = [
             EpisodeRequest(
                 id=f"train-{group:06d}-{sample:04d}",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import LoraConfig
@@ -17,14 +19,18 @@ from sandbox_rl.commands.parts import async_arguments, grpo_arguments
 from sandbox_rl.commands.rollout_loop import RolloutJob
 from sandbox_rl.commands.rollout_process import RolloutProcess
 from sandbox_rl.commands.session import Session
+from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.rollout.tail_batches import TailBatches
 from sandbox_rl.training.async_config import advantage_of
 from sandbox_rl.training.async_trainer import GroupProgress, SandboxAsyncTrainer
 from sandbox_rl.training.checkpoints import CheckpointManifest
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.grpo import sampling_of
+from sandbox_rl.training.stragglers import TailBatchRollouts
 from sandbox_rl.training.trainer import GroupRollouts, SandboxGRPOTrainer, outcome_reward
+from sandbox_rl.types import Rollout
 
 __all__ = ["async_trainer", "sync_trainer"]
 
@@ -51,7 +57,11 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             curriculum.restore(checkpoint)
     args = grpo_arguments(recipe, session.run.checkpoints)
     with session.display.progress("Training", _episodes(args, state.num_processes)) as bar:
-        rollouts = GroupRollouts(
+        tail = _tail_batches(recipe, state, checkpoint)
+        make_rollouts: Any = GroupRollouts
+        if tail is not None:
+            make_rollouts = partial(TailBatchRollouts, tail=tail, on_cut=_journal(session, "cancelled"))
+        rollouts = make_rollouts(
             session.engine,
             session.loop,
             {task.id: task for task in session.train_tasks},
@@ -60,7 +70,7 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             eos_id=session.tokenizer.eos_token_id,
             rank=state.process_index,
             curriculum=curriculum,
-            on_step=lambda step, batch: session.journal.write_all(batch, phase="train", step=step),
+            on_step=_journal(session, "train"),
             on_rollout=lambda _, rollout: bar.advance(rollout.reward.value),
         )
         trainer = SandboxGRPOTrainer(
@@ -75,7 +85,9 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             micro_batch_tokens=recipe.update.micro_batch_tokens,
             callbacks=[
                 *_callbacks(session),
-                CheckpointManifest(None if curriculum is None else curriculum.save),
+                CheckpointManifest(
+                    next((part.save for part in (curriculum, tail) if part is not None), None)
+                ),
             ],
         )
         trainer.remove_callback(PrinterCallback)
@@ -136,6 +148,21 @@ def async_trainer(session: Session, checkpoint: Path | None) -> Iterator[Sandbox
         finally:
             if worker is not None:
                 worker.stop()
+
+
+def _tail_batches(recipe: Recipe, state: PartialState, checkpoint: Path | None) -> TailBatches | None:
+    if not recipe.rollout.over_sample:
+        return None
+    tail = TailBatches(
+        recipe.rollout.over_sample, rank=state.process_index, world=state.num_processes, share=gather_object
+    )
+    if checkpoint is not None:
+        tail.restore(checkpoint)
+    return tail
+
+
+def _journal(session: Session, phase: str) -> Callable[[int, Sequence[Rollout]], None]:
+    return lambda step, batch: session.journal.write_all(batch, phase=phase, step=step)
 
 
 def _callbacks(session: Session) -> list[Any]:

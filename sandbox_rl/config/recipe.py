@@ -96,6 +96,20 @@ class Recipe(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _early_stop_fits(self) -> Recipe:
+        share = self.rollout.over_sample
+        if share and self.mode == "async":
+            raise ValueError(
+                f"mode 'async' with rollout.over_sample {share}, expected 0: nothing waits for a slow group"
+            )
+        if share and self.curriculum.active:
+            raise ValueError(
+                f"rollout.over_sample {share} with a curriculum, expected one of the two: groups that wait "
+                "come back by number, in passes over the data; set rollout.over_sample: 0, or drop the block"
+            )
+        return self
+
     @field_validator("name")
     @classmethod
     def _safe_name(cls, value: str) -> str:

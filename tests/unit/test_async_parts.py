@@ -13,9 +13,9 @@ from transformers import AttentionInterface
 from trl.experimental.async_grpo import packing
 from trl.experimental.async_grpo.packing import TREE_ATTENTION, TreeRow
 
-from sandbox_rl.commands.rollout_loop import task_of_group
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.rollout.tail_batches import of_group
 from sandbox_rl.training.async_config import async_config
 from sandbox_rl.training.async_trainer import GroupProgress
 from sandbox_rl.training.samples import advantages, to_samples
@@ -62,12 +62,12 @@ def test_samples_are_the_tokens_as_sampled():
 
 def test_every_pass_has_each_task_once_and_an_order_of_its_own():
     tasks = [Task(id=str(i), prompt="?", answer="1") for i in range(50)]
-    first = [task_of_group(tasks, g, seed=3).id for g in range(50)]
-    second = [task_of_group(tasks, g, seed=3).id for g in range(50, 100)]
+    first = [of_group(tasks, g, seed=3).id for g in range(50)]
+    second = [of_group(tasks, g, seed=3).id for g in range(50, 100)]
     assert sorted(first) == sorted(second) == sorted(t.id for t in tasks)
     assert first != second
-    assert first == [task_of_group(tasks, g, seed=3).id for g in range(50)]
-    assert first != [task_of_group(tasks, g, seed=4).id for g in range(50)]
+    assert first == [of_group(tasks, g, seed=3).id for g in range(50)]
+    assert first != [of_group(tasks, g, seed=4).id for g in range(50)]
 
 
 def test_a_resumed_run_leaves_no_group_out_and_trains_none_twice(tmp_path):

@@ -1,0 +1,182 @@
+"""Which groups a step starts when it starts more than it trains on, so that no slow one holds it up.
+
+A *short* step starts N + M groups, trains on the first N to end and cancels the other M whole. What is
+cancelled waits, and once N groups wait, a *long* step runs exactly those and cancels nothing. (Prior work
+batches long responses likewise, without the same seeds: RollPacker, arXiv 2509.21009.)
+
+**Why this does not favour short episodes.** Training on the first N alone would: of two groups, the longer
+one is the likelier to be left out. Any rule that saves the wait must let go of slow groups, so it is fair
+only if what was let go comes back *as it was*:
+
+- A group has a number; its task and the seeds of all its samples follow from the run's seed and that number
+  alone. Done again, it is the same draw, not a new one. Drawing anew would keep the first try of short groups
+  and give long ones a second chance to be short, which is a bias within each task.
+- A group that waits cannot be cancelled again, so every number is trained on exactly once. After any number
+  of steps, what was trained on is what would have been without early stop but for the at most N groups that
+  wait. When long steps come depends on N and M, never on lengths.
+
+The second try is sampled with the weights of its time, so it is on policy. It equals the first as far as
+equal seeds give equal episodes: the weights have moved by a few updates, engines batch differently and
+commands are timed anew. What that changes, it changes for the groups that waited only.
+
+Metrics of a single step are not comparable: long steps hold the long groups. `stragglers/long_step` tells.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sandbox_rl.errors import ModelError
+from sandbox_rl.seeds import derive_seed
+
+__all__ = ["STATE_FILE", "Plan", "TailBatches", "of_group"]
+
+STATE_FILE = "stragglers.json"
+"""Name of the state's file in a checkpoint."""
+
+T = TypeVar("T")
+
+
+def of_group(tasks: Sequence[T], group: int, *, seed: int) -> T:
+    """The task of a group's number: tasks in passes, each pass in an order of its own."""
+    number, place = divmod(group, len(tasks))
+    return tasks[_order(len(tasks), number, seed)[place]]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(count: int, number: int, seed: int) -> list[int]:
+    order = list(range(count))
+    random.Random(derive_seed(seed, "pass", number)).shuffle(order)
+    return order
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A group that was cancelled.
+
+    Args:
+        step: in which.
+        after_s: seconds into that step.
+    """
+
+    group: int
+    step: int
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step: groups to start, and how many of them to wait for. `waited` are those of a long step."""
+
+    groups: tuple[int, ...]
+    keep: int
+    waited: tuple[Waiting, ...] = ()
+
+
+class TailBatches:
+    """Plans steps and remembers who waits. Each rank has groups of its own: rank, rank + world, …
+
+    Args:
+        over_sample: M as a share of N, above 0; rounded up.
+        share: this rank's state → the states of all ranks, in their order.
+    """
+
+    def __init__(
+        self,
+        over_sample: float,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        share: Callable[[list[Any]], list[Any]] = list,
+    ) -> None:
+        self._over_sample = over_sample
+        self._rank = rank
+        self._world = world
+        self._share = share
+        self._next = rank
+        self._waiting: list[Waiting] = []
+        self._everyone: list[Any] = []
+
+    def plan(self, size: int) -> Plan:
+        """The next step, of `size` groups to train on. Changes nothing."""
+        if len(self._waiting) >= size:
+            oldest = tuple(self._waiting[:size])
+            return Plan(tuple(w.group for w in oldest), size, oldest)
+        count = size + math.ceil(self._over_sample * size)
+        return Plan(tuple(self._next + i * self._world for i in range(count)), size)
+
+    def record(
+        self, plan: Plan, step: int, seconds: Mapping[int, float], cut_after: float
+    ) -> dict[str, float]:
+        """Take over how a step went, and share it; every rank calls it once a step.
+
+        Args:
+            seconds: place in `plan.groups` → how long the group took, for those that ended.
+            cut_after: seconds after which the others were cancelled.
+
+        Returns:
+            Metrics. `stragglers/saved_s`, of a long step: how much longer the steps that had cancelled these
+            groups would have taken with them, less this step's own time; an estimate from below, because
+            this step trains as well.
+        """
+        late = [
+            Waiting(group, step, cut_after) for place, group in enumerate(plan.groups) if place not in seconds
+        ]
+        metrics = {"stragglers/cancelled": float(len(late)), "stragglers/long_step": float(bool(plan.waited))}
+        if plan.waited:
+            self._waiting = self._waiting[len(plan.waited) :]
+            metrics["stragglers/saved_s"] = _saved(plan.waited, seconds) - cut_after
+        else:
+            self._next += len(plan.groups) * self._world
+            self._waiting += late
+        metrics["stragglers/waiting"] = float(len(self._waiting))
+        self._everyone = self._share([self._state()])
+        return metrics
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the state of all ranks into a checkpoint."""
+        ranks = self._everyone or [self._state()]
+        (checkpoint / STATE_FILE).write_text(json.dumps({"version": 1, "ranks": ranks}), encoding="utf-8")
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take this rank's state; with another number of ranks, those who wait are dealt out anew.
+
+        Raises:
+            ModelError: the checkpoint was saved without it, or it is damaged.
+        """
+        path = checkpoint / STATE_FILE
+        try:
+            ranks = json.loads(path.read_text(encoding="utf-8"))["ranks"]
+            waiting = [[Waiting(**entry) for entry in state["waiting"]] for state in ranks]
+            if len(ranks) == self._world:
+                self._next = int(ranks[self._rank]["next"])
+                self._waiting = waiting[self._rank]
+            else:
+                first = max(int(state["next"]) for state in ranks)
+                self._next = -(-first // self._world) * self._world + self._rank
+                everyone = sorted((w for some in waiting for w in some), key=lambda w: (w.step, w.group))
+                self._waiting = everyone[self._rank :: self._world]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ModelError(
+                f"--resume: {path} does not hold the groups that wait ({type(error).__name__}); resume with "
+                "rollout.over_sample as the run was started"
+            ) from error
+
+    def _state(self) -> dict[str, Any]:
+        return {"next": self._next, "waiting": [asdict(w) for w in self._waiting]}
+
+
+def _saved(waited: Iterable[Waiting], seconds: Mapping[int, float]) -> float:
+    """Of each step that cancelled some of these groups: by how much the slowest of them outlasted it."""
+    longer: dict[int, float] = {}
+    for place, group in enumerate(waited):
+        beyond = max(0.0, seconds[place] - group.after_s)
+        longer[group.step] = max(longer.get(group.step, 0.0), beyond)
+    return sum(longer.values())
