@@ -243,8 +243,9 @@ def test_nothing_outlives_a_killed_owner_over_ssh(ssh_host: str, engine: str) ->
 
 
 def test_directories_of_killed_owners_are_removed_and_no_others(
-    ssh_host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ssh_host: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tmp_path = tmp_path_factory.mktemp("ssh")  # a socket's path must be short
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with closing(ForwardedSocket(ssh_host)):
         (living,) = tmp_path.glob("sandbox-rl-ssh-*")
