@@ -1,0 +1,103 @@
+"""Early stop through the whole of `train`, killed and resumed: no group is lost, none is trained twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sandbox_rl.config.load import load_recipe
+from sandbox_rl.journal import read_journal
+from sandbox_rl.rollout.tail_batches import STATE_FILE, of_group
+from sandbox_rl.tasks.load import load_tasks
+from sandbox_rl.training.checkpoints import is_complete
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[2]
+GROUPS, SIZE, STEPS = 2, 4, 6
+DEADLINE_S = 280
+RECIPE = {
+    "name": "stragglers",
+    "model": {"path": "tiny", "dtype": "float32"},
+    "prompts": [str(REPOSITORY / "recipes" / "prompts")],
+    "data": {
+        "sources": [{"type": "reasoning_gym", "dataset": "chain_sum", "size": 40, "domain": "arithmetic"}],
+        "held_out": 0.2,
+    },
+    "warmup": {"episodes": 8, "sft": {"per_device_train_batch_size": 8, "max_steps": 2, "logging_steps": 1}},
+    "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 32, "timeout_s": 60, "exec_timeout_s": 5},
+    "rollout": {"over_sample": 0.5},
+    "evaluation": {"tasks": 0},
+    "grpo": {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": GROUPS * SIZE,
+        "num_generations": SIZE,
+        "activation_checkpointing": False,
+        "save_steps": 2,
+    },
+}
+
+
+def start(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sandbox_rl.cli", "train", str(recipe), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
+    )
+
+
+def episodes(run: Path, phase: str) -> list[dict]:
+    return [record for record in read_journal(run / "episodes.jsonl") if record["phase"] == phase]
+
+
+def test_a_killed_run_goes_on_with_the_groups_that_waited(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs")}))
+    run = tmp_path / "runs" / "stragglers"
+    deadline = time.monotonic() + DEADLINE_S
+    first = start(path)
+    while not is_complete(run / "checkpoints" / "checkpoint-2"):
+        assert first.poll() is None, first.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.communicate(timeout=60)
+    done = max(int(p.name.split("-")[1]) for p in (run / "checkpoints").glob("c*") if is_complete(p))
+    lost = len(episodes(run, "train")) - done * GROUPS * SIZE
+
+    second = start(path, "--resume")
+    output, _ = second.communicate(timeout=DEADLINE_S)
+    assert second.returncode == 0, output
+
+    trained = episodes(run, "train")
+    assert len(trained) == STEPS * GROUPS * SIZE + lost
+    by_place = {(r["step"], r["episode_id"]): r for r in trained}  # of a step done twice, the later
+    state = json.loads((run / "checkpoints" / f"checkpoint-{STEPS}" / STATE_FILE).read_text())["ranks"][0]
+    waiting = {w["group"] for w in state["waiting"]}
+    recipe = load_recipe(path)
+    tasks = [t.id for t in load_tasks(recipe.data, split="train", base_dir=tmp_path)]
+    expected = Counter(
+        of_group(tasks, group, seed=recipe.seed) for group in range(state["next"]) if group not in waiting
+    )
+    # Steps that were lost with the kill may have kept other places: count those of the run that lasted.
+    lasting = Counter(r["task_id"] for (step, _), r in by_place.items() if step < done)
+    lasting += Counter(r["task_id"] for r in trained[done * GROUPS * SIZE + lost :])
+    assert lasting == Counter({task: count * SIZE for task, count in expected.items()})
+
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kinds = {m["step"]: m["stragglers/long_step"] for m in metrics if "stragglers/long_step" in m}
+    assert kinds == {1: 0, 2: 0, 3: 1, 4: 0, 5: 0, 6: 1}
+    assert {m["stragglers/waiting"] for m in metrics if m.get("step") == 6 and "stragglers/waiting" in m} == {
+        0
+    }
