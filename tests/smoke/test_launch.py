@@ -1,0 +1,46 @@
+"""Several processes, as far as a CPU can show them, and the launch configurations that are shipped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml"))
+
+
+def test_two_processes_share_one_model_by_fsdp2():
+    """Log-probs, gradients in parts and gathered weights of two shards are those of the whole model."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+            *("-m", "tests.smoke.sharded"),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("rank")) == [
+        "rank 0: as unsharded",
+        "rank 1: as unsharded",
+    ]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_reads_the_shipped_configurations(path):
+    """Its parser refuses unknown keys; the header says how the file is used."""
+    config = load_config_from_file(str(path))
+    assert config.mixed_precision == "bf16"
+    assert f"--config_file configs/accelerate/{path.name}" in path.read_text().partition("compute_")[0]
+    if path.stem in ("fsdp2", "multi_node"):
+        assert config.fsdp_config["fsdp_version"] == 2
+        assert config.num_processes == 8 * config.num_machines
+    if path.stem == "zero3":
+        assert config.deepspeed_config["zero_stage"] == 3
