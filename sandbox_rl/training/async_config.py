@@ -13,7 +13,7 @@ from trl.experimental.async_grpo import AsyncGRPOConfig
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.estimator import Estimator
 from sandbox_rl.training.fields import checked_fields
-from sandbox_rl.training.grpo import OURS, check_untruncated
+from sandbox_rl.training.grpo import OURS, check_optimizer, check_untruncated
 from sandbox_rl.training.samples import Advantage
 
 __all__ = ["advantage_of", "async_config"]
@@ -105,6 +105,7 @@ def async_config(
     known = set(inspect.signature(AsyncGRPOConfig.__init__).parameters) - {"self"}
     args = checked_fields(AsyncGRPOConfig, "grpo", defaults | dict(block), known)
     check_untruncated(args)
+    check_optimizer(args)
     if 0 < args.token_budget < longest:
         raise ConfigError(
             f"grpo.token_budget: {args.token_budget}, expected at least {longest}, the longest prompt "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.estimator import Estimator, estimator_fields
 from sandbox_rl.training.fields import checked_fields
 
-__all__ = ["OURS", "check_untruncated", "grpo_config", "sampling_of"]
+__all__ = ["OURS", "check_optimizer", "check_untruncated", "grpo_config", "sampling_of"]
 
 OURS = {
     "output_dir": "set output_dir and name of the recipe",
@@ -110,6 +111,20 @@ def check_untruncated(args: Any) -> None:
         raise ConfigError(f"grpo.top_k: {args.top_k}, expected 0; truncated sampling biases the gradient")
 
 
+def check_optimizer(args: Any) -> None:
+    """Refuse an optimizer of bitsandbytes where that is missing, before a model is loaded.
+
+    Raises:
+        ConfigError: the field.
+    """
+    name = str(getattr(args.optim, "value", args.optim))
+    if any(part in name for part in ("8bit", "paged", "bnb")) and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"grpo.optim: {name!r} is bitsandbytes', which is not installed; pip install bitsandbytes, or "
+            "drop the field"
+        )
+
+
 def _check_groups(fields: Mapping[str, Any]) -> None:
     """Each process must roll out whole groups; TRL itself only looks at all processes together."""
     batch = fields.get("per_device_train_batch_size", 8)
@@ -133,6 +148,7 @@ def _check(args: GRPOConfig) -> None:
             f"{args.num_generations * args.world_size}"
         )
     check_untruncated(args)
+    check_optimizer(args)
     if args.save_total_limit == 1:
         raise ConfigError(
             "grpo.save_total_limit: 1, expected at least 2; with one, a kill during a save leaves none"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -102,6 +103,11 @@ def config(**block):
         ({"max_steps": 0}, "grpo.max_steps: mode 'async' needs one"),
         ({"token_budget": 200}, "token_budget: 200, expected at least 300"),
         ({"top_p": 0.9}, "truncated sampling biases"),
+        pytest.param(
+            {"optim": "paged_adamw_32bit"},
+            "grpo.optim: 'paged_adamw_32bit' is bitsandbytes', which is not installed",
+            marks=pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="it is installed"),
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(block, message):
