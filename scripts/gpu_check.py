@@ -1,19 +1,32 @@
 """One command that shows whether everything with a vLLM server works on this machine, a GPU or not.
 
-    python scripts/gpu_check.py [--model DIR] [--minutes 9] [--out FOLDER]
+    python scripts/gpu_check.py [--model DIR] [--minutes 9] [--out gpu-check] [--parts NAME ...]
 
-Trains the tiny policy (or `--model`, without a warm-up) for a few updates, synchronously and asynchronously,
-each in a process of its own with its own server, and reads what they logged: whether sampler and trainer
-agree, how long episodes paused for weights, and how a step's time was spent. Prints a table, writes
-`gpu_check.json`; a part that was done before is not done again. Exit code 1 if a part failed.
+Trains the tiny policy (or `--model`, without a warm-up) for a few updates, each part in a process of its own
+with its own server, and reads what was logged:
+
+    sync         rollouts and updates take turns; held-out evaluation before and after
+    async        updates go on while episodes run; how long they paused, and where the time went
+    restart      the server is killed during training, and training ends as if it had not been
+    shm, gloo …  each way for weights to reach the server that this machine has, besides the default one
+    early-stop   no step waits for its slowest groups
+    lora         adapters in place of all weights
+    sleep        the server gives its memory back during updates (with a GPU)
+    eval         `sandbox-rl eval` with what the first part exported
+
+A part passes if its process ends well and, in training, the trainer's log-probs of the sampled tokens agree
+with the server's: with weights of an earlier update they would not. Prints a table, writes `gpu_check.json`;
+a part that passed before is not done again. Exit code 1 if a part failed or time ran out.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,105 +38,201 @@ import torch
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PR_SET_PDEATHSIG = 1
 MISMATCH = {"cpu": 1e-4, "cuda": 0.05}
 """Mean difference of log-probs per token: float32 on CPUs, bfloat16 on GPUs (nats)."""
+SERVER = "vllm.entrypoints"
+"""In the command line of a server's process."""
+
+SYNC_KEYS = ("mismatch/mean", "mismatch/max", "sampling/importance_sampling_ratio/mean", "step_time")
+ASYNC_KEYS = (
+    "kl",
+    "ratio",
+    "perf/weight_sync_s",
+    "perf/step_s",
+    "perf/rollout_wait_s",
+    "perf/fwd_bwd_s",
+    "sample/staleness_mean",
+)
 
 
-def recipe(mode: str, model: str | None, out: Path) -> dict[str, Any]:
-    gpu = torch.cuda.is_available()
-    quick = yaml.safe_load(
-        (REPOSITORY / "recipes" / f"quickstart-{'vllm' if mode == 'sync' else 'async'}.yaml").read_text()
-    )
+def parts_of(gpus: int) -> list[str]:
+    """In the order of what is learned from them, for a clock that may run out."""
+    if not gpus:
+        return ["sync", "async", "restart", "gloo", "lora", "early-stop", "eval"]
+    nccl = ["nccl"] if gpus > 1 else []
+    return ["sync", "async", "restart", "shm", "gloo", *nccl, "lora", "sleep", "early-stop", "eval"]
+
+
+def recipe(part: str, model: str | None, out: Path, *, gpu: bool) -> dict[str, Any]:
+    base = "quickstart-async" if part == "async" else "quickstart-vllm"
+    quick: dict[str, Any] = yaml.safe_load((REPOSITORY / "recipes" / f"{base}.yaml").read_text())
     quick |= {
-        "name": mode,
+        "name": part,
         "output_dir": str(out / "runs"),
         "prompts": [str(REPOSITORY / "recipes" / "prompts")],
+        "report_to": [],
+        "evaluation": {"tasks": 16 if part == "sync" else 0},
     }
     quick["warmup"] |= {"episodes": 300}
     quick["warmup"]["sft"] |= {"max_steps": 100, "per_device_train_batch_size": 16}
-    quick["evaluation"] = {"tasks": 0}
-    quick["grpo"] |= {"max_steps": 6, "save_steps": 6}
-    if mode == "sync":
+    steps = {"async": 6, "sync": 4, "restart": 4, "early-stop": 5}.get(part, 2)
+    quick["grpo"] |= {"max_steps": steps, "save_steps": steps}
+    if part != "async":
         quick["grpo"] |= {"per_device_train_batch_size": 32}
     if gpu:
         quick["model"]["dtype"] = "bfloat16"
         quick["policy"] = {"type": "vllm", "arguments": {"gpu-memory-utilization": 0.3}}
         quick["rollout"]["concurrency"] = 128
+    if part in ("shm", "gloo", "nccl", "ipc"):
+        quick["policy"]["transfer"] = part
+    if part == "nccl":
+        quick["policy"]["environment"] = {"CUDA_VISIBLE_DEVICES": "1"}
+    if part == "sleep":
+        quick["policy"]["sleep"] = True
+    if part == "lora":
+        quick["model"]["lora"] = {"r": 8, "alpha": 16}
+    if part == "early-stop":
+        quick["rollout"]["over_sample"] = 0.25
     if model is not None:
         quick["model"]["path"] = model
         del quick["warmup"]
     return quick
 
 
-def run_part(mode: str, model: str | None, out: Path, deadline: float) -> dict[str, Any]:
-    path = out / f"{mode}.yaml"
-    path.write_text(yaml.safe_dump(recipe(mode, model, out)))
-    started = time.monotonic()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "sandbox_rl.train", str(path)],
-            capture_output=True,
-            text=True,
-            timeout=max(1.0, deadline - time.monotonic()),
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])},
-            check=False,
+def die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, thread.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def kill_server(pid: int) -> bool:
+    """SIGKILL to the server below a process; False if there is none."""
+    for child in descendants(pid):
+        words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        # The supervisor carries the same words as arguments of its own.
+        if SERVER.encode() in b" ".join(words[:4]) and b"-I" not in words[:4]:
+            os.kill(child, signal.SIGKILL)
+            return True
+    return False
+
+
+def run_process(command: list[str], log: Path, deadline: float, *, kill_after: Path | None = None) -> str:
+    """ "" if it ended well, else why not.
+
+    Args:
+        kill_after: once this file has a line, the server is killed.
+    """
+    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    waits_to_kill = kill_after is not None
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": paths},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
         )
-    except subprocess.TimeoutExpired:
-        return {"failed": "out of time"}
-    if done.returncode:
-        return {"failed": (done.stderr or done.stdout).strip().splitlines()[-1:]}
-    (run,) = sorted((out / "runs").glob(f"{mode}*/metrics.jsonl"))[-1:]
-    steps = [json.loads(line) for line in run.read_text().splitlines()]
-    steps = [step for step in steps if "grad_norm" in step]
+        try:
+            while process.poll() is None:
+                if time.monotonic() > deadline:
+                    return "out of time"
+                if waits_to_kill and kill_after is not None and kill_after.exists():
+                    if not kill_server(process.pid):
+                        return "no server found to kill"
+                    waits_to_kill = False
+                time.sleep(0.1)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    if process.returncode:
+        return (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+    return "it ended before its server was killed" if waits_to_kill else ""
+
+
+def run_part(part: str, model: str | None, out: Path, deadline: float) -> dict[str, Any]:
+    path, log = out / f"{part}.yaml", out / f"{part}.log"
+    started = time.monotonic()
+    if part == "eval":
+        (export,) = sorted((out / "runs").glob("sync*/export"))[-1:] or [None]
+        if export is None:
+            return {"failed": "nothing exported by the part sync"}
+        where = out / f"eval-{time.time_ns()}"
+        command = ["sandbox_rl.cli", "eval", str(out / "sync.yaml"), "--model", str(export)]
+        command += ["--output", str(where), "evaluation.tasks=16"]
+        if why := run_process([sys.executable, "-m", *command], log, deadline):
+            return {"failed": why}
+        return {"seconds": time.monotonic() - started}
+    path.write_text(yaml.safe_dump(recipe(part, model, out, gpu=torch.cuda.is_available())))
+    before = set((out / "runs").glob(f"{part}*/metrics.jsonl"))
+    runs = len([p for p in (out / "runs").glob(f"{part}*") if p.is_dir()])
+    run = out / "runs" / (part if runs == 0 else f"{part}-{runs + 1}")
+    kill_after = run / "metrics.jsonl" if part == "restart" else None
+    command = [sys.executable, "-m", "sandbox_rl.train", str(path)]
+    if why := run_process(command, log, deadline, kill_after=kill_after):
+        return {"failed": why}
+    (metrics,) = set((out / "runs").glob(f"{part}*/metrics.jsonl")) - before
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = [line for line in lines if "grad_norm" in line]
 
     def median(key: str) -> float | None:
         values = [step[key] for step in steps if step.get(key) is not None]
         return statistics.median(values) if values else None
 
-    keys = {
-        "sync": ("mismatch/mean", "mismatch/kl", "sampling/importance_sampling_ratio/mean", "step_time"),
-        "async": (
-            "kl",
-            "ratio",
-            "perf/weight_sync_s",
-            "perf/step_s",
-            "perf/rollout_wait_s",
-            "perf/fwd_bwd_s",
-            "sample/staleness_mean",
-        ),
-    }[mode]
-    return {"seconds": time.monotonic() - started, "updates": len(steps)} | {key: median(key) for key in keys}
+    found: dict[str, Any] = {"seconds": time.monotonic() - started, "updates": len(steps)}
+    found |= {key: median(key) for key in (ASYNC_KEYS if part == "async" else SYNC_KEYS)}
+    if part == "early-stop":
+        found["stragglers/cancelled"] = sum(step["stragglers/cancelled"] for step in steps)
+    held_out = [line for line in lines if "eval/accuracy" in line]
+    if held_out:
+        found |= {"accuracy before": held_out[0]["eval/accuracy"], "after": held_out[-1]["eval/accuracy"]}
+    gap = found["kl" if part == "async" else "mismatch/mean"]
+    bound = MISMATCH["cuda" if torch.cuda.is_available() else "cpu"]
+    if not steps or gap is None or abs(gap) > bound:
+        found["failed"] = f"sampler and trainer differ by {gap} nats, expected at most {bound}"
+    return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    here = parts_of(torch.cuda.device_count())
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", help="directory of a model with a chat template; default: a tiny one")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--out", type=Path, default=Path("gpu-check"))
+    parser.add_argument("--parts", nargs="+", choices=here, help="default: all that can run here")
     options = parser.parse_args()
     deadline = time.monotonic() + 60 * options.minutes
-    options.out.mkdir(parents=True, exist_ok=True)
-    report = options.out / "gpu_check.json"
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    report = out / "gpu_check.json"
     found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
+    parts: dict[str, Any] = found.setdefault("parts", {})
     cuda = torch.cuda.is_available()
     found["device"] = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
-    for mode in ("sync", "async"):
-        if "updates" not in found.get(mode, {}):
-            found[mode] = run_part(mode, options.model, options.out.resolve(), deadline)
-            report.write_text(json.dumps(found, indent=2))
-    bound = MISMATCH["cuda" if cuda else "cpu"]
-    gap = found["sync"].get("mismatch/mean")
-    found["ok"] = all("failed" not in found[m] for m in ("sync", "async")) and gap is not None and gap < bound
-    report.write_text(json.dumps(found, indent=2))
-    print(f"device: {found['device']}")
-    for mode in ("sync", "async"):
-        for key, value in found[mode].items():
-            print(
-                f"{mode:6} {key:45} {value:.6g}" if isinstance(value, float) else f"{mode:6} {key:45} {value}"
-            )
-    print("ok" if found["ok"] else f"FAILED (mismatch bound {bound})")
-    return 0 if found["ok"] else 1
+    print(f"device: {found['device']}", flush=True)
+    wanted = options.parts or here
+    for part in wanted:
+        if "failed" in parts.get(part, {"failed": ""}):
+            parts[part] = run_part(part, options.model, out, deadline)
+            report.write_text(json.dumps(found, indent=2) + "\n")
+        for key, value in parts[part].items():
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            print(f"{part:10} {key:42} {shown}", flush=True)
+    failed = [part for part in wanted if "failed" in parts[part]]
+    found["ok"] = not failed
+    report.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"FAILED: {', '.join(failed)}; their logs lie in {out}" if failed else "ok")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

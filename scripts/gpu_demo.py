@@ -42,10 +42,10 @@ EVERY = 10
 SCALES: dict[str, dict[str, Any]] = {
     "tiny": {
         "warmup": {
-            "episodes": 2400,
+            "episodes": 2000,
             "sft": {
                 "per_device_train_batch_size": 32,
-                "max_steps": 400,
+                "max_steps": 300,
                 "learning_rate": 3.0e-3,
                 "lr_scheduler_type": "linear",
                 "warmup_steps": 20,
@@ -76,10 +76,9 @@ SCALES: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe(seed: int, options: argparse.Namespace, out: Path) -> dict[str, Any]:
+def recipe(seed: int, options: argparse.Namespace, out: Path, *, gpu: bool) -> dict[str, Any]:
     """One seed's run. Both sources have the short prompt, under the names that the results show."""
     scale = SCALES["model" if options.model else "tiny"]
-    gpu = torch.cuda.is_available()
     engine = options.engine or ("vllm" if gpu else "transformers")
     policy: dict[str, Any] = {"type": engine}
     if engine == "vllm" and gpu:
@@ -193,7 +192,11 @@ def summary(run: Path) -> dict[str, Any]:
 
 
 def draw(runs: dict[int, Path], target: Path, title: str) -> None:
-    import matplotlib
+    try:
+        import matplotlib
+    except ImportError:
+        print("no curve: matplotlib is not installed")
+        return
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -244,7 +247,7 @@ def main() -> int:
     runs: dict[int, Path] = {}
     for seed in range(options.seeds):
         path, run = out / f"seed-{seed}.yaml", out / "runs" / f"seed-{seed}"
-        path.write_text(yaml.safe_dump(recipe(seed, options, out)))
+        path.write_text(yaml.safe_dump(recipe(seed, options, out, gpu=torch.cuda.is_available())))
         runs[seed] = run
         started, code = time.monotonic(), 0
         share = (deadline - started) / (options.seeds - seed)
