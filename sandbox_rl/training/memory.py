@@ -146,7 +146,8 @@ def estimate_memory(
         weights += trained * trained_item
     row = prompt_tokens + completion_tokens
     # TRL's asynchronous trainer packs rows into `token_budget` tokens and has no rows per device.
-    tokens = getattr(args, "token_budget", None) or args.per_device_train_batch_size * row
+    packed = getattr(args, "token_budget", None)
+    tokens = max(packed, row) if packed else args.per_device_train_batch_size * row
     if micro_batch_tokens is not None:
         tokens = min(tokens, max(micro_batch_tokens, row))
     checkpointing = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)

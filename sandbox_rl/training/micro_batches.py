@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-__all__ = ["agreed_count", "lengths_of", "loss_share", "part_of", "plan_parts", "splittable"]
+__all__ = ["agreed_count", "coupling", "lengths_of", "loss_share", "part_of", "plan_parts"]
 
 _PER_ROW = ("grpo", "sapo", "dr_grpo", "luspo")
 """Losses of TRL 1.16 that are a mean over the rows of a micro-batch."""
@@ -91,17 +91,15 @@ def loss_share(loss_type: str, inputs: Mapping[str, Any], part: Mapping[str, Any
     raise ValueError(f"loss_type {loss_type!r}: not known how its parts add up")
 
 
-def splittable(args: Any) -> str | None:
-    """The field of TRL's settings that couples the rows of a micro-batch, if there is one."""
+def coupling(args: Any) -> str | None:
+    """The field of TRL's settings that takes the rows of a micro-batch together, if there is one."""
     if args.loss_type not in (*_PER_ROW, *_PER_TOKEN, *_SUMS):
         return f"loss_type={args.loss_type!r}"
     if args.top_entropy_quantile < 1:
         return f"top_entropy_quantile={args.top_entropy_quantile}"
     if args.entropy_coef or args.use_adaptive_entropy:
         return "entropy_coef"
-    if args.router_aux_loss_coef:
-        return "router_aux_loss_coef"
-    return "deepspeed" if args.deepspeed else None
+    return None
 
 
 def _tokens(inputs: Mapping[str, Any]) -> torch.Tensor:

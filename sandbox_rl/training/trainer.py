@@ -9,6 +9,8 @@ marks with 1 what the policy sampled.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,11 +26,11 @@ from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.micro_batches import (
     agreed_count,
+    coupling,
     lengths_of,
     loss_share,
     part_of,
     plan_parts,
-    splittable,
 )
 from sandbox_rl.training.refill import Refilled, refill
 from sandbox_rl.training.rows import to_rows
@@ -74,12 +76,8 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        coupled = "router_aux_loss_coef" if self.aux_loss_enabled else splittable(self.args)
-        if micro_batch_tokens is not None and coupled is not None:
-            raise ConfigError(
-                f"update.micro_batch_tokens: {micro_batch_tokens}, expected none with grpo.{coupled}, which "
-                "takes the rows of a micro-batch together; lower grpo.per_device_train_batch_size instead"
-            )
+        if micro_batch_tokens is not None:
+            self._check_parts(micro_batch_tokens)
         self._micro_batch_tokens = micro_batch_tokens
         align_rows(
             float32_log_probs(self.model, temperature=self.temperature), token_budget=micro_batch_tokens
@@ -134,16 +132,31 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self._weight_sync.rest()  # an evaluation may have woken the servers
             for name, value in mismatch(inputs).items():
                 self._metrics["train"][name].append(value)
+        # FSDP2 would keep whole gradients until they are exchanged: there each part exchanges its own.
+        held = nullcontext if self.accelerator.is_fsdp2 else partial(self.accelerator.no_sync, model)
         parts = self._parts(inputs) if model.training else [inputs]
         total: Any = 0.0
         for part in parts[:-1]:
-            with self.accelerator.no_sync(model):
+            with held():
                 loss = self._part_loss(model, inputs, part, num_items_in_batch)
                 self.accelerator.backward(loss)
             total = total + loss.detach()
         if len(parts) > 1:
             return total + self._part_loss(model, inputs, parts[-1], num_items_in_batch)
         return super().compute_loss(model, trim_padding(inputs), return_outputs, num_items_in_batch)
+
+    def _check_parts(self, tokens: int) -> None:
+        coupled = "router_aux_loss_coef" if self.aux_loss_enabled else coupling(self.args)
+        if coupled is not None:
+            reason = f"grpo.{coupled}, which takes the rows of a micro-batch together"
+        elif self.is_deepspeed_enabled:
+            reason = "DeepSpeed, which would step after each part"
+        else:
+            return
+        raise ConfigError(
+            f"update.micro_batch_tokens: {tokens}, expected none with {reason}; "
+            "lower grpo.per_device_train_batch_size instead"
+        )
 
     def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         if self._micro_batch_tokens is None:
@@ -264,6 +277,7 @@ class GroupRollouts:
         task_ids = [group[0] for group in groups]
         if self._curriculum is not None:
             task_ids = self._curriculum.draw(task_ids, step)
+        self._engine.occupancy.take()  # what an evaluation left
         drawn = self._roll_out(task_ids, 0, step, size)
         refilled = Refilled(tuple(drawn), (), {})
         if self._curriculum is not None and self._curriculum.refill_rounds:
@@ -280,7 +294,8 @@ class GroupRollouts:
         assert len(rows["prompt_ids"]) == len(prompts), "TRL needs one row per prompt"
         # Of the groups as drawn: refilling selects, so what is trained on says nothing about the policy.
         metrics = rollout_metrics([rollout for group in drawn for rollout in group]) | group_metrics(drawn)
-        return {**rows, "rollout_metrics": [metrics | refilled.metrics] * len(prompts)}
+        metrics |= refilled.metrics | self._engine.occupancy.take()
+        return {**rows, "rollout_metrics": [metrics] * len(prompts)}
 
     def _roll_out(
         self, task_ids: Sequence[str], first: int, step: int, size: int

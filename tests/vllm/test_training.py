@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -73,7 +75,14 @@ def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[s
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    printed, _ = process.communicate(timeout=280)
+    try:
+        printed, _ = process.communicate(timeout=420)
+    except subprocess.TimeoutExpired:
+        for pid in (process.pid, *descendants(process.pid)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+        raise
     assert process.returncode == 0, printed
     return printed
 
@@ -115,10 +124,12 @@ def test_synchronous(write_recipe):
 
 
 def test_two_processes_share_one_server(write_recipe):
-    """Each rank drives its own episodes on the first one's server; the weights are published once."""
+    """Each rank drives its own episodes on one server and computes its rows in parts; the weights
+    are published once."""
     recipe = write_recipe(
         "two",
         evaluation={"tasks": 0},
+        update={"micro_batch_tokens": 600},  # a few rows: parts, and as many on each rank
         grpo={
             "max_steps": 2,
             "per_device_train_batch_size": 8,
