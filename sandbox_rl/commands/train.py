@@ -6,6 +6,7 @@ sandboxes; TRL averages the gradients.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.evaluation import Evaluation
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import last_complete
-from sandbox_rl.training.export import export_model
+from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.grpo import sampling_of
 
 __all__ = ["TrainResult", "train"]
@@ -87,8 +88,9 @@ def train(
             suite.measure(session, trainer)
         write_results(run, state, before, after)
         tokenizer = session.tokenizer
+    weights = whole_weights(trainer.accelerator.unwrap_model(trainer.model), keep=state.is_main_process)
     if state.is_main_process:
-        _export(recipe, run, trainer, tokenizer, before, after)
+        _export(recipe, run, trainer, tokenizer, before, after, weights)
     state.wait_for_everyone()
     return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
 
@@ -125,6 +127,7 @@ def _export(
     tokenizer: Any,
     before: Evaluation | None,
     after: Evaluation | None,
+    weights: Mapping[str, Any] | None,
 ) -> None:
     measured = {"before": before, "after": after}
     export_model(
@@ -137,4 +140,5 @@ def _export(
         results=result_lines(
             {when: (e.accuracy, e.half_width) for when, e in measured.items() if e is not None}
         ),
+        weights=weights,
     )

@@ -7,13 +7,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import sandbox_rl
+from sandbox_rl.training.weight_merge import checkpoint_tensors
 
-__all__ = ["export_model"]
+__all__ = ["export_model", "whole_weights"]
+
+
+def whole_weights(model: PreTrainedModel | PeftModel, *, keep: bool) -> dict[str, torch.Tensor] | None:
+    """The weights of a model that is sharded by FSDP2, adapters merged, in host memory.
+
+    Every process takes part in gathering them.
+
+    Args:
+        keep: on the process that writes them; elsewhere the result is empty.
+
+    Returns:
+        Tensors by their names in a checkpoint, or None if the model is not sharded.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return None
+    dtype = (model.get_base_model() if isinstance(model, PeftModel) else model).dtype
+    return {name: whole.to("cpu", dtype) for name, whole in checkpoint_tensors(model) if keep}
 
 
 def export_model(
@@ -27,6 +47,7 @@ def export_model(
     results: Mapping[str, Any],
     licence: str = "apache-2.0",
     merge_lora: bool = True,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write weights (safetensors), tokenizer, chat template, generation config and model card.
 
@@ -36,12 +57,18 @@ def export_model(
         recipe: the resolved recipe as YAML, quoted in the card.
         results: metric name → value, quoted in the card.
         merge_lora: write the merged model; otherwise the adapter alone.
+        weights: of `whole_weights`, where the model's own are shards.
     """
-    if merge_lora and isinstance(model, PeftModel):
+    if weights is not None and isinstance(model, PeftModel):
+        model = model.get_base_model()
+    elif merge_lora and isinstance(model, PeftModel):
         model = model.merge_and_unload()
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, safe_serialization=True)
+    if weights is None:
+        model.save_pretrained(partial)
+    else:
+        model.save_pretrained(partial, state_dict=dict(weights))
     tokenizer.save_pretrained(partial)
     generation = getattr(model, "generation_config", None) or GenerationConfig()
     generation.save_pretrained(partial)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM
 
+from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.micro_batches import agreed_count, plan_parts
-from sandbox_rl.training.weight_sync import checkpoint_tensors
+from sandbox_rl.training.weight_merge import checkpoint_tensors
 from tests.smoke.support import TOKENIZER, tiny_model
 
 LENGTHS = ((40, 38, 10), (12, 11, 9))
@@ -40,12 +44,12 @@ def taken(inputs: dict[str, torch.Tensor], chosen: list[int]) -> dict[str, torch
 def main() -> None:
     distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
     try:
-        check(distributed.get_rank(), distributed.get_world_size())
+        check(distributed.get_rank(), distributed.get_world_size(), Path(sys.argv[1]))
     finally:
         distributed.destroy_process_group()
 
 
-def check(rank: int, world: int) -> None:
+def check(rank: int, world: int, directory: Path) -> None:
     whole = tiny_model(TOKENIZER, seed=0)
     model = copy.deepcopy(whole)
     align_rows(float32_log_probs(whole, temperature=1.0))
@@ -80,6 +84,23 @@ def check(rank: int, world: int) -> None:
     published = {name: tensor.clone() for name, tensor in checkpoint_tensors(model)}
     assert published.keys() == of_whole.keys()
     assert all(torch.equal(tensor, of_whole[name]) for name, tensor in published.items())
+    gathered_weights = whole_weights(model, keep=rank == 0)
+    if rank == 0:
+        exported = export_model(
+            model,
+            TOKENIZER,
+            directory,
+            recipe="",
+            base_model="tiny",
+            datasets=[],
+            results={},
+            weights=gathered_weights,
+        )
+        loaded = dict(AutoModelForCausalLM.from_pretrained(exported).named_parameters())
+        assert loaded.keys() == of_whole.keys()
+        assert all(torch.equal(tensor, of_whole[name]) for name, tensor in loaded.items())
+    else:
+        assert gathered_weights == {}
     print(f"rank {rank}: as unsharded")
 
 

@@ -13,12 +13,12 @@ REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml"))
 
 
-def test_two_processes_share_one_model_by_fsdp2():
-    """Log-probs, gradients in parts and gathered weights of two shards are those of the whole model."""
+def test_two_processes_share_one_model_by_fsdp2(tmp_path):
+    """Log-probs, gradients in parts, gathered and exported weights of two shards are the whole model's."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "tests.smoke.sharded"),
+            *("-m", "tests.smoke.sharded", str(tmp_path / "export")),
         ],
         cwd=REPOSITORY,
         capture_output=True,
