@@ -17,9 +17,10 @@ FREE = "Free memory on device cuda:0 (9.12/79.11 GiB) on startup is less than de
 
 DEATHS = {
     "no memory left on the card": (
-        f"ValueError: {FREE} GPU memory utilization (0.4, 31.64 GiB). Decrease GPU memory utilization or reduce "
-        "GPU memory used by other processes.",
-        f"{FREE} GPU memory utilization (0.4, 31.64 GiB); lower policy.arguments.gpu-memory-utilization, or free the card",
+        f"ValueError: {FREE} GPU memory utilization (0.4, 31.64 GiB). Decrease GPU memory utilization or "
+        "reduce GPU memory used by other processes.",
+        f"{FREE} GPU memory utilization (0.4, 31.64 GiB); lower policy.arguments.gpu-memory-utilization, or "
+        "free the card",
     ),
     "out of memory while it loads": (
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity",
@@ -31,7 +32,7 @@ DEATHS = {
     ),
     "no room for one episode": (
         "ValueError: To serve at least one request with the model's max seq len (65536), (7.00 GiB KV cache "
-        "is needed, which is larger than the available KV cache memory (1.0 GiB). Based on the available memory",
+        "is needed, which is larger than the available KV cache memory (1.0 GiB). Based on the available",
         "To serve at least one request with the model's max seq len (65536), (7.00 GiB KV cache is needed, "
         "which is larger than the available KV cache memory (1.0 GiB); lower policy.arguments.max-model-len "
         "(or episode.max_tokens), or raise policy.arguments.gpu-memory-utilization (on CPUs "
