@@ -127,7 +127,7 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
             return
         failed_in_a_row = 0
         journal.write_all(rollouts, phase="train", step=int(channels.version.value))
-        channels.metrics.put(rollout_metrics(rollouts) | group_metrics([rollouts]))
+        channels.metrics.put(rollout_metrics(rollouts) | group_metrics([rollouts]) | engine.occupancy.take())
         if recipe.curriculum.refill_rounds and not teaches(rollouts):
             channels.skipped.put(group)  # another group takes its place by itself
             return

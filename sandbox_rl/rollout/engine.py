@@ -11,6 +11,7 @@ from sandbox_rl.episode import EpisodeSettings, SamplingSettings, run_episode
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout.groups import FirstGroups, first_groups
+from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.settings import EpisodeRequest, OverlongPolicy, RolloutSettings
 from sandbox_rl.rollout.slots import episode_runner, run_requests
 from sandbox_rl.sandboxes.base import SandboxBackend
@@ -53,6 +54,7 @@ class RolloutEngine:
         self._episode = episode
         self._sampling = sampling
         self._settings = settings
+        self.occupancy = Occupancy()
         self._stack: AsyncExitStack | None = None
 
     async def __aenter__(self) -> RolloutEngine:
@@ -136,19 +138,20 @@ class RolloutEngine:
         prompt_ids = self.prompt_ids(task)
         boot = self._episode.boot_timeout_s
         async with self.backend.sandbox(task.files or None, timeout=boot) as sandbox:
-            async with self.policy.session(request.id) as session:
-                transcript = await run_episode(
-                    prompt_ids,
-                    chat=self.chat,
-                    toolbox=self._toolbox,
-                    session=session,
-                    sandbox=sandbox,
-                    settings=self._episode,
-                    sampling=sampling,
-                    max_context=self.policy.max_context,
-                    seed=request.seed,
-                    deadline=deadline,
-                )
+            async with self.policy.session(request.id) as opened:
+                with self.occupancy.episode(opened) as session:
+                    transcript = await run_episode(
+                        prompt_ids,
+                        chat=self.chat,
+                        toolbox=self._toolbox,
+                        session=session,
+                        sandbox=sandbox,
+                        settings=self._episode,
+                        sampling=sampling,
+                        max_context=self.policy.max_context,
+                        seed=request.seed,
+                        deadline=deadline,
+                    )
             answer = await sandbox.read_answer()
         trajectory = Trajectory(
             task_id=task.id,

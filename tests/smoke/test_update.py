@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.training.estimator import estimator_fields
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.rows import to_rows
@@ -37,6 +38,7 @@ class Prepared:
 
     def __init__(self, rollouts: list[Rollout]) -> None:
         self.rollouts = rollouts
+        self.occupancy = Occupancy()
 
     async def run(self, requests, on_rollout=None):
         assert [r.task.id for r in requests] == [r.task.id for r in self.rollouts]
