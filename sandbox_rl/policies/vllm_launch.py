@@ -65,8 +65,8 @@ _CAUSES = (
     ),
 )
 """What a log says → what the user is told. The first that matches counts."""
-_FOLLOWS = r"See root cause above|Engine core initialization failed"
-"""Errors that only say that there was one before."""
+_FOLLOWS = r"See root cause above|Engine core initialization failed| (WARNING|INFO) "
+"""Lines that only say that there was an error before, or might be one."""
 
 
 def interpreter(settings: VLLMSettings) -> str:

@@ -72,7 +72,9 @@ def test_only_what_this_start_wrote_counts(tmp_path):
     log.write_text("ValueError: an earlier start\n")
     since = log.stat().st_size
     with log.open("a") as file:
-        file.write("killed\n")
+        file.write(
+            "(APIServer pid=1) WARNING 11-23 limits can cause errors like `OSError: [Errno 24] Too many`\n"
+        )
     assert why_it_died(log, 137, since=since) == "killed by signal 9"
 
 
