@@ -1,4 +1,4 @@
-"""How the suite is shared among processes, as `scripts/test` has it; alone it runs in order.
+"""How the suite is shared among processes by `scripts/test -n 4`; alone it runs in this order.
 
 What looks at the whole machine, or starts a server or an engine for a session, stays together in one
 process. Every other file may go to any.

@@ -244,7 +244,7 @@ async def test_waiting_sandboxes_hold_nothing_and_end_with_the_spawner() -> None
         (spawner,) = (pid for pid in children() - before if _parent(pid) == os.getpid())
         async with backend.sandbox() as sandbox:
             await out(sandbox, "true")
-            assert await settles(lambda: len(spares() - before) == 4)
+            assert await settles(lambda: len(spares() - before) == 4, seconds=20)
             waiting = spares() - before
             for pid in waiting & {_parent(pid) for pid in waiting}:
                 (first,) = (child for child in waiting if _parent(child) == pid)
@@ -277,7 +277,7 @@ async def test_a_killed_waiting_sandbox_is_missed_by_nobody() -> None:
     before = children()
     async with EmbeddedBackend() as backend:
         for _ in range(3):
-            assert await settles(lambda: len(spares() - before) == 4)
+            assert await settles(lambda: len(spares() - before) == 4, seconds=20)
             killed = spares() - before
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
@@ -297,7 +297,7 @@ async def test_cancelling_at_any_instant_leaves_nothing(backend: EmbeddedBackend
     async with backend.sandbox():
         pass
     held = set(os.listdir("/proc/self/fd"))
-    assert await settles(lambda: len(spares()) == 4)
+    assert await settles(lambda: len(spares()) == 4, seconds=20)
     before, grouped = children(), groups(os.getpid())
     dice = random.Random(0)
 
