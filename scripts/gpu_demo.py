@@ -42,10 +42,10 @@ EVERY = 10
 SCALES: dict[str, dict[str, Any]] = {
     "tiny": {
         "warmup": {
-            "episodes": 2000,
+            "episodes": 2400,
             "sft": {
                 "per_device_train_batch_size": 32,
-                "max_steps": 300,
+                "max_steps": 400,
                 "learning_rate": 3.0e-3,
                 "lr_scheduler_type": "linear",
                 "warmup_steps": 20,
