@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
-from sandbox_rl.training.micro_batches import agreed_count, plan_parts
+from sandbox_rl.training.micro_batches import agreed_lengths, plan_parts
 
 __all__ = ["PER_TOKEN", "align_rows", "float32_log_probs"]
 
@@ -84,9 +84,8 @@ def _in_parts(
     first, lengths = mask.argmax(-1), mask.sum(-1).clamp(min=2)
     sizes: list[int] = lengths.tolist()
     budget = None if torch.is_grad_enabled() else token_budget
-    parts = plan_parts(sizes, budget)
-    if budget is not None:
-        parts = plan_parts(sizes, budget, at_least=agreed_count(len(parts), ids.device))
+    bounds = None if budget is None else agreed_lengths(sizes, ids.device)
+    parts = plan_parts(sizes, budget, bounds=bounds)
     computed = []
     for rows in parts:
         chosen = torch.tensor(rows, device=ids.device)

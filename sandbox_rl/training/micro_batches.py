@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-__all__ = ["agreed_count", "coupling", "lengths_of", "loss_share", "part_of", "plan_parts"]
+__all__ = ["agreed_lengths", "coupling", "lengths_of", "loss_share", "part_of", "plan_parts"]
 
 _PER_ROW = ("grpo", "sapo", "dr_grpo", "luspo")
 """Losses of TRL 1.16 that are a mean over the rows of a micro-batch."""
@@ -24,7 +24,9 @@ _SUMS = ("dapo", "cispo", "vespo")
 """Those that are a sum, divided by a count of the whole generation batch."""
 
 
-def plan_parts(lengths: Sequence[int], budget: int | None, *, at_least: int = 1) -> list[list[int]]:
+def plan_parts(
+    lengths: Sequence[int], budget: int | None, *, bounds: Sequence[int] | None = None
+) -> list[list[int]]:
     """Indices of rows in parts of at most `budget` tokens with their padding, longest first if parted.
 
     Neighbours in length share a part, so that little is padded. A row longer than the budget is a part of
@@ -33,34 +35,36 @@ def plan_parts(lengths: Sequence[int], budget: int | None, *, at_least: int = 1)
     Args:
         lengths: tokens of each row.
         budget: of rows times longest row; None for no bound.
-        at_least: number of parts wanted, as other processes need; capped at the number of rows.
+        bounds: of `agreed_lengths`, where several processes must take equally many rows at a time.
     """
-    if at_least == 1 and (budget is None or len(lengths) * max(lengths) <= budget):
+    tokens = sorted(lengths, reverse=True) if bounds is None else bounds
+    if budget is None or len(lengths) * tokens[0] <= budget:
         return [list(range(len(lengths)))]
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     parts: list[list[int]] = []
-    for row in order:
-        if parts and (budget is None or (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= budget):
+    longest = 0
+    for row, bound in zip(order, tokens, strict=True):
+        if parts and (len(parts[-1]) + 1) * longest <= budget:
             parts[-1].append(row)
         else:
             parts.append([row])
-    while len(parts) < min(at_least, len(lengths)):
-        heaviest = max(
-            (i for i, part in enumerate(parts) if len(part) > 1),
-            key=lambda i: len(parts[i]) * lengths[parts[i][0]],
-        )
-        half = len(parts[heaviest]) // 2
-        parts[heaviest : heaviest + 1] = [parts[heaviest][:half], parts[heaviest][half:]]
+            longest = bound
     return parts
 
 
-def agreed_count(count: int, device: torch.device) -> int:
-    """The largest count of all processes: sharded models compute together, part by part."""
+def agreed_lengths(lengths: Sequence[int], device: torch.device) -> list[int]:
+    """Of the longest row, the second and so on, the largest length of all processes.
+
+    Parts planned by it hold equally many rows on each process: sharded models compute together, and TRL
+    gathers metrics row by row. Every process must have the same number of rows.
+    """
+    ordered = sorted(lengths, reverse=True)
     if not (distributed.is_available() and distributed.is_initialized()):
-        return count
-    largest = torch.tensor(count, device=device)
+        return ordered
+    largest = torch.tensor(ordered, device=device)
     distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
-    return int(largest.item())
+    agreed: list[int] = largest.tolist()
+    return agreed
 
 
 def lengths_of(inputs: Mapping[str, Any]) -> list[int]:

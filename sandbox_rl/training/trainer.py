@@ -25,7 +25,7 @@ from sandbox_rl.training.estimator import Estimator
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.micro_batches import (
-    agreed_count,
+    agreed_lengths,
     coupling,
     lengths_of,
     loss_share,
@@ -162,9 +162,8 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if self._micro_batch_tokens is None:
             return [inputs]
         lengths = lengths_of(inputs)
-        count = len(plan_parts(lengths, self._micro_batch_tokens))
-        count = agreed_count(count, inputs["completion_mask"].device)
-        plan = plan_parts(lengths, self._micro_batch_tokens, at_least=count)
+        bounds = agreed_lengths(lengths, inputs["completion_mask"].device)
+        plan = plan_parts(lengths, self._micro_batch_tokens, bounds=bounds)
         return [inputs] if len(plan) == 1 else [part_of(inputs, rows) for rows in plan]
 
     def _part_loss(self, model: Any, inputs: dict[str, Any], part: dict[str, Any], items: Any) -> Any:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
-from sandbox_rl.training.micro_batches import agreed_count, plan_parts
+from sandbox_rl.training.micro_batches import agreed_lengths, plan_parts
 from sandbox_rl.training.weight_merge import checkpoint_tensors
 from tests.smoke.support import TOKENIZER, tiny_model
 
@@ -68,8 +68,8 @@ def check(rank: int, world: int, directory: Path) -> None:
     for each in range(world):
         whole(**rows(each), fused_lm_head=True).log_probs.sum().backward()
     lengths = list(LENGTHS[rank])
-    count = agreed_count(len(plan_parts(lengths, BUDGET)), torch.device("cpu"))
-    parts = plan_parts(lengths, BUDGET, at_least=count)
+    bounds = agreed_lengths(lengths, torch.device("cpu"))
+    parts = plan_parts(lengths, BUDGET, bounds=bounds)
     assert len(parts) == 3, parts
     for part in parts:
         model(**taken(inputs, part), fused_lm_head=True).log_probs.sum().backward()

@@ -33,6 +33,23 @@ def test_two_processes_share_one_model_by_fsdp2(tmp_path):
     ]
 
 
+def test_two_processes_compute_their_rows_in_parts(tmp_path):
+    """Under data parallelism, with rows of other lengths on each: the gradient is the whole batch's."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+            *("-m", "tests.smoke.data_parallel", str(tmp_path)),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert {"rank 0: 3 parts", "rank 1: 3 parts"} <= set(done.stdout.splitlines())
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_accelerate_reads_the_shipped_configurations(path):
     """Its parser refuses unknown keys; the header says how the file is used."""

@@ -20,23 +20,29 @@ def test_neighbours_in_length_share_a_part():
     assert plan_parts([10, 300, 12], None) == [[0, 1, 2]]
 
 
-def test_other_processes_may_need_more_parts():
-    assert plan_parts([9, 8, 7, 6], 100, at_least=3) == [[0], [1], [2, 3]]
-    assert [len(part) for part in plan_parts([9, 8, 7, 6], 100, at_least=4)] == [1, 1, 1, 1]
-    assert len(plan_parts([9, 8], 100, at_least=4)) == 2
+def test_longer_rows_elsewhere_make_parts_smaller_here():
+    assert plan_parts([9, 8, 7, 6], 100) == [[0, 1, 2, 3]]
+    assert plan_parts([6, 7, 8, 9], 100, bounds=[90, 50, 50, 6]) == [[3], [2, 1], [0]]
 
 
-@given(
-    st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 200) | st.none(), st.integers(1, 8)
+rows = st.integers(1, 12).flatmap(
+    lambda n: st.tuples(*[st.lists(st.integers(1, 50), min_size=n, max_size=n)] * 2)
 )
-def test_every_row_is_in_one_part_and_parts_keep_to_the_budget(lengths, budget, at_least):
-    parts = plan_parts(lengths, budget, at_least=at_least)
-    assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
-    assert len(parts) >= min(at_least, len(lengths))
-    assert all(
-        len(part) == 1 or budget is None or len(part) * max(lengths[row] for row in part) <= budget
-        for part in parts
-    )
+
+
+@given(rows, st.integers(1, 200) | st.none())
+def test_every_row_is_in_one_part_and_processes_take_as_many_at_a_time(processes, budget):
+    bounds = [
+        max(pair) for pair in zip(*(sorted(lengths, reverse=True) for lengths in processes), strict=True)
+    ]
+    plans = [plan_parts(lengths, budget, bounds=bounds) for lengths in processes]
+    assert [len(part) for part in plans[0]] == [len(part) for part in plans[1]]
+    for lengths, parts in zip(processes, plans, strict=True):
+        assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+        assert all(
+            len(part) == 1 or budget is None or len(part) * max(lengths[row] for row in part) <= budget
+            for part in parts
+        )
 
 
 def update(directory, rollouts, *, budget=None, **fields):
