@@ -28,13 +28,11 @@ failed or time ran out.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import platform
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -42,9 +40,8 @@ from typing import Any
 
 import torch
 import yaml
+from gpu_common import REPOSITORY, start, stop
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-PR_SET_PDEATHSIG = 1
 MISMATCH = {"cpu": 1e-4, "cuda": 0.05}
 """Mean difference of log-probs per token: float32 on CPUs, bfloat16 on GPUs (nats)."""
 INTO_ROLLOUT_S = 2.0
@@ -92,7 +89,7 @@ def recipe(part: str, model: str | None, out: Path, *, gpu: bool) -> dict[str, A
         quick["model"]["dtype"] = "bfloat16"
         quick["policy"] = {"type": "vllm", "arguments": {"gpu-memory-utilization": 0.3}}
         quick["rollout"]["concurrency"] = 128
-    if part in ("shm", "gloo", "nccl", "ipc"):
+    if part in ("shm", "gloo", "nccl"):
         quick["policy"]["transfer"] = part
     if part == "nccl":
         quick["policy"]["environment"] = {"CUDA_VISIBLE_DEVICES": "1"}
@@ -107,10 +104,6 @@ def recipe(part: str, model: str | None, out: Path, *, gpu: bool) -> dict[str, A
         quick["model"]["path"] = model
         del quick["warmup"]
     return quick
-
-
-def die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def descendants(pid: int) -> list[int]:
@@ -138,17 +131,9 @@ def run_process(command: list[str], log: Path, deadline: float, *, kill_after: P
     Args:
         kill_after: once this file has a line, the server is killed.
     """
-    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     waits_to_kill = kill_after is not None
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": paths},
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
+        process = start(command, output)
         try:
             while process.poll() is None:
                 if time.monotonic() > deadline:
@@ -160,9 +145,7 @@ def run_process(command: list[str], log: Path, deadline: float, *, kill_after: P
                     waits_to_kill = False
                 time.sleep(0.1)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            stop(process)
     if process.returncode:
         return (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
     return "it ended before its server was killed" if waits_to_kill else ""

@@ -16,9 +16,7 @@ Started again after a cut, by whatever, it goes on from the last checkpoint. Wha
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import os
 import platform
 import shutil
 import signal
@@ -30,9 +28,8 @@ from typing import Any
 
 import torch
 import yaml
+from gpu_common import REPOSITORY, start, stop
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-PR_SET_PDEATHSIG = 1
 SAVE_S = 40.0
 """Before the end: time to finish an update and to save it."""
 EVERY = 10
@@ -127,23 +124,11 @@ def recipe(seed: int, options: argparse.Namespace, out: Path, *, gpu: bool) -> d
     }
 
 
-def die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
 def train(path: Path, run: Path, log: Path, deadline: float) -> int | None:
     """The exit code of one run, newly started or gone on with; None: cut by the clock."""
     command = [sys.executable, "-m", "sandbox_rl.train", str(path), *(["--resume"] if run.is_dir() else [])]
-    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     with log.open("ab") as output:
-        child = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": paths},
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
+        child = start(command, output)
         try:
             for pause, how in ((max(1.0, deadline - SAVE_S - time.monotonic()), signal.SIGTERM), (SAVE_S, 0)):
                 try:
@@ -154,9 +139,7 @@ def train(path: Path, run: Path, log: Path, deadline: float) -> int | None:
                         child.send_signal(how)  # it finishes the update and saves
             return None
         finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+            stop(child)
 
 
 def curve(run: Path) -> tuple[dict[int, dict[str, Any]], dict[int, float]]:
@@ -220,6 +203,7 @@ def draw(runs: dict[int, Path], target: Path, title: str) -> None:
     axes.grid(alpha=0.3)
     axes.legend(title="held out, 95 % interval\n(thin: reward in training)", loc="lower right")
     figure.savefig(target, dpi=130)
+    print(f"curve: {target}")
     pyplot.close(figure)
 
 
@@ -273,7 +257,7 @@ def main() -> int:
         print(f"gain: {100 * report['gain']['mean']:.1f} points on average, {100 * min(gains):.1f} at least")
         draw(runs, out / "curve.png", f"{model}: sums and documents, {device}")
     (out / "demo.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(f"{report['seconds']:.0f} s on {device}; {out / 'demo.json'}, {out / 'curve.png'}")
+    print(f"{report['seconds']:.0f} s on {device}; {out / 'demo.json'}")
     return 0 if all(found["state"] == "done" for found in report["seeds"].values()) else 1
 
 

@@ -25,6 +25,7 @@ class _ByPlace(LoadScopeScheduling):
         return TOGETHER.get(file.split("/")[1], file)
 
 
+@pytest.hookimpl(optionalhook=True)  # one process needs no scheduler
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     config.option.loadscopereorder = False
     return _ByPlace(config, log)

@@ -27,9 +27,10 @@ from sandbox_rl.training.async_trainer import GroupProgress, SandboxAsyncTrainer
 from sandbox_rl.training.checkpoints import CheckpointManifest
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.curriculum import Curriculum
+from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.stragglers import TailBatchRollouts
-from sandbox_rl.training.trainer import GroupRollouts, SandboxGRPOTrainer, outcome_reward
+from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Rollout
 
 __all__ = ["async_trainer", "sync_trainer"]

@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sandbox_rl.errors import SandboxDead, SandboxFault, SetupError
@@ -20,6 +20,9 @@ __all__ = ["Birth", "SpawnerClient"]
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 MESSAGE = 1 << 20
+NO_DESCRIPTOR = (
+    "no file descriptor is left for another sandbox; raise the limit (`ulimit -n`) or run fewer at once"
+)
 
 
 class Birth:
@@ -42,6 +45,7 @@ class Birth:
 
         Raises:
             SandboxDead: it has ended before.
+            SandboxFault: this process can hold no more descriptors.
         """
         await asyncio.shield(self._told)
         agent, self._agent = self._agent, None
@@ -56,16 +60,21 @@ class Birth:
         self._agent = None
         if not self._told.done():
             self._told.cancel()
+        elif not self._told.cancelled():
+            self._told.exception()  # nobody may be left to hear of it
 
-    def has_come(self, agent: socket.socket, group: str) -> None:
-        """The spawner has handed it over."""
+    def has_come(self, descriptors: Sequence[int], group: str) -> None:
+        """The spawner has handed it over; there is no descriptor if the kernel could not give us one."""
         self.group = group
         if self._told.done():
-            agent.close()
-            return
-        agent.setblocking(False)
-        self._agent = agent
-        self._told.set_result(None)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        elif descriptors:
+            self._agent = socket.socket(fileno=descriptors[0])
+            self._agent.setblocking(False)
+            self._told.set_result(None)
+        else:
+            self._told.set_exception(SandboxFault(NO_DESCRIPTOR))
 
     def has_ended(self, words: str) -> None:
         """The spawner has buried it."""
@@ -156,7 +165,7 @@ class SpawnerClient:
                 return
             message = json.loads(data)
             if "made" in message:
-                self._births[message["made"]].has_come(socket.socket(fileno=descriptors[0]), message["group"])
+                self._births[message["made"]].has_come(descriptors, message["group"])
             elif birth := self._births.pop(message["dead"], None):
                 birth.has_ended(message["error"])
 

@@ -10,7 +10,7 @@ from trl import GRPOTrainer
 from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.rollout.tail_batches import TailBatches, of_group
 from sandbox_rl.seeds import derive_seed
-from sandbox_rl.training.trainer import GroupRollouts
+from sandbox_rl.training.group_rollouts import GroupRollouts
 from sandbox_rl.types import Rollout
 
 __all__ = ["TailBatchRollouts"]

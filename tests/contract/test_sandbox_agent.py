@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -545,3 +546,24 @@ async def test_python_environment_of_the_host_can_be_used() -> None:
             assert shown.splitlines()[0] == sys.version.splitlines()[0]
             assert "/opt/site-packages/numpy" in shown
             assert await out(sandbox, "touch /opt/site-packages/x 2>/dev/null || echo refused") == "refused\n"
+
+
+async def test_no_descriptor_left_is_said_at_once() -> None:
+    async with EmbeddedBackend() as backend:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+        plugs: list[int] = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    plugs.append(os.dup(0))
+            with pytest.raises(SandboxFault, match="descriptor"):
+                async with asyncio.timeout(10), backend.sandbox():
+                    pass
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in plugs:
+                os.close(fd)
+        async with backend.sandbox() as sandbox:
+            assert await out(sandbox, "echo ok") == "ok\n"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.trainer import GroupRollouts, SandboxGRPOTrainer, outcome_reward
+from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from tests.smoke.support import EOS, RecordGradients, make_rollout, make_trainer
 from tests.smoke.test_update import Prepared
 

@@ -13,13 +13,11 @@ REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml"))
 
 
-def test_two_processes_share_one_model_by_fsdp2(tmp_path):
-    """Log-probs, gradients in parts, gathered and exported weights of two shards are the whole model's."""
+def in_two_processes(module: str, argument: Path) -> list[str]:
+    """The lines that a module of this folder prints when two processes of one group run it."""
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "tests.smoke.sharded", str(tmp_path / "export")),
-        ],
+        [*launch, "-m", f"tests.smoke.{module}", str(argument)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -27,7 +25,13 @@ def test_two_processes_share_one_model_by_fsdp2(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert sorted(line for line in done.stdout.splitlines() if line.startswith("rank")) == [
+    return done.stdout.splitlines()
+
+
+def test_two_processes_share_one_model_by_fsdp2(tmp_path):
+    """Log-probs, gradients in parts, gathered and exported weights of two shards are the whole model's."""
+    lines = in_two_processes("sharded", tmp_path / "export")
+    assert sorted(line for line in lines if line.startswith("rank")) == [
         "rank 0: as unsharded",
         "rank 1: as unsharded",
     ]
@@ -35,19 +39,8 @@ def test_two_processes_share_one_model_by_fsdp2(tmp_path):
 
 def test_two_processes_compute_their_rows_in_parts(tmp_path):
     """Under data parallelism, with rows of other lengths on each: the gradient is the whole batch's."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "tests.smoke.data_parallel", str(tmp_path)),
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert {"rank 0: 3 parts", "rank 1: 3 parts"} <= set(done.stdout.splitlines())
+    lines = in_two_processes("data_parallel", tmp_path)
+    assert {"rank 0: 3 parts", "rank 1: 3 parts"} <= set(lines)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -7,9 +7,10 @@ import torch
 
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.training.estimator import estimator_fields
+from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.rows import to_rows
-from sandbox_rl.training.trainer import GroupRollouts, SandboxGRPOTrainer, outcome_reward, trim_padding
+from sandbox_rl.training.trainer import SandboxGRPOTrainer, trim_padding
 from sandbox_rl.types import Rollout
 from tests.smoke.support import (
     EOS,

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import Qwen3Config, Qwen3MoeConfig
 
 from sandbox_rl.commands.parts import grpo_arguments
 from sandbox_rl.config.load import load_recipe
@@ -20,6 +19,7 @@ from sandbox_rl.training.duration import (
     sampled_together,
 )
 from sandbox_rl.training.memory import ModelShape, estimate_memory, model_shape
+from tests.unit.shapes import QWEN3_4B, QWEN3_30B
 
 SHAPE = ModelShape(
     parameters=20_000_000,
@@ -81,28 +81,6 @@ def test_rows_that_are_sampled_together(policy, rows):
     assert sampled_together(policy, max_batch=4, concurrency=2, episodes=16) == 2
 
 
-QWEN3_4B = Qwen3Config(
-    vocab_size=151_936,
-    hidden_size=2560,
-    intermediate_size=9728,
-    num_hidden_layers=36,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    tie_word_embeddings=True,
-)
-QWEN3_30B = Qwen3MoeConfig(
-    vocab_size=151_936,
-    hidden_size=2048,
-    num_hidden_layers=48,
-    num_attention_heads=32,
-    num_key_value_heads=4,
-    head_dim=128,
-    num_experts=128,
-    num_experts_per_tok=8,
-    moe_intermediate_size=768,
-    tie_word_embeddings=False,
-)
 HEADERS = {
     "qwen3-4b": (QWEN3_4B, 8, 1),
     "baseline-math-only": (QWEN3_4B, 8, 1),

@@ -19,7 +19,9 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        spec.loader.exec_module(module)
     return module
 
 

@@ -18,6 +18,7 @@ from sandbox_rl.training.memory import (
     model_shape,
     stored_dtype,
 )
+from tests.unit.shapes import QWEN3_4B
 
 SMALL = Qwen3Config(
     vocab_size=100,
@@ -139,17 +140,7 @@ def test_parts_bound_what_is_held_at_once(tmp_path):
 
 def test_4b_with_lora_fits_65k_tokens_into_80_gb(tmp_path):
     """Qwen3-4B's shape, one row of 65,536 tokens, bf16: what docs/long_episodes.md says."""
-    config = Qwen3Config(
-        vocab_size=151_936,
-        hidden_size=2560,
-        intermediate_size=9728,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=True,
-    )
-    shape = model_shape(config)
+    shape = model_shape(QWEN3_4B)
     args = GRPOConfig(
         str(tmp_path), per_device_train_batch_size=2, num_generations=2, bf16=True, use_cpu=True
     )

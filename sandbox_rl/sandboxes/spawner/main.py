@@ -96,14 +96,17 @@ class Spawner:
             return False
         request = json.loads(data)
         if request["do"] == "kill":
-            for sandbox in self.live.values():
-                if sandbox.name == request["name"]:
-                    sandbox.kill()
+            for named in self.live.values():
+                if named.name == request["name"]:
+                    named.kill()
             return True
+        sandbox: Live | None = None
         try:
             sandbox = self.spares.pop(0) if self.spares else self.start()
             sandbox.hand_over(request["name"], self.control)
         except OSError as error:
+            if sandbox is not None:
+                sandbox.kill()  # nobody has it, and its gate would stay shut
             self.tell({"dead": request["name"], "error": f"{error.strerror}: {error.filename or ''}"})
         self.refill()
         return True

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.micro_batches import loss_share, plan_parts
-from sandbox_rl.training.trainer import GroupRollouts, SandboxGRPOTrainer, outcome_reward
+from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from tests.smoke.support import EOS, RecordGradients, make_rollout, make_trainer
 from tests.smoke.test_update import Prepared
 

@@ -1,0 +1,123 @@
+"""TRL's `rollout_func`: task ids in, rolled out in groups, scored token rows out.
+
+The contract of `rollout_func` in TRL 1.16 (each line pinned by a test in tests/smoke):
+prompts arrive repeated `num_generations` times; rows go back in order and one per prompt, which TRL
+does not check and so we do; a reward of None takes a row out of its group's baseline; `env_mask`
+marks with 1 what the policy sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from trl import GRPOTrainer
+
+from sandbox_rl.metrics import group_metrics, rollout_metrics
+from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
+from sandbox_rl.seeds import derive_seed
+from sandbox_rl.training.curriculum import Curriculum, outcome_of
+from sandbox_rl.training.estimator import Estimator
+from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.refill import Refilled, refill
+from sandbox_rl.training.rows import to_rows
+from sandbox_rl.types import Rollout, Task
+
+__all__ = ["GroupRollouts", "outcome_reward"]
+
+
+def outcome_reward(
+    prompts: Sequence[str], signal: Sequence[float | None], log_metric: Any, **columns: Any
+) -> list[float | None]:
+    """TRL's reward function: hands on what the rollouts were scored with, and their metrics."""
+    for name, value in columns["rollout_metrics"][0].items():
+        log_metric(name, value)
+    return list(signal)
+
+
+class GroupRollouts:
+    """TRL's `rollout_func`: task ids in, scored token rows out.
+
+    Args:
+        engine: entered already, living in `loop`.
+        tasks: by id; a prompt is a task's id.
+        rank: of this process; it makes episode ids unique.
+        curriculum: draws the tasks in the trainer's place and refills groups that teach nothing.
+        on_step: called with the step and all its rollouts, replaced ones too, once they are all there.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        loop: LoopThread,
+        tasks: Mapping[str, Task],
+        *,
+        estimator: Estimator,
+        seed: int,
+        eos_id: int,
+        rank: int = 0,
+        curriculum: Curriculum | None = None,
+        on_step: Callable[[int, Sequence[Rollout]], None] | None = None,
+        on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._loop = loop
+        self._tasks = tasks
+        self._estimator = estimator
+        self._seed = seed
+        self._eos_id = eos_id
+        self._rank = rank
+        self._curriculum = curriculum
+        self._on_step = on_step
+        self._on_rollout = on_rollout
+
+    def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
+        """Roll out one generation batch of this rank.
+
+        Raises:
+            InfraFault: every episode failed on our side.
+        """
+        size = trainer.num_generations
+        groups = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        assert all(len(set(group)) == 1 and len(group) == size for group in groups), (
+            f"TRL sent {len(prompts)} prompts that are not groups of {size} equal ones"
+        )
+        step = int(trainer.state.global_step)
+        task_ids = [group[0] for group in groups]
+        if self._curriculum is not None:
+            task_ids = self._curriculum.draw(task_ids, step)
+        self._engine.occupancy.take()  # what an evaluation left
+        drawn = self._roll_out(task_ids, 0, step, size)
+        refilled = Refilled(tuple(drawn), (), {})
+        if self._curriculum is not None and self._curriculum.refill_rounds:
+            refilled = refill(
+                drawn, self._curriculum, step, lambda names, first: self._roll_out(names, first, step, size)
+            )
+        everything = (*refilled.groups, *refilled.left_out)
+        if self._on_step is not None:
+            self._on_step(step, [rollout for group in everything for rollout in group])
+        if self._curriculum is not None:
+            self._curriculum.record([outcome_of(group) for group in everything])
+        rollouts = [rollout for group in refilled.groups for rollout in group]
+        rows = to_rows(rollouts, group_size=size, estimator=self._estimator, eos_id=self._eos_id)
+        assert len(rows["prompt_ids"]) == len(prompts), "TRL needs one row per prompt"
+        # Of the groups as drawn: refilling selects, so what is trained on says nothing about the policy.
+        metrics = rollout_metrics([rollout for group in drawn for rollout in group]) | group_metrics(drawn)
+        metrics |= refilled.metrics | self._engine.occupancy.take()
+        return {**rows, "rollout_metrics": [metrics] * len(prompts)}
+
+    def _roll_out(
+        self, task_ids: Sequence[str], first: int, step: int, size: int
+    ) -> Sequence[Sequence[Rollout]]:
+        """A group of `size` rollouts per task; `first` is the number of the first group in this step."""
+        requests = [
+            EpisodeRequest(
+                id=f"train-{step:06d}-{self._rank}-{group * size + sample:04d}",
+                task=self._tasks[task_id],
+                seed=derive_seed(self._seed, task_id, step, sample),
+            )
+            for group, task_id in enumerate(task_ids, first)
+            for sample in range(size)
+        ]
+        rollouts = self._loop.run(self._engine.run(requests, on_rollout=self._on_rollout))
+        return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]

@@ -1,0 +1,40 @@
+"""What the scripts for GPUs share."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import IO
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PR_SET_PDEATHSIG = 1
+
+
+def start(command: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a command of this checkout in a process group of its own; it dies with this process.
+
+    The caller ends it by `stop`.
+    """
+    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        command,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONPATH": paths},
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the command's process group, if it has not ended."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
