@@ -21,6 +21,7 @@ __all__ = ["NodeActor", "NodeFacts", "alive_nodes", "apart", "connection", "ray_
 T = TypeVar("T")
 
 REACH_TIMEOUT_S = 10.0
+CANCEL_TIMEOUT_S = 5.0  # for a node to say that it has given a call up
 
 _connecting = threading.Lock()
 _users = 0  # backends of this process on the connection that we have made; Ray has one per process
@@ -170,15 +171,21 @@ class NodeActor:
             raise SandboxFault(f"node {self.node.name} is lost: {self.lost.result()}")
         reference = getattr(self._actor, method).remote(*args)
         answer = asyncio.ensure_future(_result(reference))
+        answer.add_done_callback(_retrieve)
         try:
             await asyncio.wait({answer, self.lost}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return self._checked(answer)
         finally:
             if not answer.done():
-                answer.cancel()
                 with contextlib.suppress(self._failed, RuntimeError):
                     self._ray.cancel(reference)
+                # A cancellation overtakes nothing only if its end is seen: otherwise it may come after
+                # the next command, and what ends a command ends all that has begun since.
+                await asyncio.wait(
+                    {answer, self.lost}, timeout=CANCEL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                answer.cancel()
         if self.lost.done():
             raise SandboxFault(f"node {self.node.name} is lost: {self.lost.result()}")
         raise SandboxFault(f"node {self.node.name} does not answer within {timeout:g} s ({method})")
@@ -230,6 +237,12 @@ async def apart(function: Callable[..., T], *args: Any) -> T:
 
 async def _result(reference: Any) -> Any:
     return await reference
+
+
+def _retrieve(answer: asyncio.Future[Any]) -> None:
+    """An answer that nobody waits for any more is not "never retrieved"."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _ray() -> Any:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sandbox_rl.sandboxes.spawner.main import SPARES
+
 from ..contract.backends import ENGINE_VARIABLE
 
 _ENGINES = ("sandbox-rl-docker-", "sandbox-rl-ssh", "sandbox-rl-tls")
@@ -121,20 +123,24 @@ def _container_groups(foreign: set[str]) -> Iterator[str]:
 
 
 def _settled_tree() -> set[int]:
-    """This process and its descendants, once every spawner has laid its spare sandboxes out.
+    """This process and its descendants, once every spawner has as many spare sandboxes as it keeps.
 
-    A spawner's child is a launcher, which becomes bubblewrap, which has a first process: with fewer
-    it is on its way there (or out), and counts would differ from one look to the next.
+    A spawner's child is a launcher, which becomes bubblewrap, which has a first process, and that is
+    bubblewrap too until the sandbox is wanted. More or fewer are on their way (or out), and counts would
+    differ from one look to the next.
     """
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 10
     while True:
         tree = tree_of(os.getpid())
         words = {pid: (_words(str(pid)) or [""]) for pid in tree}
-        spawners = {pid for pid in tree if any(word.startswith("/proc/self/fd/") for word in words[pid])}
         parents = {pid: _parent(pid) for pid in tree}
+        spawners = {pid for pid in tree if any(word.startswith("/proc/self/fd/") for word in words[pid])}
         launching = {pid for pid in spawners if parents[pid] in spawners}
-        outer = {pid for pid in tree if words[pid][0] == "bwrap" and parents[pid] in spawners}
-        if (not launching and outer <= set(parents.values())) or time.monotonic() > deadline:
+        outer = {pid: parents[pid] for pid in tree if words[pid][0] == "bwrap" and parents[pid] in spawners}
+        spare = [outer[parents[pid]] for pid in tree if words[pid][0] == "bwrap" and parents[pid] in outer]
+        complete = set(outer) <= set(parents.values())
+        full = all(spare.count(spawner) == SPARES for spawner in spawners)
+        if (not launching and complete and full) or time.monotonic() > deadline:
             return tree
         time.sleep(0.02)
 
@@ -152,7 +158,7 @@ def probe() -> dict[str, set[str]]:
     engine, foreign = _engine_tree()
     names = os.listdir(tempfile.gettempdir()) + [f"run/{n}" for n in os.listdir("/run")]
     return {
-        "processes": {str(pid) for pid in tree | engine},
+        "processes": {f"{pid} of {_parent(pid)}: {_words(str(pid))[:1]}" for pid in tree | engine},
         "threads": {f"{pid}/{t}" for pid in tree for t in _listed(f"/proc/{pid}/task")},
         "descriptors": {f"{os.getpid()}/{fd}" for fd in _open_descriptors()},
         "mounts": _mounts(),
@@ -194,7 +200,7 @@ def _is_open(descriptor: str) -> bool:
         return False  # it was the listing's own
 
 
-def leaked(before: dict[str, set[str]], *, within: float = 5.0) -> dict[str, set[str]]:
+def leaked(before: dict[str, set[str]], *, within: float = 20.0) -> dict[str, set[str]]:
     """What is there now and was not `before`, after waiting up to `within` seconds for it to go."""
     deadline = time.monotonic() + within
     while True:
