@@ -49,7 +49,7 @@ INTO_ROLLOUT_S = 2.0
 SERVER = "vllm.entrypoints"
 """In the command line of a server's process."""
 
-SYNC_KEYS = ("mismatch/mean", "mismatch/max", "sampling/importance_sampling_ratio/mean", "step_time")
+SYNC_KEYS = ("mismatch/mean", "mismatch/max", "mismatch/kl", "step_time")
 ASYNC_KEYS = (
     "kl",
     "ratio",

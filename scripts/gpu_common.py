@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import IO
 
+import torch
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PR_SET_PDEATHSIG = 1
 
@@ -38,3 +40,15 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def scale_of(wanted: str | None) -> str:
+    """ "full" where there is a GPU and nothing else is asked for, else "tiny"."""
+    return wanted or ("full" if torch.cuda.is_available() else "tiny")
+
+
+def device_name() -> str:
+    """Of the GPU, or that there is none."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"CPU, {os.cpu_count()} cores"

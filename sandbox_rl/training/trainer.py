@@ -20,9 +20,15 @@ from sandbox_rl.training.micro_batches import (
     part_of,
     plan_parts,
 )
+from sandbox_rl.training.sampler_correction import (
+    correct,
+    log_ratios,
+    mismatch,
+    one_update_per_generation,
+)
 from sandbox_rl.training.weight_sync import TrainerSync, WeightSync
 
-__all__ = ["SandboxGRPOTrainer", "mismatch", "trim_padding"]
+__all__ = ["SandboxGRPOTrainer", "trim_padding"]
 
 _PER_COMPLETION_TOKEN = (
     "completion_ids",
@@ -74,6 +80,8 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 token_budget=micro_batch_tokens,
             )
         self._weight_sync = weight_sync
+        self._corrects_late = False
+        self._to_correct: dict[str, Any] | None = None
         if weight_sync is not None:
             # Set afterwards: TRL's constructor would start or look for an engine of its own. From here
             # on it reads exactly these three (pinned by tests/smoke/test_trl_contract.py).
@@ -84,6 +92,9 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 lambda: int(self.state.global_step),
             )
             self._last_loaded_step = -1
+            self._corrects_late = self.vllm_importance_sampling_correction and one_update_per_generation(
+                self.args
+            )
             self.rollout_func: Any = self._roll_out_served(kwargs.get("rollout_func"))
 
     def sync_policy(self) -> None:
@@ -92,6 +103,21 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if sync is not None and (sync.asleep or self._last_loaded_step != self.state.global_step):
             self.vllm_generation.sync_weights()
             self._last_loaded_step = self.state.global_step
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        if not self._corrects_late:
+            return super()._generate_and_score_completions(inputs)
+        self.vllm_importance_sampling_correction = False  # here only: the loss has it in hand
+        try:
+            return super()._generate_and_score_completions(inputs)
+        finally:
+            self.vllm_importance_sampling_correction = True
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._to_correct is not None:  # the loss has asked, which reads the rest of its inputs afterwards
+            correct(self._to_correct, found[0].detach(), self.args)
+        return found
 
     def _roll_out_served(self, rollouts: Any) -> Any:
         """The rollouts, with servers awake while they last (`policy.sleep`)."""
@@ -115,20 +141,21 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """The loss of a micro-batch; of parts of it, all but the last one's gradient is there already."""
         if self._weight_sync is not None and model.training:
             self._weight_sync.rest()  # an evaluation may have woken the servers
-            for name, value in mismatch(inputs).items():
-                self._metrics["train"][name].append(value)
         # FSDP2 would keep whole gradients until they are exchanged: there each part exchanges its own.
         held = nullcontext if self.accelerator.is_fsdp2 else partial(self.accelerator.no_sync, model)
         parts = self._parts(inputs) if model.training else [inputs]
+        ratios: list[torch.Tensor] = []
         total: Any = 0.0
         for part in parts[:-1]:
             with held():
-                loss = self._part_loss(model, inputs, part, num_items_in_batch)
+                loss = self._part_loss(model, inputs, part, num_items_in_batch, ratios)
                 self.accelerator.backward(loss)
             total = total + loss.detach()
-        if len(parts) > 1:
-            return total + self._part_loss(model, inputs, parts[-1], num_items_in_batch)
-        return super().compute_loss(model, trim_padding(inputs), return_outputs, num_items_in_batch)
+        total = total + self._part_loss(model, inputs, parts[-1], num_items_in_batch, ratios)
+        if ratios and model.training:
+            for name, value in mismatch(torch.cat(ratios)).items():
+                self._metrics["train"][name].append(value)
+        return total
 
     def _check_parts(self, tokens: int) -> None:
         coupled = "router_aux_loss_coef" if self.aux_loss_enabled else coupling(self.args)
@@ -151,35 +178,24 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         plan = plan_parts(lengths, self._micro_batch_tokens, bounds=bounds)
         return [inputs] if len(plan) == 1 else [part_of(inputs, rows) for rows in plan]
 
-    def _part_loss(self, model: Any, inputs: dict[str, Any], part: dict[str, Any], items: Any) -> Any:
-        return loss_share(self.loss_type, inputs, part) * super().compute_loss(
-            model, trim_padding(part), num_items_in_batch=items
-        )
-
-
-def mismatch(inputs: Mapping[str, Any]) -> dict[str, float]:
-    """How far the trainer's log-probs of sampled tokens lie from the sampler's, in nats.
-
-    Args:
-        inputs: of TRL's `compute_loss`; tensors (B, C), only policy tokens count.
-
-    Returns:
-        `mismatch/mean` and `mismatch/max` of the absolute difference, and `mismatch/kl`, the estimate
-        mean(r - 1 - log r) of KL(sampler || trainer) with r = trainer / sampler
-        (k3 in http://joschu.net/blog/kl-approx.html).
-    """
-    sampler, trainer = inputs.get("sampling_per_token_logps"), inputs.get("old_per_token_logps")
-    if sampler is None or trainer is None:
-        return {}
-    mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-    log_ratio = (trainer - sampler)[mask.bool()].float()
-    if log_ratio.numel() == 0:
-        return {}
-    return {
-        "mismatch/mean": log_ratio.abs().mean().item(),
-        "mismatch/max": log_ratio.abs().max().item(),
-        "mismatch/kl": (log_ratio.exp() - 1 - log_ratio).mean().item(),
-    }
+    def _part_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        part: dict[str, Any],
+        items: Any,
+        ratios: list[torch.Tensor],
+    ) -> Any:
+        """TRL's loss of `part`, as its share of that of `inputs`; adds to `ratios` where servers sample."""
+        trimmed = trim_padding(part)
+        self._to_correct = trimmed if self._corrects_late else None
+        try:
+            loss = super().compute_loss(model, trimmed, num_items_in_batch=items)
+        finally:
+            self._to_correct = None
+        if self._weight_sync is not None and (found := log_ratios(trimmed)) is not None:
+            ratios.append(found)
+        return loss if part is inputs else loss_share(self.loss_type, inputs, part) * loss
 
 
 def trim_padding(inputs: Mapping[str, Any]) -> dict[str, Any]:

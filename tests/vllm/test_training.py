@@ -110,9 +110,6 @@ def test_synchronous(write_recipe):
     assert [line["step"] for line in steps] == [1, 2]
     # The second rollouts were sampled from the weights after the first update, or the gap would be wide.
     assert all(0 < line["mismatch/mean"] < 1e-4 and line["mismatch/max"] < 1e-2 for line in steps)
-    assert all(
-        line["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-3) for line in steps
-    )
     assert any(line["grad_norm"] > 0 for line in steps)
     assert (run / "vllm.log").stat().st_size > 0
     records = [r for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]

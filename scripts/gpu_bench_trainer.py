@@ -1,0 +1,221 @@
+"""Tokens/s of the trainer's update beside a bare forward and backward pass of the same model.
+
+    python scripts/gpu_bench_trainer.py [--scale tiny|full] [--json FILE]
+
+Four rows of equal length, all of whose tokens after the prompt count, are trained in micro-batches of one. Every
+way runs in a process of its own, and its first update is not counted:
+
+    bare        forward and backward of the sum of log-probs, with TRL's head as it comes
+    in process  a whole step of our trainer (loss, gradient, clipping, AdamW) on given rollouts
+    served      the same with a server's log-probs, corrected for (token_truncate)
+
+Full is the shape of Qwen3-0.6B, 16,384 tokens, bf16; tiny is for CPUs, in float32. Where our trainer reaches
+less than 0.80 of the bare pass, what its time went to is printed, by torch's profiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_long import GIB
+from gpu_common import device_name, scale_of
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+BOUND = 0.80
+ROWS = 4
+PROMPT = 16
+WAYS = ("bare", "in process", "served")
+SHAPES: dict[str, dict[str, Any]] = {
+    "full": {
+        "vocab_size": 151_936,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+    "tiny": {
+        "vocab_size": 4096,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+    },
+}
+TOKENS = {"full": 16_384, "tiny": 1024}
+UPDATES = {"full": 4, "tiny": 4}
+
+
+def build(scale: str) -> Any:
+    """Random weights: bf16 on a GPU, float32 on a CPU."""
+    torch.manual_seed(0)
+    config = Qwen3Config(**SHAPES[scale], max_position_embeddings=1 << 15, tie_word_embeddings=True)
+    model: Any = Qwen3ForCausalLM(config)
+    return model.to("cuda", torch.bfloat16) if torch.cuda.is_available() else model
+
+
+def bare(scale: str) -> list[float]:
+    """Seconds of each pass over all rows."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = build(scale).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    add_fused_lm_head(model)
+    vocabulary = SHAPES[scale]["vocab_size"]
+    seconds = []
+    for _ in range(UPDATES[scale]):
+        started = _now()
+        for _ in range(ROWS):
+            ids = torch.randint(10, vocabulary, (1, TOKENS[scale]), device=model.device)
+            labels = ids.clone()
+            labels[:, :PROMPT] = -100
+            model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs.sum().backward()
+        seconds.append(_now() - started)
+        model.zero_grad()
+    return seconds
+
+
+def update(scale: str, directory: Path, *, served: bool, profile: bool = False) -> tuple[list[float], str]:
+    """(seconds of each step, the profiler's table if asked for)."""
+    from accelerate import PartialState
+    from datasets import Dataset
+    from transformers import TrainerCallback
+
+    from sandbox_rl.training.grpo import grpo_config
+    from sandbox_rl.training.tiny import tiny_tokenizer
+    from sandbox_rl.training.trainer import SandboxGRPOTrainer
+    from sandbox_rl.training.weight_sync import WeightSync
+
+    tokenizer = tiny_tokenizer()
+    tokens = TOKENS[scale]
+    seconds: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.started = _now()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seconds.append(_now() - self.started)
+
+    def rollouts(prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
+        ids = torch.randint(10, SHAPES[scale]["vocab_size"], (len(prompts), tokens)).tolist()
+        sampled = [row[PROMPT:] for row in ids]
+        return {
+            "prompt_ids": [row[:PROMPT] for row in ids],
+            "completion_ids": sampled,
+            "logprobs": [[-math.log(SHAPES[scale]["vocab_size"])] * len(row) for row in sampled],
+            "env_mask": [[1] * len(row) for row in sampled],
+            "signal": [float(index % 2) for index in range(len(prompts))],
+        }
+
+    def reward(prompts: Any, signal: list[float], **columns: Any) -> list[float]:
+        return signal
+
+    trainer = SandboxGRPOTrainer(
+        model=build(scale),
+        args=grpo_config(
+            {
+                "max_steps": 2 if profile else UPDATES[scale],
+                "per_device_train_batch_size": 1,
+                "gradient_accumulation_steps": ROWS,
+                "num_generations": 2,
+                "save_strategy": "no",
+                "learning_rate": 1e-6,
+            },
+            checkpoints=directory,
+            name="bench",
+            seed=0,
+            estimator="trl",
+            max_tokens=tokens - PROMPT,
+        ),
+        reward_funcs=reward,
+        rollout_func=rollouts,
+        train_dataset=Dataset.from_dict({"prompt": ["a", "b"] * ROWS}),
+        processing_class=tokenizer,
+        # As a process that publishes nothing itself: what a transfer takes is measured elsewhere.
+        weight_sync=WeightSync(None, PartialState()) if served else None,
+        callbacks=[Clock()],
+    )
+    trainer.remove_callback(next(type(c) for c in trainer.callback_handler.callbacks if "Printer" in str(c)))
+    if not profile:
+        trainer.train()
+        return seconds, ""
+    with torch.profiler.profile() as profiler:
+        trainer.train()
+    order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    return seconds, str(profiler.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=60))
+
+
+def measure(way: str, scale: str, profile: bool, results: Any) -> None:
+    """In a process of its own: the median step after the first, and the peak of memory."""
+    table = ""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory(prefix="bench-trainer-") as directory:
+        if way == "bare":
+            seconds = bare(scale)
+        else:
+            seconds, table = update(scale, Path(directory), served=way == "served", profile=profile)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    results.put((sorted(seconds[1:])[len(seconds[1:]) // 2], peak, table))
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scale", choices=tuple(SHAPES))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    scale = scale_of(options.scale)
+    context = multiprocessing.get_context("spawn")
+
+    def child(way: str, profile: bool = False) -> tuple[float, int, str]:
+        results = context.Queue()
+        process = context.Process(target=measure, args=(way, scale, profile, results))
+        process.start()
+        try:
+            found: tuple[float, int, str] = results.get(timeout=900)
+        finally:
+            process.kill()
+            process.join()
+        return found
+
+    print(f"{device_name()}, {scale}: {ROWS} rows of {TOKENS[scale]} tokens")
+    rows: dict[str, dict[str, float]] = {}
+    for way in WAYS:
+        seconds, peak, _ = child(way)
+        rate = ROWS * TOKENS[scale] / seconds
+        rows[way] = {"tokens_per_s": rate, "seconds": seconds, "peak_gib": peak / GIB}
+        rows[way]["ratio"] = rate / rows["bare"]["tokens_per_s"]
+        memory = f"{peak / GIB:6.2f} GiB" if peak else ""
+        print(f"{way:12} {rate:10.0f} tokens/s {rows[way]['ratio']:6.2f} of bare {memory}", flush=True)
+    profile = child("served", True)[2] if rows["served"]["ratio"] < BOUND else ""
+    if profile:
+        print(profile)
+    if options.json is not None:
+        found = {"rows": rows, "bound": BOUND, "ratio": rows["served"]["ratio"], "profile": profile}
+        options.json.write_text(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
