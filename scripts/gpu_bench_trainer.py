@@ -2,8 +2,8 @@
 
     python scripts/gpu_bench_trainer.py [--scale tiny|full] [--json FILE]
 
-Four rows of equal length, all of whose tokens after the prompt count, are trained in micro-batches of one. Every
-way runs in a process of its own, and its first update is not counted:
+Four rows of equal length, all of whose tokens after the prompt count, are trained in micro-batches of one.
+Every way runs in a process of its own, and its first update is not counted:
 
     bare        forward and backward of the sum of log-probs, with TRL's head as it comes
     in process  a whole step of our trainer (loss, gradient, clipping, AdamW) on given rollouts

@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class LogMetrics(TrainerCallback):  # type: ignore[misc]
-    """Appends what TRL logs to `metrics.jsonl`, one line per logged step."""
+    """Appends what TRL logs to `metrics.jsonl`, one line per logged step, with the time (Unix, seconds)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -38,7 +39,8 @@ class LogMetrics(TrainerCallback):  # type: ignore[misc]
         """Write one line."""
         if state.is_world_process_zero and logs:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}, default=float) + "\n")
+                line = {"step": state.global_step, "time": round(time.time(), 3), **logs}
+                file.write(json.dumps(line, default=float) + "\n")
 
 
 class AfterSteps(TrainerCallback):  # type: ignore[misc]

@@ -1,0 +1,173 @@
+"""The figures of a GPU: each beside its alternative in the same run, as one table and JSON.
+
+    python scripts/gpu_bench.py [--minutes 25] [--only PART ...] [--scale tiny|full] [--seeds 3]
+                                [--model DIR] [--out gpu-bench]
+
+    trainer    tokens/s of an update beside a bare forward and backward pass
+    transfer   seconds to publish weights, and what episodes see of it, beside a reload from disk
+    rollouts   sampled tokens/s with sandboxes beside the same token work without tools
+    steps      seconds per update: asynchronous beside synchronous, and synchronous beside TRL's own loop
+
+Each part is a script of its own, runs in a process of its own and is explained there. Works offline: models
+have random weights or are warmed up on the spot, unless `--model` names one that is. What was measured
+before, for the same device and scale, is not measured again: after a cut the same command goes on. A part
+that does not end within `--minutes` is stopped and is missing; the exit code then is 1, as it is when a part
+failed. Bounds that are missed are shown, and are no failure. On a CPU everything runs at a tiny scale, to
+show that it does: there the figures say little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from gpu_common import REPOSITORY, device_name, scale_of, start, stop
+
+FAMILIES = ("trainer", "transfer", "rollouts", "steps")
+SIZES = {"full": "600M", "tiny": "8M"}
+
+
+def commands(scale: str, seeds: int, model: str | None, out: Path) -> dict[str, list[str]]:
+    """The arguments of every part's script, in the order of what is learned from them."""
+    gpu = torch.cuda.is_available()
+    transfers = ["ipc", "shm"] if gpu else ["shm"]
+    steps = ["--scale", scale, "--out", str(out / "steps"), *(["--model", model] if model else [])]
+    parts = {
+        "trainer": ["gpu_bench_trainer.py", "--scale", scale],
+        "transfer": ["bench_weights.py", "--sizes", SIZES[scale], "--transfers", *transfers],
+        "rollouts": ["gpu_bench_rollouts.py", "--scale", scale],
+    }
+    for seed in range(seeds):
+        ways = ["sync", "async"]
+        if seed == 0:
+            ways += ["trl"] if gpu else ["local", "trl"]
+        for way in ways:
+            parts[f"steps {way} {seed}"] = ["gpu_bench_steps.py", way, "--seed", str(seed), *steps]
+    return parts
+
+
+def figures(parts: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, Callable[[float], bool]]]:
+    """(what, value, bound, whether the value keeps it) of everything that was measured."""
+    found: list[tuple[str, float, str, Callable[[float], bool]]] = []
+    if trainer := parts.get("trainer"):
+        found.append(("update / bare pass, tokens/s", trainer["ratio"], ">= 0.80", lambda v: v >= 0.80))
+    for row in parts.get("transfer", {}).get("transfers", []):
+        name = f"{row['transfer']}, {row['size']}"
+        found.append((f"publish by {name}, s", row["publish_s"], "<= 0.2", lambda v: v <= 0.2))
+        found.append((f"stall by {name}, s", row["publish_stall_s"], "<= 0.3", lambda v: v <= 0.3))
+    for row in parts.get("rollouts", {}).get("rows", []):
+        what = f"tokens/s with / without tools, {row['in_flight']} in flight on {row['slots']} slots"
+        found.append((what, row["ratio"], ">= 0.90", lambda v: v >= 0.90))
+    seeds = [s for s in range(100) if f"steps sync {s}" in parts and f"steps async {s}" in parts]
+    sync = [parts[f"steps sync {s}"] for s in seeds]
+    overlapped = [parts[f"steps async {s}"] for s in seeds]
+    if seeds:
+        ratio = fmean(map(_seconds, overlapped)) / fmean(map(_seconds, sync))
+        found.append((f"async / sync update, {len(seeds)} seeds, s", ratio, "<= 0.75", lambda v: v <= 0.75))
+        gap = fmean(p["reward"] for p in overlapped) - fmean(p["reward"] for p in sync)
+        found.append(("reward of async - sync", gap, "about 0", lambda v: abs(v) <= 0.05))
+        if all("gpu_busy" in part for part in overlapped):
+            idle = 1 - fmean(p["gpu_busy"] for p in overlapped)
+            found.append(("GPU idle in async, share", idle, "< 0.10", lambda v: v < 0.10))
+    ours = parts.get("steps local 0", parts.get("steps sync 0"))
+    if ours and (trl := parts.get("steps trl 0")):
+        ratio = _seconds(ours) / _seconds(trl)
+        found.append(("sync update / TRL's environment_factory, s", ratio, "<= 0.50", lambda v: v <= 0.5))
+    return found
+
+
+def _seconds(part: dict[str, Any]) -> float:
+    return float(part["seconds_per_update"])
+
+
+def run(command: list[str], log: Path, result: Path, deadline: float) -> dict[str, Any] | None:
+    """What the part has written, None if it failed or time ran out."""
+    result.unlink(missing_ok=True)
+    with log.open("wb") as output:
+        script = str(REPOSITORY / "scripts" / command[0])
+        process = start([sys.executable, script, *command[1:], "--json", str(result)], output)
+        try:
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+        finally:
+            stop(process)
+    if process.returncode or not result.exists():
+        return None
+    found: dict[str, Any] = json.loads(result.read_text())
+    return found
+
+
+def save(report: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all, at whatever instant this process is killed."""
+    beside = report.with_suffix(".tmp")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(beside, report)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--scale", choices=("tiny", "full"))
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--model", help="directory of a model that can solve some of the sums already")
+    parser.add_argument("--out", type=Path, default=Path("gpu-bench"))
+    options = parser.parse_args()
+    deadline = time.monotonic() + 60 * options.minutes
+    scale = scale_of(options.scale)
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    report = out / "gpu_bench.json"
+    settings = {"device": device_name(), "scale": scale, "model": options.model}
+    content: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
+    if any(content.get(name, value) != value for name, value in settings.items()):
+        print(f"{report} holds figures of another device, scale or model; give another --out")
+        return 2
+    content |= settings
+    parts: dict[str, dict[str, Any]] = content.setdefault("parts", {})
+    seeds = options.seeds or (3 if scale == "full" else 1)
+    chosen = {
+        name: command
+        for name, command in commands(scale, seeds, options.model, out).items()
+        if name.split()[0] in options.only
+    }
+    print(f"{settings['device']}, scale {scale}", flush=True)
+    for name, command in chosen.items():
+        if name in parts:
+            continue
+        started = time.monotonic()
+        file = name.replace(" ", "-")
+        found = run(command, out / f"{file}.log", out / f"{file}.json", deadline)
+        if found is not None:
+            parts[name] = found
+            save(report, content)
+        outcome = "measured" if found is not None else f"MISSING, see {out / file}.log"
+        print(f"{name:16} {time.monotonic() - started:6.0f} s  {outcome}", flush=True)
+        if time.monotonic() > deadline:
+            break
+    content["figures"] = [
+        {"what": what, "value": value, "bound": bound, "kept": kept(value)}
+        for what, value, bound, kept in figures(parts)
+    ]
+    save(report, content)
+    for row in content["figures"]:
+        verdict = "kept" if row["kept"] else "missed"
+        print(f"{row['what']:62} {row['value']:8.3f}  {row['bound']:8} {verdict}")
+    missing = [name for name in chosen if name not in parts]
+    if missing:
+        print(f"missing: {', '.join(missing)}; the same command goes on with them")
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""gpu_bench: what it runs is valid, goes on after a cut, ends in time, and counts right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sandbox_rl.commands.parts import training_arguments
+from sandbox_rl.config.load import load_recipe
+from tests.unit.test_gpu_scripts import SCRIPTS, load
+
+
+@pytest.mark.parametrize("way", ["sync", "async", "local", "trl"])
+@pytest.mark.parametrize("model", [None, "some/model"])
+def test_every_way_trains_on_equally_many_episodes_per_update(tmp_path, way, model):
+    steps = load("gpu_bench_steps")
+    for name, scale in steps.SCALES.items():
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(steps.recipe(way, 3, scale, model, tmp_path)))
+        loaded = load_recipe(path)
+        args = training_arguments(loaded, tmp_path)
+        assert args.per_device_train_batch_size == scale["episodes"]
+        assert args.gradient_accumulation_steps == 1
+        assert args.max_steps == scale["updates"]
+        if way == "async":
+            assert args.token_budget == 0  # it would make the number of episodes depend on their lengths
+        else:
+            assert args.generation_batch_size == scale["episodes"]
+
+
+def test_the_warm_up_waits_before_each_command():
+    import random
+
+    from sandbox_rl.types import Task
+
+    waiting = load("gpu_bench_expert").waiting
+    task = Task(id="t", prompt="What is 12 + 30?", answer="42")
+    turns = list(waiting(task, random.Random(0)))
+    assert [turn.calls[0].name for turn in turns] == ["execute_bash", "submit"]
+    assert turns[0].calls[0].arguments["command"].startswith("sleep 0.")
+
+
+def line(step: int, when: float, reward: float) -> dict[str, float]:
+    return {"step": step, "time": when, "grad_norm": 1.0, "reward/mean": reward, "step_time": 2.0}
+
+
+def test_the_first_update_and_what_came_before_it_are_not_counted():
+    steps = load("gpu_bench_steps")
+    lines = [
+        {"step": 0, "time": 10.0, "eval/accuracy": 0.25},
+        line(1, 100.0, 0.1),
+        line(2, 103.0, 0.2),
+        line(3, 104.0, 0.4),
+        {"step": 3, "time": 150.0, "eval/accuracy": 0.75},
+    ]
+    busy = [(90.0, 0.0), (101.0, 0.5), (103.5, 1.0), (140.0, 0.0)]
+    found = steps.summary(lines, busy, episodes=16)
+    assert found["seconds_per_update"] == 2.0
+    assert found["reward"] == pytest.approx(0.3)
+    assert found["held_out"] == [0.25, 0.75]
+    assert found["gpu_busy"] == 0.75
+    assert [row["ends"] for row in found["timeline"]] == [0.0, 3.0, 4.0]
+    assert "gpu_busy" not in steps.summary(lines, [], episodes=16)
+    with pytest.raises(SystemExit, match="1 updates were logged"):
+        steps.summary(lines[:2], [], episodes=16)
+
+
+def measured(seconds: float, reward: float = 0.5) -> dict[str, float]:
+    return {"seconds_per_update": seconds, "reward": reward, "gpu_busy": 0.95}
+
+
+def test_figures_are_ratios_of_what_was_measured():
+    bench = load("gpu_bench")
+    parts = {
+        "trainer": {"ratio": 0.85},
+        "transfer": {
+            "transfers": [{"transfer": "ipc", "size": "600M", "publish_s": 0.1, "publish_stall_s": 0.5}]
+        },
+        "rollouts": {"rows": [{"in_flight": 96, "slots": 64, "ratio": 0.92}]},
+        "steps sync 0": measured(4.0),
+        "steps async 0": measured(2.0, 0.52),
+        "steps sync 1": measured(2.0),
+        "steps async 1": measured(1.0, 0.48),
+        "steps async 2": measured(100.0),  # its counterpart is missing
+        "steps trl 0": measured(16.0),
+    }
+    found = {what: (value, kept(value)) for what, value, _, kept in bench.figures(parts)}
+    assert found == {
+        "update / bare pass, tokens/s": (0.85, True),
+        "publish by ipc, 600M, s": (0.1, True),
+        "stall by ipc, 600M, s": (0.5, False),
+        "tokens/s with / without tools, 96 in flight on 64 slots": (0.92, True),
+        "async / sync update, 2 seeds, s": (0.5, True),
+        "reward of async - sync": (pytest.approx(0.0), True),
+        "GPU idle in async, share": (pytest.approx(0.05), True),
+        "sync update / TRL's environment_factory, s": (0.25, True),
+    }
+    assert bench.figures({}) == []
+
+
+def test_rates_are_of_the_time_in_which_the_number_in_flight_is_kept_up():
+    rollouts = load("gpu_bench_rollouts")
+    record = rollouts.Record(begun=[0.0, 0.0, 4.0], ended=[(1.0, 10), (4.0, 30), (9.0, 100)])
+    assert record.rate() == 10.0
+
+
+def test_after_a_cut_only_what_is_missing_is_measured(tmp_path):
+    bench = load("gpu_bench")
+    out = tmp_path / "out"
+    out.mkdir()
+    done = {"device": bench.device_name(), "scale": "tiny", "model": None, "parts": {"trainer": {"ratio": 1}}}
+    bench.save(out / "gpu_bench.json", done)
+    command = [sys.executable, str(SCRIPTS / "gpu_bench.py"), "--scale", "tiny", "--out", str(out)]
+    again = subprocess.run([*command, "--only", "trainer"], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "1.000  >= 0.80  kept" in again.stdout
+    assert not (out / "trainer.log").exists()
+    assert json.loads((out / "gpu_bench.json").read_text())["figures"][0]["value"] == 1
+    other = subprocess.run([*command, "--model", "another"], capture_output=True, text=True, timeout=120)
+    assert (other.returncode, "give another --out" in other.stdout) == (2, True)
+
+
+def test_time_that_runs_out_leaves_no_process_and_no_figure(tmp_path):
+    bench = load("gpu_bench")
+    started = time.monotonic()
+    found = bench.run(
+        ["gpu_bench_trainer.py", "--scale", "tiny"],
+        tmp_path / "log",
+        tmp_path / "result.json",
+        deadline=started + 3,
+    )
+    assert found is None
+    assert time.monotonic() - started < 20
+    arguments = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
+    assert not [a for a in arguments if str(tmp_path).encode() in a]
