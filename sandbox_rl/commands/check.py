@@ -36,8 +36,14 @@ from sandbox_rl.training.duration import (
 )
 from sandbox_rl.training.experts import load_expert
 from sandbox_rl.training.grpo import sampling_of
-from sandbox_rl.training.memory import ModelShape, estimate_memory, model_shape, stored_dtype
-from sandbox_rl.training.models import configured_context, load_config, load_tokenizer
+from sandbox_rl.training.memory import ModelShape, estimate_memory, model_shape
+from sandbox_rl.training.models import (
+    check_quantization,
+    configured_context,
+    load_config,
+    load_tokenizer,
+    stored_dtype,
+)
 from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_tokenizer
 
 __all__ = ["GOLD_SAMPLE", "check", "check_curriculum", "check_gold", "check_prompts"]
@@ -75,6 +81,7 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
         if recipe.policy.engine == "managed":
             interpreter(recipe.policy)
         display.say(f"ok  policy: vLLM, {recipe.policy.engine}; its own arguments are checked at its start")
+    check_quantization(recipe.model)
     tiny = recipe.model.path == "tiny"
     # The tiny model's own tokenizer is trained during the warm-up and only ever shorter than bytes.
     tokenizer = tiny_tokenizer() if tiny else load_tokenizer(recipe.model)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from peft import AutoPeftModelForCausalLM
 
 from sandbox_rl.commands.labels import data_labels, result_lines
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError, ModelError
 from sandbox_rl.training.checkpoints import is_complete, last_complete
 from sandbox_rl.training.config import ModelSettings
-from sandbox_rl.training.export import export_model
-from sandbox_rl.training.models import load_model, load_tokenizer
+from sandbox_rl.training.export import export_model, whole_weights
+from sandbox_rl.training.models import load_adapted, load_model, load_tokenizer
 
 __all__ = ["export"]
 
@@ -45,7 +45,7 @@ def export(
     recipe = load_recipe(recipe_path)
     settings = ModelSettings(path=str(checkpoint), dtype=recipe.model.dtype)
     adapter = (checkpoint / "adapter_config.json").is_file()
-    model = AutoPeftModelForCausalLM.from_pretrained(checkpoint) if adapter else load_model(settings)
+    model: Any = load_adapted(checkpoint, recipe.model) if adapter else load_model(settings)
     results_path = run_dir / "results.json"
     results = json.loads(results_path.read_text()) if results_path.is_file() else {}
     path = export_model(
@@ -59,6 +59,7 @@ def export(
             {when: (value["accuracy"], value["half_width"]) for when, value in results.items()}
         ),
         merge_lora=merge_lora,
+        weights=whole_weights(model, keep=True) if merge_lora else None,
     )
     if push_to_hub is not None:
         upload(path, push_to_hub)

@@ -29,6 +29,7 @@ from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import last_complete
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.grpo import sampling_of
+from sandbox_rl.training.models import check_quantization
 
 __all__ = ["TrainResult", "train"]
 
@@ -63,6 +64,7 @@ def train(
     check_output_dir(Path(recipe.output_dir))
     train_tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
     check_curriculum(recipe, train_tasks)
+    check_quantization(recipe.model)
     suite = SuiteRuns.of(recipe)
     # Wrong fields show before a warm-up takes minutes, and nothing is written before all is checked.
     sampling = sampling_of(training_arguments(recipe, Path(recipe.output_dir)))

@@ -80,7 +80,8 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
             )
             model = tiny_model(tokenizer, seed=recipe.seed)
         else:
-            tokenizer, model = load_tokenizer(recipe.model), load_model(recipe.model)
+            whole = recipe.model.model_copy(update={"quantization": None})  # all weights are trained
+            tokenizer, model = load_tokenizer(whole), load_model(whole)
         chat = build_chat(recipe, tokenizer)
         with display.progress("Expert episodes", len(tasks)) as bar:
             rollouts = _expert_episodes(loop, recipe, base_dir, chat, expert, tasks, bar)
@@ -124,7 +125,9 @@ def _key(recipe: Recipe) -> str:
             name: getattr(recipe, name).model_dump(mode="json")
             for name in ("chat", "data", "warmup", "reward", "sandbox", "episode")
         },
-        "model": recipe.model.model_dump(mode="json", exclude={"lora"}),  # the warm-up trains all weights
+        "model": recipe.model.model_dump(
+            mode="json", exclude={"lora", "quantization"}
+        ),  # the warm-up trains all weights
         "prompts": recipe.prompts,
     }
     text = json.dumps(parts, sort_keys=True, default=str)

@@ -82,6 +82,11 @@ class Recipe(Settings):
                     f"mode 'async' with policy.type {self.policy.type!r}, expected 'vllm': a model in the "
                     "trainer's own process cannot sample while it is updated"
                 )
+            if self.model.quantization is not None:
+                raise ValueError(
+                    f"mode 'async' with model.quantization {self.model.quantization!r}, expected none: TRL's "
+                    "asynchronous trainer loads the model itself; set mode: sync"
+                )
             if self.policy.sleep:
                 raise ValueError("mode 'async' with policy.sleep, expected false: it samples all the time")
             if self.update.micro_batch_tokens is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sandbox_rl.settings import Settings
 
@@ -38,6 +38,17 @@ class ModelSettings(Settings):
     trust_remote_code: bool = False
     attn_implementation: str | None = None
     lora: LoraSettings | None = None
+    quantization: Literal["nf4"] | None = None
+    """QLoRA (arXiv 2305.14314): adapters on frozen weights of 4 bits, by bitsandbytes."""
+
+    @model_validator(mode="after")
+    def _quantization_fits(self) -> ModelSettings:
+        if self.quantization is not None and self.lora is None:
+            raise ValueError(
+                f"quantization {self.quantization!r} without lora, expected both: weights of 4 bits cannot "
+                "be trained themselves; add lora: {}"
+            )
+        return self
 
 
 class UpdateSettings(Settings):

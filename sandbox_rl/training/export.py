@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ __all__ = ["export_model", "whole_weights"]
 
 
 def whole_weights(model: PreTrainedModel | PeftModel, *, keep: bool) -> dict[str, torch.Tensor] | None:
-    """The weights of a model that is sharded by FSDP2, adapters merged, in host memory.
+    """The weights of a model that is sharded by FSDP2 or quantised, adapters merged, in host memory.
 
     Every process takes part in gathering them.
 
@@ -28,11 +29,12 @@ def whole_weights(model: PreTrainedModel | PeftModel, *, keep: bool) -> dict[str
         keep: on the process that writes them; elsewhere the result is empty.
 
     Returns:
-        Tensors by their names in a checkpoint, or None if the model is not sharded.
+        Tensors by their names in a checkpoint, or None if the model can be saved as it is.
     """
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not _quantized(base) and not any(isinstance(p, DTensor) for p in model.parameters()):
         return None
-    dtype = (model.get_base_model() if isinstance(model, PeftModel) else model).dtype
+    dtype = base.dtype
     return {name: whole.to("cpu", dtype) for name, whole in checkpoint_tensors(model) if keep}
 
 
@@ -57,12 +59,14 @@ def export_model(
         recipe: the resolved recipe as YAML, quoted in the card.
         results: metric name → value, quoted in the card.
         merge_lora: write the merged model; otherwise the adapter alone.
-        weights: of `whole_weights`, where the model's own are shards.
+        weights: of `whole_weights`, where the model's own are shards or quantised.
     """
     if weights is not None and isinstance(model, PeftModel):
         model = model.get_base_model()
     elif merge_lora and isinstance(model, PeftModel):
         model = model.merge_and_unload()
+    if weights is not None and _quantized(model):
+        model = _skeleton(model)
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     if weights is None:
@@ -78,6 +82,20 @@ def export_model(
         shutil.rmtree(directory)
     partial.rename(directory)
     return directory
+
+
+def _quantized(model: Any) -> bool:
+    return getattr(model, "quantization_method", None) is not None
+
+
+def _skeleton(model: Any) -> Any:
+    """The same architecture without quantisation and without memory for weights."""
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.generation_config = model.generation_config
+    return plain
 
 
 def _card(

@@ -14,7 +14,7 @@ from trl import GRPOConfig
 
 from sandbox_rl.training.config import LoraSettings, ModelSettings
 
-__all__ = ["MemoryEstimate", "ModelShape", "estimate_memory", "model_shape", "stored_dtype"]
+__all__ = ["MemoryEstimate", "ModelShape", "estimate_memory", "model_shape"]
 
 OVERHEAD = 1.1
 """Fragmentation and workspaces of kernels, a rule of thumb."""
@@ -28,6 +28,9 @@ TILES = 1
 TILES_TORCH = 8
 """Elsewhere its backward is written in torch, with a result for every operation (scripts/bench_long.py)."""
 
+NF4_BITS = 4.127
+"""Per weight, with the constants of its block, which are quantised too (arXiv 2305.14314, section 3)."""
+
 _STATE_BYTES = {"sgd": 0, "adafactor": 0, "lion_32bit": 4, "lion_8bit": 1}
 """Optimizers that do not keep two values per parameter; Adafactor's rows and columns are negligible."""
 
@@ -39,6 +42,8 @@ class ModelShape:
     """The numbers of a decoder-only transformer that memory depends on."""
 
     parameters: int
+    linear_weights: int
+    """Of `parameters`, those of all linear layers except the head."""
     linear_widths: int
     """Sum of inputs and outputs of all linear layers except the head: LoRA has r weights for each."""
     layers: int
@@ -100,6 +105,7 @@ def model_shape(config: PretrainedConfig) -> ModelShape:
     ]
     return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),
+        linear_weights=sum(module.in_features * module.out_features for module in linear),
         linear_widths=sum(module.in_features + module.out_features for module in linear),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
@@ -108,14 +114,6 @@ def model_shape(config: PretrainedConfig) -> ModelShape:
         mlp_width=experts * width if experts else text.intermediate_size,
         vocabulary=text.vocab_size,
     )
-
-
-def stored_dtype(config: PretrainedConfig) -> torch.dtype:
-    """The type that a checkpoint's weights are stored in, float32 if it does not say."""
-    dtype = getattr(config, "dtype", None)
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype, None)
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def estimate_memory(
@@ -141,6 +139,8 @@ def estimate_memory(
     item = (stored_dtype if model.dtype == "auto" else getattr(torch, model.dtype)).itemsize
     compute = 2 if args.bf16 or args.fp16 else item
     weights, trained, trained_item = shape.parameters * item, shape.parameters, item
+    if model.quantization is not None:
+        weights -= int(shape.linear_weights * (item - NF4_BITS / 8))
     if model.lora is not None:
         trained, trained_item = _adapter(shape, model.lora), 4  # peft keeps adapters in float32
         weights += trained * trained_item

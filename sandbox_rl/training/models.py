@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,7 +22,16 @@ from transformers import (
 from sandbox_rl.errors import ModelError
 from sandbox_rl.training.config import ModelSettings
 
-__all__ = ["configured_context", "context_length", "load_config", "load_model", "load_tokenizer"]
+__all__ = [
+    "check_quantization",
+    "configured_context",
+    "context_length",
+    "load_adapted",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "stored_dtype",
+]
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
@@ -43,21 +56,75 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(settings: ModelSettings) -> PreTrainedModel:
-    """The causal language model, in the dtype asked for.
+def check_quantization(settings: ModelSettings) -> None:
+    """Refuse quantisation where it cannot be had, before a model is loaded.
 
     Raises:
-        ModelError: not found, or not a causal language model.
+        ModelError: bitsandbytes is not installed.
+    """
+    if settings.quantization is not None and find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"model.quantization: {settings.quantization!r} needs bitsandbytes, which is not installed; "
+            "pip install 'sandbox-rl[qlora]', or drop the key"
+        )
+
+
+def load_model(settings: ModelSettings) -> PreTrainedModel:
+    """The causal language model, in the dtype asked for; with `quantization` on this process's device.
+
+    Raises:
+        ModelError: not found, not a causal language model, or bitsandbytes is missing.
     """
     extra: dict[str, Any] = {"dtype": settings.dtype}
+    if settings.quantization is not None:
+        check_quantization(settings)
+        extra |= _quantized(settings)
     if settings.attn_implementation is not None:
         extra["attn_implementation"] = settings.attn_implementation
     model: PreTrainedModel = _from_pretrained(AutoModelForCausalLM, settings, **extra)
+    for module in model.modules():
+        # bitsandbytes would pack weights for CPUs with AVX512-BF16 at the first inference and leave them so:
+        # rounded to bfloat16, and in an order that dequantisation does not know.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if model.dtype == torch.float16:
         raise ModelError(
             f"model {settings.path!r}: dtype float16 overflows in training; set model.dtype=bfloat16"
         )
     return model
+
+
+def load_adapted(checkpoint: Path, settings: ModelSettings) -> PeftModel:
+    """The adapters of a checkpoint on the model that they were trained on, loaded as it was then.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    base = str(PeftConfig.from_pretrained(checkpoint).base_model_name_or_path)
+    return PeftModel.from_pretrained(load_model(settings.model_copy(update={"path": base})), checkpoint)
+
+
+def _quantized(settings: ModelSettings) -> dict[str, Any]:
+    """NF4 with quantised constants, computed in the dtype of the model (arXiv 2305.14314, section 3)."""
+    dtype = (
+        stored_dtype(load_config(settings)) if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    )
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    placed = {"device_map": {"": PartialState().device}} if torch.cuda.is_available() else {}
+    return {"quantization_config": config, **placed}
+
+
+def stored_dtype(config: PretrainedConfig) -> torch.dtype:
+    """The type that a checkpoint's weights are stored in, float32 if it does not say."""
+    dtype = getattr(config, "dtype", None)
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def context_length(model: PreTrainedModel) -> int:

@@ -67,6 +67,10 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        for parameter in self.model.parameters():
+            # TRL rounds adapters of quantised models to bfloat16, which loses updates as small as ours.
+            if parameter.requires_grad and getattr(self.model, "is_loaded_in_4bit", False):
+                parameter.data = parameter.data.float()
         if micro_batch_tokens is not None:
             self._check_parts(micro_batch_tokens)
         self._micro_batch_tokens = micro_batch_tokens

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 
 from sandbox_rl.errors import ModelError
 
@@ -42,7 +43,7 @@ def _merged(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
     for raw, parameter in base.named_parameters():
         layer_name, _, inner = raw.partition(".base_layer.")
         if inner:
-            weight = _whole(parameter)
+            weight = _plain_weight(base, raw, parameter)
             layer = adapted[layer_name]
             if inner == "weight":
                 weight = _with_adapters(weight, layer, layer_name)
@@ -53,7 +54,20 @@ def _merged(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
             owner, _, inner = raw.partition(".modules_to_save.")
             yield f"{_plain(owner)}.{inner.partition('.')[2]}", _whole(parameter)
         elif not _of_adapter(raw, adapted):
-            yield _plain(raw), _whole(parameter)
+            yield _plain(raw), _plain_weight(base, raw, parameter)
+
+
+def _plain_weight(base: Any, raw: str, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The whole weight; a quantised one as the numbers that are computed with."""
+    if parameter.is_floating_point():
+        return _whole(parameter)
+    weight: torch.Tensor | None = dequantize_module_weight(base.get_submodule(raw.rpartition(".")[0]))
+    if weight is None or not weight.is_floating_point():
+        raise ModelError(
+            f"model: {_plain(raw)} has weights of {parameter.dtype}, which a server cannot be given; load "
+            "the model in bfloat16, or set model.quantization"
+        )
+    return weight.detach()
 
 
 def _of_adapter(raw: str, adapted: Mapping[str, Any]) -> bool:
@@ -67,11 +81,6 @@ def _of_adapter(raw: str, adapted: Mapping[str, Any]) -> bool:
 
 def _with_adapters(weight: torch.Tensor, layer: Any, name: str) -> torch.Tensor:
     """`W + scaling · B A` in float32, of all active adapters."""
-    if not weight.is_floating_point():
-        raise ModelError(
-            f"model.lora: {name} has weights of {weight.dtype}, which adapters cannot be folded into for the "
-            "server; load the model in bfloat16"
-        )
     merged = weight.to(torch.float32, copy=True)
     for adapter in layer.active_adapters:
         if getattr(layer, "use_dora", {}).get(adapter):

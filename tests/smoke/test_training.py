@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sandbox_rl.config.load import load_recipe
@@ -158,21 +159,29 @@ def test_the_export_loads_anywhere(trained):
 
 
 @pytest.mark.usefixtures("trained")
-def test_lora_trains_an_adapter_and_exports_a_merged_model(recipe):
+@pytest.mark.parametrize("quantization", [(), ("model.quantization=nf4",)], ids=["lora", "qlora"])
+def test_lora_trains_an_adapter_and_exports_a_merged_model(recipe, quantization, request):
+    name = request.node.callspec.id
     sandbox_rl(
         "train",
         str(recipe),
-        *("name=lora", "model.lora={r: 4, alpha: 8}", "grpo.max_steps=1", "grpo.save_steps=1"),
+        *(f"name={name}", "model.lora={r: 4, alpha: 8}", "grpo.max_steps=1", "grpo.save_steps=1"),
+        *quantization,
         # So raw a policy earns nothing; the entropy bonus gives a gradient all the same.
         *("evaluation.tasks=0", "grpo.learning_rate=1e-2", "grpo.entropy_coef=1.0"),
     )
-    run = recipe.parent / "runs" / "lora"
-    assert (run / "checkpoints" / "checkpoint-1" / "adapter_model.safetensors").is_file()
+    run = recipe.parent / "runs" / name
+    adapter = load_file(run / "checkpoints" / "checkpoint-1" / "adapter_model.safetensors")
+    assert {value.dtype for value in adapter.values()} == {torch.float32}
     merged = AutoModelForCausalLM.from_pretrained(run / "export")
     assert not any("lora" in name for name, _ in merged.named_parameters())
     (base,) = (recipe.parent / "runs" / "warmup").glob("*/model.safetensors")
     start = AutoModelForCausalLM.from_pretrained(base.parent).state_dict()
     assert any(not torch.equal(value, start[name]) for name, value in merged.state_dict().items())
+    again = recipe.parent / f"{name}-again"
+    sandbox_rl("export", str(run), str(again))
+    for name, value in AutoModelForCausalLM.from_pretrained(again).state_dict().items():
+        torch.testing.assert_close(value, merged.state_dict()[name], msg=name)
 
 
 def test_export_of_a_checkpoint(trained, tmp_path):

@@ -23,6 +23,7 @@ from tests.unit.shapes import QWEN3_4B, QWEN3_30B
 
 SHAPE = ModelShape(
     parameters=20_000_000,
+    linear_weights=1,
     linear_widths=0,
     layers=2,
     hidden=100,

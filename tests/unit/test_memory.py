@@ -16,8 +16,8 @@ from sandbox_rl.training.memory import (
     _layer_per_token,
     estimate_memory,
     model_shape,
-    stored_dtype,
 )
+from sandbox_rl.training.models import stored_dtype
 from tests.unit.shapes import QWEN3_4B
 
 SMALL = Qwen3Config(
