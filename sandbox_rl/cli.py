@@ -151,6 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     debug = bool(os.environ.get(DEBUG_VARIABLE))
     _quiet(debug)
+    _share_cores()
     try:
         app(arguments)
     except UserError as error:
@@ -169,6 +170,15 @@ def _end(error: SandboxRLError, code: int, debug: bool) -> None:
         raise error
     typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
     sys.exit(code)
+
+
+def _share_cores() -> None:
+    """Before torch is imported: its idle threads are to sleep instead of spinning.
+
+    Trainer, server, rollouts and sandboxes share the processors. On two cores with a server on the same, a
+    spinning trainer takes 9 s for what takes 0.2 s (`scripts/gpu_bench_steps.py async`).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _quiet(debug: bool) -> None:

@@ -13,6 +13,8 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
+
 TOGETHER = {"security": "sandboxes", "contract": "sandboxes", "vllm": "vllm"}
 ORDER = ("vllm", "contract", "security", "smoke")
 """The longest first, so that all processes end at about the same time."""
