@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from trl.experimental.async_grpo import AsyncGRPOTrainer, async_grpo_trainer
 
 from sandbox_rl.training.log_probs import float32_log_probs
 from sandbox_rl.training.tree_attention import register_tree_attention
+from sandbox_rl.training.weight_merge import checkpoint_tensors
 
 __all__ = ["GroupProgress", "SandboxAsyncTrainer"]
 
@@ -38,6 +40,36 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
     def _sync_weight(self) -> None:
         super()._sync_weight()
         self._published_step = int(self.state.global_step)
+
+    def _sync_weight_merged(self, t0: float) -> tuple[float, float, float]:
+        """As TRL's, but what is sent is gathered before requests freeze, and adapters are folded into a copy.
+
+        TRL merges them in place and takes them out again: a bfloat16 base would drift with every publication.
+        """
+        main = self.accelerator.is_main_process and self.weight_transfer
+        tensors = checkpoint_tensors(self.accelerator.unwrap_model(self.model))
+        if main:
+            self.weight_transfer.stage(tensors)
+        else:
+            for _ in tensors:  # gathering a sharded tensor takes every rank
+                pass
+        self.accelerator.wait_for_everyone()
+        staged = time.time()
+        if main:
+            self.weight_transfer.pause()
+        paused = time.time()
+        if main:
+            self.weight_transfer.send_weights(iter(()))
+        sent = time.time()
+        self.accelerator.wait_for_everyone()
+        if main:
+            self.weight_transfer.resume()
+        if self.accelerator.is_main_process:
+            self.model_version += 1
+            if self.rollout_worker:
+                self.rollout_worker.update_model_version(self.model_version)
+        # TRL logs the differences as pause, barrier (here with what is staged) and transfer.
+        return t0 + paused - staged, paused, sent
 
     def sync_policy(self) -> None:
         """Bring the servers up to date before an evaluation."""

@@ -1,10 +1,10 @@
 """Getting the trainer's weights into vLLM servers, behind TRL's `WeightTransferProtocol`.
 
-    pause (requests freeze) → start → update → finish → mend → verify → resume
+    stage → pause (requests freeze) → start → update → finish → mend → verify → resume
 
 and for servers that sleep while the trainer updates
 
-    wake the weights → start → update → finish → mend → verify → wake the cache, which resumes
+    stage → wake the weights → start → update → finish → mend → verify → wake the cache, which resumes
 
 A transfer that fails half-way raises and leaves the servers paused: a mixture of old and new weights is
 never sampled from. Afterwards the servers' own checksums of some tensors are compared with ours.
@@ -28,6 +28,7 @@ from sandbox_rl.training.weight_payload import Checksums, checksums_of
 from sandbox_rl.training.weight_transports import (
     IpcTransport,
     ShmTransport,
+    Tensors,
     Transport,
     control,
     control_all,
@@ -92,6 +93,7 @@ class WeightPublisher:
         self._on_version = on_version
         self._connected = False
         self._expected: Checksums = {}
+        self._staged: tuple[Tensors, Checksums] | None = None
         self._mixed = False
         self._paused_at = 0.0
         self.asleep = False
@@ -120,12 +122,14 @@ class WeightPublisher:
         """Bring `(checkpoint name, tensor)` pairs to every server and verify them there.
 
         Args:
+            iterator: not looked at after `stage`, which has done so.
             version: of these weights; one more than the last otherwise.
         """
-        dtype = getattr(torch, self._served().facts[0].dtype)
         self._mixed = True
-        staged = self._transport.stage(iterator, dtype)
-        expected = checksums_of(staged)
+        if self._staged is None:
+            self.stage(iterator)
+        assert self._staged is not None
+        (staged, expected), self._staged = self._staged, None
 
         async def send() -> None:
             await control_all(self._servers, "/start_weight_update")
@@ -152,12 +156,18 @@ class WeightPublisher:
 
     # --- ours ----------------------------------------------------------------------------------------
 
+    def stage(self, iterator: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Gather what the next `send_weights` brings, with its checksums, while requests go on."""
+        staged = self._transport.stage(iterator, getattr(torch, self._served().facts[0].dtype))
+        self._staged = staged, checksums_of(staged)
+
     def publish(self, iterator: Iterator[tuple[str, torch.Tensor]], *, version: int) -> None:
-        """Pause, send and resume; prepares the servers the first time."""
+        """Stage, pause, send and resume; prepares the servers the first time."""
         if not self._connected:
             self.init_weight_transfer()
+        self.stage(iterator)
         self.pause()
-        self.send_weights(iterator, version=version)
+        self.send_weights(iter(()), version=version)
         self.resume()
 
     def sleep(self) -> None:

@@ -39,7 +39,7 @@ class Transport(Protocol):
         ...
 
     def stage(self, tensors: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Tensors:
-        """The tensors as they will be sent; alive until the servers have them."""
+        """The tensors as they will be sent; alive until the servers have them. Requests still go on."""
         ...
 
     async def send(self, servers: Sequence[VLLMServer], staged: Tensors) -> None:
@@ -63,32 +63,35 @@ class ShmTransport:
     """A file in shared memory, which servers of the same host and user read. Keeps the last one."""
 
     def __init__(self) -> None:
-        self._file: int | None = None
+        self._staged: int | None = None
         self._sent: int | None = None
+        self._file: int | None = None
 
     async def connect(self, servers: Sequence[VLLMServer]) -> None:
         """Tell the servers to load files."""
         await control_all(servers, "/init_weight_transfer_engine", {"init_info": {}})
 
     def stage(self, tensors: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Tensors:
-        """On the CPU."""
-        return {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors}
+        """On the CPU, and in the file."""
+        staged = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors}
+        self._close("_staged")
+        self._staged = in_shared_memory(staged)
+        return staged
 
     async def send(self, servers: Sequence[VLLMServer], staged: Tensors) -> None:
-        """Write the file and have it loaded."""
-        file = in_shared_memory(staged)
+        """Have the file loaded."""
+        assert self._staged is not None, "staged before"
         try:
-            await self._load(servers, file)
+            await self._load(servers, self._staged)
         except BaseException:
-            os.close(file)  # what was published before stays what a restarted server gets
+            self._close("_staged")  # what was published before stays what a restarted server gets
             raise
-        self._drop_sent()
-        self._sent = file
+        self._close("_sent")
+        self._sent, self._staged = self._staged, None
 
     def keep(self) -> None:
         """Close the file before."""
-        if self._file is not None:
-            os.close(self._file)
+        self._close("_file")
         self._file, self._sent = self._sent, None
 
     async def resend(self, server: VLLMServer) -> None:
@@ -100,15 +103,14 @@ class ShmTransport:
 
     def close(self) -> None:
         """Free the memory."""
-        self._drop_sent()
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        for which in ("_staged", "_sent", "_file"):
+            self._close(which)
 
-    def _drop_sent(self) -> None:
-        if self._sent is not None:
-            os.close(self._sent)
-            self._sent = None
+    def _close(self, which: str) -> None:
+        file: int | None = getattr(self, which)
+        setattr(self, which, None)
+        if file is not None:
+            os.close(file)
 
     @staticmethod
     async def _load(servers: Sequence[VLLMServer], file: int) -> None:
