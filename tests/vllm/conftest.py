@@ -19,6 +19,7 @@ from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.training.weight_transfer import WeightPublisher
 
 ARGUMENTS = {"dtype": "float32", "kv-cache-memory-bytes": 256 << 20, "max-model-len": 1024}
+ON_A_CARD = {"dtype": "bfloat16", "gpu-memory-utilization": 0.3, "max-model-len": 1024}
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +64,18 @@ def save_tiny(directory: Path, *, tied: bool = True) -> Path:
     return directory
 
 
-def served(checkpoint: Path, python: str, log: Path, *, transfer: str = "shm") -> Iterator[Served]:
+def served(
+    checkpoint: Path, python: str | None, log: Path, *, transfer: str = "shm", card: str | None = None
+) -> Iterator[Served]:
+    """A server on the CPU, or on a `card` in bfloat16, the model being on the first one."""
     tokenizer = tiny_tokenizer()
-    settings = VLLMSettings(type="vllm", python=python, arguments=ARGUMENTS, startup_timeout_s=240)
+    settings = VLLMSettings(
+        type="vllm",
+        python=python,
+        arguments=ARGUMENTS if card is None else ON_A_CARD,
+        environment={} if card is None else {"CUDA_VISIBLE_DEVICES": card},
+        startup_timeout_s=240,
+    )
     with LoopThread() as loop:
         publisher = WeightPublisher(loop, lambda: server, transfer=transfer)
         server = ManagedServer(
@@ -73,7 +83,7 @@ def served(checkpoint: Path, python: str, log: Path, *, transfer: str = "shm") -
             model=str(checkpoint),
             log=log,
             transfer=transfer,
-            gpu=False,
+            gpu=card is not None,
             tokenizer=tokenizer,
             republish=publisher.republish,
         )
@@ -87,6 +97,8 @@ def served(checkpoint: Path, python: str, log: Path, *, transfer: str = "shm") -
         with loop.entered(policy):
             publisher.init_weight_transfer()
             model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+            if card is not None:
+                model.to("cuda", torch.bfloat16)
             yield Served(checkpoint, loop, server, policy, publisher, model, log)
             publisher.destroy()
 

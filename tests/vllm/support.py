@@ -23,7 +23,8 @@ def ask(served, prompt=PROMPT, *, seed=5, max_tokens=24, timeout=60.0) -> Action
 def logprobs(model, prompt: Sequence[int], sampled: Sequence[int]) -> torch.Tensor:
     """Of each sampled token under `model`, computed as a trainer does: all at once."""
     with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *sampled]])).logits[0].float().log_softmax(-1)
+        ids = torch.tensor([[*prompt, *sampled]], device=model.device)
+        logits = model(ids).logits[0].float().log_softmax(-1).cpu()
     rows = logits[len(prompt) - 1 : -1]
     return rows[torch.arange(len(sampled)), torch.tensor(sampled)]
 
@@ -38,5 +39,5 @@ def disturb(model, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
             parameter.add_(noise * 0.1 * parameter.std().nan_to_num(0.05).clamp(min=0.02))
