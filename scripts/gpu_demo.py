@@ -125,7 +125,7 @@ def recipe(seed: int, options: argparse.Namespace, out: Path, *, gpu: bool) -> d
 
 
 def train(path: Path, run: Path, log: Path, deadline: float) -> int | None:
-    """The exit code of one run, newly started or gone on with; None: cut by the clock."""
+    """The exit code of one run, newly started or gone on with; None: cut by the clock, saved if possible."""
     command = [sys.executable, "-m", "sandbox_rl.train", str(path), *(["--resume"] if run.is_dir() else [])]
     with log.open("ab") as output:
         child = start(command, output)
@@ -133,7 +133,8 @@ def train(path: Path, run: Path, log: Path, deadline: float) -> int | None:
             for pause, how in ((max(1.0, deadline - SAVE_S - time.monotonic()), signal.SIGTERM), (SAVE_S, 0)):
                 try:
                     code = child.wait(pause)
-                    return None if how == 0 else code
+                    # One that was told to end says so by its exit code or by the signal, and has no export.
+                    return code if (run / "export").is_dir() or how else None
                 except subprocess.TimeoutExpired:
                     if how:
                         child.send_signal(how)  # it finishes the update and saves

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -59,3 +62,47 @@ def test_a_curve_counts_the_later_of_two_steps(tmp_path):
     pytest.importorskip("matplotlib")
     demo.draw({0: tmp_path}, tmp_path / "curve.png", "a curve")
     assert (tmp_path / "curve.png").stat().st_size > 5_000
+
+
+def test_a_demo_ends_with_its_minutes_and_leaves_no_process(tmp_path):
+    started = time.monotonic()
+    command = [sys.executable, str(SCRIPTS / "gpu_demo.py"), "--seeds", "2", "--minutes", "0.1"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert time.monotonic() - started < 60
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.count("out of time, 0 updates") == 2
+    report = json.loads((tmp_path / "demo.json").read_text())
+    assert [seed["state"] for seed in report["seeds"].values()] == ["out of time"] * 2
+    assert not [pid for pid in processes() if str(tmp_path) in pid]
+
+
+def test_a_demo_goes_on_where_it_was_cut(tmp_path, monkeypatch):
+    """What is exported is not trained again; what has a directory is resumed; an error is not a cut."""
+    demo = load("gpu_demo")
+    commands = []
+
+    def start(command, output):
+        commands.append(command)
+        return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({codes.pop(0)})"])
+
+    monkeypatch.setattr(demo, "start", start)
+    run, codes = tmp_path / "run", [0, 0, 3]
+    later = time.monotonic() + 600
+    assert demo.train(tmp_path / "r.yaml", run, tmp_path / "log", later) == 0
+    run.mkdir()
+    assert demo.train(tmp_path / "r.yaml", run, tmp_path / "log", later) == 0
+    assert demo.train(tmp_path / "r.yaml", run, tmp_path / "log", later) == 3
+    assert [command[-1] for command in commands] == [str(tmp_path / "r.yaml"), "--resume", "--resume"]
+
+
+def processes() -> list[str]:
+    """The command lines of all."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue
+    return found
