@@ -33,6 +33,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
@@ -232,19 +233,35 @@ def measure_lora(size: str, dtype: str, repeats: int) -> dict[str, Any]:
             def merged() -> None:
                 bench.publisher.publish(checkpoint_tensors(model), version=bench.publisher.version + 1)
 
+            versions = itertools.count()
+            newest = ""
+
             def hot() -> None:
-                model.save_pretrained(adapter)
-                body = {"lora_name": "adapter", "lora_path": str(adapter), "load_inplace": True}
-                bench.call("/v1/load_lora_adapter", body)
+                # Under a name of its own: what is loaded in its place is read again for every request.
+                nonlocal newest
+                newest = f"adapter-{next(versions)}"
+                path = adapter / newest
+                model.save_pretrained(path)
+                bench.loop.run(load_adapter(bench, newest, path))
 
             row: dict[str, Any] = {"size": size}
-            hot()
-            row["merged_s"] = statistics.median(timed(merged) for _ in range(repeats))
+            row["merged_s"], row["merged_stall_s"] = under_load(bench, merged, repeats)
             row["adapter_s"] = statistics.median(timed(hot) for _ in range(repeats))
-            for name in ("policy", "adapter"):
-                row[f"{name}_tokens_per_s"] = rate(bench, name)
+            row["merged_tokens_per_s"] = rate(bench, bench.server.served_model)
+            row["adapter_tokens_per_s"] = rate(bench, newest)
             bench.publisher.destroy()
     return row
+
+
+async def load_adapter(bench: Bench, name: str, path: Path) -> None:
+    """The route answers in plain words."""
+    (server,) = bench.server.servers
+    connector = aiohttp.UnixConnector(server.address.socket)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        body = {"lora_name": name, "lora_path": str(path)}
+        async with session.post(f"{server.address.url}/v1/load_lora_adapter", json=body) as response:
+            if response.status != 200:
+                raise SystemExit(f"adapter refused: {await response.text()}")
 
 
 def rate(bench: Bench, model: str) -> float:
@@ -280,7 +297,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=["8M", "120M"])
     parser.add_argument("--transfers", nargs="+", choices=["shm", "gloo", "ipc", "nccl"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--lora", action="store_true", help="adapters against merged weights instead")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     cuda = torch.cuda.is_available()
@@ -288,11 +305,10 @@ def main() -> None:
     transfers = chosen.transfers or (["ipc", "shm"] if cuda else ["shm", "gloo"])
     machine = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores, no GPU"
     print(f"{machine}, {dtype}, {chosen.repeats} repeats, medians", flush=True)
-    rows = [measure(s, t, dtype, chosen.repeats) for s in chosen.sizes for t in transfers]
-    print(table(rows))
-    lora = [measure_lora(s, dtype, chosen.repeats) for s in chosen.sizes] if chosen.lora else []
-    if lora:
-        print(table(lora))
+    sizes = chosen.sizes
+    lora = [measure_lora(s, dtype, chosen.repeats) for s in sizes] if chosen.lora else []
+    rows = [] if lora else [measure(s, t, dtype, chosen.repeats) for s in sizes for t in transfers]
+    print(table(lora or rows))
     result = {"machine": machine, "dtype": dtype, "command": sys.argv, "transfers": rows, "lora": lora}
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(result, indent=1) + "\n")
