@@ -3,8 +3,8 @@
     python scripts/gpu_demo.py [--model DIR] [--seeds 3] [--minutes 30] [--out gpu-demo]
 
 A short supervised warm-up shows a model two ways of working, one of which pays; GRPO in real sandboxes finds
-out which. Tasks are reasoning-gym's: sums for the shell, and questions whose document lies as a file in the
-sandbox. Prints held-out accuracy before and after for each seed, with 95 % intervals, writes `demo.json` and
+out which. Tasks are reasoning-gym's sums for the shell, and questions about who is where (made here), whose
+document lies as a file in the sandbox. Prints held-out accuracy before and after for each seed, with 95 % intervals, writes `demo.json` and
 the curves as `curve.png`. Works offline; `--model` is a directory, such as SmolLM2-135M-Instruct's; without
 one the tiny model is made on the spot. On a GPU a vLLM server samples, elsewhere the trainer's process
 (`--engine` chooses).
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,14 @@ SAVE_S = 40.0
 """Before the end: time to finish an update and to save it."""
 EVERY = 10
 """Updates between two points of the curve."""
+ROWS = 3000
+"""Tasks of each kind, training and held out."""
+QUESTIONS = "questions.jsonl"
+NAMES = tuple(
+    first + last
+    for first in ("Ad", "Be", "Ca", "Da", "El", "Fa", "Gi", "Ha", "Ju", "Li", "Ma", "No")
+    for last in ("ra", "lin", "mo", "vi", "no")
+)
 
 # By scale: what the model needs to learn two ways of working, and to choose between them.
 SCALES: dict[str, dict[str, Any]] = {
@@ -73,6 +82,19 @@ SCALES: dict[str, dict[str, Any]] = {
 }
 
 
+def write_questions(path: Path) -> None:
+    """Who is in which room; equal on every machine. The document is short and the answer nowhere else."""
+    rng = random.Random(0)
+    with path.open("w") as file:
+        for _ in range(ROWS):
+            count = rng.randint(4, 10)
+            rooms, names = rng.sample(range(100, 1000), count), rng.sample(NAMES, count)
+            facts = [f"{name} is in room {room}." for name, room in zip(names, rooms, strict=True)]
+            row = {"question": f"Who is in room {rooms[0]}?", "answer": names[0]}
+            rng.shuffle(facts)
+            file.write(json.dumps(row | {"document": " ".join(facts)}) + "\n")
+
+
 def recipe(seed: int, options: argparse.Namespace, out: Path, *, gpu: bool) -> dict[str, Any]:
     """One seed's run. Both sources have the short prompt, under the names that the results show."""
     scale = SCALES["model" if options.model else "tiny"]
@@ -82,7 +104,6 @@ def recipe(seed: int, options: argparse.Namespace, out: Path, *, gpu: bool) -> d
         policy["arguments"] = {"gpu-memory-utilization": 0.3, "dtype": "bfloat16"}
     elif engine == "vllm":
         policy["arguments"] = {"dtype": "float32", "kv-cache-memory-bytes": 1 << 29}
-    source = {"type": "reasoning_gym", "size": 3000}
     return {
         "name": f"seed-{seed}",
         "seed": seed,
@@ -92,18 +113,19 @@ def recipe(seed: int, options: argparse.Namespace, out: Path, *, gpu: bool) -> d
         "prompts": [str(out / "prompts")],
         "data": {
             "sources": [
-                source
-                | {
+                {
+                    "type": "reasoning_gym",
+                    "size": ROWS,
                     "dataset": "chain_sum",
                     "domain": "sums",
                     "params": {"min_terms": 2, "max_terms": 2, "min_digits": 3, "max_digits": 3},
                 },
-                source
-                | {
-                    "dataset": "needle_haystack",
+                {
+                    "type": "table",
+                    "path": str(out / QUESTIONS),
                     "domain": "documents",
-                    "document": "notes.txt",
-                    "params": {"min_num_statements": 4, "max_num_statements": 8},
+                    "scorer": "exact",
+                    "columns": {"prompt": "question", "answer": "answer", "context": "document"},
                 },
             ],
             "held_out": 0.1,
@@ -226,6 +248,7 @@ def main() -> int:
     shutil.copytree(REPOSITORY / "recipes" / "prompts", out / "prompts", dirs_exist_ok=True)
     for domain in ("sums", "documents"):
         shutil.copy(out / "prompts" / "arithmetic.yaml", out / "prompts" / f"{domain}.yaml")
+    write_questions(out / QUESTIONS)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     model = Path(options.model).name if options.model else "tiny"
     report: dict[str, Any] = {"device": device, "model": model, "seeds": {}}

@@ -125,9 +125,8 @@ def _key(recipe: Recipe) -> str:
             name: getattr(recipe, name).model_dump(mode="json")
             for name in ("chat", "data", "warmup", "reward", "sandbox", "episode")
         },
-        "model": recipe.model.model_dump(
-            mode="json", exclude={"lora", "quantization"}
-        ),  # the warm-up trains all weights
+        # The warm-up trains all weights, whole.
+        "model": recipe.model.model_dump(mode="json", exclude={"lora", "quantization"}),
         "prompts": recipe.prompts,
     }
     text = json.dumps(parts, sort_keys=True, default=str)
