@@ -4,10 +4,10 @@
 
 A short supervised warm-up shows a model two ways of working, one of which pays; GRPO in real sandboxes finds
 out which. Tasks are reasoning-gym's sums for the shell, and questions about who is where (made here), whose
-document lies as a file in the sandbox. Prints held-out accuracy before and after for each seed, with 95 % intervals, writes `demo.json` and
-the curves as `curve.png`. Works offline; `--model` is a directory, such as SmolLM2-135M-Instruct's; without
-one the tiny model is made on the spot. On a GPU a vLLM server samples, elsewhere the trainer's process
-(`--engine` chooses).
+document lies as a file in the sandbox. Prints held-out accuracy before and after for each seed, with 95 %
+intervals, writes `demo.json` and the curves as `curve.png`. Works offline; `--model` is a directory, such as
+SmolLM2-135M-Instruct's; without one the tiny model is made on the spot. On a GPU a vLLM server samples,
+elsewhere the trainer's process (`--engine` chooses).
 
 Started again after a cut, by whatever, it goes on from the last checkpoint. What does not end within
 `--minutes` is saved, reported as far as it came, and the exit code is 1.
