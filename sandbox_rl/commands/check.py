@@ -25,7 +25,7 @@ from sandbox_rl.commands.suite_runs import SuiteRuns
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError, DataError, SetupError
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm_launch import interpreter
+from sandbox_rl.policies.vllm_launch import check_socket_room, interpreter
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.duration import (
@@ -80,6 +80,7 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     if isinstance(recipe.policy, VLLMSettings):
         if recipe.policy.engine == "managed":
             interpreter(recipe.policy)
+            check_socket_room()
         display.say(f"ok  policy: vLLM, {recipe.policy.engine}; its own arguments are checked at its start")
     check_quantization(recipe.model)
     tiny = recipe.model.path == "tiny"

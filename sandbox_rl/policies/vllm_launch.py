@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ __all__ = [
     "ENGINES",
     "PLUGIN",
     "STARTING_SOCKET",
+    "check_socket_room",
     "environment",
     "interpreter",
     "server_command",
@@ -27,6 +29,9 @@ __all__ = [
 PLUGIN = Path(__file__).parent / "vllm_plugin"
 STARTING_SOCKET = "starting"
 """Name of a server's socket until its weights are right; only then does it get the name that clients know."""
+LONGEST_DIRECTORY = 107 - 37
+"""Bytes of the directory for temporary files: a unix socket's path has at most 107, and vLLM's own sockets
+are called by 36 characters there."""
 PYTHON_VARIABLE = "SANDBOX_RL_VLLM_PYTHON"
 SERVED_MODEL = "policy"
 ENGINES = {"shm": "shm", "ipc": "ipc", "nccl": "process_group", "gloo": "process_group"}
@@ -67,6 +72,20 @@ _CAUSES = (
 """What a log says → what the user is told. The first that matches counts."""
 _FOLLOWS = r"See root cause above|Engine core initialization failed| (WARNING|INFO) "
 """Lines that only say that there was an error before, or might be one."""
+
+
+def check_socket_room() -> None:
+    """Refuse a place for temporary files in which no unix socket can be made.
+
+    Raises:
+        SetupError: its path is too long.
+    """
+    directory = tempfile.gettempdir()
+    if (length := len(os.fsencode(directory))) > LONGEST_DIRECTORY:
+        raise SetupError(
+            f"TMPDIR: {directory!r} has {length} bytes, expected at most {LONGEST_DIRECTORY}, for the unix "
+            "sockets of a vLLM server have to fit in; set TMPDIR to a shorter one, e.g. /tmp"
+        )
 
 
 def interpreter(settings: VLLMSettings) -> str:

@@ -18,6 +18,7 @@ from sandbox_rl.policies.vllm_api import Address, VLLMServer
 from sandbox_rl.policies.vllm_check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
 from sandbox_rl.policies.vllm_launch import (
     STARTING_SOCKET,
+    check_socket_room,
     environment,
     interpreter,
     server_command,
@@ -75,6 +76,7 @@ class ManagedServer:
         self._tokenizer = tokenizer
         self._say = say
         self._python = interpreter(settings)
+        check_socket_room()
         self._room: Path | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._client: VLLMServer | None = None

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import socket
+import tempfile
+import uuid
 
 import pytest
 
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm_launch import environment, interpreter, server_command, why_it_died
+from sandbox_rl.policies.vllm_launch import (
+    LONGEST_DIRECTORY,
+    check_socket_room,
+    environment,
+    interpreter,
+    server_command,
+    why_it_died,
+)
 
 PREFIX = "(EngineCore pid=71) ERROR 11-20 10:00:00 [core.py:1] "
 CAME_AFTER = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
@@ -110,3 +120,14 @@ def test_a_server_is_no_rank_of_the_trainer(monkeypatch):
 def test_an_interpreter_that_is_none_is_one_line(tmp_path):
     with pytest.raises(SetupError, match=r"policy\.python: '.*/nothing', expected an interpreter"):
         interpreter(VLLMSettings(type="vllm", python=str(tmp_path / "nothing")))
+
+
+def test_a_place_for_temporary_files_that_no_socket_fits_in_is_one_line(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * (LONGEST_DIRECTORY - 1))
+    check_socket_room()
+    long = "/" + "x" * LONGEST_DIRECTORY
+    monkeypatch.setattr(tempfile, "tempdir", long)
+    with pytest.raises(SetupError, match=f"TMPDIR: '{long}' has 71 bytes, expected at most 70.*set TMPDIR"):
+        check_socket_room()
+    with socket.socket(socket.AF_UNIX) as trial, pytest.raises(OSError, match="too long"):
+        trial.bind(f"{long}/{uuid.uuid4()}")
