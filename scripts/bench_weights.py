@@ -4,13 +4,16 @@ For each size a model of random weights is made and served while episodes keep a
 way of transfer that this machine has:
 
     start        until the server answers
-    publish      pause, transfer, verification and resume; the pause is as long
+    publish      staging, pause, transfer, verification and resume
+    pause        of it, between pause and resume
     stall        longest time between two finished turns of one episode around a publication, less the
                  median turn: what episodes see of it
     directory    the alternative: write a checkpoint, and have vLLM's own `reload_weights` read it
     restart      from SIGKILL until the newest weights are served again (`shm` only)
-    lora         with --lora: an adapter merged and published, beside writing the adapter and loading it
-                 into the server at run time; and the sampling rate of both
+    lora         with --lora instead: an adapter folded into the weights and published, beside writing the
+                 adapter and loading it into a server at run time; of both the stall, the sampling rate, and
+                 how far the server's log-probs are from the trainer's (mean, nats per token). Where vLLM
+                 cannot serve adapters, its row says why.
 
     python scripts/bench_weights.py [--sizes 8M 120M] [--transfers shm gloo] [--lora] [--json FILE]
 """
@@ -28,16 +31,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as the command line does, before torch is imported
 
 import aiohttp
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from sandbox_rl.errors import EngineFault, InfraFault, UserError
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm import VLLMPolicy
@@ -82,7 +88,7 @@ class Bench:
         gpu = torch.cuda.is_available()
         arguments = {"dtype": dtype, "max-model-len": 512, **extra}
         arguments |= {"gpu-memory-utilization": 0.3} if gpu else {"kv-cache-memory-bytes": 256 << 20}
-        environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if extra else {}
+        environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if "enable-lora" in extra else {}
         settings = VLLMSettings(type="vllm", arguments=arguments, environment=environment)
         self.loop = loop
         self.publisher = WeightPublisher(loop, lambda: self.server, transfer=transfer)
@@ -104,15 +110,30 @@ class Bench:
             sampling = Sampling(max_tokens=TURN_TOKENS, seed=seed)
             return len((await session.act(PROMPT, sampling, timeout=timeout)).token_ids)
 
+    async def complete(self, model: str, tokens: int) -> dict[str, Any]:
+        """What the server itself answers for one of its models; for adapters, which no policy asks for."""
+        (server,) = self.server.servers
+        body = {
+            "model": model,
+            "prompt": list(PROMPT),
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "temperature": 1.0,
+            "logprobs": 0,
+            "return_token_ids": True,
+        }
+        choice: dict[str, Any] = (await server.call("POST", "/v1/completions", body))["choices"][0]
+        return choice
+
     @contextmanager
-    def asked(self) -> Iterator[list[list[float]]]:
+    def asked(self, ask: Callable[[int], Coroutine[Any, Any, Any]]) -> Iterator[list[list[float]]]:
         """Per episode the times at which its turns ended, while open."""
         ended: list[list[float]] = [[] for _ in range(EPISODES)]
         stop = threading.Event()
 
         async def episode(index: int) -> None:
             while not stop.is_set():
-                await self.turn(len(ended[index]))
+                await ask(len(ended[index]))
                 ended[index].append(time.monotonic())
 
         async def episodes() -> None:
@@ -138,10 +159,15 @@ def timed(act: Callable[[], Any]) -> float:
     return time.monotonic() - started
 
 
-def under_load(bench: Bench, act: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Medians of (seconds of `act`, stall that episodes see)."""
+def under_load(
+    bench: Bench,
+    act: Callable[[], Any],
+    repeats: int,
+    ask: Callable[[int], Coroutine[Any, Any, Any]] | None = None,
+) -> tuple[float, float]:
+    """Medians of (seconds of `act`, stall that episodes see), which take their turns by `ask`."""
     windows: list[tuple[float, float]] = []
-    with bench.asked() as ended:
+    with bench.asked(ask or bench.turn) as ended:
         for _ in range(repeats):
             turns_done(ended, 2)  # of each episode, so that there is something usual to compare with
             started = time.monotonic()
@@ -201,10 +227,14 @@ def measure(size: str, transfer: str, dtype: str, repeats: int) -> dict[str, Any
             row["start_s"] = time.monotonic() - started
             bench.publisher.publish(checkpoint_tensors(model), version=1)  # connects, warms both ends up
 
+            pauses: list[float] = []
+
             def publish() -> None:
                 bench.publisher.publish(checkpoint_tensors(model), version=bench.publisher.version + 1)
+                pauses.append(bench.publisher.last_pause_s)
 
             row["publish_s"], row["publish_stall_s"] = under_load(bench, publish, repeats)
+            row["pause_s"] = statistics.median(pauses)
             row["directory_s"], row["directory_stall_s"] = under_load(
                 bench, lambda: reload_from_directory(bench, model, checkpoint), repeats
             )
@@ -213,72 +243,111 @@ def measure(size: str, transfer: str, dtype: str, repeats: int) -> dict[str, Any
     return row
 
 
-def measure_lora(size: str, dtype: str, repeats: int) -> dict[str, Any]:
-    """Merged weights against an adapter that the server loads at run time."""
+def measure_lora(size: str, dtype: str, repeats: int) -> list[dict[str, Any]]:
+    """Merged weights, and an adapter that a server loads at run time: a row each, with a server each."""
+    lora = LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     base = make_model(size, getattr(torch, dtype))
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench-weights-") as directory, LoopThread() as loop:
-        checkpoint, adapter = Path(directory) / "model", Path(directory) / "adapter"
+        checkpoint = Path(directory) / "model"
         base.save_pretrained(checkpoint)
         tiny_tokenizer().save_pretrained(checkpoint)
-        lora = LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        model: Any = get_peft_model(base, lora)
+        model: Any = get_peft_model(base, lora).eval()
         if torch.cuda.is_available():
             model.cuda()
-        extra = {"enable-lora": True, "max-lora-rank": RANK}
         transfer = "ipc" if torch.cuda.is_available() else "shm"
-        bench = Bench(loop, checkpoint, transfer, dtype, extra)
-        with loop.entered(bench.policy):
-            bench.publisher.publish(checkpoint_tensors(model), version=1)
+        with_adapters = {"enable-lora": True, "max-lora-rank": RANK, "max-loras": 2}
+        for way, extra in (("merged", {}), ("adapter", with_adapters)):
+            bench = Bench(loop, checkpoint, transfer, dtype, extra)
+            row: dict[str, Any] = {"size": size, "way": way}
+            rows.append(row)
+            try:
+                with loop.entered(bench.policy):
+                    measure_adapters(bench, model, Path(directory), repeats, row)
+            except (UserError, InfraFault) as error:
+                row["error"] = f"not available here: {error}"
+            finally:
+                bench.publisher.destroy()
+    return rows
 
-            def merged() -> None:
-                bench.publisher.publish(checkpoint_tensors(model), version=bench.publisher.version + 1)
 
-            versions = itertools.count()
-            newest = ""
+def measure_adapters(bench: Bench, model: Any, directory: Path, repeats: int, row: dict[str, Any]) -> None:
+    """Fill in the row of one way."""
+    versions = itertools.count(1)
+    newest = bench.server.served_model
 
-            def hot() -> None:
-                # Under a name of its own: what is loaded in its place is read again for every request.
-                nonlocal newest
-                newest = f"adapter-{next(versions)}"
-                path = adapter / newest
-                model.save_pretrained(path)
-                bench.loop.run(load_adapter(bench, newest, path))
+    def publish() -> None:
+        bench.publisher.publish(checkpoint_tensors(model), version=next(versions))
 
-            row: dict[str, Any] = {"size": size}
-            row["merged_s"], row["merged_stall_s"] = under_load(bench, merged, repeats)
-            row["adapter_s"] = statistics.median(timed(hot) for _ in range(repeats))
-            row["merged_tokens_per_s"] = rate(bench, bench.server.served_model)
-            row["adapter_tokens_per_s"] = rate(bench, newest)
-            bench.publisher.destroy()
-    return row
+    def load() -> None:
+        # Under a name of its own: what is loaded in its place is read again for every request, and a
+        # request in flight would change its weights in the middle.
+        nonlocal newest
+        name = f"adapter-{next(versions)}"
+        model.save_pretrained(directory / name, save_embedding_layers=False)
+        bench.loop.run(load_adapter(bench, name, directory / name))
+        newest = name
+
+    act = publish if row["way"] == "merged" else load
+    disturb_adapters(model)
+    act()
+    row["seconds"], row["stall_s"] = under_load(
+        bench, act, repeats, lambda _: bench.complete(newest, TURN_TOKENS)
+    )
+    row["tokens_per_s"] = rate(bench, newest)
+    disturb_adapters(model)
+    row["gap_before"] = f"{gap(bench, newest, model):.1e}"
+    act()
+    row["gap"] = f"{gap(bench, newest, model):.1e}"
+
+
+def disturb_adapters(model: Any) -> None:
+    """As updates would: fresh adapters are zero, which every way would get right."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+
+
+def gap(bench: Bench, name: str, model: Any) -> float:
+    """Mean difference of the server's log-probs from the trainer's, nats per token."""
+    choice = bench.loop.run(bench.complete(name, 64))
+    sampled = torch.tensor(choice["token_ids"], device=model.device)
+    prompt = torch.tensor(PROMPT, device=model.device)
+    with torch.no_grad():
+        logits = model(torch.cat([prompt, sampled])[None]).logits[0, len(prompt) - 1 : -1]
+    ours = logits.float().log_softmax(-1).gather(1, sampled[:, None])[:, 0].cpu()
+    return (ours - torch.tensor(choice["logprobs"]["token_logprobs"])).abs().mean().item()
 
 
 async def load_adapter(bench: Bench, name: str, path: Path) -> None:
-    """The route answers in plain words."""
+    """The route answers in plain words.
+
+    Raises:
+        EngineFault: it refused; the words.
+    """
     (server,) = bench.server.servers
     connector = aiohttp.UnixConnector(server.address.socket)
     async with aiohttp.ClientSession(connector=connector) as session:
         body = {"lora_name": name, "lora_path": str(path)}
         async with session.post(f"{server.address.url}/v1/load_lora_adapter", json=body) as response:
             if response.status != 200:
-                raise SystemExit(f"adapter refused: {await response.text()}")
+                raise EngineFault(f"/v1/load_lora_adapter: {(await response.text())[:300]}")
 
 
 def rate(bench: Bench, model: str) -> float:
     """Sampled tokens/s of 8 requests at once."""
-    (server,) = bench.server.servers
-    body = {"model": model, "prompt": list(PROMPT), "max_tokens": 64, "ignore_eos": True, "temperature": 1.0}
 
     async def requests() -> None:
-        await asyncio.gather(*(server.call("POST", "/v1/completions", body) for _ in range(8)))
+        await asyncio.gather(*(bench.complete(model, 64) for _ in range(8)))
 
     bench.loop.run(requests())
     return 8 * 64 / timed(lambda: bench.loop.run(requests()))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    names = list(rows[0])
-    cells = [[_text(row[name]) for name in names] for row in rows]
+    names = list({name: None for row in rows for name in row})
+    cells = [[_text(row.get(name)) for name in names] for row in rows]
     widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(names)]
     lines = [names, *cells]
     return "\n".join("  ".join(text.rjust(w) for text, w in zip(line, widths, strict=True)) for line in lines)
@@ -306,7 +375,7 @@ def main() -> None:
     machine = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores, no GPU"
     print(f"{machine}, {dtype}, {chosen.repeats} repeats, medians", flush=True)
     sizes = chosen.sizes
-    lora = [measure_lora(s, dtype, chosen.repeats) for s in sizes] if chosen.lora else []
+    lora = [row for s in sizes for row in measure_lora(s, dtype, chosen.repeats)] if chosen.lora else []
     rows = [] if lora else [measure(s, t, dtype, chosen.repeats) for s in sizes for t in transfers]
     print(table(lora or rows))
     result = {"machine": machine, "dtype": dtype, "command": sys.argv, "transfers": rows, "lora": lora}
