@@ -84,7 +84,7 @@ def make_model(size: str, dtype: torch.dtype) -> PreTrainedModel:
 class Bench:
     """A served model, and episodes that keep asking it."""
 
-    def __init__(self, loop: LoopThread, checkpoint: Path, transfer: str, dtype: str, extra: dict) -> None:
+    def __init__(self, loop: LoopThread, checkpoint: Path, transfer: str, dtype: str, extra: dict[str, Any]) -> None:
         gpu = torch.cuda.is_available()
         arguments = {"dtype": dtype, "max-model-len": 512, **extra}
         arguments |= {"gpu-memory-utilization": 0.3} if gpu else {"kv-cache-memory-bytes": 256 << 20}
@@ -317,7 +317,7 @@ def gap(bench: Bench, name: str, model: Any) -> float:
     with torch.no_grad():
         logits = model(torch.cat([prompt, sampled])[None]).logits[0, len(prompt) - 1 : -1]
     ours = logits.float().log_softmax(-1).gather(1, sampled[:, None])[:, 0].cpu()
-    return (ours - torch.tensor(choice["logprobs"]["token_logprobs"])).abs().mean().item()
+    return float((ours - torch.tensor(choice["logprobs"]["token_logprobs"])).abs().mean())
 
 
 async def load_adapter(bench: Bench, name: str, path: Path) -> None:
@@ -327,7 +327,7 @@ async def load_adapter(bench: Bench, name: str, path: Path) -> None:
         EngineFault: it refused; the words.
     """
     (server,) = bench.server.servers
-    connector = aiohttp.UnixConnector(server.address.socket)
+    connector = aiohttp.UnixConnector(server.address.socket or "")
     async with aiohttp.ClientSession(connector=connector) as session:
         body = {"lora_name": name, "lora_path": str(path)}
         async with session.post(f"{server.address.url}/v1/load_lora_adapter", json=body) as response:

@@ -72,7 +72,11 @@ class ShmTransport:
         await control_all(servers, "/init_weight_transfer_engine", {"init_info": {}})
 
     def stage(self, tensors: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Tensors:
-        """On the CPU, and in the file."""
+        """On the CPU, and in the file.
+
+        Until `keep` the host holds them up to three times: these tensors (the model's own memory where
+        device and dtype are right already), this file, and the file that restarted servers get.
+        """
         staged = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors}
         self._close("_staged")
         self._staged = in_shared_memory(staged)
