@@ -84,7 +84,9 @@ def make_model(size: str, dtype: torch.dtype) -> PreTrainedModel:
 class Bench:
     """A served model, and episodes that keep asking it."""
 
-    def __init__(self, loop: LoopThread, checkpoint: Path, transfer: str, dtype: str, extra: dict[str, Any]) -> None:
+    def __init__(
+        self, loop: LoopThread, checkpoint: Path, transfer: str, dtype: str, extra: dict[str, Any]
+    ) -> None:
         gpu = torch.cuda.is_available()
         arguments = {"dtype": dtype, "max-model-len": 512, **extra}
         arguments |= {"gpu-memory-utilization": 0.3} if gpu else {"kv-cache-memory-bytes": 256 << 20}
