@@ -1,15 +1,17 @@
 """`episodes.jsonl`: every episode of a run, whole, one line each, appended and never rewritten.
 
-A line is written by one `write` to a descriptor in append mode, so that several processes can share
-the file and a kill at any instant leaves at most one torn line at its end, which the next opening
-cuts off.
+A line is written by one `write` to a descriptor in append mode, under a lock, so that several processes can
+share the file. A kill at any instant tears at most the line that is being written: at the end of the file the
+next opening cuts it off; where another process writes on, it stays as a line of its own, which readers skip.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +147,7 @@ class Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._repair:
             _cut_torn_line(self._path)
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -160,7 +162,11 @@ class Journal:
         """
         record = rollout_record(rollout, **context)
         line = json.dumps(record, ensure_ascii=True, allow_nan=False, default=str).encode() + b"\n"
-        written = os.write(self._fd, line)
+        with _locked(self._fd):
+            end = os.fstat(self._fd).st_size
+            if end and os.pread(self._fd, 1, end - 1) != b"\n":
+                line = b"\n" + line  # another process was killed in the middle of its own
+            written = os.write(self._fd, line)
         if written != len(line):
             raise OSError(f"{self._path}: only {written} of {len(line)} bytes were written; free some space")
 
@@ -171,11 +177,24 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a journal in order; a torn last line is left out."""
+    """The records of a journal in order; lines that a kill has torn are left out."""
     with path.open("rb") as lines:
         for line in lines:
             if line.endswith(b"\n"):
-                yield json.loads(line)
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue
+
+
+@contextmanager
+def _locked(fd: int) -> Iterator[None]:
+    """Alone with the file; who dies lets go of it."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def _cut_torn_line(path: Path) -> None:

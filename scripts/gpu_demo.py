@@ -175,7 +175,8 @@ def curve(run: Path) -> tuple[dict[int, dict[str, Any]], dict[int, float]]:
             if "eval/accuracy" in entry:
                 evaluations[entry["step"]] = entry
             elif "reward" in entry:
-                rewards[entry["step"]] = entry["reward"]
+                # TRL's own is of what the estimator is given, which the paper's scales.
+                rewards[entry["step"]] = entry.get("reward/mean", entry["reward"])
     return evaluations, rewards
 
 

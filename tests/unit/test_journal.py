@@ -78,6 +78,19 @@ def test_a_torn_last_line_is_cut_off(tmp_path, torn):
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 2
 
 
+@pytest.mark.parametrize("torn", [b'{"episode_id": "half', b"\xff" * 200_000])
+def test_a_line_torn_beside_a_writer_that_goes_on_is_skipped(tmp_path, torn):
+    path = tmp_path / "episodes.jsonl"
+    with Journal(path) as journal:
+        journal.write(rollout(), step=1)
+        with path.open("ab") as killed:
+            killed.write(torn)
+        journal.write(rollout(), step=2)
+        journal.write(rollout(), step=3)
+    assert [record["step"] for record in read_journal(path)] == [1, 2, 3]
+    assert len(path.read_bytes().splitlines()) == 4
+
+
 def _write_for_ever(path):
     with Journal(path) as journal:
         while True:
@@ -93,9 +106,11 @@ def test_kills_and_parallel_writers_never_mix_lines(tmp_path):
     deadline = time.monotonic() + 60
     while (not path.exists() or path.stat().st_size < 2_000_000) and time.monotonic() < deadline:
         time.sleep(0.01)
-    for writer in writers:
+    for writer in writers:  # the second one writes on after the first one's end
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
     records = list(read_journal(path))
     assert len(records) > 50
     assert all(len(record["turns"][0]["observation_ids"]) == 2_000 for record in records)
+    lines = path.read_bytes().split(b"\n")
+    assert len(lines) - len(records) <= 2  # each kill tears one line at most
