@@ -13,11 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from sandbox_rl.journal import read_journal
 from sandbox_rl.training.checkpoints import last_complete
+from tests.vllm.support import logprobs
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = {
@@ -193,6 +197,45 @@ def test_asynchronous_survives_a_kill(write_recipe):
     assert all(line["ratio"] == pytest.approx(1, abs=0.2) for line in steps)
     assert max(line["sample/staleness_max"] for line in steps) <= 4
     assert (run / "export" / "model.safetensors").is_file()
+
+
+def test_asynchronous_with_adapters(write_recipe):
+    """What is sampled after an update is the base with the adapters of just that update."""
+    recipe = write_recipe(
+        "adapters",
+        mode="async",
+        model=RECIPE["model"] | {"lora": {"r": 8}},
+        evaluation={"tasks": 0},
+        grpo={
+            "max_steps": 4,
+            "num_generations": 4,
+            "learning_rate": 3.0e-2,
+            "token_budget": 1024,
+            "activation_checkpointing": False,
+            "save_steps": 1,
+            "save_total_limit": 4,
+        },
+    )
+    finish(start(str(recipe)))
+    run = recipe.parent / "runs" / "adapters"
+    (warm,) = (recipe.parent / "runs" / "warmup").glob("*/model.safetensors")
+    records = [r for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]
+    right, stale = [], []
+    for checkpoint in sorted((run / "checkpoints").glob("checkpoint-*")):
+        # Version 1 is the base, published at the start.
+        version = 1 + int(checkpoint.name.partition("-")[2])
+        base = AutoModelForCausalLM.from_pretrained(warm.parent, dtype=torch.float32)
+        model = PeftModel.from_pretrained(base, checkpoint).eval()
+        turns = ((r["prompt_ids"], r["turns"][0]) for r in records if r["turns"])
+        for prompt, turn in [(p, t) for p, t in turns if t["weight_version"] == version][:8]:
+            seen = torch.tensor(turn["logprobs"])
+            right.append((logprobs(model, prompt, turn["token_ids"]) - seen).abs().mean().item())
+            with model.disable_adapter():
+                stale.append((logprobs(model, prompt, turn["token_ids"]) - seen).abs().mean().item())
+    assert stale, "something was sampled after an update"
+    assert min(stale) > 1e-3
+    # A turn that an update froze carries the version that it began with and went on with the next one.
+    assert sum(gap < 1e-4 for gap in right) >= len(right) / 4, right
 
 
 def descendants(root: int) -> set[int]:
