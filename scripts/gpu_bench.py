@@ -4,7 +4,8 @@
                                 [--model DIR] [--out gpu-bench]
 
     trainer    tokens/s of an update beside a bare forward and backward pass
-    transfer   seconds to publish weights, and what episodes see of it, beside a reload from disk
+    transfer   seconds to publish weights, and what episodes see of it, beside a reload from disk; then the
+               same for LoRA, beside an adapter that is loaded into the server
     rollouts   sampled tokens/s with sandboxes beside the same token work without tools
     steps      seconds per update: asynchronous beside synchronous, and synchronous beside TRL's own loop
 
@@ -43,6 +44,7 @@ def commands(scale: str, seeds: int, model: str | None, out: Path) -> dict[str, 
     parts = {
         "trainer": ["gpu_bench_trainer.py", "--scale", scale],
         "transfer": ["bench_weights.py", "--sizes", SIZES[scale], "--transfers", *transfers],
+        "transfer adapters": ["bench_weights.py", "--lora", "--sizes", SIZES[scale]],
         "rollouts": ["gpu_bench_rollouts.py", "--scale", scale],
     }
     for seed in range(seeds):
