@@ -175,8 +175,8 @@ def _end(error: SandboxRLError, code: int, debug: bool) -> None:
 def _share_cores() -> None:
     """Before torch is imported: its idle threads are to sleep instead of spinning.
 
-    Trainer, server, rollouts and sandboxes share the processors. On two cores with a server on the same, a
-    spinning trainer takes 9 s for what takes 0.2 s (`scripts/gpu_bench_steps.py async`).
+    Trainer, server, rollouts and sandboxes share the processors: a trainer that spins beside a server on the
+    same few cores keeps it, and itself, from working.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

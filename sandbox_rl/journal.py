@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,9 @@ from sandbox_rl.types import (
 )
 
 __all__ = ["Journal", "read_journal", "rollout_record", "trajectory_from_record"]
+
+
+LOCK_TIMEOUT_S = 10.0
 
 
 def rollout_record(rollout: Rollout, **context: Any) -> dict[str, Any]:
@@ -158,7 +162,8 @@ class Journal:
         """Append one line.
 
         Raises:
-            OSError: the file system refuses, or took only part of the line (no space left).
+            OSError: the file system refuses, or took only part of the line (no space left), or another
+                process does not let go of the file.
         """
         record = rollout_record(rollout, **context)
         line = json.dumps(record, ensure_ascii=True, allow_nan=False, default=str).encode() + b"\n"
@@ -189,8 +194,23 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _locked(fd: int) -> Iterator[None]:
-    """Alone with the file; who dies lets go of it."""
-    fcntl.flock(fd, fcntl.LOCK_EX)
+    """Alone with the file; who dies lets go of it.
+
+    Raises:
+        OSError: somebody has held it for `LOCK_TIMEOUT_S`, far longer than a line takes.
+    """
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise OSError(
+                    f"the journal has been locked by another process for {LOCK_TIMEOUT_S:g} s, expected "
+                    "milliseconds; end that process (is it stopped?)"
+                ) from error
+            time.sleep(0.001)
     try:
         yield
     finally:

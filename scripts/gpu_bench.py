@@ -44,7 +44,7 @@ def commands(scale: str, seeds: int, model: str | None, out: Path) -> dict[str, 
     parts = {
         "trainer": ["gpu_bench_trainer.py", "--scale", scale],
         "transfer": ["bench_weights.py", "--sizes", SIZES[scale], "--transfers", *transfers],
-        "transfer adapters": ["bench_weights.py", "--lora", "--sizes", SIZES[scale]],
+        "transfer adapters": ["bench_adapters.py", "--sizes", SIZES[scale]],
         "rollouts": ["gpu_bench_rollouts.py", "--scale", scale],
     }
     for seed in range(seeds):
@@ -68,7 +68,8 @@ def figures(parts: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, Cal
     for row in parts.get("rollouts", {}).get("rows", []):
         what = f"tokens/s with / without tools, {row['in_flight']} in flight on {row['slots']} slots"
         found.append((what, row["ratio"], ">= 0.90", lambda v: v >= 0.90))
-    seeds = [s for s in range(100) if f"steps sync {s}" in parts and f"steps async {s}" in parts]
+    done = {way: {n.split()[-1] for n in parts if n.startswith(f"steps {way} ")} for way in ("sync", "async")}
+    seeds = sorted(done["sync"] & done["async"])
     sync = [parts[f"steps sync {s}"] for s in seeds]
     overlapped = [parts[f"steps async {s}"] for s in seeds]
     if seeds:

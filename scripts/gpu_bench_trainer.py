@@ -31,6 +31,7 @@ from gpu_common import device_name, scale_of
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 BOUND = 0.80
+LONGEST_S = 900.0
 ROWS = 4
 PROMPT = 16
 WAYS = ("bare", "in process", "served")
@@ -189,14 +190,15 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
 
     def child(way: str, profile: bool = False) -> tuple[float, int, str]:
-        results = context.Queue()
+        results = context.SimpleQueue()
         process = context.Process(target=measure, args=(way, scale, profile, results))
         process.start()
-        try:
-            found: tuple[float, int, str] = results.get(timeout=900)
-        finally:
+        process.join(LONGEST_S)
+        if process.exitcode != 0:
             process.kill()
             process.join()
+            raise SystemExit(f"{way}: failed, or did not end within {LONGEST_S:g} s")
+        found: tuple[float, int, str] = results.get()
         return found
 
     print(f"{device_name()}, {scale}: {ROWS} rows of {TOKENS[scale]} tokens")

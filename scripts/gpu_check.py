@@ -30,7 +30,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -40,7 +39,7 @@ from typing import Any
 
 import torch
 import yaml
-from gpu_common import REPOSITORY, start, stop
+from gpu_common import REPOSITORY, device_name, start, stop
 
 MISMATCH = {"cpu": 1e-4, "cuda": 0.05}
 """Mean difference of log-probs per token: float32 on CPUs, bfloat16 on GPUs (nats)."""
@@ -219,9 +218,11 @@ def main() -> int:
     report = out / "gpu_check.json"
     found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
     parts: dict[str, Any] = found.setdefault("parts", {})
-    cuda = torch.cuda.is_available()
-    found["device"] = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
+    found["device"] = device_name()
     print(f"device: {found['device']}", flush=True)
+    for part in parts_of(2):
+        if part not in here:
+            print(f"{part:10} not run: it needs {'two cards' if part == 'nccl' else 'a card'}", flush=True)
     wanted = options.parts or here
     for part in wanted:
         if "failed" in parts.get(part, {"failed": ""}):

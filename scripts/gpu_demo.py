@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import shutil
 import signal
@@ -29,7 +28,7 @@ from typing import Any
 
 import torch
 import yaml
-from gpu_common import REPOSITORY, start, stop
+from gpu_common import REPOSITORY, device_name, start, stop
 
 SAVE_S = 40.0
 """Before the end: time to finish an update and to save it."""
@@ -125,7 +124,12 @@ def recipe(seed: int, options: argparse.Namespace, out: Path, *, gpu: bool) -> d
                     "path": str(out / QUESTIONS),
                     "domain": "documents",
                     "scorer": "exact",
-                    "columns": {"prompt": "question", "answer": "answer", "context": "document"},
+                    "columns": {
+                        "prompt": "question",
+                        "answer": "answer",
+                        "context": "document",
+                        "group": "question",  # a room that is asked for in training is never held out
+                    },
                 },
             ],
             "held_out": 0.1,
@@ -224,6 +228,7 @@ def draw(runs: dict[int, Path], target: Path, title: str) -> None:
             label=f"seed {seed}",
         )
     axes.set(xlabel="updates", ylabel="accuracy", ylim=(0, 1.02), title=title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(title="held out, 95 % interval\n(thin: reward in training)", loc="lower right")
     figure.savefig(target, dpi=130)
@@ -250,7 +255,7 @@ def main() -> int:
     for domain in ("sums", "documents"):
         shutil.copy(out / "prompts" / "arithmetic.yaml", out / "prompts" / f"{domain}.yaml")
     write_questions(out / QUESTIONS)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    device = device_name()
     model = Path(options.model).name if options.model else "tiny"
     report: dict[str, Any] = {"device": device, "model": model, "seeds": {}}
     runs: dict[int, Path] = {}

@@ -182,10 +182,12 @@ class NodeActor:
                     self._ray.cancel(reference)
                 # A cancellation overtakes nothing only if its end is seen: otherwise it may come after
                 # the next command, and what ends a command ends all that has begun since.
-                await asyncio.wait(
-                    {answer, self.lost}, timeout=CANCEL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
-                )
-                answer.cancel()
+                try:
+                    await asyncio.wait(
+                        {answer, self.lost}, timeout=CANCEL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    answer.cancel()
         if self.lost.done():
             raise SandboxFault(f"node {self.node.name} is lost: {self.lost.result()}")
         raise SandboxFault(f"node {self.node.name} does not answer within {timeout:g} s ({method})")

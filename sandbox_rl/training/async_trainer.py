@@ -46,30 +46,29 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
 
         TRL merges them in place and takes them out again: a bfloat16 base would drift with every publication.
         """
-        main = self.accelerator.is_main_process and self.weight_transfer
+        transfer = self.weight_transfer if self.accelerator.is_main_process else None
         tensors = checkpoint_tensors(self.accelerator.unwrap_model(self.model))
-        if main:
-            self.weight_transfer.stage(tensors)
-        else:
+        staged = None if transfer is None else transfer.stage(tensors)
+        if transfer is None:
             for _ in tensors:  # gathering a sharded tensor takes every rank
                 pass
         self.accelerator.wait_for_everyone()
-        staged = time.time()
-        if main:
-            self.weight_transfer.pause()
+        gathered = time.time()
+        if transfer is not None:
+            transfer.pause()
         paused = time.time()
-        if main:
-            self.weight_transfer.send_weights(iter(()))
+        if transfer is not None:
+            transfer.send(staged)
         sent = time.time()
         self.accelerator.wait_for_everyone()
-        if main:
-            self.weight_transfer.resume()
+        if transfer is not None:
+            transfer.resume()
         if self.accelerator.is_main_process:
             self.model_version += 1
             if self.rollout_worker:
                 self.rollout_worker.update_model_version(self.model_version)
         # TRL logs the differences as pause, barrier (here with what is staged) and transfer.
-        return t0 + paused - staged, paused, sent
+        return t0 + paused - gathered, paused, sent
 
     def sync_policy(self) -> None:
         """Bring the servers up to date before an evaluation."""

@@ -67,9 +67,9 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        for parameter in self.model.parameters():
-            # TRL rounds adapters of quantised models to bfloat16, which loses updates as small as ours.
-            if parameter.requires_grad and getattr(self.model, "is_loaded_in_4bit", False):
+        if getattr(self.model, "is_loaded_in_4bit", False):
+            for parameter in filter(lambda p: p.requires_grad, self.model.parameters()):
+                # TRL has rounded these adapters to bfloat16, which loses updates as small as ours.
                 parameter.data = parameter.data.float()
         if micro_batch_tokens is not None:
             self._check_parts(micro_batch_tokens)

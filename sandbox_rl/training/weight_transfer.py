@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -34,7 +35,7 @@ from sandbox_rl.training.weight_transports import (
     control_all,
 )
 
-__all__ = ["Served", "WeightPublisher", "transport_of"]
+__all__ = ["Served", "Staged", "WeightPublisher", "transport_of"]
 
 
 class Served(Protocol):
@@ -57,6 +58,14 @@ class Served(Protocol):
     async def wake(self) -> None:
         """Wait until they are there."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """Whole tensors by checkpoint name, as they will be sent, and what servers are held against."""
+
+    tensors: Tensors
+    checksums: Checksums
 
 
 def transport_of(transfer: str) -> Transport:
@@ -93,7 +102,6 @@ class WeightPublisher:
         self._on_version = on_version
         self._connected = False
         self._expected: Checksums = {}
-        self._staged: tuple[Tensors, Checksums] | None = None
         self._mixed = False
         self._paused_at = 0.0
         self.asleep = False
@@ -116,32 +124,9 @@ class WeightPublisher:
         self._paused_at = time.monotonic()
         self._run(self._pause())
 
-    def send_weights(
-        self, iterator: Iterator[tuple[str, torch.Tensor]], *, version: int | None = None
-    ) -> None:
-        """Bring `(checkpoint name, tensor)` pairs to every server and verify them there.
-
-        Args:
-            iterator: not looked at after `stage`, which has done so.
-            version: of these weights; one more than the last otherwise.
-        """
-        self._mixed = True
-        if self._staged is None:
-            self.stage(iterator)
-        assert self._staged is not None
-        (staged, expected), self._staged = self._staged, None
-
-        async def send() -> None:
-            await control_all(self._servers, "/start_weight_update")
-            await self._transport.send(self._servers, staged)
-            await self._finish(self._servers, expected)
-
-        self._run(send())
-        self._transport.keep()
-        self._expected = expected
-        self.version = self.version + 1 if version is None else version
-        self._on_version(self.version)
-        self._mixed = False
+    def send_weights(self, iterator: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Stage and send; who can stages before the pause."""
+        self.send(self.stage(iterator))
 
     def resume(self) -> None:
         """Let requests go on."""
@@ -156,18 +141,38 @@ class WeightPublisher:
 
     # --- ours ----------------------------------------------------------------------------------------
 
-    def stage(self, iterator: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Gather what the next `send_weights` brings, with its checksums, while requests go on."""
-        staged = self._transport.stage(iterator, getattr(torch, self._served().facts[0].dtype))
-        self._staged = staged, checksums_of(staged)
+    def stage(self, iterator: Iterator[tuple[str, torch.Tensor]]) -> Staged:
+        """Gather `(checkpoint name, tensor)` pairs and check them while requests go on."""
+        tensors = self._transport.stage(iterator, getattr(torch, self._served().facts[0].dtype))
+        return Staged(tensors, checksums_of(tensors))
+
+    def send(self, staged: Staged, *, version: int | None = None) -> None:
+        """Bring what was staged last to every server and verify it there.
+
+        Args:
+            version: of these weights; one more than the last otherwise.
+        """
+        self._mixed = True
+
+        async def work() -> None:
+            await control_all(self._servers, "/start_weight_update")
+            await self._transport.send(self._servers, staged.tensors)
+            await self._finish(self._servers, staged.checksums)
+
+        self._run(work())
+        self._transport.keep()
+        self._expected = staged.checksums
+        self.version = self.version + 1 if version is None else version
+        self._on_version(self.version)
+        self._mixed = False
 
     def publish(self, iterator: Iterator[tuple[str, torch.Tensor]], *, version: int) -> None:
         """Stage, pause, send and resume; prepares the servers the first time."""
         if not self._connected:
             self.init_weight_transfer()
-        self.stage(iterator)
+        staged = self.stage(iterator)
         self.pause()
-        self.send_weights(iter(()), version=version)
+        self.send(staged, version=version)
         self.resume()
 
     def sleep(self) -> None:

@@ -25,15 +25,15 @@ class Transfer:
     def init_weight_transfer(self) -> None:
         self.calls.append("init")
 
-    def stage(self, tensors) -> None:
-        self.tensors = {name: tensor.clone() for name, tensor in tensors}
+    def stage(self, tensors) -> dict[str, torch.Tensor]:
         self.calls.append("stage")
+        return {name: tensor.clone() for name, tensor in tensors}
 
     def pause(self) -> None:
         self.calls.append("pause")
 
-    def send_weights(self, iterator) -> None:
-        assert list(iterator) == []
+    def send(self, staged) -> None:
+        self.tensors = staged
         self.calls.append("send")
 
     def resume(self) -> None:

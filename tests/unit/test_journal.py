@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -89,6 +90,18 @@ def test_a_line_torn_beside_a_writer_that_goes_on_is_skipped(tmp_path, torn):
         journal.write(rollout(), step=3)
     assert [record["step"] for record in read_journal(path)] == [1, 2, 3]
     assert len(path.read_bytes().splitlines()) == 4
+
+
+def test_a_writer_that_holds_on_to_the_file_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox_rl.journal.LOCK_TIMEOUT_S", 0.05)
+    path = tmp_path / "episodes.jsonl"
+    with Journal(path) as journal, path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="locked by another process"):
+            journal.write(rollout(), step=1)
+        fcntl.flock(other, fcntl.LOCK_UN)
+        journal.write(rollout(), step=2)
+    assert [record["step"] for record in read_journal(path)] == [2]
 
 
 def _write_for_ever(path):
