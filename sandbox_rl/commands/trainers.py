@@ -14,6 +14,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback
 
+from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.commands.callbacks import LogMetrics, ShowSteps, WatchMismatch
 from sandbox_rl.commands.parts import async_arguments, grpo_arguments
 from sandbox_rl.commands.rollout_loop import RolloutJob
@@ -62,6 +63,11 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
         make_rollouts: Any = GroupRollouts
         if tail is not None:
             make_rollouts = partial(TailBatchRollouts, tail=tail, on_cut=_journal(session, "cancelled"))
+        audit = RunAudit.start(
+            session.run.path / "alarms.jsonl",
+            total=lambda counts: _total(state, counts),
+            masks_truncated=bool(args.mask_truncated_completions),
+        )
         rollouts = make_rollouts(
             session.engine,
             session.loop,
@@ -73,6 +79,7 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             curriculum=curriculum,
             on_step=_journal(session, "train"),
             on_rollout=lambda _, rollout: bar.advance(rollout.reward.value),
+            audit=audit.samples,
         )
         trainer = SandboxGRPOTrainer(
             model=session.model,
@@ -84,6 +91,7 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             peft_config=_lora(recipe.model.lora),
             weight_sync=None if session.served is None else session.served.sync,
             micro_batch_tokens=recipe.update.micro_batch_tokens,
+            audit=audit,
             callbacks=[
                 *_callbacks(session),
                 CheckpointManifest(
@@ -160,6 +168,13 @@ def _tail_batches(recipe: Recipe, state: PartialState, checkpoint: Path | None) 
     if checkpoint is not None:
         tail.restore(checkpoint)
     return tail
+
+
+def _total(state: PartialState, counts: Sequence[float]) -> Sequence[float]:
+    """Sums over all processes."""
+    if state.num_processes == 1:
+        return counts
+    return [sum(column) for column in zip(*gather_object([list(counts)]), strict=True)]
 
 
 def _journal(session: Session, phase: str) -> Callable[[int, Sequence[Rollout]], None]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from trl import GRPOTrainer
 
+from sandbox_rl.audit.samples import SampleAudit, TokenClass
 from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.seeds import derive_seed
@@ -44,6 +45,7 @@ class GroupRollouts:
         rank: of this process; it makes episode ids unique.
         curriculum: draws the tasks in the trainer's place and refills groups that teach nothing.
         on_step: called with the step and all its rollouts, replaced ones too, once they are all there.
+        audit: is told what was sampled before the trainer gets it.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class GroupRollouts:
         curriculum: Curriculum | None = None,
         on_step: Callable[[int, Sequence[Rollout]], None] | None = None,
         on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
+        audit: SampleAudit | None = None,
     ) -> None:
+        self._audit = audit
         self._engine = engine
         self._loop = loop
         self._tasks = tasks
@@ -98,6 +102,12 @@ class GroupRollouts:
             self._on_step(step, [rollout for group in everything for rollout in group])
         if self._curriculum is not None:
             self._curriculum.record([outcome_of(group) for group in everything])
+        if self._audit is not None:
+            left_out = {
+                TokenClass.REFILLED: [rollout for group in refilled.left_out for rollout in group],
+                TokenClass.CUT: self._cut(),
+            }
+            self._audit.rolled_out(refilled.groups, step, left_out=left_out)
         rollouts = [rollout for group in refilled.groups for rollout in group]
         rows = to_rows(rollouts, group_size=size, estimator=self._estimator, eos_id=self._eos_id)
         assert len(rows["prompt_ids"]) == len(prompts), "TRL needs one row per prompt"
@@ -105,6 +115,10 @@ class GroupRollouts:
         metrics = rollout_metrics([rollout for group in drawn for rollout in group]) | group_metrics(drawn)
         metrics |= refilled.metrics | self._engine.occupancy.take()
         return {**rows, "rollout_metrics": [metrics] * len(prompts)}
+
+    def _cut(self) -> Sequence[Rollout]:
+        """Episodes that had ended in groups that were cancelled in this generation."""
+        return ()
 
     def _roll_out(
         self, task_ids: Sequence[str], first: int, step: int, size: int

@@ -38,6 +38,7 @@ class TailBatchRollouts(GroupRollouts):
         self._on_cut = on_cut
         self._ids = list(self._tasks)
         self._metrics: dict[str, float] = {}
+        self._last_cut: Sequence[Rollout] = ()
 
     def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
         """Roll out one generation batch of this rank.
@@ -47,6 +48,9 @@ class TailBatchRollouts(GroupRollouts):
         """
         rows = super().__call__(prompts, trainer)
         return {**rows, "rollout_metrics": [found | self._metrics for found in rows["rollout_metrics"]]}
+
+    def _cut(self) -> Sequence[Rollout]:
+        return self._last_cut
 
     def _roll_out(
         self, task_ids: Sequence[str], first: int, step: int, size: int
@@ -67,6 +71,7 @@ class TailBatchRollouts(GroupRollouts):
             )
         found = self._loop.run(self._engine.run_groups(requests, keep=plan.keep, on_rollout=self._on_rollout))
         self._metrics = self._tail.record(plan, step, found.seconds, found.cut_after)
+        self._last_cut = found.cut
         if self._on_cut is not None and found.cut:
             self._on_cut(step, found.cut)
         return list(found.ended.values())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
+from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.micro_batches import (
@@ -54,6 +55,7 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         weight_sync: where the policy is sampled by servers: TRL then calls its `sync_weights` before
             rollouts, and corrects for the servers' log-probs differing from its own
             (`vllm_importance_sampling_mode`), as with its own vLLM modes.
+        audit: looks at what the loss is computed from; its metrics are logged with each step's.
 
     Raises:
         ConfigError: parts are asked for with a loss that cannot be taken apart.
@@ -64,9 +66,13 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         *args: Any,
         weight_sync: WeightSync | None = None,
         micro_batch_tokens: int | None = None,
+        audit: RunAudit | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self._audit = audit
+        if audit is not None:
+            self.add_callback(audit.updates)
         if getattr(self.model, "is_loaded_in_4bit", False):
             for parameter in filter(lambda p: p.requires_grad, self.model.parameters()):
                 # TRL has rounded these adapters to bfloat16, which loses updates as small as ours.
@@ -108,6 +114,12 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self.vllm_generation.sync_weights()
             self._last_loaded_step = self.state.global_step
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a step with what the audits saw of it."""
+        if self._audit is not None and "loss" in logs:
+            logs |= self._audit.take(int(self.state.global_step))
+        super().log(logs, start_time)
+
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         if not self._corrects_late:
             return super()._generate_and_score_completions(inputs)
@@ -145,6 +157,8 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """The loss of a micro-batch; of parts of it, all but the last one's gradient is there already."""
         if self._weight_sync is not None and model.training:
             self._weight_sync.rest()  # an evaluation may have woken the servers
+        if self._audit is not None and model.training:
+            self._audit.samples.in_loss(inputs, int(self.state.global_step))
         # FSDP2 would keep whole gradients until they are exchanged: there each part exchanges its own.
         held = nullcontext if self.accelerator.is_fsdp2 else partial(self.accelerator.no_sync, model)
         parts = self._parts(inputs) if model.training else [inputs]

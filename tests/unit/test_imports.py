@@ -17,7 +17,7 @@ LEVELS = (
     {"commands"},
     {"config"},
     {"training"},
-    {"assistant", "rollout", "evaluation", "journal", "metrics"},
+    {"assistant", "audit", "rollout", "evaluation", "journal", "metrics"},
     {"episode"},
     {"tools", "chat"},
     {"tasks", "rewards", "sandboxes", "policies", "fakes"},
@@ -25,9 +25,9 @@ LEVELS = (
 )
 SIBLINGS_APART = ({"tasks", "rewards", "sandboxes", "policies"}, {"tools", "chat"})
 HEAVY = {
-    "torch": ("training/", "commands/", "policies/transformers", "policies/vllm_plugin"),
+    "torch": ("training/", "audit/", "commands/", "policies/transformers", "policies/vllm_plugin"),
     "trl": ("training/",),
-    "transformers": ("training/", "commands/", "policies/transformers"),
+    "transformers": ("training/", "audit/", "commands/", "policies/transformers"),
     "docker": ("sandboxes/docker",),
     "ray": ("sandboxes/ray",),
     "vllm": ("policies/vllm_plugin",),
