@@ -200,7 +200,7 @@ def _observation_ids(
 ) -> tuple[int, ...]:
     texts = [o.text for o in observations]
     texts[-1] += f"\nSteps Remaining: {steps_left}"
-    turn_closed = bool(action.token_ids) and action.token_ids[-1] in chat.end_ids
+    turn_closed = chat.ends.closed_by(action.token_ids) is not None
     return chat.render_observations(texts, turn_closed=turn_closed)
 
 

@@ -193,9 +193,8 @@ def main(path: Path) -> int:
                 callbacks=[LogMetrics(run / "metrics.jsonl")],
             )
             trainer.remove_callback(PrinterCallback)
-            check_prompt(
-                trainer, rows["prompt"][0], build_chat(recipe, tokenizer).render_prompt(render(tasks[0]))
-            )
+            chat = build_chat(recipe, tokenizer)
+            check_prompt(trainer, rows["prompt"][0], chat.render_prompt(render(tasks[0])))
             try:
                 trainer.train()
             finally:

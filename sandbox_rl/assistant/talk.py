@@ -106,7 +106,7 @@ class TokenTalk:
         new = self._chat.render_user(
             text,
             observations=[o.text for o in self.record.unseen],
-            turn_closed=bool(sequence) and sequence[-1] in self._chat.end_ids,
+            turn_closed=self._chat.ends.closed_by(sequence) is not None,
         )
         return await self._run((*sequence, *new), sandbox)
 

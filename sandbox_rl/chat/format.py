@@ -7,7 +7,7 @@ sampled, untouched; and observations in the frame that the model's own template 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sandbox_rl.chat.call_formats import CALL_FORMATS, detect, make
@@ -15,6 +15,7 @@ from sandbox_rl.chat.calls import CallReader, join_calls, to_json
 from sandbox_rl.chat.encoding import Piece, TextEncoder
 from sandbox_rl.chat.fingerprint import fingerprint
 from sandbox_rl.chat.template import ChatTemplate, Frame, Refused
+from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.chat.words import cut_text, example_call, tool_words
 from sandbox_rl.errors import ModelError
 from sandbox_rl.types import MalformedCall, Message, ToolCall
@@ -26,7 +27,7 @@ class ChatFormat:
     """Built by `from_tokenizer`, immutable afterwards.
 
     Attributes:
-        end_ids: ids that end an assistant turn; the policy must stop at them.
+        ends: the ids that end an assistant turn; the policy must stop at them.
         control_ids: ids that no content can produce.
         fingerprint: hash of template and vocabulary (`chat.fingerprint`), to compare with a server.
         call_format: name of the format of tool calls.
@@ -38,7 +39,7 @@ class ChatFormat:
         self,
         template: ChatTemplate,
         encoder: TextEncoder,
-        eos_id: int,
+        other_ends: Iterable[int],
         vocabulary: Mapping[str, int],
         tools: Sequence[Mapping[str, Any]],
         call_format: str,
@@ -63,9 +64,8 @@ class ChatFormat:
                 "use a template that ends them with one, such as ChatML's <|im_end|>"
             )
         self._end = Piece(end_text, trusted=True)
-        self._end_id = end_id
         eom = dict(encoder.control_tokens("<|eom_id|>")) if "<|eom_id|>" in template.source else {}
-        self.end_ids: frozenset[int] = frozenset({eos_id, end_id, *eom.values()})
+        self.ends = TurnEnds.of(end_id, (*other_ends, *eom.values()))
         self.observation_role = self._frame.role
 
         described = detect(template.source) if shows_tools else None
@@ -92,6 +92,7 @@ class ChatFormat:
         *,
         call_format: str = "auto",
         template_options: Mapping[str, Any] | None = None,
+        model_ends: Iterable[int] = (),
     ) -> ChatFormat:
         """Read everything off a Hugging Face tokenizer; takes a second or two for 150k tokens.
 
@@ -100,6 +101,7 @@ class ChatFormat:
             tools: OpenAI function schemas.
             call_format: "auto", "hermes", "qwen_xml" or "llama_json".
             template_options: variables for the template, such as `enable_thinking`.
+            model_ends: the ids at which the model's generation config ends a text.
 
         Raises:
             ModelError: no fast tokenizer, no chat template, no EOS token, an unusable template, or
@@ -119,7 +121,10 @@ class ChatFormat:
             )
         encoder = TextEncoder(backend, tokenizer.all_special_ids)
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        return cls(template, encoder, tokenizer.eos_token_id, vocabulary, tools, call_format)
+        ends = {tokenizer.eos_token_id, *model_ends}
+        if tokenizer.pad_token_id in encoder.control_ids - {tokenizer.unk_token_id}:
+            ends.add(tokenizer.pad_token_id)
+        return cls(template, encoder, ends, vocabulary, tools, call_format)
 
     def render_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of a prompt: messages, tool schemas, and the header of the first assistant turn.
@@ -208,13 +213,11 @@ class ChatFormat:
 
         See `chat.calls` for the rules.
         """
-        end = next((i for i, t in enumerate(token_ids) if t in self.end_ids), len(token_ids))
-        return self._reader.read(self.decode(token_ids[:end]))
+        return self._reader.read(self.decode(self.ends.before(token_ids)))
 
     def spoken(self, token_ids: Sequence[int]) -> tuple[str, str]:
         """What a sampled turn says, for people: its reasoning, and its words before the first call."""
-        end = next((i for i, t in enumerate(token_ids) if t in self.end_ids), len(token_ids))
-        return self._reader.spoken(self.decode(token_ids[:end]))
+        return self._reader.spoken(self.decode(self.ends.before(token_ids)))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text for people and reports, control tokens shown. Never encode it again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from sandbox_rl.config.assistant import AssistantSettings
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.transformers import TransformersPolicy
 from sandbox_rl.tools.toolbox import default_toolbox
-from sandbox_rl.training.models import load_model, load_tokenizer
+from sandbox_rl.training.models import generation_ends, load_model, load_tokenizer
 
 __all__ = ["assistant_chat", "load_engine"]
 
@@ -27,7 +27,7 @@ def load_engine(settings: AssistantSettings) -> tuple[TransformersPolicy, ChatFo
         ModelError: not found, or not usable.
     """
     tokenizer = load_tokenizer(settings.model)
-    chat = assistant_chat(settings, tokenizer)
+    chat = assistant_chat(settings, tokenizer, generation_ends(settings.model))
     model = load_model(settings.model)
     if torch.cuda.is_available():
         model = model.to("cuda")
@@ -35,7 +35,7 @@ def load_engine(settings: AssistantSettings) -> tuple[TransformersPolicy, ChatFo
     return policy, chat, _halter(model)
 
 
-def assistant_chat(settings: AssistantSettings, tokenizer: Any) -> ChatFormat:
+def assistant_chat(settings: AssistantSettings, tokenizer: Any, model_ends: Sequence[int] = ()) -> ChatFormat:
     """The chat format with the assistant's tools, as in training and evaluation.
 
     Raises:
@@ -46,6 +46,7 @@ def assistant_chat(settings: AssistantSettings, tokenizer: Any) -> ChatFormat:
         default_toolbox().schemas,
         call_format=settings.chat.call_format,
         template_options=dict(settings.chat.template_options),
+        model_ends=model_ends,
     )
 
 

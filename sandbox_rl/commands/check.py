@@ -40,6 +40,7 @@ from sandbox_rl.training.memory import ModelShape, estimate_memory, model_shape
 from sandbox_rl.training.models import (
     check_quantization,
     configured_context,
+    generation_ends,
     load_config,
     load_tokenizer,
     stored_dtype,
@@ -86,7 +87,7 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     tiny = recipe.model.path == "tiny"
     # The tiny model's own tokenizer is trained during the warm-up and only ever shorter than bytes.
     tokenizer = tiny_tokenizer() if tiny else load_tokenizer(recipe.model)
-    chat = build_chat(recipe, tokenizer)
+    chat = build_chat(recipe, tokenizer, () if tiny else generation_ends(recipe.model))
     context = CONTEXT if tiny else configured_context(recipe.model)
     prompt = check_prompts(recipe, base_dir, chat, tasks, context=None if tiny else context)
     display.say(f"ok  model: {recipe.model.path}, context of {context} tokens, chat template usable")

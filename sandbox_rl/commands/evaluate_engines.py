@@ -33,7 +33,7 @@ from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render_plain
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.models import configured_context, load_model, load_tokenizer
+from sandbox_rl.training.models import configured_context, generation_ends, load_model, load_tokenizer
 from sandbox_rl.types import Message, Task
 
 __all__ = ["Engines", "build_plain_render", "endpoint_engines", "local_engines"]
@@ -93,13 +93,9 @@ def local_engines(
             "GPUs and give its address by --base-url"
         )
     tokenizer = load_tokenizer(model)
-    chat = build_chat(recipe, tokenizer)
-    without_tools = ChatFormat.from_tokenizer(
-        tokenizer,
-        (),
-        call_format=recipe.chat.call_format,
-        template_options=dict(recipe.chat.template_options),
-    )
+    ends = generation_ends(model)
+    chat = build_chat(recipe, tokenizer, ends)
+    without_tools = build_chat(recipe, tokenizer, ends, tools=False)
     renders = {"sandbox": (chat, build_render(recipe, base_dir))}
     renders["plain"] = (without_tools, build_plain_render(recipe))
     with ExitStack() as stack:

@@ -10,12 +10,13 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from sandbox_rl.commands.labels import data_labels, result_lines
+from sandbox_rl.commands.parts import build_chat
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError, ModelError
 from sandbox_rl.training.checkpoints import is_complete, last_complete
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.export import export_model, whole_weights
-from sandbox_rl.training.models import load_adapted, load_model, load_tokenizer
+from sandbox_rl.training.models import generation_ends, load_adapted, load_model, load_tokenizer
 
 __all__ = ["export"]
 
@@ -48,10 +49,12 @@ def export(
     model: Any = load_adapted(checkpoint, recipe.model) if adapter else load_model(settings)
     results_path = run_dir / "results.json"
     results = json.loads(results_path.read_text()) if results_path.is_file() else {}
+    tokenizer = load_tokenizer(settings)
     path = export_model(
         model,
-        load_tokenizer(settings),
+        tokenizer,
         output,
+        ends=build_chat(recipe, tokenizer, generation_ends(model)).ends,
         recipe=recipe_path.read_text(encoding="utf-8"),
         base_model=recipe.model.path,
         datasets=data_labels(recipe),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +86,24 @@ def build_render(recipe: Recipe, base_dir: Path) -> Callable[[Task], tuple[Messa
     return rendered
 
 
-def build_chat(recipe: Recipe, tokenizer: Any) -> ChatFormat:
+def build_chat(
+    recipe: Recipe, tokenizer: Any, model_ends: Iterable[int] = (), *, tools: bool = True
+) -> ChatFormat:
     """How the recipe talks to the model of this tokenizer.
+
+    Args:
+        model_ends: the ids at which the model's generation config ends a text (`generation_ends`).
+        tools: whether it is told about the recipe's tools.
 
     Raises:
         ModelError: its chat template cannot be used.
     """
     return ChatFormat.from_tokenizer(
         tokenizer,
-        build_toolbox(recipe).schemas,
+        build_toolbox(recipe).schemas if tools else (),
         call_format=recipe.chat.call_format,
         template_options=dict(recipe.chat.template_options),
+        model_ends=model_ends,
     )
 
 
@@ -111,7 +118,7 @@ def build_policy(
     """The policy that samples from a model of this process."""
     return TransformersPolicy(
         model,
-        end_ids=chat.end_ids,
+        end_ids=chat.ends.ids,
         pad_id=tokenizer.pad_token_id,
         max_context=context_length(model),
         max_batch=settings.max_batch,

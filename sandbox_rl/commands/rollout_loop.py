@@ -31,7 +31,7 @@ from sandbox_rl.rollout.tail_batches import of_group
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.curriculum import teaches
-from sandbox_rl.training.models import load_tokenizer
+from sandbox_rl.training.models import generation_ends, load_tokenizer
 from sandbox_rl.training.samples import Advantage, to_samples
 
 __all__ = ["Channels", "RolloutJob", "roll_out"]
@@ -168,10 +168,10 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
 def _engine(job: RolloutJob, recipe: Recipe, weight_version: Callable[[], int]) -> RolloutEngine:
     settings = recipe.policy
     assert isinstance(settings, VLLMSettings)
-    tokenizer = load_tokenizer(recipe.model.model_copy(update={"path": job.model}))
-    chat = build_chat(recipe, tokenizer)
+    model = recipe.model.model_copy(update={"path": job.model})
+    chat = build_chat(recipe, load_tokenizer(model), generation_ends(model))
     source = ExternalServers(
         job.addresses, needed_context=1, tokenizer=None, startup_timeout_s=settings.startup_timeout_s
     )
-    policy = VLLMPolicy(source, settings, end_ids=chat.end_ids, weight_version=weight_version)
+    policy = VLLMPolicy(source, settings, end_ids=chat.ends.ids, weight_version=weight_version)
     return build_engine(recipe, base_dir=job.base_dir, policy=policy, chat=chat, sampling=job.sampling)

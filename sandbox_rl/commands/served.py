@@ -140,7 +140,7 @@ def serve(
         )
     sync = WeightSync(publisher, state, sleep=settings.sleep)
     listeners.append(sync.served)
-    policy = VLLMPolicy(source, settings, end_ids=chat.end_ids, weight_version=lambda: sync.version)
+    policy = VLLMPolicy(source, settings, end_ids=chat.ends.ids, weight_version=lambda: sync.version)
 
     def keep_log(path: Path) -> None:
         if isinstance(source, ManagedServer):

@@ -32,7 +32,13 @@ from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.models import configured_context, load_model, load_tokenizer
+from sandbox_rl.training.models import (
+    configured_context,
+    end_turns_with,
+    generation_ends,
+    load_model,
+    load_tokenizer,
+)
 
 __all__ = ["Session", "training_session"]
 
@@ -90,7 +96,7 @@ def training_session(
     held_out_tasks = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
     model_settings = starting_point(recipe, base_dir=base_dir, state=state, display=display)
     tokenizer = load_tokenizer(model_settings)
-    chat = build_chat(recipe, tokenizer)
+    chat = build_chat(recipe, tokenizer, generation_ends(model_settings))
     context = configured_context(model_settings)
     longest_prompt = check_prompts(recipe, base_dir, chat, train_tasks, context=context)
     updates, finish = CountUpdates(), FinishOnSignal()
@@ -118,6 +124,8 @@ def training_session(
             policy = served.policy
             if recipe.mode == "sync":
                 model = load_model(model_settings)  # while the server starts
+        if model is not None:
+            end_turns_with(model, chat.ends)
         engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=sampling)
         stack.enter_context(loop.entered(engine))
         check_gold(loop.run(engine.scoring.check_gold(train_tasks[:GOLD_SAMPLE])))

@@ -13,6 +13,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.commands.callbacks import AfterSteps
 from sandbox_rl.commands.check import check_curriculum
 from sandbox_rl.commands.display import Display, Silent
@@ -89,10 +90,10 @@ def train(
         if suite is not None:
             suite.measure(session, trainer)
         write_results(run, state, before, after)
-        tokenizer = session.tokenizer
+        tokenizer, ends = session.tokenizer, session.chat.ends
     weights = whole_weights(trainer.accelerator.unwrap_model(trainer.model), keep=state.is_main_process)
     if state.is_main_process:
-        _export(recipe, run, trainer, tokenizer, before, after, weights)
+        _export(recipe, run, trainer, tokenizer, ends, before, after, weights)
     state.wait_for_everyone()
     return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
 
@@ -127,6 +128,7 @@ def _export(
     run: RunDirectory,
     trainer: Any,
     tokenizer: Any,
+    ends: TurnEnds,
     before: Evaluation | None,
     after: Evaluation | None,
     weights: Mapping[str, Any] | None,
@@ -136,6 +138,7 @@ def _export(
         trainer.accelerator.unwrap_model(trainer.model),
         tokenizer,
         run.export,
+        ends=ends,
         recipe=resolved(recipe),
         base_model=recipe.model.path,
         datasets=data_labels(recipe),

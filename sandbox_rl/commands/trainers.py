@@ -30,6 +30,7 @@ from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.grpo import sampling_of
+from sandbox_rl.training.models import end_turns_with
 from sandbox_rl.training.stragglers import TailBatchRollouts
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Rollout
@@ -74,7 +75,7 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             {task.id: task for task in session.train_tasks},
             estimator=recipe.estimator,
             seed=recipe.seed,
-            eos_id=session.tokenizer.eos_token_id,
+            eos_id=session.chat.ends.written,
             rank=state.process_index,
             curriculum=curriculum,
             on_step=_journal(session, "train"),
@@ -151,6 +152,7 @@ def async_trainer(session: Session, checkpoint: Path | None) -> Iterator[Sandbox
                 CheckpointManifest(None if progress is None else progress.save),
             ],
         )
+        end_turns_with(trainer.model, session.chat.ends)
         trainer.remove_callback(PrinterCallback)
         try:
             yield trainer

@@ -32,7 +32,7 @@ from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.config import WarmupSettings
 from sandbox_rl.training.experts import Expert, ExpertTurn, load_expert
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.models import load_model, load_tokenizer
+from sandbox_rl.training.models import end_turns_with, generation_ends, load_model, load_tokenizer
 from sandbox_rl.training.sft import fine_tune, sft_rows
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.types import Rollout, Task
@@ -82,7 +82,7 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
         else:
             whole = recipe.model.model_copy(update={"quantization": None})  # all weights are trained
             tokenizer, model = load_tokenizer(whole), load_model(whole)
-        chat = build_chat(recipe, tokenizer)
+        chat = build_chat(recipe, tokenizer, generation_ends(model))
         with display.progress("Expert episodes", len(tasks)) as bar:
             rollouts = _expert_episodes(loop, recipe, base_dir, chat, expert, tasks, bar)
     kept = [r for r in rollouts if r.reward.value is not None and r.reward.value >= SOLVED]
@@ -105,6 +105,7 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
             seed=recipe.seed,
             callbacks=[_StepBar(bar)],
         )
+    end_turns_with(model, chat.ends)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(partial / "sft", ignore_errors=True)

@@ -221,9 +221,8 @@ class PlainEngine(_Engine):
             except TimeoutError:
                 stop = StopReason.TIMEOUT
             else:
-                ids = action.token_ids
-                kept = next((i for i, t in enumerate(ids) if t in self._chat.end_ids), len(ids))
-                answer = answer_of_reply(self._chat.decode(ids[:kept]), request.task.scorer)
+                said = self._chat.decode(self._chat.ends.before(action.token_ids))
+                answer = answer_of_reply(said, request.task.scorer)
                 if action.finish_reason != "length":
                     stop = StopReason.SUBMITTED
                 turns = (Turn(action, timing=TurnTiming(generation=time.monotonic() - started)),)

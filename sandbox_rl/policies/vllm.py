@@ -169,7 +169,7 @@ class VLLMPolicy:
             "frequency_penalty": 0.0,
             "seed": sampling.seed & ((1 << 63) - 1),
             "stop_token_ids": self._end_ids,
-            "ignore_eos": True,  # the end ids are the chat template's, all of them named above
+            "ignore_eos": True,  # all that ends a turn is named above
             "logprobs": 0,
             "return_token_ids": True,
             "skip_special_tokens": False,

@@ -28,6 +28,7 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.rewards.base import BUILT_IN, JUDGE, load_scorer
 from sandbox_rl.rewards.composite import mixed
 from sandbox_rl.rewards.config import RewardSettings
+from sandbox_rl.rewards.escapes import other_reading
 from sandbox_rl.rewards.judge import Judge
 from sandbox_rl.rewards.text import MAX_ANSWER_CHARS, clean
 from sandbox_rl.rewards.worker import Outcome, check, prepare, run, warm
@@ -161,11 +162,11 @@ class ScoringPool:
         scorers = self._scorers_of(task)
         rules = _rules(scorers)
         if len(rules) == len(scorers):
-            return await self._by_rules(task, text, rules)
+            return await self._by_rules(task, text, rules, raw)
         if not rules:
             return await self._judged(task, text)
         # Rules cost nothing: a row that they cannot judge is not sent to the judge.
-        ruled = await self._by_rules(task, text, rules)
+        ruled = await self._by_rules(task, text, rules, raw)
         if ruled.value is None:
             return ruled
         weight = sum(weight for _, weight in rules)
@@ -173,8 +174,10 @@ class ScoringPool:
         parts = {rules[0][0]: ruled.value} if len(rules) == 1 else {}
         return mixed(ruled, await self._judged(task, text), share, parts)
 
-    async def _by_rules(self, task: Task, text: str, scorers: Scorers) -> Reward:
-        outcome = await self._run(self._timeout, run, scorers, text, _without_files(task))
+    async def _by_rules(self, task: Task, text: str, scorers: Scorers, raw: str) -> Reward:
+        other = other_reading(raw)
+        either = None if other is None else clean(other)
+        outcome = await self._run(self._timeout, run, scorers, text, _without_files(task), either)
         if outcome.kind == "value":
             return Reward(outcome.value, outcome.parts or {})
         if outcome.kind == "bad_gold":

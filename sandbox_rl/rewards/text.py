@@ -6,6 +6,8 @@ import re
 import string
 import unicodedata
 
+from sandbox_rl.rewards.escapes import restored
+
 __all__ = ["MAX_ANSWER_CHARS", "clean", "fold", "squad_tokens", "unbox"]
 
 MAX_ANSWER_CHARS = 65_536
@@ -18,8 +20,10 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def clean(text: str) -> str:
     """The documented normal form of an answer file's text.
 
-    A leading byte-order mark goes, CRLF and CR become LF, NUL characters go, outer white space goes.
+    A leading byte-order mark goes, LaTeX commands whose backslash was read as an escape are put back
+    (`escapes.restored`), CRLF and CR become LF, NUL characters go, outer white space goes.
     """
+    text = restored(text)
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").strip()
 
 

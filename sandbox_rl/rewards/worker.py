@@ -17,6 +17,9 @@ from sandbox_rl.types import Task
 
 __all__ = ["Outcome", "check", "prepare", "run", "warm"]
 
+READ_BOTH_WAYS = frozenset({"math", "exact", "numeric", "choice"})
+"""Scorers that are given an answer's other reading as well."""
+
 _FORBIDDEN = ("os.", "subprocess.", "socket.", "shutil.", "pty.", "urllib.", "webbrowser.")
 _ALLOWED = frozenset({"os.listdir", "os.scandir", "os.walk", "os.putenv", "os.unsetenv"})
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -55,13 +58,20 @@ def prepare(memory_mb: int, scorers: tuple[str, ...] = ()) -> None:
     sys.addaudithook(_audit)
 
 
-def run(scorers: tuple[tuple[str, float], ...], answer: str, task: Task) -> Outcome:
-    """Score `answer` by the weighted mean of `scorers`; exceptions become outcomes."""
+def run(scorers: tuple[tuple[str, float], ...], answer: str, task: Task, other: str | None = None) -> Outcome:
+    """Score `answer` by the weighted mean of `scorers`; exceptions become outcomes.
+
+    Args:
+        other: the answer read otherwise (`escapes.other_reading`): what compares it with a gold answer takes
+            the better of the two.
+    """
     total = sum(weight for _, weight in scorers)
     parts: dict[str, float] = {}
     value = 0.0
     for name, weight in scorers:
         outcome = _one(_load(name), answer, task)
+        if other and name in READ_BOTH_WAYS and outcome.kind == "value" and outcome.value < 1:
+            outcome = max(outcome, _one(_load(name), other, task), key=_worth)
         if outcome.kind != "value":
             return outcome
         value += weight * outcome.value / total
@@ -100,6 +110,10 @@ def _one(scorer: LoadedScorer, answer: str, task: Task) -> Outcome:
     if not math.isfinite(value):
         return Outcome("error", detail=f"{scorer.name}: returned {value}, not a finite number")
     return Outcome("value", value, parts)
+
+
+def _worth(outcome: Outcome) -> float:
+    return outcome.value if outcome.kind == "value" else -math.inf
 
 
 def _number(result: Any) -> float:

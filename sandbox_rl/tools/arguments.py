@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from sandbox_rl.rewards.escapes import swallowed
 from sandbox_rl.tools.text import quote
 from sandbox_rl.types import Observation, ToolFailure
 
-__all__ = ["BadArgumentsError", "ToolArguments", "bad_arguments", "read_arguments"]
+__all__ = ["BadArgumentsError", "ToolArguments", "bad_arguments", "escape_note", "read_arguments"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TYPES = {
@@ -65,6 +66,19 @@ def read_arguments(model: type[Arguments], tool: str, arguments: Mapping[str, An
 def bad_arguments(tool: str, error: BadArgumentsError) -> Observation:
     """What to tell the model."""
     return Observation(f"Bad arguments for {tool}: {error}", tool=tool, failure=ToolFailure.BAD_ARGUMENTS)
+
+
+def escape_note(arguments: Mapping[str, Any]) -> str | None:
+    r"""What to tell the model when JSON has read a backslash of a string as an escape; None if it has not."""
+    for name, value in arguments.items():
+        found = swallowed(value) if isinstance(value, str) else None
+        if found is not None:
+            control, rest = found
+            return (
+                f"Note: {name} arrived with the control character U+{ord(control):04X} before {quote(rest)}: "
+                "in a JSON string a backslash and a letter mean that. For a backslash write two."
+            )
+    return None
 
 
 def _mistake(error: dict[str, Any], known: list[str]) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sandbox_rl.sandboxes.base import ANSWER_FILE, Sandbox
+from sandbox_rl.tools.arguments import escape_note
 from sandbox_rl.tools.base import Tool
 from sandbox_rl.tools.bash import ExecuteBash
 from sandbox_rl.tools.editor import StrReplaceEditor
@@ -54,7 +56,11 @@ class Toolbox:
                 f"There is no tool {quote(call.name)}.{hint} The tools are {self._names}.",
                 failure=ToolFailure.UNKNOWN_TOOL,
             )
-        return await tool.run(sandbox, call.arguments, timeout=min(timeout, self._exec_timeout))
+        observation = await tool.run(sandbox, call.arguments, timeout=min(timeout, self._exec_timeout))
+        note = escape_note(call.arguments)
+        if note is None:
+            return observation
+        return replace(observation, text=f"{observation.text[: MAX_OBSERVATION_CHARS - 400]}\n{note}")
 
     def no_call(self, example: str = "") -> Observation:
         """What to say to a turn without a call; `example` shows how one is written."""

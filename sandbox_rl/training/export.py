@@ -12,9 +12,11 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from torch.distributed.tensor import DTensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import sandbox_rl
+from sandbox_rl.chat.turn_ends import TurnEnds
+from sandbox_rl.training.models import end_turns_with
 from sandbox_rl.training.weight_merge import checkpoint_tensors
 
 __all__ = ["export_model", "whole_weights"]
@@ -43,6 +45,7 @@ def export_model(
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
     *,
+    ends: TurnEnds,
     recipe: str,
     base_model: str,
     datasets: list[str],
@@ -56,6 +59,7 @@ def export_model(
     The directory appears whole or not at all: it is written beside itself and renamed.
 
     Args:
+        ends: where the policy's turns ended; the exported model ends its own there.
         recipe: the resolved recipe as YAML, quoted in the card.
         results: metric name → value, quoted in the card.
         merge_lora: write the merged model; otherwise the adapter alone.
@@ -67,6 +71,7 @@ def export_model(
         model = model.merge_and_unload()
     if weights is not None and _quantized(model):
         model = _skeleton(model)
+    end_turns_with(model, ends)
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     if weights is None:
@@ -74,8 +79,7 @@ def export_model(
     else:
         model.save_pretrained(partial, state_dict=dict(weights))
     tokenizer.save_pretrained(partial)
-    generation = getattr(model, "generation_config", None) or GenerationConfig()
-    generation.save_pretrained(partial)
+    model.generation_config.save_pretrained(partial)
     card = _card(recipe=recipe, base_model=base_model, datasets=datasets, results=results, licence=licence)
     card.save(partial / "README.md")
     if directory.exists():

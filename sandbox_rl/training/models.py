@@ -14,11 +14,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.errors import ModelError
 from sandbox_rl.training.config import ModelSettings
 
@@ -26,6 +28,8 @@ __all__ = [
     "check_quantization",
     "configured_context",
     "context_length",
+    "end_turns_with",
+    "generation_ends",
     "load_adapted",
     "load_config",
     "load_model",
@@ -140,6 +144,41 @@ def configured_context(settings: ModelSettings) -> int:
     """
     config = load_config(settings)
     return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 20))
+
+
+def generation_ends(model: ModelSettings | PreTrainedModel | PeftModel) -> tuple[int, ...]:
+    """The ids at which the model's generation config ends a text, or else its configuration.
+
+    Raises:
+        ModelError: the model is not found.
+    """
+    generation = model.generation_config if not isinstance(model, ModelSettings) else _generation(model)
+    found = None if generation is None else generation.eos_token_id
+    if found is None:
+        config = load_config(model) if isinstance(model, ModelSettings) else model.config
+        found = getattr(config.get_text_config(), "eos_token_id", None)
+    if found is None:
+        return ()
+    return (found,) if isinstance(found, int) else tuple(found)
+
+
+def _generation(settings: ModelSettings) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(settings.path, revision=settings.revision)
+    except (OSError, ValueError):  # a model need not have one
+        return None
+
+
+def end_turns_with(model: PreTrainedModel | PeftModel, ends: TurnEnds) -> None:
+    """Have the model's generation config end turns at `ends`.
+
+    TRL reads it when a trainer is made, to tell truncated completions from others, and it is saved with
+    every checkpoint; with a generation config that knows no turn end, an exported model writes on.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if base.generation_config is None:
+        base.generation_config = GenerationConfig()
+    base.generation_config.eos_token_id = ends.listed if ends.others else ends.written
 
 
 def load_config(settings: ModelSettings) -> PretrainedConfig:

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
+from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.micro_batches import agreed_lengths, plan_parts
@@ -90,6 +91,7 @@ def check(rank: int, world: int, directory: Path) -> None:
             model,
             TOKENIZER,
             directory,
+            ends=TurnEnds(TOKENIZER.eos_token_id),
             recipe="",
             base_model="tiny",
             datasets=[],

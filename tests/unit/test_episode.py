@@ -40,7 +40,7 @@ async def test_the_sequence_is_what_was_sampled_and_observed():
     sampled = [t for t, m in zip(trajectory.completion_ids, trajectory.action_mask, strict=True) if m]
     assert sampled == [token for turn in turns for token in turn]
     assert len(trajectory.completion_ids) == len(trajectory.action_mask) == len(trajectory.logprobs)
-    assert whole[-1] in CHAT.end_ids
+    assert whole[-1] in CHAT.ends.ids
 
 
 async def test_several_calls_of_a_turn_run_in_order_and_stop_at_submit():
@@ -117,7 +117,7 @@ async def test_a_turn_that_is_cut_is_closed_by_the_observation():
     first = rollout.trajectory.turns[0]
     assert first.action.finish_reason == "length"
     assert first.action.token_ids == long[:40]
-    assert first.observation_ids[0] in CHAT.end_ids
+    assert first.observation_ids[0] in CHAT.ends.ids
 
 
 async def test_a_slow_policy_is_a_timeout_with_reward_zero():

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
 import sandbox_rl.training.models as models
+from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ModelError
 from sandbox_rl.training.config import LoraSettings, ModelSettings
@@ -70,6 +71,7 @@ def test_the_export_is_a_plain_model_that_computes_the_same(adapted, tmp_path):
         adapted,
         TOKENIZER,
         tmp_path / "model",
+        ends=TurnEnds(TOKENIZER.eos_token_id),
         recipe="x",
         base_model="tiny",
         datasets=[],

@@ -54,7 +54,7 @@ def test_a_second_question_after_words_is_what_the_template_writes(name: str) ->
     assert written(name, USER, SAID, AGAIN).endswith(form.decode(ids))
     open_ids = form.render_user("Two?", turn_closed=False)
     assert open_ids[1:] == ids
-    assert open_ids[0] in form.end_ids
+    assert open_ids[0] in form.ends.ids
 
 
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3_instruct_2507", "llama3_1"])

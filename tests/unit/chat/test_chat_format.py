@@ -63,7 +63,7 @@ def control(form: ChatFormat, ids: tuple[int, ...]) -> list[int]:
 @settings(max_examples=25, deadline=None)
 def test_the_sequence_is_made_of_what_was_sampled_and_only_grows(name: str, data: st.DataObject) -> None:
     form = chat(name)
-    ordinary = sorted(set(range(430)) - form.end_ids)
+    ordinary = sorted(set(range(430)) - form.ends.ids)
     prompt = form.render_prompt([Message("system", data.draw(texts)), Message("user", data.draw(texts))])
     assert control(form, prompt) == control(form, form.render_prompt(PROMPT))
 
@@ -72,7 +72,7 @@ def test_the_sequence_is_made_of_what_was_sampled_and_only_grows(name: str, data
         sampled = data.draw(st.lists(st.sampled_from(ordinary), min_size=1, max_size=12))
         closed = data.draw(st.booleans())
         if closed:
-            sampled.append(data.draw(st.sampled_from(sorted(form.end_ids))))
+            sampled.append(data.draw(st.sampled_from(sorted(form.ends.ids))))
         seen.append(tuple(sequence))
         calls = form.parse(sampled)
         observed = data.draw(st.lists(texts, min_size=1, max_size=3))
@@ -228,7 +228,7 @@ CALLS = (
 def test_a_rendered_call_is_read_back(name: str) -> None:
     form = chat(name)
     ids = form.render_call("I look first.", CALLS)
-    assert ids[-1] in form.end_ids
+    assert ids[-1] in form.ends.ids
     assert form.parse(ids) == CALLS
     assert form.parse(form.render_call("Only text.", ())) == ()
 

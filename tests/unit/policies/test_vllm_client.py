@@ -68,6 +68,8 @@ async def test_a_turn_is_ids_in_and_ids_out():
     assert action.token_ids == (7, 7, 7, END)
     assert action.logprobs == (-0.5,) * 4
     assert (action.finish_reason, action.weight_version) == ("stop", 7)
+    # The set that ends turns is the chat format's, and no default of the server's adds to it.
+    assert (fake.requests[0]["stop_token_ids"], fake.requests[0]["ignore_eos"]) == ([END], True)
     (asked,) = fake.requests
     assert asked["prompt"] == list(PROMPT)
     assert (asked["max_tokens"], asked["seed"], asked["stop_token_ids"]) == (4, 3, [END])

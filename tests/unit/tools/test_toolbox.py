@@ -136,6 +136,34 @@ async def test_unknown_tools_and_malformed_calls_are_told() -> None:
     assert len(malformed.text) <= MAX_OBSERVATION_CHARS
 
 
+async def test_a_backslash_that_json_read_as_an_escape_is_told() -> None:
+    done = await call(
+        "execute_bash", {"command": "echo '\boxed{7}' > answer.txt"}, lambda _: exec_ok(b"done\n")
+    )
+    assert done.failure is None
+    assert done.text.endswith(
+        "\ndone\nNote: command arrived with the control character U+0008 before 'oxed{7}' > answer.tx': in a "
+        "JSON string a backslash and a letter mean that. For a backslash write two."
+    )
+    kept = await call(
+        "execute_bash", {"command": r"echo '\boxed{7}' > answer.txt"}, lambda _: exec_ok(b"done\n")
+    )
+    assert "Note" not in kept.text
+    long = await Toolbox((Wordy(),)).run(RecordingSandbox(), ToolCall("wordy", {"x": "\f"}), timeout=9)
+    assert len(long.text) <= MAX_OBSERVATION_CHARS
+    assert "U+000C" in long.text
+
+
+class Wordy:
+    """Says as much as a tool may."""
+
+    name = "wordy"
+    schema: Mapping[str, Any] = {"type": "function", "function": {"name": "wordy"}}
+
+    async def run(self, sandbox: Any, arguments: Mapping[str, Any], *, timeout: float) -> Observation:
+        return Observation("x" * MAX_OBSERVATION_CHARS, tool=self.name)
+
+
 def test_a_turn_without_a_call_is_told_how_to_go_on() -> None:
     assert TOOLBOX.no_call().failure is ToolFailure.NO_CALL
     assert TOOLBOX.no_call("EXAMPLE").text.endswith("EXAMPLE")
