@@ -13,6 +13,7 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import TransformersSettings
+from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.transformers import TransformersPolicy
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import RolloutEngine
@@ -114,8 +115,9 @@ def build_policy(
     chat: ChatFormat,
     *,
     weight_version: Callable[[], int] = lambda: 0,
+    lease: ModelLease | None = None,
 ) -> TransformersPolicy:
-    """The policy that samples from a model of this process."""
+    """The policy that samples from a model of this process; `lease` is of one that is trained too."""
     return TransformersPolicy(
         model,
         end_ids=chat.ends.ids,
@@ -124,6 +126,7 @@ def build_policy(
         max_batch=settings.max_batch,
         max_delay_s=settings.max_delay_s,
         weight_version=weight_version,
+        lease=lease,
     )
 
 

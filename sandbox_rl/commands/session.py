@@ -28,6 +28,7 @@ from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.journal import Journal
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import TransformersSettings
+from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.config import ModelSettings
@@ -99,15 +100,17 @@ def training_session(
     chat = build_chat(recipe, tokenizer, generation_ends(model_settings))
     context = configured_context(model_settings)
     longest_prompt = check_prompts(recipe, base_dir, chat, train_tasks, context=context)
-    updates, finish = CountUpdates(), FinishOnSignal()
+    updates, finish, lease = CountUpdates(), FinishOnSignal(), ModelLease()
     with ExitStack() as stack:
-        loop = stack.enter_context(LoopThread())
+        loop = stack.enter_context(LoopThread(lease))
         served: ServedPolicy | None = None
         model: PreTrainedModel | None = None
         policy: Policy
         if isinstance(recipe.policy, TransformersSettings):
             model = load_model(model_settings)
-            policy = build_policy(recipe.policy, model, tokenizer, chat, weight_version=lambda: updates.value)
+            policy = build_policy(
+                recipe.policy, model, tokenizer, chat, weight_version=lambda: updates.value, lease=lease
+            )
         else:
             served = serve(
                 recipe,

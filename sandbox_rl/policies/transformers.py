@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.base import PolicySession, Sampling
+from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.transformers_sampling import sample_batch
 from sandbox_rl.types import Action
 
@@ -41,6 +42,7 @@ class TransformersPolicy:
         max_batch: rows of one batch at most.
         max_delay_s: how long the oldest request waits for company.
         weight_version: gives the number of updates that the model has received.
+        lease: of a model that is trained too; None: nobody trains it.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class TransformersPolicy:
         max_batch: int = 64,
         max_delay_s: float = 0.05,
         weight_version: Callable[[], int] = lambda: 0,
+        lease: ModelLease | None = None,
     ) -> None:
         self._model: Callable[[], PreTrainedModel] = (
             (lambda: model) if isinstance(model, PreTrainedModel) else model
@@ -63,6 +66,8 @@ class TransformersPolicy:
         self._max_batch = max_batch
         self._max_delay_s = max_delay_s
         self._weight_version = weight_version
+        self._lease = lease if lease is not None else ModelLease(always=True)
+        self._leaving = False
         self._waiting: list[_Request] = []
         self._live = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -85,10 +90,12 @@ class TransformersPolicy:
             self._maybe_start()  # the others may all be waiting now
 
     async def __aenter__(self) -> TransformersPolicy:
+        self._leaving = False
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self._leaving = True
         if self._timer is not None:
             self._timer.cancel()
         if self._worker is not None:
@@ -138,25 +145,46 @@ class TransformersPolicy:
         self._waiting = [r for r in self._waiting if r not in batch]
         try:
             actions = await asyncio.get_running_loop().run_in_executor(
-                self._executor,
-                lambda: sample_batch(
-                    self._model(),
-                    [r.prompt_ids for r in batch],
-                    [r.sampling for r in batch],
-                    end_ids=self._end_ids,
-                    pad_id=self._pad_id,
-                    weight_version=self._weight_version(),
-                ),
+                self._executor, lambda: self._sample(batch)
             )
         except Exception as error:
+            fault = (
+                error
+                if isinstance(error, EngineFault)
+                else EngineFault(f"the model failed to generate: {error!r}")
+            )
             for request in batch:
                 if not request.done.done():
-                    request.done.set_exception(EngineFault(f"the model failed to generate: {error!r}"))
+                    request.done.set_exception(fault)
         else:
             for request, action in zip(batch, actions, strict=True):
                 if not request.done.done():  # its episode may have given up meanwhile
                     request.done.set_result(action)
         asyncio.get_running_loop().call_soon(self._maybe_start)
+
+    def _sample(self, batch: Sequence[_Request]) -> list[Action]:
+        """In the sampler's thread; leaves between two tokens once nobody waits or the model is wanted back.
+
+        Raises:
+            EngineFault: the latter.
+        """
+        with self._lease.sampling():
+            actions = sample_batch(
+                self._model(),
+                [r.prompt_ids for r in batch],
+                [r.sampling for r in batch],
+                end_ids=self._end_ids,
+                pad_id=self._pad_id,
+                weight_version=self._weight_version(),
+                wanted=lambda row: not (self._ends or batch[row].done.done()),
+            )
+            if self._ends:
+                raise EngineFault("sampling was ended before the turn was")
+        return actions
+
+    @property
+    def _ends(self) -> bool:
+        return self._leaving or self._lease.over
 
 
 class _Session:

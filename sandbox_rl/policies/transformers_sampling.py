@@ -6,7 +6,7 @@ apart from the draw.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -27,6 +27,7 @@ def sample_batch(
     end_ids: frozenset[int],
     pad_id: int,
     weight_version: int = 0,
+    wanted: Callable[[int], bool] = lambda row: True,
 ) -> list[Action]:
     """Sample one turn for each of B prompts.
 
@@ -36,13 +37,15 @@ def sample_batch(
     Args:
         prompts: B sequences of ids, of any lengths.
         samplings: B of them, with equal temperature, top_p and top_k.
+        wanted: asked between tokens; a row that nobody wants any more ends with what it has.
     """
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]  # some may stay in eval mode for good
     model.eval()
     try:
-        return _sample(model, prompts, samplings, end_ids, pad_id, weight_version)
+        return _sample(model, prompts, samplings, end_ids, pad_id, weight_version, wanted)
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
 
 
 def _sample(
@@ -52,6 +55,7 @@ def _sample(
     end_ids: frozenset[int],
     pad_id: int,
     weight_version: int,
+    wanted: Callable[[int], bool],
 ) -> list[Action]:
     device = model.device
     rows = len(prompts)
@@ -101,7 +105,7 @@ def _sample(
             logprobs[row].append(logprob)
             if ended[position]:
                 finish[row] = "stop"
-            elif len(sampled[row]) < caps[row]:
+            elif len(sampled[row]) < caps[row] and wanted(row):
                 kept.append(position)
         if not kept:
             break

@@ -1,7 +1,8 @@
 """One asyncio loop in a thread of its own, for the whole life of a training run.
 
 TRL calls us synchronously, sandboxes and engines live on between those calls: they need a loop that
-does too.
+does too. Everything that samples goes through `LoopThread.run`, so that is also where a model that is sampled
+and trained by turns changes hands.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from concurrent.futures import CancelledError
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any, TypeVar
 
+from sandbox_rl.policies.lease import ModelLease
+
 __all__ = ["LoopThread"]
 
 T = TypeVar("T")
@@ -21,9 +24,14 @@ STOP_TIMEOUT_S = 60.0
 
 
 class LoopThread:
-    """A context manager; `run` executes a coroutine there and waits for it."""
+    """A context manager; `run` executes a coroutine there and waits for it.
 
-    def __init__(self) -> None:
+    Args:
+        lease: of a model of this process that is trained between the calls of `run`.
+    """
+
+    def __init__(self, lease: ModelLease | None = None) -> None:
+        self._lease = lease if lease is not None else ModelLease()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
 
@@ -32,15 +40,22 @@ class LoopThread:
         return self
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Result of `coroutine`; an interrupt of the caller cancels it and waits for its clean-up."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            if not future.done():
-                future.cancel()
-                self._drain()
-            raise
+        """Result of `coroutine`; an interrupt of the caller cancels it and waits for its clean-up.
+
+        However it ends, nothing samples the leased model afterwards.
+
+        Raises:
+            EngineFault: something still does; and what `coroutine` raises.
+        """
+        with self._lease.window():
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            try:
+                return future.result()
+            except BaseException:
+                if not future.done():
+                    future.cancel()
+                    self._drain()
+                raise
 
     @contextmanager
     def entered(self, manager: AbstractAsyncContextManager[T]) -> Iterator[T]:

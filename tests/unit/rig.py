@@ -8,6 +8,7 @@ from typing import Any
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings, SamplingSettings
 from sandbox_rl.fakes import RecordingBackend
+from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
 from sandbox_rl.tools.toolbox import default_toolbox
@@ -52,7 +53,7 @@ class ExactScoring:
 
 
 def make_engine(
-    script: Callable[[str, int, Sequence[int]], Sequence[int]] | ScriptedPolicy,
+    script: Callable[[str, int, Sequence[int]], Sequence[int]] | Policy,
     *,
     backend: Any = None,
     scoring: Any = None,
@@ -60,7 +61,7 @@ def make_engine(
     rollout: dict[str, Any] | None = None,
     max_context: int = 100_000,
 ) -> RolloutEngine:
-    policy = script if isinstance(script, ScriptedPolicy) else ScriptedPolicy(script, max_context=max_context)
+    policy = script if hasattr(script, "session") else ScriptedPolicy(script, max_context=max_context)
     return RolloutEngine(
         policy=policy,
         backend=backend if backend is not None else RecordingBackend(),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.transformers import TransformersPolicy
 from sandbox_rl.policies.transformers_sampling import sample_batch
+from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -90,11 +95,133 @@ def test_greedy_and_truncated_sampling():
         assert tokens <= best
 
 
-def test_sampling_leaves_the_model_in_the_mode_that_it_was_in():
+def test_sampling_leaves_every_module_in_the_mode_that_it_was_in():
     MODEL.train()
+    MODEL.model.norm.eval()  # as frozen parts are
+    before = [module.training for module in MODEL.modules()]
     sample_batch(MODEL, PROMPTS, [Sampling(2)] * 4, end_ids=END, pad_id=0)
-    assert MODEL.training
+    assert [module.training for module in MODEL.modules()] == before
+    assert {True, False} == set(before)
     MODEL.eval()
+
+
+def test_a_row_that_nobody_wants_any_more_ends_between_two_tokens():
+    samplings = [Sampling(20, seed=i) for i in range(4)]
+    endless = frozenset([10**6])
+    asked = []
+    cut = sample_batch(
+        MODEL,
+        PROMPTS,
+        samplings,
+        end_ids=endless,
+        pad_id=0,
+        wanted=lambda row: asked.append(row) or row != 1 or asked.count(1) < 3,
+    )
+    whole = sample_batch(MODEL, PROMPTS, samplings, end_ids=endless, pad_id=0)
+    assert [len(action.token_ids) for action in cut] == [20, 3, 20, 20]
+    for short, long in zip(cut, whole, strict=True):
+        assert short.token_ids == long.token_ids[: len(short.token_ids)]
+
+
+@contextmanager
+def slow_tokens(seconds):
+    """Each forward pass of a sampler takes so long; gives the modes that these saw at their end."""
+    seen = []
+
+    def wait(module, args, kwargs, output):
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(seconds)
+            seen.append(module.training)
+
+    handle = MODEL.register_forward_hook(wait, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+async def act_briefly(subject, timeout):
+    async with subject.session("a") as a:
+        with pytest.raises(TimeoutError):
+            await a.act(PROMPTS[0], Sampling(1000), timeout=timeout)
+
+
+def ends_nowhere(lease, **options):
+    return TransformersPolicy(
+        MODEL, end_ids=frozenset([10**6]), pad_id=0, max_context=1024, lease=lease, **options
+    )
+
+
+def test_whoever_trains_gets_the_model_back_when_its_episodes_have_ended():
+    """The turn's time is over in the middle of a token; what was sampled afterwards is at most that token."""
+    lease = ModelLease()
+    MODEL.train()
+    with slow_tokens(0.3) as seen, LoopThread(lease) as loop, loop.entered(ends_nowhere(lease)) as subject:
+        loop.run(act_briefly(subject, timeout=0.4))
+        tokens = len(seen)
+        assert MODEL.training
+        time.sleep(0.7)
+        assert len(seen) == tokens <= 2
+        assert MODEL.training
+    MODEL.eval()
+
+
+@pytest.mark.parametrize("end", [ValueError, KeyboardInterrupt])
+def test_the_model_comes_back_when_rollouts_end_with_an_exception(end):
+    lease = ModelLease()
+    tasks = []
+
+    async def broken(subject):
+        async def abandoned():
+            async with subject.session("a") as a:
+                await a.act(PROMPTS[0], Sampling(1000), timeout=60)
+
+        tasks.append(asyncio.create_task(abandoned()))
+        await asyncio.sleep(0.2)
+        if end is ValueError:
+            raise ValueError
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # it waits for these rollouts
+        await asyncio.sleep(60)
+
+    MODEL.train()
+    with slow_tokens(0.1) as seen, LoopThread(lease) as loop, loop.entered(ends_nowhere(lease)) as subject:
+        with pytest.raises(end):
+            loop.run(broken(subject))
+        tokens = len(seen)
+        assert MODEL.training
+        time.sleep(0.3)
+        assert len(seen) == tokens > 0
+    MODEL.eval()
+
+
+def test_nothing_is_sampled_between_the_windows():
+    """A leftover of earlier rollouts asks while the model is trained: it is refused, never served."""
+    lease = ModelLease()
+    left = []
+
+    async def leave_one(subject):
+        async def late():
+            await asyncio.sleep(0.2)
+            async with subject.session("a") as a:
+                await a.act(PROMPTS[0], Sampling(3), timeout=5)
+
+        left.append(asyncio.create_task(late()))
+
+    with slow_tokens(0.0) as seen, LoopThread(lease) as loop, loop.entered(policy(lease=lease)) as subject:
+        loop.run(leave_one(subject))
+        time.sleep(0.5)
+        with pytest.raises(EngineFault, match="being trained"):
+            left[0].result()
+    assert seen == []
+
+
+def test_a_sampler_that_keeps_the_model_ends_the_run():
+    lease = ModelLease(timeout_s=0.2)
+    with slow_tokens(1.0), LoopThread(lease) as loop:
+        subject = loop.run(ends_nowhere(lease, max_delay_s=0.0).__aenter__())
+        with pytest.raises(EngineFault, match=r"did not end within 0\.2 s"):
+            loop.run(act_briefly(subject, timeout=0.1))
+        time.sleep(1.0)
 
 
 async def test_a_batch_starts_when_all_living_episodes_wait():
