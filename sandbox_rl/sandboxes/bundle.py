@@ -19,7 +19,7 @@ _DROPPED = ("sandbox_rl.", "__future__", "typing", "collections.abc")
 @cache
 def agent_source() -> str:
     """The agent as one file; run it with the arguments of `agent.main.main`."""
-    return _join("agent", ("wire", "files", "processes", "jobs", "network", "main"))
+    return _join("agent", ("wire", "files", "trees", "processes", "memory", "jobs", "network", "main"))
 
 
 @cache

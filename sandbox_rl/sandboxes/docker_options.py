@@ -14,6 +14,7 @@ __all__ = ["container_options", "host_options"]
 
 USER = 1000
 AGENT_PROCESSES = 1
+MOST_NICE = 19  # a container's share of the processors is its group's: this holds among its own processes
 PODMAN_PROCESSES = 32_768
 WRITABLE = {"/testbed": "0755", "/tmp": "1777", "/dev/shm": "1777", "/home/sandbox": "0700"}
 
@@ -32,10 +33,11 @@ def container_options(settings: DockerSettings, image: str, python: Sequence[str
         **settings.environment,
     }
     descriptors, watchdog, processes = ("0", "1"), "0", "0"  # the engine bounds memory and processes
+    nice = str(MOST_NICE)
     return {
         "image": image,
         "entrypoint": [*(python or (settings.python,)), "-I", "-S", "-B", "-c", LOADER],
-        "command": [*descriptors, watchdog, processes, *(f"{k}={v}" for k, v in variables.items())],
+        "command": [*descriptors, watchdog, processes, nice, *(f"{k}={v}" for k, v in variables.items())],
         "user": f"{USER}:{USER}",
         "working_dir": "/",
         "hostname": "sandbox",

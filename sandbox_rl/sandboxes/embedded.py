@@ -102,6 +102,7 @@ class EmbeddedBackend:
         self._config = asdict(layout) | {
             "agent": agent_source(),
             "seccomp": build_filter(platform.machine()).hex(),
+            "seccomp_uncharged": build_filter(platform.machine(), charged=False).hex(),
             "limits": asdict(settings.limits),
             "cgroups": settings.cgroups,
             "owner": os.getpid(),
@@ -263,7 +264,8 @@ def _describe(bubblewrap: Bubblewrap, found: Mapping[str, Any], rules: NetworkRu
     if not found["memory"]:
         lacks.append(
             "Memory is bounded by a watchdog that looks every 0.1 s and by a limit per process, "
-            "not by a cgroup."
+            "not by a cgroup; what the kernel itself holds for a sandbox (buffers of pipes and sockets, "
+            "page tables) is not counted, and anonymous files and System V objects are refused."
         )
     if not ("" in controllers or "cpu" in controllers):
         lacks.append("CPU time is not bounded: one sandbox can slow the others down.")

@@ -4,6 +4,10 @@ A deny list on top of namespaces, no capabilities and no new privileges: what ha
 (mounting, namespaces, key rings, BPF, io_uring, tracing, raw clocks …) answers EPERM. `clone3` answers
 ENOSYS because its flags cannot be read by a filter: the C library then falls back to `clone`, whose
 flags can. Foreign ABIs (32-bit, x32) are refused whole.
+
+The first process of a sandbox has the commands' user, who may otherwise change its scheduling and limits
+and so keep it from serving, and from dying. What would do that to process 1 answers EPERM; a program may
+still lower its own priority, limit itself and choose its own processors.
 """
 
 from __future__ import annotations
@@ -12,7 +16,18 @@ import struct
 
 from sandbox_rl.errors import SetupError
 
-__all__ = ["DENIED", "build_filter"]
+__all__ = [
+    "DENIED",
+    "DENIED_FCNTLS",
+    "DENIED_IOCTLS",
+    "FIRST",
+    "PRIO_PROCESS",
+    "UNCHARGED",
+    "build_filter",
+]
+
+FIRST = 1
+"""Process id of the agent, in the sandbox's own process namespace."""
 
 DENIED: dict[str, tuple[int, int]] = {
     # name: (x86_64, aarch64); -1 where the call does not exist
@@ -39,6 +54,7 @@ DENIED: dict[str, tuple[int, int]] = {
     "io_uring_setup": (425, 425),
     "ioperm": (173, -1),
     "iopl": (172, -1),
+    "ioprio_set": (251, 30),
     "kcmp": (312, 272),
     "kexec_file_load": (320, 294),
     "kexec_load": (246, 104),
@@ -67,6 +83,9 @@ DENIED: dict[str, tuple[int, int]] = {
     "quotactl_fd": (443, 443),
     "reboot": (169, 142),
     "request_key": (249, 218),
+    "sched_setattr": (314, 274),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
     "set_mempolicy": (238, 237),
     "set_mempolicy_home_node": (450, 450),
     "setdomainname": (171, 162),
@@ -86,27 +105,54 @@ DENIED: dict[str, tuple[int, int]] = {
     "vmsplice": (278, 75),
 }
 
+UNCHARGED: dict[str, tuple[int, int]] = {
+    "memfd_create": (319, 279),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "shmget": (29, 194),
+}
+"""What holds memory that belongs to no process, so that only a cgroup can charge it. Without one these
+answer ENOSYS, as on a kernel that lacks them: programs then use files in /dev/shm or /tmp."""
+
 _MACHINES = {
-    # machine: (AUDIT_ARCH, column of DENIED, clone, clone3, ioctl, socket, socketpair)
-    "x86_64": (0xC000003E, 0, 56, 435, 16, 41, 53),
-    "aarch64": (0xC00000B7, 1, 220, 435, 29, 198, 199),
+    # machine: (AUDIT_ARCH, column of the tables)
+    "x86_64": (0xC000003E, 0),
+    "aarch64": (0xC00000B7, 1),
+}
+_JUDGED: dict[str, tuple[int, int]] = {
+    # calls whose arguments decide
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "fcntl": (72, 25),
+    "ioctl": (16, 29),
+    "prlimit64": (302, 261),
+    "sched_setaffinity": (203, 122),
+    "setpriority": (141, 140),
+    "socket": (41, 198),
+    "socketpair": (53, 199),
 }
 _X32_BIT = 0x40000000
 _NAMESPACE_FLAGS = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
-_DENIED_IOCTLS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: put characters into a terminal
+DENIED_IOCTLS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: put characters into a terminal
+DENIED_FCNTLS = (1024, 1026)
+"""F_SETLEASE, F_NOTIFY: a lease on a shown file would hold up whoever opens it on the host for 45 s, and
+a directory's notices tell of others' doings."""
+PRIO_PROCESS = 0
 _FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK (getifaddrs)
 
+_Step = tuple[int, int, int, int]  # code, steps to skip if true, if false, operand
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24  # offsets in struct seccomp_data, low words (little endian)
+_NUMBER, _ARCH, _ARG0, _ARG1, _ARG2 = 0, 4, 16, 24, 32  # offsets in struct seccomp_data, low words first
 _ALLOW = 0x7FFF0000
 _EPERM, _ENOSYS, _EAFNOSUPPORT = (0x00050000 | number for number in (1, 38, 97))
 
 
-def build_filter(machine: str) -> bytes:
+def build_filter(machine: str, *, charged: bool = True) -> bytes:
     """The filter as an array of `struct sock_filter`, for `bwrap --seccomp`.
 
     Args:
         machine: as `platform.machine()` names it: x86_64 or aarch64.
+        charged: whether a cgroup bounds all memory; without one, `UNCHARGED` is refused as well.
 
     Raises:
         SetupError: there is no table for this machine.
@@ -116,8 +162,8 @@ def build_filter(machine: str) -> bytes:
             f"sandbox: no system-call filter for machine {machine!r} (x86_64 and aarch64 have one); "
             "use the docker backend here"
         )
-    arch, column, clone, clone3, ioctl, socket, socketpair = _MACHINES[machine]
-    program: list[tuple[int, int, int, int]] = [
+    arch, column = _MACHINES[machine]
+    program: list[_Step] = [
         (_LOAD, 0, 0, _ARCH),
         (_EQUAL, 1, 0, arch),
         (_RETURN, 0, 0, _EPERM),
@@ -127,20 +173,47 @@ def build_filter(machine: str) -> bytes:
         program += [(_AT_LEAST, 0, 1, _X32_BIT), (_RETURN, 0, 0, _ENOSYS)]
     for number in sorted(numbers[column] for numbers in DENIED.values() if numbers[column] >= 0):
         program += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
-    program += [(_EQUAL, 0, 1, clone3), (_RETURN, 0, 0, _ENOSYS)]
-    program += _on_call(clone, _ARG0, [(_ANY_BIT, 0, 1, _NAMESPACE_FLAGS), (_RETURN, 0, 0, _EPERM)])
-    denied = [step for value in _DENIED_IOCTLS for step in ((_EQUAL, 0, 1, value), (_RETURN, 0, 0, _EPERM))]
-    program += _on_call(ioctl, _ARG1, denied)
-    for call in (socket, socketpair):
-        known = [step for family in _FAMILIES for step in ((_EQUAL, 0, 1, family), (_RETURN, 0, 0, _ALLOW))]
-        program += _on_call(call, _ARG0, [*known, (_RETURN, 0, 0, _EAFNOSUPPORT)])
+    absent = [_JUDGED["clone3"], *(() if charged else UNCHARGED.values())]
+    for numbers in absent:
+        program += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ENOSYS)]
+    for name, steps in _judgements().items():
+        # `steps` begin with the load of an argument; a call that they do not decide is allowed.
+        body = [*steps, (_RETURN, 0, 0, _ALLOW)]
+        program += [(_EQUAL, 0, len(body), _JUDGED[name][column]), *body]
     program.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("<HBBI", *step) for step in program)
 
 
-def _on_call(
-    number: int, argument: int, steps: list[tuple[int, int, int, int]]
-) -> list[tuple[int, int, int, int]]:
-    """`steps` on one argument of one call; a call that they do not decide is allowed."""
-    body = [(_LOAD, 0, 0, argument), *steps, (_RETURN, 0, 0, _ALLOW)]
-    return [(_EQUAL, 0, len(body), number), *body]
+def _judgements() -> dict[str, list[_Step]]:
+    """Per call, what refuses it by its arguments."""
+    families = [step for value in _FAMILIES for step in ((_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ALLOW))]
+    only_known: list[_Step] = [(_LOAD, 0, 0, _ARG0), *families, (_RETURN, 0, 0, _EAFNOSUPPORT)]
+    return {
+        "clone": [(_LOAD, 0, 0, _ARG0), (_ANY_BIT, 0, 1, _NAMESPACE_FLAGS), (_RETURN, 0, 0, _EPERM)],
+        "fcntl": [(_LOAD, 0, 0, _ARG1), *_refuse(*DENIED_FCNTLS)],
+        "ioctl": [(_LOAD, 0, 0, _ARG1), *_refuse(*DENIED_IOCTLS)],
+        "prlimit64": [
+            (_LOAD, 0, 0, _ARG0),
+            (_EQUAL, 0, 5, FIRST),
+            (_LOAD, 0, 0, _ARG2),  # new limits: either half of the pointer is not 0
+            (_EQUAL, 0, 2, 0),
+            (_LOAD, 0, 0, _ARG2 + 4),
+            (_EQUAL, 1, 0, 0),
+            (_RETURN, 0, 0, _EPERM),
+        ],
+        "sched_setaffinity": [(_LOAD, 0, 0, _ARG0), *_refuse(FIRST)],
+        "setpriority": [
+            (_LOAD, 0, 0, _ARG0),
+            (_EQUAL, 1, 0, PRIO_PROCESS),
+            (_RETURN, 0, 0, _EPERM),
+            (_LOAD, 0, 0, _ARG1),
+            *_refuse(FIRST),
+        ],
+        "socket": only_known,
+        "socketpair": only_known,
+    }
+
+
+def _refuse(*values: int) -> list[_Step]:
+    """EPERM where the loaded argument is one of these."""
+    return [step for value in values for step in ((_EQUAL, 0, 1, value), (_RETURN, 0, 0, _EPERM))]

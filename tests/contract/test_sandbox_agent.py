@@ -537,6 +537,20 @@ async def test_self_check_tells_a_broken_promise_from_a_known_limit() -> None:
     assert row.verdict is CheckVerdict.KNOWN_LIMIT
 
 
+async def test_a_full_store_stops_no_command_where_memory_cannot_be_charged() -> None:
+    """There a command's text is no anonymous file, as commands get none either."""
+    async with EmbeddedBackend(settings=EmbeddedSettings(cgroups=False)) as backend:
+        async with backend.sandbox() as sandbox:
+            assert "No such" not in await out(
+                sandbox, "head -c 1G /dev/zero >/tmp/full; df /tmp | tail -1", 60
+            )
+            assert await out(sandbox, "echo on") == "on\n"
+            long = await sandbox.exec(f"echo on #{'x' * 200_000}", timeout=10)
+            assert (long.exit_code, b"No space left" in long.stderr.head) == (126, True)
+            assert await out(sandbox, "rm /tmp/full*; echo on") == "on\n"
+            assert await out(sandbox, f"echo on #{'x' * 200_000}") == "on\n"
+
+
 async def test_python_environment_of_the_host_can_be_used() -> None:
     async with EmbeddedBackend(settings=EmbeddedSettings(python_env=ENVIRONMENT)) as backend:
         async with backend.sandbox() as sandbox:

@@ -293,6 +293,27 @@ class TestFiles:
             found = error.problem
         assert found in (b"x\n", FileProblem.PERMISSION)
 
+    @pytest.mark.parametrize(
+        "path", ["/proc/1/maps", "/proc/self/maps", "/proc/thread-self/status", "/tmp/link"]
+    )
+    async def test_the_agents_own_process_is_out_of_reach(self, sandbox: Sandbox, path: str) -> None:
+        """It has what the commands are refused: its memory, its limits, its descriptors."""
+        await sandbox.exec("ln -s /proc/1/maps /tmp/link", timeout=10)
+        with pytest.raises(SandboxFileError) as caught:
+            await sandbox.read_file(path, max_bytes=1 << 20)
+        assert caught.value.problem is FileProblem.PERMISSION
+
+    async def test_nothing_of_the_agents_own_process_is_written_or_listed(self, sandbox: Sandbox) -> None:
+        for path in ("/proc/1/mem", "/proc/self/oom_score_adj", "/proc/1/comm"):
+            with pytest.raises(SandboxFileError):
+                await sandbox.write_file(path, b"1000")
+        for path in ("/proc/1/fd", "/proc/self/task/1"):
+            with pytest.raises(SandboxFileError):
+                await sandbox.list_dir(path, max_entries=10)
+        result = await sandbox.exec("cat environ", timeout=10, cwd="/proc/self")
+        assert result.exit_code == 126
+        assert b"processor" in await sandbox.read_file("/proc/cpuinfo", max_bytes=1 << 20)
+
 
 class TestListing:
     async def test_two_levels_sorted_without_hidden_ones(self, sandbox: Sandbox) -> None:

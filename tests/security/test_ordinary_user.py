@@ -22,7 +22,7 @@ _KNOWN_LIMITS = {
 }
 
 
-def _python_for_everyone() -> str:
+def python_for_everyone() -> str:
     """An interpreter that other users may start: this one, or the system's of the same version."""
     real = Path(os.path.realpath(sys.executable))
     if all(parent.stat().st_mode & 1 for parent in real.parents):
@@ -39,7 +39,7 @@ def test_cases_as_an_ordinary_user(tmp_path_factory: pytest.TempPathFactory) -> 
     who = {"user": _USER, "group": _USER, "extra_groups": []} if os.getuid() == 0 else {}
     libraries = os.pathsep.join([str(REPOSITORY), sysconfig.get_path("purelib")])
     ran = subprocess.run(
-        [_python_for_everyone(), "-m", f"{__package__}.driver", "embedded", "4", "8", "3", *ids],
+        [python_for_everyone(), "-m", f"{__package__}.driver", "embedded", "4", "8", "3", *ids],
         cwd=REPOSITORY,
         env={
             "PATH": os.environ["PATH"],

@@ -7,16 +7,17 @@ import fcntl
 import posix as os
 import time
 
+from sandbox_rl.sandboxes.agent.files import OWN_PROC
 from sandbox_rl.sandboxes.agent.processes import Identity, identities, kill_others
 from sandbox_rl.sandboxes.agent.wire import FLOODED, MEMORY, RAN, integer, number, take
 
 SHELL = b"/bin/bash"
 FALLBACK_SHELL = b"/bin/sh"
-SCRIPT_FD = 3
-PRELUDE = 'IFS= read -rd "" REPLY <&3; exec 3<&-; eval "$REPLY"'
-"""Takes the script from descriptor 3, closes it and runs it: the script is in no argument list (no
-limit on its size, and `pkill -f` cannot match its own shell) and commands inherit 0, 1 and 2 only."""
-POSIX_PRELUDE = 'REPLY=$(cat <&3; echo .); exec 3<&-; eval "${REPLY%.}"'
+PRELUDE = 'read <&4; IFS= read -rd "" REPLY <&3; exec 3<&- 4<&-; eval "$REPLY"'
+"""Waits until descriptor 4 is closed outside, takes the script from descriptor 3, closes both and runs it:
+the script is in no argument list (no limit on its size, and `pkill -f` cannot match its own shell),
+commands inherit 0, 1 and 2 only, and all of them the shell's niceness, set while it waits."""
+POSIX_PRELUDE = 'read REPLY <&4; REPLY=$(cat <&3; echo .); exec 3<&- 4<&-; eval "${REPLY%.}"'
 
 DRAIN_GRACE = 0.05  # seconds for output that is still in the pipe when the shell has ended
 PIPE_SIZE = 1 << 20
@@ -76,7 +77,7 @@ class CannotStart(Exception):
 class Job:
     """A running command."""
 
-    def __init__(self, request: int, fields: list[bytes], environment: dict[str, str]) -> None:
+    def __init__(self, request: int, fields: list[bytes], environment: dict[str, str], nice: int) -> None:
         script, directory, milliseconds, cap = take(fields, 4)
         self.request = request
         self.started = time.monotonic()
@@ -88,17 +89,17 @@ class Job:
         self.ended = 0.0
         self.outputs: list[Output] = []
         self.pid = -1
-        self._start(script, directory, integer(cap, 2), environment)
+        self._start(script, directory, integer(cap, 2), environment, nice)
 
-    def _start(self, script: bytes, directory: bytes, cap: int, environment: dict[str, str]) -> None:
+    def _start(
+        self, script: bytes, directory: bytes, cap: int, environment: dict[str, str], nice: int
+    ) -> None:
         held: list[int] = []
         try:
             os.chdir(directory)
-            held.append(os.memfd_create("script"))
-            view = memoryview(script)
-            while view:
-                view = view[os.write(held[0], view) :]
-            os.lseek(held[0], 0, 0)
+            if (os.getcwdb() + b"/").startswith(OWN_PROC):
+                raise CannotStart(f"cannot start in {directory.decode('utf-8', 'replace')}: not permitted")
+            held.append(script_file(script))
             for _ in range(2):
                 reader, writer = os.pipe2(os.O_CLOEXEC)
                 held.append(writer)
@@ -106,7 +107,10 @@ class Job:
                 os.set_blocking(reader, False)
                 widen(reader)
             held.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
-            self.pid = spawn_shell(held, directory, environment)
+            held += os.pipe2(os.O_CLOEXEC)
+            self.pid = spawn_shell(held[:5], directory, environment)
+            # Whatever they do, the commands leave the agent its turn. The shell waits for the gate.
+            os.setpriority(os.PRIO_PROCESS, self.pid, nice)
         except OSError as error:
             self.close()
             if error.errno == errno.EAGAIN:
@@ -169,6 +173,51 @@ class Job:
             output.close()
 
 
+def script_file(script: bytes) -> int:
+    """A descriptor from which a script can be read.
+
+    Where memory of no process is refused for want of a cgroup that charges it, a file without a name on
+    the sandbox's own store; on a full one, a pipe, which holds 64 KiB.
+
+    Raises:
+        OSError: a longer script and a full store.
+    """
+    for make in (memory_file, nameless_file):
+        try:
+            fd = make()
+        except OSError:
+            continue
+        try:
+            view = memoryview(script)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.lseek(fd, 0, 0)
+            return fd
+        except OSError:
+            os.close(fd)
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if os.write(writer, script) < len(script):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.set_blocking(reader, True)
+    except OSError:
+        os.close(reader)
+        raise
+    finally:
+        os.close(writer)
+    return reader
+
+
+def memory_file() -> int:
+    """A file of no file system."""
+    return os.memfd_create("script")
+
+
+def nameless_file() -> int:
+    """A file on the sandbox's store that nobody else can open."""
+    return os.open("/tmp", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+
 def refused(message: str) -> list[bytes]:
     """The reply to a command whose shell could not be started: exit status 126, as a shell says it."""
     text = message.encode("utf-8", "replace") + b"\n"
@@ -185,16 +234,16 @@ def widen(fd: int) -> None:
 
 
 def spawn_shell(held: list[int], directory: bytes, environment: dict[str, str]) -> int:
-    """Start the shell in its own session with exactly descriptors 0 to 3; returns its process id.
+    """Start the shell in its own session with exactly descriptors 0 to 4; returns its process id.
 
     Args:
-        held: script, writers of stdout and stderr, /dev/null.
+        held: script, writers of stdout and stderr, /dev/null, reader of the gate.
     """
-    script, out, err, null = held
+    script, out, err, null, gate = held
     bash = os.access(SHELL, os.X_OK)
     argv = ["bash" if bash else "sh", "-c", PRELUDE if bash else POSIX_PRELUDE]
-    # All sources are above 3, so no duplicate overwrites one that is still needed.
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (null, out, err, script)]
+    # All sources are above 4, so no duplicate overwrites one that is still needed.
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (null, out, err, script, gate)]
     try:
         return os.posix_spawn(
             SHELL if bash else FALLBACK_SHELL,

@@ -9,29 +9,12 @@ import select
 import sys
 import time
 
-from sandbox_rl.sandboxes.agent.files import (
-    FileTrouble,
-    get_tree,
-    list_dir,
-    pack,
-    put_tree,
-    read_answer,
-    read_file,
-    trouble_of,
-    unpack,
-    write_file,
-)
+from sandbox_rl.sandboxes.agent.files import FileTrouble, read_answer, read_file, trouble_of, write_file
 from sandbox_rl.sandboxes.agent.jobs import READ_SIZE, CannotStart, Job, refused
+from sandbox_rl.sandboxes.agent.memory import largest_beyond
 from sandbox_rl.sandboxes.agent.network import hand_out_listener
-from sandbox_rl.sandboxes.agent.processes import (
-    SIGCONT,
-    SIGKILL,
-    SIGSTOP,
-    kill_all,
-    send,
-    share_of_memory,
-    table,
-)
+from sandbox_rl.sandboxes.agent.processes import SIGCONT, SIGKILL, SIGSTOP, kill_all, send, table
+from sandbox_rl.sandboxes.agent.trees import get_tree, list_dir, pack, put_tree, unpack
 from sandbox_rl.sandboxes.agent.wire import (
     ANSWER,
     BAD_REQUEST,
@@ -75,11 +58,12 @@ NPROC_RETRIES = 20
 class Agent:
     """Serves one host over a pair of descriptors (the same one twice for a socket)."""
 
-    def __init__(self, reader: int, writer: int, environment: dict[str, str], memory: int) -> None:
+    def __init__(self, reader: int, writer: int, environment: dict[str, str], memory: int, nice: int) -> None:
         self.reader = reader
         self.writer = writer
         self.environment = environment
         self.memory = memory
+        self.nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice)
         self.received = bytearray()
         self.jobs: list[Job] = []
         self.buffer = bytearray(READ_SIZE)
@@ -150,22 +134,11 @@ class Agent:
                     job.reaped(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
     def watch_memory(self, now: float) -> None:
-        """Kill the largest process while all together hold more than the limit.
-
-        Resident memory counts a page once per process that shares it, so it only tells when to look
-        closer: forks that share what their parent holds are no more than it is.
-        """
+        """Kill the largest processes while all together hold more than the limit."""
         rows = table()
         self.next_watch = now + WATCH_INTERVAL if rows else 0.0
-        if sum(row[2] for row in rows.values()) <= self.memory:
-            return
-        shares = {pid: share_of_memory(pid, row[2]) for pid, row in rows.items()}
-        total = sum(shares.values())
-        for pid, share in sorted(shares.items(), key=lambda item: -item[1]):
-            if total <= self.memory:
-                return
+        for pid in largest_beyond(self.memory, rows):
             send(pid, SIGKILL)
-            total -= share
             for job in self.jobs:
                 if (pid, rows[pid][1]) not in job.spared:
                     job.short_of_memory = True
@@ -230,7 +203,7 @@ class Agent:
         """
         for attempt in range(NPROC_RETRIES):
             try:
-                self.jobs.append(Job(request, fields, self.environment))
+                self.jobs.append(Job(request, fields, self.environment, self.nice))
             except CannotStart as reason:
                 self.reply(request, OK, refused(str(reason)))
             except BlockingIOError:
@@ -280,11 +253,12 @@ def hide() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Arguments: reader fd, writer fd, MiB for the watchdog or 0, process limit or 0, NAME=VALUE …
+    """Arguments: reader fd, writer fd, MiB for the watchdog or 0, process limit or 0, niceness of commands,
+    NAME=VALUE …
 
     A value without a name is the door to the network (`hand_out_listener`).
     """
-    reader, writer, memory_mb, processes = (int(value) for value in argv[:4])
+    reader, writer, memory_mb, processes, nice = (int(value) for value in argv[:5])
     hide()
     null = os.open("/dev/null", os.O_RDWR)
     for fd in {0, 1, 2} - {reader, writer}:
@@ -294,10 +268,10 @@ def main(argv: list[str]) -> None:
         os.set_inheritable(fd, False)
     if processes:
         resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
-    environment = dict(value.split("=", 1) for value in argv[4:])
+    environment = dict(value.split("=", 1) for value in argv[5:])
     if door := environment.pop("", ""):
         hand_out_listener(door, reader)
-    agent = Agent(reader, writer, environment, memory_mb << 20)
+    agent = Agent(reader, writer, environment, memory_mb << 20, nice)
     agent.reply(0, OK, [b"%d.%d" % sys.version_info[:2]])
     try:
         agent.serve()

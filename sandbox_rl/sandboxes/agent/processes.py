@@ -16,8 +16,11 @@ ROUNDS = 50
 Identity = tuple[int, int]  # process id, start time in clock ticks: never the same twice
 
 
-def table() -> dict[int, tuple[int, int, int]]:
-    """Process id → (parent, start time, resident bytes) of every process but this one."""
+Row = tuple[int, int, int, int]  # parent, start time, bytes resident, bytes of address space
+
+
+def table() -> dict[int, Row]:
+    """Process id → what is known of it, of every process but this one."""
     me = os.getpid()
     rows = {}
     for name in os.listdir("/proc"):
@@ -35,30 +38,8 @@ def table() -> dict[int, tuple[int, int, int]]:
         finally:
             os.close(fd)
         if len(rest) > 21 and rest[0] not in (b"Z", b"X"):
-            rows[int(name)] = (int(rest[1]), int(rest[19]), int(rest[21]) * 4096)
+            rows[int(name)] = (int(rest[1]), int(rest[19]), int(rest[21]) * 4096, int(rest[20]))
     return rows
-
-
-def share_of_memory(pid: int, resident: int) -> int:
-    """Bytes of a process, each page divided among those that share it.
-
-    `resident` for a process that does not let itself be looked at: hiding must not make it smaller.
-    """
-    try:
-        fd = os.open(f"/proc/{pid}/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return resident if os.access(f"/proc/{pid}", os.F_OK) else 0
-    except OSError:
-        return resident
-    try:
-        for line in os.read(fd, 4096).splitlines():
-            if line.startswith(b"Pss:"):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass  # it has just ended
-    finally:
-        os.close(fd)
-    return resident
 
 
 def identities() -> frozenset[Identity]:
@@ -106,7 +87,7 @@ def kill_others(spared: frozenset[Identity]) -> None:
     send(-1, SIGCONT)
 
 
-def descends(pid: int, rows: dict[int, tuple[int, int, int]], spared: frozenset[Identity]) -> bool:
+def descends(pid: int, rows: dict[int, Row], spared: frozenset[Identity]) -> bool:
     """Whether `pid` or one of its ancestors is in `spared`."""
     for _ in range(len(rows) + 1):
         row = rows.get(pid)

@@ -12,6 +12,7 @@ from typing import Any
 
 V1_CONTROLLERS = ("memory", "pids", "cpu")
 PREFIX = "sandbox_rl-"
+ORPHANS_TIME = 5.0  # seconds at a start for what others have left; the rest is left to the next start
 OUTSIDE = 4  # processes of the launcher that count beside the sandbox's own
 
 
@@ -117,6 +118,16 @@ class Cgroups:
         for root in self.roots.values():
             write_text(f"{root}/{name}/cgroup.procs", 0)
 
+    def members(self, name: str) -> list[int]:
+        """The processes of a sandbox, after which no further one can come into being.
+
+        Its share of the processors is lifted: what is to die needs time for that.
+        """
+        found: set[int] = set()
+        for root in self.roots.values():
+            found |= last_members(f"{root}/{name}")
+        return sorted(found)
+
     def remove(self, name: str) -> bool:
         """Remove a sandbox's groups; False while something still lives in one."""
         gone = True
@@ -176,32 +187,72 @@ def delegate(parent: str, directory: str) -> None:
 
 
 def remove_orphans(parent: str) -> None:
-    """Remove groups whose owner or spawner is provably gone; those of other places are left alone."""
+    """Remove groups whose owner and spawner are provably gone; those of other places are left alone.
+
+    A spawner whose owner has gone is clearing up itself. One that was killed takes its sandboxes with it,
+    except what was just being made, and what is slow to die.
+    """
     here = place()
+    orphans = []
     for entry in os.listdir(parent):
         parts = entry.split("-")
         if not entry.startswith(PREFIX) or len(parts) != 5 or not (parts[2] + parts[4]).isdigit():
             continue
         _, its_place, pid, started, spawner = parts
-        alive = start_time(int(pid)) == started and start_time(int(spawner))
-        if its_place != here or alive:
-            continue
-        directory = f"{parent}/{entry}"
-        for child in [c for c in os.listdir(directory) if os.path.isdir(f"{directory}/{c}")]:
-            clear_group(f"{directory}/{child}")
-        remove_group(directory)
-
-
-def clear_group(directory: str) -> None:
-    """Kill what is left in an orphaned sandbox's group, then remove it.
-
-    A spawner that was killed takes its sandboxes with it, except one that was just being made.
-    """
-    deadline = time.monotonic() + 1
-    while not remove_group(directory) and time.monotonic() < deadline:
-        try:
-            for pid in read_text(f"{directory}/cgroup.procs").split():
-                os.kill(int(pid), 9)
-        except OSError:
-            pass
+        owned = start_time(int(pid)) == started and start_time(int(spawner))
+        if its_place == here and not owned and not is_spawner(int(spawner)):
+            orphans.append(f"{parent}/{entry}")
+    deadline = time.monotonic() + ORPHANS_TIME
+    while orphans and time.monotonic() < deadline:
+        orphans = [directory for directory in orphans if not clear_groups(directory)]
         time.sleep(0.005)
+
+
+def is_spawner(pid: int) -> bool:
+    """Whether a living process is one of these: its name alone may belong to a newcomer by now."""
+    try:
+        return b"/proc/self/fd/" in open_bytes(f"/proc/{pid}/cmdline")
+    except OSError:
+        return False
+
+
+def open_bytes(path: str) -> bytes:
+    """Content of a small file."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def clear_groups(directory: str) -> bool:
+    """Kill what is left in the groups below `directory` and remove them all; False while some are left."""
+    try:
+        children = [f"{directory}/{name}" for name in os.listdir(directory)]
+    except FileNotFoundError:
+        return True
+    for child in filter(os.path.isdir, children):
+        if not remove_group(child):
+            for pid in last_members(child):
+                kill_process(pid)
+    return remove_group(directory)
+
+
+def last_members(directory: str) -> set[int]:
+    """The processes of a group, which may start no more and use the processors as they need to."""
+    for file, value in (("pids.max", 0), ("cpu.cfs_quota_us", -1), ("cpu.max", "max")):
+        try:
+            if os.path.exists(f"{directory}/{file}"):
+                write_text(f"{directory}/{file}", value)
+        except OSError:
+            pass  # it has just been removed
+    try:
+        return {int(pid) for pid in read_text(f"{directory}/cgroup.procs").split()}
+    except OSError:
+        return set()
+
+
+def kill_process(pid: int) -> bool:
+    """Kill a process; False if there is none."""
+    try:
+        os.kill(pid, 9)
+    except OSError:
+        return False
+    return True

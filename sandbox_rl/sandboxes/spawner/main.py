@@ -12,16 +12,19 @@ import sys
 import time
 from typing import Any
 
-from sandbox_rl.sandboxes.spawner.cgroups import Cgroups
+from sandbox_rl.sandboxes.spawner.cgroups import Cgroups, kill_process
 from sandbox_rl.sandboxes.spawner.launch import AGENT_FD, Launcher
-from sandbox_rl.sandboxes.spawner.live import Live, parent_of, signalled
+from sandbox_rl.sandboxes.spawner.live import Live, all_parents, descendants, parent_of
 from sandbox_rl.sandboxes.spawner.stage import Stage, enter_private_namespaces
 from sandbox_rl.sandboxes.spawner.system import PR_SET_CHILD_SUBREAPER, prctl
 
 MESSAGE = 1 << 20
 FIRST_UID = 0x70000000  # above what distributions, container engines and directories hand out
 UIDS = 1 << 20
+NICE, MOST_NICE = 5, 19  # of commands: behind the agent, and where nothing else bounds them behind the host
 CLOSING_TIME = 10.0  # seconds for all sandboxes to go when the host has gone
+SLOW = 0.05  # seconds in which a sandbox that does not resist has ended
+PRESS_INTERVAL = 0.02
 SPARES = 2
 """Sandboxes laid out ahead of need, up to the start of the agent. Joining control groups waits for the
 kernel (8 ms), namespaces and mounts take as long again: a request waits for neither. A second spare is
@@ -38,16 +41,20 @@ class Spawner:
         self.live: dict[int, Live] = {}
         self.spares: list[Live] = []
         self.made = 0
+        self.next_press = 0.0
         self.unburied: set[str] = set()
         self.next_uid = int.from_bytes(os.urandom(4), "big") % UIDS
         self.root = os.geteuid() == 0
         self.cgroups = Cgroups(config["owner"], self.limits) if config["cgroups"] else None
         enter_private_namespaces()
-        stage = Stage(config)
         bounded = bool(self.cgroups and self.cgroups.memory)
+        stage = Stage(config, config["seccomp"] if bounded else config["seccomp_uncharged"])
         watched = 0 if bounded else self.limits["memory_mb"]
         # The descriptor twice (to read and to write), the watchdog's MiB, the process limit, variables.
         config["command"] += [str(AGENT_FD), str(AGENT_FD), str(watched), str(self.limits["pids"])]
+        # Where a group has its own share of the processors, niceness is among its own processes only.
+        shared = not (self.cgroups and {"", "cpu"} & self.cgroups.roots.keys())
+        config["command"] += [str(NICE if shared else MOST_NICE)]
         config["command"] += [f"{name}={value}" for name, value in config["environment"].items()]
         raise_descriptor_limit()
         self.launcher = Launcher(config, stage, self.cgroups)
@@ -78,10 +85,11 @@ class Spawner:
         poller.register(self.control, select.POLLIN)
         poller.register(wakeup, select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poller.poll(20 if self.unburied else None)}
+            ready = {fd for fd, _ in poller.poll(20 if self.unburied or self.dying() else None)}
             if wakeup in ready:
                 os.read(wakeup, 4096)
             self.reap()
+            self.press()
             if self.control.fileno() in ready and not self.take_request():
                 break
         self.shut_down()
@@ -161,6 +169,23 @@ class Spawner:
         if self.cgroups:
             self.unburied = {name for name in self.unburied if not self.cgroups.remove(name)}
 
+    def dying(self) -> list[Live]:
+        """Those whose end was asked for."""
+        return [sandbox for sandbox in self.live.values() if sandbox.killed]
+
+    def press(self) -> None:
+        """Help those along that are slow to die, now and then."""
+        now = time.monotonic()
+        slow = [sandbox for sandbox in self.dying() if now - sandbox.killed > SLOW]
+        if not slow or now < self.next_press:
+            return
+        groups = self.cgroups if self.cgroups and self.cgroups.roots else None
+        parents = {} if groups else all_parents()
+        for sandbox in slow:
+            found = groups.members(sandbox.group) if groups else descendants(sandbox.first_process(), parents)
+            sandbox.press(found)
+        self.next_press = time.monotonic() + PRESS_INTERVAL
+
     def bury(self, name: str) -> None:
         """Remove the groups of that name, now or as soon as nothing lives in them."""
         if self.cgroups and not self.cgroups.remove(name):
@@ -174,7 +199,7 @@ class Spawner:
         """
         for name in os.listdir("/proc"):
             if name.isdigit() and int(name) not in self.live and parent_of(int(name)) == os.getpid():
-                signalled(int(name))
+                kill_process(int(name))
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send a message; a host that is gone is noticed where messages are received."""
@@ -190,6 +215,7 @@ class Spawner:
             sandbox.kill()
         while (self.live or self.unburied) and time.monotonic() < deadline:
             self.reap()
+            self.press()
             time.sleep(0.002)
         if self.cgroups:
             self.cgroups.close()

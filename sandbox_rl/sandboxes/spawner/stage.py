@@ -64,10 +64,11 @@ class Stage:
     """The shared layout below `self.root`.
 
     Args:
-        config: `agent` (source), `seccomp` (hex) and the fields of a `bwrap.Layout`.
+        config: `agent` (source) and the fields of a `bwrap.Layout`.
+        seccomp: the system-call filter, in hex.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], seccomp: str) -> None:
         beside = [config["bwrap_directory"]] if config["bwrap_directory"] else []
         outside = [*(path for path, _ in config["shown"]), *beside]
         needed = [config["bwrap"], config["python"], *outside]
@@ -94,7 +95,7 @@ class Stage:
             os.close(fd)
         arguments = [a.format(root=self.tree.root) for a in config["arguments"]]
         self.store("arguments", "".join(a + "\0" for a in arguments).encode())
-        self.store("seccomp", bytes.fromhex(config["seccomp"]))
+        self.store("seccomp", bytes.fromhex(seccomp))
 
     def make_etc(self) -> None:
         """A made-up /etc: the host's users, keys and names are nobody's business."""
