@@ -95,6 +95,10 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
         finally:
             signal.signal(signal.SIGTERM, previous)
 
+    def agree(self) -> None:
+        """All ranks have agreed to end, whichever of them received the signal."""
+        self.received = True
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = True
 

@@ -182,7 +182,6 @@ def async_arguments(recipe: Recipe, checkpoints: Path, *, longest: int) -> Any:
         seed=recipe.seed,
         max_tokens=recipe.episode.max_tokens,
         longest=longest,
-        at_once=recipe.rollout.concurrency,
         dtype="float32" if recipe.model.dtype == "auto" else recipe.model.dtype,
         trust_remote_code=recipe.model.trust_remote_code,
         report_to=recipe.report_to,

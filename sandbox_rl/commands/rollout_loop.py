@@ -1,4 +1,4 @@
-"""The other end of `RolloutProcess`: groups of episodes, one after another, until told to stop.
+"""The other end of `RolloutProcess`: groups of episodes, those that the trainer admits, until told to stop.
 
 It talks to sandboxes and servers, parses and scores. It sees no GPU and dies with the trainer.
 """
@@ -11,7 +11,8 @@ import os
 import queue
 import signal
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,17 @@ from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.curriculum import teaches
 from sandbox_rl.training.models import generation_ends, load_tokenizer
-from sandbox_rl.training.samples import Advantage, to_samples
+from sandbox_rl.training.samples import Advantage, FinishedGroup, LeftOut, finished_group
+from sandbox_rl.types import Task
 
-__all__ = ["Channels", "RolloutJob", "roll_out"]
+__all__ = ["Channels", "RolloutJob", "groups_at_once", "requests_of", "roll_out"]
 
 PR_SET_PDEATHSIG = 1
 FAILED_GROUPS = 8
 """Groups in a row of which every episode failed on our side, after which it is no accident."""
 HEARTBEAT_S = 1.0
+POLL_S = 0.05
+"""Between two looks for admitted groups, where there is room for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class RolloutJob:
     Args:
         model: directory or Hub id whose tokenizer talks.
         addresses: of the servers.
-        done: groups that were trained before.
+        attempt: how often this run was resumed; part of the episodes' ids, since an episode that was lost
+            with a process is sampled again.
     """
 
     recipe: Recipe
@@ -60,7 +65,7 @@ class RolloutJob:
     group_size: int
     advantage: Advantage
     sampling: SamplingSettings
-    done: frozenset[int] = frozenset()
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +73,18 @@ class Channels:
     """What connects the two ends: queues, values and an event of multiprocessing.
 
     Args:
-        samples: for the trainer; full when it is behind.
+        admitted: lists of the numbers of groups that may start, from the trainer.
+        finished: a `FinishedGroup` for each of them; bounded by what is admitted.
         metrics: dicts of a group's metrics.
-        skipped: numbers of groups that never become samples.
         failure: why the process ended, if it did not have to.
         version: of the weights that turns are sampled with.
         beat: when the loop last moved, on the monotonic clock.
         stop: set when it should end.
     """
 
-    samples: Any
+    admitted: Any
+    finished: Any
     metrics: Any
-    skipped: Any
     failure: Any
     version: Any
     beat: Any
@@ -103,59 +108,48 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
     recipe = job.recipe
     engine = _engine(job, recipe, lambda: int(channels.version.value))
     tasks = list(load_tasks(recipe.data, split="train", base_dir=job.base_dir))
-    at_once = max(1, recipe.rollout.concurrency // job.group_size)
+    at_once = groups_at_once(recipe.rollout.concurrency, job.group_size)
     failed_in_a_row = 0
 
-    async def one(group: int) -> None:
+    async def one(number: int) -> None:
         nonlocal failed_in_a_row
-        task = of_group(tasks, group, seed=recipe.seed)
-        requests = [
-            EpisodeRequest(
-                id=f"train-{group:06d}-{sample:04d}",
-                task=task,
-                seed=derive_seed(recipe.seed, task.id, group, sample),
-            )
-            for sample in range(job.group_size)
-        ]
+        requests = requests_of(
+            number, tasks, seed=recipe.seed, group_size=job.group_size, attempt=job.attempt
+        )
         try:
             rollouts = await engine.run(requests)
         except InfraFault:
             failed_in_a_row += 1
             if failed_in_a_row >= FAILED_GROUPS:
                 raise
-            channels.skipped.put(group)
+            channels.finished.put(_without_samples(number, job.group_size, LeftOut.NOT_JUDGED))
             return
         failed_in_a_row = 0
         journal.write_all(rollouts, phase="train", step=int(channels.version.value))
         channels.metrics.put(rollout_metrics(rollouts) | group_metrics([rollouts]) | engine.occupancy.take())
         if recipe.curriculum.refill_rounds and not teaches(rollouts):
-            channels.skipped.put(group)  # another group takes its place by itself
+            # Another group takes its place by itself.
+            channels.finished.put(_without_samples(number, job.group_size, LeftOut.EQUAL_REWARDS))
             return
-        made = to_samples(rollouts, group_id=group, kind=job.advantage)
-        if not made:
-            channels.skipped.put(group)
-        for sample in made:
-            sample.enqueued_at = time.time()
-            while not channels.stop.is_set():
-                try:
-                    channels.samples.put_nowait(sample)
-                    break
-                except queue.Full:
-                    await asyncio.sleep(0.05)  # the trainer is behind: that holds this group's place
+        channels.finished.put(finished_group(rollouts, number=number, kind=job.advantage))
 
     with Journal(job.journal) as journal:
         async with engine:
             live: set[asyncio.Task[None]] = set()
-            group = 0
+            admitted: deque[int] = deque()
             try:
                 while not channels.stop.is_set():
                     channels.beat.value = time.monotonic()
-                    while len(live) < at_once:
-                        if group not in job.done:
-                            live.add(asyncio.create_task(one(group)))
-                        group += 1
+                    admitted.extend(_admitted(channels.admitted))
+                    while admitted and len(live) < at_once:
+                        live.add(asyncio.create_task(one(admitted.popleft())))
+                    if not live:
+                        await asyncio.sleep(POLL_S)
+                        continue
                     ended, live = await asyncio.wait(
-                        live, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED
+                        live,
+                        timeout=POLL_S if len(live) < at_once else HEARTBEAT_S,
+                        return_when=asyncio.FIRST_COMPLETED,
                     )
                     for task in ended:
                         task.result()
@@ -163,6 +157,44 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
                 for task in live:
                     task.cancel()
                 await asyncio.gather(*live, return_exceptions=True)
+
+
+def groups_at_once(concurrency: int, group_size: int) -> int:
+    """Groups that run side by side, at least one."""
+    return max(1, concurrency // group_size)
+
+
+def requests_of(
+    number: int, tasks: Sequence[Task], *, seed: int, group_size: int, attempt: int = 0
+) -> list[EpisodeRequest]:
+    """The episodes of a group: task and seeds are functions of its number and the run's seed alone.
+
+    The ids say also in which attempt of the run they were sampled.
+    """
+    task = of_group(tasks, number, seed=seed)
+    suffix = f"-r{attempt}" if attempt else ""
+    return [
+        EpisodeRequest(
+            id=f"train-{number:06d}-{sample:04d}{suffix}",
+            task=task,
+            seed=derive_seed(seed, task.id, number, sample),
+        )
+        for sample in range(group_size)
+    ]
+
+
+def _without_samples(number: int, group_size: int, why: LeftOut) -> FinishedGroup:
+    return FinishedGroup(number, (), dict.fromkeys(range(group_size), why))
+
+
+def _admitted(source: Any) -> list[int]:
+    """All numbers that have come and were not taken yet."""
+    found: list[int] = []
+    while True:
+        try:
+            found += source.get_nowait()
+        except queue.Empty:
+            return found
 
 
 def _engine(job: RolloutJob, recipe: Recipe, weight_version: Callable[[], int]) -> RolloutEngine:

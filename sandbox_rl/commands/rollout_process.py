@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from sandbox_rl.commands.rollout_loop import Channels, RolloutJob, roll_out
@@ -22,25 +22,24 @@ STOP_TIMEOUT_S = 60.0
 class RolloutProcess:
     """The trainer's end: queues, the version that is live, and whether the other end still works."""
 
-    def __init__(self, job: RolloutJob, *, queue_size: int) -> None:
+    def __init__(self, job: RolloutJob) -> None:
         self._job = job
         self._context = multiprocessing.get_context("spawn")
         self._channels = Channels(
-            samples=self._context.Queue(maxsize=queue_size),
+            admitted=self._context.Queue(),
+            finished=self._context.Queue(),
             metrics=self._context.Queue(),
-            skipped=self._context.Queue(),
             failure=self._context.Queue(),
             version=self._context.Value("q", 0),
             beat=self._context.Value("d", 0.0),
             stop=self._context.Event(),
         )
         self._process: Any = None
-        self._skipped: set[int] = set()
 
     @property
     def rollout_buffer(self) -> Any:
-        """Where the trainer takes samples from."""
-        return self._channels.samples
+        """Where the trainer takes each `FinishedGroup` from."""
+        return self._channels.finished
 
     @property
     def metrics_queue(self) -> Any:
@@ -66,12 +65,17 @@ class RolloutProcess:
         self._channels.stop.set()
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while process.is_alive() and time.monotonic() < deadline:
-            _drain(self.rollout_buffer)  # a full queue would keep its feeder thread, and so the process
+            _drain(self.rollout_buffer)  # a full pipe would keep its feeder thread, and so the process
             _drain(self.metrics_queue)
             process.join(0.1)
         if process.is_alive():
             process.kill()
             process.join(STOP_TIMEOUT_S)
+
+    def admit(self, numbers: Sequence[int]) -> None:
+        """Let groups start, as soon as there is room."""
+        if numbers:
+            self._channels.admitted.put(list(numbers))
 
     def update_model_version(self, model_version: int) -> None:
         """Which weights turns are sampled with from now on."""
@@ -94,16 +98,10 @@ class RolloutProcess:
         if silent > stale_after_s:
             raise EngineFault(f"the rollout process has not moved for {silent:.0f} s; go on with --resume")
 
-    def skipped(self) -> set[int]:
-        """Groups that never reached the trainer: nothing to learn, or failed."""
-        self._skipped |= set(_drain(self._channels.skipped))
-        return self._skipped
 
-
-def _drain(source: Any) -> Iterable[Any]:
-    found = []
+def _drain(source: Any) -> None:
     while True:
         try:
-            found.append(source.get_nowait())
+            source.get_nowait()
         except queue.Empty:
-            return found
+            return

@@ -5,6 +5,7 @@
     runs/<name>/
       recipe.yaml      the resolved recipe; training from it repeats the run
       machine.json     versions, devices, which sandbox runs and what it lacks
+      attempts.jsonl   when it was started and resumed, and from which step
       metrics.jsonl    one line per logged step
       episodes.jsonl   every episode, whole
       results.json     held-out results

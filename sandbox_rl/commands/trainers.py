@@ -15,17 +15,19 @@ from peft import LoraConfig
 from transformers import PrinterCallback
 
 from sandbox_rl.audit.run import RunAudit
+from sandbox_rl.commands.attempts import begin_attempt
 from sandbox_rl.commands.callbacks import LogMetrics, ShowSteps, WatchMismatch
 from sandbox_rl.commands.parts import async_arguments, grpo_arguments
-from sandbox_rl.commands.rollout_loop import RolloutJob
+from sandbox_rl.commands.rollout_loop import RolloutJob, groups_at_once
 from sandbox_rl.commands.rollout_process import RolloutProcess
 from sandbox_rl.commands.session import Session
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.rollout.tail_batches import TailBatches
 from sandbox_rl.training.async_config import advantage_of
-from sandbox_rl.training.async_trainer import GroupProgress, SandboxAsyncTrainer
-from sandbox_rl.training.checkpoints import CheckpointManifest
+from sandbox_rl.training.async_ledger import GroupProgress
+from sandbox_rl.training.async_trainer import SandboxAsyncTrainer
+from sandbox_rl.training.checkpoints import CheckpointManifest, step_of
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
@@ -115,13 +117,13 @@ def async_trainer(session: Session, checkpoint: Path | None) -> Iterator[Sandbox
     assert session.served is not None, "checked with the recipe"
     served = session.served
     args = async_arguments(recipe, session.run.checkpoints, longest=_longest(session))
-    progress: GroupProgress | None = None
+    at_once = groups_at_once(recipe.rollout.concurrency, args.num_generations)
+    progress = GroupProgress()
     worker: RolloutProcess | None = None
     if state.is_main_process:
-        progress = GroupProgress(
-            lambda: trainer.trained_groups, lambda: set() if worker is None else worker.skipped()
-        )
-        done = frozenset() if checkpoint is None else progress.restore(checkpoint)
+        if checkpoint is not None:
+            progress.restore(checkpoint)
+        attempt = begin_attempt(session.run.path, step=0 if checkpoint is None else step_of(checkpoint))
         worker = RolloutProcess(
             RolloutJob(
                 recipe=recipe,
@@ -132,25 +134,24 @@ def async_trainer(session: Session, checkpoint: Path | None) -> Iterator[Sandbox
                 group_size=args.num_generations,
                 advantage=advantage_of(recipe.estimator),
                 sampling=sampling_of(args),
-                done=done,
-            ),
-            queue_size=args.queue_maxsize,
+                attempt=attempt,
+            )
         )
         served.on_version.append(worker.update_model_version)
     with session.display.progress("Training", args.max_steps) as bar:
         trainer = SandboxAsyncTrainer(
             model=session.model_settings.path,
             args=args,
+            at_once=at_once,
+            progress=progress,
+            stop=lambda: session.finish.received,
+            stopped=session.finish.agree,
             train_dataset=_prompts(session),
             processing_class=session.tokenizer,
             peft_config=_lora(recipe.model.lora),
             rollout_worker=worker,
             weight_transfer=served.publisher,
-            callbacks=[
-                *_callbacks(session),
-                ShowSteps(bar),
-                CheckpointManifest(None if progress is None else progress.save),
-            ],
+            callbacks=[*_watchers(session), ShowSteps(bar), CheckpointManifest(progress.save)],
         )
         end_turns_with(trainer.model, session.chat.ends)
         trainer.remove_callback(PrinterCallback)
@@ -184,7 +185,11 @@ def _journal(session: Session, phase: str) -> Callable[[int, Sequence[Rollout]],
 
 
 def _callbacks(session: Session) -> list[Any]:
-    callbacks: list[Any] = [session.updates, session.finish, LogMetrics(session.run.metrics)]
+    return [session.finish, *_watchers(session)]
+
+
+def _watchers(session: Session) -> list[Any]:
+    callbacks: list[Any] = [session.updates, LogMetrics(session.run.metrics)]
     if isinstance(session.recipe.policy, VLLMSettings):
         callbacks.append(WatchMismatch(session.recipe.policy.mismatch_alarm))
     return callbacks

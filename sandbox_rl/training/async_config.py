@@ -21,9 +21,15 @@ __all__ = ["advantage_of", "async_config"]
 TOKEN_BUDGET = 16_384
 """Tokens of one forward pass, unless an episode can be longer or the recipe says otherwise."""
 
+MAX_STALENESS = 4
+"""Updates that any trained token may be old (`async_admission.py`): the update waits rather than train on an
+older one, and nothing is dropped. 0: sampling and updates take turns. Lower is nearer to on-policy, higher
+waits less for episodes that outlast several updates."""
+
 _OURS = {
     "vllm_server_base_url": "set policy.base_urls",
     "max_inflight_tasks": "set rollout.concurrency",
+    "queue_maxsize": "leave it away: grpo.max_staleness bounds what waits",
     "dtype": "set model.dtype",
     "model_init_kwargs": "set model.revision and the like",
     "trust_remote_code": "set model.trust_remote_code",
@@ -49,7 +55,6 @@ def async_config(
     seed: int,
     max_tokens: int,
     longest: int,
-    at_once: int,
     dtype: str,
     trust_remote_code: bool = False,
     report_to: Sequence[str] = (),
@@ -58,7 +63,6 @@ def async_config(
 
     Args:
         longest: tokens of the longest episode with its prompt.
-        at_once: episodes in flight.
         dtype: of the trained weights.
 
     Raises:
@@ -88,9 +92,7 @@ def async_config(
         "remove_unused_columns": False,
         "max_completion_length": max_tokens,
         "token_budget": max(longest, TOKEN_BUDGET),
-        # Finished samples that wait, beside those in flight. What waits grows stale, and rollouts that run
-        # far ahead take the machine from the update.
-        "queue_maxsize": at_once,
+        "max_staleness": MAX_STALENESS,
         "epsilon": 0.2,
         "epsilon_high": 0.28,
         "gradient_accumulation_steps": 1,
@@ -106,10 +108,16 @@ def async_config(
     args = checked_fields(AsyncGRPOConfig, "grpo", defaults | dict(block), known)
     check_untruncated(args)
     check_optimizer(args)
-    if 0 < args.token_budget < longest:
+    if not args.token_budget or args.token_budget < longest:
         raise ConfigError(
             f"grpo.token_budget: {args.token_budget}, expected at least {longest}, the longest prompt "
             "with episode.max_tokens; raise it, or lower episode.max_tokens"
+        )
+    least = max(0, args.weight_sync_steps - 1)
+    if args.max_staleness < least:
+        raise ConfigError(
+            f"grpo.max_staleness: {args.max_staleness}, expected at least {least}, since weights are "
+            f"published every {args.weight_sync_steps} updates; raise it, or lower grpo.weight_sync_steps"
         )
     return args
 

@@ -1,41 +1,116 @@
-"""TRL's asynchronous GRPO trainer with our attention, worker and weight transfer. Its update is its own."""
+"""TRL's asynchronous GRPO trainer with our data, attention, worker and weight transfer; its loss is TRL's."""
 
 from __future__ import annotations
 
-import json
+import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.experimental.async_grpo import AsyncGRPOTrainer, async_grpo_trainer
 
+from sandbox_rl.errors import EngineFault
+from sandbox_rl.training.async_admission import Admission
+from sandbox_rl.training.async_ledger import GroupProgress
+from sandbox_rl.training.async_source import RolloutSource
+from sandbox_rl.training.async_updates import UpdateStream
 from sandbox_rl.training.log_probs import float32_log_probs
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.training.weight_merge import checkpoint_tensors
 
-__all__ = ["GroupProgress", "SandboxAsyncTrainer"]
-
-STATE_FILE = "groups.json"
+__all__ = ["SandboxAsyncTrainer"]
 
 
 class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
-    """`trl.experimental.AsyncGRPOTrainer`; what of it is relied upon is pinned by tests/smoke."""
+    """`trl.experimental.AsyncGRPOTrainer`; what of it is relied upon is pinned by tests/smoke.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    TRL's trainer takes micro-batches as samples come and drops single ones that are too old. Here an update
+    is composed of whole groups (`async_admission.py`) and computed in as many micro-batches as they need.
+    `grpo.gradient_accumulation_steps` says how many rows per rank a usual update has.
+
+    Args:
+        at_once: groups that are sampled side by side.
+        progress: the groups so far; on the main process.
+        stop, stopped: see `UpdateStream`.
+    """
+
+    def __init__(
+        self,
+        *,
+        args: Any,
+        at_once: int,
+        progress: GroupProgress | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        stopped: Callable[[], None] = lambda: None,
+        callbacks: Iterable[TrainerCallback] = (),
+        **kwargs: Any,
+    ) -> None:
+        self._rows_per_update = int(args.gradient_accumulation_steps)
+        args = copy.copy(args)
+        args.gradient_accumulation_steps = 1  # what the loop of transformers sees: one item is one update
+        self.progress = progress or GroupProgress()
+        self._at_once = at_once
+        self._border = _Border(self, stop, stopped)
         with _without_peak_flops():
-            super().__init__(*args, **kwargs)
+            super().__init__(args=args, callbacks=[self._border, *callbacks], **kwargs)
         register_tree_attention()
         float32_log_probs(self.model, temperature=self.temperature)
         self._published_step = -1
 
-    @property
-    def trained_groups(self) -> set[int]:
-        """Ids of the groups that went into an update; on the main process."""
-        trained: set[int] = self._trained_groups
-        return trained
+    def get_train_dataloader(self) -> UpdateStream:
+        """One item per update, on every rank."""
+        source = None
+        if self.accelerator.is_main_process:
+            ranks = self.accelerator.num_processes
+            admission = Admission(
+                self.progress,
+                max_staleness=self.args.max_staleness,
+                tokens=self.args.token_budget * self._rows_per_update * ranks,
+                at_once=self._at_once,
+            )
+            source = RolloutSource(
+                self.rollout_worker,
+                admission,
+                step=lambda: int(self.state.global_step),
+                version=lambda: int(self.model_version),
+                metrics=self._metrics["train"],
+                ranks=ranks,
+                token_budget=self.args.token_budget,
+                pad_token_id=self.processing_class.pad_token_id,
+                stale_after_s=self.args.heartbeat_stale_after_s,
+            )
+        self._rollout_dataset = UpdateStream(
+            source, self.accelerator.state, stop=self._border.stop, stopped=self._border.stopped
+        )
+        return self._rollout_dataset
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """One whole update: the loss is the mean over all of its tokens, however they lie in rows."""
+        batches = inputs["micro_batches"]
+        tokens = [float(batch["global_n_tokens"][0]) for batch in batches]
+        losses = []
+        for place, batch in enumerate(batches):
+            # TRL divides the mean over a micro-batch by this.
+            self.current_gradient_accumulation_steps = sum(tokens) / tokens[place]
+            last = place == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, batch, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Of one update, for transformers' own count."""
+        return sum(super(SandboxAsyncTrainer, self).floating_point_ops(b) for b in inputs["micro_batches"])
+
+    def update_finished(self) -> None:
+        """The optimizer has taken a step: what was packed for it is used."""
+        behind = self.progress.finish_update()
+        self._trained_groups.update(behind)  # TRL's metric of groups per step
 
     def _sync_weight(self) -> None:
         super()._sync_weight()
@@ -45,35 +120,98 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
         """As TRL's, but what is sent is gathered before requests freeze, and adapters are folded into a copy.
 
         TRL merges them in place and takes them out again: a bfloat16 base would drift with every publication.
+        The version is the number of updates, so that it means the same after a resume.
+
+        Raises:
+            EngineFault: on every rank, when a server did not take the weights.
         """
+        version = int(self.state.global_step)
         transfer = self.weight_transfer if self.accelerator.is_main_process else None
         tensors = checkpoint_tensors(self.accelerator.unwrap_model(self.model))
-        staged = None if transfer is None else transfer.stage(tensors)
-        if transfer is None:
-            for _ in tensors:  # gathering a sharded tensor takes every rank
-                pass
-        self.accelerator.wait_for_everyone()
-        gathered = time.time()
+        marks = [t0] * 3
+        failure = ""
+        try:
+            if transfer is not None:
+                staged = transfer.stage(tensors)
+                marks[0] = time.time()
+                transfer.pause()
+                marks[1] = time.time()
+                transfer.send(staged, version=version)
+                marks[2] = time.time()
+        except EngineFault as error:
+            failure = str(error)
+        for _ in tensors:  # gathering a sharded tensor takes every rank
+            pass
+        self._agree_on_failure(failure)
         if transfer is not None:
-            transfer.pause()
-        paused = time.time()
-        if transfer is not None:
-            transfer.send(staged)
-        sent = time.time()
-        self.accelerator.wait_for_everyone()
-        if transfer is not None:
-            transfer.resume()
+            try:
+                transfer.resume()
+            except EngineFault as error:
+                failure = str(error)
+        self._agree_on_failure(failure)
         if self.accelerator.is_main_process:
-            self.model_version += 1
+            self.model_version = version
             if self.rollout_worker:
-                self.rollout_worker.update_model_version(self.model_version)
+                self.rollout_worker.update_model_version(version)
+        gathered, paused, sent = marks
         # TRL logs the differences as pause, barrier (here with what is staged) and transfer.
         return t0 + paused - gathered, paused, sent
+
+    def _agree_on_failure(self, failure: str) -> None:
+        """Also a barrier.
+
+        Raises:
+            EngineFault: on every rank, if the main process brings one.
+        """
+        if self.accelerator.num_processes > 1:
+            message = [failure]
+            broadcast_object_list(message)
+            (failure,) = message
+        if failure:
+            raise EngineFault(failure)
 
     def sync_policy(self) -> None:
         """Bring the servers up to date before an evaluation."""
         if self.state.global_step > 0 and self._published_step != self.state.global_step:
             self._sync_weight()
+
+
+class _Border(TrainerCallback):  # type: ignore[misc]
+    """What happens between two updates: samples become used; a run that was asked to stop saves and ends."""
+
+    def __init__(
+        self, trainer: SandboxAsyncTrainer, stop: Callable[[], bool], stopped: Callable[[], None]
+    ) -> None:
+        self._trainer = trainer
+        self._tell = stopped
+        self._agreed = False
+        self._saved_step = -1
+        self.stop = stop
+
+    def stopped(self) -> None:
+        """All ranks have agreed to stop."""
+        self._agreed = True
+        self._tell()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before anything is published or saved."""
+        self._trainer.update_finished()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember which step has a checkpoint."""
+        self._saved_step = state.global_step
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """There was no further update: save, unless just this step was saved, and end."""
+        if self._agreed:
+            control.should_training_stop = True
+            control.should_save = 0 < state.global_step != self._saved_step
 
 
 @contextmanager
@@ -91,33 +229,3 @@ def _without_peak_flops() -> Iterator[None]:
         yield
     finally:
         async_grpo_trainer.get_peak_flops_per_device = original
-
-
-class GroupProgress:
-    """Which groups are behind us: a resumed run neither trains one twice nor leaves one out.
-
-    Args:
-        trained, skipped: ids so far, asked for at each save; skipped ones taught nothing or failed.
-    """
-
-    def __init__(self, trained: Callable[[], set[int]], skipped: Callable[[], set[int]]) -> None:
-        self._trained = trained
-        self._skipped = skipped
-        self._before: frozenset[int] = frozenset()
-
-    def save(self, checkpoint: Path) -> None:
-        """Write into a checkpoint's directory."""
-        done = self._before | self._trained() | self._skipped()
-        first = next(group for group in range(len(done) + 1) if group not in done)
-        ahead = sorted(group for group in done if group > first)
-        (checkpoint / STATE_FILE).write_text(json.dumps({"first": first, "ahead": ahead}))
-
-    def restore(self, checkpoint: Path) -> frozenset[int]:
-        """The groups that a checkpoint has behind it.
-
-        Raises:
-            ValueError: the file is not one of ours.
-        """
-        state = json.loads((checkpoint / STATE_FILE).read_text())
-        self._before = frozenset(range(state["first"])) | frozenset(state["ahead"])
-        return self._before

@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["CheckpointManifest", "is_complete", "last_complete"]
+__all__ = ["CheckpointManifest", "is_complete", "last_complete", "step_of"]
 
 MANIFEST = "complete.json"
 
@@ -71,6 +71,11 @@ def is_complete(checkpoint: Path) -> bool:
         return bool(sizes) and all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def step_of(checkpoint: Path) -> int:
+    """The updates that a checkpoint's weights have received, by its name."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def last_complete(directory: Path) -> Path | None:

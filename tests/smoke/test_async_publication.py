@@ -32,7 +32,7 @@ class Transfer:
     def pause(self) -> None:
         self.calls.append("pause")
 
-    def send(self, staged) -> None:
+    def send(self, staged, *, version: int) -> None:
         self.tensors = staged
         self.calls.append("send")
 
@@ -63,9 +63,9 @@ def published(tmp_path):
             seed=0,
             max_tokens=50,
             longest=100,
-            at_once=4,
             dtype="bfloat16",
         ),
+        at_once=4,
         train_dataset=Dataset.from_dict({"prompt": ["a"]}),
         processing_class=TOKENIZER,
         peft_config=LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False),
@@ -84,6 +84,7 @@ def test_adapters_are_folded_into_a_copy_and_requests_freeze_only_for_the_transf
             for parameter in trainer.model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(0.01)
+        trainer.state.global_step = update + 1
         trainer._sync_weight()
         layer = trainer.model.get_base_model().model.layers[0].self_attn.q_proj
         delta = layer.get_delta_weight("default").float()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +13,14 @@ from transformers import AttentionInterface
 from trl.experimental.async_grpo import packing
 from trl.experimental.async_grpo.packing import TREE_ATTENTION, TreeRow
 
+from sandbox_rl.commands.rollout_loop import requests_of
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.rollout.tail_batches import of_group
 from sandbox_rl.training import grpo
 from sandbox_rl.training.async_config import async_config
-from sandbox_rl.training.async_trainer import GroupProgress
-from sandbox_rl.training.samples import advantages, to_samples
+from sandbox_rl.training.async_rows import age_metrics
+from sandbox_rl.training.samples import LeftOut, advantages, finished_group
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.types import Task
@@ -49,16 +50,65 @@ def test_groups_that_teach_nothing_have_no_advantage(kind):
 
 def test_samples_are_the_tokens_as_sampled():
     group = [make_rollout("a", reward, seed=i) for i, reward in enumerate((1.0, 0.0, None))]
-    samples = to_samples(group, group_id=9, kind="dr_grpo")
-    assert len(samples) == 2  # our failure is no sample
-    for sample, rollout in zip(samples, group[:2], strict=True):
+    made = finished_group(group, number=9, kind="dr_grpo")
+    assert made.left_out == {2: LeftOut.NOT_JUDGED}  # our failure is no sample
+    for index, (sample, rollout) in enumerate(zip(made.samples, group[:2], strict=True)):
         trajectory = rollout.trajectory
         assert sample.input_ids.tolist() == [*trajectory.prompt_ids, *trajectory.completion_ids]
         prompt = len(trajectory.prompt_ids)
         assert sample.completion_mask.tolist() == [0] * prompt + list(trajectory.action_mask)
         assert sample.old_log_probs.tolist() == [0.0] * prompt + list(trajectory.logprobs)
-        assert (sample.group_id, sample.model_version) == (9, 0)
-    assert [s.advantage for s in samples] == [0.5, -0.5]
+        assert (sample.group, sample.index) == (9, index)
+    assert [s.advantage for s in made.samples] == [0.5, -0.5]
+    twice = finished_group([group[0], group[0]], number=0, kind="dr_grpo")
+    trajectory = group[0].trajectory
+    assert twice.tokens == len(trajectory.prompt_ids) + 2 * len(trajectory.completion_ids)  # prompt once
+
+
+def test_a_token_is_as_old_as_the_weights_that_sampled_it():
+    """Not as the oldest turn of its episode."""
+    rollout = make_rollout("a", 1.0, seed=0)
+    turns = tuple(
+        replace(turn, action=replace(turn.action, weight_version=version))
+        for turn, version in zip(rollout.trajectory.turns, (3, 5), strict=False)
+    )
+    rollout = replace(rollout, trajectory=replace(rollout.trajectory, turns=turns))
+    (sample,) = finished_group([rollout], number=0, kind="dr_grpo").samples
+    expected = [v for turn, v in zip(turns, (3, 5), strict=False) for _ in turn.action.token_ids]
+    assert sample.versions[sample.completion_mask == 1].tolist() == expected
+    assert sample.ages(step=6).tolist() == [6 - version for version in expected]
+    metrics = age_metrics([sample], step=6)
+    assert metrics["off_policy/age_max"] == 6 - min(expected)
+    assert metrics["off_policy/age_mean"] == (sum(6 - v for v in expected), len(expected))
+    shares = {name: value for name, value in metrics.items() if name[len("off_policy/age_")].isdigit()}
+    assert sum(count for count, _ in shares.values()) == len(expected)
+    assert metrics["off_policy/age_3"] == (expected.count(3), len(expected))
+
+
+def test_what_is_not_trained_is_said_why():
+    masked = make_rollout("a", None, seed=1)
+    masked = replace(masked, reward=replace(masked.reward, masked=True))
+    silent = make_rollout("a", 0.0, seed=2)
+    silent = replace(silent, trajectory=replace(silent.trajectory, turns=()))
+    made = finished_group([make_rollout("a", 1.0, seed=0), masked, silent], number=0, kind="rloo")
+    assert [s.index for s in made.samples] == [0]
+    assert made.left_out == {1: LeftOut.MASKED, 2: LeftOut.NO_TOKENS}
+
+
+def test_seeds_and_tasks_follow_from_the_number_alone_and_ids_name_one_attempt():
+    tasks = [Task(id=str(i), prompt="?", answer="1") for i in range(5)]
+
+    def requests(number, attempt=0):
+        return requests_of(number, tasks, seed=3, group_size=4, attempt=attempt)
+
+    passes = [requests(number) for number in range(15)]
+    assert len({r.seed for group in passes for r in group}) == 60, "past the first pass too"
+    again = [requests(number, attempt=2) for number in range(15)]
+    assert [[(r.task.id, r.seed) for r in g] for g in again] == [
+        [(r.task.id, r.seed) for r in g] for g in passes
+    ]
+    assert not {r.id for g in again for r in g} & {r.id for g in passes for r in g}
+    assert again[7][2].id == "train-000007-0002-r2"
 
 
 def test_every_pass_has_each_task_once_and_an_order_of_its_own():
@@ -71,16 +121,6 @@ def test_every_pass_has_each_task_once_and_an_order_of_its_own():
     assert first != [of_group(tasks, g, seed=4).id for g in range(50)]
 
 
-def test_a_resumed_run_leaves_no_group_out_and_trains_none_twice(tmp_path):
-    trained, skipped = {0, 1, 3, 6}, {2, 8}
-    GroupProgress(lambda: trained, lambda: skipped).save(tmp_path)
-    assert json.loads((tmp_path / "groups.json").read_text()) == {"first": 4, "ahead": [6, 8]}
-    resumed = GroupProgress(lambda: {4, 5}, set)
-    assert resumed.restore(tmp_path) == {0, 1, 2, 3, 6, 8}
-    resumed.save(tmp_path)
-    assert json.loads((tmp_path / "groups.json").read_text()) == {"first": 7, "ahead": [8]}
-
-
 def config(**block):
     return async_config(
         {"max_steps": 3} | block,
@@ -89,7 +129,6 @@ def config(**block):
         seed=0,
         max_tokens=200,
         longest=300,
-        at_once=8,
         dtype="float32",
     )
 
@@ -99,6 +138,10 @@ def config(**block):
     [
         ({"loss_type": "dapo"}, "grpo.loss_type.*one loss.*mode: sync"),
         ({"max_inflight_tasks": 3}, "belongs elsewhere: set rollout.concurrency"),
+        ({"queue_maxsize": 3}, "leave it away: grpo.max_staleness bounds what waits"),
+        ({"max_staleness": -1}, "max_staleness: -1, expected at least 0"),
+        ({"max_staleness": 1, "weight_sync_steps": 4}, "max_staleness: 1, expected at least 3.*every 4"),
+        ({"token_budget": 0}, "token_budget: 0, expected at least 300"),
         ({"max_stalenes": 3}, "did you mean 'max_staleness'"),
         ({"max_steps": 0}, "grpo.max_steps: mode 'async' needs one"),
         ({"token_budget": 200}, "token_budget: 200, expected at least 300"),
@@ -115,11 +158,10 @@ def test_what_does_not_fit_is_one_line(block, message, monkeypatch):
         config(**block)
 
 
-def test_what_waits_is_bounded():
+def test_the_bound_on_staleness_has_a_default_and_defaults_fit():
     args = config()
-    assert args.queue_maxsize == 8
+    assert args.max_staleness == 4
     assert args.token_budget >= 300
-    assert args.max_staleness > 0
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from sandbox_rl.journal import read_journal
-from sandbox_rl.training.checkpoints import last_complete
+from sandbox_rl.training.async_ledger import GroupProgress
+from sandbox_rl.training.checkpoints import last_complete, step_of
 from tests.vllm.support import logprobs
 
 REPOSITORY = Path(__file__).parents[2]
@@ -195,7 +196,13 @@ def test_asynchronous_survives_a_kill(write_recipe):
     assert steps[-1]["step"] == 4
     assert any(line["grad_norm"] > 0 for line in steps)
     assert all(line["ratio"] == pytest.approx(1, abs=0.2) for line in steps)
-    assert max(line["sample/staleness_max"] for line in steps) <= 4
+    assert max(line["off_policy/age_max"] for line in steps) <= 4
+    attempts = [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
+    assert [(a["attempt"], a["step"]) for a in attempts] == [(0, 0), (1, step_of(checkpoint))]
+    ids = [r["episode_id"] for r in read_journal(run / "episodes.jsonl")]
+    assert len(ids) == len(set(ids)), "an id names one episode"
+    used = GroupProgress().restore(last_complete(run / "checkpoints"))
+    assert behind < used
     assert (run / "export" / "model.safetensors").is_file()
 
 
@@ -222,8 +229,7 @@ def test_asynchronous_with_adapters(write_recipe):
     records = [r for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]
     right, stale = [], []
     for checkpoint in sorted((run / "checkpoints").glob("checkpoint-*")):
-        # Version 1 is the base, published at the start.
-        version = 1 + int(checkpoint.name.partition("-")[2])
+        version = int(checkpoint.name.partition("-")[2])  # the number of updates
         base = AutoModelForCausalLM.from_pretrained(warm.parent, dtype=torch.float32)
         model = PeftModel.from_pretrained(base, checkpoint).eval()
         turns = ((r["prompt_ids"], r["turns"][0]) for r in records if r["turns"])

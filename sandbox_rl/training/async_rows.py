@@ -1,0 +1,91 @@
+"""The groups of one update as micro-batches: rows of packed tokens, as many on each rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from trl.experimental.async_grpo.packing import TreeRow
+
+from sandbox_rl.training.samples import FinishedGroup, Sample
+
+__all__ = ["age_metrics", "micro_batches"]
+
+OLDEST_SHARE = 8
+"""Ages from which on there is one share for all."""
+
+
+def micro_batches(groups: Sequence[FinishedGroup], *, ranks: int, token_budget: int) -> list[list[TreeRow]]:
+    """Pack groups into rows of at most `token_budget` tokens; a micro-batch has one row for each rank.
+
+    A sample goes where its group is already, since what it shares with a row is computed once.
+
+    Raises:
+        ValueError: a sample is longer than a row.
+    """
+    rows: list[TreeRow] = []
+    for group in groups:
+        for sample in group.samples:
+            row = _row_for(sample, rows, token_budget)
+            row.add(sample.as_row())
+    while len(rows) % ranks:  # a rank without a row would leave the others waiting
+        _split(rows)
+    rows.sort(key=lambda row: row.load, reverse=True)  # rows of a micro-batch take about as long
+    return [rows[i : i + ranks] for i in range(0, len(rows), ranks)]
+
+
+def _row_for(sample: Sample, rows: list[TreeRow], token_budget: int) -> TreeRow:
+    if len(sample.input_ids) > token_budget:
+        raise ValueError(
+            f"a sample of group {sample.group} has {len(sample.input_ids)} tokens, more than the row's "
+            f"{token_budget}"
+        )
+    fitting = [row for row in rows if row.fits(sample.as_row(), token_budget)]
+    home = [row for row in fitting if sample.group in row.groups]
+    if home or fitting:
+        return min(home or fitting, key=lambda row: row.load)
+    rows.append(TreeRow())
+    return rows[-1]
+
+
+def _split(rows: list[TreeRow]) -> None:
+    """Make one row more without changing the loss: it is a sum over tokens."""
+    place = max(range(len(rows)), key=lambda i: (len(rows[i].samples), rows[i].trained))
+    samples = rows.pop(place).samples
+    if len(samples) > 1:
+        halves = [samples[: len(samples) // 2], samples[len(samples) // 2 :]]
+    else:
+        halves = [[part] for part in _halves(samples[0])]
+    for half in halves:
+        rows.append(TreeRow())
+        for sample in half:
+            rows[-1].add(sample)
+
+
+def _halves(sample: dict[str, Any]) -> list[dict[str, Any]]:
+    """One sample twice, its first trained tokens in one and the others in the other."""
+    mask = sample["completion_mask"]
+    if mask.sum() < 2:
+        return [sample, sample | {"advantage": 0.0}]
+    middle = np.cumsum(mask) > int(mask.sum()) // 2
+    return [sample | {"completion_mask": mask * ~middle}, sample | {"completion_mask": mask * middle}]
+
+
+def age_metrics(samples: Iterable[Sample], step: int) -> dict[str, float | tuple[float, float]]:
+    """How old the trained tokens of an update from `step` are, in updates.
+
+    Returns:
+        `off_policy/age_mean` and the shares `off_policy/age_0`, `_1` … `_8_up` as (sum, tokens), which TRL
+        reduces to a rate over the tokens of all updates logged together; `off_policy/age_max`.
+    """
+    ages = np.concatenate([sample.ages(step) for sample in samples])
+    total = float(len(ages))
+    found: dict[str, float | tuple[float, float]] = {
+        "off_policy/age_mean": (float(ages.sum()), total),
+        "off_policy/age_max": float(ages.max()),
+        f"off_policy/age_{OLDEST_SHARE}_up": (float((ages >= OLDEST_SHARE).sum()), total),
+    }
+    return found | {
+        f"off_policy/age_{age}": (float((ages == age).sum()), total) for age in range(OLDEST_SHARE)
+    }

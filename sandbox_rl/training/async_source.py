@@ -1,0 +1,121 @@
+"""Composes updates out of what the rollout process sends; on the main process."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from trl.experimental.async_grpo.async_grpo_trainer import DataCollatorForRollout
+
+from sandbox_rl.training.async_admission import Admission
+from sandbox_rl.training.async_rows import age_metrics, micro_batches
+from sandbox_rl.training.async_updates import Composed
+from sandbox_rl.training.samples import FinishedGroup, LeftOut
+
+__all__ = ["RolloutSource", "Rollouts"]
+
+
+class Rollouts(Protocol):
+    """The part of a rollout worker that gives groups."""
+
+    @property
+    def rollout_buffer(self) -> Any:
+        """A queue of `FinishedGroup`."""
+        ...
+
+    def admit(self, numbers: Sequence[int]) -> None:
+        """Let groups start."""
+        ...
+
+    def check_health(self, stale_after_s: float) -> None:
+        """Whether it still works.
+
+        Raises:
+            EngineFault: it does not.
+        """
+        ...
+
+
+class RolloutSource:
+    """A `Source` of updates.
+
+    Args:
+        step: gives the number of finished updates.
+        version: gives the weight version that is sampled with.
+        metrics: TRL's sink, name → values; ours are added to it.
+        token_budget: tokens of a row.
+        stale_after_s: seconds without a beat after which the rollouts count as hung.
+    """
+
+    def __init__(
+        self,
+        rollouts: Rollouts,
+        admission: Admission,
+        *,
+        step: Callable[[], int],
+        version: Callable[[], int],
+        metrics: Mapping[str, list[Any]],
+        ranks: int,
+        token_budget: int,
+        pad_token_id: int,
+        stale_after_s: float,
+    ) -> None:
+        self._rollouts = rollouts
+        self._admission = admission
+        self._step = step
+        self._version = version
+        self._metrics = metrics
+        self._ranks = ranks
+        self._token_budget = token_budget
+        self._pad_token_id = pad_token_id
+        self._stale_after_s = stale_after_s
+
+    def poll(self, timeout_s: float) -> Composed | None:
+        """The next update, or None if it is not ready within `timeout_s`.
+
+        Raises:
+            EngineFault: the rollouts are over.
+        """
+        deadline = time.monotonic() + timeout_s
+        step = self._step()
+        while True:
+            self._take_all()
+            self._rollouts.admit(self._admission.admit(step, self._version()))
+            if self._admission.ready(step):
+                return self._compose(step)
+            try:
+                self._take(self._rollouts.rollout_buffer.get(timeout=max(0.0, deadline - time.monotonic())))
+            except queue.Empty:
+                self._rollouts.check_health(self._stale_after_s)
+                return None
+
+    def _take_all(self) -> None:
+        while True:
+            try:
+                self._take(self._rollouts.rollout_buffer.get_nowait())
+            except queue.Empty:
+                return
+
+    def _take(self, group: FinishedGroup) -> None:
+        kept = self._admission.arrive(group)
+        for why in LeftOut:
+            # A zero too: TRL's sum over what was logged would otherwise miss that nothing was left out.
+            count = sum(reason is why for reason in kept.left_out.values())
+            self._metrics[f"left_out/{why}_total"].append(float(count))
+
+    def _compose(self, step: int) -> Composed:
+        groups = self._admission.compose(step)
+        # While this update is computed others are sampled: what it took made room for them.
+        self._rollouts.admit(self._admission.admit(step, self._version()))
+        for name, value in age_metrics((s for group in groups for s in group.samples), step).items():
+            self._metrics[name].append(value)
+        collate = DataCollatorForRollout(
+            self._pad_token_id,
+            self._ranks,
+            metrics=self._metrics,
+            token_budget=self._token_budget,
+        )
+        rows = micro_batches(groups, ranks=self._ranks, token_budget=self._token_budget)
+        return Composed(tuple(collate.torch_call([row]) for row in rows))

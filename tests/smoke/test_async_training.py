@@ -1,0 +1,217 @@
+"""The asynchronous trainer itself: what an update is made of, what a checkpoint knows, how a run ends."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback
+from trl.experimental.async_grpo import async_grpo_trainer
+from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
+
+from sandbox_rl.errors import EngineFault
+from sandbox_rl.training.async_ledger import GroupProgress
+from sandbox_rl.training.checkpoints import last_complete
+from tests.smoke.async_support import (
+    SIZE,
+    NoTransfer,
+    PlayedRollouts,
+    logged,
+    make_async_trainer,
+    played_group,
+)
+from tests.smoke.support import RecordGradients
+
+
+class Used(TrainerCallback):
+    """What each update was made of, seen right before its optimizer step: step → samples, packed so far."""
+
+    def __init__(self) -> None:
+        self.trainer = None
+        self.steps: dict[int, set[tuple[int, int]]] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.steps[state.global_step] = set(self.trainer.progress._packed)
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+class KillIn(TrainerCallback):
+    """Ends the run in the middle of an update: gradients are computed, the optimizer has not stepped."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self._step:
+            raise Killed
+
+
+def run(directory, worker, *, resume=False, **options):
+    used = Used()
+    progress = GroupProgress()
+    checkpoint = last_complete(directory / "run") if resume else None
+    if checkpoint is not None:
+        progress.restore(checkpoint)
+    callbacks = [used, *options.pop("callbacks", ())]
+    trainer = make_async_trainer(directory, worker, progress=progress, callbacks=callbacks, **options)
+    used.trainer = trainer
+    with suppress(Killed):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return trainer, used.steps
+
+
+def test_updates_are_made_of_whole_groups_each_trained_once(tmp_path):
+    worker, transfer = PlayedRollouts(late={1: 2, 5: 1}), NoTransfer()
+    trainer, steps = run(tmp_path, worker, transfer=transfer, max_steps=6, max_staleness=2, token_budget=100)
+    trained = Counter(key for samples in steps.values() for key in samples)
+    assert set(trained.values()) == {1}
+    for samples in steps.values():
+        groups = {group for group, _ in samples}
+        assert samples == {(group, index) for group in groups for index in range(SIZE)}
+    assert trainer.progress.behind == {group for group, _ in trained}
+    assert transfer.versions == list(range(7)), "a version is the number of updates"
+    metrics = logged(trainer)
+    assert max(metrics["off_policy/age_max"]) <= 2
+    shares = [metrics[f"off_policy/age_{age}"] for age in range(3)]
+    assert [sum(parts) for parts in zip(*shares, strict=True)] == pytest.approx([1.0] * 6)
+    assert set(metrics["left_out/not_judged_total"]) == {0.0}
+    assert all(count >= 1 for count in metrics["batch/groups_per_step"])
+
+
+def test_a_kill_in_an_update_loses_no_group_and_trains_none_twice(tmp_path):
+    first = PlayedRollouts()
+    _, before = run(tmp_path, first, callbacks=[KillIn(3)], max_steps=6, save_steps=2)
+    checkpoint = last_complete(tmp_path / "run")
+    assert checkpoint.name == "checkpoint-2"
+    behind = GroupProgress().restore(checkpoint)
+    assert behind == {group for step in (0, 1) for group, _ in before[step]}
+    lost = {group for group, _ in before[2] | before[3]}
+    assert lost
+    assert not lost & behind, "updates 2 and 3 were never saved"
+
+    second = PlayedRollouts()
+    _, after = run(tmp_path, second, resume=True, max_steps=6, save_steps=2)
+    assert sorted(after) == [2, 3, 4, 5]
+    trained = Counter(
+        key for steps in ({0: before[0], 1: before[1]}, after) for s in steps.values() for key in s
+    )
+    assert set(trained.values()) == {1}
+    groups = sorted({group for group, _ in trained})
+    assert groups == list(range(len(groups))), "no hole"
+    assert after[2] == before[2], "sampled again from the same seeds, trained in the same update"
+    assert second.admitted[0][1] == 2, "weights are as old after a resume as before it"
+
+
+def test_a_checkpoint_knows_nothing_of_what_runs_waits_or_is_computed(tmp_path):
+    _, steps = run(tmp_path, PlayedRollouts(), max_steps=3, save_steps=1, save_total_limit=3)
+    used = set()
+    for step in range(3):
+        used |= {group for group, _ in steps[step]}
+        state = json.loads((tmp_path / "run" / f"checkpoint-{step + 1}" / "groups.json").read_text())
+        assert set(range(state["first"])) | set(state["ahead"]) == used
+        assert state["partly"] == {}
+        assert state["ends"]["used"] == SIZE * len(used)
+
+
+@pytest.mark.parametrize("tokens", [50, 60, 400])
+def test_an_update_has_the_same_gradient_however_it_is_packed(tmp_path, tokens):
+    """The mean over all tokens of the update, each weighted by its ratio and its group's advantage."""
+    recorded = RecordGradients()
+    options = {"max_staleness": 0, "at_once": 3, "max_steps": 1}
+    _, steps = run(tmp_path, PlayedRollouts(), callbacks=[recorded], token_budget=tokens, **options)
+    groups = sorted({group for group, _ in steps[0]})
+    assert len(groups) >= 3
+    trainer = make_async_trainer(tmp_path, PlayedRollouts(), token_budget=4000)
+    model = trainer.model.eval()
+    model.set_attn_implementation("eager")
+    total, count = torch.zeros(()), 0
+    for sample in (s for number in groups for s in played_group(number, 0).samples):
+        ids = torch.tensor(sample.input_ids)[None]
+        mask = torch.tensor(sample.completion_mask[1:]).bool()
+        logits = model.forward(ids).logits[0, :-1].float()
+        log_probs = logits.log_softmax(-1)[torch.arange(ids.shape[1] - 1), ids[0, 1:]][mask]
+        ratio = (log_probs - torch.tensor(sample.old_log_probs[1:])[mask]).exp()
+        clipped = ratio.clamp(1 - 0.2, 1 + 0.28)
+        total = total - torch.min(ratio * sample.advantage, clipped * sample.advantage).sum()
+        count += int(mask.sum())
+    (total / count).backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert set(recorded.steps[0]) == set(expected)
+    assert max(float(g.abs().max()) for g in expected.values()) > 1e-4
+    for name, gradient in recorded.steps[0].items():
+        largest = expected[name].abs().max()
+        assert (gradient - expected[name]).abs().max() <= 1e-6 + 1e-4 * largest, name
+
+
+def test_a_signal_while_waiting_saves_and_ends(tmp_path):
+    """Updates may be hours apart: the run does not wait for the next."""
+    worker = PlayedRollouts(silent_after=6)
+    ended = []
+    trainer, steps = run(
+        tmp_path,
+        worker,
+        stop=lambda: worker.asked >= 1,  # asked while nothing comes
+        stopped=lambda: ended.append(True),
+        max_steps=50,
+    )
+    done = trainer.state.global_step
+    assert 0 < done < 50
+    assert ended == [True]
+    checkpoint = last_complete(tmp_path / "run")
+    assert checkpoint.name == f"checkpoint-{done}"
+    assert GroupProgress().restore(checkpoint) == {g for samples in steps.values() for g, _ in samples}
+
+
+def test_a_signal_before_the_first_update_ends_without_a_checkpoint(tmp_path):
+    trainer, _ = run(tmp_path, PlayedRollouts(silent_after=0), stop=lambda: True)
+    assert trainer.state.global_step == 0
+    assert last_complete(tmp_path / "run") is None
+
+
+def test_the_end_of_the_rollouts_ends_the_run(tmp_path):
+    worker = PlayedRollouts(silent_after=6, failure=EngineFault("the rollout process ended: exit code 7"))
+    with pytest.raises(EngineFault, match="exit code 7"):
+        run(tmp_path, worker, max_steps=50)
+
+
+def test_servers_that_refuse_the_weights_end_the_run(tmp_path):
+    class Refuses(NoTransfer):
+        def send(self, staged, *, version):
+            if version == 2:
+                raise EngineFault("unix:x: after the weight transfer 'a' differs")
+
+    with pytest.raises(EngineFault, match="after the weight transfer"):
+        run(tmp_path, PlayedRollouts(), transfer=Refuses())
+
+
+def test_trls_own_rule_on_staleness_is_not_in_the_way(tmp_path):
+    """TRL drops single samples when it takes them from the queue; our trainer does not read through that."""
+    none = np.zeros(0)
+    old = RolloutSample([], [], none, none, none, advantage=1.0, model_version=0, group_id=0, metrics={})
+    taken = PlayedRollouts().rollout_buffer
+    taken.put(old)
+    dropped = {"sample/dropped_stale_total": []}
+
+    class Empty(Exception):
+        pass
+
+    def nothing_more(_):
+        raise Empty
+
+    source = async_grpo_trainer.RolloutQueueDataset(
+        taken, lambda: 9, nothing_more, 1.0, dropped, max_staleness=3, poll_interval_s=0.01
+    )
+    with pytest.raises(Empty):
+        next(iter(source))
+    assert dropped["sample/dropped_stale_total"] == [1.0], "if TRL has changed its mind, read it again"
+
+    trainer, _ = run(tmp_path, PlayedRollouts(), max_steps=2)
+    assert type(trainer.get_train_dataloader()).__module__.startswith("sandbox_rl.")
+    assert "sample/dropped_stale_total" not in logged(trainer)
