@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.cooperate import give_way
 from sandbox_rl.errors import SandboxFault
 from sandbox_rl.policies.base import PolicySession, Sampling
 from sandbox_rl.sandboxes.base import Sandbox
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.settings import Settings
-from sandbox_rl.tools.toolbox import Toolbox
+from sandbox_rl.tools.toolbox import MAX_TURN_CHARS, Toolbox, fitted
 from sandbox_rl.types import (
     Action,
     MalformedCall,
@@ -40,6 +41,9 @@ __all__ = [
     "run_episode",
     "why_stop",
 ]
+
+INLINE_CHARS = 2_000
+"""Observations of a turn that are encoded in the event loop; a thread costs more than so little text."""
 
 HOST_GRACE_S = 15.0
 """How long a tool may outlast its own deadline before the host side is held to be broken."""
@@ -129,6 +133,7 @@ async def run_episode(
         sequence.extend(action.token_ids)
 
         started = time.monotonic()
+        await give_way()
         calls = chat.parse(action.token_ids)
         observations = await answer_calls(calls, toolbox, sandbox, deadline, example=chat.call_example)
         execution = time.monotonic() - started
@@ -136,7 +141,7 @@ async def run_episode(
         last = index + 1 == settings.max_turns
         ids: tuple[int, ...] = ()
         if stop is None and not last:
-            ids = _observation_ids(chat, action, observations, settings.max_turns - index - 1)
+            ids = await _observation_ids(chat, action, observations, settings.max_turns - index - 1)
             if len(sequence) + len(ids) >= limit:
                 stop, ids = StopReason.MAX_TOKENS, ()
         sequence.extend(ids)
@@ -156,6 +161,8 @@ async def answer_calls(
 ) -> tuple[Observation, ...]:
     """Run the calls of a turn in order; what follows a submit or the deadline is not run.
 
+    All their observations together are bounded: the later ones get what the earlier ones have left.
+
     Args:
         deadline: on the clock of `time.monotonic`, in seconds.
         example: how a call is written, for a turn that holds none.
@@ -166,6 +173,7 @@ async def answer_calls(
     if not calls:
         return (toolbox.no_call(example),)
     observations: list[Observation] = []
+    room = MAX_TURN_CHARS
     for call in calls:
         budget = deadline - time.monotonic()
         if budget <= 0:
@@ -178,7 +186,8 @@ async def answer_calls(
                 f"sandbox {sandbox.id}: a tool call did not return within its {budget:.0f} s "
                 f"and {HOST_GRACE_S:.0f} s of grace; the host side of the sandbox hangs"
             ) from error
-        observations.append(observation)
+        observations.append(fitted(observation, room))
+        room -= len(observations[-1].text)
         if observation.submitted or observation.failure is ToolFailure.SANDBOX_DEAD:
             break
     return tuple(observations)
@@ -195,13 +204,16 @@ def why_stop(observations: Sequence[Observation], deadline: float) -> StopReason
     return None
 
 
-def _observation_ids(
+async def _observation_ids(
     chat: ChatFormat, action: Action, observations: Sequence[Observation], steps_left: int
 ) -> tuple[int, ...]:
     texts = [o.text for o in observations]
     texts[-1] += f"\nSteps Remaining: {steps_left}"
     turn_closed = chat.ends.closed_by(action.token_ids) is not None
-    return chat.render_observations(texts, turn_closed=turn_closed)
+    if sum(map(len, texts)) <= INLINE_CHARS:
+        return chat.render_observations(texts, turn_closed=turn_closed)
+    # The tokenizer lets go of the interpreter's lock, so the loop goes on meanwhile.
+    return await asyncio.to_thread(chat.render_observations, texts, turn_closed=turn_closed)
 
 
 def _closed(turns: list[Turn]) -> tuple[Turn, ...]:

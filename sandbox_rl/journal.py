@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from sandbox_rl.types import (
     Action,
@@ -146,6 +150,7 @@ class Journal:
         self._path = path
         self._repair = repair
         self._fd = -1
+        self._alone = threading.Lock()  # the file's lock keeps out processes, not our own threads
 
     def __enter__(self) -> Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,15 +164,15 @@ class Journal:
         os.close(fd)
 
     def write(self, rollout: Rollout, **context: Any) -> None:
-        """Append one line.
+        """Append one line. May be called from any thread.
 
         Raises:
+            ValueError: a reward or a log-prob is no finite number; JSON has none.
             OSError: the file system refuses, or took only part of the line (no space left), or another
                 process does not let go of the file.
         """
-        record = rollout_record(rollout, **context)
-        line = json.dumps(record, ensure_ascii=True, allow_nan=False, default=str).encode() + b"\n"
-        with _locked(self._fd):
+        line = _line(rollout_record(rollout, **context))
+        with self._alone, _locked(self._fd):
             end = os.fstat(self._fd).st_size
             if end and os.pread(self._fd, 1, end - 1) != b"\n":
                 line = b"\n" + line  # another process was killed in the middle of its own
@@ -179,6 +184,17 @@ class Journal:
         """Append one line each."""
         for rollout in rollouts:
             self.write(rollout, **context)
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    """A record as one line. Lines of megabytes are written by the event loop, so the quick way comes first."""
+    numbers = [record["reward"] or 0.0, *(p for turn in record["turns"] for p in turn["logprobs"] or ())]
+    if not all(map(math.isfinite, numbers)):  # orjson would write null
+        raise ValueError(f"episode {record['episode_id']!r} has a reward or a log-prob that is not finite")
+    try:
+        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # half a surrogate pair or an integer of more than 64 bits, in a call's arguments
+        return json.dumps(record, ensure_ascii=True, allow_nan=False, default=str).encode() + b"\n"
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:

@@ -105,8 +105,9 @@ class TextEncoder:
         """Ids of ordinary text. A piece of the model's own vocabulary that doubles as a control
         token (Unigram and word-level vocabularies) is broken by encoding its parts apart.
         """
-        encoding = self._plain.encode(text, add_special_tokens=False)
-        ids: list[int] = encoding.ids
+        # `encode` keeps the interpreter's lock while it works and this does not: what a policy makes long
+        # to encode must not stop the other episodes. Offsets are left out, so they are asked for below.
+        ids: list[int] = self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
         if self._renumber:
             ids = [self._renumber.get(i, i) for i in ids]
         if self.control_ids.isdisjoint(ids):
@@ -115,7 +116,8 @@ class TextEncoder:
             return [i for i in ids if i not in self.control_ids]
         parts: list[str] = []
         done = 0
-        for token_id, (start, end) in zip(ids, encoding.offsets, strict=True):
+        offsets = self._plain.encode(text, add_special_tokens=False).offsets
+        for token_id, (start, end) in zip(ids, offsets, strict=True):
             if token_id not in self.control_ids:
                 continue
             if end - start > 1:

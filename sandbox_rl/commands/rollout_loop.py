@@ -125,7 +125,8 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
             channels.finished.put(_without_samples(number, job.group_size, LeftOut.NOT_JUDGED))
             return
         failed_in_a_row = 0
-        journal.write_all(rollouts, phase="train", step=int(channels.version.value))
+        step = int(channels.version.value)
+        await asyncio.to_thread(journal.write_all, rollouts, phase="train", step=step)
         channels.metrics.put(rollout_metrics(rollouts) | group_metrics([rollouts]) | engine.occupancy.take())
         if recipe.curriculum.refill_rounds and not teaches(rollouts):
             # Another group takes its place by itself.

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx2
+import orjson
 from pydantic import Field
 
 from sandbox_rl.errors import ConfigError, EngineFault
@@ -194,7 +195,7 @@ class ChatClient:
         if self._client is None:
             raise RuntimeError("the chat client is not running; enter it with 'async with'")
         try:
-            async with self._client.stream("POST", self._url, content=json.dumps(body).encode()) as response:
+            async with self._client.stream("POST", self._url, content=_encoded(body)) as response:
                 parts: list[bytes] = []
                 size = 0
                 async for part in response.aiter_bytes():
@@ -239,6 +240,14 @@ class ChatClient:
             raise EngineFault(f"{self._who}: HTTP {status}: {said}{hint}")
         wait = float(retry_after) if retry_after.isdigit() else 0.0
         raise _Retry(f"HTTP {status}: {said}", min(wait, 60.0))
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    """As JSON. A long conversation is megabytes and the event loop waits, so the quick way comes first."""
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # half a surrogate pair in a call's name
+        return json.dumps(body).encode()
 
 
 def _read(content: bytes, turn: int) -> ChatReply:

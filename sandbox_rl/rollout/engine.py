@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -135,7 +136,7 @@ class RolloutEngine:
         started = time.monotonic()
         deadline = started + self._episode.timeout_s
         task = request.task
-        prompt_ids = self.prompt_ids(task)
+        prompt_ids = await asyncio.to_thread(self.prompt_ids, task)  # long prompts take long to encode
         boot = self._episode.boot_timeout_s
         async with self.backend.sandbox(task.files or None, timeout=boot) as sandbox:
             async with self.policy.session(request.id) as opened:

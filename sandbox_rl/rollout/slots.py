@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from sandbox_rl.cooperate import give_way
 from sandbox_rl.errors import InfraFault, UserError
 from sandbox_rl.rollout.settings import EpisodeRequest, RolloutSettings
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory
@@ -63,6 +64,7 @@ async def run_requests(
     async def one(request: EpisodeRequest) -> Rollout:
         rollout = await run_one(request)
         if on_rollout is not None:
+            await give_way()  # it may write a journal line of megabytes
             on_rollout(request, rollout)
         return rollout
 

@@ -16,6 +16,9 @@ from sandbox_rl.types import Observation, ToolFailure
 
 __all__ = ["BadArgumentsError", "ToolArguments", "bad_arguments", "escape_note", "read_arguments"]
 
+MAX_ARGUMENT_CHARS = 1_000_000
+"""Longer strings are refused by every tool."""
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TYPES = {
     "string_type": "a string",
@@ -37,6 +40,8 @@ class ToolArguments(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _encodable(cls, value: Any) -> Any:
+        if isinstance(value, str) and len(value) > MAX_ARGUMENT_CHARS:
+            raise ValueError(f"is longer than {MAX_ARGUMENT_CHARS} characters; do it in several calls")
         # json.loads accepts "\\ud800", which no file and no process can be given.
         if isinstance(value, str) and _SURROGATE.search(value):
             raise ValueError("holds half a surrogate pair (\\ud800 to \\udfff), which is no character")

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import field_validator
 
+from sandbox_rl.cooperate import give_way
 from sandbox_rl.sandboxes.base import WORKING_DIR, Sandbox
 from sandbox_rl.tools.arguments import BadArgumentsError, ToolArguments, bad_arguments, read_arguments
 from sandbox_rl.tools.conditions import DEAD_TEXT
@@ -84,6 +85,7 @@ class ExecuteBash:
         except BadArgumentsError as error:
             return bad_arguments(self.name, error)
         result = await sandbox.exec(command, timeout=timeout)
+        await give_way()
         return Observation(
             self._report(result, timeout),
             tool=self.name,

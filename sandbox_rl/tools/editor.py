@@ -10,6 +10,7 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from sandbox_rl.cooperate import give_way
 from sandbox_rl.errors import FileProblem, SandboxCondition, SandboxFileError
 from sandbox_rl.sandboxes.base import WORKING_DIR, Sandbox
 from sandbox_rl.tools.arguments import BadArgumentsError, bad_arguments, read_arguments
@@ -21,7 +22,7 @@ from sandbox_rl.types import Observation, ToolFailure
 
 __all__ = ["StrReplaceEditor"]
 
-MAX_FILE_BYTES = 8 << 20
+MAX_FILE_BYTES = 1 << 20
 MAX_ENTRIES = 500
 
 T = TypeVar("T")
@@ -167,6 +168,7 @@ class StrReplaceEditor:
 
 async def _read(sandbox: Sandbox, path: str) -> str:
     data = await sandbox.read_file(path, max_bytes=MAX_FILE_BYTES)
+    await give_way()
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -7,6 +7,7 @@ from sandbox_rl.tools.text import clean
 __all__ = ["CLIPPED", "count_lines", "insert_lines", "line_of", "number_lines", "snippet"]
 
 CLIPPED = "<response clipped>"
+_STRETCH = 4096
 AROUND = 4
 """Lines shown before and after an edit."""
 
@@ -68,8 +69,11 @@ def insert_lines(text: str, after: int, new: str) -> str:
 
 def _start_of(text: str, line: int) -> int:
     """Offset at which 1-based `line` begins; the text's length if there is no such line."""
-    at = 0
-    for _ in range(line - 1):
+    at, left = 0, line - 1
+    # By stretches first: a file may be a million line ends.
+    while at < len(text) and (there := text.count("\n", at, at + _STRETCH)) < left:
+        at, left = at + _STRETCH, left - there
+    for _ in range(left):
         at = text.find("\n", at) + 1
         if at == 0:
             return len(text)

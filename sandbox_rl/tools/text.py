@@ -12,6 +12,10 @@ __all__ = ["clean", "clip", "quote", "stream_text"]
 MAX_LINES = 80
 """Kept lines of one output stream: the first and the last half of them."""
 
+LOOKED_AT = 32 << 10
+"""Bytes at each end of an output stream that are cleaned; many times what is shown, and cleaning a whole
+stream of escape sequences would stop the event loop for a tenth of a second."""
+
 _ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]?"  # CSI: colours, cursor movement
     r"|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?"  # OSC and other strings: titles, links
@@ -56,15 +60,18 @@ def _marker(characters: int, lines: int) -> str:
 
 
 def stream_text(stream: Stream, max_chars: int) -> str:
-    """One output stream as clean text of at most `max_chars` characters.
+    """One output stream as clean text of at most `max_chars` characters; only its ends are looked at.
 
     Bytes that are no UTF-8 become U+FFFD; a character that the sandbox's own cut has split is dropped.
     """
+    first, last = stream.head, stream.tail
     if not stream.truncated:
-        data = stream.head + stream.tail
-        return clip(clean(data.decode("utf-8", "replace")).removesuffix("\n"), max_chars)
-    head = clean(codecs.getincrementaldecoder("utf-8")("replace").decode(stream.head))
-    tail = clean(_from_character_start(stream.tail).decode("utf-8", "replace")).removesuffix("\n")
+        data = first + last
+        if len(data) <= 2 * LOOKED_AT:
+            return clip(clean(data.decode("utf-8", "replace")).removesuffix("\n"), max_chars)
+        first = last = data
+    head = clean(codecs.getincrementaldecoder("utf-8")("replace").decode(first[:LOOKED_AT]))
+    tail = clean(_from_character_start(last[-LOOKED_AT:]).decode("utf-8", "replace")).removesuffix("\n")
     marker = f"[... cut: the output was {stream.total_bytes} bytes, its middle was left out ...]"
     both = f"{head}\n{marker}\n{tail}"
     if len(both) <= max_chars and both.count("\n") < MAX_LINES:

@@ -16,10 +16,26 @@ from sandbox_rl.tools.submit import Submit
 from sandbox_rl.tools.text import clip, quote
 from sandbox_rl.types import MalformedCall, Observation, ToolCall, ToolFailure
 
-__all__ = ["MAX_OBSERVATION_CHARS", "Toolbox", "default_toolbox"]
+__all__ = ["MAX_OBSERVATION_CHARS", "MAX_TURN_CHARS", "Toolbox", "default_toolbox", "fitted"]
 
 MAX_OBSERVATION_CHARS = 16_000
 """No observation is longer than this, whatever a tool returns."""
+
+MAX_TURN_CHARS = 32_000
+"""The observations of one turn together, but for `_LEAST` characters that each may always have: a turn of 64
+calls whose output is hard to tokenise would otherwise keep a processor busy for seconds."""
+
+_LEAST = 200
+
+
+def fitted(observation: Observation, room: int) -> Observation:
+    """`observation` with a text of at most `room` characters; `_LEAST` where there is less room."""
+    room = min(max(room, _LEAST), MAX_OBSERVATION_CHARS)
+    if len(observation.text) <= room:
+        return observation
+    marker = "[... left out: this turn's replies are long; make fewer calls at a time ...]"
+    text = clip(observation.text, room, max_lines=len(observation.text), marker=marker)
+    return replace(observation, text=text[:room])
 
 
 class Toolbox:
@@ -59,7 +75,7 @@ class Toolbox:
         observation = await tool.run(sandbox, call.arguments, timeout=min(timeout, self._exec_timeout))
         note = escape_note(call.arguments)
         if note is None:
-            return observation
+            return fitted(observation, MAX_OBSERVATION_CHARS)
         return replace(observation, text=f"{observation.text[: MAX_OBSERVATION_CHARS - 400]}\n{note}")
 
     def no_call(self, example: str = "") -> Observation:
