@@ -19,7 +19,7 @@ from sandbox_rl import __version__
 from sandbox_rl.errors import DataError
 from sandbox_rl.evaluation.chat_episode import MessageTrajectory
 from sandbox_rl.journal import rollout_record
-from sandbox_rl.tasks.names import problem_of_name
+from sandbox_rl.tasks.names import deception, problem_of_name
 from sandbox_rl.types import Rollout
 
 __all__ = ["SavedFiles", "save_files", "save_trajectory", "without_inputs"]
@@ -50,8 +50,8 @@ def without_inputs(
 def save_files(directory: Path, files: Mapping[str, bytes]) -> SavedFiles:
     """Write files (relative POSIX path → content) below an existing directory.
 
-    Names that are absolute, climb, hold control characters or begin with a dot are left out, and so is
-    what exists already. No file is made executable.
+    Names that are absolute, climb, hold control characters, begin with a dot or deceive
+    (`tasks.names.deception`) are left out, and so is what exists already. No file is made executable.
 
     Raises:
         DataError: the directory cannot be written to at all, or there is no space left.
@@ -67,6 +67,7 @@ def save_files(directory: Path, files: Mapping[str, bytes]) -> SavedFiles:
             reason = problem_of_name(name)
             if reason is None and any(part.startswith(".") for part in name.split("/")):
                 reason = "is hidden"
+            reason = reason or deception(name)
             if reason is None:
                 reason = _save(top, name, data)
             if reason is None:

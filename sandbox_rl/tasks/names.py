@@ -6,10 +6,13 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["collision", "problem_of_name", "safe_name", "title_to_name"]
+__all__ = ["collision", "deception", "problem_of_name", "safe_name", "title_to_name"]
 
 _SEGMENT_BYTES = 255
 _PATH_BYTES = 1024
+_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+_VARIANTS = (("\u180b", "\u180f"), ("\ufe00", "\ufe0f"), ("\U000e0100", "\U000e01ef"))
+"""Letters, marks and symbols that are drawn as nothing, beside those of the categories."""
 
 
 def problem_of_name(name: str) -> str | None:
@@ -30,6 +33,29 @@ def problem_of_name(name: str) -> str | None:
     if len(encoded) > _PATH_BYTES or any(len(segment.encode()) > _SEGMENT_BYTES for segment in segments):
         return f"is longer than {_SEGMENT_BYTES} bytes a segment or {_PATH_BYTES} in all"
     return None
+
+
+def deception(name: str) -> str | None:
+    """How `name` shows a person something else than what it is; None if it does not.
+
+    Characters that reorder a line, or are drawn as nothing or as a space, make `gpj.exe` read `exe.jpg` and
+    two names look alike; a leading hyphen is an option to whatever is given the name.
+    """
+    if any(_is_unseen(char) for char in name):
+        return "holds a character that is invisible or changes the direction of what is shown"
+    segments = name.split("/")
+    if any(segment.startswith("-") for segment in segments):
+        return "begins with a hyphen, which programs take for an option"
+    if any(segment != segment.strip() or segment.endswith(".") for segment in segments):
+        return "begins or ends with a space, or ends with a dot"
+    return None
+
+
+def _is_unseen(char: str) -> bool:
+    """Controls, formats (direction, zero width), variants, separators but the plain space, no meaning."""
+    category = unicodedata.category(char)
+    variant = any(first <= char <= last for first, last in _VARIANTS)
+    return (category[0] in "CZ" and char != " ") or variant or char in _UNSEEN
 
 
 def safe_name(name: str) -> str:

@@ -16,7 +16,7 @@ from sandbox_rl.sandboxes.base import WORKING_DIR, Sandbox
 from sandbox_rl.tools.arguments import BadArgumentsError, bad_arguments, read_arguments
 from sandbox_rl.tools.conditions import from_condition
 from sandbox_rl.tools.editor_arguments import SCHEMA, EditorArguments
-from sandbox_rl.tools.lines import count_lines, insert_lines, line_of, number_lines, snippet
+from sandbox_rl.tools.lines import count_lines, insert_lines, line_of, number_lines, occurrences, snippet
 from sandbox_rl.tools.text import clip, quote
 from sandbox_rl.types import Observation, ToolFailure
 
@@ -24,6 +24,7 @@ __all__ = ["StrReplaceEditor"]
 
 MAX_FILE_BYTES = 1 << 20
 MAX_ENTRIES = 500
+MOST_PLACES = 10  # named when a text that should occur once occurs more often
 
 T = TypeVar("T")
 
@@ -129,18 +130,19 @@ class StrReplaceEditor:
         if old == new:
             raise BadArgumentsError("old_str and new_str are the same; nothing would change.")
         text = await _read(sandbox, path)
-        found = text.count(old)
-        if found == 0:
+        places = occurrences(text, old, MOST_PLACES)
+        if not places:
             hint = " The file has CRLF line ends: write \\r\\n in old_str." if _only_crlf(text, old) else ""
             raise _EditError(
                 f"old_str does not occur in {quote(path, 200)}: it must match to the character, white space "
                 f"included.{hint} View the file and copy the text from there, without line numbers."
             )
-        at = text.index(old)
-        if found > 1:
-            lines = ", ".join(str(n) for n in _lines_of(text, old))
+        at = places[0]
+        if len(places) > 1:
+            lines = ", ".join(dict.fromkeys(str(line_of(text, place)) for place in places))
+            times = f"{len(places)} times" if len(places) < MOST_PLACES else f"{MOST_PLACES} times or more"
             raise _EditError(
-                f"old_str occurs {found} times in {quote(path, 200)} (lines {lines}): add the lines around "
+                f"old_str occurs {times} in {quote(path, 200)} (lines {lines}): add the lines around "
                 "the one you mean, so that it occurs once."
             )
         changed = text[:at] + new + text[at + len(old) :]
@@ -217,12 +219,3 @@ def _only_crlf(text: str, old: str) -> bool:
 
 def _lines(count: int) -> str:
     return "1 line" if count == 1 else f"{count} lines"
-
-
-def _lines_of(text: str, old: str, most: int = 10) -> list[int]:
-    found: list[int] = []
-    at = text.find(old)
-    while at >= 0 and len(found) < most:
-        found.append(line_of(text, at))
-        at = text.find(old, at + len(old))
-    return found

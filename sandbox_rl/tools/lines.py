@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sandbox_rl.tools.text import clean
 
-__all__ = ["CLIPPED", "count_lines", "insert_lines", "line_of", "number_lines", "snippet"]
+__all__ = ["CLIPPED", "count_lines", "insert_lines", "line_of", "number_lines", "occurrences", "snippet"]
 
 CLIPPED = "<response clipped>"
 _STRETCH = 4096
@@ -20,6 +20,16 @@ def count_lines(text: str) -> int:
 def line_of(text: str, offset: int) -> int:
     """The 1-based number of the line that holds `offset`."""
     return text.count("\n", 0, offset) + 1
+
+
+def occurrences(text: str, sought: str, most: int) -> list[int]:
+    """Offsets at which `sought` begins, the first `most`; they may overlap: "aa" is twice in "aaa"."""
+    found: list[int] = []
+    at = text.find(sought)
+    while at >= 0 and len(found) < most:
+        found.append(at)
+        at = text.find(sought, at + 1)
+    return found
 
 
 def number_lines(text: str, first: int, last: int, max_chars: int) -> str:

@@ -105,16 +105,34 @@ HOSTILE_NAMES = [
     "half\ud800",
     "n" * 256,
     "C:\\x",
+    "-rf",
+    "sub/--help",
+    "photo_\u202egpj.exe",
+    "re\u2066versed\u2069.txt",
+    "zero\u200bwidth.txt",
+    "joined\u200d.txt",
+    "mark\ufeff.txt",
+    "soft\u00adhyphen.txt",
+    "no-break\u00a0space.txt",
+    "line\u2028separator",
+    "private\ue000use",
+    "tag\U000e0041",
+    "filler\u3164.txt",
+    "selected\ufe0e.txt",
+    " lead.txt",
+    "trail.txt ",
+    "dot.",
 ]
 
 
 def test_hostile_names_stay_out(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    saved = save_files(out, dict.fromkeys(HOSTILE_NAMES, b"x") | {"ok.txt": b"y"})
-    assert saved.written == ("ok.txt",)
+    honest = {"ok.txt": b"y", "naïve – 答え, עברית.txt": b"y"}
+    saved = save_files(out, dict.fromkeys(HOSTILE_NAMES, b"x") | honest)
+    assert set(saved.written) == honest.keys()
     assert len(saved.left_out) == len(HOSTILE_NAMES)
-    assert tree(tmp_path) == {"out": None, "out/ok.txt": b"y"}
+    assert tree(tmp_path) == {"out": None} | {f"out/{name}": b"y" for name in honest}
 
 
 @given(

@@ -107,6 +107,12 @@ async def test_insert_and_its_snippet() -> None:
             "does not occur",
         ),
         ({"command": "str_replace", "path": "two", "old_str": "a", "new_str": "b"}, "file", "lines 1, 2)"),
+        ({"command": "str_replace", "path": "aaa", "old_str": "aa", "new_str": "b"}, "file", "2 times"),
+        (
+            {"command": "str_replace", "path": "aaa", "old_str": "\n\n", "new_str": "b"},
+            "file",
+            "(lines 1, 2)",
+        ),
         ({"command": "str_replace", "path": "two", "old_str": "", "new_str": "b"}, "bad_arguments", "empty"),
         ({"command": "str_replace", "path": "two", "old_str": "b", "new_str": "b"}, "bad_arguments", "same"),
         ({"command": "str_replace", "path": "two", "new_str": "b"}, "bad_arguments", "old_str is missing"),
@@ -141,6 +147,7 @@ async def test_every_mistake_is_told_and_changes_nothing(
         "/testbed/two": b"a b\na c\n",
         "/testbed/latin": "caf\u00e9".encode("latin-1"),
         "/testbed/crlf": b"a\r\nb\r\n",
+        "/testbed/aaa": b"aaa\n\n\nb",
     }
     sandbox = RecordingSandbox(files=files)
     observation = await edit(sandbox, **arguments)
