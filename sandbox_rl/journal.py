@@ -187,7 +187,7 @@ class Journal:
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
-    """A record as one line. Lines of megabytes are written by the event loop, so the quick way comes first."""
+    """A record as one line. The event loop writes lines of megabytes, so the quick way comes first."""
     numbers = [record["reward"] or 0.0, *(p for turn in record["turns"] for p in turn["logprobs"] or ())]
     if not all(map(math.isfinite, numbers)):  # orjson would write null
         raise ValueError(f"episode {record['episode_id']!r} has a reward or a log-prob that is not finite")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox_rl.audit.alarms import Alarms
+from sandbox_rl.audit.publication import PublicationAudit
+from sandbox_rl.audit.sampler import SamplerAudit
 from sandbox_rl.audit.samples import SampleAudit
 from sandbox_rl.audit.updates import UpdateAudit
 
@@ -24,6 +26,8 @@ class RunAudit:
     alarms: Alarms
     updates: UpdateAudit
     samples: SampleAudit
+    sampler: SamplerAudit
+    publications: PublicationAudit
 
     @classmethod
     def start(
@@ -32,12 +36,24 @@ class RunAudit:
         *,
         total: Callable[[Sequence[float]], Sequence[float]] = list,
         masks_truncated: bool = False,
+        mismatch_alarm: float = 0.1,
     ) -> RunAudit:
-        """Audits that write their alarms to `path`; see `SampleAudit` for the rest."""
+        """Audits that write their alarms to `path`.
+
+        Args:
+            total, masks_truncated: see `SampleAudit`.
+            mismatch_alarm: mean gap between sampler and trainer that is an alarm, nats per token.
+        """
         alarms = Alarms(path)
         samples = SampleAudit(alarms, total=total, masks_truncated=masks_truncated)
-        return cls(alarms, UpdateAudit(alarms), samples)
+        return cls(
+            alarms,
+            UpdateAudit(alarms),
+            samples,
+            SamplerAudit(alarms, ceiling=mismatch_alarm),
+            PublicationAudit(alarms, ceiling=mismatch_alarm),
+        )
 
     def take(self, step: int) -> dict[str, float]:
         """The metrics of a step that has ended; a collective where several processes train."""
-        return self.samples.take(step) | self.updates.take() | self.alarms.take()
+        return self.samples.take(step) | self.updates.take() | self.publications.take() | self.alarms.take()

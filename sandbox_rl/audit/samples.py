@@ -94,6 +94,7 @@ class SampleAudit:
         self._tokens: Counter[TokenClass] = Counter()
         self._masked = deque[float](maxlen=HISTORY)
         self._quiet = 0
+        self._sampled_at = -1
         self.steps = 0
         """Steps that were looked at."""
         self.trained_tokens = 0.0
@@ -113,6 +114,7 @@ class SampleAudit:
             left_out: sampled and not handed over, by reason.
         """
         self._end_generation(step)
+        self._sampled_at = step
         for group in groups:
             for row, prompt in _rows(group):
                 self._waiting.setdefault(prompt, []).append(row)
@@ -140,6 +142,10 @@ class SampleAudit:
                 counted = counted & columns["tool_mask"][number].astype(bool)
             advantage = float(np.ravel(advantages[number])[np.abs(np.ravel(advantages[number])).argmax()])
             self._one(_key(prompt), columns["completion_ids"][number], counted, advantage, step)
+
+    def fresh(self, step: int) -> bool:
+        """Whether no update has happened since the rows in the loss were sampled."""
+        return step == self._sampled_at
 
     def take(self, step: int) -> dict[str, float]:
         """The shares since the last call, over all processes; sounds the alarms about a whole step."""

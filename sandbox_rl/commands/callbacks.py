@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import threading
 import time
@@ -17,9 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sandbox_rl.commands.display import Progress
 
-__all__ = ["AfterSteps", "CountUpdates", "FinishOnSignal", "LogMetrics", "ShowSteps", "WatchMismatch"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["AfterSteps", "CountUpdates", "FinishOnSignal", "LogMetrics", "ShowSteps"]
 
 
 class LogMetrics(TrainerCallback):  # type: ignore[misc]
@@ -128,33 +125,3 @@ class ShowSteps(TrainerCallback):  # type: ignore[misc]
         """One update more."""
         if logs and "loss" in logs:
             self._bar.advance(logs.get("reward"))
-
-
-class WatchMismatch(TrainerCallback):  # type: ignore[misc]
-    """Warns when sampler and trainer disagree about the sampled tokens more than rounding explains.
-
-    Args:
-        alarm: mean absolute difference of log-probs per token, in nats.
-    """
-
-    def __init__(self, alarm: float) -> None:
-        self._alarm = alarm
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Look at what was logged."""
-        value = (logs or {}).get("mismatch/mean")
-        if value is not None and value > self._alarm:
-            logger.warning(
-                "step %d: sampler and trainer differ by %.3f nats per token on average (alarm at %g): the "
-                "server may hold other weights or compute in another precision",
-                state.global_step,
-                value,
-                self._alarm,
-            )

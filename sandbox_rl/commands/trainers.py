@@ -16,13 +16,12 @@ from transformers import PrinterCallback
 
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.commands.attempts import begin_attempt
-from sandbox_rl.commands.callbacks import LogMetrics, ShowSteps, WatchMismatch
+from sandbox_rl.commands.callbacks import LogMetrics, ShowSteps
 from sandbox_rl.commands.parts import async_arguments, grpo_arguments
 from sandbox_rl.commands.rollout_loop import RolloutJob, groups_at_once
 from sandbox_rl.commands.rollout_process import RolloutProcess
 from sandbox_rl.commands.session import Session
 from sandbox_rl.config.recipe import Recipe
-from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.rollout.tail_batches import TailBatches
 from sandbox_rl.training.async_config import advantage_of
 from sandbox_rl.training.async_ledger import GroupProgress
@@ -33,11 +32,15 @@ from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.models import end_turns_with
+from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.stragglers import TailBatchRollouts
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Rollout
 
 __all__ = ["async_trainer", "sync_trainer"]
+
+PROBE_TOKENS = 96
+"""Of the prompt that publications are probed with."""
 
 
 @contextmanager
@@ -70,6 +73,7 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             session.run.path / "alarms.jsonl",
             total=lambda counts: _total(state, counts),
             masks_truncated=bool(args.mask_truncated_completions),
+            mismatch_alarm=recipe.policy.mismatch_alarm,
         )
         rollouts = make_rollouts(
             session.engine,
@@ -95,6 +99,7 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             weight_sync=None if session.served is None else session.served.sync,
             micro_batch_tokens=recipe.update.micro_batch_tokens,
             audit=audit,
+            probe=_probe(session, audit),
             callbacks=[
                 *_callbacks(session),
                 CheckpointManifest(
@@ -173,6 +178,18 @@ def _tail_batches(recipe: Recipe, state: PartialState, checkpoint: Path | None) 
     return tail
 
 
+def _probe(session: Session, audit: RunAudit) -> PublicationProbe | None:
+    """Fixed tokens, the beginning of a prompt, that servers and trainer are asked about."""
+    served = session.served
+    if served is None:
+        return None
+    ids = session.engine.prompt_ids(session.train_tasks[0])[:PROBE_TOKENS]
+    asks = session.state.is_main_process
+    return PublicationProbe(
+        audit.publications, ids, (lambda ids: session.loop.run(served.policy.score(ids))) if asks else None
+    )
+
+
 def _total(state: PartialState, counts: Sequence[float]) -> Sequence[float]:
     """Sums over all processes."""
     if state.num_processes == 1:
@@ -189,10 +206,7 @@ def _callbacks(session: Session) -> list[Any]:
 
 
 def _watchers(session: Session) -> list[Any]:
-    callbacks: list[Any] = [session.updates, LogMetrics(session.run.metrics)]
-    if isinstance(session.recipe.policy, VLLMSettings):
-        callbacks.append(WatchMismatch(session.recipe.policy.mismatch_alarm))
-    return callbacks
+    return [session.updates, LogMetrics(session.run.metrics)]
 
 
 def _prompts(session: Session) -> Dataset:

@@ -33,6 +33,8 @@ class TransformersSettings(Settings):
     """Turns that are sampled together at most."""
     max_delay_s: float = Field(0.05, ge=0)
     """How long a turn waits for others to join its batch."""
+    mismatch_alarm: float = Field(0.1, gt=0)
+    """Warn when sampler and trainer differ by more than this on average per token (nats)."""
 
 
 class VLLMSettings(Settings):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -117,6 +118,34 @@ class VLLMPolicy:
             yield _Session(self, slot.server)
         finally:
             slot.live -= 1
+
+    async def score(self, ids: Sequence[int]) -> list[tuple[float, ...]]:
+        """Log-probs of `ids[1:]`, each given those before it, by every server, at temperature 1.
+
+        Raises:
+            EngineFault: a server does not say.
+        """
+        scores = []
+        for slot in self._slots:
+            body = {
+                "model": self._source.served_model,
+                "prompt": list(ids),
+                "max_tokens": 1,
+                "prompt_logprobs": 0,
+                "seed": 0,
+                "cache_salt": secrets.token_hex(8),  # nothing computed by other weights may serve it
+            }
+            try:
+                answer = await slot.server.call(
+                    "POST", "/v1/completions", body, timeout=self._settings.request_timeout_s
+                )
+                said = answer["choices"][0]["prompt_logprobs"]
+                scores.append(tuple(said[i][str(ids[i])]["logprob"] for i in range(1, len(ids))))
+            except (Refused, Unreachable) as error:
+                raise EngineFault(f"{slot.server.address}: no score of a probe: {error}") from error
+            except (TypeError, KeyError, IndexError) as error:
+                raise EngineFault(f"{slot.server.address}: a score of a probe without {error!r}") from error
+        return scores
 
     async def _act(
         self, server: VLLMServer, prompt_ids: Sequence[int], sampling: Sampling, timeout: float

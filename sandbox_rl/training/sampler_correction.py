@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["correct", "log_ratios", "mismatch", "one_update_per_generation"]
+__all__ = ["correct", "log_ratios", "mismatch", "one_update_per_generation", "worst_row"]
 
 
 def one_update_per_generation(args: Any) -> bool:
@@ -66,6 +66,33 @@ def log_ratios(inputs: Mapping[str, Any]) -> torch.Tensor | None:
         return None
     difference: torch.Tensor = (trainer - sampler)[_sampled(inputs).bool()].float()
     return difference[~difference.isnan()]
+
+
+def worst_row(inputs: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
+    """The row whose log-probs differ most on average, without padding.
+
+    Args:
+        inputs: as for `log_ratios`, with the prompt.
+
+    Returns:
+        `ids`, `sampled` (True where the policy sampled), the sampler's `log_probs` and the `trainer`'s,
+        shape (T,) each, zero where there is none.
+    """
+    sampler, trainer = inputs.get("sampling_per_token_logps"), inputs.get("old_per_token_logps")
+    if sampler is None or trainer is None:
+        return None
+    sampled = _sampled(inputs).bool()
+    gaps = ((trainer - sampler).abs().nan_to_num(0.0) * sampled).sum(-1) / sampled.sum(-1).clamp(min=1)
+    row = int(gaps.argmax())
+    before, within = inputs["prompt_mask"][row].bool(), inputs["completion_mask"][row].bool()
+    prompt = inputs["prompt_ids"][row][before]
+    nothing = torch.zeros_like(prompt, dtype=torch.float32)
+    return {
+        "ids": torch.cat([prompt, inputs["completion_ids"][row][within]]),
+        "sampled": torch.cat([nothing.bool(), sampled[row][within]]),
+        "log_probs": torch.cat([nothing, sampler[row][within].float()]),
+        "trainer": torch.cat([nothing, trainer[row][within].float()]),
+    }
 
 
 def mismatch(ratios: torch.Tensor) -> dict[str, float]:

@@ -11,6 +11,7 @@ import torch
 from trl import GRPOTrainer
 
 from sandbox_rl.audit.run import RunAudit
+from sandbox_rl.audit.sampler import SamplerCause
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.micro_batches import (
@@ -21,11 +22,13 @@ from sandbox_rl.training.micro_batches import (
     part_of,
     plan_parts,
 )
+from sandbox_rl.training.probe import PublicationProbe, causes_of_gap
 from sandbox_rl.training.sampler_correction import (
     correct,
     log_ratios,
     mismatch,
     one_update_per_generation,
+    worst_row,
 )
 from sandbox_rl.training.weight_sync import TrainerSync, WeightSync
 
@@ -56,6 +59,7 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             rollouts, and corrects for the servers' log-probs differing from its own
             (`vllm_importance_sampling_mode`), as with its own vLLM modes.
         audit: looks at what the loss is computed from; its metrics are logged with each step's.
+        probe: makes the probe of publications for this trainer, where servers sample.
 
     Raises:
         ConfigError: parts are asked for with a loss that cannot be taken apart.
@@ -67,6 +71,7 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         weight_sync: WeightSync | None = None,
         micro_batch_tokens: int | None = None,
         audit: RunAudit | None = None,
+        probe: PublicationProbe | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -91,7 +96,7 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         self._weight_sync = weight_sync
         self._corrects_late = False
-        self._to_correct: dict[str, Any] | None = None
+        self._in_loss: dict[str, Any] | None = None
         if weight_sync is not None:
             # Set afterwards: TRL's constructor would start or look for an engine of its own. From here
             # on it reads exactly these three (pinned by tests/smoke/test_trl_contract.py).
@@ -100,6 +105,7 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 weight_sync,
                 lambda: self.accelerator.unwrap_model(self.model),
                 lambda: int(self.state.global_step),
+                probe,
             )
             self._last_loaded_step = -1
             self._corrects_late = self.vllm_importance_sampling_correction and one_update_per_generation(
@@ -131,8 +137,16 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if self._to_correct is not None:  # the loss has asked, which reads the rest of its inputs afterwards
-            correct(self._to_correct, found[0].detach(), self.args)
+        inputs, log_probs = self._in_loss, found[0].detach()
+        if inputs is None:
+            return found
+        # The loss has asked, which reads the rest of its inputs afterwards.
+        if self._corrects_late:
+            correct(inputs, log_probs, self.args)
+        elif "old_per_token_logps" in inputs:
+            self._compare_old(inputs, log_probs)
+        else:
+            inputs["old_per_token_logps"] = log_probs  # what TRL takes in their absence
         return found
 
     def _roll_out_served(self, rollouts: Any) -> Any:
@@ -206,14 +220,37 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> Any:
         """TRL's loss of `part`, as its share of that of `inputs`; adds to `ratios` where servers sample."""
         trimmed = trim_padding(part)
-        self._to_correct = trimmed if self._corrects_late else None
+        self._in_loss = trimmed
         try:
             loss = super().compute_loss(model, trimmed, num_items_in_batch=items)
         finally:
-            self._to_correct = None
-        if self._weight_sync is not None and (found := log_ratios(trimmed)) is not None:
+            self._in_loss = None
+        if (found := log_ratios(trimmed)) is not None:
             ratios.append(found)
+            self._compare_sampler(trimmed, found)
         return loss if part is inputs else loss_share(self.loss_type, inputs, part) * loss
+
+    def _compare_old(self, inputs: dict[str, Any], log_probs: torch.Tensor) -> None:
+        """Where no update came between, old log-probs are the present ones but for rounding."""
+        step = int(self.state.global_step)
+        if self._audit is None or not self._audit.samples.fresh(step):
+            return
+        present = {**inputs, "sampling_per_token_logps": log_probs}
+        if (found := log_ratios(present)) is not None and found.numel():
+            self._audit.sampler.look_old(found.abs().mean().item(), step)
+
+    def _compare_sampler(self, inputs: dict[str, Any], ratios: torch.Tensor) -> None:
+        if self._audit is None or not ratios.numel() or not self.model.training:
+            return
+
+        def gaps() -> dict[SamplerCause, float]:
+            row = worst_row(inputs)
+            if row is None or self.accelerator.is_fsdp2 or self.is_deepspeed_enabled:
+                return {}  # a forward pass of one process alone would wait for the others
+            model = self.accelerator.unwrap_model(self.model)
+            return causes_of_gap(model, **row, temperature=self.temperature)
+
+        self._audit.sampler.look(ratios.abs().mean().item(), int(self.state.global_step), gaps)
 
 
 def trim_padding(inputs: Mapping[str, Any]) -> dict[str, Any]:

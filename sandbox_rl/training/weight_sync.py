@@ -7,12 +7,14 @@ TRL calls `TrainerSync.sync_weights` on every process before it asks for rollout
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import PartialState
 
+from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.weight_merge import checkpoint_tensors
 from sandbox_rl.training.weight_transfer import WeightPublisher
 
@@ -80,12 +82,21 @@ class TrainerSync:
     Args:
         model: gives the weights, without wrappers of data parallelism.
         step: gives their number of updates.
+        probe: looks at some of the publications.
     """
 
     sync: WeightSync
     model: Callable[[], Any]
     step: Callable[[], int]
+    probe: PublicationProbe | None = None
 
     def sync_weights(self) -> None:
         """Publish the weights as they are now."""
-        self.sync.publish(self.model(), self.step())
+        model, version = self.model(), self.step()
+        looked = (
+            nullcontext()
+            if self.probe is None
+            else self.probe.around(model, version, asleep=self.sync.asleep)
+        )
+        with looked:
+            self.sync.publish(model, version)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from sandbox_rl.audit.alarms import AlarmName
 from sandbox_rl.audit.run import RunAudit
+from sandbox_rl.audit.sampler import SamplerCause
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.loop import LoopThread
@@ -20,9 +23,13 @@ STEPS = 3
 
 
 class Episodes:
-    """Stands where the rollout engine stands; `lost` of a hundred episodes are not judged."""
+    """Stands where the rollout engine stands; `lost` of a hundred episodes are not judged.
+
+    Tokens are anybody's; log-probs are those of `model` at the time.
+    """
 
     def __init__(self, seed: int = 0, lost: int = 0) -> None:
+        self.model = None
         self._random = random.Random(seed)
         self._lost = lost
         self._count = 0
@@ -35,16 +42,43 @@ class Episodes:
             reward = self._random.choice((0.0, 0.0, 1.0, 0.5))
             if self._random.randrange(100) < self._lost:
                 reward = None
-            made.append(make_rollout(request.task.id, reward, seed=self._count, turns=1 + self._count % 3))
+            rollout = make_rollout(request.task.id, reward, seed=self._count, turns=1 + self._count % 3)
+            made.append(with_log_probs(rollout, self.model))
         return made
 
 
-def run(directory, *, episodes=None, rollouts=None, reward=outcome_reward, prepare=None, **fields):
+def with_log_probs(rollout, model):
+    """The rollout as if `model` had sampled it at temperature 1."""
+    trajectory = rollout.trajectory
+    ids = torch.tensor([[*trajectory.prompt_ids, *trajectory.completion_ids]])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0].float()
+    scores = logits.log_softmax(-1)[:-1].gather(-1, ids[0, 1:, None]).squeeze(-1).tolist()
+    at, turns = len(trajectory.prompt_ids) - 1, []
+    for turn in trajectory.turns:
+        count = len(turn.action.token_ids)
+        action = replace(turn.action, logprobs=tuple(scores[at : at + count]))
+        turns.append(replace(turn, action=action))
+        at += count + len(turn.observation_ids)
+    return replace(rollout, trajectory=replace(trajectory, turns=tuple(turns)))
+
+
+def run(
+    directory,
+    *,
+    episodes=None,
+    rollouts=None,
+    reward=outcome_reward,
+    prepare=None,
+    cls=SandboxGRPOTrainer,
+    **fields,
+):
     """A few updates under TRL, and the alarms and metrics; `rollouts`, `reward`, `prepare` plant faults."""
+    episodes = episodes or Episodes()
     audit = RunAudit.start(masks_truncated=fields.get("mask_truncated_completions", False))
     with LoopThread() as loop:
         func = (rollouts or GroupRollouts)(
-            episodes or Episodes(),
+            episodes,
             loop,
             {name: make_rollout(name, 1.0, seed=0).task for name in ("a", "b")},
             estimator="trl",
@@ -56,9 +90,10 @@ def run(directory, *, episodes=None, rollouts=None, reward=outcome_reward, prepa
             directory,
             func,
             reward,
-            cls=lambda **given: SandboxGRPOTrainer(audit=audit, **given),
+            cls=lambda **given: cls(audit=audit, **given),
             **{"max_steps": STEPS, "learning_rate": 1e-4} | fields,
         )
+        episodes.model = trainer.model
         if prepare is not None:
             prepare(trainer)
         trainer.train()
@@ -98,6 +133,7 @@ PLANTED = {
     "tokens that nobody sampled": (AlarmName.UNKNOWN_ROW, {"rollouts": OtherTokens}),
     "rewards of other rows": (AlarmName.ADVANTAGE_DIFFERS, {"reward": shuffled_reward}),
     "a fault that counts as 0": (AlarmName.FAULT_AS_REWARD, {"reward": faults_as_zero, "lost": 30}),
+    "a temperature that the sampler's log-probs lack": (AlarmName.SAMPLER_DIFFERS, {"temperature": 0.5}),
     "another end-of-turn id": (
         AlarmName.NOTHING_TRAINED,
         {
@@ -153,3 +189,47 @@ def test_an_episode_that_never_reaches_the_loss_is_named(tmp_path):
 
     alarms, _ = run(tmp_path, rollouts=Doubled)
     assert AlarmName.LOST_ROW in alarms
+
+
+class OldOfOthers(SandboxGRPOTrainer):
+    """Old log-probs as of another version of the weights."""
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        return {**output, "old_per_token_logps": torch.full_like(output["sampling_per_token_logps"], -1.0)}
+
+
+def test_old_log_probs_of_another_version_are_named(tmp_path):
+    alarms, _ = run(tmp_path, cls=OldOfOthers, num_iterations=2)
+    assert AlarmName.OLD_LOG_PROBS in alarms
+
+
+def details_of(caplog) -> str:
+    return "\n".join(record.getMessage() for record in caplog.records)
+
+
+def test_the_cause_of_a_gap_is_named_temperature(tmp_path, caplog):
+    run(tmp_path, temperature=0.5)
+    assert SamplerCause.TEMPERATURE.value in details_of(caplog)
+
+
+def test_the_cause_of_a_gap_is_named_adapters(tmp_path, caplog):
+    """The sampler plays the base model: what was trained never reached it."""
+
+    class Base(Episodes):
+        async def run(self, requests, on_rollout=None):
+            with self.model.disable_adapter():
+                return await super().run(requests, on_rollout)
+
+    def far_along(trainer):
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
+
+    def adapted(**given):
+        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        return SandboxGRPOTrainer(peft_config=config, **given)
+
+    alarms, _ = run(tmp_path, episodes=Base(), cls=adapted, prepare=far_along)
+    assert AlarmName.SAMPLER_DIFFERS in alarms
+    assert SamplerCause.ADAPTER.value in details_of(caplog)

@@ -14,7 +14,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
+from sandbox_rl.audit.alarms import Alarms
+from sandbox_rl.audit.publication import Cause, PublicationAudit
 from sandbox_rl.errors import EngineFault
+from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.weight_merge import checkpoint_tensors
 from sandbox_rl.training.weight_payload import checksums_of, write_safetensors
 from tests.vllm.conftest import save_tiny, served
@@ -78,6 +81,35 @@ def test_weights_that_did_not_arrive_are_noticed(shared):
     others = {name: tensor + 1 for name, tensor in ours.items()}
     with pytest.raises(EngineFault, match="differs from the trainer's"):
         shared.loop.run(shared.publisher._verify(server, checksums_of(others)))
+
+
+def test_what_a_real_server_computes_with_is_audited(shared):
+    """Quiet while the trainer's weights arrive; others pass every checksum, and are found."""
+    shared.publish()
+    alarms = Alarms()
+    probe = PublicationProbe(
+        PublicationAudit(alarms, ceiling=0.1, every=1),
+        PROMPT,
+        lambda ids: shared.loop.run(shared.policy.score(ids)),
+    )
+
+    def look(model) -> None:
+        version = shared.publisher.version + 1
+        with probe.around(shared.model, version):
+            shared.publisher.publish(model.named_parameters(), version=version)
+
+    for seed in range(3):
+        look(shared.model)
+        disturb(shared.model, seed=seed)
+    look(shared.model)
+    assert not alarms.raised
+
+    kept = copy.deepcopy(shared.model)
+    disturb(shared.model, seed=7)
+    look(kept)
+    shared.publish()
+    (alarm,) = alarms.raised
+    assert Cause.STALE.value in alarm.detail
 
 
 def test_frozen_requests_go_on_after_the_transfer(shared):

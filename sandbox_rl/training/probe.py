@@ -1,0 +1,184 @@
+"""The trainer's side of the audits that compare it with its sampler: log-probs under one hypothesis each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+
+from sandbox_rl.audit.publication import LogProbs, PublicationAudit, TrainerScores
+from sandbox_rl.audit.sampler import SamplerCause
+
+__all__ = ["PublicationProbe", "causes_of_gap"]
+
+LONGEST = 512
+"""Tokens of a row that are looked at in search of a cause."""
+
+CUT_OFF = 1.5
+"""Nats that truncation adds to a log-prob at most: three quarters of the distribution cut off."""
+
+
+class PublicationProbe:
+    """Has fixed tokens scored around every n-th publication, by the servers and by the trainer.
+
+    Every process must call it: a sharded model computes on all of them.
+
+    Args:
+        audit: counts everywhere, judges on the main process.
+        ids: the probe, at least two ids.
+        score: log-probs of `ids[1:]` by each server; None where no server is asked, off the main process.
+        autocast: what the trainer computes under.
+    """
+
+    def __init__(
+        self,
+        audit: PublicationAudit,
+        ids: Sequence[int],
+        score: Callable[[Sequence[int]], Sequence[LogProbs]] | None,
+        *,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self._audit = audit
+        self._ids = tuple(ids)
+        self._score = score
+        self._autocast = autocast
+        self._first_head: torch.Tensor | None = None
+        self._begun = False
+
+    @contextmanager
+    def around(self, model: Any, version: int, *, asleep: bool = False) -> Iterator[None]:
+        """Look before and after what is done while open, if it is one to look at.
+
+        Args:
+            model: without wrappers of data parallelism.
+            version: updates that its weights have received.
+            asleep: the servers cannot answer before it.
+        """
+        if not self._begun:
+            self._begun = True
+            self._first_head = _tied_head(model)
+        if not self._audit.due():
+            yield
+            return
+        before = [] if self._score is None or asleep else self._score(self._ids)
+        yield
+        after = [] if self._score is None else self._score(self._ids)
+        with self._autocast():
+            ours = trainer_scores(model, self._ids, self._first_head)
+        if PartialState().is_main_process:
+            self._audit.look(version, before or after, after, ours)
+
+
+def trainer_scores(model: Any, ids: Sequence[int], first_head: torch.Tensor | None = None) -> TrainerScores:
+    """Log-probs of `ids[1:]` by a model as it is, without its adapters, and with another head."""
+    with _evaluating(model):
+        present, hidden = _score(model, ids)
+        without = None
+        if isinstance(model, PeftModel):
+            with model.disable_adapter():
+                without, _ = _score(model, ids)
+        head = None
+        if first_head is not None and hidden is not None:
+            logits = torch.nn.functional.linear(hidden.cpu().float(), first_head.float())
+            head = _chosen(logits, ids)
+    return TrainerScores(present, without, head)
+
+
+def causes_of_gap(
+    model: Any,
+    ids: torch.Tensor,
+    sampled: torch.Tensor,
+    log_probs: torch.Tensor,
+    *,
+    temperature: float,
+    trainer: torch.Tensor,
+) -> dict[SamplerCause, float]:
+    """Mean |trainer - sampler| of one row under each hypothesis, in nats per sampled token.
+
+    Args:
+        model: without wrappers, not sharded.
+        ids: the row without padding, shape (T,).
+        sampled: True where the policy sampled, shape (T,).
+        log_probs: the sampler's, zero elsewhere, shape (T,).
+        temperature: that was sampled with.
+        trainer: the trainer's own, shape (T,).
+    """
+    ids, sampled = ids[:LONGEST], sampled[:LONGEST].clone()
+    sampled[0] = False
+    said = log_probs[:LONGEST][sampled].float().cpu()
+    own = trainer[:LONGEST][sampled].float().cpu()
+    found = {SamplerCause.UNKNOWN: _mean_gap(own, said)}
+
+    def gap(scale: float = 1.0, *, float32: bool = False) -> float:
+        logits = _logits(model, ids, float32=float32) / scale
+        scores = logits.log_softmax(-1)[:-1].gather(-1, ids[1:, None].cpu()).squeeze(-1)
+        return _mean_gap(scores[sampled[1:].cpu()], said)
+
+    with _evaluating(model):
+        if temperature != 1.0:
+            found[SamplerCause.TEMPERATURE] = gap()
+        if isinstance(model, PeftModel):
+            with model.disable_adapter():
+                found[SamplerCause.ADAPTER] = gap(temperature)
+        found[SamplerCause.PRECISION] = gap(temperature, float32=True)
+    # Of a truncated distribution what is left weighs more, by at most the share that was cut off.
+    more = said - own
+    within = (more > -1e-3) & (more < CUT_OFF)
+    if said.numel() and within.float().mean() > 0.98:
+        found[SamplerCause.TRUNCATION] = 0.0
+    return found
+
+
+def _mean_gap(one: torch.Tensor, other: torch.Tensor) -> float:
+    difference = (one - other).abs()
+    difference = difference[~difference.isnan()]
+    return difference.mean().item() if difference.numel() else 0.0
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _logits(model: Any, ids: torch.Tensor, *, float32: bool = False) -> torch.Tensor:
+    """Shape (T, V), float32, on the CPU."""
+    context = torch.autocast(ids.device.type, enabled=False) if float32 else nullcontext()
+    with context:
+        logits: torch.Tensor = model(input_ids=ids[None]).logits[0]
+    return logits.cpu().float()
+
+
+def _score(model: Any, ids: Sequence[int]) -> tuple[LogProbs, torch.Tensor | None]:
+    device = next(model.parameters()).device
+    row = torch.tensor(list(ids), device=device)[None]
+    output = model(input_ids=row, output_hidden_states=True)
+    hidden = output.hidden_states[-1][0] if output.hidden_states else None
+    return _chosen(output.logits[0].cpu().float(), ids), hidden
+
+
+def _chosen(logits: torch.Tensor, ids: Sequence[int]) -> LogProbs:
+    index = torch.tensor(list(ids[1:]))[:, None]
+    chosen: list[float] = logits[:-1].log_softmax(-1).gather(-1, index).squeeze(-1).tolist()
+    return chosen
+
+
+def _tied_head(model: Any) -> torch.Tensor | None:
+    """A copy of a head that is the embedding, on the CPU; None where it is its own or is not trained."""
+    if isinstance(model, PeftModel):
+        return None
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or embedding is None or head.weight is not embedding.weight:
+        return None
+    weight = head.weight.detach()
+    whole: torch.Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    return whole.to("cpu", copy=True)
