@@ -14,9 +14,10 @@ from sandbox_rl.assistant.files_out import SavedFiles, save_files, save_trajecto
 from sandbox_rl.assistant.keyboard import Keyboard
 from sandbox_rl.assistant.talk import NAME, EndpointTalk, Talk, TokenTalk
 from sandbox_rl.assistant.view import TerminalView
-from sandbox_rl.commands.run_dir import RunDirectory, check_output_dir
+from sandbox_rl.commands.run_dir import RunDirectory
 from sandbox_rl.config.assistant import AssistantSettings
 from sandbox_rl.errors import ConfigError, DataError
+from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.openai_chat import EndpointSettings
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.build import node_backend
@@ -65,7 +66,7 @@ def assist(request: AssistRequest, settings: AssistantSettings, view: TerminalVi
         SandboxFault: no sandbox could be made.
         KeyboardInterrupt: interrupted before there was anything to save.
     """
-    _check_output(request.output or Path("runs"))
+    check_place(request.output or Path("runs"), "--output")
     load_prompt_set(request.domain, [Path(directory) for directory in settings.prompts])
     files = _read_files(request, settings, view)
     make_talk = _engine(request, settings, view)
@@ -170,10 +171,3 @@ def _backend(settings: AssistantSettings, view: TerminalView) -> SandboxBackend:
         reach = ", ".join(sandbox.allowlist) or "every public host"
         view.say(f"Network: the sandbox may reach {reach}", "yellow")
     return node_backend(sandbox)
-
-
-def _check_output(path: Path) -> None:
-    try:
-        check_output_dir(path)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("output_dir:", "--output")) from None

@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sandbox_rl.commands.run_dir import write_atomically
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.page import page
 from sandbox_rl.evaluation.results import Results
+from sandbox_rl.outputs import check_new, write_new
 
 __all__ = ["compare", "load_results"]
 
@@ -18,15 +18,17 @@ def compare(runs: Sequence[Path], *, output: Path | None = None) -> str:
     """The Markdown page of the runs, the first being what the others are measured against.
 
     Args:
-        output: file to write the page to as well.
+        output: file to write the page to as well; must not exist.
 
     Raises:
         ConfigError: a run has no results, or the file cannot be written.
     """
+    if output is not None:
+        check_new(output, "--output")
     text = page([load_results(run) for run in runs])
     if output is not None:
         try:
-            write_atomically(output, text)
+            write_new(output, text, "--output")
         except OSError as error:
             raise ConfigError(f"--output: {output} cannot be written ({error}); name another file") from error
     return text

@@ -33,6 +33,7 @@ from sandbox_rl.evaluation.page import page
 from sandbox_rl.evaluation.plan import MODES, EvaluationPlan
 from sandbox_rl.evaluation.results import Results
 from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
+from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.openai_chat import EndpointSettings
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
@@ -173,7 +174,7 @@ def _endpoint(options: EvaluateOptions) -> EndpointSettings | None:
 
 def _output(subject: Subject, options: EvaluateOptions) -> Path:
     if options.output is not None:
-        check_output_dir(options.output)
+        check_place(options.output, "--output")
         return options.output
     check_output_dir(Path(subject.recipe.output_dir))
     name = f"{subject.recipe.name}-eval"
@@ -186,7 +187,7 @@ def _output(subject: Subject, options: EvaluateOptions) -> Path:
 def _stored(output: Path, *, resume: bool) -> dict[str, Any] | None:
     """The identity of the run to go on with; None for a new one."""
     if not resume:
-        if output.exists():
+        if os.path.lexists(output):
             raise ConfigError(
                 f"--output: {output} exists; go on with it by --resume, or name another directory"
             )

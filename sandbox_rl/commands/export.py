@@ -13,6 +13,7 @@ from sandbox_rl.commands.labels import data_labels, result_lines
 from sandbox_rl.commands.parts import build_chat
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError, ModelError
+from sandbox_rl.outputs import check_new
 from sandbox_rl.training.checkpoints import is_complete, last_complete
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.export import export_model, whole_weights
@@ -35,8 +36,7 @@ def export(
         ConfigError: no such run or checkpoint, or `output` exists.
         ModelError: the Hub refuses the upload.
     """
-    if output.exists():
-        raise ConfigError(f"{output} exists already, expected a new directory; choose another name")
+    check_new(output, "OUTPUT")
     recipe_path = run_dir / "recipe.yaml"
     if not recipe_path.is_file():
         raise ConfigError(
@@ -62,6 +62,7 @@ def export(
             {when: (value["accuracy"], value["half_width"]) for when, value in results.items()}
         ),
         merge_lora=merge_lora,
+        what="OUTPUT",
         weights=whole_weights(model, keep=True) if merge_lora else None,
     )
     if push_to_hub is not None:

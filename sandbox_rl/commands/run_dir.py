@@ -17,13 +17,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.outputs import check_place, write_atomically
 
 __all__ = ["RunDirectory", "check_output_dir", "write_atomically"]
 
@@ -98,28 +98,7 @@ def check_output_dir(output_dir: Path) -> None:
     Raises:
         ConfigError: what exists of the path is a file or may not be written to.
     """
-    nearest = output_dir.absolute()
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise ConfigError(
-            f"output_dir: {str(output_dir)!r}, but {nearest} is a file, expected a directory; name another"
-        )
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"output_dir: {str(output_dir)!r}, but {nearest} may not be written to by this user; "
-            "name another directory, or change its rights"
-        )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a kill at any instant leaves the old or the new content."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    check_place(output_dir, "output_dir")
 
 
 def _numbered(output_dir: Path, name: str) -> list[int]:

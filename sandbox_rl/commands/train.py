@@ -6,6 +6,7 @@ sandboxes; TRL averages the gradients.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,8 @@ def _export(
     weights: Mapping[str, Any] | None,
 ) -> None:
     measured = {"before": before, "after": after}
+    # The run's directory is ours: what an earlier start of the same run exported is replaced.
+    shutil.rmtree(run.export, ignore_errors=True)
     export_model(
         trainer.accelerator.unwrap_model(trainer.model),
         tokenizer,

@@ -12,7 +12,7 @@ __all__ = ["clean", "clip", "quote", "stream_text"]
 MAX_LINES = 80
 """Kept lines of one output stream: the first and the last half of them."""
 
-LOOKED_AT = 32 << 10
+LOOKED_AT = 16 << 10
 """Bytes at each end of an output stream that are cleaned; many times what is shown, and cleaning a whole
 stream of escape sequences would stop the event loop for a tenth of a second."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import sandbox_rl
 from sandbox_rl.chat.turn_ends import TurnEnds
+from sandbox_rl.outputs import new_directory
 from sandbox_rl.training.models import end_turns_with
 from sandbox_rl.training.weight_merge import checkpoint_tensors
 
@@ -53,10 +53,11 @@ def export_model(
     licence: str = "apache-2.0",
     merge_lora: bool = True,
     weights: Mapping[str, torch.Tensor] | None = None,
+    what: str = "export",
 ) -> Path:
     """Write weights (safetensors), tokenizer, chat template, generation config and model card.
 
-    The directory appears whole or not at all: it is written beside itself and renamed.
+    The directory appears whole or not at all, with the rights that the user's mask gives.
 
     Args:
         ends: where the policy's turns ended; the exported model ends its own there.
@@ -64,6 +65,10 @@ def export_model(
         results: metric name → value, quoted in the card.
         merge_lora: write the merged model; otherwise the adapter alone.
         weights: of `whole_weights`, where the model's own are shards or quantised.
+        what: the option that named the directory, for messages.
+
+    Raises:
+        ConfigError: the directory exists.
     """
     if weights is not None and isinstance(model, PeftModel):
         model = model.get_base_model()
@@ -72,19 +77,15 @@ def export_model(
     if weights is not None and _quantized(model):
         model = _skeleton(model)
     end_turns_with(model, ends)
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if weights is None:
-        model.save_pretrained(partial)
-    else:
-        model.save_pretrained(partial, state_dict=dict(weights))
-    tokenizer.save_pretrained(partial)
-    model.generation_config.save_pretrained(partial)
     card = _card(recipe=recipe, base_model=base_model, datasets=datasets, results=results, licence=licence)
-    card.save(partial / "README.md")
-    if directory.exists():
-        shutil.rmtree(directory)
-    partial.rename(directory)
+    with new_directory(directory, what) as partial:
+        if weights is None:
+            model.save_pretrained(partial)
+        else:
+            model.save_pretrained(partial, state_dict=dict(weights))
+        tokenizer.save_pretrained(partial)
+        model.generation_config.save_pretrained(partial)
+        card.save(partial / "README.md")
     return directory
 
 

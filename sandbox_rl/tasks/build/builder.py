@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from sandbox_rl.errors import DataError
+from sandbox_rl.outputs import new_files
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.build.config import BuildSettings
 from sandbox_rl.tasks.build.files import named_files, occurs_in_name
@@ -59,6 +60,7 @@ def build_data(settings: BuildSettings, *, base_dir: Path) -> BuildReport:
         base_dir: what the paths in the settings are relative to.
 
     Raises:
+        ConfigError: one of the three files exists.
         DataError: the source cannot be read, has no context column, or no row is usable.
     """
     source = settings.source
@@ -69,24 +71,18 @@ def build_data(settings: BuildSettings, *, base_dir: Path) -> BuildReport:
     path = base_dir / source.path if isinstance(source, TableSource) else None
     rows = open_table(path, source.name or path.name) if path else open_hub(source)  # type: ignore[arg-type]
     target = base_dir / settings.output_dir
-    target.mkdir(parents=True, exist_ok=True)
-    partial = {name: target / f"{name}.jsonl.partial" for name in ("train", "held_out")}
     builder = _Builder(settings, rows)
-    try:
+    with new_files(target, ("train.jsonl", "held_out.jsonl", "report.json"), "output_dir") as partial:
         with ExitStack() as stack:
             outputs = {
-                name: stack.enter_context(file.open("w", encoding="utf-8")) for name, file in partial.items()
+                name: stack.enter_context((partial / f"{name}.jsonl").open("w", encoding="utf-8"))
+                for name in ("train", "held_out")
             }
             report = builder.write(outputs)
         if not report.train + report.held_out:
             first = f"; the first: {report.dropped[0]}" if report.dropped else ""
             raise DataError(f"build-data: none of {report.rows} rows is usable{first}")
-        (target / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-        for name, file in partial.items():
-            file.replace(target / f"{name}.jsonl")
-    finally:
-        for file in partial.values():
-            file.unlink(missing_ok=True)
+        (partial / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     return report
 
 
