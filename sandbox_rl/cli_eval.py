@@ -61,7 +61,7 @@ def evaluate(
     """
     from sandbox_rl.commands.evaluate import EvaluateOptions
     from sandbox_rl.commands.evaluate import evaluate as run
-    from sandbox_rl.commands.evaluate_report import show_results
+    from sandbox_rl.commands.evaluate_report import no_calls_hint, show_results
     from sandbox_rl.terminal import Terminal
 
     terminal = Terminal()
@@ -70,6 +70,8 @@ def evaluate(
     )
     outcome = run(options, display=terminal)
     show_results(outcome.results, terminal)
+    if hint := no_calls_hint(outcome.results, endpoint=base_url is not None):
+        terminal.say(hint)
     terminal.say(str(outcome.output))
     if outcome.results.unjudged:
         because = f": {outcome.fault}" if outcome.fault else ""

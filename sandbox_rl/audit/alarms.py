@@ -32,6 +32,9 @@ class AlarmName(StrEnum):
     LOST_ROW = "lost_row"  # an episode was handed to the trainer and never reached the loss
     OLD_LOG_PROBS = "old_log_probs"  # the ratio's denominator is of other weights than it should be
     SAMPLER_DIFFERS = "sampler_differs"  # sampler and trainer disagree about sampled tokens
+    EQUAL_REWARDS = "equal_rewards"  # no group's rewards have differed for many steps
+    NO_CALLS = "no_calls"  # no tool call of the last steps could be read
+    NO_ROOM = "no_room"  # prompts leave no room: every episode ends in its first turn
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,25 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sandbox_rl.commands.display import Progress
 
-__all__ = ["AfterSteps", "CountUpdates", "FinishOnSignal", "LogMetrics", "ShowSteps"]
+__all__ = ["AfterSteps", "CountUpdates", "FinishOnSignal", "LogMetrics", "ShowSteps", "for_trackers"]
+
+
+_TRACKED = {"eval/": "eval_", "suite/": "eval_suite/"}
+
+
+def for_trackers(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of measurements as transformers' trackers know them.
+
+    What begins with `eval_` they show in a group `eval/`; all else they put below `train/`.
+    """
+    return {_renamed(name, _TRACKED): value for name, value in logs.items()}
+
+
+def _renamed(name: str, table: Mapping[str, str]) -> str:
+    for before, after in table.items():
+        if name.startswith(before):
+            return after + name.removeprefix(before)
+    return name
 
 
 class LogMetrics(TrainerCallback):  # type: ignore[misc]
@@ -36,7 +54,9 @@ class LogMetrics(TrainerCallback):  # type: ignore[misc]
         """Write one line."""
         if state.is_world_process_zero and logs:
             with self._path.open("a", encoding="utf-8") as file:
-                line = {"step": state.global_step, "time": round(time.time(), 3), **logs}
+                ours = {"eval_suite/": "suite/", "eval_": "eval/"}
+                named = {_renamed(name, ours): value for name, value in logs.items()}
+                line = {"step": state.global_step, "time": round(time.time(), 3), **named}
                 file.write(json.dumps(line, default=float) + "\n")
 
 

@@ -19,11 +19,12 @@ from sandbox_rl.commands.parts import (
     build_scoring,
     training_arguments,
 )
+from sandbox_rl.commands.room import budget_warnings, check_room
 from sandbox_rl.commands.run_dir import check_output_dir
 from sandbox_rl.commands.starting_point import needs_warmup
 from sandbox_rl.commands.suite_runs import SuiteRuns
 from sandbox_rl.config.recipe import Recipe
-from sandbox_rl.errors import ConfigError, DataError, SetupError
+from sandbox_rl.errors import DataError, SetupError
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm_launch import check_socket_room, interpreter
 from sandbox_rl.tasks.load import TaskSet, load_tasks
@@ -91,6 +92,8 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     context = CONTEXT if tiny else configured_context(recipe.model)
     prompt = check_prompts(recipe, base_dir, chat, tasks, context=None if tiny else context)
     display.say(f"ok  model: {recipe.model.path}, context of {context} tokens, chat template usable")
+    for warning in () if tiny else budget_warnings(chat, recipe.episode, prompt=prompt, context=context):
+        display.say(f"warning: {warning}")
     config = tiny_config(tokenizer) if tiny else load_config(recipe.model)
     memory = estimate_memory(
         model_shape(config),
@@ -166,11 +169,8 @@ def check_prompts(
     longest = 0
     for task in sorted(tasks, key=lambda task: len(task.prompt), reverse=True)[:LONGEST]:
         length = len(chat.render_prompt(render(task)))
-        if context is not None and length >= context:
-            raise ConfigError(
-                f"task {task.id!r}: its prompt has {length} tokens, expected fewer than the {context} that "
-                "the model takes; place its context in files, or use a model with a longer context"
-            )
+        if context is not None:
+            check_room(chat, task.id, prompt=length, context=context)
         longest = max(longest, length)
     return longest
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from sandbox_rl.commands.callbacks import for_trackers
 from sandbox_rl.commands.run_dir import RunDirectory
 from sandbox_rl.evaluation import Evaluation
 
@@ -15,7 +16,7 @@ __all__ = ["known_result", "log_evaluation", "write_results"]
 
 
 def log_evaluation(trainer: Any, evaluation: Evaluation | None) -> None:
-    """Send an evaluation to the trainer's trackers, names below `eval/`."""
+    """Send an evaluation to the trainer's trackers, names below `eval/` (`callbacks.for_trackers`)."""
     if evaluation is None:
         return
     logs = {"eval/accuracy": evaluation.accuracy, "eval/half_width": evaluation.half_width}
@@ -23,7 +24,7 @@ def log_evaluation(trainer: Any, evaluation: Evaluation | None) -> None:
     logs |= {f"eval/pass_at_{k}": value for k, value in evaluation.pass_at.items()}
     logs |= {f"eval/{name}": value for name, value in evaluation.metrics.items()}
     # TRL's own log() would mix in what training has gathered since its last call.
-    trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, logs)
+    trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, for_trackers(logs))
 
 
 def write_results(

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sandbox_rl.commands.callbacks import for_trackers
 from sandbox_rl.commands.parts import build_render, build_scoring, build_toolbox
 from sandbox_rl.commands.run_dir import write_atomically
 from sandbox_rl.commands.suite import load_parts
@@ -97,7 +98,9 @@ class SuiteRuns:
         accuracy = mean_text(results.modes["sandbox"].accuracy)
         session.display.say(f"Suite {self._suite.name}, step {step}: {accuracy}")
         # TRL's own log() would mix in what training has gathered since its last call.
-        trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, suite_metrics(results))
+        trainer.callback_handler.on_log(
+            trainer.args, trainer.state, trainer.control, for_trackers(suite_metrics(results))
+        )
         return results
 
     def _plan(self, session: Session, share: tuple[int, int]) -> EvaluationPlan:

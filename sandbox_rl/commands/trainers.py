@@ -14,6 +14,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback
 
+from sandbox_rl.audit.alarms import Alarms
+from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.commands.attempts import begin_attempt
 from sandbox_rl.commands.callbacks import LogMetrics, ShowSteps
@@ -102,6 +104,7 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             probe=_probe(session, audit),
             callbacks=[
                 *_callbacks(session),
+                ProgressAudit(audit.alarms),
                 CheckpointManifest(
                     next((part.save for part in (curriculum, tail) if part is not None), None)
                 ),
@@ -156,7 +159,12 @@ def async_trainer(session: Session, checkpoint: Path | None) -> Iterator[Sandbox
             peft_config=_lora(recipe.model.lora),
             rollout_worker=worker,
             weight_transfer=served.publisher,
-            callbacks=[*_watchers(session), ShowSteps(bar), CheckpointManifest(progress.save)],
+            callbacks=[
+                *_watchers(session),
+                ProgressAudit(Alarms(session.run.path / "alarms.jsonl")),
+                ShowSteps(bar),
+                CheckpointManifest(progress.save),
+            ],
         )
         end_turns_with(trainer.model, session.chat.ends)
         trainer.remove_callback(PrinterCallback)

@@ -23,6 +23,7 @@ from sandbox_rl.training.micro_batches import (
     plan_parts,
 )
 from sandbox_rl.training.probe import PublicationProbe, causes_of_gap
+from sandbox_rl.training.reward_metrics import correct_reward_metrics, outcomes_of
 from sandbox_rl.training.sampler_correction import (
     correct,
     log_ratios,
@@ -96,6 +97,7 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         self._weight_sync = weight_sync
         self._corrects_late = False
+        self._outcomes: torch.Tensor | None = None
         self._in_loss: dict[str, Any] | None = None
         if weight_sync is not None:
             # Set afterwards: TRL's constructor would start or look for an engine of its own. From here
@@ -126,7 +128,28 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             logs |= self._audit.take(int(self.state.global_step))
         super().log(logs, start_time)
 
+    def _calculate_rewards(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        mine = outcomes_of(inputs)
+        self._outcomes = None
+        if mine is not None:
+            found = torch.tensor(mine, dtype=torch.float32, device=self.accelerator.device)
+            self._outcomes = self.accelerator.gather(found)
+        return super()._calculate_rewards(inputs, *args, **kwargs)
+
     def _generate_and_score_completions(self, inputs: Any) -> Any:
+        output = self._scored(inputs)
+        if self._outcomes is not None and self.model.training:
+            (name,) = self.reward_func_names
+            correct_reward_metrics(
+                self._metrics["train"],
+                self._logs["rewards"][name],
+                self._outcomes,
+                name=name,
+                group_size=self.num_generations,
+            )
+        return output
+
+    def _scored(self, inputs: Any) -> Any:
         if not self._corrects_late:
             return super()._generate_and_score_completions(inputs)
         self.vllm_importance_sampling_correction = False  # here only: the loss has it in hand

@@ -1,0 +1,65 @@
+"""Do prompts and budgets leave a policy room to act?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.episode import EpisodeSettings
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.types import ToolCall
+
+__all__ = ["LEAST_ROOM", "budget_warnings", "check_room", "least_tokens"]
+
+LEAST_ROOM = 128
+"""Tokens behind a prompt below which no model does anything of use, however short its calls are."""
+
+
+def least_tokens(chat: ChatFormat) -> int:
+    """What the shortest useful episode takes: one command that writes the answer, its result, and submit."""
+    command = ToolCall("execute_bash", {"command": "echo 42 > answer.txt"})
+    asked = chat.render_call("", [command])
+    shown = chat.render_observations(["Exit code: 0\nSteps Remaining: 9"], turn_closed=True)
+    return len(asked) + len(shown) + len(chat.render_call("", [ToolCall("submit", {})]))
+
+
+def check_room(chat: ChatFormat, task: str, *, prompt: int, context: int) -> None:
+    """Refuse a prompt behind which no episode can do anything.
+
+    Args:
+        task: id of the task with that prompt.
+        prompt, context: in tokens.
+
+    Raises:
+        ConfigError: there is too little room.
+    """
+    least = max(least_tokens(chat), LEAST_ROOM)
+    if prompt + least > context:
+        raise ConfigError(
+            f"task {task!r}: its prompt has {prompt} tokens, which leaves {max(0, context - prompt)} of the "
+            f"{context} that the model takes, expected at least {least}, a command and a submit; place its "
+            "context in files, or use a model with a longer context"
+        )
+
+
+def budget_warnings(
+    chat: ChatFormat, episode: EpisodeSettings, *, prompt: int, context: int
+) -> Sequence[str]:
+    """What a person should know about the budgets; one line each."""
+    least = least_tokens(chat)
+    said: list[str] = []
+    if prompt + episode.max_tokens > context:
+        said.append(
+            f"episode.max_tokens: {episode.max_tokens}, but behind the longest prompt ({prompt} tokens) the "
+            f"model's context of {context} leaves {context - prompt}: long episodes end there"
+        )
+    if episode.max_tokens < least:
+        said.append(
+            f"episode.max_tokens: {episode.max_tokens}, but a command and a submit take {least}: no episode "
+            "can earn anything; raise it"
+        )
+    if episode.turn_tokens < (call := len(chat.render_call("", [ToolCall("submit", {})]))):
+        said.append(f"episode.turn_tokens: {episode.turn_tokens}, but to call submit takes {call}; raise it")
+    if episode.max_turns < 2:
+        said.append("episode.max_turns: 1, but the answer must be written and submitted: expected 2 or more")
+    return said
