@@ -1,187 +1,137 @@
 r"""Mathematical equality of one answer with the gold answer.
 
-math-verify decides equality of expressions, but it picks an answer out of a text and forgives what
-stands beside it. Here the whole text must state one answer (`latex.read`); members, brackets, words
-and units are compared first; only expressions reach math-verify, and only harmless ones.
+Both texts are read as a whole (`latex.read`) and their trees compared: shapes by the rules below, expressions
+by value (`values.same_value`), units by dimension and size. What is not understood is never dropped: such an
+answer earns 0, and such a gold answer is compared as text (`text_form`). docs/rewards.md has the conventions.
 """
 
 from __future__ import annotations
 
-import cmath
-import re
-from fractions import Fraction
 from functools import lru_cache
-from typing import Any
 
 from sandbox_rl.rewards.base import BadGold
-from sandbox_rl.rewards.latex import Element, Reading, read
+from sandbox_rl.rewards.formulas.answers import read
+from sandbox_rl.rewards.formulas.compare import same
+from sandbox_rl.rewards.formulas.nodes import Node, is_plain
+from sandbox_rl.rewards.formulas.tokens import Unread, bare, tokenize
 from sandbox_rl.rewards.text import fold
-from sandbox_rl.rewards.units import NO_UNIT, parse_unit
 from sandbox_rl.types import Task
 
-__all__ = ["check_gold", "equal", "number_of", "score", "unit_scale"]
+__all__ = ["check_gold", "equal", "score", "text_form"]
 
-_SECONDS = 2
-"""Whole seconds of one parse and of one comparison; the pool's hard limit stands behind them."""
-
-_NUMBER = re.compile(r"([-+]?)(\d+(?:\.\d*)?|\.\d+)(?:/(\d+))?")
-_FRACTION = re.compile(r"([-+]?)\\frac\{?(-?\d+)\}?\{?(\d+)\}?")
-_SCIENTIFIC = re.compile(
-    r"([-+]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40}))(?:[eE]|\\(?:times|cdot)10\^)\{?([-+]?\d{1,3})\}?"
+_PLAIN_KINDS = frozenset(
+    {"text", "time", "ratio", "based", "set", "tuple", "list", "sym", "const", "numbers"}
 )
-_PERCENT = Fraction(1, 100)
 
 
 def check_gold(task: Task) -> None:
-    """Raise `BadGold` unless the gold answer can be read, and parsed where it is an expression."""
-    gold = _gold(task.answer)
-    for element in gold.elements:
-        if gold.heavy or not element.expression or number_of(element.expression) is not None:
-            continue
-        if not _parse(element.expression):
-            raise BadGold(f"the gold answer {task.answer!r} cannot be parsed as mathematics")
+    """Raise `BadGold` unless the gold answer is text; one that is not understood is compared as text."""
+    _sound(task.answer)
 
 
 def score(answer: str, task: Task) -> float:
     """1.0 if the answer states the gold value and nothing else, else 0.0."""
-    return float(equal(answer, task.answer))
+    return float(equal(answer, task.answer, question=task.prompt))
 
 
-def equal(answer: str, gold_text: str) -> bool:
-    """Whether `answer` states exactly what `gold_text` states.
+def equal(answer: str, gold: str, *, question: str = "") -> bool:
+    """Whether `answer` states exactly what `gold` states.
+
+    Args:
+        question: a formula that stands in it is not paid, unless it is written as the gold is.
 
     Raises:
-        BadGold: the gold answer cannot be read.
+        BadGold: the gold answer is not text, or empty.
     """
-    gold = _gold(gold_text)
-    said = read(answer)
-    if said is None or len(said.elements) != len(gold.elements):
+    _sound(gold)
+    if text_form(answer) == text_form(gold):
+        return True
+    golds = _golds(gold)
+    try:
+        said = read(answer)
+    except (Unread, RecursionError):
         return False
-    if said.bracket != gold.bracket and {said.bracket, gold.bracket} != {"", "{}"}:
+    if not any(same(said, each) for each in golds):
         return False
-    heavy = said.heavy or gold.heavy
-    if len(gold.elements) == 1 or gold.bracket not in ("", "{}"):
-        return all(_same(*pair, heavy=heavy) for pair in zip(said.elements, gold.elements, strict=True))
-    left = list(gold.elements)
-    for element in said.elements:
-        match = next((other for other in left if _same(element, other, heavy=heavy)), None)
-        if match is None:
-            return False
-        left.remove(match)
-    return True
+    return not question or not _copied(answer, said, question)
+
+
+def _sound(gold: object) -> None:
+    if not isinstance(gold, str) or not bare(gold):
+        raise BadGold(f"the gold answer is {gold!r}; expected text")
 
 
 @lru_cache(maxsize=256)
-def _gold(text: str) -> Reading:
-    reading = read(text) if isinstance(text, str) else None
-    if reading is None:
-        raise BadGold(f"the gold answer {text!r} is not one mathematical answer")
-    return reading
+def _golds(text: str) -> tuple[Node, ...]:
+    """The readings of a gold answer: "1,234" is a number, or a list that was written without blanks."""
+    found: list[Node] = []
+    for thousands in (True, False):
+        try:
+            node = read(text, thousands=thousands)
+        except (Unread, RecursionError):
+            continue
+        if node not in found:
+            found.append(node)
+    return tuple(found)
 
 
-def _same(said: Element, gold: Element, *, heavy: bool) -> bool:
-    if said.variable and gold.variable and said.variable != gold.variable:
-        return False
-    if not gold.expression:  # the gold is a word
-        return not said.expression and fold(said.words) == fold(gold.words)
-    scale = unit_scale(said.words, gold.words)
-    if scale is None or not said.expression:
-        return False
-    return _equal_expressions(said.expression, gold.expression, scale, heavy=heavy)
+@lru_cache(maxsize=1024)
+def text_form(text: str) -> str:
+    r"""What a gold answer that is not understood is compared by.
 
-
-def unit_scale(said: str, gold: str) -> Fraction | None:
-    """What the answer's number is to be multiplied with to be in the gold's unit; None if it cannot be.
-
-    A unit left out is forgiven, and so is one added to a bare gold number, except per cent, which
-    changes the value. Words that are no unit must be the gold's words.
+    Its tokens: without wrappers (`$`, `\boxed`, bold), layout (`\left`, `\,`) and white space, one spelling
+    of each sign (`\dfrac`, `\le`, `−`), words in lower case, single letters as they are. Where even tokens
+    cannot be told, the text with its white space, width and case folded.
     """
-    if fold(said) == fold(gold):
-        return Fraction(1)
-    said_unit, gold_unit = parse_unit(said), parse_unit(gold)
-    if said_unit is None or (gold_unit is None and said):
-        return None
-    if gold_unit is None:
-        return None
-    if said_unit == NO_UNIT:
-        return Fraction(1)
-    if gold_unit == NO_UNIT:
-        return _PERCENT if said_unit.dimension == "percent" else Fraction(1)
-    if said_unit.dimension != gold_unit.dimension:
-        return None
-    return said_unit.factor / gold_unit.factor
-
-
-def _equal_expressions(said: str, gold: str, scale: Fraction, *, heavy: bool) -> bool:
-    if said.replace(" ", "") == gold.replace(" ", ""):
-        return scale == 1
-    said_number, gold_number = number_of(said), number_of(gold)
-    if said_number is not None and gold_number is not None:
-        return said_number * scale == gold_number
-    if heavy or scale != 1 or ("=" in said) != ("=" in gold) or _is_word(said) or _is_word(gold):
-        return False
-    parsed, expected = _parse(said), _parse(gold)
-    if not parsed or not expected or _differ(parsed[0], expected[0]):
-        return False
-    return _verify(expected, parsed)
-
-
-def number_of(expression: str) -> Fraction | None:
-    """The exact value of a plain number or fraction of two integers; None for any other expression."""
-    text = expression.replace(" ", "")
-    if match := _FRACTION.fullmatch(text) or _NUMBER.fullmatch(text):
-        sign, above, below = match.groups()
-    elif match := _SCIENTIFIC.fullmatch(text):
-        return Fraction(match.group(1)) * Fraction(10) ** int(match.group(2))
-    else:
-        return None
-    if len(text) > 300 or (below is not None and int(below) == 0):
-        return None
-    return (-1 if sign == "-" else 1) * Fraction(above) / int(below or 1)
-
-
-def _is_word(expression: str) -> bool:
-    """Letters that are a word or a name rather than a product: math-verify holds "cat" for "tac"."""
-    return re.fullmatch(r"[A-Za-z]{3,}", expression) is not None
-
-
-@lru_cache(maxsize=512)
-def _parse(expression: str) -> list[Any]:
-    from math_verify import LatexExtractionConfig, parse
-
-    text = expression.replace("*", r"\cdot ")
-    parsed: list[Any] = parse(
-        f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=_SECONDS
-    )
-    return [value for value in parsed if not isinstance(value, str)]
-
-
-def _differ(said: Any, gold: Any) -> bool:
-    """Whether two expressions have clearly different values at one point.
-
-    Most wrong answers end here, twenty times faster than by failing to simplify a difference to zero.
-    """
-    from sympy import Expr, Rational  # type: ignore[import-untyped,unused-ignore]
-
-    if not isinstance(said, Expr) or not isinstance(gold, Expr):
-        return False
-    names = sorted({symbol.name for symbol in said.free_symbols | gold.free_symbols})
-    point = {name: Rational(17 + 6 * at, 13 + 2 * at) for at, name in enumerate(names)}
     try:
-        values = [
-            complex(
-                expression.subs({symbol: point[symbol.name] for symbol in expression.free_symbols}).evalf()
-            )
-            for expression in (said, gold)
-        ]
-    except (TypeError, ValueError, ArithmeticError):
-        return False  # no number there, so nothing is shown
-    if not all(map(cmath.isfinite, values)):
+        tokens = tokenize(text)
+    except Unread:
+        return fold(bare(text))
+    return " ".join(token.text.casefold() if len(token.text) > 1 else token.text for token in tokens)
+
+
+def _copied(answer: str, said: Node, question: str) -> bool:
+    """Whether the answer is a formula of the question rather than its result."""
+    if said.kind == "quantity":
+        said = said.args[0]
+    if is_plain(said) or said.kind in _PLAIN_KINDS:
         return False
-    return abs(values[0] - values[1]) > 1e-4 * max(1.0, *map(abs, values))
+    formula, place = _squeezed(bare(answer)), -1
+    asked = _squeezed(question)
+    while (place := asked.find(formula, place + 1)) >= 0:
+        before, after = asked[:place][-1:], asked[place + len(formula) :][:1]
+        if not _joins(before) and not _joins(after):
+            return True
+    return False
 
 
-def _verify(gold: list[Any], said: list[Any]) -> bool:
-    from math_verify import verify
+def _joins(char: str) -> bool:
+    """Whether a sign beside a formula makes it a part of a larger one."""
+    return char != "" and (char.isdigit() or char in "+-*/^=<>\\_({")
 
-    return bool(verify(gold, said, timeout_seconds=_SECONDS))
+
+def _squeezed(text: str) -> str:
+    text = (
+        text.replace("**", "^")
+        .replace("\\cdot", "*")
+        .replace("\\times", "*")
+        .replace("×", "*")
+        .replace("−", "-")
+    )
+    for layout in (
+        "\\left",
+        "\\right",
+        "\\,",
+        "\\;",
+        "\\!",
+        "\\ ",
+        "$",
+        " ",
+        "\n",
+        "\\(",
+        "\\)",
+        "\\[",
+        "\\]",
+    ):
+        text = text.replace(layout, "")
+    return text

@@ -5,8 +5,12 @@ from __future__ import annotations
 from fractions import Fraction
 
 from sandbox_rl.rewards.base import BadGold
-from sandbox_rl.rewards.latex import read
-from sandbox_rl.rewards.maths import number_of, unit_scale
+from sandbox_rl.rewards.formulas.answers import read
+from sandbox_rl.rewards.formulas.compare import quantities
+from sandbox_rl.rewards.formulas.exact import exact_or_none
+from sandbox_rl.rewards.formulas.nodes import Node, is_name, is_plain
+from sandbox_rl.rewards.formulas.tokens import Unread
+from sandbox_rl.rewards.units import NO_UNIT, converted, parse_unit
 from sandbox_rl.types import Task
 
 __all__ = ["check_gold", "score"]
@@ -26,23 +30,53 @@ def score(answer: str, task: Task) -> float:
 
     The tolerances are `metadata["rel_tol"]` (default 0.001) and `metadata["abs_tol"]` (default 0).
     """
-    gold, gold_words = _gold(task.answer)
+    gold, unit = _gold(task.answer)
     relative, absolute = _tolerances(task)
     said = _number(answer)
     if said is None:
         return 0.0
-    scale = unit_scale(said[1], gold_words)
-    if scale is None:
-        return 0.0
-    return float(abs(said[0] * scale - gold) <= max(relative * abs(gold), absolute))
+    bound = max(relative * abs(gold), absolute)
+    return float(any(abs(value - gold) <= bound for value in _in_unit(*said, unit)))
+
+
+def _in_unit(value: Fraction, said: str, gold: str) -> list[Fraction]:
+    """What the answer's number may be in the gold's unit.
+
+    A unit left out is forgiven, and so is one beside a bare gold number; per cent changes the value.
+    """
+    first, second = parse_unit(said), parse_unit(gold)
+    if first is None or second is None:  # items, such as apples
+        return [value] if said.casefold() == gold.casefold() or not said else []
+    if first == NO_UNIT:
+        return [value, value * 100] if second.dimension == "percent" else [value]
+    if second == NO_UNIT:
+        return [value / 100] if first.dimension == "percent" else [value]
+    there = converted(value, first, second)
+    return [] if there is None else [there]
 
 
 def _number(text: str) -> tuple[Fraction, str] | None:
-    reading = read(text)
-    if reading is None or len(reading.elements) != 1 or reading.bracket:
+    """The one number that a text states, and how its unit is spelled."""
+    try:
+        node = read(text)
+    except Unread:
         return None
-    value = number_of(reading.elements[0].expression)
-    return None if value is None else (value, reading.elements[0].words)
+    if node.kind == "rel" and node.name == "=" and is_name(node.args[0]):
+        node = node.args[1]  # x = 5
+    node, unit = quantities(node)
+    value = exact_or_none(node) if is_plain(node) or _scientific(node) else None
+    return None if value is None else (value, unit)
+
+
+def _scientific(node: Node) -> bool:
+    """a · 10^n, 10^n, with a sign or without."""
+    if node.kind == "neg":
+        return _scientific(node.args[0])
+    if node.kind == "mul":
+        return len(node.args) == 2 and is_plain(node.args[0]) and _scientific(node.args[1])
+    if node.kind != "pow":
+        return False
+    return node.args[0].number == 10 and is_plain(node.args[1])
 
 
 def _gold(text: str) -> tuple[Fraction, str]:

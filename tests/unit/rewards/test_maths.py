@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from sandbox_rl.rewards.base import BadGold
@@ -81,12 +84,76 @@ def test_different(answer: str, gold: str) -> None:
     assert not equal(answer, gold)
 
 
-@pytest.mark.parametrize("gold", [None, 42, "", "\\frac{", "\\boxed{1} or \\boxed{2}", "1 2 3"])
-def test_malformed_gold_is_told(gold: object) -> None:
+def pairs(name: str) -> list[tuple[str, str, bool]]:
+    lines = (Path(__file__).parent / "data" / name).read_text(encoding="utf-8").splitlines()
+    return [(row["gold"], row["answer"], row["equal"]) for row in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize(("gold", "answer", "expected"), pairs("maths_pairs.jsonl"))
+def test_pair_is_judged_right(gold: str, answer: str, expected: bool) -> None:
+    assert equal(answer, gold) is expected
+
+
+@pytest.mark.parametrize("gold", [None, 42, "", "$$", "\\boxed{}"])
+def test_a_gold_answer_that_is_no_text_is_told(gold: object) -> None:
     with pytest.raises(BadGold, match="gold answer"):
         check_gold(make_task(gold))
+
+
+UNREAD = [
+    (r"\frac{", r"$\frac{$"),
+    (r"\boxed{1} or \boxed{2}", r"\boxed{1}  or \boxed{2}"),
+    (r"\sum_{k=1}^{n} k^2", r"\sum\limits_{k=1}^{n}k^2"),
+    ("The cat, the dog & the mouse.", "the cat, the  dog & the mouse"),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer"), UNREAD)
+def test_a_gold_answer_that_is_not_understood_is_compared_as_text(gold: str, answer: str) -> None:
+    check_gold(make_task(gold))
+    assert equal(answer, gold)
+    assert not equal("2", gold)
 
 
 @pytest.mark.parametrize("gold", [gold for _, gold in EQUAL])
 def test_sound_gold_passes(gold: str) -> None:
     check_gold(make_task(gold))
+
+
+COPIED = [  # question, gold, answer, paid
+    ("Compute $123*456$.", "56088", "123*456", False),
+    ("Compute $2^{10}$.", "1024", "2^{10}", False),
+    ("Compute $2^{10}$.", "1024", "1024", True),
+    ("Factor $x^2+2x+1$.", "(x+1)^2", "x^2 + 2x + 1", False),
+    ("Factor $x^2+2x+1$.", "(x+1)^2", "(x+1)(x+1)", True),
+    ("Expand $(x+1)^2 + 1$.", "x^2+2x+2", "(x+1)^2", False),
+    ("Solve $2y-4x=6$ for y.", "y=2x+3", "2y-4x=6", False),
+    ("Is 1/2 or 0.4 larger?", "0.5", "1/2", True),
+    ("Write 1024 as a power of 2.", "2^{10}", "2^{10}", True),
+    (r"Is it $\sqrt{2}/2$ or 1?", r"\sqrt{2}/2", r"\sqrt{2}/2", True),
+]
+
+
+@pytest.mark.parametrize(("question", "gold", "answer", "paid"), COPIED)
+def test_the_question_copied_is_not_paid(question: str, gold: str, answer: str, paid: bool) -> None:
+    assert equal(answer, gold, question=question) is paid
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "paid"),
+    [
+        ("56088", "123*456", False),
+        ("5", "2+3", False),
+        ("5", "10/2", False),
+        ("1/2", "0.5*1", False),
+        ("56088", "123*456=56088", True),
+        ("5", "5=5", False),
+        ("3/2", "6/4", True),
+        ("75", "3 \\cdot 5^2", True),
+        ("1.2e5", "1.2 \\times 10^5", True),
+        (r"2\sqrt{3}", "sqrt(12)", True),
+        ("2^{10}", "2^{10}", True),
+    ],
+)
+def test_arithmetic_that_was_left_to_be_done_is_not_paid(gold: str, answer: str, paid: bool) -> None:
+    assert equal(answer, gold) is paid

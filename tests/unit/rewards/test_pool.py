@@ -45,7 +45,7 @@ def test_one_poisoned_row_touches_no_other(pool_runner: Any) -> None:
         (object(), "42"),
         (r"\boxed{9^{9^{9}}}", "42"),
         ("42", None),
-        ("42", "\\frac{"),
+        ("42", ""),
         ("42", "42"),
     ]
 
@@ -117,10 +117,10 @@ def test_check_gold_names_the_rows(pool_runner: Any) -> None:
     from dataclasses import replace
 
     pool, run = pool_runner
-    tasks = [replace(make_task(gold), id=str(at)) for at, gold in enumerate(["1", "\\frac{", "2"])]
+    tasks = [replace(make_task(gold), id=str(at)) for at, gold in enumerate(["1", "", "2"])]
     found = run(pool.check_gold(tasks))
     assert list(found) == ["1"]
-    assert "frac" in found["1"]
+    assert "expected text" in found["1"]
 
 
 async def test_cancelling_a_score_leaves_the_pool_usable() -> None:

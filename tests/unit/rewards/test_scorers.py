@@ -95,8 +95,8 @@ def test_numeric_refuses_bad_tolerance_and_gold() -> None:
     ("spelling", "dimension"),
     [
         ("km", "length"),
-        ("miles per hour", "length·time^-1"),
-        ("m/s^2", "length·time^-2"),
+        ("miles per hour", "length · time^-1"),
+        ("m/s^2", "length · time^-2"),
         ("cm²", "length^2"),
     ],
 )

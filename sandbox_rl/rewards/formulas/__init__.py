@@ -1,0 +1,1 @@
+"""Mathematical answers: text to tokens to trees, and when two trees are one answer."""

@@ -1,0 +1,233 @@
+r"""Reading a text as one mathematical answer: a value, or a list, set, interval, matrix, equation, text.
+
+`read` gives the tree, or raises `Unread`: what is not understood as a whole is not read in part. It is linear
+in the text but for the search of a unit at the end of a value, which is tried at a bounded number of places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sandbox_rl.rewards.formulas.cursor import closing_of
+from sandbox_rl.rewards.formulas.items import clock, dots, end_of, environment, modulus, quantity, text
+from sandbox_rl.rewards.formulas.nodes import Node
+from sandbox_rl.rewards.formulas.tokens import CLOSING, OPENING, Token, Unread, tokenize
+
+__all__ = ["read", "read_tokens"]
+
+MAX_DEPTH = 12
+
+
+MAX_MEMBERS = 64
+
+
+_RELATIONS = frozenset(
+    {"=", "<", ">", "<=", ">=", "!=", "≈", "\\in", "\\notin", "\\equiv", "\\subset", "\\subseteq"}
+)
+
+
+_SETS = {"\\cup": "union", "\\cap": "inter", "\\setminus": "minus"}
+
+
+_PROGRAM = frozenset(
+    [
+        "Matrix",
+        "array",
+        "FiniteSet",
+        "Interval",
+        "Union",
+        "Eq",
+        "Tuple",
+        "set",
+        "list",
+        "tuple",
+        "ImmutableMatrix",
+    ]
+)
+
+
+_HALF_OPEN = {"open": "()", "Lopen": "(]", "Ropen": "[)", "": "[]"}
+
+
+def read(text: str, *, thousands: bool = True) -> Node:
+    """The one answer that `text` states.
+
+    Raises:
+        Unread: it is not understood as a whole.
+    """
+    return read_tokens(tokenize(text, thousands=thousands))
+
+
+def read_tokens(tokens: Sequence[Token], depth: int = 0) -> Node:
+    """The answer of a run of tokens: members separated by commas, semicolons, "and" or "or"."""
+    if depth > MAX_DEPTH:
+        raise Unread("nested too deeply")
+    parts, joint = _split(tokens)
+    if len(parts) == 1:
+        return _statement(parts[0], depth)
+    if len(parts) > MAX_MEMBERS:
+        raise Unread("too many members")
+    nodes = tuple(_statement(part, depth) for part in parts)
+    if nodes[-1].kind == "mod" and len(nodes) == 2:  # x = 3, (mod 7)
+        raise Unread("a modulus behind a comma")
+    return Node("list", nodes, joint)
+
+
+def _split(tokens: Sequence[Token]) -> tuple[list[Sequence[Token]], str]:
+    """The members outside of brackets, and "or" where that word stands between two of them."""
+    parts, start, joints, place = list[Sequence[Token]](), 0, set[str](), 0
+    while place < len(tokens):
+        token = tokens[place]
+        if token.kind == "sign" and token.text in OPENING:
+            place = closing_of(tokens, place)
+        elif token.text == "\\begin":
+            place = end_of(tokens, place)
+        elif token.text in (",", ";") or (token.kind == "word" and token.text.casefold() in ("and", "or")):
+            joints.add(token.text.casefold())
+            parts.append(tokens[start:place])
+            start = place + 1
+        place += 1
+    parts.append(tokens[start:])
+    # "1, 2, and 3" has two separators in one place; a comma at either end is a member that is missing
+    kept = [part for at, part in enumerate(parts) if part or not 0 < at < len(parts) - 1]
+    if not all(kept) or len(parts) - len(kept) > 1:
+        raise Unread("a member is missing")
+    return kept, "or" if "or" in joints else ""
+
+
+def _statement(tokens: Sequence[Token], depth: int) -> Node:
+    """An equation, an inequality, a membership, or what stands in them."""
+    signs, parts, start, place = list[str](), list[Sequence[Token]](), 0, 0
+    while place < len(tokens):
+        token = tokens[place]
+        if token.kind == "sign" and token.text in OPENING:
+            place = closing_of(tokens, place)
+        elif token.kind != "num" and token.text in _RELATIONS:
+            signs.append(token.text)
+            parts.append(tokens[start:place])
+            start = place + 1
+        place += 1
+    parts.append(tokens[start:])
+    if not signs:
+        return _item(tokens, depth)
+    if not all(parts) or len(signs) > 4:
+        raise Unread("a side of a relation is missing")
+    nodes = [_item(part, depth) for part in parts]
+    return Node("rel", tuple(nodes), " ".join(signs))
+
+
+def _item(tokens: Sequence[Token], depth: int) -> Node:
+    if not tokens:
+        raise Unread("nothing stands there")
+    for shape in (text, clock, dots, _set_terms, _enclosed, environment, _program, modulus):
+        node = shape(tokens, depth)
+        if node is not None:
+            return node
+    return quantity(tokens, depth)
+
+
+def _set_terms(tokens: Sequence[Token], depth: int) -> Node | None:
+    """Unions, intersections and differences of sets, from left to right."""
+    node: Node | None = None
+    kind, start, place = "", 0, 0
+    while place <= len(tokens):
+        token = tokens[place] if place < len(tokens) else Token("cmd", "\\cup")
+        if token.kind == "sign" and token.text in OPENING:
+            place = closing_of(tokens, place)
+        elif token.text in _SETS or (token.kind == "word" and token.text == "U" and place > 0):
+            if place == len(tokens) and not kind:
+                return None
+            part = _item(tokens[start:place], depth + 1)
+            node = part if node is None else Node(kind, (node, part))
+            kind, start = _SETS.get(token.text, "union"), place + 1
+        place += 1
+    return node
+
+
+def _enclosed(tokens: Sequence[Token], depth: int) -> Node | None:
+    """One pair of brackets around everything: tuple, interval, list, set, set with a condition."""
+    first = tokens[0].text
+    if tokens[0].kind != "sign" or first not in OPENING or closing_of(tokens, 0) != len(tokens) - 1:
+        return None
+    pair, inner = first.strip("\\") + tokens[-1].text.strip("\\"), tokens[1:-1]
+    if not inner:
+        if pair == "{}":
+            return Node("set")
+        raise Unread("empty brackets")
+    if pair == "{}":
+        return _braces(inner, depth, escaped=first == "\\{")
+    node = read_tokens(inner, depth + 1)
+    if node.kind == "list" and not node.name:
+        return _rows(node) if pair == "[]" and _is_rows(node) else Node("tuple", node.args, pair)
+    if pair == "()":
+        return node
+    if pair == "[]":
+        return Node("tuple", (node,), pair)
+    raise Unread("one member in the brackets of an interval")
+
+
+def _is_rows(node: Node) -> bool:
+    """Lists of lists of one length, as programs print a matrix."""
+    rows = node.args
+    return all(
+        row.kind == "tuple" and row.name == "[]" and len(row.args) == len(rows[0].args) for row in rows
+    )
+
+
+def _rows(node: Node) -> Node:
+    return Node("matrix", tuple(Node("list", row.args) for row in node.args), "program")
+
+
+def _braces(inner: Sequence[Token], depth: int, *, escaped: bool) -> Node:
+    level = 0
+    for place, token in enumerate(inner):
+        sign = token.text if token.kind == "sign" else ""
+        level += (sign in OPENING) - (sign in CLOSING)
+        if level == 0 and sign in ("|", ":") and place > 0 and not _is_bar(inner, place):
+            head = _statement(inner[:place], depth + 1)
+            return Node("builder", (head, read_tokens(inner[place + 1 :], depth + 1)))
+    node = read_tokens(inner, depth + 1)
+    members = node.args if node.kind == "list" and not node.name else (node,)
+    return Node("set", members, "" if escaped or len(members) > 1 else "{")
+
+
+def _is_bar(tokens: Sequence[Token], place: int) -> bool:
+    """Whether the bar at `place` opens or closes an absolute value: the head of a condition has none."""
+    return tokens[place].text == "|" and not any(
+        token.text in ("=", "<", ">", "<=", ">=", "!=", "\\in") for token in tokens[place:]
+    )
+
+
+def _program(tokens: Sequence[Token], depth: int) -> Node | None:
+    """What sympy and Python print: `Matrix([[1]])`, `Interval.open(0, 1)`, `FiniteSet(1, 2)`, `Eq(x, 2)`."""
+    name = tokens[0].text
+    if tokens[0].kind != "word" or name not in _PROGRAM or len(tokens) < 4:
+        return None
+    at, variant = 1, ""
+    if tokens[1].text == "." and tokens[2].text in _HALF_OPEN:
+        at, variant = 3, tokens[2].text
+    if tokens[at].text != "(" or closing_of(tokens, at) != len(tokens) - 1:
+        return None
+    inner = read_tokens(tokens[at + 1 : -1], depth + 1)
+    args = inner.args if inner.kind == "list" else (inner,)
+    if name in ("Matrix", "ImmutableMatrix", "array"):
+        if inner.kind == "tuple" and name != "array":  # Matrix([1, 2]) is a column
+            return Node("matrix", tuple(Node("list", (arg,)) for arg in inner.args))
+        return Node("matrix", inner.args) if inner.kind == "matrix" else inner
+    if name == "Interval" and len(args) == 2:
+        return Node("tuple", args, _interval_brackets(args, _HALF_OPEN[variant]))
+    if name == "Union" and len(args) > 1:
+        node = args[0]
+        for arg in args[1:]:
+            node = Node("union", (node, arg))
+        return node
+    if name == "Eq" and len(args) == 2:
+        return Node("rel", args, "=")
+    if name in ("FiniteSet", "Tuple"):
+        return Node("set", args) if name == "FiniteSet" else Node("tuple", args, "()")
+    return inner if inner.kind in ("set", "tuple") else None
+
+
+def _interval_brackets(args: tuple[Node, ...], pair: str) -> str:
+    infinite = [any(part.name == "inf" for part in (arg, *arg.args)) for arg in args]
+    return ("(" if infinite[0] else pair[0]) + (")" if infinite[1] else pair[1])

@@ -1,0 +1,99 @@
+"""Walking along tokens: brackets, digits, numerals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from sandbox_rl.rewards.formulas.tokens import CLOSING, OPENING, Token, Unread
+
+__all__ = ["MAX_DEPTH", "Cursor", "closing_of", "number"]
+
+MAX_DEPTH = 40
+
+
+def number(text: str) -> Fraction:
+    """The exact value of a numeral."""
+    if match := re.fullmatch(r"([\d.]+)[eE]([-+]?\d+)", text):
+        if abs(int(match[2])) > 1000:
+            raise Unread("an exponent of too many digits")
+        return Fraction(match[1].strip(".")) * Fraction(10) ** int(match[2])
+    return Fraction(text.rstrip("."))
+
+
+def closing_of(tokens: Sequence[Token], at: int) -> int:
+    """The place of the bracket that closes the one at `at`; intervals may mix round and square ones."""
+    stack: list[str] = []
+    for place in range(at, len(tokens)):
+        sign = tokens[place].text if tokens[place].kind == "sign" else ""
+        if sign in OPENING:
+            stack.append(sign)
+        elif sign in CLOSING:
+            pair = stack.pop() + sign if stack else ""
+            if pair not in ("()", "(]", "[)", "[]", "{}", "\\{\\}", "<<>>"):
+                break
+            if not stack:
+                return place
+    raise Unread("a bracket without its partner")
+
+
+class Cursor:
+    """A place in a run of tokens, and what is read without knowing expressions."""
+
+    def __init__(self, tokens: Sequence[Token], depth: int = 0) -> None:
+        if depth > MAX_DEPTH:
+            raise Unread("nested too deeply")
+        self._tokens = tokens
+        self._at = 0
+        self._depth = depth
+        self._bars = 0
+
+    def _peek(self, ahead: int = 0) -> Token | None:
+        place = self._at + ahead
+        return self._tokens[place] if place < len(self._tokens) else None
+
+    def _is(self, *texts: str) -> bool:
+        token = self._peek()
+        return token is not None and token.text in texts and token.kind != "num"
+
+    def _next(self) -> Token:
+        token = self._peek()
+        if token is None:
+            raise Unread("something is missing at the end")
+        self._at += 1
+        return token
+
+    def _expect(self, sign: str) -> None:
+        if not self._is(sign):
+            raise Unread(f"{sign!r} is missing")
+        self._next()
+
+    def _digits(self) -> str:
+        braces = self._is("{")
+        if braces:
+            self._next()
+        token = self._next()
+        if token.kind != "num" or not re.fullmatch(r"\d{1,60}", token.text):
+            raise Unread("digits were expected")
+        if braces:
+            self._expect("}")
+        return token.text
+
+    def _mixed(self) -> Fraction | None:
+        r"""The proper fraction behind an integer, `2\frac{1}{2}` or `2 1/2`."""
+        following = self._tokens[self._at : self._at + 7]
+        texts = [token.text for token in following]
+        size, above, below = 0, "", ""
+        if texts[:2] == ["\\frac", "{"] and len(texts) == 7 and texts[3:5] == ["}", "{"] and texts[6] == "}":
+            size, above, below = 7, texts[2], texts[5]
+        elif texts[:1] == ["\\frac"] and len(texts) > 1 and re.fullmatch(r"\d\d", texts[1]):
+            size, above, below = 2, texts[1][0], texts[1][1]
+        elif len(texts) > 2 and texts[1] == "/" and following[0].spaced and following[0].kind == "num":
+            size, above, below = 3, texts[0], texts[2]
+        if not size or not re.fullmatch(r"\d{1,9}", above) or not re.fullmatch(r"\d{1,9}", below):
+            return None
+        if not 0 < int(above) < int(below):
+            return None
+        self._at += size
+        return Fraction(int(above), int(below))

@@ -1,0 +1,381 @@
+r"""From tokens to the tree of one answer, by recursive descent.
+
+Nothing is evaluated and nothing is skipped: a token that does not fit ends in `Unread`. Depth and length
+are bounded, so that reading is linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from sandbox_rl.rewards.formulas.cursor import MAX_DEPTH, Cursor, closing_of, number
+from sandbox_rl.rewards.formulas.names import CONSTANTS, ENGLISH, FUNCTIONS, GREEK, OPAQUE, SCALES
+from sandbox_rl.rewards.formulas.nodes import Node
+from sandbox_rl.rewards.formulas.tokens import CLOSING, OPENING, Token, Unread
+
+__all__ = ["Expression", "members"]
+
+
+class Expression(Cursor):
+    """A value: sums, products, powers, functions. Other shapes inside brackets are read by `members`."""
+
+    def whole(self) -> Node:
+        """The node of all tokens."""
+        node = self._sum()
+        if self._at != len(self._tokens):
+            raise Unread(f"{self._tokens[self._at].text!r} is out of place")
+        return node
+
+    def _sum(self) -> Node:
+        terms = [self._term(first=True)]
+        while self._is("+", "-", "\\pm", "\\mp"):
+            sign = self._next().text
+            term = self._term()
+            terms.append({"+": term, "-": Node("neg", (term,))}.get(sign, Node("pm", (term,), sign[1:2])))
+        return terms[0] if len(terms) == 1 else Node("add", tuple(terms))
+
+    def _term(self, *, first: bool = False) -> Node:
+        node = self._signed()
+        while True:
+            if self._is("*"):
+                self._next()
+                node = _times(node, self._signed())
+            elif self._is("/"):
+                self._next()
+                node = Node("div", (node, self._signed()))
+            elif self._starts_factor():
+                token = self._peek()
+                if token is not None and token.kind == "num" and self._tokens[self._at - 1].text != ")":
+                    raise Unread("two numbers side by side")
+                node = _times(node, self._power())
+            else:
+                return node
+
+    def _signed(self) -> Node:
+        self._depth += 1
+        if self._depth > 3 * MAX_DEPTH:
+            raise Unread("too many signs")
+        try:
+            if self._is("-"):
+                self._next()
+                return Node("neg", (self._signed(),))
+            if self._is("+"):
+                self._next()
+                return self._signed()
+            if self._is("\\pm", "\\mp"):
+                sign = self._next().text
+                return Node("pm", (self._signed(),), sign[1])
+            return self._power()
+        finally:
+            self._depth -= 1
+
+    def _starts_factor(self) -> bool:
+        token = self._peek()
+        if token is None:
+            return False
+        if token.kind == "sign":
+            return token.text in ("(", "[", "{", "\\{") or (token.text == "|" and self._bars == 0)
+        if token.kind == "word":
+            return token.text not in ("and", "or", "mod")
+        return token.kind == "num" or token.text not in (
+            "\\pm", "\\mp", "\\cup", "\\cap", "\\setminus", "\\in", "\\notin", "\\equiv", "\\pmod", "\\bmod",
+            "\\rfloor", "\\rceil", "\\\\", "\\to", "\\implies", "\\mod", "\\choose",
+        )  # fmt: skip
+
+    def _power(self) -> Node:
+        base = self._postfix(self._primary())
+        if not self._is("^"):
+            return base
+        self._next()
+        exponent = self._exponent()
+        node = Node("pow", (base, exponent))
+        if base.kind == "func" and not base.args and base.name.startswith("f:"):
+            raise Unread("a power of a function's name")
+        return self._postfix(node)
+
+    def _exponent(self) -> Node:
+        if self._is("-", "+"):
+            sign = self._next().text
+            inner = self._exponent()
+            return Node("neg", (inner,)) if sign == "-" else inner
+        if self._is("{"):
+            return self._group()
+        base = self._postfix(self._primary())
+        if self._is("^"):
+            self._next()
+            return Node("pow", (base, self._exponent()))
+        return base
+
+    def _postfix(self, node: Node) -> Node:
+        while True:
+            if self._is("!"):
+                self._next()
+                if (node.kind == "func" and node.name == "factorial") or self._is("!"):
+                    raise Unread("a double factorial")
+                node = Node("func", (node,), "factorial")
+            elif self._is("°"):
+                self._next()
+                node = Node("func", (node,), "degrees")
+            elif self._is("%"):
+                self._next()
+                node = Node("func", (node,), "percent")
+            else:
+                return node
+
+    def _primary(self) -> Node:
+        token = self._next()
+        if token.kind == "num":
+            return self._numeral(token)
+        if token.kind == "word":
+            return self._word(token)
+        if token.kind == "cmd":
+            return self._command(token.text[1:])
+        if token.text in OPENING:
+            self._at -= 1
+            return self._bracket()
+        if token.text == "|":
+            self._bars += 1
+            inner = self._sum()
+            self._expect("|")
+            self._bars -= 1
+            return Node("func", (inner,), "abs")
+        raise Unread(f"{token.text!r} is out of place")
+
+    def _numeral(self, token: Token) -> Node:
+        value, scientific = number(token.text), bool(re.search("[eE]", token.text))
+        if self._is("\\overline", "\\dot") and "." in token.text:
+            self._next()
+            digits = self._digits()
+            places = len(token.text.partition(".")[2])
+            value += Fraction(int(digits), (10 ** len(digits) - 1) * 10**places)
+            return Node("num", number=value, name="repeating")
+        if self._is("_"):
+            self._next()
+            return Node("based", name=token.text, number=Fraction(int(self._digits())))
+        integer = re.fullmatch(r"\d+", token.text) is not None
+        if integer and (fraction := self._mixed()) is not None:
+            return Node("num", number=value + fraction, name="mixed")
+        if self._is(*SCALES):  # 3 million
+            return Node("num", number=value * SCALES[self._next().text], name="sci")
+        if self._is("x", "X") and [token.text for token in self._tokens[self._at + 1 : self._at + 3]] == [
+            "10",
+            "^",
+        ]:
+            self._next()  # 1.2 x 10^5
+            return _times(Node("num", number=value), self._power())
+        return Node("num", number=value, name="sci" if scientific else "")
+
+    def _word(self, token: Token) -> Node:
+        word = token.text
+        if word in CONSTANTS:
+            return Node("const", name=CONSTANTS[word])
+        if word in FUNCTIONS and (self._is("(") or word in ("sin", "cos", "tan", "ln", "log", "sqrt", "exp")):
+            return self._function(FUNCTIONS[word], plain=True)
+        if word in GREEK:
+            return self._symbol(word)
+        if len(word) == 1:
+            return self._letter(word)
+        for name in ("sin", "cos", "tan", "ln", "log"):
+            if word == name + word[-1]:
+                argument = Node("sym", name=word[-1])
+                return Node("log", (argument,)) if name == "log" else Node("func", (argument,), name)
+        if word.casefold() in ENGLISH or len(word) > 4 or token.upright or not word.isalpha():
+            raise Unread(f"the word {word!r}")
+        if word.endswith("pi"):
+            return _times(self._letters(word[:-2]), Node("const", name="pi"))
+        return _times(self._letters(word[:-1]), self._letter(word[-1]))
+
+    def _letters(self, word: str) -> Node:
+        node: Node | None = None
+        for letter in word:
+            factor = self._constant(letter)
+            node = factor if node is None else _times(node, factor)
+        if node is None:
+            raise Unread("nothing stands before a letter")
+        return node
+
+    @staticmethod
+    def _constant(letter: str) -> Node:
+        return Node("const", name=letter) if letter in ("e", "i") else Node("sym", name=letter)
+
+    def _letter(self, letter: str) -> Node:
+        if letter in ("e", "i") and not self._is("_"):
+            return Node("const", name=letter)
+        return self._symbol(letter)
+
+    def _symbol(self, name: str) -> Node:
+        if self._is("_"):
+            self._next()
+            name += "_" + self._subscript()
+        while self._is("'"):
+            self._next()
+            name += "'"
+        if name.rstrip("'") in OPAQUE and self._is("("):
+            close = closing_of(self._tokens, self._at)
+            inner = members(self._tokens[self._at + 1 : close], self._depth + 1)
+            self._at = close + 1
+            return Node("func", inner, f"f:{name}")
+        return Node("sym", name=name)
+
+    def _subscript(self) -> str:
+        if self._is("{"):
+            close = closing_of(self._tokens, self._at)
+            text = "".join(token.text for token in self._tokens[self._at + 1 : close])
+            self._at = close + 1
+            return text
+        return self._next().text
+
+    def _group(self) -> Node:
+        """What stands in LaTeX's braces, as one value; a single token without them."""
+        if not self._is("{"):
+            token = self._peek()
+            if token is not None and token.kind == "num" and len(token.text) > 1:
+                raise Unread("more digits than LaTeX takes as one argument")
+            return self._primary()
+        close = closing_of(self._tokens, self._at)
+        inner = Expression(self._tokens[self._at + 1 : close], self._depth + 1).whole()
+        self._at = close + 1
+        return inner
+
+    def _two(self) -> tuple[Node, Node]:
+        token = self._peek()
+        if token is not None and token.kind == "num" and re.fullmatch(r"\d\d", token.text):
+            self._next()  # \frac12
+            return Node("num", number=Fraction(token.text[0])), Node("num", number=Fraction(token.text[1]))
+        if token is not None and token.kind == "word" and len(token.text) == 2:
+            self._next()  # \frac ab
+            return self._constant(token.text[0]), self._constant(token.text[1])
+        return self._group(), self._group()
+
+    def _command(self, name: str) -> Node:
+        if name == "frac":
+            return Node("div", self._two())
+        if name == "binom":
+            return Node("func", self._two(), "binom")
+        if name == "sqrt":
+            if self._is("["):
+                close = closing_of(self._tokens, self._at)
+                degree = Expression(self._tokens[self._at + 1 : close], self._depth + 1).whole()
+                self._at = close + 1
+                return Node("func", (self._group(), degree), "root")
+            if self._is("("):
+                return self._function("sqrt", plain=True)
+            token = self._peek()
+            if token is not None and token.kind == "num":
+                self._next()
+                return Node("func", (self._numeral(token),), "sqrt")
+            return Node("func", (self._group(),), "sqrt")
+        if name in ("lfloor", "lceil"):
+            inner = self._sum()
+            self._expect("\\rfloor" if name == "lfloor" else "\\rceil")
+            return Node("func", (inner,), "floor" if name == "lfloor" else "ceil")
+        if name in FUNCTIONS:
+            return self._function(FUNCTIONS[name], plain=False)
+        if name == "pi" or name == "infty":
+            return Node("const", name="pi" if name == "pi" else "inf")
+        if name == "imath":
+            return Node("const", name="i")
+        if name in ("overline", "vec", "hat", "tilde", "widehat"):
+            return Node("func", (self._group(),), f"mark:{name}")
+        if name in ("angle", "triangle"):
+            return Node("func", (self._primary(),), f"mark:{name}")
+        if name in GREEK:
+            return self._symbol(name)
+        raise Unread(f"the command \\{name}")
+
+    def _function(self, name: str, *, plain: bool) -> Node:
+        power = base = None
+        if name == "log" and self._is("_"):
+            self._next()
+            token = self._peek()
+            if token is not None and token.kind == "num":  # \log_2 3, \log_23
+                self._next()
+                base = Node(
+                    "num", number=number(token.text[0] if len(token.text) == 2 and not plain else token.text)
+                )
+                if base.number != number(token.text):
+                    return Node("func", (Node("num", number=number(token.text[1:])), base), "logbase")
+            else:
+                base = self._group()
+        if self._is("^"):
+            self._next()
+            power = self._exponent()
+        arguments = self._arguments(name)
+        node = _apply(name, arguments, base)
+        if power is None:
+            return node
+        if power == Node("neg", (Node("num", number=Fraction(1)),)):
+            if name not in ("sin", "cos", "tan", "cot", "sec", "csc"):
+                raise Unread("an inverse function")
+            return _apply(f"arc{name}", arguments, None)
+        return Node("pow", (node, power))
+
+    def _arguments(self, name: str) -> tuple[Node, ...]:
+        if self._is("(", "{", "["):
+            close = closing_of(self._tokens, self._at)
+            inner = members(self._tokens[self._at + 1 : close], self._depth + 1)
+            self._at = close + 1
+            return inner
+        argument = self._signed() if self._is("-") else self._power()
+        while self._starts_factor() and not self._next_is_function():
+            token = self._peek()
+            if token is None or token.text in ("(", "[", "{", "\\{", "|") or token.kind == "num":
+                break
+            argument = _times(argument, self._power())
+        following, angle = self._peek(1), self._tokens[self._at - 1].text in ("\\pi", "pi")
+        if self._is("/") and following is not None and following.kind == "num" and angle and name in _ANGLES:
+            self._next()  # sin pi/6
+            argument = Node("div", (argument, self._power()))
+        return (argument,)
+
+    def _next_is_function(self) -> bool:
+        token = self._peek()
+        return token is not None and token.text.lstrip("\\") in FUNCTIONS
+
+    def _bracket(self) -> Node:
+        close = closing_of(self._tokens, self._at)
+        pair = self._tokens[self._at].text + self._tokens[close].text
+        inner = members(self._tokens[self._at + 1 : close], self._depth + 1)
+        self._at = close + 1
+        if len(inner) != 1 or pair in ("\\{\\}", "<<>>", "(]", "[)"):
+            raise Unread("a list inside of an expression")
+        if inner[0].kind in ("rel", "list"):
+            raise Unread("a statement inside of an expression")
+        return inner[0]
+
+
+def members(tokens: Sequence[Token], depth: int) -> tuple[Node, ...]:
+    """The expressions between the commas of a function's brackets."""
+    found, start, level = [], 0, 0
+    for place, token in enumerate((*tokens, Token("sign", ","))):
+        sign = token.text if token.kind == "sign" else ""
+        level += (sign in OPENING) - (sign in CLOSING)
+        if sign == "," and level == 0:
+            found.append(Expression(tokens[start:place], depth).whole())
+            start = place + 1
+    return tuple(found)
+
+
+def _times(left: Node, right: Node) -> Node:
+    parts = (*left.args, right) if left.kind == "mul" else (left, right)
+    return Node("mul", parts)
+
+
+_ANGLES = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
+_COUNTS = {"over": 2, "root": 2, "binom": 2, "log": 1, "gcd": 0, "lcm": 0, "max": 0, "min": 0}
+
+
+def _apply(name: str, arguments: tuple[Node, ...], base: Node | None) -> Node:
+    if name == "log":
+        given = arguments if base is None else (*arguments, base)
+        if len(given) > 2 or len(arguments) < 1:
+            raise Unread("a logarithm of several numbers")
+        return Node("func", given, "logbase") if len(given) == 2 else Node("log", given)
+    count = _COUNTS.get(name, 1)
+    if base is not None or (count and len(arguments) != count) or not arguments:
+        raise Unread(f"{name} takes other arguments")
+    if name == "over":
+        return Node("div", arguments)
+    return arguments[0] if name == "same" else Node("func", arguments, name)
