@@ -67,17 +67,21 @@ class Admission:
         earliest = step + self._progress.updating
         if earliest - version > self._max_staleness:
             return []  # too old before it could be trained on: wait for newer weights
-        places = self._places - len(self._progress.running) - len(self._progress.waiting)
+        places = self.places - len(self._progress.running) - len(self._progress.waiting)
         return [self._progress.admit(version) for _ in range(places)]
 
     @property
-    def _places(self) -> int:
+    def places(self) -> int:
         """Groups that may run or wait, beside those in the update that is being computed."""
         if not self._sizes:
             return self._at_once
-        update = self._tokens * len(self._sizes) / sum(self._sizes)  # groups in one
-        ahead = max(1, self._max_staleness) * update
-        return max(1, math.floor(min(ahead, self._at_once + update)))
+        update = max(1.0, self._tokens * len(self._sizes) / sum(self._sizes))  # groups in one
+        return math.floor(min(max(1, self._max_staleness) * update, self._at_once + update))
+
+    @property
+    def idle(self) -> int:
+        """Groups for which there is room beside those that may run, once sizes are known well enough."""
+        return self._at_once - self.places if len(self._sizes) >= self._at_once else 0
 
     def ready(self, step: int) -> bool:
         """Whether the update from `step` can start: full, or nothing more will come, and none is missing that

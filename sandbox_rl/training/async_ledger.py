@@ -133,6 +133,7 @@ class GroupProgress:
             "first": self._behind_before,
             "ahead": sorted(self._behind),
             "partly": {str(group): sorted(used) for group, used in sorted(self._used.items())},
+            "under_way": sorted(self._admitted),
             "ends": dict(sorted(self.ends.items())),
         }
         (checkpoint / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,8 @@ from sandbox_rl.training.async_updates import Composed
 from sandbox_rl.training.samples import FinishedGroup, LeftOut
 
 __all__ = ["RolloutSource", "Rollouts"]
+
+logger = logging.getLogger(__name__)
 
 
 class Rollouts(Protocol):
@@ -71,6 +74,7 @@ class RolloutSource:
         self._token_budget = token_budget
         self._pad_token_id = pad_token_id
         self._stale_after_s = stale_after_s
+        self._told = False
 
     def poll(self, timeout_s: float) -> Composed | None:
         """The next update, or None if it is not ready within `timeout_s`.
@@ -107,6 +111,15 @@ class RolloutSource:
 
     def _compose(self, step: int) -> Composed:
         groups = self._admission.compose(step)
+        if (idle := self._admission.idle) > 0 and not self._told:
+            self._told = True
+            logger.warning(
+                "grpo.max_staleness lets %d groups be under way, %d fewer than rollout.concurrency has room "
+                "for; to use it, raise that, or grpo.gradient_accumulation_steps for larger updates",
+                self._admission.places,
+                idle,
+            )
+        self._metrics["off_policy/places"].append(float(self._admission.places))
         # While this update is computed others are sampled: what it took made room for them.
         self._rollouts.admit(self._admission.admit(step, self._version()))
         for name, value in age_metrics((s for group in groups for s in group.samples), step).items():

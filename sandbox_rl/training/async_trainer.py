@@ -205,6 +205,13 @@ class _Border(TrainerCallback):  # type: ignore[misc]
         """Remember which step has a checkpoint."""
         self._saved_step = state.global_step
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A signal in the last update is everybody's as well."""
+        if not self._agreed:
+            self._trainer._rollout_dataset.asked_to_stop()
+
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -92,8 +92,7 @@ class UpdateStream:
         """
         while True:
             update, failure = None, ""
-            if any(self._shared(self._stop())):
-                self._stopped()
+            if self.asked_to_stop():
                 return None
             if self._source is not None:
                 try:
@@ -109,6 +108,10 @@ class UpdateStream:
             if update is not None:
                 return update
 
-    def _shared(self, flag: bool) -> list[bool]:
-        found: list[bool] = gather_object([flag]) if self._state.num_processes > 1 else [flag]
-        return found
+    def asked_to_stop(self) -> bool:
+        """Whether any rank was; then all take note. Every rank calls it."""
+        mine = [self._stop()]
+        asked = any(gather_object(mine) if self._state.num_processes > 1 else mine)
+        if asked:
+            self._stopped()
+        return asked

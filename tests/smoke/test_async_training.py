@@ -169,6 +169,22 @@ def test_a_signal_while_waiting_saves_and_ends(tmp_path):
     assert GroupProgress().restore(checkpoint) == {g for samples in steps.values() for g, _ in samples}
 
 
+def test_a_signal_in_the_last_update_is_noticed(tmp_path):
+    ended, used = [], Used()
+    trainer = make_async_trainer(
+        tmp_path,
+        PlayedRollouts(),
+        callbacks=[used],
+        stop=lambda: 1 in used.steps,
+        stopped=lambda: ended.append(True),
+        max_steps=2,
+    )
+    used.trainer = trainer
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert ended == [True]
+
+
 def test_a_signal_before_the_first_update_ends_without_a_checkpoint(tmp_path):
     trainer, _ = run(tmp_path, PlayedRollouts(silent_after=0), stop=lambda: True)
     assert trainer.state.global_step == 0

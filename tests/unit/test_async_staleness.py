@@ -232,6 +232,20 @@ def test_admission_waits_while_enough_is_under_way():
     assert admission.admit(0, 0) == [], "28 wait, and no more than two updates' worth may"
 
 
+def test_a_group_larger_than_an_update_is_one():
+    """Long episodes: as many run side by side as may be old."""
+    progress = GroupProgress()
+    admission = Admission(progress, max_staleness=4, tokens=TOKENS, at_once=8)
+    world = World(lasting)
+    assert admission.admit(0, 0) == list(range(8))
+    world.episodes = {(n, i): lasting(n, i, 0) for n in range(99) for i in range(SIZE)}
+    for number in range(8):
+        admission.arrive(world._finished(number, [0] * SIZE))
+    assert admission.places == 4
+    assert admission.idle == 4
+    assert [g.number for g in admission.compose(0)] == [0]
+
+
 def test_an_update_is_held_for_a_group_that_would_be_too_old_for_the_next():
     progress = GroupProgress()
     admission = Admission(progress, max_staleness=1, tokens=SIZE * TOKENS, at_once=3)
