@@ -28,7 +28,7 @@ from sandbox_rl.policies.vllm import VLLMPolicy
 from sandbox_rl.policies.vllm_api import Address
 from sandbox_rl.policies.vllm_external import ExternalServers
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
-from sandbox_rl.rollout.tail_batches import of_group
+from sandbox_rl.rollout.order import of_group
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.curriculum import teaches

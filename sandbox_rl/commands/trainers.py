@@ -31,6 +31,7 @@ from sandbox_rl.training.async_trainer import SandboxAsyncTrainer
 from sandbox_rl.training.checkpoints import CheckpointManifest, step_of
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.curriculum import Curriculum
+from sandbox_rl.training.generations import Generations, StopAtBorders
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.models import end_turns_with
@@ -66,6 +67,9 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
         if checkpoint is not None:
             curriculum.restore(checkpoint)
     args = grpo_arguments(recipe, session.run.checkpoints)
+    rhythm = Generations.of(args)
+    if args.max_steps <= 0:
+        args.max_steps = rhythm.steps_for(args.num_train_epochs * len(session.train_tasks))
     with session.display.progress("Training", _episodes(args, state.num_processes)) as bar:
         tail = _tail_batches(recipe, state, checkpoint)
         make_rollouts: Any = GroupRollouts
@@ -85,6 +89,8 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             seed=recipe.seed,
             eos_id=session.chat.ends.written,
             rank=state.process_index,
+            world=state.num_processes,
+            shuffle=args.shuffle_dataset,
             curriculum=curriculum,
             on_step=_journal(session, "train"),
             on_rollout=lambda _, rollout: bar.advance(rollout.reward.value),
@@ -95,7 +101,7 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             args=args,
             reward_funcs=outcome_reward,
             rollout_func=rollouts,
-            train_dataset=_prompts(session),
+            train_dataset=_numbers(rhythm.count(args.max_steps) * rhythm.groups),
             processing_class=session.tokenizer,
             peft_config=_lora(recipe.model.lora),
             weight_sync=None if session.served is None else session.served.sync,
@@ -108,6 +114,7 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
                 CheckpointManifest(
                     next((part.save for part in (curriculum, tail) if part is not None), None)
                 ),
+                StopAtBorders(rhythm, len(session.train_tasks)),
             ],
         )
         trainer.remove_callback(PrinterCallback)
@@ -222,17 +229,20 @@ def _prompts(session: Session) -> Dataset:
     return Dataset.from_dict({"prompt": [task.id for task in session.train_tasks]})
 
 
+def _numbers(groups: int) -> Dataset:
+    """As many prompts as a run has groups: TRL makes one pass. `GroupRollouts` decides on the tasks."""
+    return Dataset.from_dict({"prompt": [str(group) for group in range(groups)]})
+
+
 def _longest(session: Session) -> int:
     """Tokens of the longest episode with its prompt."""
     return min(session.context, session.longest_prompt + session.recipe.episode.max_tokens)
 
 
 def _episodes(args: Any, processes: int) -> int:
-    """Episodes that this process will roll out, 0 if the number of steps is not known beforehand."""
-    generations = args.max_steps * args.gradient_accumulation_steps
-    generations //= args.steps_per_generation * args.num_iterations
-    episodes: int = generations * args.generation_batch_size // processes
-    return max(0, episodes)
+    """Episodes that this process will roll out."""
+    episodes: int = Generations.of(args).count(args.max_steps) * args.generation_batch_size // processes
+    return episodes
 
 
 def _lora(settings: LoraSettings | None) -> LoraConfig | None:

@@ -24,37 +24,19 @@ Metrics of a single step are not comparable: long steps hold the long groups. `s
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sandbox_rl.errors import ModelError
-from sandbox_rl.seeds import derive_seed
 
-__all__ = ["STATE_FILE", "Plan", "TailBatches", "of_group"]
+__all__ = ["STATE_FILE", "Plan", "TailBatches"]
 
 STATE_FILE = "stragglers.json"
 """Name of the state's file in a checkpoint."""
-
-T = TypeVar("T")
-
-
-def of_group(tasks: Sequence[T], group: int, *, seed: int) -> T:
-    """The task of a group's number: tasks in passes, each pass in an order of its own."""
-    number, place = divmod(group, len(tasks))
-    return tasks[_order(len(tasks), number, seed)[place]]
-
-
-@functools.lru_cache(maxsize=2)
-def _order(count: int, number: int, seed: int) -> list[int]:
-    order = list(range(count))
-    random.Random(derive_seed(seed, "pass", number)).shuffle(order)
-    return order
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +44,8 @@ class Waiting:
     """A group that was cancelled.
 
     Args:
-        step: in which.
-        after_s: seconds into that step.
+        step: generation in which.
+        after_s: seconds into it.
     """
 
     group: int

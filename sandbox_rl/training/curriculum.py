@@ -1,7 +1,8 @@
 """Which tasks are rolled out: drawn by domain and difficulty, and groups that teach nothing refilled.
 
-All ranks hold the same counts and draw from (run seed, step), so they agree without talking; what they
-measure is shared once per generation. Counts lie in the checkpoint, so a resumed run draws alike.
+All ranks hold the same counts and draw from (run seed, number of the generation), so they agree without
+talking; what they measure is shared once per generation, what they replace once per round. Counts lie in the
+checkpoint, so a resumed run draws alike.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +45,7 @@ class Curriculum:
 
     Args:
         domains: task id → domain, of all training tasks, in order.
-        share: outcomes of this rank → outcomes of all ranks, in the order of the ranks.
+        share: a list of this rank → those of all ranks in one, in the order of the ranks.
 
     Raises:
         ConfigError: domain weights that do not fit the data.
@@ -57,7 +59,7 @@ class Curriculum:
         seed: int,
         rank: int = 0,
         world: int = 1,
-        share: Callable[[list[Outcome]], list[Outcome]] = list,
+        share: Callable[[list[Any]], list[Any]] = list,
     ) -> None:
         self._ids = list(domains)
         self._position = {task_id: index for index, task_id in enumerate(self._ids)}
@@ -85,12 +87,12 @@ class Curriculum:
         """How often groups that teach nothing are replaced."""
         return self._settings.refill_rounds
 
-    def draw(self, task_ids: Sequence[str], step: int) -> list[str]:
-        """This rank's tasks of a generation, one per group, in place of the trainer's `task_ids`."""
+    def draw(self, task_ids: Sequence[str], generation: int) -> list[str]:
+        """This rank's tasks of a generation, one per group, in place of `task_ids`, the uniform order's."""
         if not self.draws:
             return list(task_ids)
         local = len(task_ids)
-        rng = np.random.default_rng(derive_seed(self._seed, "draw", step))
+        rng = np.random.default_rng(derive_seed(self._seed, "draw", generation))
         places = self._domain_of_places(local * self._world, rng)
         drawn: list[int] = [0] * len(places)
         for name in self._weights:
@@ -101,16 +103,31 @@ class Curriculum:
         return [self._ids[index] for index in drawn[self._rank * local : (self._rank + 1) * local]]
 
     def substitutes(
-        self, replaced: Sequence[str], used: Collection[str], step: int, refill: int
-    ) -> list[str | None]:
-        """A further task for each replaced one, of its domain if domains are weighted; None if none is left.
+        self, replaced: Sequence[str], used: Collection[str], generation: int, refill: int
+    ) -> list[str | None] | None:
+        """A further task for each replaced one, of its domain if domains are weighted; None if none is left
+        for it, or, instead of the list, for any group of any rank.
+
+        The same whatever the number of ranks: the places of all are filled in their order.
 
         Args:
-            used: tasks that this rank has rolled out in this generation; they are not drawn again.
-            refill: number of the round, from 0.
+            replaced, used: of this rank; those used in this generation, by any rank, are not drawn again.
+            refill: number of the round, from 0. Every rank must call it once a round.
         """
-        rng = np.random.default_rng(derive_seed(self._seed, "refill", step, self._rank, refill))
-        taken = set(used)
+        everyone = self._share([(list(replaced), sorted(used))])
+        mine = sum(len(names) for names, _ in everyone[: self._rank])
+        found = self._substitutes(
+            [name for names, _ in everyone for name in names],
+            {name for _, names in everyone for name in names},
+            np.random.default_rng(derive_seed(self._seed, "refill", generation, refill)),
+        )
+        if not any(found):
+            return None
+        return found[mine : mine + len(replaced)]
+
+    def _substitutes(
+        self, replaced: Sequence[str], taken: Collection[str], rng: np.random.Generator
+    ) -> list[str | None]:
         orders = {
             name: iter([i for i in self._order(pool, rng) if self._ids[i] not in taken])
             for name, pool in self._pools.items()

@@ -9,6 +9,7 @@ marks with 1 what the policy sampled.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from trl import GRPOTrainer
@@ -16,15 +17,17 @@ from trl import GRPOTrainer
 from sandbox_rl.audit.samples import SampleAudit, TokenClass
 from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
+from sandbox_rl.rollout.order import of_group
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.training.curriculum import Curriculum, outcome_of
 from sandbox_rl.training.estimator import Estimator
+from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.refill import Refilled, refill
 from sandbox_rl.training.rows import to_rows
 from sandbox_rl.types import Rollout, Task
 
-__all__ = ["GroupRollouts", "outcome_reward"]
+__all__ = ["Generation", "GroupRollouts", "outcome_reward"]
 
 
 def outcome_reward(
@@ -42,7 +45,8 @@ class GroupRollouts:
     Args:
         engine: entered already, living in `loop`.
         tasks: by id; a prompt is a task's id.
-        rank: of this process; it makes episode ids unique.
+        rank, world: of this process, and how many there are.
+        shuffle: whether each pass over the tasks has an order of its own.
         curriculum: draws the tasks in the trainer's place and refills groups that teach nothing.
         on_step: called with the step and all its rollouts, replaced ones too, once they are all there.
         audit: is told what was sampled before the trainer gets it.
@@ -58,6 +62,8 @@ class GroupRollouts:
         seed: int,
         eos_id: int,
         rank: int = 0,
+        world: int = 1,
+        shuffle: bool = True,
         curriculum: Curriculum | None = None,
         on_step: Callable[[int, Sequence[Rollout]], None] | None = None,
         on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
@@ -71,6 +77,10 @@ class GroupRollouts:
         self._seed = seed
         self._eos_id = eos_id
         self._rank = rank
+        self._world = world
+        self._shuffle = shuffle
+        self._ids = list(tasks)
+        self._last: int | None = None
         self._curriculum = curriculum
         self._on_step = on_step
         self._on_rollout = on_rollout
@@ -86,16 +96,22 @@ class GroupRollouts:
         assert all(len(set(group)) == 1 and len(group) == size for group in groups), (
             f"TRL sent {len(prompts)} prompts that are not groups of {size} equal ones"
         )
-        step = int(trainer.state.global_step)
-        task_ids = [group[0] for group in groups]
+        now = self._generation(trainer, len(groups))
+        step = now.step
+        task_ids = [self._task_of(now.first + place) for place in range(len(groups))]
         if self._curriculum is not None:
-            task_ids = self._curriculum.draw(task_ids, step)
+            task_ids = self._curriculum.draw(task_ids, now.number)
         self._engine.occupancy.take()  # what an evaluation left
-        drawn = self._roll_out(task_ids, 0, step, size)
+        drawn = self._roll_out(now, [(name, (now.first + i,)) for i, name in enumerate(task_ids)], 0)
         refilled = Refilled(tuple(drawn), (), {})
         if self._curriculum is not None and self._curriculum.refill_rounds:
             refilled = refill(
-                drawn, self._curriculum, step, lambda names, first: self._roll_out(names, first, step, size)
+                drawn,
+                self._curriculum,
+                now.number,
+                lambda chosen, number, before: self._roll_out(
+                    now, [(name, (now.first + i, "refill", number)) for i, name in chosen], before
+                ),
             )
         everything = (*refilled.groups, *refilled.left_out)
         if self._on_step is not None:
@@ -120,18 +136,64 @@ class GroupRollouts:
         """Episodes that had ended in groups that were cancelled in this generation."""
         return ()
 
+    def _generation(self, trainer: GRPOTrainer, local: int) -> Generation:
+        """The one that is asked for; TRL does not say which."""
+        rhythm, step = Generations.of(trainer.args), int(trainer.state.global_step)
+        number = rhythm.first_of(step) if self._last is None else self._last + 1
+        if rhythm.step_of(number) != step:
+            raise RuntimeError(
+                f"generation {number} begins after {rhythm.step_of(number)} updates, TRL asks after {step}"
+            )
+        self._last = number
+        return Generation(
+            number=number,
+            step=step,
+            within=number - rhythm.first_of(step),
+            first=(number * self._world + self._rank) * local,
+            size=trainer.num_generations,
+        )
+
+    def _task_of(self, group: int) -> str:
+        return of_group(self._ids, group, seed=self._seed, shuffle=self._shuffle)
+
     def _roll_out(
-        self, task_ids: Sequence[str], first: int, step: int, size: int
+        self, now: Generation, wanted: Sequence[tuple[str, tuple[int | str, ...]]], before: int
     ) -> Sequence[Sequence[Rollout]]:
-        """A group of `size` rollouts per task; `first` is the number of the first group in this step."""
+        """A group per task.
+
+        Args:
+            wanted: task ids, each with what names the group in the whole run: its seeds follow from both.
+            before: groups of this process that this generation has rolled out already.
+        """
         requests = [
             EpisodeRequest(
-                id=f"train-{step:06d}-{self._rank}-{group * size + sample:04d}",
+                id=now.episode_id(self._rank, (before + place) * now.size + sample),
                 task=self._tasks[task_id],
-                seed=derive_seed(self._seed, task_id, step, sample),
+                seed=derive_seed(self._seed, task_id, *group, sample),
             )
-            for group, task_id in enumerate(task_ids, first)
-            for sample in range(size)
+            for place, (task_id, group) in enumerate(wanted)
+            for sample in range(now.size)
         ]
         rollouts = self._loop.run(self._engine.run(requests, on_rollout=self._on_rollout))
-        return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
+        return [rollouts[i : i + now.size] for i in range(0, len(rollouts), now.size)]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One generation of this process.
+
+    Args:
+        number: in the run; step: updates before it; within: number among those that begin after these.
+        first: number, in the run, of the first group of this process.
+        size: of a group.
+    """
+
+    number: int
+    step: int
+    within: int
+    first: int
+    size: int
+
+    def episode_id(self, rank: int, position: int) -> str:
+        """Unique in an uninterrupted run; `position` is that of the episode among those of this rank."""
+        return f"train-{self.step:06d}.{self.within}-{rank}-{position:04d}"

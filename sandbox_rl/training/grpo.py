@@ -15,6 +15,7 @@ from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.estimator import Estimator, estimator_fields
 from sandbox_rl.training.fields import checked_fields
+from sandbox_rl.training.generations import Generations
 
 __all__ = ["OURS", "check_optimizer", "check_untruncated", "grpo_config", "sampling_of"]
 
@@ -153,9 +154,16 @@ def _check(args: GRPOConfig) -> None:
         raise ConfigError(
             "grpo.save_total_limit: 1, expected at least 2; with one, a kill during a save leaves none"
         )
-    updates = args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
-    if args.save_strategy == "steps" and updates > 1 and args.save_steps % updates:
+    if args.save_strategy not in ("no", "steps"):
         raise ConfigError(
-            f"grpo.save_steps: {args.save_steps}, expected a multiple of {updates}, the updates per "
-            "generation; a checkpoint in between would lose the rollouts that it has not used yet"
+            f"grpo.save_strategy: {args.save_strategy.value!r}, expected 'steps' or 'no'; set save_steps "
+            "to a number of updates"
         )
+    period = Generations.of(args).period
+    for name in ("save_steps", "max_steps"):
+        value = getattr(args, name)
+        if value >= 1 and value % period and (name != "save_steps" or args.save_strategy == "steps"):
+            raise ConfigError(
+                f"grpo.{name}: {value:g}, expected a multiple of {period}, the updates from one generation's "
+                "end to the next; a checkpoint in between would lose the rollouts that it has not used yet"
+            )

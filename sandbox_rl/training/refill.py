@@ -34,31 +34,36 @@ class Refilled:
 def refill(
     drawn: Sequence[Group],
     curriculum: Curriculum,
-    step: int,
-    roll_out: Callable[[Sequence[str], int], Sequence[Group]],
+    generation: int,
+    roll_out: Callable[[Sequence[tuple[int, str]], int, int], Sequence[Group]],
 ) -> Refilled:
     """Replace groups that teach nothing by groups of other tasks that do, for the curriculum's rounds.
 
     Args:
-        roll_out: (task ids, number of the first group) → a group per task.
+        roll_out: ((place, task id) of each, number of the round, groups before) → a group for each.
     """
     groups, left_out = list(drawn), []
     used = {group[0].task.id for group in drawn}
     count = len(drawn)
+    broken = False
     for number in range(curriculum.refill_rounds):
-        places = [place for place, group in enumerate(groups) if not teaches(group)]
-        found = curriculum.substitutes([groups[place][0].task.id for place in places], used, step, number)
-        chosen = [(place, name) for place, name in zip(places, found, strict=True) if name is not None]
-        if not chosen:
+        places = [place for place, group in enumerate(groups) if not (broken or teaches(group))]
+        found = curriculum.substitutes(
+            [groups[place][0].task.id for place in places], used, generation, number
+        )
+        if found is None:
             break
-        names = [name for _, name in chosen]
-        used.update(names)
+        chosen = [(place, name) for place, name in zip(places, found, strict=True) if name is not None]
+        used.update(name for _, name in chosen)
+        if not chosen:
+            continue  # others have something to replace, and ask again
         try:
-            fresh = roll_out(names, count)
+            fresh = roll_out(chosen, number, count)
         except InfraFault as fault:
             # What was drawn can be trained on; if the machine is broken, the next step says so.
-            logger.warning("step %d: no refill, %s", step, fault)
-            break
+            logger.warning("generation %d: no refill, %s", generation, fault)
+            broken = True
+            continue
         count += len(fresh)
         for (place, _), group in zip(chosen, fresh, strict=True):
             keep, drop = (group, groups[place]) if teaches(group) else (groups[place], group)

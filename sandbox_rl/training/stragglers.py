@@ -8,9 +8,9 @@ from typing import Any
 from trl import GRPOTrainer
 
 from sandbox_rl.rollout import EpisodeRequest
-from sandbox_rl.rollout.tail_batches import TailBatches, of_group
+from sandbox_rl.rollout.tail_batches import TailBatches
 from sandbox_rl.seeds import derive_seed
-from sandbox_rl.training.group_rollouts import GroupRollouts
+from sandbox_rl.training.group_rollouts import Generation, GroupRollouts
 from sandbox_rl.types import Rollout
 
 __all__ = ["TailBatchRollouts"]
@@ -36,7 +36,6 @@ class TailBatchRollouts(GroupRollouts):
         assert self._curriculum is None, "checked with the recipe"
         self._tail = tail
         self._on_cut = on_cut
-        self._ids = list(self._tasks)
         self._metrics: dict[str, float] = {}
         self._last_cut: Sequence[Rollout] = ()
 
@@ -53,25 +52,25 @@ class TailBatchRollouts(GroupRollouts):
         return self._last_cut
 
     def _roll_out(
-        self, task_ids: Sequence[str], first: int, step: int, size: int
+        self, now: Generation, wanted: Sequence[tuple[str, tuple[int | str, ...]]], before: int
     ) -> Sequence[Sequence[Rollout]]:
-        plan = self._tail.plan(len(task_ids))
+        plan = self._tail.plan(len(wanted))
         requests = []
         for place, group in enumerate(plan.groups):
-            task = self._tasks[of_group(self._ids, group, seed=self._seed)]
+            task = self._tasks[self._task_of(group)]
             requests.append(
                 [
                     EpisodeRequest(
-                        id=f"train-{step:06d}-{self._rank}-{place * size + sample:04d}",
+                        id=now.episode_id(self._rank, place * now.size + sample),
                         task=task,
                         seed=derive_seed(self._seed, task.id, group, sample),
                     )
-                    for sample in range(size)
+                    for sample in range(now.size)
                 ]
             )
         found = self._loop.run(self._engine.run_groups(requests, keep=plan.keep, on_rollout=self._on_rollout))
-        self._metrics = self._tail.record(plan, step, found.seconds, found.cut_after)
+        self._metrics = self._tail.record(plan, now.number, found.seconds, found.cut_after)
         self._last_cut = found.cut
         if self._on_cut is not None and found.cut:
-            self._on_cut(step, found.cut)
+            self._on_cut(now.step, found.cut)
         return list(found.ended.values())

@@ -16,7 +16,7 @@ from trl.experimental.async_grpo.packing import TREE_ATTENTION, TreeRow
 from sandbox_rl.commands.rollout_loop import requests_of
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.rollout.tail_batches import of_group
+from sandbox_rl.rollout.order import of_group
 from sandbox_rl.training import grpo
 from sandbox_rl.training.async_config import async_config
 from sandbox_rl.training.async_rows import age_metrics

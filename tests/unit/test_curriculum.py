@@ -187,7 +187,7 @@ def test_the_file_holds_only_what_was_seen(tmp_path):
 def test_substitutes_are_other_tasks_until_none_is_left():
     curriculum = make(refill_rounds=3)
     used = set(DOMAINS) - {"m1", "q2"}
-    found = curriculum.substitutes(["m0", "q0", "m2"], used, step=0, refill=0)
+    found = curriculum.substitutes(["m0", "q0", "m2"], used, generation=0, refill=0)
     assert sorted(found[:2]) == ["m1", "q2"]
     assert found[2] is None
 
@@ -195,8 +195,23 @@ def test_substitutes_are_other_tasks_until_none_is_left():
 def test_substitutes_keep_weighted_domains():
     curriculum = make(refill_rounds=3, domain_weights={"math": 1, "qa": 1})
     for step in range(10):
-        found = curriculum.substitutes(["q0", "m0", "q1"], {"q0", "m0", "q1"}, step=step, refill=0)
+        found = curriculum.substitutes(["q0", "m0", "q1"], {"q0", "m0", "q1"}, generation=step, refill=0)
         assert [DOMAINS[name] for name in found] == ["qa", "math", "qa"]
+
+
+def test_substitutes_are_the_same_whatever_the_number_of_ranks():
+    settings = {"refill_rounds": 1, "sampling": "difficulty"}
+    replaced, used = ["m0", "q0", "m2"], ["m0", "q0", "m1", "m2"]
+    whole = make(**settings).substitutes(replaced, used, generation=7, refill=1)
+    everyone = [(["m0"], ["m0", "q0"]), (["q0", "m2"], ["m1", "m2"])]
+    parts = [
+        make(rank=rank, world=2, share=lambda _: everyone, **settings).substitutes(
+            *everyone[rank], generation=7, refill=1
+        )
+        for rank in range(2)
+    ]
+    assert parts[0] + parts[1] == whole
+    assert not set(whole) & set(used)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ def run(drawn, rounds, *, tasks=TASKS):
     """The result and, per round, what was rolled out from which group number on."""
     calls = []
 
-    def roll_out(names, first):
-        calls.append((tuple(names), first))
+    def roll_out(chosen, number, before):
+        names = tuple(name for _, name in chosen)
+        calls.append((names, before))
         return rolled(names)
 
     curriculum = Curriculum(dict.fromkeys(tasks, "x"), CurriculumSettings(refill_rounds=rounds), seed=0)
@@ -68,10 +69,27 @@ def test_it_ends_when_no_other_task_is_left():
 
 
 def test_a_fault_of_ours_leaves_what_was_drawn():
-    def broken(names, first):
+    def broken(chosen, number, before):
         raise InfraFault("the host is full")
 
     curriculum = Curriculum(dict.fromkeys(TASKS, "x"), CurriculumSettings(refill_rounds=2), seed=0)
     done = refill(rolled(["bad0", "good0"]), curriculum, 0, broken)
     assert names(done.groups) == ["bad0", "good0"]
     assert done.metrics["refill/extra_groups"] == 0
+
+
+def test_a_rank_that_has_nothing_to_replace_asks_in_every_round_all_the_same():
+    """Ranks share what they replace once per round: one that left earlier would leave the others waiting."""
+    asked = []
+
+    def share(mine):
+        asked.append(mine[0])
+        return [mine[0], (["bad9"], ["bad9"])]
+
+    tasks = [*TASKS, "bad9"]
+    curriculum = Curriculum(
+        dict.fromkeys(tasks, "x"), CurriculumSettings(refill_rounds=2), seed=0, world=2, share=share
+    )
+    done = refill(rolled(["good0"]), curriculum, 0, lambda *_: pytest.fail("nothing to roll out"))
+    assert names(done.groups) == ["good0"]
+    assert asked == [([], ["good0"])] * 2

@@ -10,7 +10,8 @@ import pytest
 
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError, ModelError
-from sandbox_rl.rollout.tail_batches import Plan, TailBatches, of_group
+from sandbox_rl.rollout.order import of_group
+from sandbox_rl.rollout.tail_batches import Plan, TailBatches
 
 SIZE, SHARE, STEPS, TASKS = 8, 0.25, 500, 40
 

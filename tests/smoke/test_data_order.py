@@ -1,0 +1,219 @@
+"""What is drawn and sampled follows from the number of the generation: resumed, and on several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sandbox_rl.journal import read_journal
+from sandbox_rl.rollout.occupancy import Occupancy
+from sandbox_rl.training.checkpoints import CheckpointManifest, is_complete, last_complete
+from sandbox_rl.training.config import CurriculumSettings
+from sandbox_rl.training.curriculum import Curriculum
+from sandbox_rl.training.generations import Generations, StopAtBorders
+from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
+from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.trainer import SandboxGRPOTrainer
+from sandbox_rl.types import Task
+from tests.smoke.support import EOS, make_rollout, make_trainer
+
+REPOSITORY = Path(__file__).parents[2]
+TASKS = {f"t{i}": Task(f"t{i}", "?", "42") for i in range(3)}
+SIZE = 2
+
+
+class Noted:
+    """An engine that plays nothing and notes what it was asked for; rewards follow from the seeds."""
+
+    def __init__(self) -> None:
+        self.occupancy = Occupancy()
+        self.asked = []
+
+    async def run(self, requests, on_rollout=None):
+        self.asked += [(r.id, r.task.id, r.seed) for r in requests]
+        return [make_rollout(r.task.id, float(r.seed % 3 == 0), seed=r.seed) for r in requests]
+
+
+def asked(directory, *, steps, resume=None, stop_after=None, curriculum=None, **fields):
+    """What training over three tasks asks for; `stop_after` a step a stop is wanted, as after a signal."""
+    engine = Noted()
+
+    class StopWanted(StopAtBorders):
+        def on_step_end(self, args, state, control, **kwargs):
+            if stop_after is not None and state.global_step >= stop_after:
+                control.should_save = control.should_training_stop = True
+            super().on_step_end(args, state, control, **kwargs)
+
+    fields = {"per_device_train_batch_size": 4, "num_generations": SIZE, "save_strategy": "no"} | fields
+    accumulation, every = fields["gradient_accumulation_steps"], fields["steps_per_generation"]
+    rhythm = Generations(every * fields.get("num_iterations", 1), accumulation, every * 4 // SIZE)
+    drawer = None
+    if curriculum:
+        drawer = Curriculum(dict.fromkeys(TASKS, "x"), CurriculumSettings(**curriculum), seed=3)
+        if resume is not None:
+            drawer.restore(resume)
+    with LoopThread() as loop:
+        func = GroupRollouts(engine, loop, TASKS, estimator="trl", seed=3, eos_id=EOS, curriculum=drawer)
+        trainer = make_trainer(
+            directory,
+            func,
+            outcome_reward,
+            cls=SandboxGRPOTrainer,
+            tasks=[str(i) for i in range(rhythm.count(steps) * rhythm.groups)],
+            callbacks=[
+                StopWanted(rhythm, len(TASKS)),
+                CheckpointManifest(None if drawer is None else drawer.save),
+            ],
+            max_steps=steps,
+            **fields,
+        )
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return engine.asked, trainer
+
+
+RHYTHMS = {
+    "one to one": {"gradient_accumulation_steps": 1, "steps_per_generation": 1},
+    "two generations a step": {"gradient_accumulation_steps": 4, "steps_per_generation": 2},
+    "two steps a generation": {"gradient_accumulation_steps": 1, "steps_per_generation": 2},
+    "each generation twice": {
+        "gradient_accumulation_steps": 1,
+        "steps_per_generation": 1,
+        "num_iterations": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("curriculum", [None, {"sampling": "difficulty", "refill_rounds": 1}])
+@pytest.mark.parametrize("rhythm", RHYTHMS.values(), ids=RHYTHMS)
+def test_a_resumed_run_asks_for_what_the_uninterrupted_one_asks_for(tmp_path, rhythm, curriculum):
+    """past the first passes over three tasks. A stop that is wanted in the middle of a generation waits."""
+    fields = {**rhythm, "steps": 6, "curriculum": curriculum}
+    whole, trainer = asked(tmp_path / "whole", **fields)
+    assert len({name for name, *_ in whole}) == len(whole)
+    assert len({seed for *_, seed in whole}) == len(whole)
+    assert trainer.state.global_step == 6
+    first, _ = asked(tmp_path / "parts", stop_after=3, **fields)
+    checkpoint = last_complete(tmp_path / "parts")
+    period = Generations(
+        rhythm["steps_per_generation"] * rhythm.get("num_iterations", 1),
+        rhythm["gradient_accumulation_steps"],
+        1,
+    ).period
+    assert int(checkpoint.name.split("-")[1]) == 3 + 3 % period
+    second, resumed = asked(tmp_path / "parts", resume=checkpoint, **fields)
+    assert first + second == whole
+    if curriculum is None:
+        groups = [name for _, name, _ in whole[::SIZE]]
+        passes = [groups[i : i + 3] for i in range(0, len(groups) - 2, 3)]
+        assert len(passes) >= 2
+        assert all(sorted(part) == sorted(TASKS) for part in passes)
+        assert len(set(map(tuple, passes))) > 1
+        assert resumed.state.epoch == pytest.approx(len(groups) / 3)
+
+
+def test_a_resumed_run_that_has_all_its_steps_trains_none(tmp_path):
+    fields = {**RHYTHMS["one to one"], "steps": 2, "save_strategy": "steps", "save_steps": 1}
+    asked(tmp_path, **fields)
+    again, trainer = asked(tmp_path, resume=tmp_path / "checkpoint-2", **fields)
+    assert (again, trainer.state.global_step) == ([], 2)
+
+
+RECIPE = {
+    "name": "order",
+    "model": {"path": "tiny", "dtype": "float32"},
+    "prompts": [str(REPOSITORY / "recipes" / "prompts")],
+    "data": {
+        "sources": [
+            {
+                "type": "reasoning_gym",
+                "dataset": "chain_sum",
+                "size": 13,
+                "domain": "arithmetic",
+                "params": {"min_terms": 2, "max_terms": 2, "min_digits": 3, "max_digits": 3},
+            }
+        ],
+        "held_out": 0.1,
+    },
+    "warmup": {"episodes": 8, "sft": {"per_device_train_batch_size": 8, "max_steps": 2, "logging_steps": 1}},
+    "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 24, "timeout_s": 60, "exec_timeout_s": 5},
+    "rollout": {"concurrency": 16, "retries": 0},
+    "evaluation": {"tasks": 0},
+    "grpo": {
+        "max_steps": 6,
+        "per_device_train_batch_size": 16,
+        "num_generations": 4,
+        "learning_rate": 1.0e-6,
+        "lr_scheduler_type": "constant",
+        "activation_checkpointing": False,
+        "save_steps": 1,
+        "save_total_limit": 10,
+    },
+}
+DEADLINE_S = 280
+
+
+def start(recipe: Path, *arguments: str, processes: int = 1) -> subprocess.Popen[str]:
+    launch = ["-m", "sandbox_rl.train"]
+    if processes > 1:
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *launch]
+    return subprocess.Popen(
+        [sys.executable, *launch, str(recipe), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    printed, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, printed
+
+
+def sampled(run: Path) -> dict[int, list]:
+    """Step → its episodes: task and sampled ids, in the order of the ids' ranks and positions."""
+    steps: dict[int, list] = {}
+    for record in read_journal(run / "episodes.jsonl"):
+        turns = tuple(tuple(turn["token_ids"]) for turn in record["turns"])
+        _, place = record["episode_id"].split("-", 2)[1:]
+        steps.setdefault(record["step"], []).append((place, record["task_id"], turns))
+    return {step: [(task, turns) for _, task, turns in sorted(found)] for step, found in steps.items()}
+
+
+@pytest.mark.slow
+def test_killed_after_step_4_and_on_two_processes_it_trains_on_the_same(tmp_path):
+    """Twelve tasks, four groups a step: the second pass begins at step 3."""
+    path, runs = tmp_path / "r.yaml", tmp_path / "runs"
+    path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(runs)}))
+    finish(start(path))
+    whole = sampled(runs / "order")
+    assert sorted(whole) == list(range(6))
+
+    killed = start(path, "name=killed")
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_complete(runs / "killed" / "checkpoints" / "checkpoint-4"):
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    finish(start(path, "name=killed", "--resume"))
+    assert sampled(runs / "killed") == whole
+    steps = [json.loads(line) for line in (runs / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+    finish(start(path, "name=two", "grpo.per_device_train_batch_size=8", processes=2))
+    two = sampled(runs / "two")
+    assert {step: [task for task, _ in rows] for step, rows in two.items()} == {
+        step: [task for task, _ in rows] for step, rows in whole.items()
+    }
+    assert two[0] == whole[0]  # later ones differ by the rounding of the averaged gradient
