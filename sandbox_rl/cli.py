@@ -1,6 +1,7 @@
 """The command line. Thin: parses, calls `commands`, and turns exceptions into one line and an exit code.
 
-Exit codes: 0 done, 1 our failure, 2 the user's mistake, 3 done in part, 130 interrupted.
+Exit codes: 0 done, 1 our failure, 2 the user's mistake, 3 done in part (also training that a failure of
+ours ended), 130 interrupted.
 Everything heavy is imported inside the commands, so that `--help` is quick.
 """
 
@@ -11,7 +12,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -93,7 +94,10 @@ def train(
     from sandbox_rl.commands.report import show_training
     from sandbox_rl.commands.train import train as run
 
-    result = run(loaded, base_dir=base_dir, resume=resume, display=terminal)
+    try:
+        result = run(loaded, base_dir=base_dir, resume=resume, display=terminal)
+    except InfraFault as error:
+        _end(error, DONE_IN_PART)  # what was trained before is in the last checkpoint
     if os.environ.get("RANK", "0") == "0":  # the other processes of a launcher measured the same
         show_training(result, terminal)
     if result.interrupted:
@@ -155,9 +159,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except UserError as error:
-        _end(error, 2, debug)
+        _end(error, 2)
     except (InfraFault, SandboxRLError) as error:
-        _end(error, 1, debug)
+        _end(error, 1)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED and not isinstance(leaving, cli_run.Interrupted):
             # Typer's own answer to Ctrl-C says nothing.
@@ -165,10 +169,11 @@ def main(arguments: list[str] | None = None) -> None:
         raise
 
 
-def _end(error: SandboxRLError, code: int, debug: bool) -> None:
-    if debug:
+def _end(error: SandboxRLError, code: int) -> NoReturn:
+    if os.environ.get(DEBUG_VARIABLE):
         raise error
-    typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+    if not error.said_elsewhere:
+        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
     sys.exit(code)
 
 

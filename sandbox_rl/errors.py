@@ -44,6 +44,9 @@ __all__ = [
 class SandboxRLError(Exception):
     """Base class of all errors of this package."""
 
+    said_elsewhere = False
+    """Whether another process of the run says it to the person."""
+
 
 class UserError(SandboxRLError):
     """Something the person who runs the command can mend.

@@ -15,6 +15,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sandbox_rl.commands.display import Progress
+from sandbox_rl.errors import SetupError
+from sandbox_rl.training.agreement import any_of, together
 
 __all__ = ["AfterSteps", "CountUpdates", "FinishOnSignal", "LogMetrics", "ShowSteps", "for_trackers"]
 
@@ -42,6 +44,7 @@ class LogMetrics(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._failed: OSError | None = None
 
     def on_log(
         self,
@@ -53,11 +56,26 @@ class LogMetrics(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Write one line."""
         if state.is_world_process_zero and logs:
-            with self._path.open("a", encoding="utf-8") as file:
-                ours = {"eval_suite/": "suite/", "eval_": "eval/"}
-                named = {_renamed(name, ours): value for name, value in logs.items()}
-                line = {"step": state.global_step, "time": round(time.time(), 3), **named}
-                file.write(json.dumps(line, default=float) + "\n")
+            ours = {"eval_suite/": "suite/", "eval_": "eval/"}
+            named = {_renamed(name, ours): value for name, value in logs.items()}
+            line = {"step": state.global_step, "time": round(time.time(), 3), **named}
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line, default=float) + "\n")
+            except OSError as error:
+                self._failed = error
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The first process writes, all of them stop if it cannot.
+
+        Raises:
+            SetupError: the metrics of the step before could not be written.
+        """
+        with together():
+            if self._failed is not None:
+                raise SetupError(f"{self._path} cannot be written ({self._failed}); free some space")
 
 
 class AfterSteps(TrainerCallback):  # type: ignore[misc]
@@ -95,10 +113,13 @@ class CountUpdates(TrainerCallback):  # type: ignore[misc]
 
 
 class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
-    """On SIGTERM (pre-emption) finishes the step, saves a checkpoint and ends training."""
+    """On SIGTERM (pre-emption) to any process finishes the step, saves a checkpoint and ends training."""
 
     def __init__(self) -> None:
         self.received = False
+        """Whether this process was told to."""
+        self.stopped = False
+        """Whether training ended for that, the same on all processes."""
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -114,7 +135,7 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
 
     def agree(self) -> None:
         """All ranks have agreed to end, whichever of them received the signal."""
-        self.received = True
+        self.stopped = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = True
@@ -123,7 +144,8 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask TRL to save and stop."""
-        if self.received:
+        self.stopped = self.stopped or any_of(self.received)
+        if self.stopped:
             control.should_save = True
             control.should_training_stop = True
 

@@ -12,6 +12,7 @@ from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.evaluation import Evaluation, evaluation_requests, summarise
 from sandbox_rl.journal import Journal
 from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.training.agreement import together
 from sandbox_rl.training.config import EvaluationSettings
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.types import Rollout, Task
@@ -50,7 +51,7 @@ class HeldOut:
         requests = evaluation_requests(
             self._tasks, samples=self._settings.samples, seed=self._seed, label=f"eval-{step:06d}"
         )[self._state.process_index :: self._state.num_processes]
-        with self._display.progress(f"Evaluating {label}", len(requests)) as bar:
+        with together(), self._display.progress(f"Evaluating {label}", len(requests)) as bar:
             mine = self._loop.run(
                 self._engine.run(
                     requests,
@@ -63,7 +64,7 @@ class HeldOut:
                     on_rollout=lambda _, r: bar.advance(r.reward.value),
                 )
             )
-        for rollout in mine:
-            self._journal.write(rollout, phase="eval", step=step)
+            for rollout in mine:
+                self._journal.write(rollout, phase="eval", step=step)
         everyone: list[Rollout] = gather_object(mine) if self._state.num_processes > 1 else mine
         return summarise(everyone)

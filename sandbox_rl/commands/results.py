@@ -11,6 +11,7 @@ from accelerate import PartialState
 from sandbox_rl.commands.callbacks import for_trackers
 from sandbox_rl.commands.run_dir import RunDirectory
 from sandbox_rl.evaluation import Evaluation
+from sandbox_rl.training.agreement import together
 
 __all__ = ["known_result", "log_evaluation", "write_results"]
 
@@ -31,11 +32,12 @@ def write_results(
     run: RunDirectory, state: PartialState, before: Evaluation | None, after: Evaluation | None
 ) -> None:
     """Write `results.json` anew, on the first process only."""
-    if state.is_main_process:
-        run.write_json(
-            "results.json",
-            {name: asdict(e) for name, e in (("before", before), ("after", after)) if e is not None},
-        )
+    with together():
+        if state.is_main_process:
+            run.write_json(
+                "results.json",
+                {name: asdict(e) for name, e in (("before", before), ("after", after)) if e is not None},
+            )
 
 
 def known_result(run: RunDirectory, name: str) -> Evaluation | None:

@@ -25,7 +25,7 @@ from typing import Any
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.outputs import check_place, write_atomically
 
-__all__ = ["RunDirectory", "check_output_dir", "write_atomically"]
+__all__ = ["RunDirectory", "check_output_dir", "set_aside", "write_atomically"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,15 @@ def check_output_dir(output_dir: Path) -> None:
         ConfigError: what exists of the path is a file or may not be written to.
     """
     check_place(output_dir, "output_dir")
+
+
+def set_aside(path: Path) -> None:
+    """Give what lies at `path`, if anything does, a name that is free beside it: `<name>.replaced-1`, …"""
+    if path.exists():
+        number = 1
+        while (other := path.with_name(f"{path.name}.replaced-{number}")).exists():
+            number += 1
+        path.rename(other)
 
 
 def _numbered(output_dir: Path, name: str) -> list[int]:

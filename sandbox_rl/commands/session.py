@@ -31,6 +31,7 @@ from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.tasks.load import TaskSet, load_tasks
+from sandbox_rl.training.agreement import together
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import (
@@ -179,9 +180,10 @@ def training_session(
 def _run_directory(recipe: Recipe, state: PartialState, *, resume: bool) -> RunDirectory:
     """The same directory on all processes; the first one makes it."""
     found: list[Any] = [None]
-    if state.is_main_process:
-        open_directory = RunDirectory.latest if resume else RunDirectory.new
-        found = [open_directory(Path(recipe.output_dir), recipe.name)]
+    with together():
+        if state.is_main_process:
+            open_directory = RunDirectory.latest if resume else RunDirectory.new
+            found = [open_directory(Path(recipe.output_dir), recipe.name)]
     broadcast_object_list(found)
     run: RunDirectory = found[0]
     return run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sandbox_rl.commands.callbacks import for_trackers
 from sandbox_rl.commands.parts import build_render, build_scoring, build_toolbox
-from sandbox_rl.commands.run_dir import write_atomically
+from sandbox_rl.commands.run_dir import set_aside, write_atomically
 from sandbox_rl.commands.suite import load_parts
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.config.suite import Suite, find_suite, load_suite
@@ -22,6 +21,7 @@ from sandbox_rl.evaluation.results import Results
 from sandbox_rl.evaluation.run import EpisodeEngine, results_of_journal, run_evaluation
 from sandbox_rl.journal import Journal
 from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.training.agreement import together
 
 if TYPE_CHECKING:
     from sandbox_rl.commands.session import Session
@@ -74,27 +74,29 @@ class SuiteRuns:
         step, state = int(trainer.state.global_step), session.state
         output = session.run.path / "suites" / f"{self._suite.name}-{step:06d}"
         journal = output / "episodes.jsonl"
-        if state.is_main_process:
-            # A run that was killed and resumed comes here again, with weights of its own.
-            shutil.rmtree(output, ignore_errors=True)
-            with Journal(journal):
-                pass
-        state.wait_for_everyone()
+        with together():
+            if state.is_main_process:
+                set_aside(
+                    output
+                )  # a run that was killed and resumed comes here again, with weights of its own
+                with Journal(journal):
+                    pass
         share = (state.process_index, state.num_processes)
         plan = self._plan(session, share)
         episodes = len(plan.requests("sandbox")[share[0] :: share[1]])
-        with session.display.progress(f"Suite {self._suite.name}, step {step}", episodes) as bar:
+        bar_of = session.display.progress(f"Suite {self._suite.name}, step {step}", episodes)
+        with together(), bar_of as bar:
             try:
                 session.loop.run(
                     run_evaluation(plan, {"sandbox": self._engine(session)}, journal, on_episode=bar.advance)
                 )
             except InfraFault as error:
                 session.display.say(f"Suite {self._suite.name}, step {step}: {error}")
-        state.wait_for_everyone()
-        results = results_of_journal(plan, journal)
-        if state.is_main_process:
-            write_atomically(output / "results.json", json.dumps(results.to_json(), indent=1) + "\n")
-            write_atomically(output / "results.md", page([results]))
+        with together():
+            results = results_of_journal(plan, journal)
+            if state.is_main_process:
+                write_atomically(output / "results.json", json.dumps(results.to_json(), indent=1) + "\n")
+                write_atomically(output / "results.md", page([results]))
         accuracy = mean_text(results.modes["sandbox"].accuracy)
         session.display.say(f"Suite {self._suite.name}, step {step}: {accuracy}")
         # TRL's own log() would mix in what training has gathered since its last call.

@@ -28,6 +28,7 @@ from sandbox_rl.commands.trainers import async_trainer, sync_trainer
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.evaluation import Evaluation
 from sandbox_rl.tasks.load import load_tasks
+from sandbox_rl.training.agreement import together
 from sandbox_rl.training.checkpoints import last_complete
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.grpo import sampling_of
@@ -85,7 +86,7 @@ def train(
             before = _train(session, trainer, checkpoint, suite)
         steps = int(trainer.state.global_step)
         run = session.run
-        if session.finish.received:
+        if session.finish.stopped:
             return TrainResult(run.path, None, before, None, steps, interrupted=True)
         after = _measure(session, trainer, "after training")
         if suite is not None:
@@ -93,9 +94,9 @@ def train(
         write_results(run, state, before, after)
         tokenizer, ends = session.tokenizer, session.chat.ends
     weights = whole_weights(trainer.accelerator.unwrap_model(trainer.model), keep=state.is_main_process)
-    if state.is_main_process:
-        _export(recipe, run, trainer, tokenizer, ends, before, after, weights)
-    state.wait_for_everyone()
+    with together():
+        if state.is_main_process:
+            _export(recipe, run, trainer, tokenizer, ends, before, after, weights)
     return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sandbox_rl.training.agreement import together
+
 __all__ = ["CheckpointManifest", "is_complete", "last_complete", "step_of"]
 
 MANIFEST = "complete.json"
@@ -36,11 +38,12 @@ class CheckpointManifest(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Write the manifest once all ranks have written theirs."""
         PartialState().wait_for_everyone()
-        if state.is_world_process_zero:
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            if self._save_more is not None:
-                self._save_more(checkpoint)
-            mark_complete(checkpoint)
+        with together():
+            if state.is_world_process_zero:
+                checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                if self._save_more is not None:
+                    self._save_more(checkpoint)
+                mark_complete(checkpoint)
 
 
 def mark_complete(checkpoint: Path) -> None:

@@ -19,6 +19,7 @@ from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.seeds import derive_seed
+from sandbox_rl.training.agreement import together
 from sandbox_rl.training.curriculum import Curriculum, outcome_of
 from sandbox_rl.training.estimator import Estimator
 from sandbox_rl.training.generations import Generations
@@ -102,7 +103,7 @@ class GroupRollouts:
         if self._curriculum is not None:
             task_ids = self._curriculum.draw(task_ids, now.number)
         self._engine.occupancy.take()  # what an evaluation left
-        drawn = self._roll_out(now, [(name, (now.first + i,)) for i, name in enumerate(task_ids)], 0)
+        drawn = self._roll_out_drawn(now, [(name, (now.first + i,)) for i, name in enumerate(task_ids)])
         refilled = Refilled(tuple(drawn), (), {})
         if self._curriculum is not None and self._curriculum.refill_rounds:
             refilled = refill(
@@ -115,7 +116,8 @@ class GroupRollouts:
             )
         everything = (*refilled.groups, *refilled.left_out)
         if self._on_step is not None:
-            self._on_step(step, [rollout for group in everything for rollout in group])
+            with together():
+                self._on_step(step, [rollout for group in everything for rollout in group])
         if self._curriculum is not None:
             self._curriculum.record([outcome_of(group) for group in everything])
         if self._audit is not None:
@@ -155,6 +157,13 @@ class GroupRollouts:
 
     def _task_of(self, group: int) -> str:
         return of_group(self._ids, group, seed=self._seed, shuffle=self._shuffle)
+
+    def _roll_out_drawn(
+        self, now: Generation, wanted: Sequence[tuple[str, tuple[int | str, ...]]]
+    ) -> Sequence[Sequence[Rollout]]:
+        """The groups that a generation begins with; a fault of one process is every process's."""
+        with together():
+            return self._roll_out(now, wanted, 0)
 
     def _roll_out(
         self, now: Generation, wanted: Sequence[tuple[str, tuple[int | str, ...]]], before: int

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sandbox_rl.errors import InfraFault
+from sandbox_rl.training.agreement import together
 from sandbox_rl.training.curriculum import Curriculum, teaches
 from sandbox_rl.types import Rollout
 
@@ -55,14 +56,15 @@ def refill(
             break
         chosen = [(place, name) for place, name in zip(places, found, strict=True) if name is not None]
         used.update(name for _, name in chosen)
-        if not chosen:
-            continue  # others have something to replace, and ask again
-        try:
-            fresh = roll_out(chosen, number, count)
-        except InfraFault as fault:
-            # What was drawn can be trained on; if the machine is broken, the next step says so.
-            logger.warning("generation %d: no refill, %s", generation, fault)
-            broken = True
+        fresh: Sequence[Group] = ()
+        with together():  # also those that have nothing to replace
+            try:
+                fresh = roll_out(chosen, number, count) if chosen else ()
+            except InfraFault as fault:
+                # What was drawn can be trained on; if the machine is broken, the next step says so.
+                logger.warning("generation %d: no refill, %s", generation, fault)
+                broken = True
+        if broken:
             continue
         count += len(fresh)
         for (place, _), group in zip(chosen, fresh, strict=True):

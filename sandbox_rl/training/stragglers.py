@@ -10,6 +10,7 @@ from trl import GRPOTrainer
 from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.rollout.tail_batches import TailBatches
 from sandbox_rl.seeds import derive_seed
+from sandbox_rl.training.agreement import together
 from sandbox_rl.training.group_rollouts import Generation, GroupRollouts
 from sandbox_rl.types import Rollout
 
@@ -51,8 +52,8 @@ class TailBatchRollouts(GroupRollouts):
     def _cut(self) -> Sequence[Rollout]:
         return self._last_cut
 
-    def _roll_out(
-        self, now: Generation, wanted: Sequence[tuple[str, tuple[int | str, ...]]], before: int
+    def _roll_out_drawn(
+        self, now: Generation, wanted: Sequence[tuple[str, tuple[int | str, ...]]]
     ) -> Sequence[Sequence[Rollout]]:
         plan = self._tail.plan(len(wanted))
         requests = []
@@ -68,9 +69,13 @@ class TailBatchRollouts(GroupRollouts):
                     for sample in range(now.size)
                 ]
             )
-        found = self._loop.run(self._engine.run_groups(requests, keep=plan.keep, on_rollout=self._on_rollout))
+        with together():
+            found = self._loop.run(
+                self._engine.run_groups(requests, keep=plan.keep, on_rollout=self._on_rollout)
+            )
         self._metrics = self._tail.record(plan, now.number, found.seconds, found.cut_after)
         self._last_cut = found.cut
-        if self._on_cut is not None and found.cut:
-            self._on_cut(now.step, found.cut)
+        with together():
+            if self._on_cut is not None and found.cut:
+                self._on_cut(now.step, found.cut)
         return list(found.ended.values())

@@ -143,7 +143,7 @@ RECIPE = {
         "held_out": 0.1,
     },
     "warmup": {"episodes": 8, "sft": {"per_device_train_batch_size": 8, "max_steps": 2, "logging_steps": 1}},
-    "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 24, "timeout_s": 60, "exec_timeout_s": 5},
+    "episode": {"max_turns": 3, "max_tokens": 400, "turn_tokens": 64, "timeout_s": 60, "exec_timeout_s": 5},
     "rollout": {"concurrency": 16, "retries": 0},
     "evaluation": {"tasks": 0},
     "grpo": {

@@ -1,0 +1,63 @@
+"""What the processes of a run agree upon before one of them acts on it.
+
+A process that stops, skips or fails on its own leaves the others waiting in their next exchange until that
+times out. So whatever decides about the next exchange is exchanged first; every process must come here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from sandbox_rl import errors
+from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, UserError
+
+__all__ = ["any_of", "together"]
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is true on any process; the same answer on all."""
+    if PartialState().num_processes == 1:
+        return flag
+    return any(gather_object([flag]))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What raises on one process raises on all, once each has left the block. No exchange may be inside.
+
+    Raises:
+        SetupError: for an `OSError`: the disk is full, or the like.
+        SandboxRLError: another process failed, by the same type where that is one of ours; processes but the
+            first carry it with `said_elsewhere`, so that a person reads it once.
+    """
+    own: Exception | None = None
+    try:
+        yield
+    except OSError as error:
+        own = SetupError(f"{error}; make room, or mend what it names")
+        own.__cause__ = error
+    except Exception as error:
+        own = error
+    state = PartialState()
+    found: list[tuple[str, str] | None] = [None if own is None else (type(own).__name__, str(own))]
+    if state.num_processes > 1:
+        found = gather_object(found)
+    failed = [(rank, *error) for rank, error in enumerate(found) if error is not None]
+    if not failed:
+        return
+    if own is None:
+        own = _as_here(*failed[0], of=state.num_processes)
+    if isinstance(own, SandboxRLError):
+        own.said_elsewhere = not state.is_main_process
+    raise own
+
+
+def _as_here(rank: int, name: str, text: str, *, of: int) -> SandboxRLError:
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, UserError | InfraFault):
+        return kind(f"process {rank} of {of}: {text}")
+    return SandboxRLError(f"process {rank} of {of}: {name}: {text}")

@@ -1,0 +1,29 @@
+"""What one of two processes runs in tests/smoke/test_agreement.py: `train`, with a fault on one of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from transformers import Trainer
+
+from sandbox_rl.cli import main
+from sandbox_rl.errors import SandboxFault
+from sandbox_rl.rollout import RolloutEngine
+
+
+async def no_sandbox(*_):
+    raise SandboxFault("no room for a sandbox")
+
+
+def full_disk(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+if __name__ == "__main__":
+    fault, *arguments = sys.argv[1:]
+    if fault == f"rollouts-{os.environ['RANK']}":
+        RolloutEngine._attempt = no_sandbox
+    if fault == f"save-{os.environ['RANK']}":
+        Trainer._save_rng_state = full_disk
+    main(["train", *arguments])
