@@ -80,14 +80,14 @@ def text_form(text: str) -> str:
     r"""What a gold answer that is not understood is compared by.
 
     Its tokens: without wrappers (`$`, `\boxed`, bold), layout (`\left`, `\,`) and white space, one spelling
-    of each sign (`\dfrac`, `\le`, `−`), words in lower case, single letters as they are. Where even tokens
+    of each sign (`\dfrac`, `\le`, `−`), words of more than four letters in lower case. Where even tokens
     cannot be told, the text with its white space, width and case folded.
     """
     try:
         tokens = tokenize(text)
     except Unread:
         return fold(bare(text))
-    return " ".join(token.text.casefold() if len(token.text) > 1 else token.text for token in tokens)
+    return " ".join(token.text.casefold() if len(token.text) > 4 else token.text for token in tokens)
 
 
 def _copied(answer: str, said: Node, question: str) -> bool:

@@ -46,7 +46,7 @@ _PROGRAM = frozenset(
 )
 
 
-_HALF_OPEN = {"open": "()", "Lopen": "(]", "Ropen": "[)", "": "[]"}
+_INTERVALS = {"Intervalopen": "()", "IntervalLopen": "(]", "IntervalRopen": "[)", "Interval": "[]"}
 
 
 def read(text: str, *, thousands: bool = True) -> Node:
@@ -201,21 +201,18 @@ def _is_bar(tokens: Sequence[Token], place: int) -> bool:
 def _program(tokens: Sequence[Token], depth: int) -> Node | None:
     """What sympy and Python print: `Matrix([[1]])`, `Interval.open(0, 1)`, `FiniteSet(1, 2)`, `Eq(x, 2)`."""
     name = tokens[0].text
-    if tokens[0].kind != "word" or name not in _PROGRAM or len(tokens) < 4:
+    if tokens[0].kind != "word" or name not in _PROGRAM | _INTERVALS.keys() or len(tokens) < 4:
         return None
-    at, variant = 1, ""
-    if tokens[1].text == "." and tokens[2].text in _HALF_OPEN:
-        at, variant = 3, tokens[2].text
-    if tokens[at].text != "(" or closing_of(tokens, at) != len(tokens) - 1:
+    if tokens[1].text != "(" or closing_of(tokens, 1) != len(tokens) - 1:
         return None
-    inner = read_tokens(tokens[at + 1 : -1], depth + 1)
+    inner = read_tokens(tokens[2:-1], depth + 1)
     args = inner.args if inner.kind == "list" else (inner,)
     if name in ("Matrix", "ImmutableMatrix", "array"):
         if inner.kind == "tuple" and name != "array":  # Matrix([1, 2]) is a column
             return Node("matrix", tuple(Node("list", (arg,)) for arg in inner.args))
         return Node("matrix", inner.args) if inner.kind == "matrix" else inner
-    if name == "Interval" and len(args) == 2:
-        return Node("tuple", args, _interval_brackets(args, _HALF_OPEN[variant]))
+    if name in _INTERVALS and len(args) == 2:
+        return Node("tuple", args, _interval_brackets(args, _INTERVALS[name]))
     if name == "Union" and len(args) > 1:
         node = args[0]
         for arg in args[1:]:

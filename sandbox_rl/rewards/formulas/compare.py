@@ -179,13 +179,20 @@ def _pairs(gold: Node, said: Node) -> bool:
 
 def _texts(said: Node, gold: Node) -> bool:
     if said.kind == gold.kind:
+        if not said.args or not gold.args or _is_titled(said, gold):
+            return said.name.casefold() == gold.name.casefold()
         if said.name == gold.name:
             return True
-        # "ab" and "ba" are one product, "cat" and "tac" are not one word
+        # "ab" and "ba" are one product, "cat" and "tac" are not one word; "ab" is not "AB"
         ordered = len(gold.name) == 2 or list(gold.name) == sorted(gold.name)
-        return bool(said.args and gold.args) and ordered and same_value(said.args[0], gold.args[0])
+        return ordered and same_value(said.args[0], gold.args[0])
     left, right = (node.args[0] if node.kind == "text" and node.args else node for node in (said, gold))
     return left.kind != "text" != right.kind and _same(left, right)
+
+
+def _is_titled(said: Node, gold: Node) -> bool:
+    """A word of three letters or more, such as Bob: letters of a product are not written like that."""
+    return any(len(node.name) > 2 and node.name.istitle() for node in (said, gold))
 
 
 def _collections(said: Node, gold: Node) -> bool:
@@ -221,6 +228,7 @@ _ALIKE = {
     ("list", "set"),
     ("set", "list"),
     ("tuple []", "list"),
+    ("tuple []", "set"),
     ("ratio", "ratio"),
     ("tuple <>", "tuple ()"),
     ("tuple ()", "tuple <>"),

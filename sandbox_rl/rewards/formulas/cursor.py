@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+from sandbox_rl.rewards.formulas.names import SCALES
+from sandbox_rl.rewards.formulas.nodes import Node
 from sandbox_rl.rewards.formulas.tokens import CLOSING, OPENING, Token, Unread
 
 __all__ = ["MAX_DEPTH", "Cursor", "closing_of", "number"]
@@ -97,3 +99,33 @@ class Cursor:
             return None
         self._at += size
         return Fraction(int(above), int(below))
+
+    def _numeral(self, token: Token) -> Node:
+        value, scientific = number(token.text), bool(re.search("[eE]", token.text))
+        if self._is("\\overline", "\\dot") and "." in token.text:
+            self._next()
+            digits = self._digits()
+            places = len(token.text.partition(".")[2])
+            value += Fraction(int(digits), (10 ** len(digits) - 1) * 10**places)
+            return Node("num", number=value, name="repeating")
+        if self._is("_"):
+            self._next()
+            return Node("based", name=token.text, number=Fraction(int(self._digits())))
+        integer = re.fullmatch(r"\d+", token.text) is not None
+        if integer and (fraction := self._mixed()) is not None:
+            return Node("num", number=value + fraction, name="mixed")
+        if self._is(*SCALES):  # 3 million
+            return Node("num", number=value * SCALES[self._next().text], name="sci")
+        return Node("num", number=value, name="sci" if scientific else "")
+
+    def _subscript(self) -> str:
+        if self._is("{"):
+            close = closing_of(self._tokens, self._at)
+            text = "".join(token.text for token in self._tokens[self._at + 1 : close])
+            self._at = close + 1
+            return text
+        return self._next().text
+
+    @staticmethod
+    def _constant(letter: str) -> Node:
+        return Node("const", name=letter) if letter in ("e", "i") else Node("sym", name=letter)

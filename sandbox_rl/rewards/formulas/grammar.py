@@ -10,12 +10,16 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+from sandbox_rl.rewards.formulas.building import apply, times
 from sandbox_rl.rewards.formulas.cursor import MAX_DEPTH, Cursor, closing_of, number
-from sandbox_rl.rewards.formulas.names import CONSTANTS, ENGLISH, FUNCTIONS, GREEK, OPAQUE, SCALES
+from sandbox_rl.rewards.formulas.names import CONSTANTS, ENGLISH, FUNCTIONS, GREEK, OPAQUE
 from sandbox_rl.rewards.formulas.nodes import Node
 from sandbox_rl.rewards.formulas.tokens import CLOSING, OPENING, Token, Unread
 
-__all__ = ["Expression", "members"]
+__all__ = ["ANGLES", "Expression", "members"]
+
+ANGLES = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
+_LOG_NAMES = (["2", "("], ["10", "("])
 
 
 class Expression(Cursor):
@@ -39,19 +43,30 @@ class Expression(Cursor):
     def _term(self, *, first: bool = False) -> Node:
         node = self._signed()
         while True:
-            if self._is("*"):
+            if self._is("x", "X") and self._before_power_of_ten():
+                self._next()  # 1.2 x 10^5
+                node = times(node, self._power())
+            elif self._is("*"):
                 self._next()
-                node = _times(node, self._signed())
+                node = times(node, self._signed())
             elif self._is("/"):
                 self._next()
                 node = Node("div", (node, self._signed()))
             elif self._starts_factor():
                 token = self._peek()
-                if token is not None and token.kind == "num" and self._tokens[self._at - 1].text != ")":
+                if (
+                    token is not None
+                    and token.kind == "num"
+                    and self._tokens[self._at - 1].text not in (")", "!", "}")
+                ):
                     raise Unread("two numbers side by side")
-                node = _times(node, self._power())
+                node = times(node, self._power())
             else:
                 return node
+
+    def _before_power_of_ten(self) -> bool:
+        around = self._tokens[self._at - 1 : self._at + 3]
+        return around[0].kind == "num" and [token.text for token in around[2:]] == ["10", "^"]
 
     def _signed(self) -> Node:
         self._depth += 1
@@ -102,6 +117,10 @@ class Expression(Cursor):
             return Node("neg", (inner,)) if sign == "-" else inner
         if self._is("{"):
             return self._group()
+        token = self._peek()
+        several = token is not None and token.kind == "word" and len(token.text) > 1
+        if several and token is not None and not {token.text} & (CONSTANTS.keys() | FUNCTIONS.keys() | GREEK):
+            raise Unread("an exponent of several letters without brackets")
         base = self._postfix(self._primary())
         if self._is("^"):
             self._next()
@@ -143,30 +162,6 @@ class Expression(Cursor):
             return Node("func", (inner,), "abs")
         raise Unread(f"{token.text!r} is out of place")
 
-    def _numeral(self, token: Token) -> Node:
-        value, scientific = number(token.text), bool(re.search("[eE]", token.text))
-        if self._is("\\overline", "\\dot") and "." in token.text:
-            self._next()
-            digits = self._digits()
-            places = len(token.text.partition(".")[2])
-            value += Fraction(int(digits), (10 ** len(digits) - 1) * 10**places)
-            return Node("num", number=value, name="repeating")
-        if self._is("_"):
-            self._next()
-            return Node("based", name=token.text, number=Fraction(int(self._digits())))
-        integer = re.fullmatch(r"\d+", token.text) is not None
-        if integer and (fraction := self._mixed()) is not None:
-            return Node("num", number=value + fraction, name="mixed")
-        if self._is(*SCALES):  # 3 million
-            return Node("num", number=value * SCALES[self._next().text], name="sci")
-        if self._is("x", "X") and [token.text for token in self._tokens[self._at + 1 : self._at + 3]] == [
-            "10",
-            "^",
-        ]:
-            self._next()  # 1.2 x 10^5
-            return _times(Node("num", number=value), self._power())
-        return Node("num", number=value, name="sci" if scientific else "")
-
     def _word(self, token: Token) -> Node:
         word = token.text
         if word in CONSTANTS:
@@ -184,21 +179,21 @@ class Expression(Cursor):
         if word.casefold() in ENGLISH or len(word) > 4 or token.upright or not word.isalpha():
             raise Unread(f"the word {word!r}")
         if word.endswith("pi"):
-            return _times(self._letters(word[:-2]), Node("const", name="pi"))
-        return _times(self._letters(word[:-1]), self._letter(word[-1]))
+            return times(self._letters(word[:-2]), Node("const", name="pi"))
+        last = self._postfix(self._letter(word[-1]))  # in ab^2 the power is that of b
+        if self._is("^"):
+            self._next()
+            last = Node("pow", (last, self._exponent()))
+        return times(self._letters(word[:-1]), last)
 
     def _letters(self, word: str) -> Node:
         node: Node | None = None
         for letter in word:
             factor = self._constant(letter)
-            node = factor if node is None else _times(node, factor)
+            node = factor if node is None else times(node, factor)
         if node is None:
             raise Unread("nothing stands before a letter")
         return node
-
-    @staticmethod
-    def _constant(letter: str) -> Node:
-        return Node("const", name=letter) if letter in ("e", "i") else Node("sym", name=letter)
 
     def _letter(self, letter: str) -> Node:
         if letter in ("e", "i") and not self._is("_"):
@@ -218,14 +213,6 @@ class Expression(Cursor):
             self._at = close + 1
             return Node("func", inner, f"f:{name}")
         return Node("sym", name=name)
-
-    def _subscript(self) -> str:
-        if self._is("{"):
-            close = closing_of(self._tokens, self._at)
-            text = "".join(token.text for token in self._tokens[self._at + 1 : close])
-            self._at = close + 1
-            return text
-        return self._next().text
 
     def _group(self) -> Node:
         """What stands in LaTeX's braces, as one value; a single token without them."""
@@ -299,17 +286,21 @@ class Expression(Cursor):
                     return Node("func", (Node("num", number=number(token.text[1:])), base), "logbase")
             else:
                 base = self._group()
+        elif (
+            name == "log" and plain and [t.text for t in self._tokens[self._at : self._at + 2]] in _LOG_NAMES
+        ):
+            base = self._numeral(self._next())  # log2(3)
         if self._is("^"):
             self._next()
             power = self._exponent()
         arguments = self._arguments(name)
-        node = _apply(name, arguments, base)
+        node = apply(name, arguments, base)
         if power is None:
             return node
         if power == Node("neg", (Node("num", number=Fraction(1)),)):
             if name not in ("sin", "cos", "tan", "cot", "sec", "csc"):
                 raise Unread("an inverse function")
-            return _apply(f"arc{name}", arguments, None)
+            return apply(f"arc{name}", arguments, None)
         return Node("pow", (node, power))
 
     def _arguments(self, name: str) -> tuple[Node, ...]:
@@ -323,9 +314,9 @@ class Expression(Cursor):
             token = self._peek()
             if token is None or token.text in ("(", "[", "{", "\\{", "|") or token.kind == "num":
                 break
-            argument = _times(argument, self._power())
+            argument = times(argument, self._power())
         following, angle = self._peek(1), self._tokens[self._at - 1].text in ("\\pi", "pi")
-        if self._is("/") and following is not None and following.kind == "num" and angle and name in _ANGLES:
+        if self._is("/") and following is not None and following.kind == "num" and angle and name in ANGLES:
             self._next()  # sin pi/6
             argument = Node("div", (argument, self._power()))
         return (argument,)
@@ -356,26 +347,3 @@ def members(tokens: Sequence[Token], depth: int) -> tuple[Node, ...]:
             found.append(Expression(tokens[start:place], depth).whole())
             start = place + 1
     return tuple(found)
-
-
-def _times(left: Node, right: Node) -> Node:
-    parts = (*left.args, right) if left.kind == "mul" else (left, right)
-    return Node("mul", parts)
-
-
-_ANGLES = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
-_COUNTS = {"over": 2, "root": 2, "binom": 2, "log": 1, "gcd": 0, "lcm": 0, "max": 0, "min": 0}
-
-
-def _apply(name: str, arguments: tuple[Node, ...], base: Node | None) -> Node:
-    if name == "log":
-        given = arguments if base is None else (*arguments, base)
-        if len(given) > 2 or len(arguments) < 1:
-            raise Unread("a logarithm of several numbers")
-        return Node("func", given, "logbase") if len(given) == 2 else Node("log", given)
-    count = _COUNTS.get(name, 1)
-    if base is not None or (count and len(arguments) != count) or not arguments:
-        raise Unread(f"{name} takes other arguments")
-    if name == "over":
-        return Node("div", arguments)
-    return arguments[0] if name == "same" else Node("func", arguments, name)

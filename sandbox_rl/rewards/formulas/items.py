@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from sandbox_rl.rewards.formulas.cursor import closing_of
-from sandbox_rl.rewards.formulas.grammar import Expression
-from sandbox_rl.rewards.formulas.names import FUNCTIONS
+from sandbox_rl.rewards.formulas.grammar import ANGLES, Expression
+from sandbox_rl.rewards.formulas.names import FUNCTIONS, SCALES
 from sandbox_rl.rewards.formulas.nodes import Node, is_plain
 from sandbox_rl.rewards.formulas.tokens import CLOSING, OPENING, Token, Unread
 from sandbox_rl.rewards.text import fold
@@ -29,7 +29,8 @@ _NOT_UNITS = frozenset({"and", "or"})
 
 def text(tokens: Sequence[Token], depth: int) -> Node | None:
     """Words; the names of sets that are words or one sign."""
-    words = fold(" ".join(token.text for token in tokens))
+    written = " ".join(token.text for token in tokens)
+    words = fold(written)
     if words in _EMPTY or [token.text for token in tokens] == ["\\emptyset"]:
         return Node("set")
     if words in _REALS:
@@ -54,7 +55,7 @@ def text(tokens: Sequence[Token], depth: int) -> Node | None:
         or product.kind in ("func", "log")
     ):
         return None
-    return Node("text", (product,), words) if product.kind == "mul" else None
+    return Node("text", (product,), written) if product.kind == "mul" else None
 
 
 def _wordy(tokens: Sequence[Token]) -> bool:
@@ -71,16 +72,16 @@ def clock(tokens: Sequence[Token], depth: int) -> Node | None:
             hour, _, minute = words.partition(":")
             return Node("time", name=f"{int(hour)}:{minute or '00'}{half}")
         return None
-    if not any(token.text == ":" for token in tokens):
-        return None
-    parts, start, level = list[Node](), 0, 0
-    for place, token in enumerate((*tokens, Token("sign", ":"))):
+    level, colons = 0, list[int]()
+    for place, token in enumerate(tokens):
         sign = token.text if token.kind == "sign" else ""
         level += (sign in OPENING) - (sign in CLOSING)
         if sign == ":" and level == 0:
-            parts.append(Expression(tokens[start:place], depth).whole())
-            start = place + 1
-    return Node("ratio", tuple(parts)) if len(parts) > 1 else None
+            colons.append(place)
+    if not colons:
+        return None
+    ends = zip((-1, *colons), (*colons, len(tokens)), strict=True)
+    return Node("ratio", tuple(Expression(tokens[start + 1 : end], depth).whole() for start, end in ends))
 
 
 def dots(tokens: Sequence[Token], depth: int) -> Node | None:
@@ -157,6 +158,8 @@ def quantity(tokens: Sequence[Token], depth: int) -> Node:
     if tokens[0].text == "-" and len(tokens) > 2 and tokens[1].text in ("$", "€", "£"):
         value = Expression(tokens[2:], depth).whole()
         return Node("quantity", (Node("neg", (value,)),), tokens[1].text)
+    if tokens[-1].text == "°" and any(token.text.lstrip("\\") in ANGLES for token in tokens):
+        return Expression(tokens, depth).whole()  # tan 30°
     for place in range(max(1, len(tokens) - 12), len(tokens)):
         if not _may_begin_unit(tokens, place):
             continue
@@ -179,7 +182,7 @@ def _may_begin_unit(tokens: Sequence[Token], place: int) -> bool:
     if before.text in ("+", "-", "*", "/", "^", "_", "(", "[", "{", "\\frac", "\\sqrt", "\\pm", "|", "="):
         return before.text == "-" and token.kind == "word" and place > 1 and tokens[place - 2].kind == "num"
     if token.kind == "word":
-        return token.text not in _NOT_UNITS
+        return token.text not in _NOT_UNITS and token.text not in SCALES
     return token.text in ("%", "°", "$", "€", "£", "\\mu", "\\Omega")
 
 

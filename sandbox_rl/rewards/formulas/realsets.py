@@ -27,7 +27,7 @@ class NotASet(ValueError):
 def is_set_like(node: Node) -> bool:
     """Whether it is written as a set of numbers other than a list of them."""
     if node.kind == "rel":
-        return node.name != "=" and "≈" not in node.name and "\\equiv" not in node.name
+        return set(node.name.split()) != {"="} and "≈" not in node.name and "\\equiv" not in node.name
     if node.kind == "tuple":
         return node.name in ("[)", "(]") or any(_is_infinite(arg) for arg in node.args)
     if node.kind == "list":

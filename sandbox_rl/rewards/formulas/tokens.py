@@ -109,7 +109,7 @@ def tokenize(text: str, *, thousands: bool = True) -> tuple[Token, ...]:
     """
     if len(text) > MAX_CHARS:
         raise Unread("too long")
-    body = _plain(bare(text))
+    body = re.sub(r"^\s*~", "≈", _plain(bare(text)))  # elsewhere it is a blank of LaTeX
     tokens: list[Token] = []
     _read(body, tokens, thousands=thousands, upright=False)
     while tokens and tokens[-1].text == ".":
@@ -126,6 +126,9 @@ def _plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", text.translate(_CHARS)).translate(_CHARS)
     text = re.sub(r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})", "°", text)
     text = re.sub(r"\\not\s*(?:=|\\equiv(?![A-Za-z]))|\\not\s*\{\s*=\s*\}", "!=", text)
+    text = re.sub(r"\bInterval\.([LR]?open)\b", r"Interval\1", text)
+    text = re.sub(r"\bnp\.(?:float|int)\d\d(?=\()", "Float", text)
+    text = re.sub(r"(?<![A-Za-z])([ap])\.\s?m\b\.?", r"\1m", text, flags=re.I)
     return re.sub(r"\\not\s*\\in(?![A-Za-z])", r"\\notin ", text)
 
 

@@ -1,0 +1,31 @@
+"""Nodes of products and functions from their parts."""
+
+from __future__ import annotations
+
+from sandbox_rl.rewards.formulas.nodes import Node
+from sandbox_rl.rewards.formulas.tokens import Unread
+
+__all__ = ["apply", "times"]
+
+_COUNTS = {"over": 2, "root": 2, "binom": 2, "log": 1, "gcd": 0, "lcm": 0, "max": 0, "min": 0}
+
+
+def times(left: Node, right: Node) -> Node:
+    """A product, longer where `left` is one."""
+    parts = (*left.args, right) if left.kind == "mul" else (left, right)
+    return Node("mul", parts)
+
+
+def apply(name: str, arguments: tuple[Node, ...], base: Node | None) -> Node:
+    """The node of a function; `base` is a logarithm's."""
+    if name == "log":
+        given = arguments if base is None else (*arguments, base)
+        if len(given) > 2 or len(arguments) < 1:
+            raise Unread("a logarithm of several numbers")
+        return Node("func", given, "logbase") if len(given) == 2 else Node("log", given)
+    count = _COUNTS.get(name, 1)
+    if base is not None or (count and len(arguments) != count) or not arguments:
+        raise Unread(f"{name} takes other arguments")
+    if name == "over":
+        return Node("div", arguments)
+    return arguments[0] if name == "same" else Node("func", arguments, name)
