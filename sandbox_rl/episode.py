@@ -141,7 +141,7 @@ async def run_episode(
         last = index + 1 == settings.max_turns
         ids: tuple[int, ...] = ()
         if stop is None and not last:
-            ids = await _observation_ids(chat, action, observations, settings.max_turns - index - 1)
+            ids = await _observation_ids(chat, action, calls, observations, settings.max_turns - index - 1)
             if len(sequence) + len(ids) >= limit:
                 stop, ids = StopReason.MAX_TOKENS, ()
         sequence.extend(ids)
@@ -205,15 +205,19 @@ def why_stop(observations: Sequence[Observation], deadline: float) -> StopReason
 
 
 async def _observation_ids(
-    chat: ChatFormat, action: Action, observations: Sequence[Observation], steps_left: int
+    chat: ChatFormat,
+    action: Action,
+    calls: Sequence[ToolCall | MalformedCall],
+    observations: Sequence[Observation],
+    steps_left: int,
 ) -> tuple[int, ...]:
     texts = [o.text for o in observations]
     texts[-1] += f"\nSteps Remaining: {steps_left}"
-    turn_closed = chat.ends.closed_by(action.token_ids) is not None
+    ended_by = chat.ends.closed_by(action.token_ids)
     if sum(map(len, texts)) <= INLINE_CHARS:
-        return chat.render_observations(texts, turn_closed=turn_closed)
+        return chat.render_observations(texts, ended_by=ended_by, calls=calls)
     # The tokenizer lets go of the interpreter's lock, so the loop goes on meanwhile.
-    return await asyncio.to_thread(chat.render_observations, texts, turn_closed=turn_closed)
+    return await asyncio.to_thread(chat.render_observations, texts, ended_by=ended_by, calls=calls)
 
 
 def _closed(turns: list[Turn]) -> tuple[Turn, ...]:

@@ -135,10 +135,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool call as parsed from a policy turn; `arguments` may still be invalid for the tool."""
+    """A tool call as parsed from a policy turn; `arguments` may still be invalid for the tool.
+
+    `id` is what the policy called it, where its format has such names; the observation repeats it.
+    """
 
     name: str
     arguments: Mapping[str, Any]
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

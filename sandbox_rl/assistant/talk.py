@@ -106,7 +106,8 @@ class TokenTalk:
         new = self._chat.render_user(
             text,
             observations=[o.text for o in self.record.unseen],
-            turn_closed=self._chat.ends.closed_by(sequence) is not None,
+            ended_by=self._chat.ends.closed_by(sequence),
+            calls=self.record.turns[-1].calls if self.record.turns else (),
         )
         return await self._run((*sequence, *new), sandbox)
 

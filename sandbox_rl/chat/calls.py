@@ -22,12 +22,19 @@ from typing import Any, NoReturn, Protocol
 from sandbox_rl.chat.encoding import Piece
 from sandbox_rl.types import MalformedCall, ToolCall
 
-__all__ = ["BrokenCall", "CallFormat", "CallReader", "join_calls", "parse_object", "to_json"]
+__all__ = [
+    "BrokenCall",
+    "CallFormat",
+    "CallReader",
+    "WrittenCalls",
+    "call_from",
+    "parse_array",
+    "parse_object",
+    "to_json",
+]
 
 MAX_CALLS = 64
 """More calls than this in one turn are not read."""
-
-_THINK, _END_THINK = "<think>", "</think>"
 
 
 class BrokenCall(Exception):
@@ -44,18 +51,57 @@ class CallFormat(Protocol):
 
     opening: re.Pattern[str]
     """Finds where the next call begins, in text outside of reasoning."""
+    thinking: tuple[str, str]
+    """What opens and what closes reasoning."""
+    speaks: frozenset[str]
+    """Tags of the template's frames that a turn holds of right besides those of a call."""
+    invented: tuple[str, ...]
+    """Texts of the template's frames that a turn never holds, besides their tags."""
 
-    def read(self, text: str, start: int) -> tuple[ToolCall, int]:
-        """The call that begins at `start`, and where it ends. Raises `BrokenCall`."""
+    def read(self, text: str, start: int) -> tuple[tuple[ToolCall, ...], int]:
+        """The calls that begin at `start`, mostly one, and where they end. Raises `BrokenCall`."""
         ...
 
     def write(self, call: ToolCall) -> tuple[Piece, ...]:
-        """The call as the model should write it; tags are trusted, names and arguments are not."""
+        """One call as the model should write it; tags are trusted, names and arguments are not."""
+        ...
+
+    def turn(self, before: str, calls: Sequence[ToolCall]) -> tuple[Piece, ...]:
+        """An assistant turn's content: text, then calls."""
+        ...
+
+    def words(self, text: str) -> str:
+        """What a stretch of a turn without calls says, for people."""
         ...
 
     def instructions(self) -> str:
         """One paragraph that tells a model how to write a call."""
         ...
+
+
+class WrittenCalls:
+    """What most formats share: reasoning in `<think>`, each call on a new line."""
+
+    thinking: tuple[str, str] = ("<think>", "</think>")
+    speaks: frozenset[str] = frozenset()
+    invented: tuple[str, ...] = ()
+
+    def write(self, call: ToolCall) -> tuple[Piece, ...]:
+        """See `CallFormat.write`."""
+        raise NotImplementedError
+
+    def turn(self, before: str, calls: Sequence[ToolCall]) -> tuple[Piece, ...]:
+        """See `CallFormat.turn`."""
+        pieces = [Piece(before)] if before else []
+        for call in calls:
+            if pieces:
+                pieces.append(Piece("\n", trusted=True))
+            pieces.extend(self.write(call))
+        return tuple(pieces)
+
+    def words(self, text: str) -> str:
+        """See `CallFormat.words`."""
+        return text.strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,23 +135,25 @@ class CallReader:
     def spoken(self, text: str) -> tuple[str, str]:
         """Reasoning at the head of the turn, and the words between it and the first call. Never raises."""
         reasoning, said = "", text
-        if self.starts_thinking or text.lstrip().startswith(_THINK):
-            reasoning, _, said = text.partition(_END_THINK)
-            reasoning = reasoning.replace(_THINK, "", 1)
+        think, end_think = self.format.thinking
+        if self.starts_thinking or text.lstrip().startswith(think):
+            reasoning, _, said = text.partition(end_think)
+            reasoning = reasoning.replace(think, "", 1)
         opened = self.format.opening.search(said)
-        return reasoning.strip(), (said[: opened.start()] if opened else said).strip()
+        return reasoning.strip(), self.format.words(said[: opened.start()] if opened else said)
 
     def _scan(self, text: str) -> Iterator[ToolCall | MalformedCall]:
         position = 0
+        think, end_think = self.format.thinking
         if self.starts_thinking:
-            position = _after(text, _END_THINK, 0)
-        stop = re.compile("|".join(re.escape(t) for t in (_THINK, *self.invented)))
+            position = _after(text, end_think, 0)
+        stop = re.compile("|".join(re.escape(t) for t in (think, *self.invented)))
         opening, stopping = _Finder(self.format.opening, text), _Finder(stop, text)
         while True:
             opened, stopped = opening.next(position), stopping.next(position)
             if stopped is not None and (opened is None or stopped.start() < opened.start()):
-                if stopped.group() == _THINK:
-                    position = _after(text, _END_THINK, stopped.end())
+                if stopped.group() == think:
+                    position = _after(text, end_think, stopped.end())
                     continue
                 yield MalformedCall(
                     f"You wrote {stopped.group()} yourself. Results come only from the tools: end your turn "
@@ -115,7 +163,7 @@ class CallReader:
             if opened is None:
                 return
             try:
-                call, position = self.format.read(text, opened.start())
+                calls, position = self.format.read(text, opened.start())
             except BrokenCall as broken:
                 rest = "" if broken.end is not None else " What followed it in your turn was not run."
                 yield MalformedCall(
@@ -126,29 +174,33 @@ class CallReader:
                     return
                 position = broken.end
             else:
-                yield call
-
-
-def join_calls(call_format: CallFormat, before: str, calls: Sequence[ToolCall]) -> tuple[Piece, ...]:
-    """An assistant turn's content: text, then calls, each on a new line."""
-    pieces = [Piece(before)] if before else []
-    for call in calls:
-        if pieces:
-            pieces.append(Piece("\n", trusted=True))
-        pieces.extend(call_format.write(call))
-    return tuple(pieces)
+                yield from calls
 
 
 def parse_object(text: str, start: int) -> tuple[dict[str, Any], int]:
-    """The JSON object at `start` and where it ends; stricter than `json.loads`.
+    """The JSON object at `start` and where it ends; stricter than `json.loads`, but line breaks may stand in
+    strings as they are: that is unambiguous, and models write scripts so.
 
     Raises:
         BrokenCall: no valid JSON object; duplicate keys, NaN or infinite numbers; nested too deep.
     """
     if not text.startswith("{", start):
         raise BrokenCall("a JSON object beginning with { is expected")
+    value, end = _decoded(text, start)
+    assert isinstance(value, dict)
+    return value, end
+
+
+def parse_array(text: str, start: int) -> tuple[list[Any], int]:
+    """As `parse_object`, of the JSON array whose bracket is at `start`."""
+    value, end = _decoded(text, start)
+    assert isinstance(value, list)
+    return value, end
+
+
+def _decoded(text: str, start: int) -> tuple[Any, int]:
     try:
-        value, end = _DECODER.raw_decode(text, start)
+        return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
         where = f"character {error.pos - start} of the call"
         raise BrokenCall(f"it is not valid JSON: {error.msg} at {where}") from None
@@ -156,8 +208,6 @@ def parse_object(text: str, start: int) -> tuple[dict[str, Any], int]:
         raise BrokenCall("it is nested too deep") from None
     except ValueError as error:
         raise BrokenCall(f"it is not valid JSON: {error}") from None
-    assert isinstance(value, dict)
-    return value, end
 
 
 def to_json(value: Any) -> str:
@@ -171,7 +221,7 @@ def call_from(value: Mapping[str, Any], key: str, end: int) -> ToolCall:
     Raises:
         BrokenCall: a key is missing, unknown or of the wrong type.
     """
-    if set(value) != {"name", key}:
+    if set(value) - {"id", "type"} != {"name", key}:
         have = ", ".join(to_json(k) for k in list(value)[:8]) or "none"
         raise BrokenCall(f'its keys must be exactly "name" and "{key}", they are: {have[:200]}', end)
     name, arguments = value["name"], value[key]
@@ -179,7 +229,8 @@ def call_from(value: Mapping[str, Any], key: str, end: int) -> ToolCall:
         raise BrokenCall('"name" must be a string that names a tool', end)
     if not isinstance(arguments, dict):
         raise BrokenCall(f'"{key}" must be a JSON object such as {{}}', end)
-    return ToolCall(name, arguments)
+    called = value.get("id", "")
+    return ToolCall(name, arguments, called if isinstance(called, str) else "")
 
 
 class _Finder:
@@ -222,4 +273,6 @@ def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant, strict=False
+)

@@ -15,7 +15,19 @@ __all__ = ["ChatSettings"]
 class ChatSettings(Settings):
     """How the conversation is rendered and how tool calls are read."""
 
-    call_format: Literal["auto", "hermes", "qwen_xml", "llama_json"] = "auto"
+    call_format: Literal[
+        "auto",
+        "hermes",
+        "qwen_xml",
+        "llama_json",
+        "glm",
+        "mistral",
+        "mistral_named",
+        "deepseek_v3",
+        "deepseek_v31",
+        "harmony",
+        "gemma",
+    ] = "auto"
     """How the model writes a tool call; "auto" reads it off the chat template."""
     template_options: Mapping[str, Any] = Field(default_factory=dict)
     """Variables passed to the chat template, e.g. `{enable_thinking: false}`."""

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sandbox_rl.chat.call_formats import CALL_FORMATS, detect, make
-from sandbox_rl.chat.calls import CallReader, join_calls, to_json
+from sandbox_rl.chat.between_turns import BetweenTurns
+from sandbox_rl.chat.calls import CallReader
+from sandbox_rl.chat.dialects import CALL_FORMATS, detect, make
 from sandbox_rl.chat.encoding import Piece, TextEncoder
 from sandbox_rl.chat.fingerprint import fingerprint
-from sandbox_rl.chat.template import ChatTemplate, Frame, Refused
+from sandbox_rl.chat.frames import trimmed
+from sandbox_rl.chat.template import ChatTemplate, Refused, Slot
 from sandbox_rl.chat.turn_ends import TurnEnds
-from sandbox_rl.chat.words import cut_text, example_call, tool_words
+from sandbox_rl.chat.words import example_call, tool_words
 from sandbox_rl.errors import ModelError
 from sandbox_rl.types import MalformedCall, Message, ToolCall
 
@@ -50,39 +53,41 @@ class ChatFormat:
         self.fingerprint = fingerprint(template.source, vocabulary)
         try:
             shows_tools = template.shows_tools()
-            ends = encoder.control_tokens(template.assistant_end())
-            end_text, end_id = ends[0] if ends else ("", -1)
-            self._frame = template.frame(end_text, tool_role=shows_tools) if ends else None
+            described = detect(template.source, shows_tools=shows_tools)
+            self.call_format = _choose(call_format, described, shows_tools, template.name)
+            self._calls = make(self.call_format, tools)
+            example = example_call(tools)
+            self.call_example = "".join(p.text for p in self._calls.write(example))
+            self._between = BetweenTurns(
+                template,
+                encoder,
+                own=self.call_example,
+                tool_role=shows_tools or described is not None,
+                fallback=example.name,
+            )
         except Refused as error:
             raise ModelError(
                 f"{template.name}: its chat template cannot hold a conversation with tools ({error}); "
                 "use another template"
             ) from error
-        if self._frame is None:
-            raise ModelError(
-                f"{template.name}: its chat template ends assistant turns with no control token; "
-                "use a template that ends them with one, such as ChatML's <|im_end|>"
-            )
-        self._end = Piece(end_text, trusted=True)
-        eom = dict(encoder.control_tokens("<|eom_id|>")) if "<|eom_id|>" in template.source else {}
-        self.ends = TurnEnds.of(end_id, (*other_ends, *eom.values()))
-        self.observation_role = self._frame.role
+        frame = self._between.frame
+        eom = self._controls("<|eom_id|>") if "<|eom_id|>" in template.source else ()
+        own_ends = [encoder.control_tokens(token)[0][1] for token in (*self._between.ends, *eom)]
+        self.ends = TurnEnds.of(own_ends[0], (*own_ends, *other_ends))
+        self.observation_role = frame.role
 
-        described = detect(template.source) if shows_tools else None
-        self.call_format = _choose(call_format, described, shows_tools, template.name)
-        self._calls = make(self.call_format, tools)
         self._words = tool_words(
             tools if not shows_tools else (),
-            self._calls.instructions() if tools and self.call_format != described else "",
+            self._calls.instructions()
+            if tools and (self.call_format != described or not shows_tools)
+            else "",
         )
         self._system_role = template.has_system_role()
-        header = self._frame.after
-        self._thinking = "<think>" in header and "</think>" not in header.rpartition("<think>")[2]
-        self.call_example = "".join(p.text for p in self._calls.write(example_call(tools)))
-        self._reader = CallReader(
-            self._calls, self.call_example, self._invented(self._frame.before + header), self._thinking
-        )
-        self._layouts: dict[tuple[str, ...], tuple[str | int, ...]] = {}
+        think, end_think = self._calls.thinking
+        self._thinking = think in frame.after and end_think not in frame.after.rpartition(think)[2]
+        invented = self._invented(frame.before + frame.after)
+        self._reader = CallReader(self._calls, self.call_example, invented, self._thinking)
+        self._layouts: dict[tuple[str, ...], tuple[str | Slot, ...]] = {}
 
     @classmethod
     def from_tokenizer(
@@ -99,7 +104,7 @@ class ChatFormat:
         Args:
             tokenizer: a fast tokenizer (one with a `backend_tokenizer`) with a chat template.
             tools: OpenAI function schemas.
-            call_format: "auto", "hermes", "qwen_xml" or "llama_json".
+            call_format: "auto" or a name of `dialects.DIALECTS`.
             template_options: variables for the template, such as `enable_thinking`.
             model_ends: the ids at which the model's generation config ends a text.
 
@@ -147,27 +152,40 @@ class ChatFormat:
         self._layouts[roles] = layout
         pieces: list[Piece] = []
         for part in layout:
-            pieces += contents[part][1] if isinstance(part, int) else [Piece(part, trusted=True)]
+            if isinstance(part, Slot):
+                pieces += _trimmed(contents[part.index][1], part.keeps)
+            else:
+                pieces.append(Piece(part, trusted=True))
         return self._encoder.encode(pieces)
 
-    def render_observations(self, texts: Sequence[str], *, turn_closed: bool) -> tuple[int, ...]:
+    def render_observations(
+        self,
+        texts: Sequence[str],
+        *,
+        ended_by: int | None,
+        calls: Sequence[ToolCall | MalformedCall] = (),
+    ) -> tuple[int, ...]:
         """Ids that follow an assistant turn: observations in their frame and the next turn's header.
 
         Args:
             texts: one per observation, at least one; control tokens in them become ordinary ids.
-            turn_closed: whether the policy ended its turn itself; if not, the end-of-turn is added.
+            ended_by: the id by which the policy ended its turn (`TurnEnds.closed_by`); None if it was cut,
+                then the end of the turn is added.
+            calls: of the turn, in order; some templates write a call's name or id beside its observation.
         """
         if not texts:
             raise ValueError(
                 "render_observations got no text; a turn is answered by at least one observation"
             )
-        assert self._frame is not None
-        pieces = [*self._observed(self._frame, texts), Piece(self._frame.after, trusted=True)]
-        ids = self._encoder.encode(pieces)
-        return ids[1:] if turn_closed else ids
+        return self._between.observations(texts, ended_by, calls)
 
     def render_user(
-        self, text: str, *, observations: Sequence[str] = (), turn_closed: bool
+        self,
+        text: str,
+        *,
+        observations: Sequence[str] = (),
+        ended_by: int | None,
+        calls: Sequence[ToolCall | MalformedCall] = (),
     ) -> tuple[int, ...]:
         """Ids that follow an assistant turn when the user speaks again, and the next turn's header.
 
@@ -175,38 +193,15 @@ class ChatFormat:
             text: what the user says; control tokens in it become ordinary ids.
             observations: what answered the turn's calls and is not in the sequence yet. Left out where the
                 template takes no user message after them.
-            turn_closed: as in `render_observations`.
+            ended_by, calls: as in `render_observations`.
 
         Raises:
             ModelError: the template has no frame for a second user message.
         """
-        assert self._frame is not None
-        if self._frame.role == "user" and observations:
-            return self.render_observations([*observations, text], turn_closed=turn_closed)
-        around = self._template.before_user(self._frame) if observations else None
-        if around is not None:
-            before, after = [*self._observed(self._frame, observations), Piece(around[0], True)], around[1]
-        else:
-            try:
-                frame = self._template.frame(self._end.text, tool_role=False)
-            except Refused as error:
-                raise ModelError(
-                    f"{self._template.name}: its chat template cannot take a second user message ({error}); "
-                    "ask everything at once"
-                ) from error
-            before, after = [Piece(frame.before, trusted=True)], frame.after
-        ids = self._encoder.encode([*before, Piece(text), Piece(after, trusted=True)])
-        return ids[1:] if turn_closed else ids
+        return self._between.user(text, observations, ended_by, calls)
 
-    @staticmethod
-    def _observed(frame: Frame, texts: Sequence[str]) -> list[Piece]:
-        """Observations up to the end of the last one's content."""
-        pieces: list[Piece] = []
-        for text in texts:
-            pieces.append(Piece(frame.between if pieces else frame.before, trusted=True))
-            cut = cut_text(text)
-            pieces.append(Piece(to_json(cut)[1:-1] if frame.escape else cut))
-        return pieces
+    def _controls(self, text: str) -> tuple[str, ...]:
+        return tuple(token for token, _ in self._encoder.control_tokens(text))
 
     def parse(self, token_ids: Sequence[int]) -> tuple[ToolCall | MalformedCall, ...]:
         """The calls of one sampled turn, in order; () if there is none. Never raises.
@@ -230,7 +225,8 @@ class ChatFormat:
         """
         start = [Piece(text_before), Piece("\n</think>\n\n", trusted=True)] if self._thinking else []
         before = "" if self._thinking else text_before
-        return self._encoder.encode([*start, *join_calls(self._calls, before, calls), self._end])
+        end = self._between.call_end if calls else self._between.plain_end
+        return self._encoder.encode([*start, *self._calls.turn(before, calls), Piece(end, trusted=True)])
 
     def _with_words(self, contents: list[tuple[str, list[Piece]]]) -> list[tuple[str, list[Piece]]]:
         """Add the words about tools, and move the system message where there is no role for it."""
@@ -249,8 +245,23 @@ class ChatFormat:
     def _invented(self, frame: str) -> tuple[str, ...]:
         """The tags of the frame, control tokens or not, that a turn may not contain itself."""
         tags = [t for t, _ in self._encoder.control_tokens(frame)] + re.findall(r"</?[a-z_]+>", frame)
-        own = {self._end.text, "<think>", "</think>", *re.findall(r"<[^<>]+>", self.call_example)}
-        return tuple(t for t in dict.fromkeys(tags) if t not in own)
+        own = {
+            *self._controls(self._between.call_end),
+            *self._calls.thinking,
+            *self._calls.speaks,
+            *self._controls(self.call_example),
+        }
+        own.update(("<think>", "</think>"), re.findall(r"<[^<>]+>", self.call_example))
+        return (*(t for t in dict.fromkeys(tags) if t not in own), *self._calls.invented)
+
+
+def _trimmed(pieces: Sequence[Piece], keeps: tuple[bool, bool]) -> list[Piece]:
+    """A message's content without the white space at its edges that the template takes away."""
+    found = list(pieces)
+    if found:
+        found[0] = replace(found[0], text=trimmed(found[0].text, (keeps[0], True)))
+        found[-1] = replace(found[-1], text=trimmed(found[-1].text, (True, keeps[1])))
+    return found
 
 
 def _choose(asked: str, described: str | None, shows_tools: bool, name: str) -> str:

@@ -10,17 +10,23 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from sandbox_rl.errors import ModelError
 
-__all__ = ["ChatTemplate", "Frame", "Refused"]
+__all__ = ["ChatTemplate", "Refused", "Slot", "edges_kept", "mark", "message", "split_marks"]
 
 _MARK = re.compile(r"zqx(\d+)qzx")
-_FIXED_DATE = "26 Jul 2024"
+_FIXED_DAY = date(2024, 7, 26)
 """Given to templates that print a date, so that a prompt does not depend on the day."""
+_FIXED_CLOCK = (
+    "{%- macro strftime_now(format) -%}{{- format"
+    + "".join(f"|replace('{code}','{_FIXED_DAY.strftime(code)}')" for code in ("%Y", "%m", "%d", "%B", "%b"))
+    + " -}}{%- endmacro -%}"
+)
 
 
 class Refused(Exception):
@@ -28,26 +34,20 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """What stands around observations, from the assistant's end-of-turn to the next turn's header.
+class Slot:
+    """Where the content of message `index` goes, and whether white space at its two edges stays."""
 
-    Args:
-        before: ends the assistant turn and opens the first observation; begins with end-of-turn.
-        between: separates two observations.
-        after: closes the last observation and opens the next assistant turn.
-        escape: whether the template writes observations as JSON strings (Llama 3.1).
-        role: "tool", or "user" where the template has no usable tool role.
-    """
-
-    before: str
-    between: str
-    after: str
-    escape: bool
-    role: str
+    index: int
+    keeps: tuple[bool, bool]
 
 
 class ChatTemplate:
     """Renders conversations of marks with one tokenizer's template.
+
+    Attributes:
+        source: of the template.
+        arguments_as_text: whether it wants the arguments of calls as JSON text (DeepSeek V3).
+        no_content: what it wants for the content of a message that only calls: "" or None.
 
     Raises:
         ModelError: the tokenizer has no chat template.
@@ -58,7 +58,11 @@ class ChatTemplate:
     ) -> None:
         self._tokenizer = tokenizer
         self._tools = [dict(t) for t in tools] or None
-        self._options = {"date_string": _FIXED_DATE, **options}
+        self._options = {
+            "date_string": _FIXED_DAY.strftime("%d %b %Y"),
+            "xml_tools": [t["function"] for t in tools] or None,  # SmolLM3's name for tools
+            **options,
+        }
         self.name = str(getattr(tokenizer, "name_or_path", "") or "the tokenizer")
         try:
             self.source: str = tokenizer.get_chat_template(None, self._tools)
@@ -67,6 +71,8 @@ class ChatTemplate:
                 f"{self.name}: it has no chat template; use an instruction-tuned model or save one in "
                 "chat_template.jinja beside the tokenizer"
             ) from error
+        self._timeless = (_FIXED_CLOCK if "strftime_now" in self.source else "") + self.source
+        self.arguments_as_text, self.no_content = self._way_of_calls()
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, generation: bool) -> str:
         """The rendered text, with the tools and, if asked, the header of an assistant turn.
@@ -77,6 +83,7 @@ class ChatTemplate:
         try:
             text = self._tokenizer.apply_chat_template(
                 [dict(m) for m in messages],
+                chat_template=self._timeless,
                 tools=self._tools,
                 tokenize=False,
                 add_generation_prompt=generation,
@@ -91,7 +98,7 @@ class ChatTemplate:
         if not self._tools:
             return True
         names = [t["function"]["name"] for t in self._tools]
-        text = self.render([_message("user", 0)], generation=True)
+        text = self.render([message("user", 0)], generation=True)
         return all(name in text for name in names)
 
     def has_system_role(self) -> bool:
@@ -102,17 +109,22 @@ class ChatTemplate:
             return False
         return True
 
-    def layout(self, roles: Sequence[str]) -> tuple[str | int, ...]:
-        """A prompt with these roles: the template's own texts and, between them, message indices.
+    def layout(self, roles: Sequence[str]) -> tuple[str | Slot, ...]:
+        """A prompt with these roles: the template's own texts and, between them, where messages go.
 
         Raises:
             Refused: the template raised, or left a message out, or wrote one twice.
         """
-        text = self.render([_message(role, i) for i, role in enumerate(roles)], generation=True)
-        parts: list[str | int] = list(_MARK.split(text))
-        parts[1::2] = [int(p) for p in parts[1::2]]
-        if sorted(i for i in parts if isinstance(i, int)) != list(range(len(roles))):
+        messages = [message(role, i) for i, role in enumerate(roles)]
+        texts, order = split_marks(self.render(messages, generation=True))
+        if sorted(order) != list(range(len(roles))):
             raise Refused(f"it does not write each message once for the roles {', '.join(roles)}")
+        padded = self.render(
+            [m | {"content": f"\t \t{m['content']}\t \t"} for m in messages], generation=True
+        )
+        parts: list[str | Slot] = [texts[0]]
+        for index, text in zip(order, texts[1:], strict=True):
+            parts += [Slot(index, edges_kept(padded, index)), text]
         return tuple(p for p in parts if p != "")
 
     def assistant_end(self) -> str:
@@ -121,140 +133,44 @@ class ChatTemplate:
         Raises:
             Refused: the template raised or left the content out.
         """
-        text = self.render([_message("user", 0), _message("assistant", 1)], generation=False)
-        _, found, end = text.rpartition(_mark(1))
+        text = self.render([message("user", 0), message("assistant", 1)], generation=False)
+        _, found, end = text.rpartition(mark(1))
         if not found:
             raise Refused("it leaves out the assistant's content")
         return end
 
-    def frame(self, end_of_turn: str, *, tool_role: bool) -> Frame:
-        """The frame of observations, by the template's tool role or else by its user role.
-
-        A template that knows no tools may still write any role's name into its header; a model
-        never saw "tool" there, so `tool_role` says whether the tool role is tried at all.
-
-        It is read from renderings that hold no reasoning, and then compared with what the template
-        writes for one to three observations and in a second round: it must be the same everywhere,
-        for the sequence is only ever extended.
-
-        Args:
-            end_of_turn: text of the control token that ends an assistant turn.
-
-        Raises:
-            Refused: neither role gives a frame that is the same in every turn.
-        """
-        reasons = []
-        ways = (("tool", False), ("tool", True), ("user", False))
-        for role, with_calls in ways if tool_role else ways[-1:]:
+    def _way_of_calls(self) -> tuple[bool, str | None]:
+        """Whether arguments must be JSON text, and what stands for no content, in a message that calls."""
+        for as_text, nothing in ((False, ""), (True, ""), (False, None), (True, None)):
+            arguments = {"x": mark(1)}
+            function = {"name": "call", "arguments": json.dumps(arguments) if as_text else arguments}
+            call = {"type": "function", "id": "call00000", "function": function}
+            told = {"role": "assistant", "content": nothing, "tool_calls": [call]}
             try:
-                return self._frame(end_of_turn, role, with_calls)
-            except Refused as error:
-                reasons.append(f"{role} role: {error}")
-        raise Refused("; ".join(dict.fromkeys(reasons)))
-
-    def before_user(self, frame: Frame) -> tuple[str, str] | None:
-        """What stands between a last observation and a further user message, and what follows that.
-
-        None where the template refuses a user message there, or then writes the observation otherwise.
-        """
-        for with_calls in (True, False):
-            messages = [_message("user", 0), self._assistant(1, int(with_calls))]
-            messages += [_message(frame.role, 2), _message("user", 3)]
-            try:
-                text = self.render(messages, generation=True)
+                text = self.render([message("user", 0), told], generation=False)
             except Refused:
                 continue
-            texts = _MARK.split(text)[::2]
-            in_order = [int(m) for m in _MARK.findall(text)] == [0, 1, 2, 3]
-            if in_order and texts[2].endswith(frame.before):
-                return texts[3], texts[4]
-        return None
-
-    def _frame(self, end: str, role: str, with_calls: bool) -> Frame:
-        def rounds(*counts: int) -> list[list[str]]:
-            """For each round of `n` observations, the texts before, between and after them."""
-            messages = [_message("user", 0)]
-            marks = 1
-            for count in counts:
-                messages.append(self._assistant(marks, count if with_calls else 0))
-                messages += [_message(role, marks + 1 + i) for i in range(count)]
-                marks += 1 + count
-            text = self.render(messages, generation=True)
-            if [int(m) for m in _MARK.findall(text)] != list(range(marks)):
-                raise Refused("it leaves out or moves some contents")
-            texts = _MARK.split(text)[::2][1:]  # what follows each mark
-            found = []
-            first = 1
-            for count in counts:
-                head = texts[first]
-                if end not in head:
-                    raise Refused(f"no {end} between the assistant's turn and the observation")
-                found.append([head[head.index(end) :], *texts[first + 1 : first + 1 + count]])
-                first += 1 + count
-            return found
-
-        (before, after) = rounds(1)[0]
-        (again, follow), (second, last) = rounds(1, 1)
-        if (again, second, last) != (before, before, after):
-            raise Refused("the text around an observation depends on the turn")
-        # A header may open or skip reasoning that the rendering of an earlier turn does not show.
-        header, follow = (text.partition("<think>")[0] for text in (after, follow))
-        if not (follow.startswith(header) or header.startswith(follow)):
-            raise Refused("earlier observations are rendered differently from the last one")
-        return Frame(
-            before, self._between(rounds, before, after, role), after, self._escapes(role, with_calls), role
-        )
-
-    @staticmethod
-    def _between(rounds: Any, before: str, after: str, role: str) -> str:
-        """What separates two observations; a blank line where they must share one message."""
-        one_message = "\n\n"
-        if role == "user":
-            return one_message
-        try:
-            [two], [three] = rounds(2), rounds(3)
-        except Refused:
-            return one_message
-        same = two[0] == three[0] == before and two[-1] == three[-1] == after
-        if not same or not two[1] == three[1] == three[2]:
-            return one_message
-        return str(two[1])
-
-    def _escapes(self, role: str, with_calls: bool) -> bool:
-        content = f'{_mark(2)}"\n{_mark(3)}'
-        messages = [
-            _message("user", 0),
-            self._assistant(1, 1 if with_calls else 0),
-            {**_message(role, 2), "content": content},
-        ]
-        text = self.render(messages, generation=True)
-        if content in text:
-            return False
-        if json.dumps(content) in text:
-            return True
-        raise Refused("it rewrites the text of an observation")
-
-    def _assistant(self, index: int, calls: int) -> dict[str, Any]:
-        if not calls:
-            return _message("assistant", index)
-        # The first call carries the mark; the ids are nine letters because Mistral insists on that.
-        made = [
-            {
-                "type": "function",
-                "id": f"call{i:05d}",
-                "function": {"name": "call", "arguments": {"x": _mark(index) if i == 0 else "y"}},
-            }
-            for i in range(calls)
-        ]
-        return {"role": "assistant", "content": "", "tool_calls": made}
+            if text.count(mark(1)) == 1:
+                return as_text, nothing
+        return False, ""
 
 
-def _mark(index: int) -> str:
+def mark(index: int) -> str:
+    """What stands for the content of message `index`."""
     return f"zqx{index}qzx"
 
 
-def _message(role: str, index: int) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": role, "content": _mark(index)}
-    if role == "tool":
-        message |= {"name": "call", "tool_call_id": "call00000"}
-    return message
+def message(role: str, index: int) -> dict[str, Any]:
+    """A message whose content is a mark."""
+    return {"role": role, "content": mark(index)}
+
+
+def split_marks(text: str) -> tuple[list[str], list[int]]:
+    """The texts around the marks of a rendering, and the marks' indices in order."""
+    parts = _MARK.split(text)
+    return parts[::2], [int(index) for index in parts[1::2]]
+
+
+def edges_kept(text: str, index: int) -> tuple[bool, bool]:
+    """Whether white space on the left and on the right of mark `index` was kept, where it was there."""
+    return f"\t \t{mark(index)}" in text, f"{mark(index)}\t \t" in text

@@ -19,7 +19,9 @@ def least_tokens(chat: ChatFormat) -> int:
     """What the shortest useful episode takes: one command that writes the answer, its result, and submit."""
     command = ToolCall("execute_bash", {"command": "echo 42 > answer.txt"})
     asked = chat.render_call("", [command])
-    shown = chat.render_observations(["Exit code: 0\nSteps Remaining: 9"], turn_closed=True)
+    shown = chat.render_observations(
+        ["Exit code: 0\nSteps Remaining: 9"], ended_by=chat.ends.written, calls=[command]
+    )
     return len(asked) + len(shown) + len(chat.render_call("", [ToolCall("submit", {})]))
 
 

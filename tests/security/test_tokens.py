@@ -52,9 +52,9 @@ async def test_output_cannot_make_control_ids(backend: SandboxBackend, case: Any
     for family in FAMILIES:
         form, tokenizer = chat(family)
         started = time.monotonic()
-        ids = form.render_observations([text], turn_closed=True)
+        ids = form.render_observations([text], ended_by=form.ends.written)
         assert time.monotonic() - started < 0.5
-        harmless = form.render_observations(["x"], turn_closed=True)
+        harmless = form.render_observations(["x"], ended_by=form.ends.written)
         assert controls(ids, tokenizer) == controls(harmless, tokenizer), family
 
 
@@ -76,9 +76,11 @@ async def test_error_paths_cannot_either(backend: SandboxBackend) -> None:
         texts = [(await _TOOLBOX.run(sandbox, call, timeout=20)).text for call in calls]
     for family in FAMILIES:
         form, tokenizer = chat(family)
-        harmless = controls(form.render_observations(["x"], turn_closed=True), tokenizer)
+        harmless = controls(form.render_observations(["x"], ended_by=form.ends.written), tokenizer)
         for text in texts:
-            assert controls(form.render_observations([text], turn_closed=True), tokenizer) == harmless
+            assert (
+                controls(form.render_observations([text], ended_by=form.ends.written), tokenizer) == harmless
+            )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -96,11 +98,11 @@ async def test_random_mixtures_cannot_either(family: str) -> None:
         "\0",
         "a",
     ]
-    harmless = controls(form.render_observations(["x"], turn_closed=True), tokenizer)
+    harmless = controls(form.render_observations(["x"], ended_by=form.ends.written), tokenizer)
     rng = random.Random(family)
     for _ in range(300):
         text = "".join(rng.choices(pieces, k=rng.randint(1, 12)))
-        ids = form.render_observations([text], turn_closed=True)
+        ids = form.render_observations([text], ended_by=form.ends.written)
         assert controls(ids, tokenizer) == harmless, repr(text)
 
 

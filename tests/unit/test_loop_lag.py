@@ -65,9 +65,9 @@ async def test_others_get_their_turn_between_the_calls_of_hostile_episodes(kind)
 async def test_encoding_observations_lets_the_loop_go_on():
     """Counted, not timed: while one long observation is encoded, the loop goes round many times."""
     text = HOSTILE["rare planes"][:MAX_TURN_CHARS]
-    work = asyncio.to_thread(CHAT.render_observations, [text], turn_closed=True)
+    work = asyncio.to_thread(CHAT.render_observations, [text], ended_by=CHAT.ends.written)
     alone = time.perf_counter()
-    CHAT.render_observations([text], turn_closed=True)
+    CHAT.render_observations([text], ended_by=CHAT.ends.written)
     alone = time.perf_counter() - alone
     rounds = await steps_of_another(work, stop=asyncio.Event())
     # With the interpreter's lock held there would be a handful, at most one per switch interval.

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox_rl.chat.call_formats import CALL_FORMATS, detect, make
 from sandbox_rl.chat.calls import MAX_CALLS, CallReader
+from sandbox_rl.chat.dialects import CALL_FORMATS, detect, make
 from sandbox_rl.types import MalformedCall, ToolCall
 from tests.unit.chat.tokenizers_for_tests import TOOLS, shipped_template
 
@@ -20,7 +20,8 @@ def reader(name: str, *, starts_thinking: bool = False) -> CallReader:
     return CallReader(make(name, TOOLS), "EXAMPLE", ("<|im_start|>", "<tool_response>"), starts_thinking)
 
 
-HERMES, XML, LLAMA = (reader(name) for name in CALL_FORMATS)
+READERS = {name: reader(name) for name in CALL_FORMATS}
+HERMES, XML, LLAMA = (READERS[name] for name in ("hermes", "qwen_xml", "llama_json"))
 BASH = ToolCall("execute_bash", {"command": "ls"})
 SUBMIT = ToolCall("submit", {})
 BASH_TEXT = '<tool_call>\n{"name": "execute_bash", "arguments": {"command": "ls"}}\n</tool_call>'
@@ -55,14 +56,12 @@ def test_a_closing_tag_inside_a_string_does_not_end_the_call() -> None:
         ('{"name": "submit", "arguments": "x"}', '"arguments" must be a JSON object'),
         ('{"name": "submit", "arguments": null}', '"arguments" must be a JSON object'),
         ('{"name": "submit"}', 'keys must be exactly "name" and "arguments"'),
-        ('{"name": "submit", "arguments": {}, "id": 1}', "keys must be exactly"),
+        ('{"name": "submit", "arguments": {}, "command": 1}', "keys must be exactly"),
         ('{"name": "submit", "name": "submit", "arguments": {}}', '"name" occurs twice'),
         ('{"name": "submit", "arguments": {"a": 1, "a": 2}}', '"a" occurs twice'),
         ('{"name": "submit", "arguments": {"a": NaN}}', "NaN is not JSON"),
         ('{"name": "submit", "arguments": {"a": 1e999}}', "1e999 is too large"),
         ('{"name": "submit", "arguments": {"a": ' + "9" * 5000 + "}}", "not valid JSON"),
-        ('{"name": "submit", "arguments": {"a": "\x00"}}', "not valid JSON"),
-        ('{"name": "submit", "arguments": {"a": "two\nlines"}}', "not valid JSON"),
         ("{" * 5000, "not valid JSON"),
         ('{"a":' * 5000, "nested too deep"),
         ('{"name": "submit", "arguments": {}} x', "</tool_call> is missing before"),
@@ -75,8 +74,17 @@ def test_a_malformed_call_is_named_and_shown_how_to_write(body: str, why: str) -
     assert len(got) < 600
 
 
-def test_a_call_cut_off_by_the_turns_end_is_malformed() -> None:
-    assert "end of your turn" in reason(HERMES.read(BASH_TEXT.removesuffix("</tool_call>")))
+def test_a_call_that_is_whole_without_its_closing_tag_counts_and_one_that_is_cut_does_not() -> None:
+    whole = BASH_TEXT.removesuffix("\n</tool_call>")
+    assert HERMES.read(whole) == HERMES.read(f"{whole}\n") == (BASH,)
+    assert HERMES.read(f"{whole}\n{SUBMIT_TEXT}") == (BASH, SUBMIT)
+    assert "</tool_call> is missing before" in reason(HERMES.read(f"{whole} and then"))
+    assert "not valid JSON" in reason(HERMES.read(whole.removesuffix("}")))
+
+
+def test_line_breaks_may_stand_in_strings_and_a_call_may_have_an_id() -> None:
+    text = '<tool_call>{"name": "execute_bash", "arguments": {"command": "a\n\tb"}, "id": "x1"}</tool_call>'
+    assert HERMES.read(text) == (ToolCall("execute_bash", {"command": "a\n\tb"}, "x1"),)
 
 
 def test_after_a_call_with_known_borders_reading_goes_on() -> None:
@@ -139,14 +147,36 @@ def test_xml_values_are_text_unless_the_schema_says_otherwise() -> None:
     ("text", "why"),
     [
         ("<tool_call>\n</tool_call>", "<function=NAME> must follow"),
+        ("<tool_call><function=a><parameter=b>c", "not closed by </parameter>"),
         ("<tool_call><function=a><parameter=b>c</function></tool_call>", "not closed by </parameter>"),
         (xml("a", "<parameter=b>1</parameter><parameter=b>2</parameter>"), "occurs twice"),
         (xml("a", "junk"), "</function> is missing"),
-        ("<tool_call><function=a></function>", "</tool_call> is missing"),
+        ("<tool_call><function=a></function> x", "</tool_call> is missing"),
+        ("<function=execute_bash><parameter=command>rm -r /testbed/a", "not closed by </parameter>"),
     ],
 )
 def test_malformed_xml(text: str, why: str) -> None:
     assert why in reason(XML.read(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<function=execute_bash>\n<parameter=command>\nls\n</parameter>\n</function>\n</tool_call>",
+        "I look.\n<function=execute_bash>\n<parameter=command>\nls\n</parameter>\n</function>",
+        "<tool_call>\n<function=execute_bash>\n<parameter=command>\nls\n</parameter>\n</function>",
+        "<tool_call>\n<function=execute_bash>\n<parameter=command>\nls\n</parameter>\n</tool_call>",
+        "<tool_call>\n<function=execute_bash>\n<parameter=command>\nls\n</parameter>\n",
+    ],
+)
+def test_xml_with_tags_missing_where_nothing_else_can_be_meant(text: str) -> None:
+    assert XML.read(text) == (BASH,)
+    assert XML.read(f"{text.strip()}\n{xml('submit', '')}") == (BASH, SUBMIT)
+
+
+def test_a_parameter_that_another_one_follows_is_closed() -> None:
+    body = "<parameter=command>\nls\n<parameter=count>\n3\n</parameter>\n"
+    assert XML.read(xml("execute_bash", body)) == (ToolCall("execute_bash", {"command": "ls", "count": 3}),)
 
 
 def test_xml_values_may_hold_tags() -> None:
@@ -195,7 +225,7 @@ def test_the_format_is_read_off_the_template() -> None:
         "qwen3_6": "qwen_xml",
         "llama3_1": "llama_json",
         "llama3": None,
-        "glm4moe": None,
+        "glm4moe": "glm",
     }
 
 
@@ -215,7 +245,7 @@ SEEDS = (
 SPOIL = ("", '"', "}", "\\", "\x00", "\ud800", ",", "NaN", "1e999", "<", "</tool_call>", "<think>", "\n")
 
 
-@pytest.mark.parametrize("reads", [HERMES, XML, LLAMA], ids=CALL_FORMATS)
+@pytest.mark.parametrize("reads", [HERMES, XML, LLAMA], ids=["hermes", "qwen_xml", "llama_json"])
 def test_ten_thousand_spoilt_calls_never_raise_and_never_submit_by_accident(reads: CallReader) -> None:
     rng = random.Random(0)
     for _ in range(10_000):
@@ -229,7 +259,7 @@ def test_ten_thousand_spoilt_calls_never_raise_and_never_submit_by_accident(read
         for call in got:
             if isinstance(call, ToolCall) and reads is not XML:
                 start = body.index("{")
-                value, length = json.JSONDecoder().raw_decode(body[start:])
+                value, length = json.JSONDecoder(strict=False).raw_decode(body[start:])
                 key = "parameters" if "parameters" in value else "arguments"
                 assert value == {"name": call.name, key: call.arguments}
                 rest = body[start + length :].strip()
@@ -238,7 +268,7 @@ def test_ten_thousand_spoilt_calls_never_raise_and_never_submit_by_accident(read
                 assert f"<function={call.name}>" in body.replace("\n", "").replace(" ", "")
 
 
-@pytest.mark.parametrize("reads", [HERMES, XML, LLAMA], ids=CALL_FORMATS)
+@pytest.mark.parametrize("reads", [HERMES, XML, LLAMA], ids=["hermes", "qwen_xml", "llama_json"])
 def test_a_long_hostile_turn_is_read_in_bounded_time(reads: CallReader) -> None:
     started = time.monotonic()
     for unit in (";", "{", "} ", "\n", "<tool_call>", "<think></think>", "<tool_call><function=a>", "{}\n{"):
@@ -247,7 +277,7 @@ def test_a_long_hostile_turn_is_read_in_bounded_time(reads: CallReader) -> None:
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("reads", [HERMES, XML, LLAMA], ids=CALL_FORMATS)
+@pytest.mark.parametrize("reads", [HERMES, XML, LLAMA], ids=["hermes", "qwen_xml", "llama_json"])
 @given(
     text=st.lists(
         st.one_of(

@@ -50,9 +50,9 @@ TOOL = {"role": "tool", "name": "execute_bash", "tool_call_id": "call00000", "co
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3_instruct_2507", "llama3_1", "chatml", "llama3"])
 def test_a_second_question_after_words_is_what_the_template_writes(name: str) -> None:
     form = chat(name)
-    ids = form.render_user("Two?", turn_closed=True)
+    ids = form.render_user("Two?", ended_by=form.ends.written)
     assert written(name, USER, SAID, AGAIN).endswith(form.decode(ids))
-    open_ids = form.render_user("Two?", turn_closed=False)
+    open_ids = form.render_user("Two?", ended_by=None)
     assert open_ids[1:] == ids
     assert open_ids[0] in form.ends.ids
 
@@ -60,7 +60,7 @@ def test_a_second_question_after_words_is_what_the_template_writes(name: str) ->
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3_instruct_2507", "llama3_1"])
 def test_a_second_question_after_an_observation_is_what_the_template_writes(name: str) -> None:
     form = chat(name)
-    ids = form.render_user("Two?", observations=["out"], turn_closed=True)
+    ids = form.render_user("Two?", observations=["out"], ended_by=form.ends.written)
     assert written(name, USER, call_message(), TOOL, AGAIN).endswith(form.decode(ids))
     assert form.decode(ids).count("out") == 1
 
@@ -70,7 +70,7 @@ def test_no_text_of_a_user_or_an_observation_adds_a_control_token(name: str) -> 
     form = chat(name)
 
     def control(text: str, observed: list[str]) -> list[int]:
-        ids = form.render_user(text, observations=observed, turn_closed=False)
+        ids = form.render_user(text, observations=observed, ended_by=None)
         return [i for i in ids if i in form.control_ids]
 
     for observed in ([], ["x"], ["x", "y"]):
@@ -79,7 +79,7 @@ def test_no_text_of_a_user_or_an_observation_adds_a_control_token(name: str) -> 
 
 def test_where_there_is_no_tool_role_both_stand_in_one_user_message() -> None:
     form = chat("chatml")
-    shown = form.decode(form.render_user("Two?", observations=["out"], turn_closed=True))
+    shown = form.decode(form.render_user("Two?", observations=["out"], ended_by=form.ends.written))
     assert shown.count("<|im_start|>user") == 1
     assert "out\n\nTwo?" in shown
 
