@@ -16,6 +16,7 @@ from trl.experimental.async_grpo import AsyncGRPOTrainer, async_grpo_trainer
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.training.async_admission import Admission
 from sandbox_rl.training.async_ledger import GroupProgress
+from sandbox_rl.training.async_ratios import select_terms
 from sandbox_rl.training.async_source import RolloutSource
 from sandbox_rl.training.async_updates import UpdateStream
 from sandbox_rl.training.log_probs import float32_log_probs
@@ -102,6 +103,13 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
             with nullcontext() if last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, batch, num_items_in_batch))
         return torch.stack(losses).sum()
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's, with a bound on what an old token can weigh."""
+        model, inputs = select_terms(model, inputs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of one update, for transformers' own count."""

@@ -111,8 +111,8 @@ def played_group(number: int, version: int) -> FinishedGroup:
                 action=replace(
                     turn.action,
                     weight_version=version,
-                    # About what a model that knows nothing gives: some ratios are clipped, most are not.
-                    logprobs=tuple(noise.gauss(-5.4, 0.3) for _ in turn.action.token_ids),
+                    # About what a model that knows nothing gives: some ratios are clipped, some truncated.
+                    logprobs=tuple(noise.gauss(-5.6, 0.6) for _ in turn.action.token_ids),
                 ),
             )
             for turn in rollout.trajectory.turns

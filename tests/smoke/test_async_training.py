@@ -122,7 +122,7 @@ def test_a_checkpoint_knows_nothing_of_what_runs_waits_or_is_computed(tmp_path):
 
 @pytest.mark.parametrize("tokens", [50, 60, 400])
 def test_an_update_has_the_same_gradient_however_it_is_packed(tmp_path, tokens):
-    """The mean over all tokens of the update, each weighted by its ratio and its group's advantage."""
+    """The mean over all tokens of the update, each weighted by its bounded ratio and its advantage."""
     recorded = RecordGradients()
     options = {"max_staleness": 0, "at_once": 3, "max_steps": 1}
     _, steps = run(tmp_path, PlayedRollouts(), callbacks=[recorded], token_budget=tokens, **options)
@@ -131,7 +131,7 @@ def test_an_update_has_the_same_gradient_however_it_is_packed(tmp_path, tokens):
     trainer = make_async_trainer(tmp_path, PlayedRollouts(), token_budget=4000)
     model = trainer.model.eval()
     model.set_attn_implementation("eager")
-    total, count = torch.zeros(()), 0
+    total, count, truncated = torch.zeros(()), 0, 0
     for sample in (s for number in groups for s in played_group(number, 0).samples):
         ids = torch.tensor(sample.input_ids)[None]
         mask = torch.tensor(sample.completion_mask[1:]).bool()
@@ -139,9 +139,15 @@ def test_an_update_has_the_same_gradient_however_it_is_packed(tmp_path, tokens):
         log_probs = logits.log_softmax(-1)[torch.arange(ids.shape[1] - 1), ids[0, 1:]][mask]
         ratio = (log_probs - torch.tensor(sample.old_log_probs[1:])[mask]).exp()
         clipped = ratio.clamp(1 - 0.2, 1 + 0.28)
-        total = total - torch.min(ratio * sample.advantage, clipped * sample.advantage).sum()
+        if sample.advantage > 0:
+            total = total - torch.min(ratio, clipped).sum() * sample.advantage
+        else:  # the gradient of a truncated ratio is that at its bound
+            bound = torch.where(ratio > 3, 3 * log_probs, torch.max(ratio, clipped))
+            truncated += int((ratio > 3).sum())
+            total = total - bound.sum() * sample.advantage
         count += int(mask.sum())
     (total / count).backward()
+    assert truncated > 0
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert set(recorded.steps[0]) == set(expected)
     assert max(float(g.abs().max()) for g in expected.values()) > 1e-4
