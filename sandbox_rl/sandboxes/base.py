@@ -58,13 +58,15 @@ class SandboxLimits:
 class SandboxInfo:
     """Which backend runs, how it isolates, and what it lacks on this machine.
 
-    `lacks` holds one plain sentence per promise that this tier cannot keep here (empty: all kept).
+    `lacks` holds one plain sentence per promise that this tier cannot keep here (empty: all kept), and
+    `known_limits` the ids of the cases (`sandboxes.cases`) that show it.
     """
 
     backend: str
     tier: str
     version: str = ""
     lacks: tuple[str, ...] = ()
+    known_limits: tuple[str, ...] = ()
     details: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -21,7 +21,7 @@ from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker_engine import DockerEngine, EngineFacts
 from sandbox_rl.sandboxes.docker_image import fitted_image, has_python
 from sandbox_rl.sandboxes.docker_network import ContainerNetwork, WayOut
-from sandbox_rl.sandboxes.docker_options import container_options, host_options
+from sandbox_rl.sandboxes.docker_options import USER, container_options, host_options
 from sandbox_rl.sandboxes.docker_seccomp import seccomp_profile
 from sandbox_rl.sandboxes.names import check_files
 from sandbox_rl.sandboxes.network_rules import NetworkRules
@@ -292,6 +292,14 @@ def _describe(
         if what not in facts.limits
     ]
     lacks.append("disk_mb and inodes hold for each of four writable directories, not for all together.")
+    lacks.append(
+        f"All containers run as uid {USER} of the engine's machine: terminals, inotify instances, queued "
+        "signals and buffers of pipes are counted for all of them, and for that user, together."
+    )
+    if settings.read_only:
+        lacks.append(
+            "A sandbox can hold an advisory lock on what `read_only` shows, also against this machine."
+        )
     if engine.podman:
         lacks.append("The number of files is not bounded, and what /tmp holds only by memory_mb.")
     if _podman_profile(engine) == "":
@@ -303,9 +311,10 @@ def _describe(
         tier=f"container+{settings.runtime or 'default runtime'}",
         version=f"{facts.name} {facts.version}",
         lacks=tuple(lacks),
+        known_limits=("RES-20", "RES-20b", *(("ISO-26",) if settings.read_only else ())),
         details={
             "image": f"{settings.image} ({image})",
-            "user": "uid 1000 of the engine's machine",
+            "user": f"uid {USER} of the engine's machine",
             "network": network,
         },
     )

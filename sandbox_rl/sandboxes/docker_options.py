@@ -10,10 +10,12 @@ from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker_seccomp import seccomp_profile
 from sandbox_rl.sandboxes.docker_stream import LOADER
 
-__all__ = ["container_options", "host_options"]
+__all__ = ["USER", "container_options", "host_options"]
 
 USER = 1000
 AGENT_PROCESSES = 1
+FIRST_TO_GO = 1000  # of 1000: before anything else when the machine has no memory left
+QUEUED_SIGNALS, MESSAGE_BYTES, LOCKED_BYTES = 1024, 1 << 16, 1 << 16
 MOST_NICE = 19  # a container's share of the processors is its group's: this holds among its own processes
 PODMAN_PROCESSES = 32_768
 WRITABLE = {"/testbed": "0755", "/tmp": "1777", "/dev/shm": "1777", "/home/sandbox": "0700"}
@@ -33,11 +35,18 @@ def container_options(settings: DockerSettings, image: str, python: Sequence[str
         **settings.environment,
     }
     descriptors, watchdog, processes = ("0", "1"), "0", "0"  # the engine bounds memory and processes
-    nice = str(MOST_NICE)
+    nice, keeps_place = str(MOST_NICE), "0"  # the engine's root has set the place
     return {
         "image": image,
         "entrypoint": [*(python or (settings.python,)), "-I", "-S", "-B", "-c", LOADER],
-        "command": [*descriptors, watchdog, processes, nice, *(f"{k}={v}" for k, v in variables.items())],
+        "command": [
+            *descriptors,
+            watchdog,
+            processes,
+            nice,
+            keeps_place,
+            *(f"{k}={v}" for k, v in variables.items()),
+        ],
         "user": f"{USER}:{USER}",
         "working_dir": "/",
         "hostname": "sandbox",
@@ -83,7 +92,11 @@ def host_options(settings: DockerSettings, *, podman_profile: str | None = None)
             {"name": "nofile", "soft": limits.open_files, "hard": limits.open_files},
             {"name": "fsize", "soft": file_size, "hard": file_size},
             {"name": "core", "soft": 0, "hard": 0},
+            {"name": "sigpending", "soft": QUEUED_SIGNALS, "hard": QUEUED_SIGNALS},
+            {"name": "msgqueue", "soft": MESSAGE_BYTES, "hard": MESSAGE_BYTES},
+            {"name": "memlock", "soft": LOCKED_BYTES, "hard": LOCKED_BYTES},
         ],
+        "oom_score_adj": FIRST_TO_GO,
         "binds": [f"{outside}:{inside}:ro" for outside, inside in settings.read_only.items()],
     }
     if podman_profile is not None:

@@ -261,6 +261,7 @@ class EmbeddedBackend:
 def _describe(bubblewrap: Bubblewrap, found: Mapping[str, Any], rules: NetworkRules) -> SandboxInfo:
     controllers = found["controllers"]
     lacks = []
+    known_limits: tuple[str, ...] = ()
     if not found["memory"]:
         lacks.append(
             "Memory is bounded by a watchdog that looks every 0.1 s and by a limit per process, "
@@ -269,13 +270,23 @@ def _describe(bubblewrap: Bubblewrap, found: Mapping[str, Any], rules: NetworkRu
         )
     if not ("" in controllers or "cpu" in controllers):
         lacks.append("CPU time is not bounded: one sandbox can slow the others down.")
+        known_limits += ("RES-07", "CTL-06")
     if not found["root"]:
-        lacks.append("All sandboxes run as the same host user (in separate user namespaces).")
+        lacks.append(
+            "All sandboxes run as the same host user (in separate user namespaces): buffers of pipes, "
+            "descriptors in flight and epoll watches are counted for all of them and for you together."
+        )
+    if not found["divided"]:
+        lacks.append(
+            "One sandbox can take all inotify instances of this user: /proc/sys/user is read-only here."
+        )
+        known_limits += ("RES-20b",)
     return SandboxInfo(
         backend="embedded",
         tier="namespaces+cgroup" if found["memory"] else "namespaces+watchdog",
         version=f"bubblewrap {bubblewrap.version} ({bubblewrap.source})",
         lacks=tuple(lacks),
+        known_limits=known_limits,
         details={
             "cgroup": ", ".join(c or "v2" for c in controllers) or f"none ({found['refused']})",
             "user": "one unused host uid per sandbox" if found["root"] else "the user's own uid",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -22,6 +23,8 @@ from sandbox_rl.sandboxes.host_room import HostRoom
 from sandbox_rl.sandboxes.names import check_files
 
 __all__ = ["PoolableBackend", "SandboxPool"]
+
+log = logging.getLogger(__name__)
 
 _Context = AbstractAsyncContextManager[AgentSandbox]
 
@@ -90,6 +93,8 @@ class SandboxPool:
 
     async def __aenter__(self) -> SandboxPool:
         await self._backend.__aenter__()
+        for sentence in self._backend.info.lacks:
+            log.warning("sandboxes (%s) lack: %s", self._backend.info.tier, sentence)
         self._wanted.set()
         self._filler = asyncio.create_task(self._keep_warm(), name="sandbox pool")
         return self

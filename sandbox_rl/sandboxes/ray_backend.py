@@ -93,6 +93,7 @@ class RayBackend:
             tier=", ".join(sorted({info.tier for info in infos})) + f" on {len(infos)} nodes",
             version=f"Ray {ray_version()}; " + ", ".join(sorted({info.version for info in infos})),
             lacks=tuple(lacks),
+            known_limits=tuple(dict.fromkeys(case for info in infos for case in info.known_limits)),
             details={node.actor.node.name: node.info.tier for node in self._nodes.values()},
         )
         return self._last_info

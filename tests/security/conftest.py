@@ -18,6 +18,7 @@ from ..contract.backends import BACKENDS, ENGINE_VARIABLE, ISOLATING
 from ..docker_engine import docker_engine
 
 _TO_WARM_UP = 24
+USER = 23_456  # an id that no account has
 
 
 @pytest.fixture(scope="session")
@@ -130,3 +131,30 @@ async def neighbour(backend: SandboxBackend) -> AsyncIterator[Neighbour]:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How one tier is run, and the seconds within which its sandboxes must be gone."""
+
+    backend: str
+    gone_s: float
+    count: int
+    user: int = 0
+
+
+TIERS = {
+    "embedded": Tier("embedded", gone_s=2, count=4),
+    "embedded-user": Tier("embedded", gone_s=2, count=4, user=USER),
+    "docker": Tier("docker", gone_s=30, count=3),
+}
+
+
+@pytest.fixture(params=TIERS)
+def tier(request: pytest.FixtureRequest) -> Tier:
+    made = TIERS[request.param]
+    if made.backend == "docker":
+        request.getfixturevalue("engine")
+    if made.user and os.getuid() != 0:
+        pytest.skip("an ordinary user runs the other tier's test as himself")
+    return made

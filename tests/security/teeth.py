@@ -3,6 +3,8 @@
 NOT_RUN: dict[str, str] = {
     "RES-01": "an unbounded fork bomb; the processes of root are exempt from RLIMIT_NPROC",
     "RES-07": "what eight loops get there is up to the machine's load; test_processor.py is its teeth",
+    "RES-20": "takes the machine's terminals",
+    "RES-20b": "takes what the machine gives this user",
     "LIF-01c": "deletes whatever it can",
 }
 """Not run there."""

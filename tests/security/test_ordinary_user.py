@@ -13,9 +13,9 @@ import pytest
 
 from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS
 
+from .conftest import USER
 from .room import REPOSITORY
 
-_USER = 23_456  # an id that no account has
 _KNOWN_LIMITS = {
     "RES-07": "only a cgroup bounds processor time, and an ordinary user may not make one",
     "CTL-06": "beside eight busy loops that nothing bounds, 4 s of processor time take as long as they take",
@@ -36,7 +36,7 @@ def python_for_everyone() -> str:
 @pytest.mark.timeout(280)
 def test_cases_as_an_ordinary_user(tmp_path_factory: pytest.TempPathFactory) -> None:
     ids = [case.id for case in (*ALL_CASES, *CONTROLS) if case.id not in _KNOWN_LIMITS]
-    who = {"user": _USER, "group": _USER, "extra_groups": []} if os.getuid() == 0 else {}
+    who = {"user": USER, "group": USER, "extra_groups": []} if os.getuid() == 0 else {}
     libraries = os.pathsep.join([str(REPOSITORY), sysconfig.get_path("purelib")])
     ran = subprocess.run(
         [python_for_everyone(), "-m", f"{__package__}.driver", "embedded", "4", "8", "3", *ids],

@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from .conftest import Tier
 from .room import REPOSITORY
 from .test_ordinary_user import python_for_everyone
 
@@ -82,50 +82,26 @@ async def main(name, program, mark, count):
 asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))
 """
 
-_USER = 23_456  # an id that no account has
 
-
-@dataclass(frozen=True)
-class Tier:
-    """How one tier is run, and the seconds within which its sandboxes must be gone."""
-
-    backend: str
-    gone_s: float
-    count: int
-    user: int = 0
-
-
-_TIERS = {
-    "embedded": Tier("embedded", gone_s=2, count=4),
-    "embedded-user": Tier("embedded", gone_s=2, count=4, user=_USER),
-    "docker": Tier("docker", gone_s=30, count=3),
-}
-
-
-@pytest.fixture(params=_TIERS)
-def tier(request: pytest.FixtureRequest) -> Tier:
-    made = _TIERS[request.param]
-    if made.backend == "docker":
-        request.getfixturevalue("engine")
-    if made.user and os.getuid() != 0:
-        pytest.skip("an ordinary user runs the other tier's test as himself")
-    return made
+def owner_python(tier: Tier, program: str, *arguments: str, **pipes: Any) -> subprocess.Popen[str]:
+    """A process that owns sandboxes of this tier, as the tier's user."""
+    who = {"user": tier.user, "group": tier.user, "extra_groups": []} if tier.user else {}
+    libraries = os.pathsep.join([str(REPOSITORY), sysconfig.get_path("purelib")])
+    return subprocess.Popen(
+        [python_for_everyone(), "-c", program, *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": libraries, "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"},
+        text=True,
+        **who,
+        **pipes,
+    )
 
 
 @contextmanager
 def owner_of(tier: Tier, mark: str, count: int) -> Iterator[subprocess.Popen[str]]:
     """The owner of `count` hostile sandboxes, once they have been so for a second."""
-    who = {"user": tier.user, "group": tier.user, "extra_groups": []} if tier.user else {}
-    libraries = os.pathsep.join([str(REPOSITORY), sysconfig.get_path("purelib")])
-    with subprocess.Popen(
-        [python_for_everyone(), "-c", _OWNER, tier.backend, _HOSTILE, mark, str(count)],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": libraries, "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        **who,  # type: ignore[call-overload]
-    ) as owner:
+    arguments = (_OWNER, tier.backend, _HOSTILE, mark, str(count))
+    with owner_python(tier, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         try:
             assert owner.stdout is not None
             assert owner.stdout.readline() == "ready\n"

@@ -11,7 +11,7 @@ import time
 
 from sandbox_rl.sandboxes.agent.files import FileTrouble, read_answer, read_file, trouble_of, write_file
 from sandbox_rl.sandboxes.agent.jobs import READ_SIZE, CannotStart, Job, refused
-from sandbox_rl.sandboxes.agent.memory import largest_beyond
+from sandbox_rl.sandboxes.agent.memory import largest_beyond, put_back, read_some
 from sandbox_rl.sandboxes.agent.network import hand_out_listener
 from sandbox_rl.sandboxes.agent.processes import SIGCONT, SIGKILL, SIGSTOP, kill_all, send, table
 from sandbox_rl.sandboxes.agent.trees import get_tree, list_dir, pack, put_tree, unpack
@@ -58,7 +58,15 @@ NPROC_RETRIES = 20
 class Agent:
     """Serves one host over a pair of descriptors (the same one twice for a socket)."""
 
-    def __init__(self, reader: int, writer: int, environment: dict[str, str], memory: int, nice: int) -> None:
+    def __init__(
+        self,
+        reader: int,
+        writer: int,
+        environment: dict[str, str],
+        memory: int,
+        nice: int,
+        keeps_place: bool,
+    ) -> None:
         self.reader = reader
         self.writer = writer
         self.environment = environment
@@ -69,6 +77,8 @@ class Agent:
         self.buffer = bytearray(READ_SIZE)
         self.wakeup = wake_on_child()
         self.next_watch = 0.0
+        self.place = read_some(b"/proc/self/oom_score_adj") if keeps_place else b""
+        self.watches = bool(self.memory or self.place)
 
     def serve(self) -> None:
         """Until the host goes away."""
@@ -92,7 +102,7 @@ class Agent:
         """Until the next deadline; None when there is none."""
         now = time.monotonic()
         times = [job.ended + 0.051 if job.exit else job.deadline for job in self.jobs]
-        if self.memory and (self.jobs or self.next_watch):
+        if self.watches and (self.jobs or self.next_watch):
             times.append(self.next_watch)
         return max(0.0, (min(times) - now) * 1000 + 1) if times else None
 
@@ -110,7 +120,7 @@ class Agent:
             elif job.done(now):
                 job.pump(self.buffer)
                 self.finish(job)
-        if self.memory and now >= self.next_watch:
+        if self.watches and now >= self.next_watch:
             self.watch_memory(now)
         return busy
 
@@ -134,10 +144,13 @@ class Agent:
                     job.reaped(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
     def watch_memory(self, now: float) -> None:
-        """Kill the largest processes while all together hold more than the limit."""
+        """Kill the largest processes while all together hold more than the limit, where nothing else does."""
         rows = table()
         self.next_watch = now + WATCH_INTERVAL if rows else 0.0
-        for pid in largest_beyond(self.memory, rows):
+        if self.place:
+            for pid in put_back(self.place, rows):
+                send(pid, SIGKILL)
+        for pid in largest_beyond(self.memory, rows) if self.memory else ():
             send(pid, SIGKILL)
             for job in self.jobs:
                 if (pid, rows[pid][1]) not in job.spared:
@@ -254,11 +267,11 @@ def hide() -> None:
 
 def main(argv: list[str]) -> None:
     """Arguments: reader fd, writer fd, MiB for the watchdog or 0, process limit or 0, niceness of commands,
-    NAME=VALUE …
+    1 to put processes back to where the kernel first looks for memory or 0, NAME=VALUE …
 
     A value without a name is the door to the network (`hand_out_listener`).
     """
-    reader, writer, memory_mb, processes, nice = (int(value) for value in argv[:5])
+    reader, writer, memory_mb, processes, nice, keep = (int(value) for value in argv[:6])
     hide()
     null = os.open("/dev/null", os.O_RDWR)
     for fd in {0, 1, 2} - {reader, writer}:
@@ -268,10 +281,10 @@ def main(argv: list[str]) -> None:
         os.set_inheritable(fd, False)
     if processes:
         resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
-    environment = dict(value.split("=", 1) for value in argv[5:])
+    environment = dict(value.split("=", 1) for value in argv[6:])
     if door := environment.pop("", ""):
         hand_out_listener(door, reader)
-    agent = Agent(reader, writer, environment, memory_mb << 20, nice)
+    agent = Agent(reader, writer, environment, memory_mb << 20, nice, bool(keep))
     agent.reply(0, OK, [b"%d.%d" % sys.version_info[:2]])
     try:
         agent.serve()

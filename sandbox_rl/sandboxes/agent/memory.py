@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import posix as os
 
 from sandbox_rl.sandboxes.agent.processes import Row
 
 SHARED_WITHOUT_NAME = (b"/dev/zero", b"/SYSV", b"/memfd:")
+GONE = (errno.ENOENT, errno.ESRCH)
 PEEK = 1 << 20  # of a process's list of mappings
 
 
@@ -42,6 +44,34 @@ def largest_beyond(limit: int, rows: dict[int, Row]) -> list[int]:
         chosen.append(pid)
         total -= share
     return chosen
+
+
+def put_back(own: bytes, rows: dict[int, Row]) -> list[int]:
+    """Put processes back to being the kernel's first choice when the machine has no memory left.
+
+    Returns those that do not let themselves be put back. Only root can forbid leaving it.
+
+    Args:
+        own: the agent's own place in that order, as the kernel gives it.
+    """
+    refused = []
+    for pid in rows:
+        path = b"/proc/%d/oom_score_adj" % pid
+        try:
+            if int(read_some(path) or own) >= int(own):
+                continue
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in GONE:
+                refused.append(pid)
+            continue
+        try:
+            os.write(fd, own)
+        except OSError:
+            pass  # it has just ended
+        finally:
+            os.close(fd)
+    return refused
 
 
 def share_of_memory(pid: int, row: Row) -> tuple[int, int]:

@@ -4,7 +4,7 @@ per user for everybody."""
 # ruff: noqa: E501 (commands stand as they are sent)
 from __future__ import annotations
 
-from sandbox_rl.sandboxes.cases.checks import both
+from sandbox_rl.sandboxes.cases.checks import all_of, both, elsewhere_absent, largest, present
 from sandbox_rl.sandboxes.cases.model import Case
 
 __all__ = ["STARVATION"]
@@ -49,5 +49,39 @@ STARVATION = (
         "most=(ctypes.c_ulong*2)(1024,1024)\n"
         "attempt('limits',libc.syscall,(302,261)[i],one,ctypes.c_ulong(7),ctypes.byref(most),None)\nEOF\necho end",
         both("CHANGED"),
+    ),
+    Case(
+        "RES-20",
+        "take all terminals",
+        "A sandbox has a few of its own; the machine's are for everybody.",
+        "python3 - <<'EOF'\nimport os\nn=0\ntry:\n"
+        "    while n<900: os.open('/dev/ptmx',os.O_RDWR|os.O_NOCTTY); n+=1\n"
+        "except OSError: pass\nprint('TERMINALS',n)\nEOF",
+        largest("TERMINALS", 64),
+    ),
+    Case(
+        "RES-20b",
+        "take all that the kernel counts per user: inotify instances, queued signals",
+        "Another sandbox still gets its own.",
+        "python3 - <<'EOF' >/dev/null &\nimport ctypes,os,signal,time\nlibc=ctypes.CDLL(None)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK,[40])\n"
+        "while libc.inotify_init1(0)>=0: pass\n"
+        "while libc.sigqueue(os.getpid(),40,None)==0: pass\n"
+        "open('/tmp/taken','w').close(); time.sleep(60)\nEOF\n"
+        "until [ -e /tmp/taken ]; do sleep .05; done; echo end",
+        all_of(present("end"), elsewhere_absent("STARVED")),
+        timeout=15,
+        elsewhere="python3 - <<'EOF'\nimport ctypes,os,signal\nlibc=ctypes.CDLL(None)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK,[40])\n"
+        "print('STARVED' if libc.inotify_init1(0)<0 else 'inotify')\n"
+        "print('STARVED' if any(libc.sigqueue(os.getpid(),40,None) for _ in range(8)) else 'signals')\nEOF",
+    ),
+    Case(
+        "RES-21",
+        "be the last that the kernel ends when memory runs out",
+        "Sandboxes go first: the trainer's place in that order is never above theirs.",
+        "for v in 0 -500 -1000; do echo $v >/proc/self/oom_score_adj; done 2>/dev/null; sleep .5; "
+        "echo PLACE $((1000 - $(cat /proc/$$/oom_score_adj)))",
+        largest("PLACE", 0),
     ),
 )

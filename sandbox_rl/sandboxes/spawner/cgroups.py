@@ -13,6 +13,7 @@ from typing import Any
 V1_CONTROLLERS = ("memory", "pids", "cpu")
 PREFIX = "sandbox_rl-"
 ORPHANS_TIME = 5.0  # seconds at a start for what others have left; the rest is left to the next start
+TCP_BUFFERS = 32 << 20  # version 1 counts them apart, and without a bound they are everybody's
 OUTSIDE = 4  # processes of the launcher that count beside the sandbox's own
 
 
@@ -109,6 +110,9 @@ class Cgroups:
             os.mkdir(directory)
             for file, value in self.settings(controller):
                 write_text(f"{directory}/{file}", value)
+            tcp = f"{directory}/memory.kmem.tcp.limit_in_bytes"
+            if controller == "memory" and os.path.exists(tcp):
+                write_text(tcp, TCP_BUFFERS)
             for file in ("memory.swap.max", "memory.memsw.limit_in_bytes"):  # only where swap is counted
                 if controller in ("", "memory") and os.path.exists(f"{directory}/{file}"):
                     write_text(f"{directory}/{file}", 0 if "swap" in file else self.limits["memory_mb"] << 20)

@@ -9,10 +9,14 @@ import signal
 from typing import Any
 
 from sandbox_rl.sandboxes.spawner.cgroups import Cgroups
-from sandbox_rl.sandboxes.spawner.stage import Stage
+from sandbox_rl.sandboxes.spawner.stage import Stage, lower_limit
 from sandbox_rl.sandboxes.spawner.system import PR_SET_PDEATHSIG, prctl
 
 AGENT_FD, ARGUMENTS_FD = 3, 4  # the others stand in the arguments: 5 seccomp, 6 info, 7 gate
+
+
+QUEUED_SIGNALS = 1024
+FIRST_TO_GO = 1000  # of 1000: before anything else when the machine has no memory left
 
 
 class Handles:
@@ -42,6 +46,7 @@ class Launcher:
             if self.cgroups:
                 # Before the namespaces are made: they must show these groups as the root of all.
                 self.cgroups.join(group)
+            be_the_first_to_go()
             self.stage.mount_writable(uid, self.limits["disk_mb"], self.limits["inodes"])
             if os.geteuid() == 0:
                 os.setgroups([])
@@ -81,6 +86,12 @@ def detach(parent: int) -> None:
         os._exit(127)
 
 
+def be_the_first_to_go() -> None:
+    """When the machine runs out of memory. What root has set so nobody in the sandbox can take back."""
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(str(FIRST_TO_GO))
+
+
 def set_limits(limits: dict[str, Any], memory_is_bounded: bool) -> None:
     """Per-process limits; what a cgroup bounds for the whole sandbox is left to it."""
     size = limits["file_size_mb"] << 20
@@ -89,16 +100,15 @@ def set_limits(limits: dict[str, Any], memory_is_bounded: bool) -> None:
         resource.RLIMIT_NOFILE: limits["open_files"],
         resource.RLIMIT_FSIZE: size,
         resource.RLIMIT_MEMLOCK: 1 << 16,
-        resource.RLIMIT_MSGQUEUE: 1 << 19,
+        resource.RLIMIT_MSGQUEUE: 1 << 16,
+        resource.RLIMIT_SIGPENDING: QUEUED_SIGNALS,
         resource.RLIMIT_NICE: 0,
         resource.RLIMIT_RTPRIO: 0,
     }
     if not memory_is_bounded:
         chosen[resource.RLIMIT_DATA] = limits["memory_mb"] << 20
     for kind, value in chosen.items():
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        lower_limit(kind, value)
 
 
 def move_up(fd: int) -> int:

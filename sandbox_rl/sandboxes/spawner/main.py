@@ -16,7 +16,12 @@ from sandbox_rl.sandboxes.spawner.cgroups import Cgroups, kill_process
 from sandbox_rl.sandboxes.spawner.launch import AGENT_FD, Launcher
 from sandbox_rl.sandboxes.spawner.live import Live, all_parents, descendants, parent_of
 from sandbox_rl.sandboxes.spawner.stage import Stage, enter_private_namespaces
-from sandbox_rl.sandboxes.spawner.system import PR_SET_CHILD_SUBREAPER, prctl
+from sandbox_rl.sandboxes.spawner.system import (
+    CAP_SYS_RESOURCE,
+    PR_SET_CHILD_SUBREAPER,
+    has_capability,
+    prctl,
+)
 
 MESSAGE = 1 << 20
 FIRST_UID = 0x70000000  # above what distributions, container engines and directories hand out
@@ -46,7 +51,8 @@ class Spawner:
         self.next_uid = int.from_bytes(os.urandom(4), "big") % UIDS
         self.root = os.geteuid() == 0
         self.cgroups = Cgroups(config["owner"], self.limits) if config["cgroups"] else None
-        enter_private_namespaces()
+        keeps_place = not (self.root and has_capability(CAP_SYS_RESOURCE))  # the first to go without memory
+        self.divided = enter_private_namespaces()
         bounded = bool(self.cgroups and self.cgroups.memory)
         stage = Stage(config, config["seccomp"] if bounded else config["seccomp_uncharged"])
         watched = 0 if bounded else self.limits["memory_mb"]
@@ -54,7 +60,7 @@ class Spawner:
         config["command"] += [str(AGENT_FD), str(AGENT_FD), str(watched), str(self.limits["pids"])]
         # Where a group has its own share of the processors, niceness is among its own processes only.
         shared = not (self.cgroups and {"", "cpu"} & self.cgroups.roots.keys())
-        config["command"] += [str(NICE if shared else MOST_NICE)]
+        config["command"] += [str(NICE if shared else MOST_NICE), str(int(keeps_place))]
         config["command"] += [f"{name}={value}" for name, value in config["environment"].items()]
         raise_descriptor_limit()
         self.launcher = Launcher(config, stage, self.cgroups)
@@ -67,6 +73,7 @@ class Spawner:
         return {
             "ready": True,
             "root": self.root,
+            "divided": self.divided,
             "controllers": sorted(groups.roots) if groups else [],
             "memory": bounded,
             "refused": groups.refused if groups else "switched off",

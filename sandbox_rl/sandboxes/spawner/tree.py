@@ -23,6 +23,7 @@ DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 DEVICE_LINKS = {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}
 WRITABLE = {"testbed": "testbed", "tmp": "tmp", "shm": "dev/shm", "home": "home/sandbox"}
 """Directories of one sandbox's own tmpfs, and where in the tree they are seen."""
+TERMINALS = 8  # of one sandbox; the machine has some 4,096 for everybody
 EMPTY = ("proc", "var", "dev/pts", *WRITABLE.values())
 
 
@@ -81,7 +82,7 @@ class Tree:
 
     def add_own(self, writable: str) -> None:
         """In a launcher's mount namespace: its sandbox's own directories and terminals."""
-        terminals = "newinstance,ptmxmode=0666,mode=620"
+        terminals = f"newinstance,ptmxmode=0666,mode=620,max={TERMINALS}"
         mount("devpts", f"{self.root}/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, terminals)
         for name, inside in WRITABLE.items():
             mount(f"{writable}/{name}", f"{self.root}/{inside}", None, MS_BIND)
