@@ -5,22 +5,26 @@ from __future__ import annotations
 import re
 
 from sandbox_rl.rewards.base import BadGold
-from sandbox_rl.rewards.text import unbox
+from sandbox_rl.rewards.text import fold, typeset, unbox
 from sandbox_rl.types import Task
 
 __all__ = ["check_gold", "letters", "score"]
 
-_LETTER = re.compile(r"\(?([A-Za-z])[).]?")
+_LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 _SEPARATOR = re.compile(r"\s*[,;\n]\s*|\s+and\s+|\s+")
-_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textrm)\s*\{([^{}]*)\}")
+_MARKS = re.compile(r"[*_`]+(?=\S)|(?<=\S)[*_`]+")
+_NAMED = re.compile(r"(?:the\s+)?(?:final\s+|correct\s+)?(?:option|choice|answer)(?:\s+is)?\s*:?\s+", re.I)
+_WITH_TEXT = re.compile(r"\(?([A-Za-z])(?:[).:]+|\s+-)\s+(\S.*)")
+_HEDGE = re.compile(
+    r"\b(?:or|and|not|but|maybe|perhaps|either|both|neither|possibly|unless|if)\b|\b[B-HJ-Z]\b|\?", re.I
+)
 
 
 def letters(text: str) -> frozenset[str] | None:
     """The chosen letters in upper case, or None when the text is anything but letters."""
-    if len(text) > 200:
-        return None
-    bare = _TEXT.sub(r"\1", unbox(text)).strip()
-    parts = [part for part in _SEPARATOR.split(bare) if part]
+    bare = _bare(text)
+    parts = [part for part in _SEPARATOR.split(bare) if part] if bare else []
     matches = [_LETTER.fullmatch(part) for part in parts]
     if not matches or any(match is None for match in matches):
         return None
@@ -35,13 +39,40 @@ def check_gold(task: Task) -> None:
 def score(answer: str, task: Task) -> float:
     """1.0 for the one right letter; for several, precision × recall, so that naming all earns little.
 
-    With one right letter, naming more than one is hedging and earns 0.
+    With one right letter, naming more than one is hedging and earns 0. A letter may stand in bold, in
+    brackets, behind "Option" or "Answer:", and before the text of its option.
     """
-    gold, said = _gold(task), letters(answer)
+    gold, said = _gold(task), letters(answer) or _with_text(answer, task.prompt)
     if said is None or (len(gold) == 1 and len(said) > 1):
         return 0.0
     hits = len(gold & said)
     return (hits / len(said)) * (hits / len(gold))
+
+
+def _bare(text: str) -> str:
+    """Without boxes, marks of Markdown and LaTeX, and a leading "Option" or "Answer:"; "" where too long."""
+    if len(text) > 400:
+        return ""
+    plain = typeset(text).replace("\u2028", "\n")
+    plain = _TEXT.sub(r"\1", unbox(_MARKS.sub("", unbox(plain)))).strip()
+    return _NAMED.sub("", plain, count=1) if _NAMED.match(plain) else plain
+
+
+def _with_text(answer: str, question: str) -> frozenset[str] | None:
+    """The letter of "B. Paris": what follows it is the text of that option, or names no other option."""
+    match = _WITH_TEXT.fullmatch(_bare(answer))
+    if match is None:
+        return None
+    letter, text = match.group(1).upper(), fold(match.group(2))
+    options = re.findall(rf"(?:^|[\s(]){letter}[).:]+\s+(\S.*)", question, re.M)
+    if options:
+        said = any(
+            fold(option) == text or fold(re.split(r"\s\(?[A-Z][).:]", option)[0]) == text
+            for option in options
+        )
+    else:
+        said = _HEDGE.search(match.group(2)) is None
+    return frozenset({letter}) if said else None
 
 
 def _gold(task: Task) -> frozenset[str]:

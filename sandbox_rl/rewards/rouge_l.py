@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from sandbox_rl.rewards.exact import golds
+from sandbox_rl.rewards.text import typeset
 from sandbox_rl.types import Task
 
 __all__ = ["FLOOR", "check_gold", "score"]
@@ -21,7 +22,8 @@ _STOP_WORDS = frozenset(
         "that these those he she they we you i his her their our your do does did has have had",
     )
 )
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(r"(?<![\w.])-\d+(?:\.\d+)?|(?<![\w.])\.\d+|\d+\.\d+|[^\W_]+")
+"""Words, and numbers with their sign and decimal point."""
 _CELLS = 2_000_000
 """Most cells of the table of common subsequences: about a second of work."""
 
@@ -36,7 +38,8 @@ def score(answer: str, task: Task) -> float:
 
     Source: Lin, "ROUGE: a package for automatic evaluation of summaries" (2004); `rouge-score`.
     """
-    return max(_f_measure(answer, gold) for gold in golds(task))
+    said = typeset(answer)
+    return max(_f_measure(said, typeset(gold)) for gold in golds(task))
 
 
 class _Words:

@@ -8,13 +8,23 @@ import unicodedata
 
 from sandbox_rl.rewards.escapes import restored
 
-__all__ = ["MAX_ANSWER_CHARS", "clean", "fold", "squad_tokens", "unbox"]
+__all__ = ["MAX_ANSWER_CHARS", "clean", "fold", "squad_tokens", "typeset", "unbox"]
 
 MAX_ANSWER_CHARS = 65_536
 """A longer answer scores 0 without being looked at."""
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_TYPOGRAPHIC = str.maketrans(
+    {
+        **dict.fromkeys("“”„‟«»″〝〞", '"'),
+        **dict.fromkeys("‘’‚‛′‹›ʼ´", "'"),
+        **dict.fromkeys("‐‑‒–—―−﹣⁻", "-"),
+        **dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\u2061\u2062\u2063\u2064\ufeff"),
+        **dict.fromkeys("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"),
+    }
+)
+_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 def clean(text: str) -> str:
@@ -27,19 +37,34 @@ def clean(text: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").strip()
 
 
+def typeset(text: str) -> str:
+    """One form of what typography varies: quotes, dashes, invisible characters, width (NFKC).
+
+    Signs that carry a value stay: decimal points, and minus signs, all of which become "-".
+    """
+    return unicodedata.normalize("NFKC", text.translate(_TYPOGRAPHIC)).translate(_TYPOGRAPHIC)
+
+
 def fold(text: str) -> str:
-    """Compatibility-normalised, case-folded, white space as single blanks, no closing full stop."""
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """Typographic variants and case folded, white space as single blanks, no closing full stop."""
+    folded = " ".join(typeset(text).casefold().split())
     return folded.rstrip(".").rstrip() or folded
 
 
 def squad_tokens(text: str) -> list[str]:
     """Tokens as SQuAD's evaluation counts them: lower case, no punctuation, no articles.
 
+    Unlike there, a number keeps its sign and decimal point (-5 is not 5, 3.5 not 35), and typographic
+    variants of ASCII punctuation are punctuation.
     Source: the official SQuAD 1.1 evaluation script (Rajpurkar et al., 2016).
     """
-    words = text.lower().translate(_NO_PUNCTUATION).split()
-    return [word for word in words if word not in _ARTICLES]
+    words = [_squad_word(word) for word in typeset(text).lower().split()]
+    return [word for word in words if word and word not in _ARTICLES]
+
+
+def _squad_word(word: str) -> str:
+    number = _NUMBER.fullmatch(word.strip("\"'()[]{}!?;:,%$*_").rstrip("."))
+    return number.group().replace(",", "") if number else word.translate(_NO_PUNCTUATION)
 
 
 _WRAPPERS = (

@@ -24,7 +24,7 @@ def same(said: Node, gold: Node) -> bool:
     """Whether `said` states exactly what `gold` states."""
     try:
         return _same(flattened(said), flattened(gold))
-    except (TooLarge, OverflowError, MemoryError):
+    except (TooLarge, OverflowError, MemoryError, RecursionError):
         return False
 
 

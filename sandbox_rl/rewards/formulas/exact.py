@@ -10,8 +10,8 @@ from sandbox_rl.rewards.formulas.nodes import Node
 
 __all__ = ["MAX_BITS", "TooLarge", "Undefined", "bits", "exact", "exact_or_none"]
 
-MAX_BITS = 20_000
-"""Binary digits of the numbers that are computed with: 6,000 decimal ones, more than 2^{2024} needs."""
+MAX_BITS = 12_000
+"""Binary digits of the numbers that are computed with: 3,600 decimal ones."""
 
 
 class TooLarge(ArithmeticError):

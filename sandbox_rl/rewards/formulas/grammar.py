@@ -128,7 +128,10 @@ class Expression(Cursor):
         return base
 
     def _postfix(self, node: Node) -> Node:
+        start = self._at
         while True:
+            if self._at - start > 2:
+                raise Unread("too many signs behind a value")
             if self._is("!"):
                 self._next()
                 if (node.kind == "func" and node.name == "factorial") or self._is("!"):

@@ -17,7 +17,7 @@ from sandbox_rl.rewards.formulas.nodes import Node, symbols, walk
 
 __all__ = ["order", "proportional", "same_value"]
 
-MAX_WORK = 400_000
+MAX_WORK = 200_000
 """Bits times functions of one evaluation: some ten milliseconds."""
 
 

@@ -41,6 +41,78 @@ def test_choice(answer: str, gold: str, expected: float) -> None:
     assert points("choice", answer, gold) == pytest.approx(expected)
 
 
+ASKED = "Which is the capital of France?\nA) Rome\nB) Paris\nC) Bonn or Berlin\nD) none"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        *[
+            (said, 1.0)
+            for said in ("**B**", "B)", "B.", "(b)", "Option B", "option (B)", "Answer: B", "`B`", "Ｂ")
+        ],
+        *[(said, 1.0) for said in ("B) Paris", "B. Paris", "**B) Paris**", "(B) paris.", "The answer is B")],
+        *[
+            (said, 1.0)
+            for said in (r"\boxed{\textbf{(B)}}", r"\boxed{\text{B) Paris}}", "The correct answer is **B**")
+        ],
+        *[
+            (said, 0.0)
+            for said in ("B) Rome", "B) Paris or C) Bonn", "B. or C.", "**B** or **C**", "Option B or C")
+        ],
+        *[
+            (said, 0.0)
+            for said in ("not B", "B?", "A) Paris", "B and C", "B/C", "Paris", "B C", "C) Bonn or Berlin")
+        ],
+        *[
+            (said, 0.0)
+            for said in ("B) Paris, C) Bonn", "A) Rome B) Paris", "B, because it is", "B is wrong")
+        ],
+    ],
+)
+def test_choice_reads_the_letter_as_models_write_it(answer: str, expected: float) -> None:
+    from dataclasses import replace
+
+    task = replace(make_task("B", "choice"), prompt=ASKED)
+    assert load_scorer("choice").score(answer, task) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("B) Paris", 1.0), ("B) Paris or Rome", 0.0), ("B: not A", 0.0), ("B. see C", 0.0), ("B - Paris", 1.0)],
+)
+def test_choice_with_a_text_where_no_options_are_known(answer: str, expected: float) -> None:
+    assert points("choice", answer, "B") == expected
+
+
+VARIANTS = [
+    ("“Don’t panic” – now", '"Don\'t panic" - now'),
+    ("zero\u200bwidth\ufeff", "zerowidth"),
+    ("ｆｕｌｌ　ｗｉｄｔｈ", "full width"),
+    ("non\u00a0breaking", "non breaking"),
+    ("−5 degrees", "-5 degrees"),
+    ("ﬁne", "fine"),
+    ("1‑2", "1-2"),
+    ("«guillemets»", '"guillemets"'),
+]
+
+
+@pytest.mark.parametrize("scorer", ["exact", "f1", "rouge_l"])
+@pytest.mark.parametrize(("answer", "gold"), VARIANTS)
+def test_typography_does_not_decide_a_reward(scorer: str, answer: str, gold: str) -> None:
+    assert points(scorer, answer, gold) == 1.0
+    assert points(scorer, gold, answer) == 1.0
+
+
+@pytest.mark.parametrize("scorer", ["exact", "f1", "rouge_l"])
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [("35", "3.5"), ("5", "-5"), ("5", "−5"), ("-3.5", "3.5"), ("3 5", "3.5"), (".5", "5")],
+)
+def test_decimal_points_and_minus_signs_decide(scorer: str, answer: str, gold: str) -> None:
+    assert points(scorer, answer, gold) == 0.0
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [("Eiffel  tower.", 1.0), ("tour eiffel", 1.0), ("Eiffel", 0.0), ("Eiffel tower or Louvre", 0.0)],
