@@ -311,7 +311,7 @@ def _describe(
         tier=f"container+{settings.runtime or 'default runtime'}",
         version=f"{facts.name} {facts.version}",
         lacks=tuple(lacks),
-        known_limits=("RES-20", "RES-20b", *(("ISO-26",) if settings.read_only else ())),
+        known_limits=("RES-20", "RES-20b"),
         details={
             "image": f"{settings.image} ({image})",
             "user": f"uid {USER} of the engine's machine",

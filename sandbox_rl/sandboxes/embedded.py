@@ -281,6 +281,10 @@ def _describe(bubblewrap: Bubblewrap, found: Mapping[str, Any], rules: NetworkRu
             "One sandbox can take all inotify instances of this user: /proc/sys/user is read-only here."
         )
         known_limits += ("RES-20b",)
+    if found["locks_shared"]:
+        lacks.append(
+            f"A sandbox can hold an advisory lock on the host's own {', '.join(found['locks_shared'])}."
+        )
     return SandboxInfo(
         backend="embedded",
         tier="namespaces+cgroup" if found["memory"] else "namespaces+watchdog",

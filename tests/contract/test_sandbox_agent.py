@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import random
 import resource
@@ -549,6 +550,30 @@ async def test_a_full_store_stops_no_command_where_memory_cannot_be_charged() ->
             assert (long.exit_code, b"No space left" in long.stderr.head) == (126, True)
             assert await out(sandbox, "rm /tmp/full*; echo on") == "on\n"
             assert await out(sandbox, f"echo on #{'x' * 200_000}") == "on\n"
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    """In a directory that sandboxes may look into."""
+    tmp_path.chmod(0o755)
+    file = tmp_path / "data.lock"
+    file.write_text("here")
+    return file
+
+
+async def test_locks_in_shown_directories_hold_nobody_up_outside(lock: Path) -> None:
+    settings = EmbeddedSettings(read_only={lock.parent: "/opt/data"})
+    async with EmbeddedBackend(settings=settings) as backend, backend.sandbox() as sandbox:
+        assert not any("advisory lock" in sentence for sentence in backend.info.lacks)
+        await out(sandbox, "flock /opt/data/data.lock sleep 60 & sleep 0.2; cat /opt/data/data.lock")
+        taken = await sandbox.exec("flock -n /opt/data/data.lock true", timeout=10)
+        assert taken.exit_code == 1, "the lock must be held for this to mean anything"
+        fd = os.open(lock, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(fd)
+        assert await out(sandbox, "touch /opt/data/x 2>/dev/null || echo refused") == "refused\n"
 
 
 async def test_python_environment_of_the_host_can_be_used() -> None:

@@ -278,4 +278,14 @@ ISOLATION = (
         "&& echo SAME; echo end",
         both("SAME"),
     ),
+    Case(
+        "ISO-26",
+        "hold up whoever opens a file, or be told of what others do in a directory",
+        "No lease and no notices of directories.",
+        "python3 - <<'EOF'\nimport fcntl,os\nopen('/tmp/f','w').close()\n"
+        "for path,command,value in (('/tmp/f',1024,0),('/tmp',1026,1)):\n"
+        "    try: print('HELD',fcntl.fcntl(os.open(path,os.O_RDONLY),command,value))\n"
+        "    except OSError as e: print('refused',e.errno)\nEOF\necho end",
+        both("HELD"),
+    ),
 )

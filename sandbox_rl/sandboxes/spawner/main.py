@@ -74,6 +74,7 @@ class Spawner:
             "ready": True,
             "root": self.root,
             "divided": self.divided,
+            "locks_shared": self.launcher.stage.tree.locks_shared,
             "controllers": sorted(groups.roots) if groups else [],
             "memory": bounded,
             "refused": groups.refused if groups else "switched off",

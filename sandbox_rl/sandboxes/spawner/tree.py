@@ -23,6 +23,8 @@ DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 DEVICE_LINKS = {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}
 WRITABLE = {"testbed": "testbed", "tmp": "tmp", "shm": "dev/shm", "home": "home/sandbox"}
 """Directories of one sandbox's own tmpfs, and where in the tree they are seen."""
+SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "run/agent")
+"""What every sandbox shows: files that all may read, which nobody of the host's locks."""
 TERMINALS = 8  # of one sandbox; the machine has some 4,096 for everybody
 EMPTY = ("proc", "var", "dev/pts", *WRITABLE.values())
 
@@ -37,7 +39,9 @@ class Tree:
 
     def __init__(self, root: str, shown: list[tuple[str, str]], links: dict[str, str]) -> None:
         self.root = root
+        self.empty = f"{root}.empty"  # a layer needs another one below it
         os.mkdir(root)
+        os.mkdir(self.empty)
         mount(root, root, None, MS_BIND)  # a mount of its own, which can be made read-only
         os.mkdir(f"{root}/dev")
         mount("tmpfs", f"{root}/dev", "tmpfs", MS_NOSUID, "mode=755,size=64k")
@@ -49,21 +53,35 @@ class Tree:
         for name, number in DEVICE_LINKS.items():
             os.symlink(f"/proc/self/fd{number}", f"{root}/dev/{name}")
         os.symlink("pts/ptmx", f"{root}/dev/ptmx")
-        for path, inside in shown:
-            self.show(path, inside.lstrip("/"))
+        self.locks_shared = [inside for path, inside in shown if not self.show(path, inside.lstrip("/"))]
         for place, target in links.items():
             os.symlink(target, f"{root}{place}")
         self.make_read_only()
 
-    def show(self, path: str, inside: str) -> None:
-        """Bind a file or directory with everything mounted in it."""
+    def show(self, path: str, inside: str) -> bool:
+        """Show a file or directory with everything mounted in it.
+
+        A directory that was named to be shown gets a layer of its own: advisory locks and watches are of
+        the layer's files, so that nothing in a sandbox can hold up who locks the files outside. False where
+        that cannot be had: a file, a directory with mounts in it, or a kernel that has no such layers.
+        """
         target = f"{self.root}/{inside}"
+        named = inside not in SYSTEM and not within_dev(f"/{inside}")
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        if os.path.isdir(path):
-            os.makedirs(target, exist_ok=True)
-        else:
+        if not os.path.isdir(path):
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+            mount(path, target, None, MS_BIND)
+            return not named
+        os.makedirs(target, exist_ok=True)
+        if named and not mounts_in(os.path.realpath(path)):
+            try:
+                layers = f"lowerdir={path}:{self.empty}"
+                mount("overlay", target, "overlay", MS_RDONLY | MS_NOSUID | MS_NODEV, layers)
+                return True
+            except OSError:
+                pass
         mount(path, target, None, MS_BIND | MS_REC)
+        return not named
 
     def make_read_only(self) -> None:
         """Every mount of the tree: no writing, no set-user-id programs, devices only in /dev.
@@ -95,6 +113,11 @@ KEPT_FLAGS = 0x1 | 0x2 | 0x4 | 0x8 | 0x400 | 0x800
 def within_dev(inside: str) -> bool:
     """Whether a place of the tree is /dev or in it."""
     return inside == "/dev" or inside.startswith("/dev/")
+
+
+def mounts_in(path: str) -> bool:
+    """Whether something is mounted below a directory."""
+    return any(point != path for point in mounts_below(path))
 
 
 def mounts_below(root: str) -> list[str]:
