@@ -21,8 +21,10 @@ from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings, SamplingSettings
 from sandbox_rl.fakes import RecordingBackend, exec_ok
 from sandbox_rl.policies.scripted import ScriptedPolicy
+from sandbox_rl.rewards.places import PROGRAM
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
+from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.tools.toolbox import default_toolbox
 from sandbox_rl.training.tiny import tiny_tokenizer
 from sandbox_rl.types import ExecResult, Message, StopReason, Task, ToolCall
@@ -62,7 +64,7 @@ async def measure(times: dict[str, list[float]], *, sleep: bool) -> tuple[float,
     engine = RolloutEngine(
         policy=ScriptedPolicy(script),
         backend=RecordingBackend(answer_exec=tool),
-        scoring=ScoringPool(workers=2),
+        scoring=ScoringPool(ProgramSandboxes(PROGRAM, memory_mb=2048), workers=2),
         chat=chat,
         toolbox=toolbox,
         render=lambda task: (Message("user", task.prompt),),

@@ -36,11 +36,13 @@ from sandbox_rl.policies.base import PolicySession, Sampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm import VLLMPolicy
 from sandbox_rl.policies.vllm_server import ManagedServer
+from sandbox_rl.rewards.places import PROGRAM
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
 from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.pool import SandboxPool
+from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.tools.toolbox import Toolbox, default_toolbox
 from sandbox_rl.training.tiny import tiny_tokenizer
 from sandbox_rl.types import Action, Message, Task, ToolCall
@@ -170,7 +172,7 @@ async def with_tools(
             limits=settings.limits,
             settings=PoolSettings(max_live=2 * in_flight),
         ),
-        scoring=ScoringPool(workers=2),
+        scoring=ScoringPool(ProgramSandboxes(PROGRAM, memory_mb=2048), workers=2),
         chat=chat,
         toolbox=toolbox,
         render=lambda task: (Message("user", task.prompt),),

@@ -15,12 +15,15 @@ from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.transformers import TransformersPolicy
+from sandbox_rl.rewards.config import RewardSettings
+from sandbox_rl.rewards.places import PROGRAM, Place, PlainPlace
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.build import node_backend
 from sandbox_rl.sandboxes.config import DockerSettings, EmbeddedSettings, PoolSettings, RaySettings
 from sandbox_rl.sandboxes.pool import SandboxPool
+from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render
 from sandbox_rl.tools.toolbox import Toolbox, default_toolbox
 from sandbox_rl.training.grpo import grpo_config
@@ -38,8 +41,12 @@ __all__ = [
     "build_scoring",
     "build_toolbox",
     "grpo_arguments",
+    "scoring_place",
     "training_arguments",
 ]
+
+WORKER_MB = 1024
+"""What a scoring worker may hold besides the answer's own memory, MiB."""
 
 
 def build_backend(recipe: Recipe) -> SandboxBackend:
@@ -68,10 +75,22 @@ def build_toolbox(recipe: Recipe) -> Toolbox:
     return default_toolbox(exec_timeout=recipe.episode.exec_timeout_s)
 
 
-def build_scoring(recipe: Recipe) -> ScoringPool:
-    """The scorers of a recipe, in processes of their own."""
+def build_scoring(recipe: Recipe, base_dir: Path | None = None) -> ScoringPool:
+    """The scorers of a recipe, in sandboxes of their own.
+
+    Args:
+        base_dir: where the recipe lies; a module beside it can be named as a scorer.
+    """
     expected = sorted({source.scorer for source in recipe.data.sources})
-    return ScoringPool.from_settings(recipe.reward, expected=expected)
+    place = scoring_place(recipe.reward)
+    return ScoringPool.from_settings(recipe.reward, place, expected=expected, beside=base_dir)
+
+
+def scoring_place(settings: RewardSettings) -> Place:
+    """Where the scoring workers of these settings run."""
+    if settings.isolation == "none":
+        return PlainPlace()
+    return ProgramSandboxes(PROGRAM, memory_mb=settings.memory_mb + WORKER_MB)
 
 
 def build_render(recipe: Recipe, base_dir: Path) -> Callable[[Task], tuple[Message, ...]]:
@@ -143,7 +162,7 @@ def build_engine(
     return RolloutEngine(
         policy=policy,
         backend=backend if backend is not None else build_backend(recipe),
-        scoring=build_scoring(recipe),
+        scoring=build_scoring(recipe, base_dir),
         chat=chat,
         toolbox=build_toolbox(recipe),
         render=build_render(recipe, base_dir),

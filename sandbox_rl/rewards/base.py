@@ -10,12 +10,12 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.types import Task
 
-__all__ = ["BUILT_IN", "JUDGE", "BadGold", "LoadedScorer", "Scorer", "load_scorer"]
+__all__ = ["BUILT_IN", "JUDGE", "BadGold", "LoadedScorer", "Scorer", "load_scorer", "reads_with"]
 
 JUDGE = "judge"
 """The scorer name that is answered by a model over HTTP (`rewards.judge`), not by a function."""
@@ -43,12 +43,29 @@ class LoadedScorer:
     Args:
         check_gold: raises `BadGold` when a task's gold is unusable; None for a user's own scorer.
         built_in: decides whose fault a crash is (see `rewards.pool`).
+        read: see `reads_with`.
     """
 
     name: str
     score: Scorer
     check_gold: Callable[[Task], None] | None
     built_in: bool
+    read: Callable[[str], Any] | None = None
+
+
+def reads_with(read: Callable[[str], Any]) -> Callable[[Scorer], Scorer]:
+    """Mark a scorer of your own that has to evaluate the answer's text, as code or as an expression.
+
+    `read(answer)` runs in a process that is made for this one answer and is given no gold; what it returns
+    (a JSON value) is passed to the scorer in place of the text, in another process. So code in an answer
+    can at most choose the value that is compared.
+    """
+
+    def mark(scorer: Scorer) -> Scorer:
+        vars(scorer)["read_answer"] = read
+        return scorer
+
+    return mark
 
 
 BUILT_IN: Mapping[str, str] = {
@@ -92,4 +109,5 @@ def load_scorer(name: str) -> LoadedScorer:
         raise ConfigError(
             f"scorer {name!r} is a {type(function).__name__}: expected a function (answer, task) -> float"
         )
-    return LoadedScorer(name, cast(Scorer, function), None, built_in=False)
+    read = getattr(function, "read_answer", None)
+    return LoadedScorer(name, cast(Scorer, function), None, built_in=False, read=read)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from sandbox_rl.settings import Settings
@@ -54,8 +56,12 @@ class RewardSettings(Settings):
     workers: int = Field(2, ge=1)
     """Scoring processes."""
     timeout_s: float = Field(6.0, gt=0)
-    """Wall time of one answer; then the worker is killed."""
+    """Processor time of one answer; then its process is killed. Waiting counts alike, except for
+    a processor."""
     memory_mb: int = Field(1024, ge=256)
-    """Memory that a worker may take on top of what it has once started, MiB."""
+    """Memory that one answer may take on top of what a worker has once started, MiB."""
+    isolation: Literal["sandbox", "none"] = "sandbox"
+    """Where scoring processes run: in sandboxes of their own, or as plain processes of this user, which
+    warns at every start since an answer that gets a scorer to run code then runs it on this machine."""
     judge: JudgeSettings | None = None
     """The endpoint behind the scorer `judge`."""

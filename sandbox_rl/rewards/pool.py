@@ -1,51 +1,53 @@
-"""Scoring in processes that can be killed, so that no answer can stall, crash or taint a run.
+"""Scoring in processes that can do nothing but compute, so that no answer can stall, crash or taint a run.
 
 Whose fault is it? The one place that decides:
 
 - An answer that was not found or not read, or is empty, huge or malformed, scores 0.0.
-- When a *built-in* scorer raises, hangs or takes its process down, the gold answer is looked at alone,
-  in a process of its own. If the gold is sound the answer did it, and scores 0.0. If not, it is None.
-- A process that dies is tried once more, since it can be killed from outside; a pool that breaks down is
-  started anew, and what it loses twice is None.
-- When *your own* scorer raises, hangs, crashes or returns no finite number, or a gold answer is
-  malformed, the reward is None: the row could not be judged. Other rows are untouched.
+- When a scorer raises, hangs, takes its process down or returns no number in [0, 1] on an answer, the row is
+  looked at without the answer, in a process of its own: a built-in scorer looks at the gold answer, your own
+  scores the gold answer and a constant. If that works the answer did it: 0.0, with the part `scorer_failed`.
+  If not, the row cannot be judged: None.
+- Whatever a scoring process says of itself is checked in the same way, since an answer may speak for it.
+- A worker that is lost is replaced and its jobs are done once more, since it can be killed from outside.
+  None as well where no worker can be had.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
-from pebble import ProcessExpired, ProcessPool
-
-from sandbox_rl.errors import ConfigError
-from sandbox_rl.rewards.base import BUILT_IN, JUDGE, load_scorer
+from sandbox_rl.errors import ConfigError, SandboxFault, SetupError
+from sandbox_rl.rewards.base import BUILT_IN, JUDGE
 from sandbox_rl.rewards.composite import mixed
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.escapes import other_reading
 from sandbox_rl.rewards.judge import Judge
+from sandbox_rl.rewards.lanes import Lanes, Outcome
+from sandbox_rl.rewards.modules import SCORERS, find_modules, own_scorers
+from sandbox_rl.rewards.places import Place
+from sandbox_rl.rewards.scoring import task_item
 from sandbox_rl.rewards.text import MAX_ANSWER_CHARS, clean
-from sandbox_rl.rewards.worker import Outcome, check, prepare, run, warm
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Task
 
 __all__ = ["ScoringPool"]
 
 logger = logging.getLogger(__name__)
 
-_START_S = 60.0
-"""Seconds that starting a worker may take."""
-
-_SLACK_S = 30.0
-"""Seconds beyond the hard limit after which the pool itself counts as broken."""
-
 _BATCH = 512
 """Gold answers that are looked at in one go."""
+
+_TOGETHER = frozenset({"math", "choice", "exact", "f1", "rouge_l", "numeric", "rules"})
+"""Scorers that compare texts: a process may score several answers, until one is about to be evaluated."""
+
+_CONSTANT = "an answer"
+"""What your own scorer is given to see whether it works at all on a row without a gold text."""
+
+_REMEMBERED = 4096
 
 Scorers = tuple[tuple[str, float], ...]
 
@@ -54,16 +56,19 @@ class ScoringPool:
     """Scores answers without ever blocking the event loop. An async context manager; enter it once.
 
     Args:
-        workers: processes.
-        timeout: seconds that one answer may take before its process is killed.
-        memory_mb: what a process may take on top of what it has once started, MiB.
+        place: where workers run.
+        workers: worker processes of the fast lane (`lanes`).
+        timeout: processor seconds that one answer may take.
+        memory_mb: what a process may take on top of what its worker has once started, MiB.
         scorers: (name, weight) pairs that replace every task's own scorer; empty uses `task.scorer`.
         judge: answers the tasks whose scorer is "judge".
         expected: names of the scorers that tasks will ask for; workers load them as they start.
+        beside: a directory in which scorers of your own are looked for, besides the Python path.
     """
 
     def __init__(
         self,
+        place: Place,
         *,
         workers: int = 2,
         timeout: float = 6.0,
@@ -71,32 +76,45 @@ class ScoringPool:
         scorers: Scorers = (),
         judge: Judge | None = None,
         expected: Sequence[str] = (),
+        beside: Path | None = None,
     ) -> None:
+        own_scorers([name for name, _ in scorers])
         for name, weight in scorers:
-            if name != JUDGE and name not in BUILT_IN:
-                load_scorer(name)  # a name that cannot be imported shows before the first episode
             if not weight > 0:
                 raise ConfigError(f"reward.composite: weight of {name!r} is {weight}; expected more than 0")
             if name == JUDGE and len(scorers) > 1 and judge is None:
                 raise ConfigError(
                     "reward.composite: 'judge' has no endpoint; add reward.judge (base_url, model)"
                 )
+        self._place = place
         self._workers = workers
         self._timeout = timeout
         self._memory_mb = memory_mb
         self._scorers = scorers
         self._judge = judge
-        self._expected = (*expected, *(name for name, _ in scorers))
-        self._pool: ProcessPool | None = None
-        self._slots = asyncio.Semaphore(2 * workers)  # one at work and one at hand for each
+        fallback = judge.settings.fallback if judge is not None else None
+        names = [name for name, _ in scorers] or list(expected)
+        self._loaded = tuple(dict.fromkeys(n for n in (*names, fallback or "exact") if n != JUDGE))
+        self._beside = beside
+        self._lanes: Lanes | None = None
+        self._renewing = asyncio.Lock()
+        self._sound: dict[tuple[str, Scorers], str] = {}
+        self._told: set[str] = set()
         self._stack = AsyncExitStack()
 
     @classmethod
-    def from_settings(cls, settings: RewardSettings, *, expected: Sequence[str] = ()) -> ScoringPool:
+    def from_settings(
+        cls,
+        settings: RewardSettings,
+        place: Place,
+        *,
+        expected: Sequence[str] = (),
+        beside: Path | None = None,
+    ) -> ScoringPool:
         """The pool of a recipe's `reward:` block.
 
         Raises:
-            ConfigError: both `scorer` and `composite` are given, or one cannot be imported.
+            ConfigError: both `scorer` and `composite` are given, or one is unknown.
         """
         if settings.scorer is not None and settings.composite:
             raise ConfigError("reward: both 'scorer' and 'composite' are given; keep one of them")
@@ -104,20 +122,23 @@ class ScoringPool:
         if settings.scorer is not None:
             scorers = ((settings.scorer, 1.0),)
         return cls(
+            place,
             workers=settings.workers,
             timeout=settings.timeout_s,
             memory_mb=settings.memory_mb,
             scorers=scorers,
             judge=Judge(settings.judge) if settings.judge is not None else None,
             expected=expected,
+            beside=beside,
         )
 
     async def __aenter__(self) -> ScoringPool:
-        self._pool = self._new_pool()
+        if self._place.isolation == "none":
+            logger.warning(
+                "reward.isolation is none: an answer that gets a scorer to run code runs it as this user"
+            )
         try:
-            # A worker serves again only when its own warming is done, so this many reach every one.
-            async with asyncio.timeout(_START_S):
-                await asyncio.gather(*(self._call(_START_S, warm) for _ in range(self._workers)))
+            self._lanes = await self._open()
             if self._judge is not None:
                 await self._stack.enter_async_context(self._judge)
         except BaseException:
@@ -176,18 +197,71 @@ class ScoringPool:
 
     async def _by_rules(self, task: Task, text: str, scorers: Scorers, raw: str) -> Reward:
         other = other_reading(raw)
-        either = None if other is None else clean(other)
-        outcome = await self._run(self._timeout, run, scorers, text, _without_files(task), either)
+        outcome = await self._value(task, text, scorers, None if other is None else clean(other))
         if outcome.kind == "value":
-            return Reward(outcome.value, outcome.parts or {})
-        if outcome.kind == "bad_gold":
-            return Reward(None, detail=f"bad gold answer: {outcome.detail}")
-        if outcome.kind == "down" or not all(name in BUILT_IN for name, _ in scorers):
+            return Reward(outcome.value, outcome.parts)
+        return await self._blame(outcome, task, scorers)
+
+    async def _blame(self, outcome: Outcome, task: Task, scorers: Scorers) -> Reward:
+        """The reward where an answer was not valued."""
+        if outcome.kind == "down":
             return Reward(None, detail=outcome.detail)
-        gold = await self._gold(task)
+        if reason := await self._unsound(task, scorers):
+            return Reward(None, detail=reason)
+        names = ", ".join(name for name, _ in scorers)
+        if names not in self._told:
+            self._told.add(names)
+            logger.warning(
+                "scorer %s failed on an answer to task %s, which earns 0 (told once; the part scorer_failed "
+                "counts them): %s",
+                names,
+                task.id,
+                outcome.detail,
+            )
+        return Reward(0.0, {"scorer_failed": 1.0}, f"the answer broke the scorer: {outcome.detail}")
+
+    async def _unsound(self, task: Task, scorers: Scorers) -> str:
+        """Why this row cannot be judged whatever the answer, "" if it can."""
+        key = (task.id, scorers)
+        if key not in self._sound:
+            reason = await self._try_without_answer(task, scorers)
+            if len(self._sound) >= _REMEMBERED:
+                self._sound.clear()
+            self._sound[key] = reason
+        return self._sound[key]
+
+    async def _try_without_answer(self, task: Task, scorers: Scorers) -> str:
+        gold = await self._run("gold", scorers, task)
         if gold.kind != "value":
-            return Reward(None, detail=f"bad gold answer: {gold.detail}")
-        return Reward(0.0, detail=f"the answer broke the scorer: {outcome.detail}")
+            return f"bad gold answer: {gold.detail}"
+        for name, _ in scorers:
+            if name in BUILT_IN:
+                continue
+            outcome = gold
+            for probe in (task.answer, _CONSTANT):
+                outcome = await self._value(task, str(probe), ((name, 1.0),))
+                if outcome.kind in ("value", "late"):
+                    break
+            if outcome.kind != "value":
+                return f"scorer {name} fails on the gold answer too: {outcome.detail}"
+        return ""
+
+    async def _value(self, task: Task, text: str, scorers: Scorers, other: str | None = None) -> Outcome:
+        """What scorers make of a text; those marked by `base.reads_with` read it first, without the gold."""
+        read: dict[str, object] = {}
+        for name, _ in scorers:
+            if name not in BUILT_IN and await self._reads(name):
+                outcome = await self._run("read", ((name, 1.0),), task, text)
+                if outcome.kind != "value":
+                    return outcome
+                read[name] = outcome.read
+        return await self._run("score", scorers, task, text, read, other)
+
+    async def _reads(self, name: str) -> bool:
+        try:
+            return name in (await self._ready(((name, 1.0),))).reads
+        except (ConfigError, SetupError, SandboxFault):
+            return False  # said by the run that follows
 
     async def _judged(self, task: Task, text: str) -> Reward:
         if self._judge is None:
@@ -196,7 +270,7 @@ class ScoringPool:
         fallback = self._judge.settings.fallback
         if reward.value is not None or fallback is None:
             return reward
-        outcome = await self._run(self._timeout, run, ((fallback, 1.0),), text, _without_files(task))
+        outcome = await self._run("score", ((fallback, 1.0),), task, text)
         if outcome.kind != "value":
             return Reward(None, detail=f"{reward.detail}; fallback {fallback}: {outcome.detail}")
         return Reward(outcome.value, {"judge_fallback": 1.0}, f"scored by {fallback}: {reward.detail}")
@@ -205,72 +279,89 @@ class ScoringPool:
         return self._scorers or ((task.scorer, 1.0),)
 
     async def _gold(self, task: Task) -> Outcome:
-        return await self._run(self._timeout, check, _rules(self._scorers_of(task)), _without_files(task))
+        return await self._run("gold", _rules(self._scorers_of(task)), task)
 
-    async def _run(self, timeout: float, function: Any, *args: Any) -> Outcome:
-        outcome = await self._try(timeout, function, *args)
-        if outcome.kind in ("broken", "down"):
-            # A process can also be killed from outside. What kills a second one did it itself.
-            outcome = await self._try(timeout, function, *args)
-        return outcome
-
-    async def _try(self, timeout: float, function: Any, *args: Any) -> Outcome:
-        async with self._slots:  # queued here, not in the pool: cancelling costs no worker
-            pool, start = self._pool, time.monotonic()
+    async def _run(
+        self,
+        do: str,
+        scorers: Scorers,
+        task: Task,
+        text: str = "",
+        read: Mapping[str, object] | None = None,
+        other: str | None = None,
+    ) -> Outcome:
+        item = {
+            "do": do,
+            "scorers": scorers,
+            "answer": text,
+            "read": read or {},
+            "other": other,
+            "task": task_item(task, gold=do != "read"),
+        }
+        together = all(name in _TOGETHER for name, _ in scorers)
+        while True:
             try:
-                async with asyncio.timeout(timeout + _SLACK_S):
-                    outcome: Outcome = await self._call(timeout, function, *args)
-                    return outcome
-            except TimeoutError:
-                if time.monotonic() - start < timeout + _SLACK_S - 1:
-                    return Outcome("error", detail=f"killed after {timeout:g} s")
-                reason = "the pool does not answer"
-            except ProcessExpired as error:
-                return Outcome("broken", detail=f"the scoring process died (exit code {error.exitcode})")
-            except RuntimeError as error:  # pebble's word for a pool that gave up
-                reason = f"{type(error).__name__}: {error}"
-            except Exception as error:  # a value that cannot be sent to another process
-                return Outcome("error", detail=f"{type(error).__name__}: {error}"[:300])
-        if pool is not None:
-            await self._replace(pool)
-        return Outcome("down", detail=f"the scoring pool broke down ({reason})"[:300])
+                lanes = await self._ready(scorers)
+            except (ConfigError, SetupError, SandboxFault) as error:
+                return Outcome("down", detail=str(error))
+            outcome = await lanes.run(item, together=together)
+            if outcome.kind != "down" or lanes is self._lanes or self._lanes is None:
+                return outcome  # else the lanes were renewed meanwhile
 
-    async def _call(self, timeout: float, function: Any, *args: Any) -> Any:
-        if self._pool is None:
+    async def _ready(self, scorers: Scorers) -> Lanes:
+        """The lanes, with these scorers loaded.
+
+        Raises:
+            ConfigError: one is unknown.
+            SetupError, SandboxFault: workers cannot be started again.
+        """
+        if self._lanes is None:
             raise RuntimeError("the scoring pool is not running; enter it with 'async with'")
-        return await asyncio.wrap_future(self._pool.schedule(function, args=args, timeout=timeout))
+        own = tuple(name for name in own_scorers([name for name, _ in scorers]) if name not in self._loaded)
+        if own or self._lanes.stopped:
+            # In a task of its own: an answer that is cancelled must not leave the pool between two states.
+            await asyncio.shield(asyncio.ensure_future(self._renew(own)))
+        return self._lanes
 
-    def _new_pool(self) -> ProcessPool:
-        return ProcessPool(
-            max_workers=self._workers,
-            initializer=prepare,
-            initargs=(self._memory_mb, self._expected),
-            context=multiprocessing.get_context("spawn"),
+    async def _renew(self, names: tuple[str, ...]) -> None:
+        """Load further scorers: a row has named what no data source did, and its files must be shown."""
+        async with self._renewing:
+            new = tuple(name for name in names if name not in self._loaded)
+            if self._lanes is None or not (new or self._lanes.stopped):
+                return
+            await asyncio.to_thread(find_modules, new, beside=self._beside)
+            self._loaded += new
+            await self._lanes.stop()
+            await self._place.close()
+            self._lanes = await self._open()
+
+    async def _open(self) -> Lanes:
+        """Start workers with what is to be loaded.
+
+        Raises:
+            SetupError: no isolation can be had here.
+        """
+        show = await asyncio.to_thread(find_modules, own_scorers(self._loaded), beside=self._beside)
+        places = [SCORERS, *dict.fromkeys(str(path.parent) for path in show)]
+        await self._place.open(show)
+        lanes = Lanes(
+            self._place,
+            {"scorers": self._loaded, "path": places},
+            workers=self._workers,
+            timeout=self._timeout,
+            memory_mb=self._memory_mb,
         )
-
-    async def _replace(self, broken: ProcessPool) -> None:
-        """A new pool for one that gave up, which it does when a process dies while it has nothing to do."""
-        current = self._pool
-        if current is None or current is not broken:
-            return  # another answer has seen to it, or the pool is being closed
-        logger.warning("the scoring pool broke down and is started anew")
-        self._pool = self._new_pool()
-        broken.stop()
-        await asyncio.to_thread(broken.join)
+        await lanes.start()
+        return lanes
 
     async def _stop(self) -> None:
-        pool, self._pool = self._pool, None
         await self._stack.aclose()
-        if pool is not None:
-            pool.stop()
-            await asyncio.to_thread(pool.join)
+        lanes, self._lanes = self._lanes, None
+        if lanes is not None:
+            await lanes.stop()
+        await self._place.close()
 
 
 def _rules(scorers: Scorers) -> Scorers:
     """Those that are functions."""
     return tuple((name, weight) for name, weight in scorers if name != JUDGE)
-
-
-def _without_files(task: Task) -> Task:
-    # Documents can be megabytes, and every scoring would send them to another process.
-    return replace(task, files={}) if task.files else task

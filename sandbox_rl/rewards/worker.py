@@ -1,162 +1,222 @@
-"""What runs in a scoring process. Imports no torch and, until a scorer asks for it, nothing heavy."""
+"""A scoring worker: a warm parent that forks a child for every answer and never touches one.
+
+The parent speaks with the trainer on a standing socket. For each job it is handed the end of a socket
+that was made for this job alone, gives it to a child, and says how the child ended. Items and verdicts
+pass between child and trainer directly: the parent reads none, so nothing of an answer can reach the
+next, and no child can speak for another. Where the parent is process 1 of its sandbox, no child can
+signal it, and everything else in the sandbox is killed after each job.
+"""
 
 from __future__ import annotations
 
-import math
+import contextlib
+import ctypes
+import gc
+import json
 import os
 import resource
+import select
+import signal
+import socket
+import struct
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal
+import time
+from typing import Any, NoReturn
 
-from sandbox_rl.rewards.base import BadGold, LoadedScorer, load_scorer
-from sandbox_rl.types import Task
+__all__ = ["CONFIG", "JOB", "REPORT", "main"]
 
-__all__ = ["Outcome", "check", "prepare", "run", "warm"]
+CONFIG = struct.Struct("<I")
+"""Before the configuration, and before what answers it: length of the JSON that follows."""
 
-READ_BOTH_WAYS = frozenset({"math", "exact", "numeric", "choice"})
-"""Scorers that are given an answer's other reading as well."""
+JOB = struct.Struct("<QddId")
+"""Number, processor seconds, wall seconds, MiB of memory, processor seconds of one item; one descriptor."""
 
-_FORBIDDEN = ("os.", "subprocess.", "socket.", "shutil.", "pty.", "urllib.", "webbrowser.")
-_ALLOWED = frozenset({"os.listdir", "os.scandir", "os.walk", "os.putenv", "os.unsetenv"})
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_guard = {"on": False}
+REPORT = struct.Struct("<QBid")
+"""Number, how the child ended (below), its exit code (negative: signal), processor seconds."""
 
+EVALUATES = 71
+"""Exit code of a process with several answers that was about to run one as code: that one needs its own."""
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How one scoring ended.
-
-    `kind`: "value"; "bad_gold"; "error" (the scorer raised, or was killed for its time); "broken" (its
-    process died); "down" (the pool was not there).
-    """
-
-    kind: Literal["value", "bad_gold", "error", "broken", "down"]
-    value: float = 0.0
-    parts: Mapping[str, float] | None = None
-    detail: str = ""
+EXITED, OUT_OF_CPU, OUT_OF_TIME = 0, 1, 2
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 
 
-def prepare(memory_mb: int, scorers: tuple[str, ...] = ()) -> None:
-    """Initialise a worker: bound its memory, leave the caller's folder, guard the built-in scorers.
-
-    Args:
-        scorers: those that will be asked for; what they import is imported now, because later it would
-            count against the time of an answer.
-    """
-    os.chdir("/")
-    sys.path[:] = [entry for entry in sys.path if entry]  # never import from a working directory
-    if "reasoning_gym" in scorers:
-        import reasoning_gym  # noqa: F401
-    used = _address_space()
-    limit = used + (memory_mb << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.addaudithook(_audit)
-
-
-def run(scorers: tuple[tuple[str, float], ...], answer: str, task: Task, other: str | None = None) -> Outcome:
-    """Score `answer` by the weighted mean of `scorers`; exceptions become outcomes.
-
-    Args:
-        other: the answer read otherwise (`escapes.other_reading`): what compares it with a gold answer takes
-            the better of the two.
-    """
-    total = sum(weight for _, weight in scorers)
-    parts: dict[str, float] = {}
-    value = 0.0
-    for name, weight in scorers:
-        outcome = _one(_load(name), answer, task)
-        if other and name in READ_BOTH_WAYS and outcome.kind == "value" and outcome.value < 1:
-            outcome = max(outcome, _one(_load(name), other, task), key=_worth)
-        if outcome.kind != "value":
-            return outcome
-        value += weight * outcome.value / total
-        if len(scorers) > 1:
-            parts[name] = outcome.value
-        parts.update(outcome.parts or {})
-    return Outcome("value", value, parts)
-
-
-def check(scorers: tuple[tuple[str, float], ...], task: Task) -> Outcome:
-    """Look at the gold answer alone."""
-    for name, _ in scorers:
-        scorer = _load(name)
-        if scorer.check_gold is None:
-            continue
-        try:
-            with _guarded(scorer.built_in):
-                scorer.check_gold(task)
-        except Exception as error:
-            return Outcome("bad_gold", detail=_why(error))
-    return Outcome("value")
-
-
-def _one(scorer: LoadedScorer, answer: str, task: Task) -> Outcome:
+def main() -> None:
+    """Serve until the trainer goes away; `sys.argv[1]` is the descriptor of the standing socket."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    os.set_inheritable(control.fileno(), False)
+    config = json.loads(_receive(control, *CONFIG.unpack(_receive(control, CONFIG.size))))
     try:
-        with _guarded(scorer.built_in):
-            result = scorer.score(answer, task)
-    except BadGold as error:
-        return Outcome("bad_gold", detail=f"{scorer.name}: {error}")
+        worker = _Worker(control, config)
     except Exception as error:
-        return Outcome("error", detail=f"{scorer.name}: {_why(error)}")
-    parts = {key: float(part) for key, part in result.items()} if isinstance(result, Mapping) else {}
-    if isinstance(result, Mapping) and "value" not in parts:
-        return Outcome("error", detail=f"{scorer.name}: the returned mapping has no 'value'")
-    value = parts.pop("value") if parts or isinstance(result, Mapping) else _number(result)
-    if not math.isfinite(value):
-        return Outcome("error", detail=f"{scorer.name}: returned {value}, not a finite number")
-    return Outcome("value", value, parts)
-
-
-def _worth(outcome: Outcome) -> float:
-    return outcome.value if outcome.kind == "value" else -math.inf
-
-
-def _number(result: Any) -> float:
-    try:
-        return float(result)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-@lru_cache(maxsize=256)
-def _load(name: str) -> LoadedScorer:
-    return load_scorer(name)
-
-
-def _why(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
-
-
-@contextmanager
-def _guarded(on: bool) -> Iterator[None]:
-    """While a built-in scorer reads an answer, nothing outside the process can be touched."""
-    _guard["on"] = on
-    try:
-        yield
-    finally:
-        _guard["on"] = False
-
-
-def _audit(event: str, args: tuple[Any, ...]) -> None:
-    # Second line of defence: libraries underneath evaluate expressions. The first is that our
-    # scorers refuse text that could be code. Reading is allowed: modules are imported on first use.
-    if not _guard["on"]:
+        _answer(control, {"error": f"{type(error).__name__}: {error}"[:1000]})
         return
-    writes = event == "open" and isinstance(args[2], int) and args[2] & _WRITING != 0
-    if writes or (event.startswith(_FORBIDDEN) and event not in _ALLOWED):
-        raise PermissionError(f"scorers may not do {event}")
+    _answer(control, {"reads": worker.reads})
+    worker.serve()
 
 
-def _address_space() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
+class _Worker:
+    def __init__(self, control: socket.socket, config: dict[str, Any]) -> None:
+        from sandbox_rl.rewards.scoring import warm
+
+        os.chdir("/")
+        sys.path[:0] = [place for place in config["path"] if place not in sys.path]
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        self.control = control
+        self.first = os.getpid() == 1
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # no child may look into this process
+        self.filter = _FilterProgram(bytes.fromhex(config["filter"])) if config["filter"] else None
+        os.nice(config["nice"])
+        self.reads = warm(config["scorers"])
+        gc.collect()
+        gc.freeze()  # the collector would write to every object, and so copy every page in every child
+        gc.disable()
+
+    def serve(self) -> None:
+        """One job after another."""
+        while True:
+            data, descriptors, _, _ = socket.recv_fds(self.control, JOB.size, 1)
+            if not data:
+                return
+            if len(data) < JOB.size:
+                data += _receive(self.control, JOB.size - len(data))
+            number, cpu, wall, memory_mb, item_cpu = JOB.unpack(data)
+            started = time.monotonic()
+            pid = os.fork()
+            if pid == 0:
+                self.child(descriptors[0], cpu, memory_mb, item_cpu)
+            os.close(descriptors[0])
+            how, code, used = self.watch(pid, cpu, started + wall)
+            self.control.sendall(REPORT.pack(number, how, code, used))
+
+    def watch(self, pid: int, cpu: float, deadline: float) -> tuple[int, int, float]:
+        """Wait for a child, and kill it when its time is over; nothing is left of it afterwards.
+
+        Its time is `cpu` seconds on processors, and as much of waiting for anything but a processor.
+        """
+        clock = (~pid << 3) | 2  # CPUCLOCK_SCHED of a process, as clock_getcpuclockid(3) makes it
+        how = EXITED
+        handle = os.pidfd_open(pid)
+        poller = select.poll()
+        poller.register(handle, select.POLLIN)
+        started = time.monotonic()
+        try:
+            while True:
+                now = time.monotonic()
+                try:
+                    left = cpu - time.clock_gettime(clock)
+                    idle = now - started - waited_for_processor(pid) - cpu
+                except OSError:
+                    left, idle = 1.0, 0.0  # it has just ended
+                if left <= 0 or idle > 0 or now > deadline:
+                    how = OUT_OF_CPU if left <= 0 else OUT_OF_TIME
+                    break
+                if poller.poll(max(1.0, min(left, deadline - now) * 1000)):
+                    break
+        finally:
+            os.close(handle)
+        return how, *self.bury(pid)
+
+    def bury(self, pid: int) -> tuple[int, float]:
+        """Kill and reap whatever there is; (exit code of the child, its processor seconds)."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1 if self.first else pid, signal.SIGKILL)
+        _, status, usage = os.wait4(pid, 0)
+        while self.first:
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                break
+        return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+
+    def child(self, descriptor: int, cpu: float, memory_mb: int, item_cpu: float) -> NoReturn:
+        """Read items, write a verdict for each, end. Whatever happens here stays here."""
+        try:
+            os.dup2(descriptor, 3)
+            os.closerange(4, 1 << 16)
+            null = os.open("/dev/null", os.O_RDWR)
+            for standard in (0, 1, 2):
+                os.dup2(null, standard)
+            os.close(null)
+            self.confine(cpu, memory_mb)
+            with os.fdopen(3, "rb", closefd=False) as reader:
+                items = json.loads(reader.read())
+            from sandbox_rl.rewards.scoring import judge_item
+
+            if len(items) > 1:
+                sys.addaudithook(_stop_at_evaluation)
+            for item in items:
+                if item_cpu:
+                    # By default the signal kills: the answers before this one have their verdicts.
+                    signal.setitimer(signal.ITIMER_PROF, item_cpu)
+                _write(3, json.dumps(judge_item(item), allow_nan=False).encode() + b"\n")
+        except BaseException:
+            os._exit(70)
+        os._exit(0)
+
+    def confine(self, cpu: float, memory_mb: int) -> None:
+        """Bound memory, time and system calls."""
+        with open("/proc/self/statm", encoding="ascii") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        seconds = int(cpu) + 2
+        for kind, value in (
+            (resource.RLIMIT_AS, used + (memory_mb << 20)),
+            (resource.RLIMIT_CPU, seconds),
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_FSIZE, 0),
+        ):
+            resource.setrlimit(kind, (value, value))
+        if self.filter is not None:
+            self.libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            if self.libc.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(self.filter.program), 0, 0) != 0:
+                raise OSError(ctypes.get_errno(), "the system-call filter cannot be loaded")
 
 
-def warm() -> None:
-    """Import what most scorings need, so that the first answer does not pay for it."""
-    import math_verify  # noqa: F401
+def waited_for_processor(pid: int) -> float:
+    """Seconds that a process could have run but had no processor, 0 where the kernel does not count.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    with open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
+        return int(file.read().split()[1]) / 1e9
+
+
+def _stop_at_evaluation(event: str, arguments: tuple[Any, ...]) -> None:
+    # Raised by the interpreter before the first instruction of a text that was compiled just now.
+    if event == "exec":
+        name: str = arguments[0].co_filename
+        if name.startswith("<") and not name.startswith("<frozen"):
+            os._exit(EVALUATES)
+
+
+class _FilterProgram:
+    """`struct sock_fprog` of a filter, and the memory it points to."""
+
+    class _Fields(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_void_p))
+
+    def __init__(self, steps: bytes) -> None:
+        self._memory = ctypes.create_string_buffer(steps, len(steps))
+        self.program = self._Fields(len(steps) // 8, ctypes.cast(self._memory, ctypes.c_void_p))
+
+
+def _receive(connection: socket.socket, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        if not (more := connection.recv(length - len(data))):
+            raise SystemExit(0)  # the trainer has gone
+        data += more
+    return data
+
+
+def _answer(connection: socket.socket, message: dict[str, Any]) -> None:
+    data = json.dumps(message).encode()
+    connection.sendall(CONFIG.pack(len(data)) + data)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

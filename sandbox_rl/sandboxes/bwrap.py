@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sandbox_rl.errors import ConfigError, SetupError
 
-__all__ = ["Bubblewrap", "Layout", "find_bubblewrap", "make_layout", "show_certificates"]
+__all__ = ["Bubblewrap", "Layout", "find_bubblewrap", "make_layout", "program_arguments", "show_certificates"]
 
 OLDEST = (0, 8)  # the first with --disable-userns
 SYSTEM_PLACES = ("/usr/bin/bwrap", "/bin/bwrap", "/usr/local/bin/bwrap")
@@ -150,7 +150,7 @@ def make_layout(
     if python != SYSTEM_PYTHON and prefix:
         own |= {"PYTHONHOME": PYTHON_PREFIX, "LD_LIBRARY_PATH": f"{PYTHON_PREFIX}/lib"}
     return Layout(
-        arguments=(*_namespaces(), "--dev-bind", "{root}", "/", *_proc(), "--chdir", "/"),
+        arguments=program_arguments(),
         command=tuple(command),
         command_environment=own,
         shown=tuple(shown),
@@ -160,6 +160,11 @@ def make_layout(
         python=python,
         environment={**variables, **environment},
     )
+
+
+def program_arguments() -> tuple[str, ...]:
+    """Options of `bwrap` for whatever runs in a tree that the spawner has laid out."""
+    return (*_namespaces(), "--dev-bind", "{root}", "/", *_proc(), "--chdir", "/")
 
 
 def show_certificates(read_only: Mapping[Path, str]) -> tuple[dict[str, str], dict[Path, str]]:

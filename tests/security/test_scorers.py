@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from sandbox_rl.rewards.places import PROGRAM
 from sandbox_rl.rewards.pool import ScoringPool
+from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Task
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -88,7 +90,9 @@ HEDGES = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool() -> AsyncIterator[ScoringPool]:
-    async with ScoringPool(workers=2, timeout=_BUDGET_S) as made:
+    async with ScoringPool(
+        ProgramSandboxes(PROGRAM, memory_mb=2048), workers=2, timeout=_BUDGET_S, expected=("math",)
+    ) as made:
         yield made
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from sandbox_rl.rewards.config import RewardSettings
+from sandbox_rl.rewards.places import PROGRAM
 from sandbox_rl.rewards.pool import ScoringPool
+from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Task
 
 ScoreNow = Callable[..., Reward]
@@ -22,11 +25,26 @@ def ok(text: Any) -> Answer:
     return Answer(AnswerStatus.OK, text)
 
 
+USER = "tests.unit.rewards.user_scorers"
+USERS = tuple(
+    f"{USER}:{name}" for name in ("length", "parts", "raises", "hangs", "dies", "eats", "nan", "modules")
+)
+
+
+def scoring_pool(**settings: Any) -> ScoringPool:
+    """A pool whose workers live in sandboxes, as in a run."""
+    return ScoringPool(ProgramSandboxes(PROGRAM, memory_mb=2048), **settings)
+
+
+def from_settings(settings: RewardSettings) -> ScoringPool:
+    return ScoringPool.from_settings(settings, ProgramSandboxes(PROGRAM, memory_mb=2048))
+
+
 @pytest.fixture(scope="module")
 def pool_runner() -> Iterator[tuple[ScoringPool, Callable[[Awaitable[Any]], Any]]]:
     """A running pool with two-second limits, and what runs a coroutine on its loop."""
     with asyncio.Runner() as runner:
-        pool = ScoringPool(workers=2, timeout=3.0)
+        pool = scoring_pool(workers=2, timeout=1.5, expected=("math", *USERS))
         runner.run(pool.__aenter__())
         try:
             yield pool, runner.run

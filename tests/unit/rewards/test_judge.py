@@ -15,10 +15,9 @@ import pytest
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.rewards.config import JudgeSettings, RewardSettings
 from sandbox_rl.rewards.judge import Judge
-from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.types import Reward
 
-from .conftest import make_task, ok
+from .conftest import from_settings, make_task, ok, scoring_pool
 
 Reply = Callable[[dict[str, Any], int], tuple[int, str]]
 
@@ -135,7 +134,7 @@ async def test_a_judge_that_is_down_leaves_rows_unjudged_or_labels_the_fallback(
         assert reward.value is None
         assert "not judged" in reward.detail
     judge = Judge(settings(down, retries=0, fallback="exact"))
-    async with ScoringPool(workers=1, judge=judge) as pool:
+    async with scoring_pool(workers=1, judge=judge) as pool:
         reward = await pool.score(make_task("43", "judge"), ok("43"))
         assert reward.value == 1.0
         assert reward.parts["judge_fallback"] == 1.0
@@ -153,7 +152,7 @@ MIXED = {"judge": 3.0, "exact": 1.0}
 
 async def composite(url: str, answer: str, weights: dict[str, float] = MIXED, **more: Any) -> Reward:
     reward = RewardSettings(composite=weights, judge=settings(url, **more))
-    async with ScoringPool.from_settings(reward) as pool:
+    async with from_settings(reward) as pool:
         return await pool.score(make_task("43", "unused"), ok(answer))
 
 
@@ -187,7 +186,7 @@ async def test_a_composite_without_its_judge_is_labelled_or_not_judged() -> None
         assert (await composite(url, "43", retries=0)).value is None
         asked = len(seen)
         reward = RewardSettings(composite={"judge": 1.0, "math": 1.0}, judge=settings(url, retries=0))
-        async with ScoringPool.from_settings(reward) as pool:
+        async with from_settings(reward) as pool:
             bad = make_task("", "unused")
             assert (await pool.score(bad, ok("43"))).value is None
             assert len(seen) == asked, "a row that the rules cannot judge needs no judge"
@@ -196,4 +195,4 @@ async def test_a_composite_without_its_judge_is_labelled_or_not_judged() -> None
 
 def test_a_composite_needs_the_judge_s_endpoint() -> None:
     with pytest.raises(ConfigError, match=r"'judge' has no endpoint; add reward\.judge"):
-        ScoringPool.from_settings(RewardSettings(composite=MIXED))
+        from_settings(RewardSettings(composite=MIXED))

@@ -1,0 +1,131 @@
+"""Where scoring workers run: a Protocol, and the place without isolation."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from sandbox_rl.errors import SandboxFault
+
+__all__ = ["PROGRAM", "Place", "PlainPlace", "WorkerHandle"]
+
+PROGRAM = "from sandbox_rl.rewards.worker import main\nmain()\n"
+"""The source of a worker, for a place that makes programs."""
+
+
+class WorkerHandle(Protocol):
+    """A worker that was started."""
+
+    @property
+    def socket(self) -> socket.socket:
+        """Its standing connection, non-blocking."""
+        ...
+
+    @property
+    def complaint(self) -> str:
+        """Why it ended, if anybody said so."""
+        ...
+
+    def kill(self) -> None:
+        """End it; idempotent."""
+        ...
+
+
+class Place(Protocol):
+    """Starts workers. `sandboxes.program.ProgramSandboxes` is the one with isolation."""
+
+    @property
+    def isolation(self) -> str:
+        """ "sandbox" or "none"."""
+        ...
+
+    @property
+    def filter(self) -> bytes:
+        """System-call filter that a process loads before it looks at an answer; empty for none."""
+        ...
+
+    async def open(self, show: Mapping[Path, str]) -> None:
+        """Make ready; workers will see these paths of the host besides their Python, read-only.
+
+        Raises:
+            SetupError: workers cannot be started here.
+        """
+        ...
+
+    async def start(self) -> WorkerHandle:
+        """A new worker.
+
+        Raises:
+            SandboxFault: it cannot be made.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End all workers; idempotent."""
+        ...
+
+
+class _PlainWorker:
+    def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+        self.socket = connection
+        self.complaint = ""
+        self._process = process
+
+    def kill(self) -> None:
+        self.socket.close()
+        with contextlib.suppress(OSError):
+            self._process.kill()
+        self._process.wait()
+
+
+class PlainPlace:
+    """Workers as plain processes of this user: whatever gets to run in one can do what this user can."""
+
+    isolation = "none"
+    filter = b""
+
+    def __init__(self) -> None:
+        self._path: list[str] = []
+        self._workers: list[_PlainWorker] = []
+
+    async def open(self, show: Mapping[Path, str]) -> None:
+        """Paths are found where they are."""
+        self._path = list(dict.fromkeys([*(str(path.parent) for path in show), *filter(None, sys.path)]))
+
+    async def start(self) -> _PlainWorker:
+        """A new process."""
+        return self._launch()
+
+    def _launch(self) -> _PlainWorker:
+        ours, theirs = socket.socketpair()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-B", "-c", PROGRAM, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": ":".join(self._path), "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise SandboxFault(f"a scoring process cannot be started: {error.strerror}") from error
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        worker = _PlainWorker(process, ours)
+        self._workers = [*(w for w in self._workers if w._process.poll() is None), worker]
+        return worker
+
+    async def close(self) -> None:
+        """Kill them."""
+        for worker in self._workers:
+            worker.kill()
+        self._workers = []

@@ -1,0 +1,181 @@
+"""Sandboxes for a Python program of our own, such as a scoring worker: no agent, one socket.
+
+The spawner, the namespaces, the system-call filter, the user and the control groups are those of the
+embedded backend. Inside are the interpreter's libraries, the packages that this process can import and
+what is shown besides, read-only; the program is the first process and speaks on a socket.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import sandbox_rl
+from sandbox_rl.errors import SandboxDead, SandboxFault, SetupError
+from sandbox_rl.sandboxes.base import SandboxLimits
+from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX, Bubblewrap, Layout, find_bubblewrap, program_arguments
+from sandbox_rl.sandboxes.seccomp import build_filter
+from sandbox_rl.sandboxes.seccomp_compute import build_compute_filter
+from sandbox_rl.sandboxes.spawner_client import Birth, SpawnerClient
+
+__all__ = ["Program", "ProgramSandboxes"]
+
+_OURS = "/opt/sandbox_rl"
+_SITES = "/opt/site"
+_QUIET = {
+    "LANG": "C.UTF-8",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+"""A program that forks must have no threads that a library made unasked."""
+
+
+class Program:
+    """A running program.
+
+    Attributes:
+        socket: its standing connection, non-blocking.
+    """
+
+    def __init__(self, name: str, spawner: SpawnerClient, birth: Birth, connection: socket.socket) -> None:
+        self.socket = connection
+        self._name = name
+        self._spawner = spawner
+        self._birth = birth
+
+    @property
+    def complaint(self) -> str:
+        """What its launcher said at its end, "" if nothing or while it lives."""
+        death = self._birth.death
+        return death.result() if death.done() and not death.cancelled() else ""
+
+    def kill(self) -> None:
+        """End it and everything in its sandbox; idempotent."""
+        self.socket.close()
+        self._spawner.kill(self._name)
+
+
+class ProgramSandboxes:
+    """Starts programs in sandboxes of their own.
+
+    Args:
+        source: of the program, one Python file; `sys.argv[1]` is the descriptor of its socket.
+        memory_mb: what one sandbox may hold, MiB.
+        processes: processes and threads in one sandbox.
+    """
+
+    isolation = "sandbox"
+    """How it is called in reports."""
+
+    def __init__(
+        self, source: str, *, memory_mb: int, processes: int = 64, bwrap: Path | None = None
+    ) -> None:
+        self._source = source
+        self._limits = SandboxLimits(
+            memory_mb=memory_mb, pids=processes, disk_mb=1, inodes=64, open_files=256, file_size_mb=1
+        )
+        self._bwrap = bwrap
+        self._spawner = SpawnerClient()
+        self._config: dict[str, object] = {}
+        self.filter = build_compute_filter(platform.machine())
+
+    async def open(self, show: Mapping[Path, str]) -> None:
+        """Make ready to start programs that see these paths of the host besides, read-only.
+
+        Raises:
+            SetupError: sandboxes cannot be made here; the message says what is missing.
+        """
+        layout = _layout(find_bubblewrap(self._bwrap), show)
+        self._config = asdict(layout) | {
+            "agent": self._source,
+            "seccomp": build_filter(platform.machine()).hex(),
+            "limits": asdict(self._limits),
+            "cgroups": True,
+            "owner": os.getpid(),
+        }
+        await self._spawner.start(self._config)
+
+    async def start(self) -> Program:
+        """A new program.
+
+        Raises:
+            SandboxFault: it cannot be made.
+        """
+        if not self._spawner.alive:
+            await self._spawner.stop()
+            try:
+                await self._spawner.start(self._config)
+            except SetupError as error:
+                raise SandboxFault(f"the spawner of scoring sandboxes cannot be started: {error}") from error
+        name = secrets.token_hex(8)
+        birth = self._spawner.create(name)
+        try:
+            connection = await birth.agent()
+        except SandboxDead as error:
+            words = birth.death.result() if birth.death.done() else ""
+            raise SandboxFault(f"a sandbox for scoring cannot be made: {words or error}") from error
+        except BaseException:
+            birth.close()
+            self._spawner.kill(name)
+            raise
+        return Program(name, self._spawner, birth, connection)
+
+    async def close(self) -> None:
+        """End all programs; idempotent."""
+        await self._spawner.stop()
+
+
+def _layout(bubblewrap: Bubblewrap, show: Mapping[Path, str]) -> Layout:
+    shown, links = _libraries()
+    places = [_OURS]
+    package = Path(sandbox_rl.__file__).parent
+    shown.append((str(package), f"{_OURS}/{package.name}"))
+    for number, site in enumerate(_sites()):
+        shown.append((site, f"{_SITES}/{number}"))
+        places.append(f"{_SITES}/{number}")
+    for host, inside in show.items():
+        shown.append((str(host), inside))
+    variables = _QUIET | {"PYTHONHOME": PYTHON_PREFIX, "PYTHONPATH": ":".join(places)}
+    if any(Path(sys.base_prefix).glob("lib/libpython*.so*")) and sys.base_prefix != "/usr":
+        # A shared library is looked for where it was installed, which is elsewhere on the host.
+        variables["LD_LIBRARY_PATH"] = f"{PYTHON_PREFIX}/lib"
+    return Layout(
+        arguments=program_arguments(),
+        command=("/run/agent/python", "-S", "-s", "-B", "/run/agent/agent.pyc"),
+        command_environment=variables,
+        shown=tuple(shown),
+        links=links,
+        bwrap=bubblewrap.path,
+        bwrap_directory=bubblewrap.directory,
+        python=os.path.realpath(getattr(sys, "_base_executable", sys.executable)),
+        environment={},
+    )
+
+
+def _libraries() -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """(directories to show, links): the C library, what extensions link to, and Python's own library."""
+    shown: list[tuple[str, str]] = []
+    links: dict[str, str] = {}
+    for path in ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64"):
+        if os.path.islink(path):
+            links[path] = os.readlink(path)
+        elif os.path.isdir(path):
+            shown.append((path, path))
+    for name in {"lib", sys.platlibdir}:
+        if os.path.isdir(f"{sys.base_prefix}/{name}"):
+            shown.append((f"{sys.base_prefix}/{name}", f"{PYTHON_PREFIX}/{name}"))
+    return shown, links
+
+
+def _sites() -> list[str]:
+    """Where this process finds installed packages."""
+    found = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages") and os.path.isdir(p)]
+    return list(dict.fromkeys(os.path.realpath(path) for path in found))
