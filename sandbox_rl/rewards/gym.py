@@ -6,16 +6,16 @@ data set's configuration nor its seed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from sandbox_rl.rewards.base import BadGold
+from sandbox_rl.rewards.gym_verifiers import VERIFIERS
 from sandbox_rl.rewards.text import unbox
 from sandbox_rl.types import Task
 
-__all__ = ["EVALUATING", "check_gold", "score"]
+__all__ = ["AUDITED", "check_gold", "score"]
 
 FULL = 0.999
 """What a verifier must give for a right answer. Below it they pay for format, or for text that merely
@@ -23,29 +23,105 @@ contains the answer (length ratio), which rewards hedging."""
 
 MAX_CHARS = 4096
 
-EVALUATING = frozenset(
-    {
-        "binary_matrix",
-        "countdown",
-        "intermediate_integration",
-        "n_queens",
-        "polynomial_multiplication",
-        "puzzle24",
-        "simple_integration",
-        "spiral_matrix",
-        "string_insertion",
-    }
+AUDITED = frozenset(
+    [
+        "ab",
+        "acre",
+        "advanced_geometry",
+        "aiw",
+        "arc_1d",
+        "arc_agi",
+        "base_conversion",
+        "basic_arithmetic",
+        "bf",
+        "binary_alternation",
+        "bitwise_arithmetic",
+        "boxnet",
+        "caesar_cipher",
+        "calendar_arithmetic",
+        "chain_sum",
+        "circuit_logic",
+        "codeio",
+        "color_cube_rotation",
+        "count_bits",
+        "count_primes",
+        "course_schedule",
+        "cryptarithm",
+        "decimal_arithmetic",
+        "decimal_chain_sum",
+        "dice",
+        "emoji_mystery",
+        "family_relationships",
+        "figlet_font",
+        "fraction_simplification",
+        "futoshiki",
+        "game_of_life",
+        "gcd",
+        "graph_color",
+        "group_anagrams",
+        "gsm_symbolic",
+        "isomorphic_strings",
+        "jugs",
+        "kakurasu",
+        "knight_swap",
+        "knights_knaves",
+        "largest_island",
+        "lcm",
+        "leg_counting",
+        "letter_counting",
+        "letter_jumble",
+        "list_functions",
+        "mahjong_puzzle",
+        "manipulate_matrix",
+        "maze",
+        "mini_sudoku",
+        "modulo_grid",
+        "needle_haystack",
+        "number_filtering",
+        "number_format",
+        "number_sequence",
+        "number_sorting",
+        "palindrome_generation",
+        "palindrome_partitioning",
+        "path_star",
+        "polynomial_equations",
+        "pool_matrix",
+        "power_function",
+        "prime_factorization",
+        "products",
+        "propositional_logic",
+        "quantum_lock",
+        "ransom_note",
+        "rearc",
+        "rectangle_count",
+        "rotate_matrix",
+        "rotten_oranges",
+        "rubiks_cube",
+        "rush_hour",
+        "self_reference",
+        "sentence_reordering",
+        "shortest_path",
+        "simple_equations",
+        "simple_geometry",
+        "sokoban",
+        "spell_backward",
+        "string_manipulation",
+        "string_splitting",
+        "string_synthesis",
+        "sudoku",
+        "survo",
+        "syllogism",
+        "time_intervals",
+        "tower_of_hanoi",
+        "tsumego",
+        "word_ladder",
+        "word_sequence_reversal",
+        "word_sorting",
+        "zebra_puzzles",
+    ]
 )
-"""Data sets whose verifier hands the answer to `eval` or to sympy's `parse_expr`, which is `eval`."""
-
-_WORD = re.compile(r"[A-Za-z_]\w*")
-_QUOTED = re.compile(r"'[\w .-]{0,64}'|\"[\w .-]{0,64}\"")
-_MATHS = frozenset(
-    ("sin", "cos", "tan", "exp", "log", "ln", "sqrt", "pi", "asin", "acos", "atan", "sinh", "cosh", "tanh")
-)
-_HUGE = re.compile(r"(\*\*|\^)\s*(\(|[-+]?[\w.]+\s*(\*\*|\^)|[-+]?\d{4,})|\d{100}|[eE]\d{4,}|!!|factorial")
-"""A tower of powers, a power by an expression, or by a number of four digits and more."""
-_POWER_OF_GROUP = re.compile(r"\)\s*(?:\*\*|\^)")
+"""Data sets whose own verifier neither evaluates the answer nor hands it to what does (`tests/security`
+looks at each of the installed version). Others are refused, unless `gym_verifiers` has one."""
 
 
 def check_gold(task: Task) -> None:
@@ -67,22 +143,17 @@ def score(answer: str, task: Task) -> float:
     answer = unbox(answer)
     if answer == entry["answer"]:
         return 1.0
-    if len(answer) > MAX_CHARS or (name in EVALUATING and not _harmless(answer)):
+    if len(answer) > MAX_CHARS:
         return 0.0
-    value = float(_verifier(name)(answer, dict(entry)))
+    try:
+        value = float(_verifier(name)(answer, dict(entry)))
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        if name in VERIFIERS:
+            return 0.0  # how our own say that it is no answer of theirs
+        raise error
     if task.metadata.get("partial"):
         return min(max(value, 0.0), 1.0)
     return float(value >= FULL)
-
-
-def _harmless(text: str) -> bool:
-    """Whether evaluating the text can only do quick arithmetic: no calls by name, attributes, huge powers."""
-    if _HUGE.search(text) or len(_POWER_OF_GROUP.findall(text)) > 4:
-        return False
-    if re.search(r"[A-Za-z_)\]'\"]\s*\.\s*[A-Za-z_]", text):
-        return False
-    words = _WORD.findall(_QUOTED.sub("''", text))
-    return all(len(word) == 1 or word in _MATHS for word in words)
 
 
 def _entry(task: Task) -> tuple[str, Mapping[str, Any]]:
@@ -96,8 +167,17 @@ def _entry(task: Task) -> tuple[str, Mapping[str, Any]]:
 
 @lru_cache(maxsize=128)
 def _verifier(name: str) -> Callable[[str, dict[str, Any]], float]:
+    if name in VERIFIERS:
+        return VERIFIERS[name]
     # Importing all generators takes a second: only the worker that needs one pays for it.
     import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if name in DATASETS and name not in AUDITED:
+        raise BadGold(
+            f"the verifier of {name!r} has not been looked at for evaluating answers; "
+            "use another data set or a scorer of your own"
+        )
 
     try:
         verifier: Callable[[str, dict[str, Any]], float] = reasoning_gym.get_score_answer_fn(name)

@@ -20,7 +20,7 @@ __all__ = ["judge_item", "task_item", "warm"]
 Verdict = dict[str, Any]
 
 READ_BOTH_WAYS = frozenset({"math", "exact", "numeric", "choice"})
-"""Scorers that are given an answer's other reading (`escapes.other_reading`) as well: the better one counts."""
+"""Scorers that are given an answer's other reading (`escapes.other_reading`) as well; the better counts."""
 
 _EXAMPLES = {
     "math": (
