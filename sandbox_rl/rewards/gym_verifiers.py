@@ -93,7 +93,7 @@ def _complex(answer: str, entry: Entry) -> float:
     while len(text) > 1 and text[0] == "(" and text[-1] == ")":
         text = text[1:-1]
     number = r"\d{1,30}(?:\.\d{1,30})?"
-    match = re.fullmatch(rf"([+-]?{number})?(?:([+-]?)({number})?\*?(i))?", text)
+    match = re.fullmatch(rf"([+-]?{number}(?![\d.]*\*?i))?(?:([+-]?)({number})?\*?(i))?", text)
     if not match or not text or (match[1] and match[4] and not match[2]):
         return 0.0
     real = Fraction(match[1] or 0)
