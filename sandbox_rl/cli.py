@@ -1,7 +1,7 @@
 """The command line. Thin: parses, calls `commands`, and turns exceptions into one line and an exit code.
 
-Exit codes: 0 done, 1 our failure, 2 the user's mistake, 3 done in part (also training that a failure of
-ours ended), 130 interrupted.
+Exit codes: 0 done, 1 a self-check that failed, 2 the user's mistake, 3 our failure or done in part, 130
+interrupted.
 Everything heavy is imported inside the commands, so that `--help` is quick.
 """
 
@@ -18,9 +18,11 @@ import typer
 
 from sandbox_rl import __version__, cli_data, cli_eval, cli_run, cli_sandbox
 from sandbox_rl.cli_eval import DONE_IN_PART
-from sandbox_rl.errors import InfraFault, SandboxRLError, UserError
+from sandbox_rl.environment_errors import environment_error
+from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, UserError
 
 if TYPE_CHECKING:
+    from sandbox_rl.commands.display import Display
     from sandbox_rl.config.recipe import Recipe
 
 __all__ = ["app", "main"]
@@ -81,24 +83,21 @@ def train(
     The same under `accelerate launch`: python -m sandbox_rl.train RECIPE [KEY=VALUE]...
     """
     loaded, base_dir = _load(recipe, overrides)
-    from sandbox_rl.terminal import Terminal
-
-    terminal = Terminal()
+    first = os.environ.get("RANK", "0") == "0"  # of the processes of a launcher one draws
+    terminal = _display(first)
     if dry_run:
         from sandbox_rl.commands.check import check
         from sandbox_rl.config.recipe import resolved
 
         check(loaded, base_dir=base_dir, display=terminal)
-        typer.echo(resolved(loaded), nl=False)
+        if first:
+            typer.echo(resolved(loaded), nl=False)
         return
     from sandbox_rl.commands.report import show_training
     from sandbox_rl.commands.train import train as run
 
-    try:
-        result = run(loaded, base_dir=base_dir, resume=resume, display=terminal)
-    except InfraFault as error:
-        _end(error, DONE_IN_PART)  # what was trained before is in the last checkpoint
-    if os.environ.get("RANK", "0") == "0":  # the other processes of a launcher measured the same
+    result = run(loaded, base_dir=base_dir, resume=resume, display=terminal)
+    if first:  # the others measured the same
         show_training(result, terminal)
     if result.interrupted:
         raise typer.Exit(DONE_IN_PART)
@@ -145,6 +144,13 @@ def export(
     typer.echo(str(path))
 
 
+def _display(first: bool) -> Display:
+    from sandbox_rl.commands.display import Silent
+    from sandbox_rl.terminal import Terminal
+
+    return Terminal() if first else Silent()
+
+
 def _load(path: Path, overrides: list[str] | None) -> tuple[Recipe, Path]:
     from sandbox_rl.config.load import load_recipe
 
@@ -161,7 +167,13 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         _end(error, 2)
     except (InfraFault, SandboxRLError) as error:
-        _end(error, 1)
+        _end(error, DONE_IN_PART)
+    except Exception as error:
+        said = environment_error(error)
+        if said is not None:
+            _end(SetupError(said), 2, error)
+        defect = f"{type(error).__name__}: {error}"
+        _end(SandboxRLError(f"{defect} (a defect of ours; {DEBUG_VARIABLE}=1 shows where)"), 3, error)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED and not isinstance(leaving, cli_run.Interrupted):
             # Typer's own answer to Ctrl-C says nothing.
@@ -169,9 +181,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise
 
 
-def _end(error: SandboxRLError, code: int) -> NoReturn:
+def _end(error: SandboxRLError, code: int, cause: Exception | None = None) -> NoReturn:
     if os.environ.get(DEBUG_VARIABLE):
-        raise error
+        raise error from cause
     if not error.said_elsewhere:
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
     sys.exit(code)

@@ -87,6 +87,8 @@ def run(
 
     if question is None and not interactive:
         raise ConfigError("QUESTION is missing; write it behind `run`, or add --interactive to type it")
+    if question is not None and not question.strip():
+        raise ConfigError("QUESTION is empty, expected some words; write them behind `run`")
     settings = _settings(recipe, list(overrides or ()), model if base_url is None else None, network)
     if base_url is not None and model is None:
         raise ConfigError("--model is missing, expected the name under which the endpoint knows the model")
@@ -149,7 +151,7 @@ def _report(done: Assisted, view: TerminalView) -> None:
 
 def _leave(done: Assisted, interactive: bool, view: TerminalView) -> None:
     """The exit code says how it ended."""
-    from sandbox_rl.types import StopReason
+    from sandbox_rl.types import AnswerStatus, StopReason
 
     trajectory = done.conversation.trajectory
     if done.conversation.interrupted:
@@ -157,7 +159,10 @@ def _leave(done: Assisted, interactive: bool, view: TerminalView) -> None:
         raise Interrupted
     if trajectory.stop is StopReason.INFRA_FAULT:
         raise InfraFault(trajectory.fault)
-    if not interactive and (trajectory.stop is not StopReason.SUBMITTED or not trajectory.answer.text):
-        if not trajectory.answer.text:
-            view.say(f"There is no answer: answer.txt is {trajectory.answer.status.value}.", "yellow")
+    empty = not trajectory.answer.text.strip()
+    if not interactive and (trajectory.stop is not StopReason.SUBMITTED or empty):
+        if empty:
+            status = trajectory.answer.status
+            what = "empty" if status is AnswerStatus.OK else status.value
+            view.say(f"There is no answer: answer.txt is {what}.", "yellow")
         raise typer.Exit(DONE_IN_PART)

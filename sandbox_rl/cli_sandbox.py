@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -59,7 +60,10 @@ def _settings(backend: str, overrides: list[str] | tuple[()]) -> Any:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise ConfigError(f"argument {text!r}: expected KEY=VALUE, such as image=mine:1")
-        values[key] = yaml.safe_load(value)
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"argument {text!r}: {value!r} is not a YAML value; quote it") from error
     try:
         return TypeAdapter(SandboxSettings).validate_python(values)
     except ValidationError as error:
@@ -133,6 +137,11 @@ DigestOption = Annotated[
 ]
 
 
+def _check_digest_form(digest: str) -> None:
+    if digest and not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise ConfigError(f"--digest: {digest!r}, expected sha256: and 64 hexadecimal digits")
+
+
 @image.command("build")
 def build(
     directory: Annotated[Path, typer.Argument(help="Directory with a Dockerfile.")] = Path("configs/sandbox"),
@@ -145,11 +154,10 @@ def build(
     tls: TlsOption = None,
 ) -> None:
     """Build the image and print its id, which `sandbox.digest` can pin."""
-    import re
-
     from sandbox_rl.sandboxes.docker_engine import DockerEngine
     from sandbox_rl.sandboxes.docker_image import check_digest
 
+    _check_digest_form(digest)
     dockerfile = directory / "Dockerfile"
     if not dockerfile.is_file():
         raise ConfigError(
@@ -176,6 +184,7 @@ def load(
     from sandbox_rl.sandboxes.docker_engine import DockerEngine
     from sandbox_rl.sandboxes.docker_image import check_digest
 
+    _check_digest_form(digest)
     if not archive.is_file():
         raise ConfigError(f"{archive}: no such file; expected an archive written by `docker save`")
     with closing(DockerEngine(host, tls)) as engine:

@@ -69,7 +69,7 @@ def new_directory(target: Path, what: str) -> Iterator[Path]:
         ConfigError: as `check_new`, or `target` came into being meanwhile.
     """
     check_new(target, what)
-    with _beside(target) as partial:
+    with _beside(target, what) as partial:
         yield partial
         _plain_rights(partial)
         check_new(target, what)
@@ -86,7 +86,7 @@ def new_files(directory: Path, names: Iterable[str], what: str) -> Iterator[Path
     names = tuple(names)
     for name in names:
         check_new(directory / name, what)
-    with _beside(directory / names[0]) as partial:
+    with _beside(directory / names[0], what) as partial:
         yield partial
         _plain_rights(partial)
         placed: list[Path] = []
@@ -125,7 +125,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
+def _beside(target: Path, what: str) -> Iterator[Path]:
     """A hidden directory beside `target`; it and the parents made for it go if the block fails."""
     made: list[Path] = []
     parent = target.parent.absolute()
@@ -133,8 +133,13 @@ def _beside(target: Path) -> Iterator[Path]:
         made.append(parent)
         parent = parent.parent
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise ConfigError(
+                f"{what}: nothing can be made in {target.parent} ({error.strerror}); name another directory"
+            ) from error
         try:
             yield partial
         finally:

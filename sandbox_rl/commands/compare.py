@@ -41,6 +41,11 @@ def load_results(run: Path) -> Results:
         ConfigError: there are none.
     """
     path = run / "results.json" if run.is_dir() else run
+    if (path.parent / "recipe.yaml").is_file() and not (path.parent / "evaluation.json").is_file():
+        raise ConfigError(
+            f"{run}: is a training run, expected what `sandbox-rl eval` wrote; evaluate its export "
+            f"(sandbox-rl eval RECIPE --model {path.parent / 'export'}) and compare that"
+        )
     try:
         return Results.from_json(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sandbox_rl.commands.labels import data_labels, result_lines
 from sandbox_rl.commands.parts import build_chat
@@ -37,6 +38,8 @@ def export(
         ModelError: the Hub refuses the upload.
     """
     check_new(output, "OUTPUT")
+    if push_to_hub is not None:
+        check_repository(push_to_hub)
     recipe_path = run_dir / "recipe.yaml"
     if not recipe_path.is_file():
         raise ConfigError(
@@ -70,6 +73,34 @@ def export(
     return path
 
 
+def check_repository(repository: str) -> None:
+    """Whether a model can be pushed there without replacing anything.
+
+    Raises:
+        ConfigError: no Hub id, or the repository holds files already.
+        ModelError: the Hub is out of reach.
+    """
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ConfigError(f"--push-to-hub: {repository!r}, expected OWNER/NAME ({error})") from error
+    try:
+        files = HfApi().list_repo_files(repository)
+    except RepositoryNotFoundError:
+        return
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"--push-to-hub {repository!r}: the Hub cannot be reached ({first}); check the connection, or "
+            "leave --push-to-hub away"
+        ) from error
+    if set(files) - {".gitattributes"}:
+        raise ConfigError(
+            f"--push-to-hub {repository!r}: the repository holds {len(files)} files already, expected a new "
+            "or empty one; nothing is ever overwritten: choose another id"
+        )
+
+
 def upload(path: Path, repository: str) -> None:
     """Create the Hub repository if it is missing and upload the directory.
 
@@ -78,7 +109,7 @@ def upload(path: Path, repository: str) -> None:
     """
     api = HfApi()
     try:
-        api.create_repo(repository, exist_ok=True)
+        api.create_repo(repository, exist_ok=True)  # empty, if it is there: `check_repository`
         api.upload_folder(repo_id=repository, folder_path=path)
     except (HfHubHTTPError, OSError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.tasks.config import TableSource
@@ -11,9 +12,9 @@ __all__ = ["data_labels", "result_lines"]
 
 
 def data_labels(recipe: Recipe) -> list[str]:
-    """What the data sources are called."""
+    """What the data sources are called; of a file its name, not where it lies."""
     return [
-        source.name or (source.path if isinstance(source, TableSource) else source.dataset)
+        source.name or (Path(source.path).name if isinstance(source, TableSource) else source.dataset)
         for source in recipe.data.sources
     ]
 

@@ -43,7 +43,14 @@ class RunDirectory:
             try:
                 path.mkdir(parents=True)
             except FileExistsError:
+                if not path.parent.is_dir():
+                    raise
                 number += 1
+            except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+                raise ConfigError(
+                    f"output_dir: {str(output_dir)!r}, but {path} cannot be made ({error.strerror}); name "
+                    "another directory"
+                ) from error
             else:
                 return cls(path)
 

@@ -65,6 +65,8 @@ def train(
     state = PartialState()
     display = display if display is not None and state.is_main_process else Silent()
     check_output_dir(Path(recipe.output_dir))
+    if resume:
+        RunDirectory.latest(Path(recipe.output_dir), recipe.name)  # before a warm-up takes minutes
     train_tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
     check_curriculum(recipe, train_tasks)
     check_quantization(recipe.model)

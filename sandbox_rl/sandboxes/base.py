@@ -34,6 +34,10 @@ ANSWER_FILE = "/testbed/answer.txt"
 """What is read and scored after the episode."""
 
 
+LEAST_MEMORY_MB = 16
+"""With less no shell answers, which looks like a broken machine."""
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
     """What one sandbox may use. Sizes in MiB, output sizes in bytes per stream."""
@@ -52,6 +56,11 @@ class SandboxLimits:
             value = getattr(self, name)
             if value <= 0:
                 raise ValueError(f"limit {name}: {value}, expected a number above 0")
+        if self.memory_mb < LEAST_MEMORY_MB:
+            raise ValueError(
+                f"limit memory_mb: {self.memory_mb}, expected at least {LEAST_MEMORY_MB}: a shell and Python "
+                "need as much"
+            )
 
 
 @dataclass(frozen=True, slots=True)

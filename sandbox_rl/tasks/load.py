@@ -114,8 +114,8 @@ def load_tasks(settings: DataSettings, *, split: Split, base_dir: Path) -> TaskS
         picks = picks[:limit]
     if not picks and (split == "train" or any(_expects_held_out(settings))):
         raise DataError(
-            f"data: the {split} split is empty ({report.summary()}); give more rows or another 'held_out' "
-            f"(now {settings.held_out:g})"
+            f"data: the {split} split of {_named(settings)} is empty ({report.summary()}); give more rows or "
+            f"another 'held_out' (now {settings.held_out:g})"
         )
     return TaskSet(sources, picks, report)
 
@@ -204,3 +204,9 @@ def _mix(chosen: Sequence[array[int]], weights: Sequence[float], *, stop: bool) 
         elif stop:
             break
     return picks
+
+
+def _named(settings: DataSettings) -> str:
+    """The sources as the recipe names them."""
+    paths = (getattr(source, "path", None) or getattr(source, "dataset", "") for source in settings.sources)
+    return ", ".join(map(str, paths))[:200]

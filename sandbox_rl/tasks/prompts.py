@@ -49,6 +49,12 @@ def load_prompt_set(domain: str, dirs: Sequence[Path] = ()) -> PromptSet:
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", domain):
         raise ConfigError(f"domain {domain!r} cannot name a prompt set; use letters, digits, '_' and '-'")
+    missing = [folder for folder in dirs if not folder.is_dir()]
+    if missing:
+        raise ConfigError(
+            f"prompts: {missing[0]} is no directory, expected one with prompt sets such as {domain}.yaml; "
+            "mend the path, or leave it out"
+        )
     folders = (*dirs, *_own_folders())
     for folder in folders:
         path = folder / f"{domain}.yaml"

@@ -14,6 +14,7 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.estimator import Estimator
 from sandbox_rl.training.fields import checked_fields
 from sandbox_rl.training.grpo import OURS, check_optimizer, check_untruncated
+from sandbox_rl.training.ranges import check_numbers, check_trackers
 from sandbox_rl.training.samples import Advantage
 
 __all__ = ["advantage_of", "async_config"]
@@ -105,6 +106,8 @@ def async_config(
         "ddp_timeout": 7200,
     }
     known = set(inspect.signature(AsyncGRPOConfig.__init__).parameters) - {"self"}
+    check_numbers(block)
+    check_trackers(report_to)
     args = checked_fields(AsyncGRPOConfig, "grpo", defaults | dict(block), known)
     check_untruncated(args)
     check_optimizer(args)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from torch.distributed.tensor import DTensor
@@ -89,6 +91,27 @@ def export_model(
     return directory
 
 
+def _is_local(path: str) -> bool:
+    return os.path.isabs(path) or path.startswith((".", "~")) or Path(path).exists()
+
+
+def _without_local_paths(recipe: str) -> str:
+    """The recipe with absolute paths cut to their last part: a card is read by everybody."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shown(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [shown(inner) for inner in value]
+        return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+
+    try:
+        values = yaml.safe_load(recipe)
+    except yaml.YAMLError:
+        return recipe
+    return yaml.safe_dump(shown(values), sort_keys=False, allow_unicode=True) if values else recipe
+
+
 def _quantized(model: Any) -> bool:
     return getattr(model, "quantization_method", None) is not None
 
@@ -106,11 +129,12 @@ def _skeleton(model: Any) -> Any:
 def _card(
     *, recipe: str, base_model: str, datasets: list[str], results: Mapping[str, Any], licence: str
 ) -> ModelCard:
+    start = Path(base_model).name if _is_local(base_model) else base_model
     data = ModelCardData(
         library_name="transformers",
         license=licence,
         tags=["reinforcement-learning", "grpo", "sandbox_rl"],
-        base_model=base_model if "/" in base_model and not Path(base_model).exists() else None,
+        base_model=base_model if "/" in base_model and not _is_local(base_model) else None,
     )
     rows = "\n".join(f"| {name} | {value} |" for name, value in results.items())
     body = f"""---
@@ -123,7 +147,7 @@ Trained with sandbox_rl {sandbox_rl.__version__} by reinforcement learning: the 
 task in a code sandbox with the tools `execute_bash`, `str_replace_editor` and `submit`, and the answer
 file is rewarded.
 
-- Starting point: `{base_model}`
+- Starting point: `{start}`
 - Data: {", ".join(f"`{name}`" for name in datasets)}
 - Licence: {licence} (check that of the starting point and of the data)
 
@@ -136,7 +160,7 @@ file is rewarded.
 ## Recipe
 
 ```yaml
-{recipe.rstrip()}
+{_without_local_paths(recipe).rstrip()}
 ```
 """
     return ModelCard(body, ignore_metadata_errors=False)

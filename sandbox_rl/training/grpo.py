@@ -16,6 +16,7 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.estimator import Estimator, estimator_fields
 from sandbox_rl.training.fields import checked_fields
 from sandbox_rl.training.generations import Generations
+from sandbox_rl.training.ranges import check_numbers, check_trackers
 
 __all__ = ["OURS", "check_optimizer", "check_untruncated", "grpo_config", "sampling_of"]
 
@@ -78,6 +79,8 @@ def grpo_config(
     known = set(inspect.signature(GRPOConfig.__init__).parameters) - {"self"}
     fields = defaults | dict(estimator_fields(estimator)) | dict(block)
     _check_groups(fields)
+    check_numbers(block)
+    check_trackers(report_to)
     args = checked_fields(GRPOConfig, "grpo", fields, known)
     _check(args)
     return args

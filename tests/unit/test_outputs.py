@@ -201,3 +201,54 @@ def test_a_page_of_comparisons_never_replaces_a_file(tmp_path):
     with pytest.raises(ConfigError, match=r"--output: .*page\.md exists already"):
         compare([tmp_path / "a", tmp_path / "b"], output=page)
     assert page.read_text() == "theirs"
+
+
+def test_an_export_onto_a_full_disk_is_one_line_and_leaves_nothing(tiny_disk):
+    from sandbox_rl.chat.turn_ends import TurnEnds
+    from sandbox_rl.environment_errors import environment_error
+    from sandbox_rl.training.export import export_model
+    from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(Exception, match="No space") as raised:
+        export_model(
+            tiny_model(tokenizer),
+            tokenizer,
+            tiny_disk / "model",
+            ends=TurnEnds.of(2, ()),
+            recipe="name: r\n",
+            base_model="tiny",
+            datasets=[],
+            results={},
+        )
+    assert "no space is left" in (environment_error(raised.value) or "")
+    assert tree(tiny_disk) == {}
+
+
+def test_an_exported_model_has_the_users_rights_and_no_local_paths(tmp_path):
+    from sandbox_rl.chat.turn_ends import TurnEnds
+    from sandbox_rl.training.export import export_model
+    from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    recipe = "name: r\nmodel: {path: /home/me/models/base}\nprompts: [/home/me/prompts]\n"
+    before = os.umask(0o022)
+    try:
+        path = export_model(
+            tiny_model(tokenizer),
+            tokenizer,
+            tmp_path / "model",
+            ends=TurnEnds.of(2, ()),
+            recipe=recipe,
+            base_model="/home/me/models/base",
+            datasets=["rows.jsonl"],
+            results={},
+        )
+    finally:
+        os.umask(before)
+    assert {
+        p.name: oct(p.stat().st_mode & 0o777) for p in path.iterdir() if p.stat().st_mode & 0o777 != 0o644
+    } == {}
+    card = (path / "README.md").read_text()
+    assert "/home/me" not in card
+    assert "path: base" in card

@@ -81,7 +81,7 @@ def build_data(settings: BuildSettings, *, base_dir: Path) -> BuildReport:
             report = builder.write(outputs)
         if not report.train + report.held_out:
             first = f"; the first: {report.dropped[0]}" if report.dropped else ""
-            raise DataError(f"build-data: none of {report.rows} rows is usable{first}")
+            raise DataError(f"build-data: none of {report.rows} rows of {rows.name} is usable{first}")
         (partial / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     return report
 

@@ -111,7 +111,7 @@ def test_a_recipe_that_cannot_run_is_refused(tmp_path, overrides, expected, dry)
         ("nowhere/to-be-found", "model.path: 'nowhere/to-be-found' cannot be loaded"),
         ("no_template", "no chat template"),
         ("no_eos", "no EOS token"),
-        ("short", "expected fewer than the 16 that the model takes"),
+        ("short", "of the 16 that the model takes, expected at least"),
     ],
 )
 def test_a_model_that_cannot_be_trained_is_refused(tmp_path, models, model, expected):
