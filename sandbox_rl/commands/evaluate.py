@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,7 @@ def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome
     for part, why in subject.skipped.items():
         display.say(f"Left out: {part} ({why})")
     journal = output / "episodes.jsonl"
+    new_parent = not output.parent.exists()
     if stored is None:
         output.mkdir(parents=True)
         write_atomically(output / "evaluation.json", json.dumps(identity, indent=1) + "\n")
@@ -128,6 +129,9 @@ def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome
         results = results_of_journal(plan, journal)
         if stored is None and not (journal.exists() and journal.stat().st_size):
             shutil.rmtree(output)  # it is ours and holds nothing: the next try may have the name
+            if new_parent:
+                with suppress(OSError):  # somebody else uses it by now
+                    output.parent.rmdir()
         if isinstance(error, UserError) or not any(mode.episodes for mode in results.modes.values()):
             raise
         fault = str(error)

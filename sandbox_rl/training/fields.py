@@ -29,7 +29,11 @@ def checked_fields(cls: Any, block: str, fields: Mapping[str, Any], known: Colle
     try:
         return cls(**fields)
     except (ValueError, TypeError, NotImplementedError) as error:
-        named = [name for name, value in fields.items() if isinstance(value, str) and value in str(error)]
+        named = [
+            name
+            for name, value in fields.items()
+            if isinstance(value, str) and str(error).startswith(f"{value} is")
+        ]
         where = f"{block}.{named[0]}: {fields[named[0]]!r}, but" if named else f"{block}:"
         raise ConfigError(f"{where} {cls.__name__} refuses these values: {error}") from error
 

@@ -22,7 +22,7 @@ _AT_LEAST = {
     "gradient_accumulation_steps": 1,
     "steps_per_generation": 1,
     "num_iterations": 1,
-    "num_generations": 2,
+    "num_generations": 0,
     "generation_batch_size": 1,
     "save_total_limit": 2,
     "learning_rate": 0.0,
@@ -36,7 +36,7 @@ _AT_LEAST = {
     "token_budget": 1,
     "max_staleness": 0,
 }
-_ABOVE = {"save_steps": 0, "logging_steps": 0, "num_train_epochs": 0, "temperature": 0}
+_ABOVE = {"save_steps": 0, "logging_steps": 0, "num_train_epochs": 0}
 _BELOW_ONE = ("warmup_ratio", "adam_beta1", "adam_beta2")
 
 

@@ -302,7 +302,7 @@ def test_hub_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest
 
 def test_empty_split_is_told(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", [{"prompt": "q", "answer": "x"}])
-    with pytest.raises(DataError, match="train split is empty"):
+    with pytest.raises(DataError, match=r"train split of a\.jsonl is empty"):
         load(tmp_path, table("a.jsonl"), held_out=1.0)
 
 
