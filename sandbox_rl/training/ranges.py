@@ -22,7 +22,7 @@ _AT_LEAST = {
     "gradient_accumulation_steps": 1,
     "steps_per_generation": 1,
     "num_iterations": 1,
-    "num_generations": 0,
+    "num_generations": 2,
     "generation_batch_size": 1,
     "save_total_limit": 2,
     "learning_rate": 0.0,

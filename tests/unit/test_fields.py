@@ -60,7 +60,7 @@ def test_any_field_of_trl_is_taken(tmp_path, field, value):
         ({"seed": 1}, "'grpo.seed' = 1 belongs elsewhere: set seed"),
         ({"use_vllm": True}, "belongs elsewhere"),
         ({"per_device_train_batch_size": 6}, "splits groups of num_generations=4"),
-        ({"num_generations": 1}, "at least 2 generations"),
+        ({"num_generations": 1}, "grpo.num_generations: 1, expected at least 2"),
         ({"temperature": 0.0}, "cannot explore"),
         ({"top_p": 0.9}, "biases the gradient"),
         ({"top_k": 20}, "biases the gradient"),

@@ -124,7 +124,9 @@ def test_bad_rows_are_reported_and_nothing_usable_is_an_error(tmp_path: Path) ->
         ("line 3", "c"),
     ]
     assert json.loads((tmp_path / "out/report.json").read_text())["dropped_rows"] == 3
-    with pytest.raises(DataError, match=r"none of 3 rows is usable; the first: in\.jsonl line 1, a: is null"):
+    with pytest.raises(
+        DataError, match=r"none of 3 rows of in\.jsonl is usable; the first: in\.jsonl line 1, a: is null"
+    ):
         build(tmp_path, bad)
     assert not (tmp_path / "out").exists()
 
