@@ -85,9 +85,12 @@ class ExecuteBash:
         except BadArgumentsError as error:
             return bad_arguments(self.name, error)
         result = await sandbox.exec(command, timeout=timeout)
+        why = _not_entered(result)
+        if why:  # the policy has locked itself out: from / it can mend that
+            result = await sandbox.exec(command, timeout=timeout, cwd="/")
         await give_way()
         return Observation(
-            self._report(result, timeout),
+            why + self._report(result, timeout),
             tool=self.name,
             failure=_FAILURES.get(result.status),
             exit_code=result.exit_code,
@@ -109,6 +112,21 @@ class ExecuteBash:
         if error:
             lines += ["[STDERR]", error]
         return "\n".join(line for line in lines if line)
+
+
+def _not_entered(result: ExecResult) -> str:
+    """What to say where no shell could start in the working directory, "" if one did.
+
+    A command that ran has taken time, so none can have written this.
+    """
+    start = f"cannot start in {WORKING_DIR}: "
+    said = result.stderr.head.decode("utf-8", "replace")
+    if result.exit_code != 126 or result.seconds or not said.startswith(start):
+        return ""
+    return (
+        f"{WORKING_DIR} cannot be entered ({said.removeprefix(start).strip()}), so the command ran in /. "
+        f"Mend it, for example with `chmod u+rwx {WORKING_DIR}`.\n"
+    )
 
 
 def _headline(result: ExecResult, timeout: float) -> str:

@@ -19,7 +19,7 @@ _PROBLEMS = {
     FileProblem.NOT_REGULAR: "is not a regular file, or lies below one. Choose another path",
     FileProblem.IS_DIRECTORY: "is a directory. Name a file in it",
     FileProblem.TOO_LARGE: "is too large for the editor. Use execute_bash, for example `sed -n '1,100p'`",
-    FileProblem.PERMISSION: "may not be accessed. Work in /testbed",
+    FileProblem.PERMISSION: "may not be accessed. Take the rights back with `chmod u+rwx`",
     FileProblem.NO_SPACE: "cannot be written: no space is left. Delete files that you do not need",
     FileProblem.BAD_PATH: "is not a usable path. Use a plain one such as /testbed/notes.txt",
     FileProblem.BUSY: "is busy. Stop what uses it and try again",

@@ -9,7 +9,8 @@ import pytest
 
 from sandbox_rl.errors import FileProblem, SandboxDead, SandboxFault, SandboxFileError
 from sandbox_rl.sandboxes.base import ANSWER_FILE, INPUT_DIR, WORKING_DIR, Sandbox, SandboxBackend
-from sandbox_rl.types import Answer, AnswerStatus, ExecResult, ExecStatus, Stream
+from sandbox_rl.tools.toolbox import default_toolbox
+from sandbox_rl.types import Answer, AnswerStatus, ExecResult, ExecStatus, Stream, ToolCall
 
 from .conftest import LIMITS
 
@@ -27,6 +28,39 @@ async def problem_of(awaitable: object) -> FileProblem:
         await asyncio.wait_for(awaitable, 10)  # type: ignore[arg-type]
     assert caught.value.path
     return caught.value.problem
+
+
+class TestRepair:
+    """What a policy does to its working directory it can mend with its own tools; it is never our fault."""
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            f"chmod 000 {WORKING_DIR}",
+            f"chmod -R a-rwx {WORKING_DIR}; chmod 000 /tmp",
+            f"echo 1 > {ANSWER_FILE}; chmod 000 {ANSWER_FILE} {WORKING_DIR}",
+            f"mkdir {ANSWER_FILE}",
+            f"umask 777; echo 1 > {ANSWER_FILE}; mkdir {WORKING_DIR}/d",
+            f"cd /; rm -rf {WORKING_DIR}; ln -s {WORKING_DIR} {WORKING_DIR}",
+            f"cd /; mv {WORKING_DIR} /tmp/w; echo x > {WORKING_DIR}",
+            "chmod 000 /",
+        ],
+    )
+    async def test_a_policy_mends_what_it_did(self, sandbox: Sandbox, damage: str) -> None:
+        toolbox = default_toolbox()
+        mend = (
+            f"chmod -R u+rwx {WORKING_DIR} /tmp; "
+            f"[ -d {WORKING_DIR} ] || {{ rm -f {WORKING_DIR}; mkdir {WORKING_DIR}; }}; "
+            f"rm -rf {ANSWER_FILE}; echo 42 > {ANSWER_FILE}"
+        )
+        for command in (damage, "pwd", mend):
+            call = ToolCall("execute_bash", {"command": command})
+            observation = await asyncio.wait_for(toolbox.run(sandbox, call, timeout=20), 30)
+            assert observation.failure is None
+            assert observation.exit_code != 126
+        view = ToolCall("str_replace_editor", {"command": "view", "path": ANSWER_FILE})
+        assert "42" in (await toolbox.run(sandbox, view, timeout=20)).text
+        assert await sandbox.read_answer() == Answer(AnswerStatus.OK, "42\n")
 
 
 class TestExec:

@@ -101,6 +101,25 @@ async def test_a_bad_command_is_told_and_not_run(bad: object) -> None:
     assert sandbox.commands == ()
 
 
+async def test_a_command_runs_elsewhere_when_the_working_directory_cannot_be_entered() -> None:
+    locked = ExecResult(ExecStatus.OK, 126, stderr=Stream(b"cannot start in /testbed: Permission denied\n"))
+    answers = iter((locked, exec_ok(b"/\n")))
+    sandbox = RecordingSandbox(answer_exec=lambda _: next(answers))
+    observation = await TOOLBOX.run(sandbox, ToolCall("execute_bash", {"command": "pwd"}), timeout=9)
+    assert [c.arguments["cwd"] for c in sandbox.calls] == ["/testbed", "/"]
+    assert observation.text.startswith(
+        "/testbed cannot be entered (Permission denied), so the command ran in /."
+    )
+    assert "[STDOUT]\n/" in observation.text
+    # What a command prints is no such reply: it has taken time.
+    printed = ExecResult(ExecStatus.OK, 126, stderr=locked.stderr, seconds=0.001)
+    sandbox = RecordingSandbox(answer_exec=lambda _: printed)
+    assert (
+        await TOOLBOX.run(sandbox, ToolCall("execute_bash", {"command": "x"}), timeout=9)
+    ).exit_code == 126
+    assert len(sandbox.calls) == 1
+
+
 async def test_the_time_limit_is_the_smaller_one() -> None:
     sandbox = RecordingSandbox()
     toolbox = default_toolbox(exec_timeout=7)
