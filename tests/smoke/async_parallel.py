@@ -101,7 +101,8 @@ def main() -> None:
             place.mkdir()
             make_async_trainer(place, PlayedRollouts())
         torch.distributed.barrier()
-        print(f"\n{name} {rank}: {act(place, rank)}", flush=True)
+        # To a file: what two processes print into one pipe gets mixed.
+        (directory / f"{name}-{rank}.txt").write_text(act(place, rank))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ from tests.smoke.test_launch import in_two_processes
 def ran(tmp_path_factory):
     """(directory, name → what rank 0 and rank 1 said)."""
     directory = tmp_path_factory.mktemp("parallel")
-    said = {}
-    for line in in_two_processes("async_parallel", directory):
-        head, colon, rest = line.partition(": ")
-        name, _, rank = head.partition(" ")
-        if colon and rank in ("0", "1"):
-            said.setdefault(name, {})[int(rank)] = rest
+    in_two_processes("async_parallel", directory)
+    said: dict[str, dict[int, str]] = {}
+    for path in directory.glob("*.txt"):
+        name, _, rank = path.stem.partition("-")
+        said.setdefault(name, {})[int(rank)] = path.read_text()
     return directory, said
 
 
