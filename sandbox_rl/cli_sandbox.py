@@ -125,6 +125,23 @@ def _plain(value: Any) -> dict[str, Any]:
     return asdict(value)
 
 
+@app.command("python-env")
+def python_env(
+    directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
+    requirements: Annotated[
+        Path, typer.Option(metavar="FILE", help="What is in it, as pip reads it.")
+    ] = Path("configs/sandbox/requirements.txt"),
+) -> None:
+    """Make a Python environment for sandboxes that holds nothing of the trainer's.
+
+    Prints the line for the recipe. One that is there already, of the same requirements, is kept.
+    """
+    from sandbox_rl.sandboxes.python_env import make_python_env
+
+    make_python_env(directory, requirements)
+    typer.echo(f"sandbox.python_env={directory.resolve()}")
+
+
 image = typer.Typer(help="The image of the docker backend.", no_args_is_help=True)
 app.add_typer(image, name="image")
 

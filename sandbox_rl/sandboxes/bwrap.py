@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from sandbox_rl.errors import ConfigError, SetupError
 
 __all__ = ["Bubblewrap", "Layout", "find_bubblewrap", "make_layout", "program_arguments", "show_certificates"]
+
+log = logging.getLogger(__name__)
 
 OLDEST = (0, 8)  # the first with --disable-userns
 SYSTEM_PLACES = ("/usr/bin/bwrap", "/bin/bwrap", "/usr/local/bin/bwrap")
@@ -27,6 +30,7 @@ PYTHON_PREFIX = "/opt/python"
 SITE_PACKAGES = "/opt/site-packages"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 CERTIFICATES_INSIDE = "/opt/ca-certificates.crt"
+ANSWER_KEYS = ("reasoning_gym", "sandbox_rl", "instruction_following_eval", "ifbench")
 TAKEN = ("/", "/usr", "/etc", "/proc", "/dev", "/tmp", "/testbed", "/home", "/run", "/sys", PYTHON_PREFIX)
 
 
@@ -51,6 +55,7 @@ class Layout:
         bwrap: the executable, below `bwrap_directory` if that is not "".
         python: the interpreter that runs the agent.
         environment: of the policy's commands.
+        hidden: directories inside that are shown empty.
     """
 
     arguments: tuple[str, ...]
@@ -62,6 +67,7 @@ class Layout:
     bwrap_directory: str
     python: str
     environment: Mapping[str, str]
+    hidden: tuple[str, ...] = ()
 
 
 def find_bubblewrap(chosen: Path | None = None) -> Bubblewrap:
@@ -159,6 +165,7 @@ def make_layout(
         bwrap_directory=bubblewrap.directory,
         python=python,
         environment={**variables, **environment},
+        hidden=_answer_keys(shown),
     )
 
 
@@ -194,11 +201,30 @@ def _show_environment(env: Path, show: Callable[[Path | str, str], None], variab
         raise ConfigError(
             f"sandbox.python_env: {env} has no lib/python3*/site-packages; expected a virtual environment"
         )
+    if os.path.realpath(env) == os.path.realpath(sys.prefix):
+        log.warning(
+            "sandbox.python_env is this program's own environment: policies see its packages and paths "
+            "(except what makes or scores tasks); make a clean one with `sandbox-rl python-env DIRECTORY`"
+        )
     show(sites[-1].resolve(), SITE_PACKAGES)
     variables["PYTHONPATH"] = SITE_PACKAGES
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
     real = os.path.realpath(env / "bin" / "python3")
     return "" if real.startswith("/usr/") else str(Path(real).parents[1])
+
+
+def _answer_keys(shown: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """Packages below what is shown that make tasks with their gold answers, or score them, as seen inside."""
+    found = []
+    for outside, inside in shown:
+        for pattern in ("", "lib/python3*/*-packages/", "local/lib/python3*/*-packages/"):
+            for name in ANSWER_KEYS:
+                found += [
+                    f"{inside.rstrip('/')}/{path.relative_to(outside)}"
+                    for path in Path(outside).glob(f"{pattern}{name}")
+                    if path.is_dir() and not path.is_symlink()
+                ]
+    return tuple(dict.fromkeys(found))
 
 
 def _check_shown(host: Path, inside: str) -> None:

@@ -584,6 +584,9 @@ async def test_python_environment_of_the_host_can_be_used() -> None:
             )
             assert shown.splitlines()[0] == sys.version.splitlines()[0]
             assert "/opt/site-packages/numpy" in shown
+            for key in ("sandbox_rl.errors", "reasoning_gym.factory"):
+                said = await sandbox.exec(f"python3 -c 'import {key}'", timeout=60)
+                assert said.exit_code == 1, "what makes tasks is no part of what is shown"
             assert await out(sandbox, "touch /opt/site-packages/x 2>/dev/null || echo refused") == "refused\n"
 
 

@@ -54,7 +54,9 @@ class Spawner:
         keeps_place = not (self.root and has_capability(CAP_SYS_RESOURCE))  # the first to go without memory
         self.divided = enter_private_namespaces()
         bounded = bool(self.cgroups and self.cgroups.memory)
-        stage = Stage(config, config["seccomp"] if bounded else config["seccomp_uncharged"])
+        stage = Stage(
+            config, config["seccomp" if bounded or "seccomp_uncharged" not in config else "seccomp_uncharged"]
+        )
         watched = 0 if bounded else self.limits["memory_mb"]
         # The descriptor twice (to read and to write), the watchdog's MiB, the process limit, variables.
         config["command"] += [str(AGENT_FD), str(AGENT_FD), str(watched), str(self.limits["pids"])]

@@ -137,7 +137,7 @@ class Stage:
             (f"/proc/self/fd/{fd}", inside) for fd, (_, inside) in zip(held, config["shown"], strict=False)
         ]
         own = [(f"{self.root}/{name}", inside) for name, inside in (("etc", "/etc"), ("agent", "/run/agent"))]
-        self.tree = Tree(f"{self.root}/root", [*own, *shown], config["links"])
+        self.tree = Tree(f"{self.root}/root", [*own, *shown], config["links"], config["hidden"])
         for fd in held:
             os.close(fd)
         arguments = [a.format(root=self.tree.root) for a in config["arguments"]]

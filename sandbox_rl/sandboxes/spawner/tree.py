@@ -35,9 +35,12 @@ class Tree:
     Args:
         shown: (file or directory outside, its place), parents before what is inside them.
         links: place → target.
+        hidden: directories in the tree that are to be empty.
     """
 
-    def __init__(self, root: str, shown: list[tuple[str, str]], links: dict[str, str]) -> None:
+    def __init__(
+        self, root: str, shown: list[tuple[str, str]], links: dict[str, str], hidden: list[str]
+    ) -> None:
         self.root = root
         self.empty = f"{root}.empty"  # a layer needs another one below it
         os.mkdir(root)
@@ -54,6 +57,8 @@ class Tree:
             os.symlink(f"/proc/self/fd{number}", f"{root}/dev/{name}")
         os.symlink("pts/ptmx", f"{root}/dev/ptmx")
         self.locks_shared = [inside for path, inside in shown if not self.show(path, inside.lstrip("/"))]
+        for place in hidden:
+            mount(self.empty, f"{root}{place}", None, MS_BIND)
         for place, target in links.items():
             os.symlink(target, f"{root}{place}")
         self.make_read_only()
