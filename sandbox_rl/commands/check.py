@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import DataError, SetupError
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm_launch import check_socket_room, interpreter
+from sandbox_rl.rewards.golds import GoldReport, check_golds
+from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.duration import (
@@ -48,10 +49,7 @@ from sandbox_rl.training.models import (
 )
 from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_tokenizer
 
-__all__ = ["GOLD_SAMPLE", "check", "check_curriculum", "check_gold", "check_prompts"]
-
-GOLD_SAMPLE = 256
-"""How many gold answers are scored against themselves before training."""
+__all__ = ["check", "check_curriculum", "check_gold", "check_prompts"]
 
 LONGEST = 64
 """How many of the longest problem statements are rendered and counted."""
@@ -187,22 +185,26 @@ async def _try_sandbox(recipe: Recipe, tasks: TaskSet, display: Display) -> None
             )
         lacks = "; ".join(backend.info.lacks) or "nothing"
         display.say(f"ok  sandbox: {backend.info.backend}, {backend.info.tier}; lacks {lacks}")
-        check_gold(await scoring.check_gold(tasks[:GOLD_SAMPLE]))
-        display.say(f"ok  reward: the gold answers of {min(GOLD_SAMPLE, len(tasks))} tasks can be scored")
+        golds = await check_gold(recipe, tasks, scoring)
+        display.say(f"ok  reward: the gold answers of {golds.seen} tasks can be scored")
+        if golds.as_text:
+            display.say(f"    {golds}")
 
 
-def check_gold(bad: Mapping[str, str]) -> None:
-    """Refuse gold answers that no scorer can use.
-
-    Args:
-        bad: task id → reason, as `ScoringPool.check_gold` gives it.
+async def check_gold(recipe: Recipe, tasks: TaskSet, scoring: ScoringPool) -> GoldReport:
+    """Look at the gold answer of every task.
 
     Raises:
-        DataError: there is one.
+        DataError: no scorer can use one of them. Those that are compared as text are sound.
     """
+    reward = recipe.reward
+    names = (reward.scorer,) if reward.scorer is not None else tuple(reward.composite)
+    report = await asyncio.to_thread(check_golds, tasks, names)
+    bad = {**report.bad, **await scoring.check_gold([tasks[place] for place in report.in_workers])}
     if bad:
         first, reason = next(iter(bad.items()))
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise DataError(
             f"data: the gold answer of task {first!r} cannot be scored: {reason}{more}; mend the row"
         )
+    return report

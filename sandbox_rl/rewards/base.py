@@ -15,7 +15,16 @@ from typing import Any, Protocol, cast
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.types import Task
 
-__all__ = ["BUILT_IN", "JUDGE", "BadGold", "LoadedScorer", "Scorer", "load_scorer", "reads_with"]
+__all__ = [
+    "BUILT_IN",
+    "JUDGE",
+    "BadGold",
+    "ComparedAsText",
+    "LoadedScorer",
+    "Scorer",
+    "load_scorer",
+    "reads_with",
+]
 
 JUDGE = "judge"
 """The scorer name that is answered by a model over HTTP (`rewards.judge`), not by a function."""
@@ -23,6 +32,10 @@ JUDGE = "judge"
 
 class BadGold(ValueError):
     """The task's gold answer cannot be used by its scorer; the message says why."""
+
+
+class ComparedAsText(Exception):
+    """A gold answer that its scorer does not understand and therefore compares as text; no fault."""
 
 
 class Scorer(Protocol):
@@ -41,7 +54,8 @@ class LoadedScorer:
     """A scorer with what is known of it.
 
     Args:
-        check_gold: raises `BadGold` when a task's gold is unusable; None for a user's own scorer.
+        check_gold: raises `BadGold` when a task's gold is unusable and may raise `ComparedAsText`; None for a
+            user's own scorer.
         built_in: decides whose fault a crash is (see `rewards.pool`).
         read: see `reads_with`.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from sandbox_rl.rewards.base import BadGold
+from sandbox_rl.rewards.base import BadGold, ComparedAsText
 from sandbox_rl.rewards.formulas.answers import read
 from sandbox_rl.rewards.formulas.compare import same
 from sandbox_rl.rewards.formulas.nodes import Node, is_plain
@@ -25,8 +25,17 @@ _PLAIN_KINDS = frozenset(
 
 
 def check_gold(task: Task) -> None:
-    """Raise `BadGold` unless the gold answer is text; one that is not understood is compared as text."""
+    """Look at the gold answer alone.
+
+    Raises:
+        BadGold: it is not text, or empty.
+        ComparedAsText: it is not understood as mathematics.
+    """
     _sound(task.answer)
+    try:
+        read(task.answer)
+    except (Unread, RecursionError) as error:
+        raise ComparedAsText(f"{task.answer[:80]!r}: {error}") from None
 
 
 def score(answer: str, task: Task) -> float:

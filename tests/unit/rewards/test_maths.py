@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_rl.rewards.base import BadGold
+from sandbox_rl.rewards.base import BadGold, ComparedAsText
 from sandbox_rl.rewards.maths import check_gold, equal
 
 from .conftest import make_task
@@ -101,13 +101,14 @@ UNREAD = [
     (r"\frac{", r"$\frac{$"),
     (r"\boxed{1} or \boxed{2}", r"\boxed{1}  or \boxed{2}"),
     (r"\sum_{k=1}^{n} k^2", r"\sum\limits_{k=1}^{n}k^2"),
-    ("The cat, the dog & the mouse.", "the cat, the  dog & the mouse"),
+    ("The cat # the dog @ the mouse.", "the cat #  the dog @ the mouse"),
 ]
 
 
 @pytest.mark.parametrize(("gold", "answer"), UNREAD)
 def test_a_gold_answer_that_is_not_understood_is_compared_as_text(gold: str, answer: str) -> None:
-    check_gold(make_task(gold))
+    with pytest.raises(ComparedAsText):
+        check_gold(make_task(gold))
     assert equal(answer, gold)
     assert not equal("2", gold)
 
