@@ -17,7 +17,7 @@ from sandbox_rl.rewards.formulas.tokens import Unread, bare, tokenize
 from sandbox_rl.rewards.text import fold
 from sandbox_rl.types import Task
 
-__all__ = ["check_gold", "equal", "score", "text_form", "warm"]
+__all__ = ["check_gold", "equal", "score", "text_form"]
 
 _PLAIN_KINDS = frozenset(
     {"text", "time", "ratio", "based", "set", "tuple", "list", "sym", "const", "numbers"}
@@ -63,12 +63,6 @@ def equal(answer: str, gold: str, *, question: str = "") -> bool:
     if not any(same(said, each) for each in golds):
         return False
     return not question or not _copied(answer, said, question)
-
-
-def warm() -> None:
-    """Import and build what comparisons need, which takes about a second in a new process."""
-    equal("5 km", "6 m")
-    equal("sqrt(2)", "x")
 
 
 def _sound(gold: object) -> None:
