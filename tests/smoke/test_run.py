@@ -197,7 +197,7 @@ async def test_ctrl_c_in_the_middle_of_a_command(tmp_path):
     assert (record["interrupted"], record["fault"], len(record["turns"])) == (True, "interrupted", 2)
 
 
-async def test_a_budget_or_a_missing_answer_ends_with_3_and_a_fault_with_1(tmp_path):
+async def test_a_budget_a_missing_answer_and_a_fault_end_with_3(tmp_path):
     async with FakeEndpoint(by_turn(said("I do not know."))) as endpoint:
         arguments = ("Why?", "episode.max_turns=2", "--model", "m", "--base-url", endpoint.base_url)
         async with started(*arguments, cwd=tmp_path) as process:
