@@ -35,7 +35,7 @@ def container_options(settings: DockerSettings, image: str, python: Sequence[str
         **settings.environment,
     }
     descriptors, watchdog, processes = ("0", "1"), "0", "0"  # the engine bounds memory and processes
-    nice, keeps_place = str(MOST_NICE), "0"  # the engine's root has set the place
+    nice, keeps_place = str(MOST_NICE), "1"  # an engine in a container may be unable to fix the place
     return {
         "image": image,
         "entrypoint": [*(python or (settings.python,)), "-I", "-S", "-B", "-c", LOADER],

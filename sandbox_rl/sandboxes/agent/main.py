@@ -11,7 +11,7 @@ import time
 
 from sandbox_rl.sandboxes.agent.files import FileTrouble, read_answer, read_file, trouble_of, write_file
 from sandbox_rl.sandboxes.agent.jobs import READ_SIZE, CannotStart, Job, refused
-from sandbox_rl.sandboxes.agent.memory import largest_beyond, put_back, read_some
+from sandbox_rl.sandboxes.agent.memory import largest_beyond, own_place, put_back
 from sandbox_rl.sandboxes.agent.network import hand_out_listener
 from sandbox_rl.sandboxes.agent.processes import SIGCONT, SIGKILL, SIGSTOP, kill_all, send, table
 from sandbox_rl.sandboxes.agent.trees import get_tree, list_dir, pack, put_tree, unpack
@@ -77,7 +77,7 @@ class Agent:
         self.buffer = bytearray(READ_SIZE)
         self.wakeup = wake_on_child()
         self.next_watch = 0.0
-        self.place = read_some(b"/proc/self/oom_score_adj") if keeps_place else b""
+        self.place = own_place() if keeps_place else b""
         self.watches = bool(self.memory or self.place)
 
     def serve(self) -> None:

@@ -46,6 +46,14 @@ def largest_beyond(limit: int, rows: dict[int, Row]) -> list[int]:
     return chosen
 
 
+def own_place() -> bytes:
+    """Of the agent, in the order in which the kernel ends processes without memory; b"" if it has none."""
+    try:
+        return read_some(b"/proc/self/oom_score_adj").strip()
+    except OSError:
+        return b""
+
+
 def put_back(own: bytes, rows: dict[int, Row]) -> list[int]:
     """Put processes back to being the kernel's first choice when the machine has no memory left.
 
