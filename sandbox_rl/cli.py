@@ -12,9 +12,10 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from sandbox_rl import __version__, cli_data, cli_eval, cli_run, cli_sandbox
 from sandbox_rl.cli_eval import DONE_IN_PART
@@ -65,13 +66,36 @@ def _root(
     """Train language models by reinforcement learning inside code sandboxes."""
 
 
-@app.command()
+class _Train(TyperCommand):
+    """`--resume` may stand alone: what follows names a run unless it is an option, a value or a recipe."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give every `--resume` its value."""
+        given: list[str] = []
+        rest = list(args)
+        while rest:
+            word = rest.pop(0)
+            if word == "--resume":
+                named = rest and not rest[0].startswith("-") and "=" not in rest[0]
+                named = named and not rest[0].endswith((".yaml", ".yml"))
+                word = f"--resume={rest.pop(0) if named else ''}"
+            given.append(word)
+        parsed: list[str] = super().parse_args(ctx, given)
+        return parsed
+
+
+@app.command(cls=_Train)
 def train(
     recipe: RecipePath,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last complete checkpoint of the newest run.")
-    ] = False,
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="[RUN]",
+            help="Go on from the last complete checkpoint of RUN, a directory or a name; of the newest run.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check recipe, data, model and sandbox, print the recipe, and leave."),

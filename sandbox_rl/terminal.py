@@ -28,7 +28,7 @@ class Terminal:
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[EpisodeBar]:
+    def progress(self, title: str, total: int, done: int = 0) -> Iterator[EpisodeBar]:
         """A progress bar; where there is no terminal, one line at its end."""
         columns = (
             TextColumn("{task.description:<26}"),
@@ -39,7 +39,7 @@ class Terminal:
             TimeElapsedColumn(),
         )
         with Bar(*columns, console=self._console) as bar:
-            yield EpisodeBar(bar, title, total)
+            yield EpisodeBar(bar, title, total, done)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A small table."""
@@ -54,9 +54,9 @@ class Terminal:
 class EpisodeBar:
     """Fulfils `commands.display.Progress`."""
 
-    def __init__(self, bar: Bar, title: str, total: int) -> None:
+    def __init__(self, bar: Bar, title: str, total: int, done: int = 0) -> None:
         self._bar = bar
-        self._task = bar.add_task(title, total=total or None, note="")
+        self._task = bar.add_task(title, total=total or None, completed=done, note="", before=done)
         self._mean = 0.0
         self._weight = 0.0
         self._faults = 0
@@ -87,6 +87,7 @@ class _Rate(TextColumn):
     """Episodes per second over the bar's whole life, so that pauses count."""
 
     def render(self, task: Task) -> Text:
-        if not task.elapsed or not task.completed:
+        fresh = task.completed - task.fields["before"]
+        if not task.elapsed or not fresh:
             return Text("")
-        return Text(f"{task.completed / task.elapsed:6.1f}/s")
+        return Text(f"{fresh / task.elapsed:6.1f}/s")

@@ -32,8 +32,8 @@ class Display(Protocol):
         """One line of news."""
         ...
 
-    def progress(self, title: str, total: int) -> AbstractContextManager[Progress]:
-        """A progress bar over `total` episodes."""
+    def progress(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Progress]:
+        """A progress bar over `total` episodes, `done` of them by an earlier start."""
         ...
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -58,7 +58,7 @@ class Silent:
     def say(self, text: str) -> None:
         """Nothing."""
 
-    def progress(self, title: str, total: int) -> AbstractContextManager[Progress]:
+    def progress(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Progress]:
         """A bar that nobody sees."""
         return nullcontext(_NoProgress())
 

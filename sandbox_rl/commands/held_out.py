@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -21,7 +21,11 @@ __all__ = ["HeldOut"]
 
 
 class HeldOut:
-    """Evaluates the policy as it is now on the same tasks with the same seeds each time."""
+    """Evaluates the policy as it is now on the same tasks with the same seeds each time.
+
+    Args:
+        again: step → how often it was evaluated before, by starts of the run whose records were replaced.
+    """
 
     def __init__(
         self,
@@ -34,6 +38,7 @@ class HeldOut:
         seed: int,
         state: PartialState,
         display: Display,
+        again: Callable[[int], int] = lambda step: 0,
     ) -> None:
         self._engine = engine
         self._loop = loop
@@ -43,13 +48,15 @@ class HeldOut:
         self._seed = seed
         self._state = state
         self._display = display
+        self._again = again
 
     def evaluate(self, label: str, step: int) -> Evaluation | None:
         """The evaluation over all processes, the same on each; None when it is switched off."""
         if not self._tasks:
             return None
+        again = f"-r{times}" if (times := self._again(step)) else ""
         requests = evaluation_requests(
-            self._tasks, samples=self._settings.samples, seed=self._seed, label=f"eval-{step:06d}"
+            self._tasks, samples=self._settings.samples, seed=self._seed, label=f"eval-{step:06d}{again}"
         )[self._state.process_index :: self._state.num_processes]
         with together(), self._display.progress(f"Evaluating {label}", len(requests)) as bar:
             mine = self._loop.run(

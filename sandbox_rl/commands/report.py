@@ -21,6 +21,11 @@ def show_training(result: TrainResult, display: Display) -> None:
     if result.interrupted:
         display.say(f"Stopped after step {result.steps} with a checkpoint; `--resume` goes on. {result.run}")
         return
+    if result.finished_before:
+        display.say(
+            f"{result.run} is finished, after {result.steps} updates; nothing was changed. A higher "
+            "grpo.max_steps goes on with it; without --resume a new run is started."
+        )
     shown = [(when, e) for when, e in (("before", result.before), ("after", result.after)) if e is not None]
     if shown:
         rows = [["accuracy", *(_percent(e) for _, e in shown)]]

@@ -3,9 +3,10 @@
 ::
 
     runs/<name>/
-      recipe.yaml      the resolved recipe; training from it repeats the run
+      recipe.yaml      the resolved recipe, with the changes that --resume made as comments
       machine.json     versions, devices, which sandbox runs and what it lacks
-      attempts.jsonl   when it was started and resumed, and from which step
+      history.jsonl    when it was started, resumed from which step, changed in what, and finished
+      replaced/        what was recorded of updates that were done again after a --resume
       metrics.jsonl    one line per logged step
       episodes.jsonl   every episode, whole
       results.json     held-out results

@@ -19,12 +19,13 @@ from sandbox_rl.commands.check import check_gold, check_prompts
 from sandbox_rl.commands.display import Display
 from sandbox_rl.commands.facts import machine_facts
 from sandbox_rl.commands.held_out import HeldOut
+from sandbox_rl.commands.history import History
 from sandbox_rl.commands.parts import build_chat, build_engine, build_policy
-from sandbox_rl.commands.run_dir import RunDirectory, write_atomically
+from sandbox_rl.commands.resume import Earlier, begin, sizes_of
+from sandbox_rl.commands.run_dir import RunDirectory
 from sandbox_rl.commands.served import ServedPolicy, serve
 from sandbox_rl.commands.starting_point import starting_point
-from sandbox_rl.config.recipe import Recipe, resolved
-from sandbox_rl.episode import SamplingSettings
+from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.journal import Journal
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import TransformersSettings
@@ -33,6 +34,7 @@ from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.config import ModelSettings
+from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import (
     configured_context,
@@ -52,6 +54,8 @@ class Session:
     Args:
         model_settings: the recipe's model, or the warm-up's result.
         model: loaded; None where the trainer loads it by itself.
+        earlier: what this start goes on with.
+        history: of the run, this start included.
         served: where the policy is sampled by servers.
         longest_prompt, context: in tokens.
         updates, finish: callbacks that the trainer must get.
@@ -59,7 +63,8 @@ class Session:
 
     recipe: Recipe
     base_dir: Path
-    resume: bool
+    earlier: Earlier | None
+    history: History
     state: PartialState
     display: Display
     train_tasks: TaskSet
@@ -84,9 +89,9 @@ def training_session(
     recipe: Recipe,
     *,
     base_dir: Path,
-    resume: bool,
+    earlier: Earlier | None,
     train_tasks: TaskSet,
-    sampling: SamplingSettings,
+    args: Any,
     state: PartialState,
     display: Display,
 ) -> Iterator[Session]:
@@ -130,12 +135,13 @@ def training_session(
                 model = load_model(model_settings)  # while the server starts
         if model is not None:
             end_turns_with(model, chat.ends)
-        engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=sampling)
+        engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=sampling_of(args))
         stack.enter_context(loop.entered(engine))
         golds = loop.run(check_gold(recipe, train_tasks, engine.scoring))
         if golds.as_text:
             display.say(f"gold answers: {golds}")
-        run = _run_directory(recipe, state, resume=resume)
+        history = _begin(recipe, state, earlier, train_tasks, args)
+        run = history.run
         if served is not None:
             served.keep_log(run.path / "vllm.log")
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "logs")
@@ -143,7 +149,6 @@ def training_session(
         state.wait_for_everyone()  # nobody writes before the first process has repaired the journal
         stack.enter_context(finish.installed())
         if state.is_main_process:
-            write_atomically(run.recipe, resolved(recipe))
             run.write_json("machine.json", machine_facts(engine.backend.info))
         held_out = HeldOut(
             engine,
@@ -154,11 +159,13 @@ def training_session(
             seed=recipe.seed,
             state=state,
             display=display,
+            again=history.again,
         )
         yield Session(
             recipe=recipe,
             base_dir=base_dir,
-            resume=resume,
+            earlier=earlier,
+            history=history,
             state=state,
             display=display,
             train_tasks=train_tasks,
@@ -179,13 +186,25 @@ def training_session(
         )
 
 
-def _run_directory(recipe: Recipe, state: PartialState, *, resume: bool) -> RunDirectory:
-    """The same directory on all processes; the first one makes it."""
+def _begin(
+    recipe: Recipe, state: PartialState, earlier: Earlier | None, tasks: TaskSet, args: Any
+) -> History:
+    """The run's directory and history, the same on all processes; the first one makes and writes them."""
     found: list[Any] = [None]
     with together():
         if state.is_main_process:
-            open_directory = RunDirectory.latest if resume else RunDirectory.new
-            found = [open_directory(Path(recipe.output_dir), recipe.name)]
+            run = RunDirectory.new(Path(recipe.output_dir), recipe.name) if earlier is None else earlier.run
+            found = [
+                begin(
+                    run,
+                    earlier,
+                    recipe,
+                    tasks=tasks,
+                    sizes=sizes_of(args),
+                    steps=args.max_steps,
+                    processes=state.num_processes,
+                )
+            ]
     broadcast_object_list(found)
-    run: RunDirectory = found[0]
-    return run
+    history: History = found[0]
+    return history

@@ -21,6 +21,7 @@ from sandbox_rl.commands.display import Display, Silent
 from sandbox_rl.commands.labels import data_labels, result_lines
 from sandbox_rl.commands.parts import training_arguments
 from sandbox_rl.commands.results import known_result, log_evaluation, write_results
+from sandbox_rl.commands.resume import Earlier, sizes_of
 from sandbox_rl.commands.run_dir import RunDirectory, check_output_dir
 from sandbox_rl.commands.session import Session, training_session
 from sandbox_rl.commands.suite_runs import SuiteRuns
@@ -29,9 +30,7 @@ from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.evaluation import Evaluation
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.agreement import together
-from sandbox_rl.training.checkpoints import last_complete
 from sandbox_rl.training.export import export_model, whole_weights
-from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.models import check_quantization
 
 __all__ = ["TrainResult", "train"]
@@ -47,16 +46,18 @@ class TrainResult:
     after: Evaluation | None
     steps: int
     interrupted: bool
+    finished_before: bool = False
 
 
 def train(
-    recipe: Recipe, *, base_dir: Path, resume: bool = False, display: Display | None = None
+    recipe: Recipe, *, base_dir: Path, resume: str | None = None, display: Display | None = None
 ) -> TrainResult:
     """Train the recipe's model; see `RunDirectory` for what is left behind.
 
     Args:
         base_dir: what relative paths of the recipe are relative to.
-        resume: go on from the last complete checkpoint of the newest run of that name.
+        resume: go on from the last complete checkpoint of this run: a directory, a name below the recipe's
+            output directory, or "" for the newest run of the recipe's name. A run that is finished stays so.
 
     Raises:
         UserError: something in the recipe, the data, the model or the machine.
@@ -65,24 +66,27 @@ def train(
     state = PartialState()
     display = display if display is not None and state.is_main_process else Silent()
     check_output_dir(Path(recipe.output_dir))
-    if resume:
-        RunDirectory.latest(Path(recipe.output_dir), recipe.name)  # before a warm-up takes minutes
+    earlier = None if resume is None else Earlier.of(recipe, resume)
+    if earlier is not None and (done := earlier.finished(recipe)) is not None:
+        return _as_it_was(earlier.run, done)
     train_tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
     check_curriculum(recipe, train_tasks)
     check_quantization(recipe.model)
     suite = SuiteRuns.of(recipe)
     # Wrong fields show before a warm-up takes minutes, and nothing is written before all is checked.
-    sampling = sampling_of(training_arguments(recipe, Path(recipe.output_dir)))
+    args = training_arguments(recipe, Path(recipe.output_dir))
+    if earlier is not None:
+        earlier.check(train_tasks, sizes_of(args))
     with training_session(
         recipe,
         base_dir=base_dir,
-        resume=resume,
+        earlier=earlier,
         train_tasks=train_tasks,
-        sampling=sampling,
+        args=args,
         state=state,
         display=display,
     ) as session:
-        checkpoint = last_complete(session.run.checkpoints) if resume else None
+        checkpoint = None if earlier is None else earlier.checkpoint
         make = async_trainer if recipe.mode == "async" else sync_trainer
         with make(session, checkpoint) as trainer:
             before = _train(session, trainer, checkpoint, suite)
@@ -99,7 +103,14 @@ def train(
     with together():
         if state.is_main_process:
             _export(recipe, run, trainer, tokenizer, ends, before, after, weights)
+            session.history.with_event("finished", steps)
     return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
+
+
+def _as_it_was(run: RunDirectory, steps: int) -> TrainResult:
+    before, after = known_result(run, "before"), known_result(run, "after")
+    export = run.export if run.export.is_dir() else None
+    return TrainResult(run.path, export, before, after, steps, interrupted=False, finished_before=True)
 
 
 def _train(
@@ -111,7 +122,7 @@ def _train(
         trainer.add_callback(AfterSteps(every, lambda step: _measure(session, trainer, f"after step {step}")))
     if suite is not None:
         trainer.add_callback(AfterSteps(suite.every_steps, lambda _: suite.measure(session, trainer)))
-    before = known_result(session.run, "before") if session.resume else None
+    before = known_result(session.run, "before") if session.earlier is not None else None
     if before is None and checkpoint is None:
         before = _measure(session, trainer, "before training")
         write_results(session.run, session.state, before, None)

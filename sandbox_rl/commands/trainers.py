@@ -17,7 +17,6 @@ from transformers import PrinterCallback
 from sandbox_rl.audit.alarms import Alarms
 from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.audit.run import RunAudit
-from sandbox_rl.commands.attempts import begin_attempt
 from sandbox_rl.commands.callbacks import LogMetrics, ShowSteps
 from sandbox_rl.commands.parts import async_arguments, grpo_arguments
 from sandbox_rl.commands.rollout_loop import RolloutJob, groups_at_once
@@ -70,7 +69,9 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
     rhythm = Generations.of(args)
     if args.max_steps <= 0:
         args.max_steps = rhythm.steps_for(args.num_train_epochs * len(session.train_tasks))
-    with session.display.progress("Training", _episodes(args, state.num_processes)) as bar:
+    done = 0 if checkpoint is None else _episodes(args, step_of(checkpoint), state.num_processes)
+    total = _episodes(args, args.max_steps, state.num_processes)
+    with session.display.progress("Training", total, done=done) as bar:
         tail = _tail_batches(recipe, state, checkpoint)
         make_rollouts: Any = GroupRollouts
         if tail is not None:
@@ -91,6 +92,7 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             rank=state.process_index,
             world=state.num_processes,
             shuffle=args.shuffle_dataset,
+            again=session.history.again,
             curriculum=curriculum,
             on_step=_journal(session, "train"),
             on_rollout=lambda _, rollout: bar.advance(rollout.reward.value),
@@ -138,7 +140,6 @@ def async_trainer(session: Session, checkpoint: Path | None) -> Iterator[Sandbox
     if state.is_main_process:
         if checkpoint is not None:
             progress.restore(checkpoint)
-        attempt = begin_attempt(session.run.path, step=0 if checkpoint is None else step_of(checkpoint))
         worker = RolloutProcess(
             RolloutJob(
                 recipe=recipe,
@@ -149,11 +150,12 @@ def async_trainer(session: Session, checkpoint: Path | None) -> Iterator[Sandbox
                 group_size=args.num_generations,
                 advantage=advantage_of(recipe.estimator),
                 sampling=sampling_of(args),
-                attempt=attempt,
+                attempt=session.history.starts - 1,
             )
         )
         served.on_version.append(worker.update_model_version)
-    with session.display.progress("Training", args.max_steps) as bar:
+    done = 0 if checkpoint is None else step_of(checkpoint)
+    with session.display.progress("Training", args.max_steps, done=done) as bar:
         trainer = SandboxAsyncTrainer(
             model=session.model_settings.path,
             args=args,
@@ -239,9 +241,9 @@ def _longest(session: Session) -> int:
     return min(session.context, session.longest_prompt + session.recipe.episode.max_tokens)
 
 
-def _episodes(args: Any, processes: int) -> int:
-    """Episodes that this process will roll out."""
-    episodes: int = Generations.of(args).count(args.max_steps) * args.generation_batch_size // processes
+def _episodes(args: Any, steps: int, processes: int) -> int:
+    """Episodes that this process rolls out for so many updates."""
+    episodes: int = Generations.of(args).count(steps) * args.generation_batch_size // processes
     return episodes
 
 

@@ -50,6 +50,7 @@ class GroupRollouts:
         shuffle: whether each pass over the tasks has an order of its own.
         curriculum: draws the tasks in the trainer's place and refills groups that teach nothing.
         on_step: called with the step and all its rollouts, replaced ones too, once they are all there.
+        again: step → how often it was sampled before; part of the episodes' ids.
         audit: is told what was sampled before the trainer gets it.
     """
 
@@ -69,7 +70,9 @@ class GroupRollouts:
         on_step: Callable[[int, Sequence[Rollout]], None] | None = None,
         on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
         audit: SampleAudit | None = None,
+        again: Callable[[int], int] = lambda step: 0,
     ) -> None:
+        self._again = again
         self._audit = audit
         self._engine = engine
         self._loop = loop
@@ -153,6 +156,7 @@ class GroupRollouts:
             within=number - rhythm.first_of(step),
             first=(number * self._world + self._rank) * local,
             size=trainer.num_generations,
+            again=self._again(step),
         )
 
     def _task_of(self, group: int) -> str:
@@ -195,6 +199,7 @@ class Generation:
         number: in the run; step: updates before it; within: number among those that begin after these.
         first: number, in the run, of the first group of this process.
         size: of a group.
+        again: how often it was sampled before, by starts of the run whose records were replaced.
     """
 
     number: int
@@ -202,7 +207,9 @@ class Generation:
     within: int
     first: int
     size: int
+    again: int
 
     def episode_id(self, rank: int, position: int) -> str:
-        """Unique in an uninterrupted run; `position` is that of the episode among those of this rank."""
-        return f"train-{self.step:06d}.{self.within}-{rank}-{position:04d}"
+        """The name of one episode; `position` is its place among those of this rank."""
+        name = f"train-{self.step:06d}.{self.within}-{rank}-{position:04d}"
+        return f"{name}-r{self.again}" if self.again else name

@@ -205,7 +205,7 @@ def test_killed_after_step_4_and_on_two_processes_it_trains_on_the_same(tmp_path
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed.communicate()
     finish(start(path, "name=killed", "--resume"))
     assert sampled(runs / "killed") == whole
     steps = [json.loads(line) for line in (runs / "killed" / "metrics.jsonl").read_text().splitlines()]

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from sandbox_rl.commands.attempts import begin_attempt
 from sandbox_rl.errors import ModelError
 from sandbox_rl.training.async_ledger import GroupProgress
 from sandbox_rl.training.async_rows import micro_batches
@@ -183,9 +182,3 @@ def test_a_single_sample_is_shared_by_two_ranks():
     assert [row.trained for row in batch] == [4, 4]
     (batch,) = micro_batches([FinishedGroup(0, (sample(0, 0, tokens=2),))], ranks=2, token_budget=50)
     assert sorted(row.samples[0]["advantage"] for row in batch) == [0.0, 1.0]
-
-
-def test_each_start_of_a_run_has_a_number_of_its_own(tmp_path):
-    assert [begin_attempt(tmp_path, step=step) for step in (0, 4, 4)] == [0, 1, 2]
-    lines = [json.loads(line) for line in (tmp_path / "attempts.jsonl").read_text().splitlines()]
-    assert [(line["attempt"], line["step"]) for line in lines] == [(0, 0), (1, 4), (2, 4)]

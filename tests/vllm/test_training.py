@@ -197,8 +197,12 @@ def test_asynchronous_survives_a_kill(write_recipe):
     assert any(line["grad_norm"] > 0 for line in steps)
     assert all(line["ratio"] == pytest.approx(1, abs=0.2) for line in steps)
     assert max(line["off_policy/age_max"] for line in steps) <= 4
-    attempts = [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
-    assert [(a["attempt"], a["step"]) for a in attempts] == [(0, 0), (1, step_of(checkpoint))]
+    events = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["step"]) for e in events] == [
+        ("started", 0),
+        ("resumed", step_of(checkpoint)),
+        ("finished", 4),
+    ]
     ids = [r["episode_id"] for r in read_journal(run / "episodes.jsonl")]
     assert len(ids) == len(set(ids)), "an id names one episode"
     used = GroupProgress().restore(last_complete(run / "checkpoints"))

@@ -1,0 +1,132 @@
+"""What became of a run's directory: starts, changes of its recipe, its end; and records that were replaced.
+
+A run that goes on from a checkpoint does the updates after it again. What had been recorded of them moves to
+`replaced/`, so that each step stands once in the run's files and nothing is lost; episodes that are sampled
+again have their attempt in their id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sandbox_rl.commands.run_dir import RunDirectory
+
+__all__ = ["History", "set_lines_aside", "step_of_line"]
+
+FILE = "history.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The events of a run so far, in order; each has `event`, `step` (the updates it had then) and `time`."""
+
+    run: RunDirectory
+    events: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def read(cls, run: RunDirectory) -> History:
+        """Lines that a kill has torn are left out."""
+        events = []
+        if (run.path / FILE).exists():
+            for line in (run.path / FILE).read_text(encoding="utf-8").splitlines():
+                try:
+                    events.append(json.loads(line))
+                except ValueError:
+                    continue
+        return cls(run, tuple(events))
+
+    def with_event(self, event: str, step: int, **fields: Any) -> History:
+        """The history with one more event, which is on the disk then."""
+        new = {"event": event, "step": step, "time": round(time.time(), 3), **fields}
+        path = self.run.path / FILE
+        before = path.read_bytes() if path.exists() else b""
+        torn = bool(before) and not before.endswith(b"\n")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(("\n" if torn else "") + json.dumps(new) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return History(self.run, (*self.events, new))
+
+    @property
+    def starts(self) -> int:
+        """How often the run was started, resumed starts included."""
+        return sum(e["event"] in ("started", "resumed") for e in self.events)
+
+    @property
+    def finished_at(self) -> int | None:
+        """The updates that it had when it was done; None while it is not."""
+        last = next((e for e in reversed(self.events) if e["event"] != "changed"), None)
+        return int(last["step"]) if last is not None and last["event"] == "finished" else None
+
+    def started_with(self, name: str) -> Any:
+        """A field of the first start; None where that did not write it."""
+        first = next((e for e in self.events if e["event"] == "started"), {})
+        return first.get(name)
+
+    def again(self, step: int) -> int:
+        """How often what belongs to a step was sampled before."""
+        return sum(
+            e["event"] == "resumed" and e["step"] <= step <= e.get("replaced_to", -1) for e in self.events
+        )
+
+    @property
+    def changes(self) -> Iterable[str]:
+        """One line for each field of the recipe that was changed."""
+        for e in self.events:
+            if e["event"] == "changed":
+                old, new = json.dumps(e["from"]), json.dumps(e["to"])
+                yield f"changed at step {e['step']}: {e['field']}: {old} -> {new}"
+
+
+def step_of_line(line: bytes) -> tuple[str, int] | None:
+    """Phase ("" where there is none) and step of a line of ours; None for any other.
+
+    Read off its beginning, where they stand: a line can be megabytes.
+    """
+    head = line[:400].decode("utf-8", "replace")
+    step = re.search(r'"step": (\d+)', head)
+    if step is None or not line.endswith(b"\n"):
+        return None
+    phase = re.search(r'"phase": "(\w+)"', head)
+    return phase.group(1) if phase else "", int(step.group(1))
+
+
+def set_lines_aside(path: Path, replaced: Callable[[bytes], bool], aside: Path) -> int:
+    """Move the lines that are replaced from one file to another, whole or not at all.
+
+    A kill in between leaves them in both; the next call moves them again, so none is ever lost.
+
+    Returns:
+        The highest step of what was moved; -1 if nothing was.
+    """
+    if not path.exists():
+        return -1
+    highest = -1
+    kept_path, aside_path = path.with_name(f".{path.name}.kept"), path.with_name(f".{path.name}.aside")
+    try:
+        with path.open("rb") as lines, kept_path.open("wb") as kept, aside_path.open("wb") as out:
+            for line in lines:
+                if replaced(line):
+                    out.write(line)
+                    found = step_of_line(line)
+                    highest = max(highest, 0 if found is None else found[1])
+                else:
+                    kept.write(line)
+            for file in (kept, out):
+                file.flush()
+                os.fsync(file.fileno())
+        if highest >= 0:
+            aside.parent.mkdir(exist_ok=True)
+            os.replace(aside_path, aside)
+            os.replace(kept_path, path)
+    finally:
+        kept_path.unlink(missing_ok=True)
+        aside_path.unlink(missing_ok=True)
+    return highest

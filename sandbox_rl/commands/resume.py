@@ -1,0 +1,211 @@
+"""`--resume` means the same run: which one, whether it is done, and what of its recipe may be another now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from sandbox_rl.commands.history import History, set_lines_aside, step_of_line
+from sandbox_rl.commands.parts import training_arguments
+from sandbox_rl.commands.results import known_result
+from sandbox_rl.commands.run_dir import RunDirectory, write_atomically
+from sandbox_rl.config.load import load_recipe
+from sandbox_rl.config.recipe import Recipe, resolved
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.tasks.load import TaskSet
+from sandbox_rl.training.checkpoints import last_complete, step_of
+from sandbox_rl.training.generations import Generations
+
+__all__ = ["Earlier", "begin", "find_run", "sizes_of", "tasks_digest"]
+
+SETTLED = (
+    *("seed", "model", "chat", "data", "prompts", "mode", "estimator", "warmup", "curriculum"),
+    *("rollout.over_sample", "policy.type", "grpo.shuffle_dataset", "grpo.optim"),
+)
+"""Blocks and fields that a run keeps for good: another model, other tasks, another order, or a checkpoint
+that would not fit. All others may change from a checkpoint on, and are recorded."""
+
+OF_THE_DIRECTORY = ("name", "output_dir")
+"""Said by `--resume` itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A run to go on with.
+
+    Args:
+        checkpoint: the last complete one; None: it goes on from the beginning.
+        changes: field → its value so far and from now on.
+    """
+
+    run: RunDirectory
+    history: History
+    checkpoint: Path | None
+    changes: Mapping[str, tuple[Any, Any]]
+
+    @classmethod
+    def of(cls, recipe: Recipe, which: str) -> Earlier:
+        """The run that `--resume` names, held against the recipe.
+
+        Raises:
+            ConfigError: there is none, or the recipe is another in what a run keeps.
+        """
+        run = find_run(Path(recipe.output_dir), recipe.name, which)
+        changes = dict(_changes(load_recipe(run.recipe), recipe)) if run.recipe.exists() else {}
+        for field, (old, new) in changes.items():
+            if any(field == name or field.startswith(f"{name}.") for name in SETTLED):
+                raise ConfigError(
+                    f"--resume: {field} is {new!r}, but the run {run.path} has {old!r}, expected the same; "
+                    "set it back, or start a run of its own without --resume"
+                )
+        return cls(run, History.read(run), last_complete(run.checkpoints), changes)
+
+    @property
+    def step(self) -> int:
+        """Updates behind the checkpoint."""
+        return 0 if self.checkpoint is None else step_of(self.checkpoint)
+
+    def finished(self, recipe: Recipe) -> int | None:
+        """The updates of a run that is done and is not asked for more; None otherwise."""
+        done = self.history.finished_at
+        if done is None or "grpo.num_train_epochs" in self.changes:
+            return None
+        return None if training_arguments(recipe, self.run.checkpoints).max_steps > done else done
+
+    def check(self, tasks: TaskSet, sizes: Mapping[str, Any]) -> None:
+        """Whether tasks and sizes are those of the first start.
+
+        Raises:
+            ConfigError: which is not.
+        """
+        known = self.history.started_with("tasks")
+        if known is not None and known != tasks_digest(tasks):
+            raise ConfigError(
+                f"--resume: data: the training tasks are not those that the run {self.run.path} was started "
+                "with, expected the same files and options; restore them, or start a run of its own"
+            )
+        before = self.history.started_with("sizes") or sizes
+        for name, value in sizes.items():
+            if before.get(name) != value:
+                raise ConfigError(
+                    f"--resume: {name} are {value} now, but the run {self.run.path} has {before.get(name)}, "
+                    "expected the same; set grpo.per_device_train_batch_size, gradient_accumulation_steps, "
+                    "steps_per_generation, num_iterations and the number of processes so that they are"
+                )
+
+
+def find_run(output_dir: Path, name: str, which: str) -> RunDirectory:
+    """The newest run of that name, or the one that `which` names: a directory, or a name below `output_dir`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not which:
+        return RunDirectory.latest(output_dir, name)
+    for path in (Path(which), output_dir / which):
+        if path.is_dir() and any((path / file).exists() for file in ("recipe.yaml", "checkpoints")):
+            return RunDirectory(path)
+    known = sorted(p.parent.name for p in output_dir.glob("*/recipe.yaml"))
+    raise ConfigError(
+        f"--resume {which!r}: neither a run's directory nor one below {output_dir}, expected one of "
+        f"{', '.join(known) or 'none, there are no runs'}; name one, or leave the name away for the newest"
+    )
+
+
+def sizes_of(args: Any) -> dict[str, Any]:
+    """What decides which episodes a group's number and an update stand for, by name."""
+    sizes: dict[str, Any] = {"episodes per group": args.num_generations}
+    if hasattr(args, "steps_per_generation"):  # of the synchronous trainer
+        rhythm = Generations.of(args)
+        sizes["groups per generation"] = rhythm.groups
+        sizes["generations per update"] = str(Fraction(rhythm.accumulation, rhythm.every))
+    return sizes
+
+
+def tasks_digest(tasks: TaskSet) -> str:
+    """Of ids, prompts and answers in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for task in tasks:
+        digest.update(json.dumps([task.id, task.domain, task.prompt, task.answer]).encode())
+    return digest.hexdigest()
+
+
+def begin(
+    run: RunDirectory,
+    earlier: Earlier | None,
+    recipe: Recipe,
+    *,
+    tasks: TaskSet,
+    sizes: Mapping[str, Any],
+    steps: int,
+    processes: int,
+) -> History:
+    """Bring a run's records to where training begins, before anything is added; on the main process only.
+
+    Args:
+        steps: updates that the recipe asks for; not above 0 where it does not say.
+    """
+    if earlier is None:
+        history = History(run, ()).with_event(
+            "started", 0, tasks=tasks_digest(tasks), sizes=dict(sizes), processes=processes
+        )
+    else:
+        history, step = earlier.history, earlier.step
+        highest = _set_aside(earlier, mode=recipe.mode, steps=steps)
+        for field, (old, new) in earlier.changes.items():
+            history = history.with_event("changed", step, field=field, **{"from": old, "to": new})
+        history = history.with_event("resumed", step, replaced_to=highest, processes=processes)
+    notes = "".join(f"# {line}\n" for line in history.changes)
+    write_atomically(run.recipe, notes + resolved(recipe))
+    return history
+
+
+def _set_aside(earlier: Earlier, *, mode: str, steps: int) -> int:
+    """What is behind the checkpoint stays; returns the highest step of an episode that does not."""
+    run, step = earlier.run, earlier.step
+    done = earlier.history.finished_at is not None
+    # An evaluation belongs to its step; the one after training, or before it, is done again if it was cut.
+    again = not done and (0 < steps <= step or (step == 0 and known_result(run, "before") is None))
+
+    def episode(line: bytes) -> bool:
+        found = step_of_line(line)
+        if found is None:
+            return False
+        phase, at = found
+        return at > step or (at == step and (again or phase != "eval"))
+
+    def metric(line: bytes) -> bool:
+        found = step_of_line(line)
+        return found is not None and (
+            found[1] > step or (found[1] == step and again and b'"eval/' in line[:4000])
+        )
+
+    number = earlier.history.starts
+    highest = -1
+    if mode == "sync":  # else an episode is used in parts, over several updates; its id has the attempt
+        highest = set_lines_aside(run.episodes, episode, run.path / "replaced" / f"episodes-{number}.jsonl")
+    for path in (run.metrics, run.path / "alarms.jsonl"):
+        set_lines_aside(path, metric, run.path / "replaced" / f"{path.stem}-{number}.jsonl")
+    return highest
+
+
+def _changes(old: Recipe, new: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    before, after = (dict(_fields(recipe.model_dump(mode="json"))) for recipe in (old, new))
+    for field in {**before, **after}:
+        values = before.get(field), after.get(field)
+        if values[0] != values[1] and field not in OF_THE_DIRECTORY:
+            yield field, values
+
+
+def _fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves by their dotted paths; lists are leaves."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _fields(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

@@ -1,0 +1,240 @@
+"""`--resume`: the same run, its records once, and what of its recipe may change."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from sandbox_rl.commands.history import History, set_lines_aside, step_of_line
+from sandbox_rl.commands.resume import Earlier, begin, find_run, sizes_of
+from sandbox_rl.commands.run_dir import RunDirectory, set_aside
+from sandbox_rl.config.load import load_recipe
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.tasks.load import load_tasks
+from sandbox_rl.training.checkpoints import mark_complete
+from sandbox_rl.training.grpo import grpo_config
+
+SOURCE = {"type": "reasoning_gym", "dataset": "chain_sum", "size": 5, "domain": "arithmetic"}
+RECIPE = {
+    "name": "r",
+    "model": {"path": "some/model"},
+    "data": {"sources": [SOURCE]},
+    "grpo": {"max_steps": 4, "per_device_train_batch_size": 8, "num_generations": 4, "learning_rate": 1e-6},
+}
+
+
+def recipe(tmp_path, **changes):
+    raw = json.loads(json.dumps(RECIPE | {"output_dir": str(tmp_path / "runs")}))
+    for field, value in changes.items():
+        *path, last = field.split("__")
+        block = raw
+        for name in path:
+            block = block.setdefault(name, {})
+        block[last] = value
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(raw))
+    return load_recipe(tmp_path / "r.yaml")
+
+
+def sizes(loaded, tmp_path):
+    args = grpo_config(loaded.grpo, checkpoints=tmp_path, name="r", seed=0, estimator="paper", max_tokens=100)
+    return args, sizes_of(args)
+
+
+def start(tmp_path, earlier=None, *, name="r", **changes):
+    loaded = recipe(tmp_path, **changes)
+    args, found = sizes(loaded, tmp_path)
+    tasks = load_tasks(loaded.data, split="train", base_dir=tmp_path)
+    run = RunDirectory.new(tmp_path / "runs", name) if earlier is None else earlier.run
+    return begin(run, earlier, loaded, tasks=tasks, sizes=found, steps=args.max_steps, processes=1)
+
+
+def checkpoint(run, step):
+    path = run.checkpoints / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "weights").write_bytes(b"x")
+    mark_complete(path)
+
+
+def write(path, *lines):
+    with path.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def steps(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def train(step):
+    return {"phase": "train", "step": step, "episode_id": f"train-{step:06d}.0-0-0000"}
+
+
+def test_updates_that_are_done_again_stand_once_and_nothing_is_lost(tmp_path):
+    run = start(tmp_path).run
+    checkpoint(run, 2)
+    write(run.metrics, *({"step": step, "loss": 0.0} for step in (1, 2, 3)), {"step": 3, "eval/accuracy": 1})
+    write(run.episodes, {"phase": "eval", "step": 0}, *(train(step) for step in range(4)))
+    write(run.episodes, {"phase": "eval", "step": 2}, {"phase": "eval", "step": 3})
+    write(run.episodes, {"phase": "cancelled", "step": 2})
+    run.episodes.open("ab").write(b'{"phase": "train", "step": 3, "epi')  # torn by the kill
+    before = run.episodes.read_bytes(), run.metrics.read_bytes()
+
+    earlier = Earlier.of(recipe(tmp_path), "")
+    assert earlier.step == 2
+    history = start(tmp_path, earlier)
+    assert steps(run.metrics) == [1, 2]
+    kept = run.episodes.read_bytes().splitlines(keepends=True)
+    assert [step_of_line(line) for line in kept[:-1]] == [
+        ("eval", 0),
+        ("train", 0),
+        ("train", 1),
+        ("eval", 2),
+    ]
+    aside = (run.path / "replaced" / "episodes-1.jsonl").read_bytes().splitlines(keepends=True)
+    assert sorted(kept + aside) == sorted(before[0].splitlines(keepends=True))
+    assert steps(run.path / "replaced" / "metrics-1.jsonl") == [3, 3]
+    assert [history.again(step) for step in range(6)] == [0, 0, 1, 1, 0, 0]
+    assert (history.starts, history.finished_at) == (2, None)
+
+
+def test_a_kill_while_records_are_moved_loses_none(tmp_path):
+    """Between the two renames they stand in both files; the next start moves them again."""
+    path = tmp_path / "episodes.jsonl"
+    write(path, train(0), train(1))
+    (tmp_path / "replaced").mkdir()
+    write(tmp_path / "replaced" / "episodes-1.jsonl", train(1))
+    assert set_lines_aside(path, lambda line: b'"step": 1' in line, tmp_path / "replaced" / "b.jsonl") == 1
+    assert steps(path) == [0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["episodes.jsonl", "replaced"]
+
+
+def test_nothing_moves_where_nothing_is_replaced(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, {"step": 1})
+    inode = path.stat().st_ino
+    assert set_lines_aside(path, lambda line: False, tmp_path / "replaced" / "m.jsonl") == -1
+    assert path.stat().st_ino == inode
+    assert not (tmp_path / "replaced").exists()
+
+
+def test_an_evaluation_that_is_done_again_is_replaced(tmp_path):
+    """Killed in the evaluation after training: it belongs to the step of the checkpoint, and comes again."""
+    run = start(tmp_path).run
+    checkpoint(run, 4)
+    write(run.episodes, train(3), {"phase": "eval", "step": 4})
+    write(run.metrics, {"step": 4, "loss": 0.0}, {"step": 4, "eval/accuracy": 1})
+    start(tmp_path, Earlier.of(recipe(tmp_path), ""))
+    assert steps(run.episodes) == [3]
+    assert ["loss" in line for line in run.metrics.read_text().splitlines()] == [True]
+
+
+def test_what_was_changed_is_recorded_field_by_field(tmp_path):
+    run = start(tmp_path).run
+    checkpoint(run, 2)
+    changes = {"grpo__learning_rate": 5e-6, "rollout__concurrency": 7, "grpo__max_steps": 9}
+    earlier = Earlier.of(recipe(tmp_path, **changes), "")
+    history = start(tmp_path, earlier, **changes)
+    recorded = {
+        e["field"]: (e["step"], e["from"], e["to"]) for e in history.events if e["event"] == "changed"
+    }
+    assert recorded == {
+        "grpo.learning_rate": (2, 1e-6, 5e-6),
+        "rollout.concurrency": (2, 64, 7),
+        "grpo.max_steps": (2, 4, 9),
+    }
+    assert "# changed at step 2: grpo.learning_rate: 1e-06 -> 5e-06\n" in run.recipe.read_text()
+    assert load_recipe(run.recipe) == recipe(tmp_path, **changes)
+    assert not Earlier.of(recipe(tmp_path, **changes), "").changes
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", 1),
+        ("model__path", "another/model"),
+        ("model__dtype", "float32"),
+        ("model__lora", {"r": 4}),
+        ("data__held_out", 0.5),
+        ("estimator", "trl"),
+        ("curriculum__refill_rounds", 1),
+        ("rollout__over_sample", 0.5),
+        ("chat__template_options", {"enable_thinking": False}),
+        ("policy__type", "vllm"),
+        ("grpo__optim", "sgd"),
+    ],
+)
+def test_what_makes_it_another_run_is_refused_by_name(tmp_path, field, value):
+    run = start(tmp_path).run
+    before = run.recipe.read_bytes()
+    with pytest.raises(ConfigError, match=rf"--resume: {field.replace('__', '.')}"):
+        Earlier.of(recipe(tmp_path, **{field: value}), "")
+    assert run.recipe.read_bytes() == before
+
+
+def test_other_sizes_are_refused_and_the_same_ones_in_other_words_are_not(tmp_path):
+    start(tmp_path)
+    earlier = Earlier.of(recipe(tmp_path), "")
+
+    def check(**grpo):
+        loaded = recipe(tmp_path, **{f"grpo__{name}": value for name, value in grpo.items()})
+        earlier.check(load_tasks(loaded.data, split="train", base_dir=tmp_path), sizes(loaded, tmp_path)[1])
+
+    check()
+    check(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    with pytest.raises(ConfigError, match="groups per generation are 4 now, but the run .* has 2"):
+        check(per_device_train_batch_size=16)
+    with pytest.raises(ConfigError, match="episodes per group are 8 now"):
+        check(num_generations=8)
+    with pytest.raises(ConfigError, match="generations per update are 1/2 now"):
+        check(num_iterations=2)
+
+
+def test_other_tasks_are_refused(tmp_path):
+    start(tmp_path)
+    tasks = list(load_tasks(recipe(tmp_path).data, split="train", base_dir=tmp_path))
+    earlier = Earlier.of(recipe(tmp_path), "")
+    with pytest.raises(ConfigError, match="data: the training tasks are not those"):
+        earlier.check(tasks[::-1], sizes(recipe(tmp_path), tmp_path)[1])
+
+
+def test_a_finished_run_is_finished_until_it_is_asked_for_more(tmp_path):
+    history = start(tmp_path)
+    checkpoint(history.run, 4)
+    assert Earlier.of(recipe(tmp_path), "").finished(recipe(tmp_path)) is None
+    history.with_event("finished", 4)
+    for changes in ({}, {"grpo__learning_rate": 1.0}, {"grpo__max_steps": 3}):
+        asked = recipe(tmp_path, **changes)
+        assert Earlier.of(asked, "").finished(asked) == 4
+    more = recipe(tmp_path, grpo__max_steps=5)
+    assert Earlier.of(more, "").finished(more) is None
+
+
+def test_any_run_can_be_named(tmp_path, monkeypatch):
+    first, second = start(tmp_path).run, start(tmp_path).run
+    assert second.path.name == "r-2"
+    runs = tmp_path / "runs"
+    assert find_run(runs, "r", "") == second
+    assert find_run(runs, "r", "r") == first
+    assert find_run(runs, "other", str(first.path)) == first
+    with pytest.raises(ConfigError, match=r"--resume 'x': .*expected one of r, r-2"):
+        find_run(runs, "r", "x")
+
+
+def test_a_history_with_a_torn_line_goes_on(tmp_path):
+    history = start(tmp_path)
+    with (history.run.path / "history.jsonl").open("a") as file:
+        file.write('{"event": "resu')
+    read = History.read(history.run).with_event("finished", 4)
+    assert [e["event"] for e in History.read(history.run).events] == ["started", "finished"]
+    assert read.finished_at == 4
+
+
+def test_a_directory_is_set_aside_under_a_free_name(tmp_path):
+    for content in "ab":
+        (tmp_path / "suite").mkdir()
+        (tmp_path / "suite" / "results.json").write_text(content)
+        set_aside(tmp_path / "suite")
+    set_aside(tmp_path / "suite")
+    found = {p.name: (p / "results.json").read_text() for p in tmp_path.iterdir()}
+    assert found == {"suite.replaced-1": "a", "suite.replaced-2": "b"}
