@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 from sandbox_rl.rewards.base import BadGold
@@ -57,6 +58,7 @@ def _in_unit(value: Fraction, said: str, gold: str) -> list[Fraction]:
 
 def _number(text: str) -> tuple[Fraction, str] | None:
     """The one number that a text states, and how its unit is spelled."""
+    text = re.sub(r"(?<![\d.])(\d+)[eE]([-+]\d)(?!\d)", r"\1.0e\2", text)  # 5e-3: never 5·e - 3 here
     try:
         node = read(text)
     except Unread:

@@ -110,8 +110,8 @@ _OWN = {
     **dict.fromkeys(("unit", "units"), ("unit", Fraction(1))),
 }
 _TEMPERATURES = {
-    **dict.fromkeys(("°c", "celsius", "degc", "degree celsius", "degrees celsius"), "degC"),
-    **dict.fromkeys(("°f", "fahrenheit", "degf", "degree fahrenheit", "degrees fahrenheit"), "degF"),
+    **dict.fromkeys(("°c", "° c", "celsius", "degc", "degree celsius", "degrees celsius"), "degC"),
+    **dict.fromkeys(("°f", "° f", "fahrenheit", "degf", "degree fahrenheit", "degrees fahrenheit"), "degF"),
     **dict.fromkeys(("kelvin", "kelvins"), "kelvin"),
 }
 _POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}

@@ -160,7 +160,7 @@ def quantity(tokens: Sequence[Token], depth: int) -> Node:
         return Node("quantity", (Node("neg", (value,)),), tokens[1].text)
     if tokens[-1].text == "°" and any(token.text.lstrip("\\") in ANGLES for token in tokens):
         return Expression(tokens, depth).whole()  # tan 30°
-    for place in range(max(1, len(tokens) - 12), len(tokens)):
+    for place in range(max(1, len(tokens) - 24), len(tokens)):
         if not _may_begin_unit(tokens, place):
             continue
         spelled = _spelled(tokens[place:])
@@ -191,6 +191,7 @@ def _spelled(tokens: Sequence[Token]) -> str:
     for token in tokens:
         text = {"\\mu": "µ", "\\Omega": "Ω"}.get(token.text, token.text)
         joined = pieces and pieces[-1].endswith(("°", "µ", "^", "{", "^{-", "^-", "k")) and not token.spaced
+        joined = joined or (bool(pieces) and pieces[-1].strip() == "µ")
         pieces.append(text if joined or text in ("^", "{", "}") or text.isdigit() else f" {text}")
     return "".join(pieces).replace("{ - ", "{-").replace("{ -", "{-").replace("^ -", "^-").strip()
 

@@ -215,7 +215,7 @@ def _command(text: str, at: int, spaced: bool, tokens: list[Token], *, thousands
     ):
         tokens.append(Token("cmd", f"\\mathbb{match.group(1)}", spaced))
         return match.end(), False
-    if name in UPRIGHT and (match := re.compile(r"\s*\{([^{}]*)\}").match(text, end)):
+    if name in UPRIGHT and (match := re.compile(r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}").match(text, end)):
         first = len(tokens)
         _read(match.group(1), tokens, thousands=thousands, upright=True)
         if len(tokens) > first and spaced and not tokens[first].spaced:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,33 @@ def test_the_question_copied_is_not_paid(question: str, gold: str, answer: str, 
 )
 def test_arithmetic_that_was_left_to_be_done_is_not_paid(gold: str, answer: str, paid: bool) -> None:
     assert equal(answer, gold) is paid
+
+
+BOMBS = [
+    "9^{9^{9^9}}",
+    "99999999!",
+    r"\binom{2000}{1000}^{10}",
+    "1e9999",
+    "10^{1000000}",
+    r"\sin(10^{300})",
+    "e^{e^{e^e}}",
+    "(" * 400 + "1" + ")" * 400,
+    r"\sqrt{" * 150 + "2" + "}" * 150,
+    "*".join(["2^{9999}"] * 50),
+    "+".join(rf"\sin({n})" for n in range(80)),
+    r"\pm 1" * 100,
+    "n!" * 50,
+    "5" + "%" * 300,
+    "5 " + "m " * 200,
+    r"\{" * 100,
+    "1," * 300 + "1",
+]
+
+
+@pytest.mark.parametrize("gold", ["2", r"\sqrt{2}", r"e^{x}+\sin x", "5 km", "x>3", r"\{1,2,3\}"])
+def test_no_answer_costs_much(gold: str) -> None:
+    equal("5 km", "6 m")
+    for bomb in BOMBS:
+        start = time.process_time()
+        assert not equal(bomb, gold)
+        assert time.process_time() - start < 1  # some hundredths; of the processor, so load does not count

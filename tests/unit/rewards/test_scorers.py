@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +156,14 @@ def test_rouge_gives_nothing_for_stop_words_or_chance() -> None:
 )
 def test_numeric(answer: str, gold: str, metadata: dict[str, Any], expected: float) -> None:
     assert points("numeric", answer, gold, **metadata) == expected
+
+
+@pytest.mark.parametrize("table", ["unit_pairs", "unit_table"])
+def test_numbers_with_units_are_judged_right(table: str) -> None:
+    lines = (Path(__file__).parent / "data" / f"{table}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    paid = [points("numeric", row["answer"], row["gold"]) for row in rows]
+    assert [row for row, value in zip(rows, paid, strict=True) if value != row["equal"]] == []
 
 
 def test_numeric_refuses_bad_tolerance_and_gold() -> None:
