@@ -10,37 +10,17 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from statistics import fmean, median
-from typing import Any
+from itertools import pairwise
+from statistics import median
+from typing import Any, Protocol
 
 import numpy as np
 
 from sandbox_rl.audit.alarms import Alarm, AlarmName, Alarms
-from sandbox_rl.types import Rollout, StopReason
+from sandbox_rl.audit.rows import ExpectedRow, TokenClass, expected_rows, prompt_key
+from sandbox_rl.types import Rollout
 
-__all__ = ["SampleAudit", "TokenClass"]
-
-
-class TokenClass(StrEnum):
-    """What became of a token; each is a column `samples/NAME` of the metrics, as a share of what was sampled.
-
-    `observed` tokens were not sampled and are shown beside them, as a share of them.
-    """
-
-    TRAINED = "trained"
-    ZERO_ADVANTAGE = "zero_advantage"  # the group's rewards are all equal, or this one equals their mean
-    OVERLONG = "overlong"  # a budget ended the episode and the recipe masks those
-    TRUNCATED = "truncated"  # TRL's mask_truncated_completions
-    INFRA_FAULT = "infra_fault"
-    NOT_JUDGED = "not_judged"
-    REFILLED = "refilled"  # another group took this one's place
-    CUT = "cut"  # of a group that was cancelled, to be sampled again
-    STALE = "stale"
-    UNUSED = "unused"  # handed to the trainer and never in a loss: an alarm, or the run was ended
-    OBSERVED = "observed"
-
+__all__ = ["PackedSample", "SampleAudit", "TokenClass"]
 
 ZERO = 2e-3
 """Advantages below this are zero: TRL divides rounding errors of equal rewards by 1e-4."""
@@ -54,20 +34,23 @@ HISTORY = 10
 _BY_CHOICE = (TokenClass.TRAINED, TokenClass.ZERO_ADVANTAGE, TokenClass.OBSERVED)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A rollout as the loss should see it."""
-
-    episode: str
-    ids: np.ndarray[Any, np.dtype[np.int64]]
-    mask: np.ndarray[Any, np.dtype[np.bool_]]
-    sign: int
-    judged: bool
-    expected: TokenClass
+class PackedSample(Protocol):
+    """What is read of a sample of an asynchronous update."""
 
     @property
-    def tokens(self) -> int:
-        return int(self.mask.sum())
+    def group(self) -> int: ...
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def completion_mask(self) -> np.ndarray[Any, Any]: ...
+
+    @property
+    def advantage(self) -> float: ...
+
+    @property
+    def reward(self) -> float: ...
 
 
 class SampleAudit:
@@ -89,12 +72,14 @@ class SampleAudit:
         self._alarms = alarms
         self._total = total
         self._masks_truncated = masks_truncated
-        self._waiting: dict[bytes, list[_Row]] = {}
-        self._used: dict[bytes, list[_Row]] = {}
+        self._waiting: dict[bytes, list[ExpectedRow]] = {}
+        self._used: dict[bytes, list[ExpectedRow]] = {}
         self._tokens: Counter[TokenClass] = Counter()
         self._masked = deque[float](maxlen=HISTORY)
         self._quiet = 0
         self._sampled_at = -1
+        self._expected = 0
+        self._in_loss = 0
         self.steps = 0
         """Steps that were looked at."""
         self.trained_tokens = 0.0
@@ -116,7 +101,7 @@ class SampleAudit:
         self._end_generation(step)
         self._sampled_at = step
         for group in groups:
-            for row, prompt in _rows(group):
+            for row, prompt in expected_rows(group):
                 self._waiting.setdefault(prompt, []).append(row)
                 self._tokens[TokenClass.OBSERVED] += len(row.ids) - row.tokens
         for reason, rollouts in (left_out or {}).items():
@@ -141,7 +126,42 @@ class SampleAudit:
             if "tool_mask" in columns:
                 counted = counted & columns["tool_mask"][number].astype(bool)
             advantage = float(np.ravel(advantages[number])[np.abs(np.ravel(advantages[number])).argmax()])
-            self._one(_key(prompt), columns["completion_ids"][number], counted, advantage, step)
+            self._one(prompt_key(prompt), columns["completion_ids"][number], counted, advantage, step)
+
+    def packed(self, samples: Iterable[PackedSample], step: int) -> None:
+        """Take note of what an asynchronous update is composed of: whole groups, on the main process."""
+        groups: dict[int, list[PackedSample]] = {}
+        for sample in samples:
+            groups.setdefault(sample.group, []).append(sample)
+        for group in groups.values():
+            self._expected += sum(int(sample.completion_mask.sum()) for sample in group)
+            # Of a group that is partly used the mean is not known, but a higher reward is never worth less.
+            group.sort(key=lambda sample: sample.reward)
+            for low, high in pairwise(group):
+                equal = high.reward - low.reward < 1e-6
+                apart = high.advantage - low.advantage
+                if (abs(apart) if equal else -apart) > ZERO:
+                    self._sound(
+                        step,
+                        AlarmName.ADVANTAGE_DIFFERS,
+                        f"group {low.group}: rewards {low.reward:.3g} and {high.reward:.3g} have advantages "
+                        f"{low.advantage:.3g} and {high.advantage:.3g}; rewards or rows are in another order",
+                    )
+
+    def left_out(self, reason: TokenClass, tokens: int) -> None:
+        """Take note of tokens that were sampled for an asynchronous update and are in none."""
+        self._tokens[reason] += tokens
+
+    def in_packed_loss(self, advantages: np.ndarray[Any, Any]) -> None:
+        """Count the tokens that the loss of a packed micro-batch is taken over.
+
+        Args:
+            advantages: of each of them, shape (N,).
+        """
+        trained = int((np.abs(advantages) > ZERO).sum())
+        self._tokens[TokenClass.TRAINED] += trained
+        self._tokens[TokenClass.ZERO_ADVANTAGE] += len(advantages) - trained
+        self._in_loss += len(advantages)
 
     def fresh(self, step: int) -> bool:
         """Whether no update has happened since the rows in the loss were sampled."""
@@ -150,8 +170,16 @@ class SampleAudit:
     def take(self, step: int) -> dict[str, float]:
         """The shares since the last call, over all processes; sounds the alarms about a whole step."""
         names = list(TokenClass)
-        counts = dict(zip(names, self._total([float(self._tokens[name]) for name in names]), strict=True))
-        self._tokens = Counter()
+        own = [float(self._tokens[name]) for name in names]
+        *summed, expected, in_loss = self._total([*own, float(self._expected), float(self._in_loss)])
+        counts = dict(zip(names, summed, strict=True))
+        self._tokens, self._expected, self._in_loss = Counter(), 0, 0
+        if expected != in_loss:
+            self._sound(
+                step,
+                AlarmName.MASK_DIFFERS,
+                f"the loss is taken over {in_loss:.0f} tokens, {expected:.0f} were sampled for this update",
+            )
         sampled = sum(count for name, count in counts.items() if name is not TokenClass.OBSERVED)
         if not sampled:
             return {}
@@ -210,14 +238,14 @@ class SampleAudit:
         if not again:
             self._tokens[self._class_of(row, counted, advantage)] += row.tokens
 
-    def _class_of(self, row: _Row, counted: np.ndarray[Any, Any], advantage: float) -> TokenClass:
+    def _class_of(self, row: ExpectedRow, counted: np.ndarray[Any, Any], advantage: float) -> TokenClass:
         if row.tokens and not counted.any():
             return TokenClass.TRUNCATED if row.expected in _BY_CHOICE else row.expected
         if abs(advantage) > ZERO:
             return TokenClass.TRAINED
         return TokenClass.ZERO_ADVANTAGE if row.expected is TokenClass.TRAINED else row.expected
 
-    def _compare(self, row: _Row, counted: np.ndarray[Any, Any], advantage: float, step: int) -> None:
+    def _compare(self, row: ExpectedRow, counted: np.ndarray[Any, Any], advantage: float, step: int) -> None:
         whole = np.zeros_like(counted)
         whole[: len(row.mask)] = row.mask
         by_choice = not counted.any() and (self._masks_truncated or row.expected is TokenClass.OVERLONG)
@@ -244,7 +272,9 @@ class SampleAudit:
                 "another order",
             )
 
-    def _find(self, prompt: bytes, ids: np.ndarray[Any, Any], advantage: float) -> tuple[_Row | None, bool]:
+    def _find(
+        self, prompt: bytes, ids: np.ndarray[Any, Any], advantage: float
+    ) -> tuple[ExpectedRow | None, bool]:
         """The rollout behind a row, and whether it was in a loss before (`num_iterations` > 1).
 
         Rollouts of equal tokens are told apart by the sign of the advantage.
@@ -270,37 +300,3 @@ class SampleAudit:
 
     def _sound(self, step: int, name: AlarmName, detail: str) -> None:
         self._alarms.sound(Alarm(step, name, detail))
-
-
-def _key(ids: np.ndarray[Any, Any]) -> bytes:
-    return np.ascontiguousarray(ids, dtype=np.int64).tobytes()
-
-
-def _rows(group: Sequence[Rollout]) -> list[tuple[_Row, bytes]]:
-    """What the loss should see of a group: who counts, and on which side of the mean each reward lies."""
-    judged = [rollout.reward.value for rollout in group if rollout.reward.value is not None]
-    mean = fmean(judged) if judged else 0.0
-    rows = []
-    for rollout in group:
-        trajectory, reward = rollout.trajectory, rollout.reward
-        sign = 0
-        if reward.value is not None and len(set(judged)) > 1:
-            sign = int(np.sign(reward.value - mean)) if abs(reward.value - mean) > 1e-6 else 0
-        if reward.value is not None:
-            expected = TokenClass.TRAINED if sign else TokenClass.ZERO_ADVANTAGE
-        elif reward.masked:
-            expected = TokenClass.OVERLONG
-        elif trajectory.stop is StopReason.INFRA_FAULT:
-            expected = TokenClass.INFRA_FAULT
-        else:
-            expected = TokenClass.NOT_JUDGED
-        row = _Row(
-            trajectory.episode_id,
-            np.array(trajectory.completion_ids, dtype=np.int64),
-            np.array(trajectory.action_mask, dtype=bool),
-            sign,
-            reward.value is not None,
-            expected,
-        )
-        rows.append((row, _key(np.array(trajectory.prompt_ids, dtype=np.int64))))
-    return rows

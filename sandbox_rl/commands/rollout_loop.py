@@ -12,7 +12,7 @@ import queue
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.curriculum import teaches
 from sandbox_rl.training.models import generation_ends, load_tokenizer
-from sandbox_rl.training.samples import Advantage, FinishedGroup, LeftOut, finished_group
+from sandbox_rl.training.samples import Advantage, FinishedGroup, LeftOut, finished_group, sampled_tokens
 from sandbox_rl.types import Task
 
 __all__ = ["Channels", "RolloutJob", "groups_at_once", "requests_of", "roll_out"]
@@ -130,7 +130,8 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
         channels.metrics.put(rollout_metrics(rollouts) | group_metrics([rollouts]) | engine.occupancy.take())
         if recipe.curriculum.refill_rounds and not teaches(rollouts):
             # Another group takes its place by itself.
-            channels.finished.put(_without_samples(number, job.group_size, LeftOut.EQUAL_REWARDS))
+            tokens = sampled_tokens(rollouts, range(job.group_size))
+            channels.finished.put(_without_samples(number, job.group_size, LeftOut.EQUAL_REWARDS, tokens))
             return
         channels.finished.put(finished_group(rollouts, number=number, kind=job.advantage))
 
@@ -184,8 +185,10 @@ def requests_of(
     ]
 
 
-def _without_samples(number: int, group_size: int, why: LeftOut) -> FinishedGroup:
-    return FinishedGroup(number, (), dict.fromkeys(range(group_size), why))
+def _without_samples(
+    number: int, group_size: int, why: LeftOut, tokens: Mapping[int, int] | None = None
+) -> FinishedGroup:
+    return FinishedGroup(number, (), dict.fromkeys(range(group_size), why), tokens or {})
 
 
 def _admitted(source: Any) -> list[int]:

@@ -14,7 +14,6 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback
 
-from sandbox_rl.audit.alarms import Alarms
 from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.commands.callbacks import LogMetrics, ShowSteps
@@ -76,12 +75,7 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
         make_rollouts: Any = GroupRollouts
         if tail is not None:
             make_rollouts = partial(TailBatchRollouts, tail=tail, on_cut=_journal(session, "cancelled"))
-        audit = RunAudit.start(
-            session.run.path / "alarms.jsonl",
-            total=lambda counts: _total(state, counts),
-            masks_truncated=bool(args.mask_truncated_completions),
-            mismatch_alarm=recipe.policy.mismatch_alarm,
-        )
+        audit = _audit(session, masks_truncated=bool(args.mask_truncated_completions))
         rollouts = make_rollouts(
             session.engine,
             session.loop,
@@ -156,6 +150,7 @@ def async_trainer(session: Session, checkpoint: Path | None) -> Iterator[Sandbox
         served.on_version.append(worker.update_model_version)
     done = 0 if checkpoint is None else step_of(checkpoint)
     with session.display.progress("Training", args.max_steps, done=done) as bar:
+        audit = _audit(session)
         trainer = SandboxAsyncTrainer(
             model=session.model_settings.path,
             args=args,
@@ -168,9 +163,11 @@ def async_trainer(session: Session, checkpoint: Path | None) -> Iterator[Sandbox
             peft_config=_lora(recipe.model.lora),
             rollout_worker=worker,
             weight_transfer=served.publisher,
+            audit=audit,
+            probe=_probe(session, audit),
             callbacks=[
                 *_watchers(session),
-                ProgressAudit(Alarms(session.run.path / "alarms.jsonl")),
+                ProgressAudit(audit.alarms),
                 ShowSteps(bar),
                 CheckpointManifest(progress.save),
             ],
@@ -193,6 +190,15 @@ def _tail_batches(recipe: Recipe, state: PartialState, checkpoint: Path | None) 
     if checkpoint is not None:
         tail.restore(checkpoint)
     return tail
+
+
+def _audit(session: Session, *, masks_truncated: bool = False) -> RunAudit:
+    return RunAudit.start(
+        session.run.path / "alarms.jsonl",
+        total=lambda counts: _total(session.state, counts),
+        masks_truncated=masks_truncated,
+        mismatch_alarm=session.recipe.policy.mismatch_alarm,
+    )
 
 
 def _probe(session: Session, audit: RunAudit) -> PublicationProbe | None:

@@ -8,14 +8,30 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+import torch
 from trl.experimental.async_grpo.async_grpo_trainer import DataCollatorForRollout
 
+from sandbox_rl.audit.samples import SampleAudit, TokenClass
 from sandbox_rl.training.async_admission import Admission
 from sandbox_rl.training.async_rows import age_metrics, micro_batches
 from sandbox_rl.training.async_updates import Composed
 from sandbox_rl.training.samples import FinishedGroup, LeftOut
 
-__all__ = ["RolloutSource", "Rollouts"]
+__all__ = ["AGE", "RolloutSource", "Rollouts"]
+
+
+AGE = "age_mean"
+"""Key of a micro-batch: mean age of the update's tokens, in updates; TRL's loss does not read it."""
+
+CLASS_OF = {
+    LeftOut.NOT_JUDGED: TokenClass.NOT_JUDGED,
+    LeftOut.MASKED: TokenClass.OVERLONG,
+    LeftOut.NO_TOKENS: TokenClass.NOT_JUDGED,
+    LeftOut.EQUAL_REWARDS: TokenClass.REFILLED,
+    LeftOut.USED_BEFORE: TokenClass.UNUSED,
+}
+"""What the audit calls the tokens of a sample that is left out."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +65,7 @@ class RolloutSource:
         version: gives the weight version that is sampled with.
         metrics: TRL's sink, name → values; ours are added to it.
         token_budget: tokens of a row.
+        audit: is told what updates are composed of.
         stale_after_s: seconds without a beat after which the rollouts count as hung.
     """
 
@@ -64,7 +81,9 @@ class RolloutSource:
         token_budget: int,
         pad_token_id: int,
         stale_after_s: float,
+        audit: SampleAudit | None = None,
     ) -> None:
+        self._audit = audit
         self._rollouts = rollouts
         self._admission = admission
         self._step = step
@@ -108,6 +127,9 @@ class RolloutSource:
             # A zero too: TRL's sum over what was logged would otherwise miss that nothing was left out.
             count = sum(reason is why for reason in kept.left_out.values())
             self._metrics[f"left_out/{why}_total"].append(float(count))
+        if self._audit is not None:
+            for index, why in kept.left_out.items():
+                self._audit.left_out(CLASS_OF[why], kept.left_tokens.get(index, 0))
 
     def _compose(self, step: int) -> Composed:
         groups = self._admission.compose(step)
@@ -130,5 +152,9 @@ class RolloutSource:
             metrics=self._metrics,
             token_budget=self._token_budget,
         )
+        if self._audit is not None:
+            self._audit.packed((s for group in groups for s in group.samples), step)
         rows = micro_batches(groups, ranks=self._ranks, token_budget=self._token_budget)
-        return Composed(tuple(collate.torch_call([row]) for row in rows))
+        ages = [sample.ages(step) for group in groups for sample in group.samples]
+        age = torch.full((self._ranks,), float(np.concatenate(ages).mean()))
+        return Composed(tuple({**collate.torch_call([row]), AGE: age} for row in rows))

@@ -13,17 +13,22 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.experimental.async_grpo import AsyncGRPOTrainer, async_grpo_trainer
 
+from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.training.async_admission import Admission
 from sandbox_rl.training.async_ledger import GroupProgress
 from sandbox_rl.training.async_ratios import select_terms
-from sandbox_rl.training.async_source import RolloutSource
+from sandbox_rl.training.async_source import AGE, RolloutSource
 from sandbox_rl.training.async_updates import UpdateStream
 from sandbox_rl.training.log_probs import float32_log_probs
+from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.training.weight_merge import checkpoint_tensors
 
 __all__ = ["SandboxAsyncTrainer"]
+
+YOUNG = 1.0
+"""Mean age of tokens, in updates, up to which sampled and present log-probs are compared."""
 
 
 class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
@@ -37,6 +42,8 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
         at_once: groups that are sampled side by side.
         progress: the groups so far; on the main process.
         stop, stopped: see `UpdateStream`.
+        audit: looks at what the loss is computed from; its metrics are logged with each step's.
+        probe: looks at some of the publications.
     """
 
     def __init__(
@@ -48,8 +55,12 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
         stop: Callable[[], bool] = lambda: False,
         stopped: Callable[[], None] = lambda: None,
         callbacks: Iterable[TrainerCallback] = (),
+        audit: RunAudit | None = None,
+        probe: PublicationProbe | None = None,
         **kwargs: Any,
     ) -> None:
+        self._audit = audit
+        self._probe = probe
         self._rows_per_update = int(args.gradient_accumulation_steps)
         args = copy.copy(args)
         args.gradient_accumulation_steps = 1  # what the loop of transformers sees: one item is one update
@@ -58,6 +69,8 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
         self._border = _Border(self, stop, stopped)
         with _without_peak_flops():
             super().__init__(args=args, callbacks=[self._border, *callbacks], **kwargs)
+        if audit is not None:
+            self.add_callback(audit.updates)
         register_tree_attention()
         float32_log_probs(self.model, temperature=self.temperature)
         self._published_step = -1
@@ -83,6 +96,7 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
                 token_budget=self.args.token_budget,
                 pad_token_id=self.processing_class.pad_token_id,
                 stale_after_s=self.args.heartbeat_stale_after_s,
+                audit=None if self._audit is None else self._audit.samples,
             )
         self._rollout_dataset = UpdateStream(
             source, self.accelerator.state, stop=self._border.stop, stopped=self._border.stopped
@@ -104,12 +118,40 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
                 losses.append(super().training_step(model, batch, num_items_in_batch))
         return torch.stack(losses).sum()
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a step with what the audits saw of it."""
+        if self._audit is not None and "loss" in logs:
+            logs |= self._audit.take(int(self.state.global_step))
+        super().log(logs, start_time)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    ) -> torch.Tensor:
         """TRL's, with a bound on what an old token can weigh."""
         model, inputs = select_terms(model, inputs)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._audit is None:
+            loss: torch.Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return loss
+        seen: list[torch.Tensor] = []
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            output = model(*args, **kwargs)
+            seen.append(output.log_probs.detach())
+            return output
+
+        loss = super().compute_loss(watched, inputs, return_outputs, num_items_in_batch)
+        self._look(inputs, seen[0])
+        return loss
+
+    def _look(self, inputs: dict[str, Any], log_probs: torch.Tensor) -> None:
+        assert self._audit is not None
+        selected = inputs["token_index"] >= 0
+        self._audit.samples.in_packed_loss(inputs["advantages"][selected].float().cpu().numpy())
+        # Of tokens that are several updates old the difference is the policy's own change.
+        if float(inputs[AGE][0]) <= YOUNG and bool(selected.any()):
+            own = log_probs.flatten()[inputs["token_index"][selected]]
+            gap = (own - inputs["old_log_probs"][selected]).abs().mean().item()
+            self._audit.sampler.look(gap, int(self.state.global_step), dict)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of one update, for transformers' own count."""
@@ -134,6 +176,11 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
             EngineFault: on every rank, when a server did not take the weights.
         """
         version = int(self.state.global_step)
+        model = self.accelerator.unwrap_model(self.model)
+        with nullcontext() if self._probe is None else self._probe.around(model, version):
+            return self._publish(t0, version)
+
+    def _publish(self, t0: float, version: int) -> tuple[float, float, float]:
         transfer = self.weight_transfer if self.accelerator.is_main_process else None
         tensors = checkpoint_tensors(self.accelerator.unwrap_model(self.model))
         marks = [t0] * 3

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import PeftModel
+from trl.experimental.async_grpo.packing import TREE_ATTENTION
 
 from sandbox_rl.audit.publication import LogProbs, PublicationAudit, TrainerScores
 from sandbox_rl.audit.sampler import SamplerCause
 
-__all__ = ["PublicationProbe", "causes_of_gap"]
+__all__ = ["PublicationProbe", "causes_of_gap", "plain_forward", "trainer_scores"]
 
 LONGEST = 512
 """Tokens of a row that are looked at in search of a cause."""
@@ -75,7 +76,7 @@ class PublicationProbe:
 
 def trainer_scores(model: Any, ids: Sequence[int], first_head: torch.Tensor | None = None) -> TrainerScores:
     """Log-probs of `ids[1:]` by a model as it is, without its adapters, and with another head."""
-    with _evaluating(model):
+    with plain_forward(model):
         present, hidden = _score(model, ids)
         without = None
         if isinstance(model, PeftModel):
@@ -118,7 +119,7 @@ def causes_of_gap(
         scores = logits.log_softmax(-1)[:-1].gather(-1, ids[1:, None].cpu()).squeeze(-1)
         return _mean_gap(scores[sampled[1:].cpu()], said)
 
-    with _evaluating(model):
+    with plain_forward(model):
         if temperature != 1.0:
             found[SamplerCause.TEMPERATURE] = gap()
         if isinstance(model, PeftModel):
@@ -140,13 +141,18 @@ def _mean_gap(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = model.training
+def plain_forward(model: Any) -> Iterator[None]:
+    """Rows as they are: no gradient, no dropout, and not the asynchronous trainer's attention over trees."""
+    training, config = model.training, model.config
+    attention = config._attn_implementation
     model.eval()
+    if attention == TREE_ATTENTION:
+        config._attn_implementation = "sdpa"
     try:
         with torch.no_grad():
             yield
     finally:
+        config._attn_implementation = attention
         model.train(training)
 
 

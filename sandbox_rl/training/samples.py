@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from sandbox_rl.types import Rollout
 
-__all__ = ["Advantage", "FinishedGroup", "LeftOut", "Sample", "advantages", "finished_group"]
+__all__ = [
+    "Advantage",
+    "FinishedGroup",
+    "LeftOut",
+    "Sample",
+    "advantages",
+    "finished_group",
+    "sampled_tokens",
+]
 
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
 
@@ -94,11 +102,13 @@ class FinishedGroup:
 
     Args:
         left_out: index → why that sample is not among `samples`.
+        left_tokens: index → how many tokens were sampled for it.
     """
 
     number: int
     samples: tuple[Sample, ...]
     left_out: Mapping[int, LeftOut] = field(default_factory=dict)
+    left_tokens: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -125,7 +135,12 @@ def finished_group(group: Sequence[Rollout], *, number: int, kind: Advantage) ->
             left_out[index] = LeftOut.NO_TOKENS
         else:
             samples.append(_sample(rollout, number, index, advantage))
-    return FinishedGroup(number, tuple(samples), left_out)
+    return FinishedGroup(number, tuple(samples), left_out, sampled_tokens(group, left_out))
+
+
+def sampled_tokens(group: Sequence[Rollout], indices: Iterable[int]) -> dict[int, int]:
+    """Index → tokens that the policy sampled, of some rollouts of a group."""
+    return {index: sum(group[index].trajectory.action_mask) for index in indices}
 
 
 def _sample(rollout: Rollout, group: int, index: int, advantage: float) -> Sample:

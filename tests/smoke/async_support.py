@@ -137,6 +137,7 @@ def make_async_trainer(
     transfer: Any = None,
     stop: Any = lambda: False,
     stopped: Any = lambda: None,
+    audit: Any = None,
     **block: Any,
 ) -> SandboxAsyncTrainer:
     """A trainer; `block` is its recipe's `grpo`."""
@@ -170,6 +171,7 @@ def make_async_trainer(
         processing_class=TOKENIZER,
         rollout_worker=worker,
         weight_transfer=transfer or NoTransfer(),
+        audit=audit,
         callbacks=[*callbacks, CheckpointManifest(progress.save)],
     )
 
