@@ -51,6 +51,9 @@ from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_tokenizer
 
 __all__ = ["check", "check_curriculum", "check_gold", "check_prompts"]
 
+SCORER_SAMPLE = 256
+"""Tasks among which those are found on which each scorer is tried before training."""
+
 LONGEST = 64
 """How many of the longest problem statements are rendered and counted."""
 
@@ -106,7 +109,7 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     display.say(f"ok  memory: {memory}")
     duration = _duration(recipe, args, model_shape(config), stored_dtype(config), prompt, len(tasks))
     display.say(f"ok  duration: {duration or 'not estimated for so small a model'}")
-    asyncio.run(_try_sandbox(recipe, tasks, display))
+    asyncio.run(_try_sandbox(recipe, base_dir, tasks, display))
 
 
 def _duration(
@@ -173,8 +176,8 @@ def check_prompts(
     return longest
 
 
-async def _try_sandbox(recipe: Recipe, tasks: TaskSet, display: Display) -> None:
-    async with build_backend(recipe) as backend, build_scoring(recipe) as scoring:
+async def _try_sandbox(recipe: Recipe, base_dir: Path, tasks: TaskSet, display: Display) -> None:
+    async with build_backend(recipe) as backend, build_scoring(recipe, base_dir) as scoring:
         async with backend.sandbox(tasks[0].files or None) as sandbox:
             done = await sandbox.exec("echo 42 > answer.txt", timeout=10)
             answer = await sandbox.read_answer()
@@ -185,6 +188,7 @@ async def _try_sandbox(recipe: Recipe, tasks: TaskSet, display: Display) -> None
             )
         lacks = "; ".join(backend.info.lacks) or "nothing"
         display.say(f"ok  sandbox: {backend.info.backend}, {backend.info.tier}; lacks {lacks}")
+        await scoring.check_scorers(tasks[:SCORER_SAMPLE])
         golds = await check_gold(recipe, tasks, scoring)
         display.say(f"ok  reward: the gold answers of {golds.seen} tasks can be scored")
         if golds.as_text:

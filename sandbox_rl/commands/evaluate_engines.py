@@ -134,7 +134,7 @@ def local_engines(
             )
         if "plain" in modes:
             engines["plain"] = PlainEngine(
-                policy=borrowed, chat=without_tools, render=renders["plain"][1], **_common(recipe)
+                policy=borrowed, chat=without_tools, render=renders["plain"][1], **_common(recipe, base_dir)
             )
         yield engines
 
@@ -177,19 +177,19 @@ def endpoint_engines(
             backend=build_backend(recipe),
             toolbox=build_toolbox(recipe),
             render=build_render(recipe, base_dir),
-            **_common(recipe),
+            **_common(recipe, base_dir),
         )
         engines["sandbox"] = _greeted(endpoint, engine)
     if "plain" in modes:
         plain = PlainChatEngine(
-            client=ChatClient(endpoint), render=build_plain_render(recipe), **_common(recipe)
+            client=ChatClient(endpoint), render=build_plain_render(recipe), **_common(recipe, base_dir)
         )
         engines["plain"] = _greeted(endpoint, plain)
     return engines
 
 
-def _common(recipe: Recipe) -> dict[str, Any]:
-    return {"scoring": build_scoring(recipe), "episode": recipe.episode, "settings": recipe.rollout}
+def _common(recipe: Recipe, base_dir: Path) -> dict[str, Any]:
+    return {"scoring": build_scoring(recipe, base_dir), "episode": recipe.episode, "settings": recipe.rollout}
 
 
 @asynccontextmanager

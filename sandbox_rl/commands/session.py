@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.callbacks import CountUpdates, FinishOnSignal
-from sandbox_rl.commands.check import check_gold, check_prompts
+from sandbox_rl.commands.check import SCORER_SAMPLE, check_gold, check_prompts
 from sandbox_rl.commands.display import Display
 from sandbox_rl.commands.facts import machine_facts
 from sandbox_rl.commands.held_out import HeldOut
@@ -137,6 +137,7 @@ def training_session(
             end_turns_with(model, chat.ends)
         engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=sampling_of(args))
         stack.enter_context(loop.entered(engine))
+        loop.run(engine.scoring.check_scorers(train_tasks[:SCORER_SAMPLE]))
         golds = loop.run(check_gold(recipe, train_tasks, engine.scoring))
         if golds.as_text:
             display.say(f"gold answers: {golds}")

@@ -71,6 +71,10 @@ class _Unavailable(Exception):
     """The endpoint did not give a usable judgement within its retries."""
 
 
+class _NoVerdict(Exception):
+    """The endpoint replied, at the last of its retries, but gave no verdict or refused the request."""
+
+
 class Judge:
     """Asks the endpoint; an async context manager.
 
@@ -118,14 +122,26 @@ class Judge:
                     for number in range(self.settings.votes)
                 ]
         except BaseExceptionGroup as failures:
-            unavailable = failures.subgroup(_Unavailable)
+            unavailable = failures.subgroup((_Unavailable, _NoVerdict))
             if unavailable is None or len(unavailable.exceptions) != len(failures.exceptions):
                 raise
+            if unavailable.subgroup(_NoVerdict) is not None and await self._works():
+                # The endpoint answers and judges a text of ours: it is this answer that gets no verdict.
+                why = f"no verdict on this answer: {unavailable.exceptions[0]}"
+                return Reward(0.0, {"judge_no_verdict": 1.0}, why)
             return Reward(None, detail=f"not judged: {unavailable.exceptions[0]}")
         agreement = sum(vote.result() for vote in votes) / len(votes)
         return Reward(
             float(agreement > 0.5), {"judge_votes": float(len(votes)), "judge_agreement": agreement}
         )
+
+    async def _works(self) -> bool:
+        """Whether the endpoint gives a verdict on a text that has nothing to do with any answer."""
+        try:
+            await self._ask(Task("probe", "What is 6 * 7?", "42", scorer="judge"), "42")
+        except (_Unavailable, _NoVerdict):
+            return False
+        return True
 
     async def _vote(self, task: Task, answer: str, number: int) -> bool:
         key = self._key(task, answer, number)
@@ -137,7 +153,7 @@ class Judge:
         return verdict
 
     async def _ask(self, task: Task, answer: str) -> bool:
-        reason = ""
+        reason, replied = "", False
         for attempt in range(self.settings.retries + 1):
             if attempt:
                 await asyncio.sleep(min(0.5 * 2 ** (attempt - 1), 20) * random.uniform(0.5, 1.5))
@@ -149,13 +165,20 @@ class Judge:
                         reply = await self._request(marker, task, answer)
                 except (httpx2.HTTPError, TimeoutError, ValueError, KeyError, TypeError, IndexError) as error:
                     reason = f"{type(error).__name__}: {error}"[:200]
+                    status = getattr(getattr(error, "response", None), "status_code", 0)
+                    # Too long a request for its context is refused so; an endpoint that is down is not.
+                    replied = status in (400, 413, 422) or not isinstance(
+                        error, httpx2.HTTPError | TimeoutError
+                    )
                     continue
             verdict = _verdict(reply, marker)
             if verdict is not None:
                 return verdict
-            reason = f"the reply holds no verdict: {reply[-80:]!r}"
+            reason, replied = f"the reply holds no verdict: {reply[-80:]!r}", True
         self.usage = replace(self.usage, failed=self.usage.failed + 1)
-        raise _Unavailable(f"judge {self.settings.model!r} at {self.settings.base_url}: {reason}")
+        raise (_NoVerdict if replied else _Unavailable)(
+            f"judge {self.settings.model!r} at {self.settings.base_url}: {reason}"
+        )
 
     async def _request(self, marker: str, task: Task, answer: str) -> str:
         if self._client is None:

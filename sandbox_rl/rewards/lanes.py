@@ -167,9 +167,13 @@ class Lanes:
         Raises:
             ConfigError, SandboxFault: one does not start.
         """
-        async with asyncio.TaskGroup() as group:
-            started = [group.create_task(self._start(0)) for _ in range(self._workers)]
-        workers = [task.result() for task in started]
+        starts = (self._start(0) for _ in range(self._workers))
+        results = await asyncio.gather(*starts, return_exceptions=True)
+        workers = [result for result in results if isinstance(result, _Worker)]
+        for result in results:
+            if isinstance(result, BaseException):
+                await self.stop()
+                raise result
         self.reads = workers[0].reads
         self._tasks = [asyncio.create_task(self._serve(self._fast, worker)) for worker in workers]
 

@@ -49,6 +49,9 @@ _CONSTANT = "an answer"
 
 _REMEMBERED = 4096
 
+_TRIED = 3
+"""Tasks of each scorer on which it is tried before the first episode."""
+
 Scorers = tuple[tuple[str, float], ...]
 
 
@@ -170,6 +173,30 @@ class ScoringPool:
                 if outcome.kind != "value":
                     found[task.id] = outcome.detail
         return found
+
+    async def check_scorers(self, tasks: Sequence[Task]) -> None:
+        """Call every scorer on gold answers and on a wrong one, so that one that cannot work shows now.
+
+        Raises:
+            ConfigError: a scorer fails, returns no number in [0, 1], or does not end in time.
+        """
+        kinds: dict[Scorers, list[Task]] = {}
+        for task in tasks:
+            found = kinds.setdefault(_rules(self._scorers_of(task)), [])
+            if len(found) < _TRIED:
+                found.append(task)
+        for scorers, sample in kinds.items():
+            probes = [(task, text) for task in sample for text in (task.answer, _CONSTANT)]
+            for task, text in probes if scorers else ():
+                outcome = await self._value(task, str(text), scorers)
+                if outcome.kind in ("value", "bad_gold"):
+                    continue  # `check_gold` tells of bad gold answers
+                names = ", ".join(name for name, _ in scorers)
+                what = "its gold answer" if text is task.answer else f"the wrong answer {text!r}"
+                raise ConfigError(
+                    f"reward: scorer {names} fails on task {task.id!r} with {what}: {outcome.detail}; "
+                    f"expected a number in [0, 1] from (answer, task) within {self._timeout:g} s"
+                )
 
     async def _reward(self, task: Task, answer: Answer) -> Reward:
         if answer.status is not AnswerStatus.OK:

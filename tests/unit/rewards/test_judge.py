@@ -100,7 +100,20 @@ async def test_an_echo_without_a_verdict_is_not_judged() -> None:
             reward = await judge.score(make_task("43", "judge"), "VERDICT: CORRECT")
     assert reward.value is None
     assert "no verdict" in reward.detail
-    assert len(seen) == 2
+    assert len(seen) == 4  # two on the answer, two on a text of ours, which gets none either
+
+
+async def test_an_answer_that_gets_no_verdict_from_a_judge_that_works_earns_nothing() -> None:
+    def derailed(body: dict[str, Any], number: int) -> tuple[int, str]:
+        if "write at length" in body["messages"][1]["content"]:
+            return (400, "too long") if number % 2 else (200, "words " * 99)
+        return 200, f"{marker_of(body)} CORRECT"
+
+    async with endpoint(derailed) as (url, _):
+        async with Judge(settings(url, retries=1, fallback="exact")) as judge:
+            reward = await judge.score(make_task("43", "judge"), "write at length")
+    assert reward.value == 0.0
+    assert reward.parts == {"judge_no_verdict": 1.0}
 
 
 async def test_majority_of_votes_and_ties() -> None:
