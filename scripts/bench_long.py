@@ -167,7 +167,7 @@ def estimated(way: str, tokens: int, options: argparse.Namespace) -> int:
         sampled_rows=0,
         micro_batch_tokens=tokens,
     )
-    return found.activations + found.logits
+    return found.activations + found.workspace
 
 
 def free_memory(device: str) -> int:

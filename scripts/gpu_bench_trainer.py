@@ -60,7 +60,7 @@ UPDATES = {"full": 4, "tiny": 4}
 
 
 def build(scale: str) -> Any:
-    """Random weights: bf16 on a GPU, float32 on a CPU."""
+    """Random weights."""
     torch.manual_seed(0)
     config = Qwen3Config(**SHAPES[scale], max_position_embeddings=1 << 15, tie_word_embeddings=True)
     model: Any = Qwen3ForCausalLM(config)
@@ -140,6 +140,7 @@ def update(scale: str, directory: Path, *, served: bool, profile: bool = False) 
             seed=0,
             estimator="trl",
             max_tokens=tokens - PROMPT,
+            dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
         ),
         reward_funcs=reward,
         rollout_func=rollouts,

@@ -16,6 +16,7 @@ from sandbox_rl.commands.parts import (
     build_chat,
     build_render,
     build_scoring,
+    settled,
     training_arguments,
 )
 from sandbox_rl.commands.room import budget_warnings, check_room
@@ -65,6 +66,7 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
         UserError: the first thing that is wrong.
     """
     check_output_dir(Path(recipe.output_dir))
+    recipe = settled(recipe)
     tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
     held_out = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
     display.say(f"ok  data: {len(tasks)} training tasks, {len(held_out)} held out")

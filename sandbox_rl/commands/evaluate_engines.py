@@ -114,6 +114,7 @@ def local_engines(
             served = serve(
                 recipe,
                 model=model.path,
+                dtype=model.dtype,
                 tokenizer=tokenizer,
                 chat=chat,
                 longest_prompt=min(longest, context - 1),

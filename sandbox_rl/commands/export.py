@@ -18,7 +18,14 @@ from sandbox_rl.outputs import check_new
 from sandbox_rl.training.checkpoints import is_complete, last_complete
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.export import export_model, whole_weights
-from sandbox_rl.training.models import generation_ends, load_adapted, load_model, load_tokenizer
+from sandbox_rl.training.models import (
+    compute_dtype,
+    generation_ends,
+    load_adapted,
+    load_model,
+    load_tokenizer,
+    with_compute_dtype,
+)
 
 __all__ = ["export"]
 
@@ -47,9 +54,11 @@ def export(
         )
     checkpoint = _checkpoint(run_dir / "checkpoints", step)
     recipe = load_recipe(recipe_path)
-    settings = ModelSettings(path=str(checkpoint), dtype=recipe.model.dtype)
+    trained = with_compute_dtype(recipe.model)  # the checkpoint itself holds float32 masters
+    settings = ModelSettings(path=str(checkpoint), dtype=trained.dtype)
     adapter = (checkpoint / "adapter_config.json").is_file()
-    model: Any = load_adapted(checkpoint, recipe.model) if adapter else load_model(settings)
+    model: Any = load_adapted(checkpoint, trained) if adapter else load_model(settings)
+    dtype = compute_dtype(trained)
     results_path = run_dir / "results.json"
     results = json.loads(results_path.read_text()) if results_path.is_file() else {}
     tokenizer = load_tokenizer(settings)
@@ -58,6 +67,7 @@ def export(
         tokenizer,
         output,
         ends=build_chat(recipe, tokenizer, generation_ends(model)).ends,
+        dtype=dtype,
         recipe=recipe_path.read_text(encoding="utf-8"),
         base_model=recipe.model.path,
         datasets=data_labels(recipe),
@@ -66,7 +76,7 @@ def export(
         ),
         merge_lora=merge_lora,
         what="OUTPUT",
-        weights=whole_weights(model, keep=True) if merge_lora else None,
+        weights=whole_weights(model, dtype=dtype, keep=True) if merge_lora else None,
     )
     if push_to_hub is not None:
         upload(path, push_to_hub)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from sandbox_rl.chat.format import ChatFormat
@@ -27,7 +28,8 @@ from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render
 from sandbox_rl.tools.toolbox import Toolbox, default_toolbox
 from sandbox_rl.training.grpo import grpo_config
-from sandbox_rl.training.models import context_length
+from sandbox_rl.training.models import compute_dtype, context_length, with_compute_dtype
+from sandbox_rl.training.precision import computing
 from sandbox_rl.types import Message, Task
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "build_toolbox",
     "grpo_arguments",
     "scoring_place",
+    "settled",
     "training_arguments",
 ]
 
@@ -68,6 +71,15 @@ def bare_backend(
 
         return RayBackend(settings, pool=pool)
     return node_backend(settings)
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The same recipe with `model.dtype: auto` settled, once and for all stages.
+
+    Raises:
+        ModelError: the model is not found, or stored in float16.
+    """
+    return recipe.model_copy(update={"model": with_compute_dtype(recipe.model)})
 
 
 def build_toolbox(recipe: Recipe) -> Toolbox:
@@ -135,8 +147,14 @@ def build_policy(
     *,
     weight_version: Callable[[], int] = lambda: 0,
     lease: ModelLease | None = None,
+    compute: torch.dtype | None = None,
 ) -> TransformersPolicy:
-    """The policy that samples from a model of this process; `lease` is of one that is trained too."""
+    """The policy that samples from a model of this process.
+
+    Args:
+        lease: of a model that is trained too.
+        compute: what a model of float32 weights is computed in; None as it is stored.
+    """
     return TransformersPolicy(
         model,
         end_ids=chat.ends.ids,
@@ -146,6 +164,7 @@ def build_policy(
         max_delay_s=settings.max_delay_s,
         weight_version=weight_version,
         lease=lease,
+        compute=lambda: computing(model.device, compute),
     )
 
 
@@ -201,7 +220,8 @@ def async_arguments(recipe: Recipe, checkpoints: Path, *, longest: int) -> Any:
         seed=recipe.seed,
         max_tokens=recipe.episode.max_tokens,
         longest=longest,
-        dtype="float32" if recipe.model.dtype == "auto" else recipe.model.dtype,
+        dtype=compute_dtype(recipe.model),
+        adapters=recipe.model.lora is not None,
         trust_remote_code=recipe.model.trust_remote_code,
         report_to=recipe.report_to,
     )
@@ -220,5 +240,6 @@ def grpo_arguments(recipe: Recipe, checkpoints: Path) -> Any:
         seed=recipe.seed,
         estimator=recipe.estimator,
         max_tokens=recipe.episode.max_tokens,
+        dtype=compute_dtype(recipe.model),
         report_to=recipe.report_to,
     )

@@ -74,6 +74,7 @@ def serve(
     recipe: Recipe,
     *,
     model: str,
+    dtype: str,
     tokenizer: Any,
     chat: ChatFormat,
     longest_prompt: int,
@@ -88,6 +89,7 @@ def serve(
 
     Args:
         model: what the server loads.
+        dtype: in which type, `auto` for its own choice; `policy.arguments` goes before.
         longest_prompt: in tokens.
         context: of the model, in tokens.
 
@@ -112,7 +114,7 @@ def serve(
         publisher = WeightPublisher(loop, lambda: source, transfer=transfer, on_version=tell)
     if managed and publisher is not None:
         longest = min(context, longest_prompt + recipe.episode.max_tokens)
-        arguments = {"max-model-len": longest} | dict(settings.arguments)
+        arguments = {"max-model-len": longest, "dtype": dtype} | dict(settings.arguments)
         source = ManagedServer(
             settings.model_copy(update={"arguments": arguments}),
             model=model,

@@ -37,11 +37,12 @@ from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import (
+    compute_dtype,
     configured_context,
     end_turns_with,
     generation_ends,
-    load_model,
     load_tokenizer,
+    load_trained,
 )
 
 __all__ = ["Session", "training_session"]
@@ -113,14 +114,21 @@ def training_session(
         model: PreTrainedModel | None = None
         policy: Policy
         if isinstance(recipe.policy, TransformersSettings):
-            model = load_model(model_settings)
+            model = load_trained(model_settings)
             policy = build_policy(
-                recipe.policy, model, tokenizer, chat, weight_version=lambda: updates.value, lease=lease
+                recipe.policy,
+                model,
+                tokenizer,
+                chat,
+                weight_version=lambda: updates.value,
+                lease=lease,
+                compute=compute_dtype(model_settings),
             )
         else:
             served = serve(
                 recipe,
                 model=model_settings.path,
+                dtype=model_settings.dtype,
                 tokenizer=tokenizer,
                 chat=chat,
                 longest_prompt=longest_prompt,
@@ -132,7 +140,7 @@ def training_session(
             stack.callback(served.stop)
             policy = served.policy
             if recipe.mode == "sync":
-                model = load_model(model_settings)  # while the server starts
+                model = load_trained(model_settings)  # while the server starts
         if model is not None:
             end_turns_with(model, chat.ends)
         engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=sampling_of(args))

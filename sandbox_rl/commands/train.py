@@ -19,7 +19,7 @@ from sandbox_rl.commands.callbacks import AfterSteps
 from sandbox_rl.commands.check import check_curriculum
 from sandbox_rl.commands.display import Display, Silent
 from sandbox_rl.commands.labels import data_labels, result_lines
-from sandbox_rl.commands.parts import training_arguments
+from sandbox_rl.commands.parts import settled, training_arguments
 from sandbox_rl.commands.results import known_result, log_evaluation, write_results
 from sandbox_rl.commands.resume import Earlier, sizes_of
 from sandbox_rl.commands.run_dir import RunDirectory, check_output_dir
@@ -31,7 +31,7 @@ from sandbox_rl.evaluation import Evaluation
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.export import export_model, whole_weights
-from sandbox_rl.training.models import check_quantization
+from sandbox_rl.training.models import check_quantization, compute_dtype
 
 __all__ = ["TrainResult", "train"]
 
@@ -66,6 +66,7 @@ def train(
     state = PartialState()
     display = display if display is not None and state.is_main_process else Silent()
     check_output_dir(Path(recipe.output_dir))
+    recipe = settled(recipe)
     earlier = None if resume is None else Earlier.of(recipe, resume)
     if earlier is not None and (done := earlier.finished(recipe)) is not None:
         return _as_it_was(earlier.run, done)
@@ -99,7 +100,11 @@ def train(
             suite.measure(session, trainer)
         write_results(run, state, before, after)
         tokenizer, ends = session.tokenizer, session.chat.ends
-    weights = whole_weights(trainer.accelerator.unwrap_model(trainer.model), keep=state.is_main_process)
+    weights = whole_weights(
+        trainer.accelerator.unwrap_model(trainer.model),
+        dtype=compute_dtype(recipe.model),
+        keep=state.is_main_process,
+    )
     with together():
         if state.is_main_process:
             _export(recipe, run, trainer, tokenizer, ends, before, after, weights)
@@ -156,6 +161,7 @@ def _export(
         tokenizer,
         run.export,
         ends=ends,
+        dtype=compute_dtype(recipe.model),
         recipe=resolved(recipe),
         base_model=recipe.model.path,
         datasets=data_labels(recipe),

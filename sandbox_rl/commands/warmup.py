@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 import sandbox_rl
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.display import Display, Progress
-from sandbox_rl.commands.parts import build_chat, build_engine
+from sandbox_rl.commands.parts import build_chat, build_engine, settled
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.episode import EpisodeSettings, SamplingSettings
 from sandbox_rl.errors import ConfigError
@@ -32,7 +32,13 @@ from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.config import WarmupSettings
 from sandbox_rl.training.experts import Expert, ExpertTurn, load_expert
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.models import end_turns_with, generation_ends, load_model, load_tokenizer
+from sandbox_rl.training.models import (
+    compute_dtype,
+    end_turns_with,
+    generation_ends,
+    load_tokenizer,
+    load_trained,
+)
 from sandbox_rl.training.sft import fine_tune, sft_rows
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.types import Rollout, Task
@@ -62,11 +68,11 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
     """
     if recipe.warmup is None:
         raise ConfigError("this recipe has no 'warmup:' block; add one, e.g. warmup: {episodes: 1000}")
+    settings, recipe = recipe.warmup, settled(recipe)
     target = Path(recipe.output_dir) / "warmup" / _key(recipe)
     if (target / "warmup.json").exists():
         return WarmupResult(path=target, cached=True, **json.loads((target / "warmup.json").read_text()))
 
-    settings = recipe.warmup
     expert = load_expert(settings.expert)
     tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)[: settings.episodes]
     with LoopThread() as loop:
@@ -80,8 +86,9 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
             )
             model = tiny_model(tokenizer, seed=recipe.seed)
         else:
-            whole = recipe.model.model_copy(update={"quantization": None})  # all weights are trained
-            tokenizer, model = load_tokenizer(whole), load_model(whole)
+            # All weights are trained.
+            whole = recipe.model.model_copy(update={"quantization": None, "lora": None})
+            tokenizer, model = load_tokenizer(whole), load_trained(whole)
         chat = build_chat(recipe, tokenizer, generation_ends(model))
         with display.progress("Expert episodes", len(tasks)) as bar:
             rollouts = _expert_episodes(loop, recipe, base_dir, chat, expert, tasks, bar)
@@ -103,6 +110,7 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
             output_dir=partial / "sft",
             fields=settings.sft,
             seed=recipe.seed,
+            dtype=compute_dtype(recipe.model),
             callbacks=[_StepBar(bar)],
         )
     end_turns_with(model, chat.ends)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -43,6 +44,7 @@ class TransformersPolicy:
         max_delay_s: how long the oldest request waits for company.
         weight_version: gives the number of updates that the model has received.
         lease: of a model that is trained too; None: nobody trains it.
+        compute: a context to compute in, as autocast.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TransformersPolicy:
         max_delay_s: float = 0.05,
         weight_version: Callable[[], int] = lambda: 0,
         lease: ModelLease | None = None,
+        compute: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._model: Callable[[], PreTrainedModel] = (
             (lambda: model) if isinstance(model, PreTrainedModel) else model
@@ -68,6 +71,7 @@ class TransformersPolicy:
         self._weight_version = weight_version
         self._lease = lease if lease is not None else ModelLease(always=True)
         self._leaving = False
+        self._compute = compute
         self._waiting: list[_Request] = []
         self._live = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -168,7 +172,7 @@ class TransformersPolicy:
         Raises:
             EngineFault: the latter.
         """
-        with self._lease.sampling():
+        with self._lease.sampling(), self._compute():
             actions = sample_batch(
                 self._model(),
                 [r.prompt_ids for r in batch],

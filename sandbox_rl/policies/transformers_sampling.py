@@ -6,6 +6,7 @@ apart from the draw.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -81,16 +82,17 @@ def _sample(
     logprobs: list[list[float]] = [[] for _ in range(rows)]
     finish = ["length"] * rows
     alive = list(range(rows))
-    cache = DynamicCache()
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     for step in range(max(caps)):
         logits = (
             model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{name: cache},
             )
             .logits[:, -1]
             .float()

@@ -14,6 +14,7 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.estimator import Estimator
 from sandbox_rl.training.fields import checked_fields
 from sandbox_rl.training.grpo import OURS, check_optimizer, check_untruncated
+from sandbox_rl.training.precision import check_precision
 from sandbox_rl.training.ranges import check_numbers, check_trackers
 from sandbox_rl.training.samples import Advantage
 
@@ -56,7 +57,8 @@ def async_config(
     seed: int,
     max_tokens: int,
     longest: int,
-    dtype: str,
+    dtype: torch.dtype,
+    adapters: bool = False,
     trust_remote_code: bool = False,
     report_to: Sequence[str] = (),
 ) -> AsyncGRPOConfig:
@@ -64,7 +66,8 @@ def async_config(
 
     Args:
         longest: tokens of the longest episode with its prompt.
-        dtype: of the trained weights.
+        dtype: what forward passes are computed in.
+        adapters: whether the weights that are loaded stay as they are.
 
     Raises:
         ConfigError: an unknown or refused field, or one that belongs elsewhere.
@@ -97,9 +100,9 @@ def async_config(
         "epsilon": 0.2,
         "epsilon_high": 0.28,
         "gradient_accumulation_steps": 1,
-        "dtype": dtype,
+        "dtype": str(dtype).removeprefix("torch.") if adapters else "float32",
         "trust_remote_code": trust_remote_code,
-        "bf16": not cpu,
+        "bf16": dtype == torch.bfloat16,
         "use_cpu": cpu,
         # For the vocabulary in float32: bf16 factors are exact in it, and it is several times as fast.
         "tf32": True if not cpu and torch.cuda.get_device_capability() >= (8, 0) else None,
@@ -109,6 +112,8 @@ def async_config(
     check_numbers(block)
     check_trackers(report_to)
     args = checked_fields(AsyncGRPOConfig, "grpo", defaults | dict(block), known)
+    args.mixed_precision = "bf16" if args.bf16 else "no"  # a launcher's configuration says it otherwise
+    check_precision(args)
     check_untruncated(args)
     check_optimizer(args)
     if not args.token_budget or args.token_budget < longest:

@@ -21,6 +21,7 @@ from sandbox_rl.training.async_ratios import select_terms
 from sandbox_rl.training.async_source import AGE, RolloutSource
 from sandbox_rl.training.async_updates import UpdateStream
 from sandbox_rl.training.log_probs import float32_log_probs
+from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.training.weight_merge import checkpoint_tensors
@@ -71,6 +72,7 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
             super().__init__(args=args, callbacks=[self._border, *callbacks], **kwargs)
         if audit is not None:
             self.add_callback(audit.updates)
+        settle_precision(self)
         register_tree_attention()
         float32_log_probs(self.model, temperature=self.temperature)
         self._published_step = -1

@@ -35,6 +35,8 @@ class ModelSettings(Settings):
     """A directory, a Hub id, or `tiny`: a Qwen3 of under a million parameters made on the spot."""
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What forward passes, servers and exports compute in; `auto`: what the checkpoint is stored in. What an
+    optimizer updates is float32 whatever this says (`sandbox_rl.training.precision`)."""
     trust_remote_code: bool = False
     attn_implementation: str | None = None
     lora: LoraSettings | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,12 +25,15 @@ from sandbox_rl.training.weight_merge import checkpoint_tensors
 __all__ = ["export_model", "whole_weights"]
 
 
-def whole_weights(model: PreTrainedModel | PeftModel, *, keep: bool) -> dict[str, torch.Tensor] | None:
+def whole_weights(
+    model: PreTrainedModel | PeftModel, *, dtype: torch.dtype, keep: bool
+) -> dict[str, torch.Tensor] | None:
     """The weights of a model that is sharded by FSDP2 or quantised, adapters merged, in host memory.
 
     Every process takes part in gathering them.
 
     Args:
+        dtype: of the result, but for what the architecture keeps in float32.
         keep: on the process that writes them; elsewhere the result is empty.
 
     Returns:
@@ -38,8 +42,12 @@ def whole_weights(model: PreTrainedModel | PeftModel, *, keep: bool) -> dict[str
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not _quantized(base) and not any(isinstance(p, DTensor) for p in model.parameters()):
         return None
-    dtype = base.dtype
-    return {name: whole.to("cpu", dtype) for name, whole in checkpoint_tensors(model) if keep}
+    wide = _kept_wide(base)
+    return {
+        name: whole.to("cpu", torch.float32 if wide(name) else dtype)
+        for name, whole in checkpoint_tensors(model)
+        if keep
+    }
 
 
 def export_model(
@@ -48,6 +56,7 @@ def export_model(
     directory: Path,
     *,
     ends: TurnEnds,
+    dtype: torch.dtype,
     recipe: str,
     base_model: str,
     datasets: list[str],
@@ -59,10 +68,12 @@ def export_model(
 ) -> Path:
     """Write weights (safetensors), tokenizer, chat template, generation config and model card.
 
-    The directory appears whole or not at all, with the rights that the user's mask gives.
+    The directory appears whole or not at all, with the rights that the user's mask gives. The model is rounded
+    in place, so it is of no use for training afterwards.
 
     Args:
         ends: where the policy's turns ended; the exported model ends its own there.
+        dtype: of what is written, but for weights that the architecture keeps in float32, and adapters.
         recipe: the resolved recipe as YAML, quoted in the card.
         results: metric name → value, quoted in the card.
         merge_lora: write the merged model; otherwise the adapter alone.
@@ -76,8 +87,10 @@ def export_model(
         model = model.get_base_model()
     elif merge_lora and isinstance(model, PeftModel):
         model = model.merge_and_unload()
-    if weights is not None and _quantized(model):
-        model = _skeleton(model)
+    if weights is not None:
+        model = _skeleton(model, dtype)
+    elif not isinstance(model, PeftModel):
+        _round(model, dtype)
     end_turns_with(model, ends)
     card = _card(recipe=recipe, base_model=base_model, datasets=datasets, results=results, licence=licence)
     with new_directory(directory, what) as partial:
@@ -116,14 +129,34 @@ def _quantized(model: Any) -> bool:
     return getattr(model, "quantization_method", None) is not None
 
 
-def _skeleton(model: Any) -> Any:
+def _skeleton(model: Any, dtype: torch.dtype) -> Any:
     """The same architecture without quantisation and without memory for weights."""
     config = copy.deepcopy(model.config)
-    del config.quantization_config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # A sharded module is of a class that torch made on the spot.
+    cls: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
     with torch.device("meta"):
-        plain = type(model)(config)
+        plain = cls(config)
     plain.generation_config = model.generation_config
-    return plain
+    return plain.to(dtype)
+
+
+def _kept_wide(model: Any) -> Callable[[str], bool]:
+    """Which weights the architecture keeps in float32 whatever it is loaded in."""
+    kept = {
+        name
+        for field in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+        for name in getattr(model, field, None) or ()
+    }
+    return lambda name: any(part in kept for part in name.split("."))
+
+
+def _round(model: Any, dtype: torch.dtype) -> None:
+    wide = _kept_wide(model)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not wide(name):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _card(

@@ -16,6 +16,7 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.estimator import Estimator, estimator_fields
 from sandbox_rl.training.fields import checked_fields
 from sandbox_rl.training.generations import Generations
+from sandbox_rl.training.precision import check_precision
 from sandbox_rl.training.ranges import check_numbers, check_trackers
 
 __all__ = ["OURS", "check_optimizer", "check_untruncated", "grpo_config", "sampling_of"]
@@ -27,6 +28,8 @@ OURS = {
     "eval_strategy": "set evaluation.every_steps; held-out tasks are evaluated by sandbox_rl",
     "use_vllm": "set policy.type",
     "resume_from_checkpoint": "use --resume",
+    "bf16": "set model.dtype",
+    "fp16": "set model.dtype; float16 is not offered",
     "auto_find_batch_size": "set per_device_train_batch_size; groups must stay whole",
 }
 """Fields of GRPOConfig that the recipe says elsewhere, and where."""
@@ -40,12 +43,14 @@ def grpo_config(
     seed: int,
     estimator: Estimator,
     max_tokens: int,
+    dtype: torch.dtype,
     report_to: Sequence[str] = (),
 ) -> GRPOConfig:
     """TRL's settings: our defaults, then the estimator's, then the recipe's `grpo:` block.
 
     Args:
         max_tokens: completion tokens of an episode; `dr_grpo` divides by it.
+        dtype: what forward passes are computed in.
 
     Raises:
         ConfigError: an unknown or refused field, one that belongs elsewhere, or a batch that would
@@ -70,7 +75,7 @@ def grpo_config(
         # Only read with vLLM: the sampler's log-probs differ from the trainer's there, and long
         # episodes need the correction per token (a product over thousands of tokens explodes).
         "vllm_importance_sampling_mode": "token_truncate",
-        "bf16": not cpu,
+        "bf16": dtype == torch.bfloat16,
         "use_cpu": cpu,
         # For the vocabulary in float32: bf16 factors are exact in it, and it is several times as fast.
         "tf32": True if not cpu and torch.cuda.get_device_capability() >= (8, 0) else None,
@@ -82,6 +87,8 @@ def grpo_config(
     check_numbers(block)
     check_trackers(report_to)
     args = checked_fields(GRPOConfig, "grpo", fields, known)
+    args.mixed_precision = "bf16" if args.bf16 else "no"  # a launcher's configuration says it otherwise
+    check_precision(args)
     _check(args)
     return args
 

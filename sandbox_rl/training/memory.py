@@ -31,6 +31,9 @@ TILES_TORCH = 8
 NF4_BITS = 4.127
 """Per weight, with the constants of its block, which are quantised too (arXiv 2305.14314, section 3)."""
 
+MASTER = 4
+"""Bytes of a value that the optimizer updates, and of its gradient: float32 (`precision`)."""
+
 _STATE_BYTES = {"sgd": 0, "adafactor": 0, "lion_32bit": 4, "lion_8bit": 1}
 """Optimizers that do not keep two values per parameter; Adafactor's rows and columns are negligible."""
 
@@ -59,20 +62,24 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes on one device. Training and sampling take turns; the larger of the two decides."""
+    """Bytes on one device. Training and sampling take turns; the larger of the two decides.
+
+    Gradients are there while a forward pass runs, as those of earlier micro-batches or parts are.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
-    logits: int
+    workspace: int
+    """Of the head's tiles after the forward pass, or of the layer gone through backwards: the larger."""
     kv_cache: int
 
     @property
     def training(self) -> int:
         """Peak of an update, with overhead."""
         held = self.weights + self.gradients + self.optimizer
-        return int(OVERHEAD * (held + self.activations + self.logits))
+        return int(OVERHEAD * (held + self.activations + self.workspace))
 
     @property
     def sampling(self) -> int:
@@ -132,18 +139,20 @@ def estimate_memory(
 
     Args:
         sampled_rows: sequences that the in-process policy samples together; 0 if it samples elsewhere.
-        stored_dtype: of the checkpoint, which `dtype: auto` keeps.
+        stored_dtype: of the checkpoint, which `dtype: auto` computes in.
         shards: devices that weights, gradients and optimizer are divided over (FSDP, ZeRO 3).
         micro_batch_tokens: as `update.micro_batch_tokens`.
     """
-    item = (stored_dtype if model.dtype == "auto" else getattr(torch, model.dtype)).itemsize
-    compute = 2 if args.bf16 or args.fp16 else item
-    weights, trained, trained_item = shape.parameters * item, shape.parameters, item
+    compute = (stored_dtype if model.dtype == "auto" else getattr(torch, model.dtype)).itemsize
+    item = MASTER if model.lora is None else compute
+    weights, trained = shape.parameters * item, shape.parameters
     if model.quantization is not None:
         weights -= int(shape.linear_weights * (item - NF4_BITS / 8))
     if model.lora is not None:
-        trained, trained_item = _adapter(shape, model.lora), 4  # peft keeps adapters in float32
-        weights += trained * trained_item
+        trained = _adapter(shape, model.lora)
+        weights += trained * MASTER
+    elif getattr(args, "beta", 0.0):
+        weights += shape.parameters * MASTER  # the reference
     row = prompt_tokens + completion_tokens
     # TRL's asynchronous trainer packs rows into `token_budget` tokens and has no rows per device.
     packed = getattr(args, "token_budget", None)
@@ -152,16 +161,31 @@ def estimate_memory(
         tokens = min(tokens, max(micro_batch_tokens, row))
     checkpointing = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
     layer = _layer_per_token(shape, compute, item)
-    kept = shape.layers * (shape.hidden * max(compute, item) if checkpointing else layer)
-    at_hand = (layer if checkpointing else 0) + 3 * shape.mlp_width * compute
+    kept = shape.layers * (shape.hidden * compute if checkpointing else layer)
+    at_hand = tokens * ((layer if checkpointing else 0) + 3 * shape.mlp_width * compute)
+    logits = _logits(shape, tokens, cpu=args.use_cpu, head=model.lora is None)
+    casts = _casts(shape, item, compute, shards=shards, checkpointing=checkpointing)
     return MemoryEstimate(
         weights=weights // shards,
-        gradients=trained * trained_item // shards,
-        optimizer=_optimizer(str(args.optim), trained, trained_item) // shards,
-        activations=tokens * (kept + at_hand),
-        logits=_logits(shape, tokens, cpu=args.use_cpu, head=model.lora is None),
-        kv_cache=sampled_rows * row * _kv_per_token(shape, item),
+        gradients=trained * MASTER // shards,
+        optimizer=_optimizer(str(args.optim), trained, MASTER) // shards,
+        activations=tokens * kept + casts,
+        workspace=max(at_hand, logits),
+        kv_cache=sampled_rows * row * _kv_per_token(shape, compute),
     )
+
+
+def _casts(shape: ModelShape, item: int, compute: int, *, shards: int, checkpointing: bool) -> int:
+    """Weights in the type computed in, beside those that are kept: until their layer's backward pass is over.
+
+    Of a sharded model the layer at hand and the next one are gathered, with embedding and head.
+    """
+    layer = shape.linear_weights // shape.layers
+    if shards > 1:
+        return compute * 2 * layer + (compute + MASTER) * shape.vocabulary * shape.hidden
+    if item == compute:
+        return 0
+    return compute * (layer if checkpointing else shape.linear_weights)
 
 
 def _adapter(shape: ModelShape, lora: LoraSettings) -> int:
@@ -185,8 +209,8 @@ def _layer_per_token(shape: ModelShape, compute: int, stored: int) -> int:
 
     With `c` bytes of the type computed in: the inputs of its two norms in float32 and five tensors as wide as
     the model (5c + 8); queries, keys and values before and after their norm and rotation, and the attention's
-    output (3c + 4 each); gate, up, activation and product (4c). Weights that are stored wider than computed
-    with keep the residual stream wide too (8 more). Counted with autograd's own hooks in
+    output (3c + 4 each); gate, up, activation and product (4c). Weights of norms that are stored wider than
+    computed with widen what comes out of them (8 more). Counted with autograd's own hooks in
     tests/unit/test_memory.py.
 
     With checkpointing only each layer's input is kept, and one layer at a time is computed again. While it is
@@ -200,12 +224,12 @@ def _layer_per_token(shape: ModelShape, compute: int, stored: int) -> int:
 def _logits(shape: ModelShape, tokens: int, *, cpu: bool, head: bool) -> int:
     """TRL 1.16 projects onto the vocabulary tile by tile, forward and again backward, here in float32.
 
-    Beside the tiles: the slice of the head that they are computed from, the last hidden states and their
-    gradient, and the head's gradient where it is trained.
+    The first tile has its whole width for any vocabulary. Beside the tiles: the slice of the head that they
+    are computed from, the last hidden states and their gradient, and the head's gradient where it is trained.
     """
-    rows, width = LOGIT_TILE
-    rows, width = min(tokens, rows), min(shape.vocabulary, width)
-    tiles = (TILES_TORCH if cpu else TILES) * rows * width
+    rows, whole = LOGIT_TILE
+    rows, width = min(tokens, rows), min(shape.vocabulary, whole)
+    tiles = rows * (whole + ((TILES_TORCH if cpu else TILES) - 1) * width)
     trained = shape.vocabulary * shape.hidden if head else 0
     return 4 * (tiles + (width + 2 * tokens) * shape.hidden + trained)
 

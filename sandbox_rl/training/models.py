@@ -26,6 +26,7 @@ from sandbox_rl.training.config import ModelSettings
 
 __all__ = [
     "check_quantization",
+    "compute_dtype",
     "configured_context",
     "context_length",
     "end_turns_with",
@@ -34,7 +35,9 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "load_trained",
     "stored_dtype",
+    "with_compute_dtype",
 ]
 
 
@@ -91,11 +94,44 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
         # rounded to bfloat16, and in an order that dequantisation does not know.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    if model.dtype == torch.float16:
+    return model
+
+
+def load_trained(settings: ModelSettings) -> PreTrainedModel:
+    """The model as training starts from it: float32, or frozen in the type computed in under adapters.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    compute_dtype(settings)
+    whole = settings.lora is None
+    return load_model(settings.model_copy(update={"dtype": "float32"}) if whole else settings)
+
+
+def compute_dtype(settings: ModelSettings) -> torch.dtype:
+    """What forward passes of training are computed in: `dtype`, for `auto` what the checkpoint is stored in.
+
+    Raises:
+        ModelError: not found, or float16.
+    """
+    if settings.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+    else:
+        dtype = torch.float32 if settings.path == "tiny" else stored_dtype(load_config(settings))
+    if dtype == torch.float16:
         raise ModelError(
             f"model {settings.path!r}: dtype float16 overflows in training; set model.dtype=bfloat16"
         )
-    return model
+    return dtype
+
+
+def with_compute_dtype(settings: ModelSettings) -> ModelSettings:
+    """The same with `dtype: auto` settled: a warm-up and checkpoints are stored in another type.
+
+    Raises:
+        ModelError: as `compute_dtype`.
+    """
+    return settings.model_copy(update={"dtype": str(compute_dtype(settings)).removeprefix("torch.")})
 
 
 def load_adapted(checkpoint: Path, settings: ModelSettings) -> PeftModel:
@@ -110,14 +146,11 @@ def load_adapted(checkpoint: Path, settings: ModelSettings) -> PeftModel:
 
 def _quantized(settings: ModelSettings) -> dict[str, Any]:
     """NF4 with quantised constants, computed in the dtype of the model (arXiv 2305.14314, section 3)."""
-    dtype = (
-        stored_dtype(load_config(settings)) if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    )
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_compute_dtype=compute_dtype(settings),
     )
     placed = {"device_map": {"": PartialState().device}} if torch.cuda.is_available() else {}
     return {"quantization_config": config, **placed}

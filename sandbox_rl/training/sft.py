@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.fields import checked_fields
+from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.types import Trajectory
 
 __all__ = ["fine_tune", "sft_rows"]
@@ -42,12 +44,14 @@ def fine_tune(
     output_dir: Path,
     fields: Mapping[str, Any],
     seed: int,
+    dtype: torch.dtype = torch.float32,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
     """Train `model` in place; returns the last logged loss.
 
     Args:
         fields: any of `trl.SFTConfig`, on top of our defaults.
+        dtype: what is computed in; the weights are trained in float32.
 
     Raises:
         ConfigError: no rows, or a field that SFTConfig does not know or refuses.
@@ -64,7 +68,7 @@ def fine_tune(
         "activation_checkpointing": False,
         "seed": seed,
         "data_seed": seed,
-        "bf16": False,
+        "bf16": dtype == torch.bfloat16,
     }
     known = set(inspect.signature(SFTConfig.__init__).parameters) - {"self"}
     args = checked_fields(SFTConfig, "warmup.sft", defaults | dict(fields), known)
@@ -75,6 +79,7 @@ def fine_tune(
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
+    settle_precision(trainer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

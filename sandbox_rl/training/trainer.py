@@ -23,6 +23,7 @@ from sandbox_rl.training.micro_batches import (
     part_of,
     plan_parts,
 )
+from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe, causes_of_gap
 from sandbox_rl.training.reward_metrics import correct_reward_metrics, outcomes_of
 from sandbox_rl.training.sampler_correction import (
@@ -80,10 +81,7 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._audit = audit
         if audit is not None:
             self.add_callback(audit.updates)
-        if getattr(self.model, "is_loaded_in_4bit", False):
-            for parameter in filter(lambda p: p.requires_grad, self.model.parameters()):
-                # TRL has rounded these adapters to bfloat16, which loses updates as small as ours.
-                parameter.data = parameter.data.float()
+        settle_precision(self)
         if micro_batch_tokens is not None:
             self._check_parts(micro_batch_tokens)
         self._micro_batch_tokens = micro_batch_tokens

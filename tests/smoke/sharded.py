@@ -85,13 +85,14 @@ def check(rank: int, world: int, directory: Path) -> None:
     published = {name: tensor.clone() for name, tensor in checkpoint_tensors(model)}
     assert published.keys() == of_whole.keys()
     assert all(torch.equal(tensor, of_whole[name]) for name, tensor in published.items())
-    gathered_weights = whole_weights(model, keep=rank == 0)
+    gathered_weights = whole_weights(model, dtype=torch.float32, keep=rank == 0)
     if rank == 0:
         exported = export_model(
             model,
             TOKENIZER,
             directory,
             ends=TurnEnds(TOKENIZER.eos_token_id),
+            dtype=torch.float32,
             recipe="",
             base_model="tiny",
             datasets=[],

@@ -13,11 +13,11 @@ REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml"))
 
 
-def in_two_processes(module: str, argument: Path) -> list[str]:
+def in_two_processes(module: str, *arguments: str | Path) -> list[str]:
     """The lines that a module of this folder prints when two processes of one group run it."""
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     done = subprocess.run(
-        [*launch, "-m", f"tests.smoke.{module}", str(argument)],
+        [*launch, "-m", f"tests.smoke.{module}", *map(str, arguments)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -129,7 +129,7 @@ def config(**block):
         seed=0,
         max_tokens=200,
         longest=300,
-        dtype="float32",
+        dtype=torch.float32,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+import torch
 from trl import GRPOConfig
 
 from sandbox_rl.errors import ConfigError
@@ -17,7 +18,13 @@ KNOWN = set(inspect.signature(GRPOConfig.__init__).parameters) - {"self"}
 def make(tmp_path, **block):
     defaults = {"per_device_train_batch_size": 8, "num_generations": 4}
     return grpo_config(
-        defaults | block, checkpoints=tmp_path, name="x", seed=3, estimator="paper", max_tokens=512
+        defaults | block,
+        checkpoints=tmp_path,
+        name="x",
+        seed=3,
+        estimator="paper",
+        max_tokens=512,
+        dtype=torch.float32,
     )
 
 

@@ -72,11 +72,12 @@ def test_the_export_is_a_plain_model_that_computes_the_same(adapted, tmp_path):
         TOKENIZER,
         tmp_path / "model",
         ends=TurnEnds(TOKENIZER.eos_token_id),
+        dtype=torch.float32,
         recipe="x",
         base_model="tiny",
         datasets=[],
         results={},
-        weights=whole_weights(adapted, keep=True),
+        weights=whole_weights(adapted, dtype=torch.float32, keep=True),
     )
     exported = AutoModelForCausalLM.from_pretrained(path).eval()
     assert getattr(exported.config, "quantization_config", None) is None
