@@ -114,7 +114,7 @@ def _sample(
         if len(kept) < len(alive):
             index = torch.tensor(kept, device=device)
             alive = [alive[position] for position in kept]
-            cache.batch_select_indices(index)
+            cache.reorder_cache(index)  # which layers of every kind have, and takes fewer rows as well
             chosen, mask, positions, uniforms = (
                 chosen[index],
                 mask[index],
