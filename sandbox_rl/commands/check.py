@@ -25,7 +25,7 @@ from sandbox_rl.commands.starting_point import needs_warmup
 from sandbox_rl.commands.suite_runs import SuiteRuns
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import DataError, SetupError
-from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
 from sandbox_rl.policies.vllm_launch import check_socket_room, interpreter
 from sandbox_rl.rewards.golds import GoldReport, check_golds
 from sandbox_rl.rewards.pool import ScoringPool
@@ -42,13 +42,16 @@ from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.memory import ModelShape, estimate_memory, model_shape
 from sandbox_rl.training.models import (
     check_quantization,
+    compute_dtype,
     configured_context,
     generation_ends,
     load_config,
     load_tokenizer,
+    load_trained,
     stored_dtype,
 )
-from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_tokenizer
+from sandbox_rl.training.sampler_check import check_rope, check_sampler
+from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_model, tiny_tokenizer
 
 __all__ = ["check", "check_curriculum", "check_gold", "check_prompts"]
 
@@ -98,6 +101,7 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     for warning in () if tiny else budget_warnings(chat, recipe.episode, prompt=prompt, context=context):
         display.say(f"warning: {warning}")
     config = tiny_config(tokenizer) if tiny else load_config(recipe.model)
+    check_rope(config, longest=min(context, prompt + recipe.episode.max_tokens), path=recipe.model.path)
     memory = estimate_memory(
         model_shape(config),
         args,
@@ -111,7 +115,23 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     display.say(f"ok  memory: {memory}")
     duration = _duration(recipe, args, model_shape(config), stored_dtype(config), prompt, len(tasks))
     display.say(f"ok  duration: {duration or 'not estimated for so small a model'}")
+    if isinstance(recipe.policy, TransformersSettings):
+        display.say(f"ok  sampler: {_sampler_gap(recipe, tokenizer):.4f} nats per token from the trainer")
     asyncio.run(_try_sandbox(recipe, base_dir, tasks, display))
+
+
+def _sampler_gap(recipe: Recipe, tokenizer: Any) -> float:
+    tiny = recipe.model.path == "tiny"
+    model = tiny_model(tokenizer) if tiny else load_trained(recipe.model)
+    if torch.cuda.is_available() and recipe.model.quantization is None:
+        model = model.to("cuda")
+    assert isinstance(recipe.policy, TransformersSettings)
+    return check_sampler(
+        model,
+        compute_dtype(recipe.model),
+        path=recipe.model.path,
+        largest=recipe.policy.mismatch_alarm,
+    )
 
 
 def _duration(

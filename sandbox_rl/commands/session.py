@@ -41,9 +41,11 @@ from sandbox_rl.training.models import (
     configured_context,
     end_turns_with,
     generation_ends,
+    load_config,
     load_tokenizer,
     load_trained,
 )
+from sandbox_rl.training.sampler_check import check_rope
 
 __all__ = ["Session", "training_session"]
 
@@ -107,6 +109,8 @@ def training_session(
     chat = build_chat(recipe, tokenizer, generation_ends(model_settings))
     context = configured_context(model_settings)
     longest_prompt = check_prompts(recipe, base_dir, chat, train_tasks, context=context)
+    longest = min(context, longest_prompt + recipe.episode.max_tokens)
+    check_rope(load_config(model_settings), longest=longest, path=model_settings.path)
     updates, finish, lease = CountUpdates(), FinishOnSignal(), ModelLease()
     with ExitStack() as stack:
         loop = stack.enter_context(LoopThread(lease))

@@ -6,8 +6,8 @@ apart from the draw.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -82,17 +82,22 @@ def _sample(
     logprobs: list[list[float]] = [[] for _ in range(rows)]
     finish = ["length"] * rows
     alive = list(range(rows))
+    prepare: Any = model.prepare_inputs_for_generation
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     for step in range(max(caps)):
         logits = (
             model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                use_cache=True,
-                logits_to_keep=1,
-                **{name: cache},
+                # What an architecture wants beside a cache that has read something is its own affair: Mamba
+                # takes no mask then.
+                **prepare(
+                    ids,
+                    cache=cache,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    use_cache=True,
+                    is_first_iteration=step == 0,
+                    logits_to_keep=1,
+                )
             )
             .logits[:, -1]
             .float()

@@ -68,8 +68,8 @@ def export_model(
 ) -> Path:
     """Write weights (safetensors), tokenizer, chat template, generation config and model card.
 
-    The directory appears whole or not at all, with the rights that the user's mask gives. The model is rounded
-    in place, so it is of no use for training afterwards.
+    The directory appears whole or not at all, with the rights that the user's mask gives. The model is
+    rounded in place, so it is of no use for training afterwards.
 
     Args:
         ends: where the policy's turns ended; the exported model ends its own there.

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 
 from sandbox_rl.training.async_config import async_config
@@ -161,7 +162,7 @@ def make_async_trainer(
             seed=0,
             max_tokens=50,
             longest=50,
-            dtype="float32",
+            dtype=torch.float32,
         ),
         at_once=at_once,
         progress=progress,

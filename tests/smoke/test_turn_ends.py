@@ -78,6 +78,7 @@ def test_the_exported_model_ends_its_own_turns(tmp_path):
         TOKENIZER,
         tmp_path / "model",
         ends=CHAT.ends,
+        dtype=torch.float32,
         recipe="x",
         base_model="tiny",
         datasets=[],
