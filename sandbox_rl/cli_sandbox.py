@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import sys
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +36,7 @@ def self_check(
         typer.Argument(metavar="[KEY=VALUE]...", help="Of the recipe's `sandbox` block: image=mine:1."),
     ] = None,
 ) -> None:
-    """Attack this machine's sandboxes with every known case and say which promises hold.
+    """Attack this machine's sandboxes and scoring with every known case and say which promises hold.
 
     Exit code 1 if a case comes out otherwise than required.
     """
@@ -80,11 +81,13 @@ async def _checked(settings: Any, only: str, *, quiet: bool) -> tuple[SandboxInf
         ConfigError: no case is called so.
     """
     from sandbox_rl.commands.parts import bare_backend
+    from sandbox_rl.commands.scoring_check import check_scoring
     from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS
     from sandbox_rl.sandboxes.self_check import self_check as run
 
     cases = [case for case in (*CONTROLS, *ALL_CASES) if case.id.startswith(only)]
-    if not cases:
+    scoring = "SCO-20".startswith(only) or only.startswith("SCO-20")
+    if not cases and not scoring:
         raise ConfigError(f"--cases: no case's id starts with {only!r}; ids begin with ISO, RES, …")
     async with bare_backend(settings) as entered:
         info = entered.info
@@ -93,7 +96,8 @@ async def _checked(settings: Any, only: str, *, quiet: bool) -> tuple[SandboxInf
     def made(limits: SandboxLimits) -> SandboxBackend:
         return bare_backend(settings.model_copy(update={"limits": limits}))
 
-    async for row in run(made, cases=cases):
+    sandboxes = run(made, cases=cases, lag=not only) if cases else None
+    async for row in _all_rows(sandboxes, check_scoring() if scoring else None):
         rows.append(row)
         if not quiet:
             typer.echo(f"\r{len(rows)}/{len(cases)} {row.case:10}", nl=False, err=True)
@@ -102,15 +106,22 @@ async def _checked(settings: Any, only: str, *, quiet: bool) -> tuple[SandboxInf
     return info, sorted(rows, key=lambda row: row.case)
 
 
+async def _all_rows(*parts: AsyncIterator[CheckRow] | None) -> AsyncIterator[CheckRow]:
+    """One part after the other."""
+    for part in filter(None, parts):
+        async for row in part:
+            yield row
+
+
 def _show(info: SandboxInfo, rows: list[CheckRow]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{info.backend}: {info.tier} ({info.version})")
-    for heading in ("case", "required", "observed", "result"):
+    for heading in ("case", "attack", "required", "observed", "result"):
         table.add_column(heading)
     for row in rows:
-        table.add_row(row.case, row.required, row.observed, row.verdict.value)
+        table.add_row(row.case, row.title, row.required, row.observed, row.verdict.value)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     held = sum(row.verdict == "pass" for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,6 +12,9 @@ from sandbox_rl.sandboxes.base import SandboxBackend, SandboxLimits
 from sandbox_rl.sandboxes.cases import ALL_CASES, CASE_LIMITS, CONTROLS, Case, HostWitness, run_case
 
 __all__ = ["CheckRow", "CheckVerdict", "self_check"]
+
+
+LAG_S = 0.1
 
 
 class CheckVerdict(StrEnum):
@@ -41,6 +45,7 @@ async def self_check(
     at_once: int = 2,
     patience: float = 2.0,
     known_limits: Iterable[str] = (),
+    lag: bool = False,
 ) -> AsyncIterator[CheckRow]:
     """Run `cases` against a real backend; rows come as they are ready.
 
@@ -49,6 +54,7 @@ async def self_check(
         at_once: cases that run at the same time.
         patience: factor on the deadlines around the cases, for a machine with other work.
         known_limits: ids of cases that may fail, beside those that the tier names itself.
+        lag: add a row on how late the event loop was meanwhile.
 
     Raises:
         SetupError: this machine can make no sandbox at all.
@@ -73,11 +79,37 @@ async def self_check(
                     seconds=outcome.seconds,
                 )
 
+            lags: list[float] = []
             tasks = [asyncio.create_task(one(case)) for case in cases]
+            watching = asyncio.create_task(_measure_lags(lags))
             try:
                 for row in asyncio.as_completed(tasks):
                     yield await row
+                if lag:
+                    yield _lag_row(lags, tier, patience)
             finally:
-                for task in tasks:
+                for task in (*tasks, watching):
                     task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(*tasks, watching, return_exceptions=True)
+
+
+async def _measure_lags(lags: list[float]) -> None:
+    """Seconds by which this process's event loop is late, ten times a second."""
+    while True:
+        due = time.monotonic() + 0.1
+        await asyncio.sleep(0.1)
+        lags.append(time.monotonic() - due)
+
+
+def _lag_row(lags: list[float], tier: str, patience: float) -> CheckRow:
+    late = sorted(lags)[int(0.99 * (len(lags) - 1))] if lags else 0.0
+    fine = late <= LAG_S * patience
+    return CheckRow(
+        case="LAG-01",
+        title="all of these together keep the trainer's event loop from its turn",
+        required=f"99 of 100 turns are at most {LAG_S * patience:g} s late.",
+        observed="as required" if fine else f"{late:.2f} s late",
+        tier=tier,
+        verdict=CheckVerdict.PASS if fine else CheckVerdict.FAIL,
+        seconds=0.1 * len(lags),
+    )

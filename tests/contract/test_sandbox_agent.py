@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from sandbox_rl.commands.scoring_check import check_scoring
 from sandbox_rl.errors import SandboxDead, SandboxFault, SetupError
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
@@ -536,6 +537,14 @@ async def test_self_check_tells_a_broken_promise_from_a_known_limit() -> None:
     assert (row.verdict, row.observed) == (CheckVerdict.FAIL, "it did not hold")
     (row,) = [row async for row in self_check(EmbeddedBackend, cases=[broken], known_limits=["ISO-14"])]
     assert row.verdict is CheckVerdict.KNOWN_LIMIT
+
+
+async def test_self_check_attacks_scoring_and_watches_the_event_loop() -> None:
+    rows = [row async for row in check_scoring()]
+    assert len(rows) > 4
+    assert {(row.observed, row.verdict) for row in rows} == {("as required", CheckVerdict.PASS)}
+    case, lag = [row async for row in self_check(EmbeddedBackend, cases=CONTROLS[:1], lag=True)]
+    assert (case.case, lag.case) == (CONTROLS[0].id, "LAG-01")
 
 
 async def test_a_full_store_stops_no_command_where_memory_cannot_be_charged() -> None:

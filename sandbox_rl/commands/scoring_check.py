@@ -1,0 +1,77 @@
+"""Attacks on scoring for `self-check`: a scorer that evaluates its answer is the worst there may be."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from sandbox_rl.commands.parts import scoring_place
+from sandbox_rl.rewards.config import RewardSettings
+from sandbox_rl.rewards.pool import ScoringPool
+from sandbox_rl.sandboxes.cases import HostWitness
+from sandbox_rl.sandboxes.self_check import CheckRow, CheckVerdict
+from sandbox_rl.types import Answer, AnswerStatus, Task
+
+__all__ = ["check_scoring"]
+
+_SCORER = "def score(answer, task):\n    return 1.0 if eval(answer) else 0.0\n"
+_NAME = "self_check_scorer"
+_TIMEOUT_S = 2.0
+
+_ATTACKS = (
+    # (id, what the answer tries in one sentence, the answer, the reward of a place that holds)
+    ("SCO-20", "an answer that runs as code and reads a file of the host", "open({path!r}).read()", 0.0),
+    (
+        "SCO-20b",
+        "an answer that runs as code and connects to the host",
+        "__import__('socket').create_connection(('127.0.0.1', {port}), 1)",
+        0.0,
+    ),
+    (
+        "SCO-20c",
+        "an answer that runs as code and ends every process it can",
+        "__import__('os').kill(-1, 9) or True",
+        0.0,
+    ),
+    (
+        "SCO-20d",
+        "an answer that runs as code and leaves itself for the next one to find",
+        "setattr(__import__('builtins'), 'left', 1) or 1",
+        1.0,
+    ),
+    ("SCO-20e", "the next answer, which looks for it", "__import__('builtins').left", 0.0),
+    ("SCO-20f", "an honest answer after all of them", "6 * 7 == 42", 1.0),
+)
+
+
+async def check_scoring() -> AsyncIterator[CheckRow]:
+    """One row per attack, in the place where answers are scored by default.
+
+    Raises:
+        SetupError: this machine has no such place.
+    """
+    place = scoring_place(RewardSettings())
+    with HostWitness() as witness, tempfile.TemporaryDirectory() as directory:
+        scorer = Path(directory)
+        await asyncio.to_thread((scorer / f"{_NAME}.py").write_text, _SCORER)
+        names = ((f"{_NAME}:score", 1.0),)
+        async with ScoringPool(place, workers=1, timeout=_TIMEOUT_S, scorers=names, beside=scorer) as pool:
+            for id, title, text, expected in _ATTACKS:
+                started = time.monotonic()
+                filled = text.format(path=witness.path, port=witness.port)
+                task = Task(id, "?", "True", scorer=names[0][0])
+                reward = await pool.score(task, Answer(AnswerStatus.OK, filled))
+                problems = [f"was worth {reward.value}, expected {expected}"] * (reward.value != expected)
+                problems += witness.problems()
+                yield CheckRow(
+                    case=id,
+                    title=title,
+                    required=f"It is worth {expected:g}, and nothing outside is reached.",
+                    observed="; ".join(problems) or "as required",
+                    tier=f"scoring: {place.isolation}",
+                    verdict=CheckVerdict.FAIL if problems else CheckVerdict.PASS,
+                    seconds=time.monotonic() - started,
+                )
