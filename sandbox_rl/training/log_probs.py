@@ -69,7 +69,7 @@ def align_rows(model: PreTrainedModel, *, token_budget: int | None = None) -> No
             fused_lm_head
             and attention_mask is not None
             and labels is not None
-            and set(kwargs) == {"input_ids"}
+            and {name for name, value in kwargs.items() if value is not None} == {"input_ids"}
         ):
             return _in_parts(inner, kwargs["input_ids"], attention_mask, labels, token_budget)
         given = {"attention_mask": attention_mask, "labels": labels, "fused_lm_head": fused_lm_head or None}
