@@ -26,6 +26,7 @@ from sandbox_rl.rewards.base import BUILT_IN, JUDGE
 from sandbox_rl.rewards.composite import mixed
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.escapes import other_reading
+from sandbox_rl.rewards.gym_verifiers import VERIFIERS
 from sandbox_rl.rewards.judge import Judge
 from sandbox_rl.rewards.lanes import Lanes, Outcome
 from sandbox_rl.rewards.modules import SCORERS, find_modules, own_scorers
@@ -325,7 +326,7 @@ class ScoringPool:
             "other": other,
             "task": task_item(task, gold=do != "read"),
         }
-        together = all(name in _TOGETHER for name, _ in scorers)
+        together = all(name in _TOGETHER or _own_verifier(name, task) for name, _ in scorers)
         while True:
             try:
                 lanes = await self._ready(scorers)
@@ -387,6 +388,11 @@ class ScoringPool:
         if lanes is not None:
             await lanes.stop()
         await self._place.close()
+
+
+def _own_verifier(name: str, task: Task) -> bool:
+    """Whether a verifier of ours, which evaluates nothing, looks at the answer."""
+    return name == "reasoning_gym" and task.metadata.get("dataset") in VERIFIERS
 
 
 def _rules(scorers: Scorers) -> Scorers:

@@ -58,6 +58,10 @@ def warm(names: Sequence[str]) -> list[str]:
             scorer.score(answer, Task("warm", "", gold, scorer=name))
         if name == "reasoning_gym":
             import reasoning_gym  # noqa: F401
+
+            from sandbox_rl.rewards import gym_verifiers
+
+            gym_verifiers.warm()
     return reading
 
 

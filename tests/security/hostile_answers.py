@@ -44,7 +44,6 @@ _WAYS = (
     "'a'*10**9",
     "{g} if True else 0",
     "{g} or 1",
-    "max({g},0)",
     "[{g}][0]",
 )
 _FRAMES = (
