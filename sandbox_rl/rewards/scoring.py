@@ -31,6 +31,7 @@ _EXAMPLES = {
         ("5 km", "6 m"),
     ),
     "numeric": (("5 km", "6 m"),),
+    "rouge_l": (("the cat sat", "a dog ran"),),
 }
 """Answers and golds that make a scorer import and build what most scorings need. Ours, never a policy's."""
 
