@@ -12,6 +12,7 @@
     │   ├── SandboxFault     a sandbox could not be made, or its host side broke
     │   ├── EngineFault      the policy engine failed beyond its retries
     │   └── ScorerFault      a scorer crashed, hung or got a malformed gold answer
+    ├── NothingTrained       a run ended and no token of it had a gradient: exit code 3
     └── SandboxCondition     the policy's doing: becomes an observation, never a fault
         ├── SandboxFileError a path in the sandbox is missing, odd, too large …
         └── SandboxDead      the policy destroyed its own sandbox
@@ -30,6 +31,7 @@ __all__ = [
     "FileProblem",
     "InfraFault",
     "ModelError",
+    "NothingTrained",
     "SandboxCondition",
     "SandboxDead",
     "SandboxFault",
@@ -85,6 +87,10 @@ class EngineFault(InfraFault):
 
 class ScorerFault(InfraFault):
     """A scorer crashed, exceeded its hard limit through no doing of the answer, or has no gold."""
+
+
+class NothingTrained(SandboxRLError):
+    """A run came to its end and trained on nothing; what it looked like is no result."""
 
 
 class SandboxCondition(SandboxRLError):

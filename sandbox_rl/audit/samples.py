@@ -80,6 +80,7 @@ class SampleAudit:
         self._sampled_at = -1
         self._expected = 0
         self._in_loss = 0
+        self._all = Counter[TokenClass]()
         self.steps = 0
         """Steps that were looked at."""
         self.trained_tokens = 0.0
@@ -185,6 +186,7 @@ class SampleAudit:
             return {}
         self.steps += 1
         self.trained_tokens += counts[TokenClass.TRAINED]
+        self._all.update({name: count for name, count in counts.items() if name is not TokenClass.OBSERVED})
         shares = {name: count / sampled for name, count in counts.items()}
         self._judge(shares, step)
         return {
@@ -193,6 +195,13 @@ class SampleAudit:
                 f"samples/{name.value}": share for name, share in shares.items() if share or name == "trained"
             },
         }
+
+    def nothing_trained(self) -> str | None:
+        """What became of all tokens, where none of any step had a gradient; None where some had."""
+        if not self.steps or self.trained_tokens:
+            return None
+        (name, count), *_ = self._all.most_common(1)
+        return f"{count / self._all.total():.0%} of {self._all.total():.0f} sampled tokens are {name.value}"
 
     def _judge(self, shares: Mapping[TokenClass, float], step: int) -> None:
         self._quiet = 0 if shares[TokenClass.TRAINED] else self._quiet + 1

@@ -27,6 +27,7 @@ from sandbox_rl.commands.session import Session, training_session
 from sandbox_rl.commands.suite_runs import SuiteRuns
 from sandbox_rl.commands.trainers import async_trainer, sync_trainer
 from sandbox_rl.config.recipe import Recipe, resolved
+from sandbox_rl.errors import NothingTrained
 from sandbox_rl.evaluation import Evaluation
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.agreement import together
@@ -62,6 +63,7 @@ def train(
     Raises:
         UserError: something in the recipe, the data, the model or the machine.
         InfraFault: every episode of a step failed on our side, or the policy's server is gone for good.
+        NothingTrained: no token of any step had a gradient.
     """
     state = PartialState()
     display = display if display is not None and state.is_main_process else Silent()
@@ -95,6 +97,7 @@ def train(
         run = session.run
         if session.finish.stopped:
             return TrainResult(run.path, None, before, None, steps, interrupted=True)
+        _require_learning(trainer, run)
         after = _measure(session, trainer, "after training")
         if suite is not None:
             suite.measure(session, trainer)
@@ -110,6 +113,16 @@ def train(
             _export(recipe, run, trainer, tokenizer, ends, before, after, weights)
             session.history.with_event("finished", steps)
     return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
+
+
+def _require_learning(trainer: Any, run: RunDirectory) -> None:
+    """A run that trained on nothing is no result, whatever it would look like."""
+    samples = trainer.audit.samples
+    if (became := samples.nothing_trained()) is not None:
+        raise NothingTrained(
+            f"{run.path}: none of {samples.steps} steps trained on anything: {became}; nothing is exported, "
+            "see alarms.jsonl and samples/* in metrics.jsonl there"
+        )
 
 
 def _as_it_was(run: RunDirectory, steps: int) -> TrainResult:

@@ -60,7 +60,7 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
         probe: PublicationProbe | None = None,
         **kwargs: Any,
     ) -> None:
-        self._audit = audit
+        self.audit = audit
         self._probe = probe
         self._rows_per_update = int(args.gradient_accumulation_steps)
         args = copy.copy(args)
@@ -98,7 +98,7 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
                 token_budget=self.args.token_budget,
                 pad_token_id=self.processing_class.pad_token_id,
                 stale_after_s=self.args.heartbeat_stale_after_s,
-                audit=None if self._audit is None else self._audit.samples,
+                audit=None if self.audit is None else self.audit.samples,
             )
         self._rollout_dataset = UpdateStream(
             source, self.accelerator.state, stop=self._border.stop, stopped=self._border.stopped
@@ -122,8 +122,8 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a step with what the audits saw of it."""
-        if self._audit is not None and "loss" in logs:
-            logs |= self._audit.take(int(self.state.global_step))
+        if self.audit is not None and "loss" in logs:
+            logs |= self.audit.take(int(self.state.global_step))
         super().log(logs, start_time)
 
     def compute_loss(
@@ -131,7 +131,7 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """TRL's, with a bound on what an old token can weigh."""
         model, inputs = select_terms(model, inputs)
-        if self._audit is None:
+        if self.audit is None:
             loss: torch.Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             return loss
         seen: list[torch.Tensor] = []
@@ -146,14 +146,14 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
         return loss
 
     def _look(self, inputs: dict[str, Any], log_probs: torch.Tensor) -> None:
-        assert self._audit is not None
+        assert self.audit is not None
         selected = inputs["token_index"] >= 0
-        self._audit.samples.in_packed_loss(inputs["advantages"][selected].float().cpu().numpy())
+        self.audit.samples.in_packed_loss(inputs["advantages"][selected].float().cpu().numpy())
         # Of tokens that are several updates old the difference is the policy's own change.
         if float(inputs[AGE][0]) <= YOUNG and bool(selected.any()):
             own = log_probs.flatten()[inputs["token_index"][selected]]
             gap = (own - inputs["old_log_probs"][selected]).abs().mean().item()
-            self._audit.sampler.look(gap, int(self.state.global_step), dict)
+            self.audit.sampler.look(gap, int(self.state.global_step), dict)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of one update, for transformers' own count."""

@@ -78,7 +78,7 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._audit = audit
+        self.audit = audit
         if audit is not None:
             self.add_callback(audit.updates)
         settle_precision(self)
@@ -123,8 +123,8 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a step with what the audits saw of it."""
-        if self._audit is not None and "loss" in logs:
-            logs |= self._audit.take(int(self.state.global_step))
+        if self.audit is not None and "loss" in logs:
+            logs |= self.audit.take(int(self.state.global_step))
         super().log(logs, start_time)
 
     def _calculate_rewards(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -199,8 +199,8 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """The loss of a micro-batch; of parts of it, all but the last one's gradient is there already."""
         if self._weight_sync is not None and model.training:
             self._weight_sync.rest()  # an evaluation may have woken the servers
-        if self._audit is not None and model.training:
-            self._audit.samples.in_loss(inputs, int(self.state.global_step))
+        if self.audit is not None and model.training:
+            self.audit.samples.in_loss(inputs, int(self.state.global_step))
         # FSDP2 would keep whole gradients until they are exchanged: there each part exchanges its own.
         held = nullcontext if self.accelerator.is_fsdp2 else partial(self.accelerator.no_sync, model)
         parts = self._parts(inputs) if model.training else [inputs]
@@ -261,14 +261,14 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _compare_old(self, inputs: dict[str, Any], log_probs: torch.Tensor) -> None:
         """Where no update came between, old log-probs are the present ones but for rounding."""
         step = int(self.state.global_step)
-        if self._audit is None or not self._audit.samples.fresh(step):
+        if self.audit is None or not self.audit.samples.fresh(step):
             return
         present = {**inputs, "sampling_per_token_logps": log_probs}
         if (found := log_ratios(present)) is not None and found.numel():
-            self._audit.sampler.look_old(found.abs().mean().item(), step)
+            self.audit.sampler.look_old(found.abs().mean().item(), step)
 
     def _compare_sampler(self, inputs: dict[str, Any], ratios: torch.Tensor) -> None:
-        if self._audit is None or not ratios.numel() or not self.model.training:
+        if self.audit is None or not ratios.numel() or not self.model.training:
             return
 
         def gaps() -> dict[SamplerCause, float]:
@@ -278,7 +278,7 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             model = self.accelerator.unwrap_model(self.model)
             return causes_of_gap(model, **row, temperature=self.temperature)
 
-        self._audit.sampler.look(ratios.abs().mean().item(), int(self.state.global_step), gaps)
+        self.audit.sampler.look(ratios.abs().mean().item(), int(self.state.global_step), gaps)
 
 
 def trim_padding(inputs: Mapping[str, Any]) -> dict[str, Any]:
