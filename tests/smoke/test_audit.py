@@ -161,11 +161,11 @@ def test_a_planted_fault_is_named(tmp_path, fault):
 @pytest.mark.parametrize("lost", [0, 10])
 def test_a_healthy_run_is_quiet_and_its_classes_add_up(tmp_path, lost):
     alarms, log = run(
-        tmp_path, episodes=Episodes(lost=lost), max_steps=20, num_iterations=2, save_strategy="no"
+        tmp_path, episodes=Episodes(lost=lost), max_steps=400, num_iterations=2, save_strategy="no"
     )
     assert alarms == []
     steps = [line for line in log if "samples/tokens" in line]
-    assert len(steps) == 10  # tokens of a generation are counted once, at its first update
+    assert len(steps) == 200  # tokens of a generation are counted once, at its first update
     for line in steps:
         shares = {name: value for name, value in line.items() if name.startswith("samples/")}
         del shares["samples/tokens"], shares["samples/observed"]
