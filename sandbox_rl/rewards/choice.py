@@ -10,11 +10,17 @@ from sandbox_rl.types import Task
 
 __all__ = ["check_gold", "letters", "score"]
 
-_LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
+_LETTER = re.compile(r"\(?([A-Za-z])[).:]{0,2}")
 _SEPARATOR = re.compile(r"\s*[,;\n]\s*|\s+and\s+|\s+")
+_RUN = re.compile(r"[A-J]{2,10}")
+"""Several letters as data sets of multiple answers write them: "ACD", each once and in order."""
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textrm)\s*\{([^{}]*)\}")
 _MARKS = re.compile(r"[*_`]+(?=\S)|(?<=\S)[*_`]+")
-_NAMED = re.compile(r"(?:the\s+)?(?:final\s+|correct\s+)?(?:option|choice|answer)(?:\s+is)?\s*:?\s+", re.I)
+_NAMED = re.compile(
+    r"(?:(?:so|thus|hence|therefore),?\s+)?(?:(?:the|my)\s+)?(?:(?:final|correct|right|best)\s+)*"
+    r"(?:option|choice|answer)(?:\s+is)?\s*:?\s+(?:(?:option|choice)\s+)?",
+    re.I,
+)
 _WITH_TEXT = re.compile(r"\(?([A-Za-z])(?:[).:]+|\s+-)\s+(\S.*)")
 _HEDGE = re.compile(
     r"\b(?:or|and|not|but|maybe|perhaps|either|both|neither|possibly|unless|if)\b|\b[B-HJ-Z]\b|\?", re.I
@@ -24,6 +30,8 @@ _HEDGE = re.compile(
 def letters(text: str) -> frozenset[str] | None:
     """The chosen letters in upper case, or None when the text is anything but letters."""
     bare = _bare(text)
+    if _RUN.fullmatch(bare) and list(bare) == sorted({*bare}):
+        return frozenset(bare)
     parts = [part for part in _SEPARATOR.split(bare) if part] if bare else []
     matches = [_LETTER.fullmatch(part) for part in parts]
     if not matches or any(match is None for match in matches):

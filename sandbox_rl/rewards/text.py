@@ -14,17 +14,23 @@ MAX_ANSWER_CHARS = 65_536
 """A longer answer scores 0 without being looked at."""
 
 _ARTICLES = frozenset({"a", "an", "the"})
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _TYPOGRAPHIC = str.maketrans(
     {
         **dict.fromkeys("“”„‟«»″〝〞", '"'),
         **dict.fromkeys("‘’‚‛′‹›ʼ´", "'"),
         **dict.fromkeys("‐‑‒–—―−﹣⁻", "-"),
+        "⁄": "/",
         **dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\u2061\u2062\u2063\u2064\ufeff"),
         **dict.fromkeys("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"),
     }
 )
-_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_VULGAR = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{2,3})*,\d{3}(?![\d,])")
+_MARKS = re.compile(rf"[{re.escape(string.punctuation)}]+")
+_BETWEEN_DIGITS = re.compile(r"(?<=\d)[^\w\s]+(?=\d)")
+_SIGNED = re.compile(r"[^\w\-]*-[^\w\-.]*(?=\.?\d)")
+_POINT = re.compile(r"(?<![\w.])\.(?=\d)")
 
 
 def clean(text: str) -> str:
@@ -40,9 +46,15 @@ def clean(text: str) -> str:
 def typeset(text: str) -> str:
     """One form of what typography varies: quotes, dashes, invisible characters, width (NFKC).
 
-    Signs that carry a value stay: decimal points, and minus signs, all of which become "-".
+    Signs that carry a value stay: decimal points, minus signs, all of which become "-", and what a raised
+    or small digit says: x² is "x^2" and not "x2", 3½ is "3 1/2" and not "31/2".
     """
-    return unicodedata.normalize("NFKC", text.translate(_TYPOGRAPHIC)).translate(_TYPOGRAPHIC)
+    raised = _VULGAR.sub(" ", _SUPERSCRIPT.sub(_power, text)).translate(_TYPOGRAPHIC)
+    return unicodedata.normalize("NFKC", raised).translate(_TYPOGRAPHIC)
+
+
+def _power(match: re.Match[str]) -> str:
+    return "^" + unicodedata.normalize("NFKC", match.group()).replace("−", "-").removeprefix("+")
 
 
 def fold(text: str) -> str:
@@ -54,8 +66,9 @@ def fold(text: str) -> str:
 def squad_tokens(text: str) -> list[str]:
     """Tokens as SQuAD's evaluation counts them: lower case, no punctuation, no articles.
 
-    Unlike there, a number keeps its sign and decimal point (-5 is not 5, 3.5 not 35), and typographic
-    variants of ASCII punctuation are punctuation.
+    Unlike there, a mark that carries a value stays: a number's sign and decimal point, and what stands
+    between digits (-5 is not 5, 3.5 km not 35 km, 1/2 not 12, 10:30 not 1030) unless it groups thousands.
+    Typographic variants of ASCII punctuation are punctuation.
     Source: the official SQuAD 1.1 evaluation script (Rajpurkar et al., 2016).
     """
     words = [_squad_word(word) for word in typeset(text).lower().split()]
@@ -63,8 +76,10 @@ def squad_tokens(text: str) -> list[str]:
 
 
 def _squad_word(word: str) -> str:
-    number = _NUMBER.fullmatch(word.strip("\"'()[]{}!?;:,%$*_").rstrip("."))
-    return number.group().replace(",", "") if number else word.translate(_NO_PUNCTUATION)
+    sign = "-" if _SIGNED.match(word) else ""
+    grouped = _THOUSANDS.sub(lambda match: match.group().replace(",", ""), _POINT.sub("0.", word))
+    kept = {match.start() for match in _BETWEEN_DIGITS.finditer(grouped)}
+    return sign + _MARKS.sub(lambda match: match.group() if match.start() in kept else "", grouped)
 
 
 _WRAPPERS = (

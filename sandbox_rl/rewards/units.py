@@ -7,6 +7,7 @@ and square units, which it does not know, are dimensions of their own. Case carr
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -91,9 +92,10 @@ year decade century
 in=inch inch inches=inch ft=foot foot feet=foot yd=yard yard mi=mile mile acre ha=hectare hectare
 lb=pound lbs=pound pound oz=ounce ounce ton=metric_ton tonne=metric_ton stone
 gal=gallon gallon quart qt=quart pint cup fluid_ounce tsp=teaspoon tbsp=tablespoon tablespoon teaspoon
-mph=mile/hour kph=kilometer/hour kmh=kilometer/hour kmph=kilometer/hour knot knots=knot rpm=revolution/minute
+mph=mile/hour kph=kilometer/hour kmh=kilometer/hour kmph=kilometer/hour knot knots=knot rpm Cal=kilocalorie
 psi atm=atmosphere atmosphere mmHg torr=torr horsepower hp=horsepower dyn=dyne dyne erg btu=btu
 rad=radian radian rev=revolution revolution arcmin=arcminute arcsec=arcsecond au=astronomical_unit
+gauss=gaussian_field Gs=gaussian_field kilohm=kiloohm kilohms=kiloohm megohm=megaohm megohms=megaohm
 angstrom Å=angstrom amu=dalton u=dalton light_year lightyear=light_year
 """
 _OWN = {
@@ -114,6 +116,9 @@ _TEMPERATURES = {
     **dict.fromkeys(("°f", "° f", "fahrenheit", "degf", "degree fahrenheit", "degrees fahrenheit"), "degF"),
     **dict.fromkeys(("kelvin", "kelvins"), "kelvin"),
 }
+_TURNS = frozenset({"radian", "revolution", "arcminute", "arcsecond", "rpm"})
+_DEGREES = Fraction(180 / math.pi)
+"""In a radian; a numeric answer has a tolerance."""
 _POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 _TERM = re.compile(r"([A-Za-z_µμΩÅ$€£¥¢%°]+)(?:\^\{?([-+]?\d)\}?|([²³]))?")
 
@@ -145,7 +150,9 @@ def _names() -> dict[str, str]:
 def _registry() -> Any:
     import pint
 
-    return pint.UnitRegistry(non_int_type=Fraction, cache_folder=None)
+    registry = pint.UnitRegistry(non_int_type=Fraction, cache_folder=None)
+    registry.define("gaussian_field = 1e-4 tesla")  # pint's gauss has the dimension of the other system
+    return registry
 
 
 @lru_cache(maxsize=512)
@@ -157,6 +164,8 @@ def _known(name: str) -> Unit:
     if name.startswith("deg"):
         zero = Fraction(registry.Quantity(Fraction(0), name).to("kelvin").magnitude)
     powers = {key.strip("[]"): int(power) for key, power in quantity.dimensionality.items()}
+    if name in _TURNS:  # pint has no dimension of angle, so 60 rpm would be 6.28 Hz
+        powers["radian"] = 1
     return Unit(_written(powers) or name, Fraction(quantity.magnitude) - zero, zero)
 
 
@@ -239,6 +248,18 @@ def _lookup(word: str) -> Unit | None:
 
 def converted(value: Fraction, said: Unit, gold: Unit) -> Fraction | None:
     """`value` of the unit `said` in the unit `gold`; None where the dimensions differ."""
+    said, gold = _in_degrees(said), _in_degrees(gold)
     if said.dimension != gold.dimension:
         return None
     return (value * said.factor + said.offset - gold.offset) / gold.factor
+
+
+def _in_degrees(unit: Unit) -> Unit:
+    """Radians of the dimension as degrees, so that both can be compared."""
+    parts = unit.dimension.split(" · ")
+    if "radian" not in parts:
+        return unit
+    powers: dict[str, int] = {}
+    for part in parts:
+        _raise(powers, "degree" if part == "radian" else part, 1)
+    return Unit(_written(powers), unit.factor * _DEGREES, unit.offset)

@@ -301,6 +301,10 @@ def _scaled(value: Node, unit: Unit) -> Node:
     return Node("func", (value,), "percent" if unit.dimension == "percent" else "degrees")
 
 
+def _angle(value: Node, unit: Unit) -> Node:
+    return _scaled(value, unit) if unit.dimension == "degree" else value
+
+
 def _with_units(value: Node, spelled: str, wanted: Node, unit: str) -> bool:
     first, second = parse_unit(spelled), parse_unit(unit)
     if first is None or second is None:
@@ -308,7 +312,8 @@ def _with_units(value: Node, spelled: str, wanted: Node, unit: str) -> bool:
     if first == second:
         return _same(value, wanted)
     if first.dimension != second.dimension:
-        return False
+        turned = {unit.dimension: _angle(node, unit) for node, unit in ((value, first), (wanted, second))}
+        return turned.keys() == {"degree", "radian"} and _same(turned["degree"], turned["radian"])
     if first.offset or second.offset:
         number = exact_or_none(value)
         return number is not None and exact_or_none(wanted) == converted(number, first, second)

@@ -192,6 +192,8 @@ def _spelled(tokens: Sequence[Token]) -> str:
         text = {"\\mu": "µ", "\\Omega": "Ω"}.get(token.text, token.text)
         joined = pieces and pieces[-1].endswith(("°", "µ", "^", "{", "^{-", "^-", "k")) and not token.spaced
         joined = joined or (bool(pieces) and pieces[-1].strip() == "µ")
+        if text == "Ω" and not token.spaced:  # MΩ and mΩ are prefixes, not molar or metre times ohm
+            joined = joined or (bool(pieces) and pieces[-1].strip() in set("pnmMGT"))
         pieces.append(text if joined or text in ("^", "{", "}") or text.isdigit() else f" {text}")
     return "".join(pieces).replace("{ - ", "{-").replace("{ -", "{-").replace("^ -", "^-").strip()
 

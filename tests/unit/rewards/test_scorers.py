@@ -33,6 +33,12 @@ def points(scorer: str, answer: str, gold: Any, **metadata: Any) -> Any:
         ("B because it is right", "B", 0.0),
         ("A,C", "C, A", 1.0),
         ("A and C", "A,C", 1.0),
+        ("AC", "A,C", 1.0),
+        ("A, C", "AC", 1.0),
+        ("AC", "A", 0.0),
+        ("The correct answer is **(B)**.", "B", 1.0),
+        ("Therefore, my final answer is option B", "B", 1.0),
+        ("The answer is not B", "B", 0.0),
         ("A", "A,C", 0.5),
         ("A,B,C,D", "A,C", 0.5),
         ("A,B,C,D,E,F,G,H,I,J", "A,C", 0.2),
@@ -113,6 +119,25 @@ def test_typography_does_not_decide_a_reward(scorer: str, answer: str, gold: str
 )
 def test_decimal_points_and_minus_signs_decide(scorer: str, answer: str, gold: str) -> None:
     assert points(scorer, answer, gold) == 0.0
+
+
+@pytest.mark.parametrize("scorer", ["exact", "f1"])
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        *[
+            ("105", "10⁵"),
+            ("10-5", "10⁻⁵"),
+            ("31/2", "3½"),
+            ("-$5", "$5"),
+            ("-5km", "5km"),
+            ("35km", "3.5km"),
+        ],
+        *[("1/2", "12"), ("10:30", "1030"), ("1,5", "15"), ("2-3", "23"), ("1.2.3", "123")],
+    ],
+)
+def test_marks_between_digits_and_raised_digits_decide(scorer: str, answer: str, gold: str) -> None:
+    assert points(scorer, answer, gold) == points(scorer, gold, answer) == 0.0
 
 
 @pytest.mark.parametrize(
