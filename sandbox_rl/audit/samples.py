@@ -28,6 +28,9 @@ ZERO = 2e-3
 QUIET_STEPS = 3
 """Steps in a row without a trained token after which it is no accident."""
 
+FEW_STEPS = 10
+"""Steps up to which equal rewards of all groups may be chance."""
+
 HISTORY = 10
 """Steps that say what share of tokens masks usually take."""
 
@@ -197,10 +200,15 @@ class SampleAudit:
         }
 
     def nothing_trained(self) -> str | None:
-        """What became of all tokens, where none of any step had a gradient; None where some had."""
+        """What became of all tokens, where it is no accident that none of any step had a gradient; else None.
+
+        Rewards that are all equal can be chance in a rehearsal of a few steps. Masks are not.
+        """
         if not self.steps or self.trained_tokens:
             return None
         (name, count), *_ = self._all.most_common(1)
+        if name is TokenClass.ZERO_ADVANTAGE and self.steps < FEW_STEPS:
+            return None
         return f"{count / self._all.total():.0%} of {self._all.total():.0f} sampled tokens are {name.value}"
 
     def _judge(self, shares: Mapping[TokenClass, float], step: int) -> None:
