@@ -234,7 +234,9 @@ def _quiet(debug: bool) -> None:
         warnings.filterwarnings("ignore", category=UserWarning)
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        for noisy in ("trl", "accelerate", "datasets", "peft", "torch", "huggingface_hub"):
+        # Its logger sets its own level, and prints each of its ten tries, when it is imported.
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+        for noisy in ("trl", "accelerate", "datasets", "peft", "torch"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
 
 

@@ -3,7 +3,7 @@
 ::
 
     SandboxRLError
-    ├── UserError            the person can mend it: exit code 2, one line, no traceback
+    ├── UserError            the person can fix it: exit code 2, one line, no traceback
     │   ├── ConfigError      a recipe, an override or a command-line value
     │   ├── DataError        a row or a file of the data
     │   ├── ModelError       a model, tokenizer or chat template
@@ -51,9 +51,9 @@ class SandboxRLError(Exception):
 
 
 class UserError(SandboxRLError):
-    """Something the person who runs the command can mend.
+    """Something the person who runs the command can fix.
 
-    The message is one line: the thing (file, line or key), its value, what was expected, the mend.
+    The message is one line: the thing (file, line or key), its value, what was expected, the fix.
     """
 
 

@@ -24,7 +24,7 @@ class AlarmName(StrEnum):
 
     UPDATES_VANISH = "updates_vanish"  # the optimizer's updates are lost in the rounding of the weights
     NOTHING_TRAINED = "nothing_trained"  # no token of the last steps had a gradient
-    TRAINED_SHARE_FELL = "trained_share_fell"  # masks take twice what they took before
+    TRAINED_SHARE_FELL = "trained_share_fell"  # masks leave less than half of what they usually leave
     MASK_DIFFERS = "mask_differs"  # the loss counts other tokens than those that were sampled
     ADVANTAGE_DIFFERS = "advantage_differs"  # an advantage does not follow from the rewards of its group
     FAULT_AS_REWARD = "fault_as_reward"  # an episode that was not judged moves the policy

@@ -29,7 +29,6 @@ class TokenClass(StrEnum):
     NOT_JUDGED = "not_judged"
     REFILLED = "refilled"  # another group took this one's place
     CUT = "cut"  # of a group that was cancelled, to be sampled again
-    STALE = "stale"
     UNUSED = "unused"  # handed to the trainer and never in a loss: an alarm, or the run was ended
     OBSERVED = "observed"
 

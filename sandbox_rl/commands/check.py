@@ -231,6 +231,6 @@ async def check_gold(recipe: Recipe, tasks: TaskSet, scoring: ScoringPool) -> Go
         first, reason = next(iter(bad.items()))
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise DataError(
-            f"data: the gold answer of task {first!r} cannot be scored: {reason}{more}; mend the row"
+            f"data: the gold answer of task {first!r} cannot be scored: {reason}{more}; fix the row"
         )
     return report

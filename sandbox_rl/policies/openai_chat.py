@@ -6,7 +6,7 @@ a short one, and is asked for again.
 
 Whose fault is it? What the model says (no call, a call that cannot be parsed) is returned. What the
 endpoint does (time-outs, 5xx, 429, nonsense) is retried within the turn's time and then an `EngineFault`.
-What no retry can mend (wrong key, model or address) is the user's: `ConfigError`.
+What no retry can change (wrong key, model or address) is the user's: `ConfigError`.
 """
 
 from __future__ import annotations

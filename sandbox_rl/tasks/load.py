@@ -184,7 +184,7 @@ def _refuse_or_warn(report: LoadReport, settings: DataSettings) -> None:
     more = f"; and {report.dropped_rows - 5} more" if report.dropped_rows > 5 else ""
     message = f"data: {report.dropped_rows} of {report.rows} rows are bad: {first}{more}"
     if settings.on_bad_row == "error":
-        raise DataError(f"{message}; mend them, or leave them out with data.on_bad_row=skip")
+        raise DataError(f"{message}; fix them, or leave them out with data.on_bad_row=skip")
     logger.warning("%s; left out", message)
 
 

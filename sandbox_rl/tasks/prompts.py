@@ -53,7 +53,7 @@ def load_prompt_set(domain: str, dirs: Sequence[Path] = ()) -> PromptSet:
     if missing:
         raise ConfigError(
             f"prompts: {missing[0]} is no directory, expected one with prompt sets such as {domain}.yaml; "
-            "mend the path, or leave it out"
+            "correct the path, or leave it out"
         )
     folders = (*dirs, *_own_folders())
     for folder in folders:

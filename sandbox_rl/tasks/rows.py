@@ -184,7 +184,7 @@ def open_table(path: Path, name: str) -> Rows:
     except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"data file {str(path)!r} cannot be read as {suffix[1:]}: {reason}; mend or convert the file"
+            f"data file {str(path)!r} cannot be read as {suffix[1:]}: {reason}; fix or convert the file"
         ) from error
 
 

@@ -86,7 +86,7 @@ class ExecuteBash:
             return bad_arguments(self.name, error)
         result = await sandbox.exec(command, timeout=timeout)
         why = _not_entered(result)
-        if why:  # the policy has locked itself out: from / it can mend that
+        if why:  # the policy has locked itself out: from / it can repair that
             result = await sandbox.exec(command, timeout=timeout, cwd="/")
         await give_way()
         return Observation(
@@ -125,7 +125,7 @@ def _not_entered(result: ExecResult) -> str:
         return ""
     return (
         f"{WORKING_DIR} cannot be entered ({said.removeprefix(start).strip()}), so the command ran in /. "
-        f"Mend it, for example with `chmod u+rwx {WORKING_DIR}`.\n"
+        f"Repair it, for example with `chmod u+rwx {WORKING_DIR}`.\n"
     )
 
 

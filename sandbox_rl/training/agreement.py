@@ -38,7 +38,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        own = SetupError(f"{error}; make room, or mend what it names")
+        own = SetupError(f"{error}; free some space, or fix what it names")
         own.__cause__ = error
     except Exception as error:
         own = error

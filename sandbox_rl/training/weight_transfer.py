@@ -1,10 +1,10 @@
 """Getting the trainer's weights into vLLM servers, behind TRL's `WeightTransferProtocol`.
 
-    stage → pause (requests freeze) → start → update → finish → mend → verify → resume
+    stage → pause (requests freeze) → start → update → finish → repair → verify → resume
 
 and for servers that sleep while the trainer updates
 
-    stage → wake the weights → start → update → finish → mend → verify → wake the cache, which resumes
+    stage → wake the weights → start → update → finish → repair → verify → wake the cache, which resumes
 
 A transfer that fails half-way raises and leaves the servers paused: a mixture of old and new weights is
 never sampled from. Afterwards the servers' own checksums of some tensors are compared with ours.

@@ -31,7 +31,7 @@ async def problem_of(awaitable: object) -> FileProblem:
 
 
 class TestRepair:
-    """What a policy does to its working directory it can mend with its own tools; it is never our fault."""
+    """What a policy does to its working directory it can repair with its own tools; it is never our fault."""
 
     @pytest.mark.parametrize(
         "damage",

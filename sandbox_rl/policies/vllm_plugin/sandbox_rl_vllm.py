@@ -84,7 +84,7 @@ class WorkerExtension:
     """Methods that every worker gains; called through /collective_rpc, hence the prefix."""
 
     def sandbox_rl_after_update(self):
-        """Mend a tied head, which updates of vLLM 0.31 and 0.32 leave stale on CPUs.
+        """Repair a tied head, which updates of vLLM 0.31 and 0.32 leave stale on CPUs.
 
         Its repacked copy is made from the embedding once and never again.
         """
