@@ -81,7 +81,7 @@ async def _checked(settings: Any, only: str, *, quiet: bool) -> tuple[SandboxInf
         ConfigError: no case is called so.
     """
     from sandbox_rl.commands.parts import bare_backend
-    from sandbox_rl.commands.scoring_check import check_scoring
+    from sandbox_rl.commands.scoring_check import ATTACKS, check_scoring
     from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS
     from sandbox_rl.sandboxes.self_check import self_check as run
 
@@ -91,7 +91,8 @@ async def _checked(settings: Any, only: str, *, quiet: bool) -> tuple[SandboxInf
         raise ConfigError(f"--cases: no case's id starts with {only!r}; ids begin with ISO, RES, …")
     async with bare_backend(settings) as entered:
         info = entered.info
-    rows = []
+    rows: list[CheckRow] = []
+    count = len(cases) + (ATTACKS if scoring else 0) + (bool(cases) and not only)
 
     def made(limits: SandboxLimits) -> SandboxBackend:
         return bare_backend(settings.model_copy(update={"limits": limits}))
@@ -100,7 +101,7 @@ async def _checked(settings: Any, only: str, *, quiet: bool) -> tuple[SandboxInf
     async for row in _all_rows(sandboxes, check_scoring() if scoring else None):
         rows.append(row)
         if not quiet:
-            typer.echo(f"\r{len(rows)}/{len(cases)} {row.case:10}", nl=False, err=True)
+            typer.echo(f"\r{len(rows)}/{count} {row.case:10}", nl=False, err=True)
     if not quiet:
         typer.echo(err=True)
     return info, sorted(rows, key=lambda row: row.case)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox_rl.commands.parts import scoring_place
@@ -15,7 +17,7 @@ from sandbox_rl.sandboxes.cases import HostWitness
 from sandbox_rl.sandboxes.self_check import CheckRow, CheckVerdict
 from sandbox_rl.types import Answer, AnswerStatus, Task
 
-__all__ = ["check_scoring"]
+__all__ = ["ATTACKS", "check_scoring"]
 
 _SCORER = "def score(answer, task):\n    return 1.0 if eval(answer) else 0.0\n"
 _NAME = "self_check_scorer"
@@ -46,6 +48,9 @@ _ATTACKS = (
     ("SCO-20f", "an honest answer after all of them", "6 * 7 == 42", 1.0),
 )
 
+ATTACKS = len(_ATTACKS)
+"""Rows that `check_scoring` yields."""
+
 
 async def check_scoring() -> AsyncIterator[CheckRow]:
     """One row per attack, in the place where answers are scored by default.
@@ -54,7 +59,7 @@ async def check_scoring() -> AsyncIterator[CheckRow]:
         SetupError: this machine has no such place.
     """
     place = scoring_place(RewardSettings())
-    with HostWitness() as witness, tempfile.TemporaryDirectory() as directory:
+    with HostWitness() as witness, tempfile.TemporaryDirectory() as directory, _failures_are_expected():
         scorer = Path(directory)
         await asyncio.to_thread((scorer / f"{_NAME}.py").write_text, _SCORER)
         names = ((f"{_NAME}:score", 1.0),)
@@ -75,3 +80,15 @@ async def check_scoring() -> AsyncIterator[CheckRow]:
                     verdict=CheckVerdict.FAIL if problems else CheckVerdict.PASS,
                     seconds=time.monotonic() - started,
                 )
+
+
+@contextmanager
+def _failures_are_expected() -> Iterator[None]:
+    """The pool warns of a scorer that fails on an answer; here that is what an attack comes to."""
+    log = logging.getLogger("sandbox_rl.rewards")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -63,7 +63,7 @@ async def check_server(server: VLLMServer, *, needed_context: int, engine: str |
         version = str((await server.call("GET", "/version"))["version"])
         models = (await server.call("GET", "/v1/models"))["data"]
     except (Refused, Unreachable, TypeError, KeyError) as error:
-        raise SetupError(f"{where}: no vLLM answers there ({error}); start one, or correct base_urls") from error
+        raise SetupError(f"{where}: no vLLM answers there ({error}); start one, or fix base_urls") from error
     low, high = SUPPORTED
     if not low <= _numbers(version) < high:
         raise SetupError(

@@ -18,8 +18,10 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from typer.testing import CliRunner
 
-from sandbox_rl.commands.scoring_check import check_scoring
+from sandbox_rl.cli import app
+from sandbox_rl.commands.scoring_check import ATTACKS, check_scoring
 from sandbox_rl.errors import SandboxDead, SandboxFault, SetupError
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
@@ -545,6 +547,16 @@ async def test_self_check_attacks_scoring_and_watches_the_event_loop() -> None:
     assert {(row.observed, row.verdict) for row in rows} == {("as required", CheckVerdict.PASS)}
     case, lag = [row async for row in self_check(EmbeddedBackend, cases=CONTROLS[:1], lag=True)]
     assert (case.case, lag.case) == (CONTROLS[0].id, "LAG-01")
+
+
+async def test_the_command_counts_all_its_rows_and_warns_of_no_attack(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    done = await asyncio.to_thread(CliRunner().invoke, app, ["self-check", "--cases", "SCO-20"])
+    assert done.exit_code == 0
+    assert f"{ATTACKS}/{ATTACKS} SCO-20f" in done.stderr
+    assert f"{ATTACKS} of {ATTACKS} as required" in done.stdout
+    assert not caplog.records
 
 
 async def test_a_full_store_stops_no_command_where_memory_cannot_be_charged() -> None:

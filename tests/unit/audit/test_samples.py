@@ -39,4 +39,4 @@ def test_before_the_usual_share_is_known_nothing_is_said_of_it():
 def test_a_step_that_is_masked_whole_is_named_at_once():
     (alarm,) = alarms_of([0.0, 1.0], TokenClass.OVERLONG)
     assert alarm.name is AlarmName.NOTHING_TRAINED
-    assert "100%" in alarm.detail and "overlong" in alarm.detail
+    assert "100% of those sampled are overlong" in alarm.detail
