@@ -5,7 +5,7 @@ from __future__ import annotations
 from sandbox_rl.rewards.formulas.nodes import Node
 from sandbox_rl.rewards.formulas.tokens import Unread
 
-__all__ = ["apply", "times"]
+__all__ = ["apply", "cross", "times"]
 
 _COUNTS = {"over": 2, "root": 2, "binom": 2, "log": 1, "gcd": 0, "lcm": 0, "max": 0, "min": 0}
 
@@ -14,6 +14,15 @@ def times(left: Node, right: Node) -> Node:
     """A product, longer where `left` is one."""
     parts = (*left.args, right) if left.kind == "mul" else (left, right)
     return Node("mul", parts)
+
+
+def cross(left: Node, right: Node) -> Node:
+    """A product of vectors, whose order matters; a number before a vector is an ordinary factor."""
+    *factors, last = left.args if left.kind == "mul" else (left,)
+    if last.kind == "num":
+        return times(left, right)
+    product = Node("func", (last, right), "f:cross")
+    return times(Node("mul", tuple(factors)) if len(factors) > 1 else factors[0], product) if factors else product
 
 
 def apply(name: str, arguments: tuple[Node, ...], base: Node | None) -> Node:

@@ -119,6 +119,8 @@ class Evaluation:
     def _call(self, name: str, values: list[Any]) -> Any:
         mp = self._mp
         first = values[0]
+        if name == "f:cross":  # v × w = −w × v
+            return self._call("f:bracket", values) - self._call("f:bracket", values[::-1])
         if name.startswith(("f:", "mark:")):  # an unknown function: any fixed one that is not linear
             total = self._point(name)
             for place, value in enumerate(values):

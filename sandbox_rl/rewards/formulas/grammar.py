@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from sandbox_rl.rewards.formulas.building import apply, times
+from sandbox_rl.rewards.formulas.building import apply, cross, times
 from sandbox_rl.rewards.formulas.cursor import MAX_DEPTH, Cursor, closing_of, number
 from sandbox_rl.rewards.formulas.names import CONSTANTS, ENGLISH, FUNCTIONS, GREEK, OPAQUE
 from sandbox_rl.rewards.formulas.nodes import Node
@@ -49,6 +49,9 @@ class Expression(Cursor):
             elif self._is("*"):
                 self._next()
                 node = times(node, self._signed())
+            elif self._is("×"):
+                self._next()
+                node = cross(node, self._signed())
             elif self._is("/"):
                 self._next()
                 node = Node("div", (node, self._signed()))

@@ -76,6 +76,7 @@ _SCIENTIFIC = re.compile(
 _NUMBER = re.compile(r"\d+\.(?!\.)\d*|\.\d+|\d+")
 _WORD = re.compile(r"[A-Za-z]+(?:[-'][A-Za-z]{2,})*|[^\W\d_A-Za-z]")
 _COMMAND = re.compile(r"\\([A-Za-z]+)|\\(.)", re.S)
+_VECTOR = re.compile(r"\s*\\(?:vec|hat|widehat|mathbf|boldsymbol|bm|overrightarrow)(?![A-Za-z])")
 _SIGNS = re.compile(r"\*\*|<=|>=|!=|==|\.\.\.|[-+*/^_()\[\]{}|<>=,;:!°%$€£¥&'≈.]")
 
 
@@ -204,6 +205,9 @@ def _command(text: str, at: int, spaced: bool, tokens: list[Token], *, thousands
         tokens.append(Token(kind, f"\\{symbol}" if symbol in "{}|\\" else symbol, spaced))
         if symbol not in "{}|\\%$&_":
             raise Unread(f"the command \\{symbol}")
+        return end, False
+    if name == "times" and _VECTOR.match(text, end):
+        tokens.append(Token("sign", "×", spaced))
         return end, False
     if name in LAYOUT:
         following = re.compile(r"\s*\.").match(text, end) if name in ("left", "right") else None
