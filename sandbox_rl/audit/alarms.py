@@ -23,6 +23,9 @@ class AlarmName(StrEnum):
     """What can be wrong. Each value is a column `alarms/NAME` of the metrics."""
 
     UPDATES_VANISH = "updates_vanish"  # the optimizer's updates are lost in the rounding of the weights
+    NO_UPDATE = "no_update"  # tokens are trained on and the weights stay, or the optimizer lacks some of them
+    WEIGHTS_CHANGED = "weights_changed"  # something besides the optimizer has written to the weights
+    NOT_FINITE = "not_finite"  # gradients or weights are NaN or infinite
     NOTHING_TRAINED = "nothing_trained"  # no token of the last steps had a gradient
     TRAINED_SHARE_FELL = "trained_share_fell"  # masks leave less than half of what they usually leave
     MASK_DIFFERS = "mask_differs"  # the loss counts other tokens than those that were sampled

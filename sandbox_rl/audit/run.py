@@ -48,7 +48,7 @@ class RunAudit:
         samples = SampleAudit(alarms, total=total, masks_truncated=masks_truncated)
         return cls(
             alarms,
-            UpdateAudit(alarms),
+            UpdateAudit(alarms, lambda: samples.trained_here),
             samples,
             SamplerAudit(alarms, ceiling=mismatch_alarm),
             PublicationAudit(alarms, ceiling=mismatch_alarm),

@@ -26,7 +26,7 @@ ZERO = 2e-3
 """Advantages below this are zero: TRL divides rounding errors of equal rewards by 1e-4."""
 
 QUIET_STEPS = 3
-"""Steps in a row without a trained token after which it is no accident."""
+"""Steps in a row without a trained token, or with half the usual share, after which it is no accident."""
 
 FEW_STEPS = 10
 """Steps up to which equal rewards of all groups may be chance."""
@@ -80,12 +80,15 @@ class SampleAudit:
         self._tokens: Counter[TokenClass] = Counter()
         self._masked = deque[float](maxlen=HISTORY)
         self._quiet = 0
+        self._fallen = 0
         self._sampled_at = -1
         self._expected = 0
         self._in_loss = 0
         self._all = Counter[TokenClass]()
         self.steps = 0
         """Steps that were looked at."""
+        self.trained_here = 0
+        """Tokens of this process with a gradient so far, those of the step that is going on included."""
         self.trained_tokens = 0.0
         """Tokens with a gradient so far, over all processes."""
 
@@ -164,6 +167,7 @@ class SampleAudit:
         """
         trained = int((np.abs(advantages) > ZERO).sum())
         self._tokens[TokenClass.TRAINED] += trained
+        self.trained_here += trained
         self._tokens[TokenClass.ZERO_ADVANTAGE] += len(advantages) - trained
         self._in_loss += len(advantages)
 
@@ -226,7 +230,10 @@ class SampleAudit:
                 )
             )
         usual = median(self._masked) if len(self._masked) == HISTORY else None
-        if usual is not None and 1 - masked < 0.5 * (1 - usual):
+        # A few faults among few episodes halve the share of one step; a mask gone wrong stays.
+        fell = usual is not None and 1 - masked < 0.5 * (1 - usual)
+        self._fallen = self._fallen + 1 if fell else 0
+        if usual is not None and self._fallen >= QUIET_STEPS:
             worst = max((share, n) for n, share in reasons.items())[1]
             self._alarms.sound(
                 Alarm(
@@ -253,7 +260,9 @@ class SampleAudit:
             return
         self._compare(row, counted, advantage, step)
         if not again:
-            self._tokens[self._class_of(row, counted, advantage)] += row.tokens
+            found = self._class_of(row, counted, advantage)
+            self._tokens[found] += row.tokens
+            self.trained_here += row.tokens if found is TokenClass.TRAINED else 0
 
     def _class_of(self, row: ExpectedRow, counted: np.ndarray[Any, Any], advantage: float) -> TokenClass:
         if row.tokens and not counted.any():

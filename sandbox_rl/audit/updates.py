@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,9 @@ embedding that were not used); of them nothing is expected."""
 
 LOST = 0.5
 """Alarm when less than this part of the computed update was applied, or of the entries has moved."""
+
+STILL_STEPS = 3
+"""Updates in a row that trained on tokens and moved nothing; a warm-up starts at rate 0, so one happens."""
 
 _GROUPS = (
     ("adapter", ("lora_", "adapter", "prompt_encoder")),
@@ -89,10 +92,17 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
 
     Sharded parameters are looked at where they lie: each process sees its own part. Under DeepSpeed, which
     keeps the weights that it updates to itself, nothing is looked at and nothing is reported.
+
+    Args:
+        trained: how many tokens had a gradient so far; what it grows by is what an update has to learn from.
     """
 
-    def __init__(self, alarms: Alarms) -> None:
+    def __init__(self, alarms: Alarms, trained: Callable[[], int] = lambda: 0) -> None:
         self._alarms = alarms
+        self._trained = trained
+        self._trained_before = 0
+        self._still = 0
+        self._after: list[torch.Tensor] = []
         self._sampled: tuple[_Sampled, ...] = ()
         self._before: list[torch.Tensor] = []
         self._gradients: list[torch.Tensor | None] = []
@@ -121,6 +131,13 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
         """Keep what is there before the update."""
         with torch.no_grad():
             self._before = [_entries(s.parameter, s.index) for s in self._sampled]
+            if self._after and not _same(self._after, self._before):
+                self._sound(
+                    int(state.global_step) + 1,
+                    AlarmName.WEIGHTS_CHANGED,
+                    "the weights are not those that the last update left; something besides the optimizer "
+                    "writes to them, so what was learned may be gone",
+                )
             self._gradients = [
                 None if s.parameter.grad is None else _entries(s.parameter.grad, s.index)
                 for s in self._sampled
@@ -137,10 +154,14 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
         """Compare."""
         if not self._before or getattr(optimizer, "step_was_skipped", False):
             return
+        step = int(state.global_step) + 1
         with torch.no_grad():
-            updates = self._compare(getattr(optimizer, "optimizer", optimizer))
+            inner = getattr(optimizer, "optimizer", optimizer)
+            updates = self._compare(inner)
+            total = sum(update.expected for update in updates.values())
+            self._after = [_entries(s.parameter, s.index) for s in self._sampled]
+            self._look_for_movement(inner, step, expected=total > 0, alone=args.world_size == 1)
         self._before, self._gradients = [], []
-        total = sum(update.expected for update in updates.values())
         if not total:
             return
         self._metrics = {
@@ -151,20 +172,60 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
         known = {name: u for name, u in updates.items() if not math.isnan(u.applied)}
         if known:
             self._metrics["update/applied"] = min(u.applied for u in known.values())
-        self._judge(updates, int(state.global_step) + 1)
+        self._judge(updates, step)
+
+    def _look_for_movement(
+        self, optimizer: torch.optim.Optimizer, step: int, *, expected: bool, alone: bool
+    ) -> None:
+        """Weights that stay while there was something to learn, weights that nobody updates, and NaN.
+
+        Sharding may put other tensors into the optimizer, so only a process alone is asked for its weights.
+        """
+        gradients = [gradient for gradient in self._gradients if gradient is not None]
+        if not all(bool(values.isfinite().all()) for values in (*gradients, *self._after)):
+            self._sound(
+                step,
+                AlarmName.NOT_FINITE,
+                "gradients or weights are NaN or infinite, and every later update keeps them so; go back to "
+                "the last checkpoint with a lower grpo.learning_rate, or in float32",
+            )
+            return
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        missing = sum(id(s.parameter) not in held for s in self._sampled)
+        learning = self._trained() > self._trained_before
+        self._trained_before = self._trained()
+        dead = not any(bool(gradient.any()) for gradient in gradients)
+        moved = expected and not _same(self._before, self._after)
+        self._still = self._still + 1 if learning and (dead or not moved) else 0
+        cause = None
+        if alone and missing:
+            cause = f"{missing} of {len(self._sampled)} trainable tensors are not in the optimizer"
+        elif self._still >= STILL_STEPS and dead:
+            cause = (
+                f"no gradient has reached the weights in {self._still} updates that had tokens to train on"
+            )
+        elif self._still >= STILL_STEPS:
+            rate = max(float(group["lr"]) for group in optimizer.param_groups)
+            cause = (
+                f"{self._still} updates had gradients and moved no weight worth the name (learning rate "
+                f"{rate:g}; grpo.max_grad_norm may be too small)"
+            )
+        if cause:
+            self._sound(step, AlarmName.NO_UPDATE, f"{cause}; nothing is learned there")
+
+    def _sound(self, step: int, name: AlarmName, detail: str) -> None:
+        self._alarms.sound(Alarm(step, name, detail))
 
     def _judge(self, updates: Mapping[str, GroupUpdate], step: int) -> None:
         lost = {name: u for name, u in updates.items() if u.changed < LOST or u.applied < LOST}
         if lost:
             dtypes = sorted({str(s.parameter.dtype).removeprefix("torch.") for s in self._sampled})
             said = ", ".join(f"{name} {u.changed:.0%} moved" for name, u in sorted(lost.items()))
-            self._alarms.sound(
-                Alarm(
-                    step,
-                    AlarmName.UPDATES_VANISH,
-                    f"the update is lost in the rounding of the weights ({said}; they are "
-                    f"{' and '.join(dtypes)}); keep float32 weights, or raise grpo.learning_rate",
-                )
+            self._sound(
+                step,
+                AlarmName.UPDATES_VANISH,
+                f"the update is lost in the rounding of the weights ({said}; they are "
+                f"{' and '.join(dtypes)}); keep float32 weights, or raise grpo.learning_rate",
             )
 
     def _compare(self, optimizer: torch.optim.Optimizer) -> dict[str, GroupUpdate]:
@@ -204,6 +265,10 @@ def _choose(named: Iterable[tuple[str, torch.nn.Parameter]]) -> tuple[_Sampled, 
             index = (index + torch.arange(count, device=local.device)) % local.numel()
             chosen.append(_Sampled(group, parameter, index))
     return tuple(chosen)
+
+
+def _same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import TrainerCallback
 
 from sandbox_rl.audit.alarms import AlarmName
 from sandbox_rl.audit.run import RunAudit
@@ -124,7 +125,64 @@ def in_bfloat16(trainer):
     trainer.model.to(torch.bfloat16)
 
 
+class BeforeUpdate(TrainerCallback):
+    """Does something to the model before the audit and the optimizer see its gradients."""
+
+    def __init__(self, act):
+        self._act = act
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self._act(model)
+
+
+class Undo(TrainerCallback):
+    """Puts the weights back after each update."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self._was = [p.detach().clone() for p in model.parameters()]
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        with torch.no_grad():
+            for parameter, was in zip(model.parameters(), self._was, strict=True):
+                parameter.copy_(was)
+
+
+def before_update(act):
+    return lambda trainer: trainer.callback_handler.callbacks.insert(0, BeforeUpdate(act))
+
+
+def nan_in_one_row(model):
+    next(model.parameters()).grad[0] = float("nan")
+
+
+def other_weights(trainer):
+    """An optimizer made before the weights were replaced."""
+    trainer.optimizer = torch.optim.AdamW([p.detach().clone() for p in trainer.model.parameters()], lr=1e-4)
+
+
+def part_of_weights(trainer):
+    kept = [p for name, p in trainer.model.named_parameters() if "mlp" not in name]
+    trainer.optimizer = torch.optim.AdamW(kept, lr=1e-4)
+
+
 PLANTED = {
+    "a learning rate of 0": (AlarmName.NO_UPDATE, {"learning_rate": 0.0}),
+    "gradients that are clipped away": (AlarmName.NO_UPDATE, {"max_grad_norm": 1e-12}),
+    "gradients that are zeroed": (
+        AlarmName.NO_UPDATE,
+        {"prepare": before_update(lambda model: model.zero_grad(set_to_none=False))},
+    ),
+    "gradients that never arrive": (
+        AlarmName.NO_UPDATE,
+        {"prepare": before_update(lambda model: model.zero_grad())},
+    ),
+    "an optimizer of other weights": (AlarmName.NO_UPDATE, {"prepare": other_weights}),
+    "an optimizer without the MLPs": (AlarmName.NO_UPDATE, {"prepare": part_of_weights}),
+    "a gradient of NaN": (AlarmName.NOT_FINITE, {"prepare": before_update(nan_in_one_row)}),
+    "updates that are undone": (
+        AlarmName.WEIGHTS_CHANGED,
+        {"prepare": lambda trainer: trainer.add_callback(Undo())},
+    ),
     "an update lost in bfloat16": (
         AlarmName.UPDATES_VANISH,
         {"prepare": in_bfloat16, "learning_rate": 1e-6},

@@ -22,7 +22,11 @@ def cross(left: Node, right: Node) -> Node:
     if last.kind == "num":
         return times(left, right)
     product = Node("func", (last, right), "f:cross")
-    return times(Node("mul", tuple(factors)) if len(factors) > 1 else factors[0], product) if factors else product
+    return (
+        times(Node("mul", tuple(factors)) if len(factors) > 1 else factors[0], product)
+        if factors
+        else product
+    )
 
 
 def apply(name: str, arguments: tuple[Node, ...], base: Node | None) -> Node:
