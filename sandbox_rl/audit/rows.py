@@ -35,7 +35,11 @@ class TokenClass(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ExpectedRow:
-    """A rollout as the loss should see it."""
+    """A rollout as the loss should see it.
+
+    Args:
+        mask: what the policy sampled; of a row that is not `judged` the loss should see none of it.
+    """
 
     episode: str
     ids: np.ndarray[Any, np.dtype[np.int64]]

@@ -273,8 +273,9 @@ class SampleAudit:
 
     def _compare(self, row: ExpectedRow, counted: np.ndarray[Any, Any], advantage: float, step: int) -> None:
         whole = np.zeros_like(counted)
-        whole[: len(row.mask)] = row.mask
-        by_choice = not counted.any() and (self._masks_truncated or row.expected is TokenClass.OVERLONG)
+        if row.judged:
+            whole[: len(row.mask)] = row.mask
+        by_choice = not counted.any() and self._masks_truncated
         if not by_choice and not np.array_equal(whole, counted):
             self._sound(
                 step,

@@ -52,6 +52,7 @@ from sandbox_rl.training.models import (
 )
 from sandbox_rl.training.sampler_check import check_rope, check_sampler
 from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_model, tiny_tokenizer
+from sandbox_rl.training.tree_check import check_tree_config
 
 __all__ = ["check", "check_curriculum", "check_gold", "check_prompts"]
 
@@ -102,6 +103,13 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
         display.say(f"warning: {warning}")
     config = tiny_config(tokenizer) if tiny else load_config(recipe.model)
     check_rope(config, longest=min(context, prompt + recipe.episode.max_tokens), path=recipe.model.path)
+    if recipe.mode == "async":
+        check_tree_config(
+            config,
+            path=recipe.model.path,
+            cuda=torch.cuda.is_available(),
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
     memory = estimate_memory(
         model_shape(config),
         args,

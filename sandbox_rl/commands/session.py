@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +47,7 @@ from sandbox_rl.training.models import (
     load_trained,
 )
 from sandbox_rl.training.sampler_check import check_rope
+from sandbox_rl.training.tree_check import check_tree_config
 
 __all__ = ["Session", "training_session"]
 
@@ -110,7 +112,15 @@ def training_session(
     context = configured_context(model_settings)
     longest_prompt = check_prompts(recipe, base_dir, chat, train_tasks, context=context)
     longest = min(context, longest_prompt + recipe.episode.max_tokens)
-    check_rope(load_config(model_settings), longest=longest, path=model_settings.path)
+    config = load_config(model_settings)
+    check_rope(config, longest=longest, path=model_settings.path)
+    if recipe.mode == "async":
+        check_tree_config(
+            config,
+            path=model_settings.path,
+            cuda=torch.cuda.is_available(),
+            trust_remote_code=model_settings.trust_remote_code,
+        )
     updates, finish, lease = CountUpdates(), FinishOnSignal(), ModelLease()
     with ExitStack() as stack:
         loop = stack.enter_context(LoopThread(lease))

@@ -24,6 +24,7 @@ from sandbox_rl.training.log_probs import float32_log_probs
 from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.tree_attention import register_tree_attention
+from sandbox_rl.training.tree_check import check_packing
 from sandbox_rl.training.weight_merge import checkpoint_tensors
 
 __all__ = ["SandboxAsyncTrainer"]
@@ -74,6 +75,9 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
             self.add_callback(audit.updates)
         settle_precision(self)
         register_tree_attention()
+        if not any(parameter.is_meta for parameter in self.model.parameters()):
+            low = torch.bfloat16 if args.bf16 else torch.float32
+            check_packing(self.model, low, path=str(kwargs.get("model")))
         float32_log_probs(self.model, temperature=self.temperature)
         self._published_step = -1
 

@@ -3,7 +3,7 @@
 The contract of `rollout_func` in TRL 1.16 (each line pinned by a test in tests/smoke):
 prompts arrive repeated `num_generations` times; rows go back in order and one per prompt, which TRL
 does not check and so we do; a reward of None takes a row out of its group's baseline; `env_mask`
-marks with 1 what the policy sampled.
+marks with 1 what the loss is taken over: what the policy sampled, in rows that have a reward.
 """
 
 from __future__ import annotations

@@ -143,16 +143,23 @@ def _mean_gap(one: torch.Tensor, other: torch.Tensor) -> float:
 @contextmanager
 def plain_forward(model: Any) -> Iterator[None]:
     """Rows as they are: no gradient, no dropout, and not the asynchronous trainer's attention over trees."""
-    training, config = model.training, model.config
-    attention = config._attn_implementation
+    training, text = model.training, model.config.get_text_config()
+    configs = {id(config): config for config in (model.config, text)}.values()
+    attention = [config._attn_implementation for config in configs]
+    # sdpa has no softcap, and leaves sinks out without a word.
+    special = getattr(text, "attn_logit_softcapping", None) or any(
+        name.endswith("sinks") for name, _ in model.named_parameters()
+    )
     model.eval()
-    if attention == TREE_ATTENTION:
-        config._attn_implementation = "sdpa"
+    for config in configs:
+        if config._attn_implementation == TREE_ATTENTION:
+            config._attn_implementation = "eager" if special else "sdpa"
     try:
         with torch.no_grad():
             yield
     finally:
-        config._attn_implementation = attention
+        for config, name in zip(configs, attention, strict=True):
+            config._attn_implementation = name
         model.train(training)
 
 

@@ -16,6 +16,13 @@ def to_rows(
 ) -> dict[str, list[Any]]:
     """One row per rollout, in order; groups are consecutive.
 
+    A rollout without a reward (masked by the recipe, or a fault of ours) has no advantage, and no token of it
+    is marked as sampled: neither the KL term (`beta`) nor an entropy bonus has a gradient there. The row
+    stays. Losses that divide by rows (grpo, sapo, luspo; dr_grpo, by rows times the longest completion)
+    divide by the same number as if it had been judged; those that divide by tokens (bnpo; dapo, cispo, vespo)
+    divide by the tokens that are left. TRL's `completions/…_length` count it as empty, `tokens/sampled` does
+    not.
+
     Returns:
         `prompt_ids`, `completion_ids`, `logprobs`, `env_mask` (lists per row, the last three of
         equal length), `outcome` (the scored reward or None) and `signal` (what TRL centres).
@@ -45,7 +52,8 @@ def to_rows(
             rows["prompt_ids"].append(list(trajectory.prompt_ids) or [eos_id])
             rows["completion_ids"].append(list(trajectory.completion_ids) or [eos_id])
             rows["logprobs"].append(list(logprobs) or [0.0])
-            rows["env_mask"].append(list(trajectory.action_mask) or [0])
+            mask = trajectory.action_mask if reward is not None else (0,) * len(trajectory.action_mask)
+            rows["env_mask"].append(list(mask) or [0])
             rows["outcome"].append(reward)
             rows["signal"].append(None if reward is None else reward * scale)
     return rows

@@ -2,10 +2,12 @@
 
 Each packed segment attends to the keys and values on its root-to-segment path (TRL's `TreeRow`). On CUDA
 this is torch's variable-length attention; elsewhere a loop of scaled dot products, for tests and laptops.
+What a model asks of its attention and is not done here is refused: log-probs without it are wrong in silence.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,22 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from trl.experimental.async_grpo.packing import TREE_ATTENTION
 
+from sandbox_rl.errors import ModelError
+
 __all__ = ["register_tree_attention", "tree_attention"]
+
+_OF_OTHERS = frozenset(
+    {
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "return_dict",
+        "output_hidden_states",
+        "output_router_logits",
+    }
+    | {"num_items_in_batch", "logits_to_keep"}
+)
+"""Arguments that reach every attention with the model's own and say nothing to it."""
 
 
 def tree_attention(
@@ -30,7 +47,10 @@ def tree_attention(
     tree_max_seqlen_k: int,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **ignored: Any,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of every segment over its path, aligned at their ends.
 
@@ -39,13 +59,22 @@ def tree_attention(
         key, value: shape (1, G, N, D); G divides H.
         tree_kv_index: shape (K,), the packed positions of all paths, end to end.
         tree_cu_seqlens_q, tree_cu_seqlens_k: shape (S + 1,), where segments and their paths begin.
+        softcap: scores are `softcap * tanh(scores / softcap)` (Gemma 2, arXiv 2408.00118); not on CUDA.
+        s_aux: shape (H,), a score per head that takes part in the softmax and has no value (attention sinks
+            of gpt-oss); not on CUDA.
 
     Returns:
         shape (1, N, H, D), and None for the weights.
+
+    Raises:
+        ModelError: the model asks for what is not implemented.
     """
+    _refuse(module, attention_mask, is_causal, sliding_window, others)
+    if query.is_cuda and (softcap or s_aux is not None):
+        raise ModelError(_not_done(module, "softcap" if softcap else "s_aux", "on CUDA"))
     q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))
     k, v = k.index_select(0, tree_kv_index), v.index_select(0, tree_kv_index)
-    attend = _varlen if q.is_cuda else _loop
+    attend = _varlen if q.is_cuda else partial(_loop, softcap=softcap, sinks=s_aux)
     window = sliding_window or 0
     out = attend(
         q,
@@ -107,6 +136,9 @@ def _loop(
     max_k: int,
     scaling: float | None,
     window: int,
+    *,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     starts_q, starts_k = cu_q.tolist(), cu_k.tolist()
     groups = q.shape[1] // k.shape[1]
@@ -120,9 +152,63 @@ def _loop(
         seen = torch.ones(length, path, dtype=torch.bool, device=q.device).tril(path - length)
         if window:
             seen &= ~torch.ones_like(seen).tril(path - length - window)
-        parts.append(
-            functional.scaled_dot_product_attention(
+        if softcap or sinks is not None:
+            attended = _scored(segment, keys, values, seen, scaling, softcap, sinks)
+        else:
+            attended = functional.scaled_dot_product_attention(
                 segment[None], keys[None], values[None], attn_mask=seen, scale=scaling
-            )[0].transpose(0, 1)
-        )
+            )[0]
+        parts.append(attended.transpose(0, 1))
     return torch.cat(parts)
+
+
+def _scored(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    seen: torch.Tensor,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention with scores changed before the softmax; shapes (H, L, D), (H, P, D), (H, P, D), (L, P)."""
+    scores = q @ k.transpose(1, 2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(-1, q.shape[1], 1)], -1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    return weights[..., : k.shape[1]] @ v
+
+
+def _refuse(
+    module: torch.nn.Module,
+    attention_mask: torch.Tensor | None,
+    is_causal: bool | None,
+    window: int | None,
+    others: dict[str, Any],
+) -> None:
+    """Raise where an argument, or the layer itself, wants more than causal attention."""
+    if attention_mask is not None:
+        raise ModelError(_not_done(module, "attention_mask"))
+    if is_causal is False or getattr(module, "is_causal", True) is False:
+        raise ModelError(_not_done(module, "is_causal: false"))
+    for name, value in others.items():
+        neutral = value is None or (isinstance(value, bool | int | float) and not value)
+        if not neutral and name not in _OF_OTHERS:
+            shown = f"{name}: {value}" if isinstance(value, bool | int | float | str) else name
+            raise ModelError(_not_done(module, shown))
+    kinds = getattr(getattr(module, "config", None), "layer_types", None)
+    place = getattr(module, "layer_idx", None)
+    kind = kinds[place] if kinds and place is not None and place < len(kinds) else "full_attention"
+    if kind == "chunked_attention" or (kind == "sliding_attention" and not window):
+        raise ModelError(_not_done(module, kind))
+
+
+def _not_done(module: torch.nn.Module, what: str, where: str = "") -> str:
+    place = f" {where}" if where else ""
+    return (
+        f"{type(module).__name__} asks its attention for {what}, which mode 'async' does not "
+        f"implement{place}; set mode: sync, or train another architecture"
+    )

@@ -141,7 +141,7 @@ def config(**block):
         ({"queue_maxsize": 3}, "leave it away: grpo.max_staleness bounds what waits"),
         ({"max_staleness": -1}, "max_staleness: -1, expected at least 0"),
         ({"max_staleness": 1, "weight_sync_steps": 4}, "max_staleness: 1, expected at least 3.*every 4"),
-        ({"token_budget": 0}, "token_budget: 0, expected at least 300"),
+        ({"token_budget": 0}, "token_budget: 0, expected at least 1;"),
         ({"max_stalenes": 3}, "did you mean 'max_staleness'"),
         ({"max_steps": 0}, "grpo.max_steps: mode 'async' needs one"),
         ({"token_budget": 200}, "token_budget: 200, expected at least 300"),

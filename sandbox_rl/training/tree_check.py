@@ -1,0 +1,154 @@
+"""Whether a model computes on prefix-packed rows what it computes on rows one by one.
+
+Packing goes around a model's own masks and kernels, so whatever an architecture adds to causal attention, and
+every layer that carries a state along the row, would change log-probs in silence.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+from trl.experimental.async_grpo.packing import TreeRow
+
+from sandbox_rl.errors import ModelError
+from sandbox_rl.training.precision import computing
+from sandbox_rl.training.probe import plain_forward
+
+__all__ = ["LARGEST_GAP", "check_packing", "check_tree_config", "packing_gap"]
+
+LARGEST_GAP = 1e-3
+"""Nats per token on average in float32."""
+
+LARGEST_GAP_LOW = 0.1
+"""The same where a kernel computes in bfloat16."""
+
+_COMMON, _TAILS = 12, (9, 5)
+_ADVICE = "set mode: sync, or train another architecture"
+
+
+def check_tree_config(
+    config: PretrainedConfig, *, path: str, cuda: bool, trust_remote_code: bool = False
+) -> None:
+    """Refuse, before weights are loaded, what packed rows are not computed with.
+
+    Args:
+        cuda: the kernel of CUDA will compute, which has neither softcap nor sinks.
+
+    Raises:
+        ModelError: the first such thing.
+    """
+    text: Any = config.get_text_config()
+    others = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if others:
+        raise ModelError(_message(path, f"layers of type {sorted(others)[0]!r}"))
+    for name in ("attention_dropout", "attn_dropout", "attn_pdrop"):
+        if getattr(text, name, None):
+            raise ModelError(_message(path, f"{name}: {getattr(text, name)}"))
+    softcap = getattr(text, "attn_logit_softcapping", None)
+    if cuda and softcap:
+        raise ModelError(_message(path, f"attn_logit_softcapping: {softcap}", " on CUDA"))
+    try:
+        with torch.device("meta"):  # the shape alone
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), trust_remote_code=trust_remote_code
+            )
+    except Exception:  # loading the weights will say why, and then the model itself is tried
+        return
+    if model._is_stateful:
+        raise ModelError(_message(path, "a state that layers carry from token to token"))
+    if cuda and any(name.endswith("sinks") for name, _ in model.named_parameters()):
+        raise ModelError(_message(path, "attention sinks", " on CUDA"))
+
+
+def check_packing(model: Any, dtype: torch.dtype, *, path: str) -> float:
+    """The mean gap between packed and plain rows, in nats per token.
+
+    Args:
+        model: with tree attention, registered; perhaps wrapped by peft.
+        dtype: what forward passes of training are computed in.
+
+    Raises:
+        ModelError: they differ, or an argument of the model's attention is not implemented.
+    """
+    low = dtype != torch.float32 or model.device.type == "cuda"
+    gap = packing_gap(model, dtype)
+    largest = LARGEST_GAP_LOW if low else LARGEST_GAP
+    if not gap <= largest:
+        raise ModelError(
+            f"model.path: {path!r} ({type(model).__name__}): packed and plain rows differ by {gap:.3f} nats "
+            f"per token on average, expected at most {largest:g}; {_ADVICE}"
+        )
+    return gap
+
+
+@torch.no_grad()
+def packing_gap(model: Any, dtype: torch.dtype) -> float:
+    """Mean absolute difference of log-probs of two rows with a common start, packed and one by one.
+
+    Raises:
+        ModelError: an argument of the model's attention is not implemented.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    common, *tails = (
+        torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (_COMMON, *_TAILS)
+    )
+    rows = [[*common, *tail] for tail in tails]
+    training = model.training
+    try:
+        with computing(model.device, dtype):
+            model.train()
+            _packed(model, rows)  # dropout is only asked for here; what comes out is not looked at
+            model.eval()
+            packed = _packed(model, rows)
+            with plain_forward(model):
+                plain = torch.cat([_plain(model, row) for row in rows])
+    finally:
+        model.train(training)
+    return float((packed - plain).abs().mean())
+
+
+def _packed(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    tree = TreeRow()
+    for number, row in enumerate(rows):
+        tree.add(
+            {
+                "input_ids": np.array(row),
+                "completion_mask": np.array([0] + [1] * (len(row) - 1)),
+                "old_log_probs": np.zeros(len(row), dtype=np.float32),
+                "advantage": 1.0,
+                "group_id": number,
+            }
+        )
+    batch = {name: value.to(model.device) for name, value in tree.pack().items() if torch.is_tensor(value)}
+    longest_q, longest_k = batch["tree_max_seqlens"].tolist()
+    logits = model(
+        batch["input_ids"][None],
+        position_ids=batch["position_ids"][None],
+        use_cache=False,
+        tree_kv_index=batch["tree_kv_index"],
+        tree_cu_seqlens_q=batch["tree_cu_seqlens_q"],
+        tree_cu_seqlens_k=batch["tree_cu_seqlens_k"],
+        tree_max_seqlen_q=longest_q,
+        tree_max_seqlen_k=longest_k,
+    ).logits[0]
+    targets = torch.tensor([token for row in rows for token in row[1:]], device=logits.device)
+    chosen = logits[batch["token_index"]].float().log_softmax(-1)
+    found: torch.Tensor = chosen.gather(-1, targets[:, None]).squeeze(-1)
+    return found
+
+
+def _plain(model: Any, row: Sequence[int]) -> torch.Tensor:
+    ids = torch.tensor([list(row)], device=model.device)
+    logits = model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+    found: torch.Tensor = logits.gather(-1, ids[0, 1:, None]).squeeze(-1)
+    return found
+
+
+def _message(path: str, what: str, where: str = "") -> str:
+    return f"model.path: {path!r} has {what}, which mode 'async' does not implement{where}; {_ADVICE}"
