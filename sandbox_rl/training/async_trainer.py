@@ -15,6 +15,7 @@ from trl.experimental.async_grpo import AsyncGRPOTrainer, async_grpo_trainer
 
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.errors import EngineFault
+from sandbox_rl.training.agreement import together
 from sandbox_rl.training.async_admission import Admission
 from sandbox_rl.training.async_ledger import GroupProgress
 from sandbox_rl.training.async_ratios import select_terms
@@ -75,9 +76,8 @@ class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
             self.add_callback(audit.updates)
         settle_precision(self)
         register_tree_attention()
-        if not any(parameter.is_meta for parameter in self.model.parameters()):
-            low = torch.bfloat16 if args.bf16 else torch.float32
-            check_packing(self.model, low, path=str(kwargs.get("model")))
+        with together():
+            check_packing(self.model, low=args.bf16, path=str(kwargs.get("model")))
         float32_log_probs(self.model, temperature=self.temperature)
         self._published_step = -1
 
