@@ -128,13 +128,28 @@ def _explain(root: type[BaseModel], source: RecipeSource, detail: ErrorDetails) 
     if detail["type"] == "missing":
         return f"{prefix}key {key!r} is missing; add it"
     problem = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+    if detail["type"] == "union_tag_not_found":
+        return f"{prefix}key '{key}.type' is missing; add it{_one_of(root, place)}"
+    if detail["type"] == "union_tag_invalid":
         context = detail.get("ctx", {})
         expected = context.get("expected_tags", "")
-        got = context.get("tag", "nothing")
-        return f"{prefix}key '{key}.type': {got!r}, expected one of {expected}"
+        return f"{prefix}key '{key}.type': {context.get('tag')!r}, expected one of {expected}"
     problem = problem[0].lower() + problem[1:]
     return f"{prefix}key {key!r}: {_short(detail['input'])}, {problem}"
+
+
+def _one_of(root: type[BaseModel], place: Place) -> str:
+    """What `type` may be there; pydantic lists it only where a wrong one is given."""
+    values: Any = {"type": ""}
+    for part in reversed(place):
+        values = [values] if isinstance(part, int) else {part: values}
+    try:
+        root.model_validate(values)
+    except ValidationError as error:
+        for detail in error.errors():
+            if detail["type"] == "union_tag_invalid":
+                return f", one of {detail.get('ctx', {}).get('expected_tags')}"
+    return ""
 
 
 def _inside(inner: Place, outer: Place) -> bool:

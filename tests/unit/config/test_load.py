@@ -85,6 +85,10 @@ def test_overrides_reach_everything(write, override, look):
             BASE.replace("reasoning_gym", "gym"),
             "'data.sources.0.type': 'gym', expected one of 'reasoning_gym'",
         ),
+        (
+            BASE.replace("type: reasoning_gym, ", ""),
+            "r.yaml:4: key 'data.sources.0.type' is missing; add it, one of 'reasoning_gym'",
+        ),
         (BASE.replace("dataset: chain_sum, ", ""), "r.yaml:4: key 'data.sources.0.dataset' is missing"),
         (BASE.replace("size: 20", "sizes: 20"), "unknown key 'data.sources.0.sizes', did you mean 'size'?"),
         (BASE.replace("size: 20", "size: 0"), "r.yaml:4: key 'data.sources.0.size': 0"),
