@@ -6,7 +6,7 @@ import pytest
 
 from sandbox_rl.audit.alarms import AlarmName, Alarms
 from sandbox_rl.audit.rows import TokenClass
-from sandbox_rl.audit.samples import HISTORY, SampleAudit
+from sandbox_rl.audit.samples import HISTORY, QUIET_STEPS, SampleAudit
 
 
 def alarms_of(masked_shares, reason=TokenClass.NOT_JUDGED):
@@ -22,14 +22,14 @@ def alarms_of(masked_shares, reason=TokenClass.NOT_JUDGED):
 
 @pytest.mark.parametrize("usual", [0.0, 0.2])
 def test_masks_that_leave_less_than_half_of_what_they_left_are_named(usual):
-    (alarm,) = alarms_of([usual] * HISTORY + [0.5 + usual / 2 + 0.05])
+    (alarm,) = alarms_of([usual] * HISTORY + [0.5 + usual / 2 + 0.05] * QUIET_STEPS)
     assert alarm.name is AlarmName.TRAINED_SHARE_FELL
     assert TokenClass.NOT_JUDGED.value in alarm.detail
 
 
 @pytest.mark.parametrize("last", [0.0, 0.2, 0.45])
 def test_masks_that_take_a_little_more_are_no_alarm(last):
-    assert not alarms_of([0.1] * HISTORY + [last])
+    assert not alarms_of([0.1] * HISTORY + [last] * QUIET_STEPS)
 
 
 def test_before_the_usual_share_is_known_nothing_is_said_of_it():
