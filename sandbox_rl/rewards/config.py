@@ -24,8 +24,8 @@ class JudgeSettings(Settings):
     """Judgements per answer; the majority decides, a tie is a no."""
     temperature: float = Field(0.0, ge=0)
     """Of the judge; above 0 when votes should differ."""
-    max_tokens: int = Field(512, ge=8)
-    """Cap of one judgement."""
+    max_tokens: int = Field(128, ge=8)
+    """Cap of one judgement: a verdict needs about 20; a model that thinks first needs more."""
     timeout_s: float = Field(60.0, gt=0)
     """Wall time of one request."""
     retries: int = Field(3, ge=0)

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from sandbox_rl.errors import ConfigError, SandboxFault
 from sandbox_rl.rewards.places import Place, WorkerHandle
-from sandbox_rl.rewards.worker import CONFIG, EVALUATES, EXITED, JOB, REPORT
+from sandbox_rl.rewards.worker import CONFIG, EXITED, JOB, REPORT
 
 __all__ = ["Lanes", "Outcome"]
 
@@ -39,7 +39,7 @@ _VERDICT_BYTES = 1 << 16
 _TOGETHER = 16
 """Answers that one process scores at most, of scorers that are known not to evaluate text."""
 
-_SLICES = (0.05, 0.5)
+_SLICES = (0.02, 0.3)
 """Processor seconds of the fast lane and of the first turn in the slow lane."""
 
 _WALL = 20.0
@@ -75,9 +75,14 @@ class _Job:
 
 
 class _Lane:
-    """Jobs that wait, by level, and news of them."""
+    """Jobs that wait, by level, and news of them.
 
-    def __init__(self, levels: Sequence[int]) -> None:
+    Args:
+        together: jobs that one process may be given. What is known to be expensive gets its own.
+    """
+
+    def __init__(self, levels: Sequence[int], together: int) -> None:
+        self._together = together
         self.waiting = {level: deque[_Job]() for level in levels}
         self.news = asyncio.Event()
 
@@ -92,7 +97,7 @@ class _Lane:
         while True:
             for queue in self.waiting.values():
                 taken: list[_Job] = []
-                while queue and len(taken) < _TOGETHER:
+                while queue and len(taken) < self._together:
                     if queue[0].done.done():
                         queue.popleft()
                     elif not taken or (taken[0].together and queue[0].together):
@@ -153,8 +158,8 @@ class Lanes:
         self._memory_mb = memory_mb
         self._budgets = (*(s for s in _SLICES if s < timeout), timeout)
         last = len(self._budgets) - 1
-        self._fast = _Lane([0])
-        self._slow = _Lane(range(1, last + 1)) if last else self._fast
+        self._fast = _Lane([0], _TOGETHER)
+        self._slow = _Lane(range(1, last + 1), 1) if last else self._fast
         self._tasks: list[asyncio.Task[None]] = []
         self._slow_task: asyncio.Task[None] | None = None
         self.reads: tuple[str, ...] = ()
@@ -281,11 +286,12 @@ class Lanes:
         if not left:
             return
         first, others = left[0], left[1:]
-        if code == EVALUATES and first.together:
+        timed_out = how != EXITED or code in (-27, -24)  # SIGPROF, SIGXCPU
+        if len(jobs) > 1 and not timed_out:
+            # It is about to evaluate text, or failed where the answers before it may be to blame (memory).
             first.together = False
             self._fast.put(left, first=True)
             return
-        timed_out = how != EXITED or code in (-27, -24)  # SIGPROF, SIGXCPU
         if not timed_out and code == 0:
             _settle(first, Outcome("died", detail="its process gave no valid verdict"))
         elif not timed_out:

@@ -34,8 +34,11 @@ JOB = struct.Struct("<QddId")
 REPORT = struct.Struct("<QBid")
 """Number, how the child ended (below), its exit code (negative: signal), processor seconds."""
 
-EVALUATES = 71
-"""Exit code of a process with several answers that was about to run one as code: that one needs its own."""
+_ALONE = 71
+"""Exit code of a process with several answers where one needs a process of its own."""
+
+_SHARE = 8
+"""Of the memory of one answer, the part that the answers before it in a process may have left occupied."""
 
 EXITED, OUT_OF_CPU, OUT_OF_TIME = 0, 1, 2
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
@@ -140,6 +143,7 @@ class _Worker:
             for standard in (0, 1, 2):
                 os.dup2(null, standard)
             os.close(null)
+            most = _size() + (memory_mb << 20) // _SHARE
             self.confine(cpu, memory_mb)
             with os.fdopen(3, "rb", closefd=False) as reader:
                 items = json.loads(reader.read())
@@ -151,15 +155,19 @@ class _Worker:
                 if item_cpu:
                     # By default the signal kills: the answers before this one have their verdicts.
                     signal.setitimer(signal.ITIMER_PROF, item_cpu)
-                _write(3, json.dumps(judge_item(item), allow_nan=False).encode() + b"\n")
+                if len(items) > 1 and _size() > most:
+                    os._exit(_ALONE)  # the answers before it have left it too little memory
+                verdict = judge_item(item)
+                if len(items) > 1 and verdict["kind"] != "value":
+                    os._exit(_ALONE)  # an answer before it may be to blame
+                _write(3, json.dumps(verdict, allow_nan=False).encode() + b"\n")
         except BaseException:
             os._exit(70)
         os._exit(0)
 
     def confine(self, cpu: float, memory_mb: int) -> None:
         """Bound memory, time and system calls."""
-        with open("/proc/self/statm", encoding="ascii") as file:
-            used = int(file.read().split()[0]) * resource.getpagesize()
+        used = _size()
         seconds = int(cpu) + 2
         for kind, value in (
             (resource.RLIMIT_AS, used + (memory_mb << 20)),
@@ -172,6 +180,12 @@ class _Worker:
             self.libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
             if self.libc.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(self.filter.program), 0, 0) != 0:
                 raise OSError(ctypes.get_errno(), "the system-call filter cannot be loaded")
+
+
+def _size() -> int:
+    """Bytes of this process's address space."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def waited_for_processor(pid: int) -> float:
@@ -189,7 +203,7 @@ def _stop_at_evaluation(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "exec":
         name: str = arguments[0].co_filename
         if name.startswith("<") and not name.startswith("<frozen"):
-            os._exit(EVALUATES)
+            os._exit(_ALONE)
 
 
 class _FilterProgram:

@@ -97,6 +97,8 @@ COMPUTE_DENIED: dict[str, tuple[int, int]] = {
     "mq_open": (240, 180),
     "mq_unlink": (241, 181),
     "flock": (73, 32),
+    "io_setup": (206, 0),
+    "timer_create": (222, 107),
     "inotify_init": (253, -1),
     "inotify_init1": (294, 26),
 }
@@ -106,6 +108,8 @@ _WRITING = 0x1 | 0x2 | 0x40 | 0x200 | 0x400 | 0x400000
 """O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_APPEND and O_TMPFILE of open(2)."""
 _OWNERS = (8, 10, 15)
 """F_SETOWN, F_SETSIG and F_SETOWN_EX of fcntl(2): signals by way of a descriptor."""
+_LOCKS = (6, 7, 37, 38)
+"""F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW: locks on files that others see."""
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _NUMBER, _ARCH, _ARG0, _ARG1, _ARG2 = 0, 4, 16, 24, 32  # offsets in struct seccomp_data, low words
 
@@ -143,7 +147,7 @@ def build_compute_filter(machine: str) -> bytes:
     program += _on_call(257 if x86 else 56, _ARG2, [(_ANY_BIT, 0, 1, _WRITING), _DENY])  # openat
     program += _on_call(56 if x86 else 220, _ARG0, [(_ANY_BIT, 1, 0, _CLONE_THREAD), _DENY])  # clone
     program += _on_call(302 if x86 else 261, _ARG0, [(_EQUAL, 1, 0, 0), _DENY])  # prlimit64 of others
-    owners = [step for value in _OWNERS for step in ((_EQUAL, 0, 1, value), _DENY)]
+    owners = [step for value in (*_OWNERS, *_LOCKS) for step in ((_EQUAL, 0, 1, value), _DENY)]
     program += _on_call(72 if x86 else 25, _ARG1, owners)  # fcntl
     program.append(_ALLOW)
     return b"".join(struct.pack("<HBBI", *step) for step in program)

@@ -130,7 +130,7 @@ async def test_hedges_score_zero(pool: ScoringPool, answer: str) -> None:
     assert (await score(pool, answer)).value == 0.0
 
 
-@pytest.mark.parametrize("answer", ["42", r"\boxed{42}", " 42\n", "$42$", "42.0", r"\frac{84}{2}"])
+@pytest.mark.parametrize("answer", ["42", r"\boxed{42}", " 42\n", "$42$", "42.0", "+42"])
 async def test_honest_answers_score_one(pool: ScoringPool, answer: str) -> None:
     assert (await score(pool, answer)).value == 1.0
 
@@ -175,10 +175,11 @@ async def test_rewards_are_finite(pool: ScoringPool) -> None:
 
 
 async def test_one_poisoned_row_spoils_no_other(pool: ScoringPool) -> None:
-    """SCO-10: a malformed gold answer is masked; a bomb gets 0; the neighbours get theirs."""
+    """SCO-10: a row without a gold answer is masked, one that cannot be read compares as text; a bomb gets 0;
+    the neighbours get theirs."""
     rows = [("42", "42"), (r"\boxed{9^{9^{9}}}", "42"), ("42", ""), ("42", "\\frac{"), ("42", "42")]
     rewards = await asyncio.gather(*(score(pool, answer, gold) for answer, gold in rows))
-    assert [reward.value for reward in rewards] == [1.0, 0.0, None, None, 1.0]
+    assert [reward.value for reward in rewards] == [1.0, 0.0, None, 0.0, 1.0]
 
 
 @pytest.mark.timeout(120)

@@ -66,6 +66,15 @@ CLAIMS = {
     "another descriptor is open": (
         "import os\nfor n in range(4, 300):\n    try: os.fstat(n); verdict = 1\n    except OSError: pass\n"
     ),
+    "a shown file is locked": (
+        "import fcntl, os; fcntl.lockf(os.open(os.__file__, 0), fcntl.LOCK_SH); verdict = 1"
+    ),
+    "what the kernel counts for all is taken": (
+        "import ctypes, os\n"
+        "number = 206 if os.uname().machine == 'x86_64' else 0\n"
+        "context = ctypes.c_ulong(0)\n"
+        "verdict = ctypes.CDLL(None).syscall(number, 8, ctypes.byref(context)) == 0  # io_setup"
+    ),
     "there is a user of power": "import os; verdict = os.getuid() == 0",
 }
 

@@ -36,6 +36,24 @@ def pid(answer: str, task: Task) -> dict[str, float]:
     return {"value": 1.0, "pid": float(os.getpid())}
 
 
+_LEFT: list[object] = []
+
+
+def leaves_things(answer: str, task: Task) -> float:
+    """Is spoilt for the answers after it in the same process."""
+    if answer == "hoard":
+        _LEFT.append(bytearray(900 << 20))
+    elif answer in ("break", "kill", "lie"):
+        _LEFT.append(answer)
+    elif "break" in _LEFT:
+        raise RuntimeError("broken before")
+    elif "kill" in _LEFT:
+        os._exit(1)
+    elif "lie" in _LEFT:
+        return 7.0
+    return float(len(bytearray(500 << 20)) > 0 and answer == task.answer)
+
+
 def nan(answer: str, task: Task) -> float:
     return float("nan")
 
