@@ -38,7 +38,9 @@ async def endpoint(reply: Reply) -> AsyncIterator[tuple[str, list[dict[str, Any]
         seen.append(body)
         status, content = reply(body, len(seen))
         if status == HANGS:
-            await asyncio.sleep(30)
+            await reader.read()  # until the client gives up
+            writer.close()
+            return
         usage = {"prompt_tokens": 100, "completion_tokens": 10}
         data = json.dumps({"choices": [{"message": {"content": content}}], "usage": usage}).encode()
         writer.write(
