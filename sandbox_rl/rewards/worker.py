@@ -40,6 +40,9 @@ _ALONE = 71
 _SHARE = 8
 """Of the memory of one answer, the part that the answers before it in a process may have left occupied."""
 
+_WAITS = 0.1
+"""Seconds that a process may wait for anything but a processor, at least."""
+
 EXITED, OUT_OF_CPU, OUT_OF_TIME = 0, 1, 2
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 
@@ -97,7 +100,8 @@ class _Worker:
     def watch(self, pid: int, cpu: float, deadline: float) -> tuple[int, int, float]:
         """Wait for a child, and kill it when its time is over; nothing is left of it afterwards.
 
-        Its time is `cpu` seconds on processors, and as much of waiting for anything but a processor.
+        Its time is `cpu` seconds on processors, and as much of waiting for anything but a processor (but at
+        least _WAITS: the trainer sends what is to be scored after the process was started).
         """
         clock = (~pid << 3) | 2  # CPUCLOCK_SCHED of a process, as clock_getcpuclockid(3) makes it
         how = EXITED
@@ -110,7 +114,7 @@ class _Worker:
                 now = time.monotonic()
                 try:
                     left = cpu - time.clock_gettime(clock)
-                    idle = now - started - waited_for_processor(pid) - cpu
+                    idle = now - started - waited_for_processor(pid) - max(cpu, _WAITS)
                 except OSError:
                     left, idle = 1.0, 0.0  # it has just ended
                 if left <= 0 or idle > 0 or now > deadline:

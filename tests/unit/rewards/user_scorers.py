@@ -1,5 +1,6 @@
 """Scorers as a user might write them, good and bad; the pool imports them by path."""
 
+import mmap
 import os
 import time
 
@@ -42,8 +43,9 @@ _LEFT: list[object] = []
 def leaves_things(answer: str, task: Task) -> float:
     """Is spoilt for the answers after it in the same process."""
     if answer == "hoard":
-        _LEFT.append(bytearray(900 << 20))
-    elif answer in ("break", "kill", "lie"):
+        _LEFT.append(mmap.mmap(-1, 900 << 20))
+        return 0.0
+    if answer in ("break", "kill", "lie"):
         _LEFT.append(answer)
     elif "break" in _LEFT:
         raise RuntimeError("broken before")
@@ -51,7 +53,8 @@ def leaves_things(answer: str, task: Task) -> float:
         os._exit(1)
     elif "lie" in _LEFT:
         return 7.0
-    return float(len(bytearray(500 << 20)) > 0 and answer == task.answer)
+    with mmap.mmap(-1, 500 << 20):
+        return float(answer == task.answer)
 
 
 def nan(answer: str, task: Task) -> float:
