@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -45,7 +46,17 @@ def gradients(directory: Path, budget: int | None) -> tuple[dict[str, torch.Tens
 
     with LoopThread() as loop:
         tasks = {r.task.id: r.task for r in rollouts}
-        func = GroupRollouts(Played(rollouts), loop, tasks, estimator="trl", seed=0, eos_id=EOS)
+        func = GroupRollouts(
+            Played(rollouts),
+            loop,
+            tasks,
+            estimator="trl",
+            seed=0,
+            eos_id=EOS,
+            rank=int(os.environ["RANK"]),
+            world=int(os.environ["WORLD_SIZE"]),
+            shuffle=False,
+        )
         trainer = make_trainer(
             directory,
             func,
@@ -66,7 +77,8 @@ def main() -> None:
     assert max(float(gradient.abs().max()) for gradient in whole.values()) > 1e-4
     for name, gradient in whole.items():
         assert (parts[name] - gradient).abs().max() <= 1e-6 + 1e-5 * gradient.abs().max(), name
-    print(f"\nrank {torch.distributed.get_rank()}: {counts[0]} parts", flush=True)
+    # Into files: lines of two processes in one pipe get mixed.
+    (directory / f"rank-{torch.distributed.get_rank()}").write_text(f"{counts[0]} parts")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -192,22 +194,62 @@ def test_export_of_a_checkpoint(trained, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").num_parameters() > 100_000
 
 
-def test_an_upload_that_fails_keeps_the_model_and_says_so(trained, tmp_path):
-    done = subprocess.run(
+class RefusingHub(BaseHTTPRequestHandler):
+    """Knows no repository and lets none be made."""
+
+    def do_GET(self) -> None:
+        self.answer(404)
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.answer(403)
+
+    def answer(self, status: int) -> None:
+        self.send_response(status)
+        if status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(b"{}")
+
+    def log_message(self, *args) -> None: ...
+
+
+def push(run: Path, model: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [
-            *(sys.executable, "-m", "sandbox_rl.cli", "export", str(trained[0]), str(tmp_path / "model")),
+            *(sys.executable, "-m", "sandbox_rl.cli", "export", str(run), str(model)),
             *("--push-to-hub", "me/my-model"),
         ],
         capture_output=True,
         text=True,
         timeout=120,
-        env=environment() | {"HF_HUB_OFFLINE": "1"},
+        env=environment() | variables,
         check=False,
     )
-    assert done.returncode == 2
+
+
+def test_an_upload_that_fails_keeps_the_model_and_says_so(trained, tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), RefusingHub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{hub.server_address[1]}"
+        done = push(trained[0], tmp_path / "model", HF_ENDPOINT=endpoint, HF_TOKEN="hf_" + "x" * 34)
+        hub.shutdown()
+    assert done.returncode == 2, done.stderr
     assert "--push-to-hub 'me/my-model': the upload failed" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_a_hub_out_of_reach_is_said_before_anything_is_made(trained, tmp_path):
+    done = push(trained[0], tmp_path / "model", HF_HUB_OFFLINE="1")
+    assert done.returncode == 2
+    assert "--push-to-hub 'me/my-model': the Hub cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_kill_loses_no_row_and_repeats_none(trained, recipe):
