@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from sandbox_rl.commands.run_dir import check_output_dir
 from sandbox_rl.commands.starting_point import needs_warmup
 from sandbox_rl.commands.suite_runs import SuiteRuns
 from sandbox_rl.config.recipe import Recipe
-from sandbox_rl.errors import DataError, SetupError
+from sandbox_rl.errors import ConfigError, DataError, SetupError
 from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
 from sandbox_rl.policies.vllm_launch import check_socket_room, interpreter
 from sandbox_rl.rewards.golds import GoldReport, check_golds
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.tasks.load import TaskSet, load_tasks
+from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.duration import (
     DurationEstimate,
@@ -128,9 +130,39 @@ def check(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     asyncio.run(_try_sandbox(recipe, base_dir, tasks, display))
 
 
+def check_lora_targets(lora: LoraSettings | None, model: torch.nn.Module) -> None:
+    """Refuse names of modules that the model lacks: peft passes over them as long as one other is there.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    if lora is None or lora.target_modules == "all-linear":
+        return
+    names = [name for name, _ in model.named_modules()]
+    if isinstance(lora.target_modules, str):
+        missing = (
+            () if any(re.fullmatch(lora.target_modules, name) for name in names) else (lora.target_modules,)
+        )
+    else:
+        missing = tuple(t for t in lora.target_modules if not any(f".{n}".endswith(f".{t}") for n in names))
+    if missing:
+        linear = sorted(
+            {
+                name.rsplit(".", 1)[-1]
+                for name, module in model.named_modules()
+                if isinstance(module, torch.nn.Linear)
+            }
+        )
+        raise ConfigError(
+            f"model.lora.target_modules: the model has no module {missing[0]!r}, expected some of "
+            f"{', '.join(linear[:12])}; or leave it out for all linear layers"
+        )
+
+
 def _sampler_gap(recipe: Recipe, tokenizer: Any) -> float:
     tiny = recipe.model.path == "tiny"
     model = tiny_model(tokenizer) if tiny else load_trained(recipe.model)
+    check_lora_targets(recipe.model.lora, model)
     if torch.cuda.is_available() and recipe.model.quantization is None:
         model = model.to("cuda")
     assert isinstance(recipe.policy, TransformersSettings)

@@ -196,6 +196,7 @@ def _dry() -> list[Row]:
     return _with(
         TRAIN,
         ("model.path=no_model", "model.path", "no_model"),
+        ("model.lora={r: 8, target_modules: [q_proj, nope]}", "model.lora.target_modules", "nope", "q_proj"),
         ("model.path=hollow", "model.path", "hollow"),
         ("model.path=no-such-owner/no-such-model", "model.path", "no-such-owner/no-such-model"),
         ("report_to=[wandbb]", "report_to", "wandbb", "wandb"),
