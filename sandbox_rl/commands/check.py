@@ -140,7 +140,7 @@ def check_lora_targets(lora: LoraSettings | None, model: torch.nn.Module) -> Non
         return
     names = [name for name, _ in model.named_modules()]
     if isinstance(lora.target_modules, str):
-        missing = (
+        missing: tuple[str, ...] = (
             () if any(re.fullmatch(lora.target_modules, name) for name in names) else (lora.target_modules,)
         )
     else:
