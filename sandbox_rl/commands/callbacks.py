@@ -14,11 +14,20 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.commands.display import Progress
 from sandbox_rl.errors import SetupError
 from sandbox_rl.training.agreement import any_of, together
 
-__all__ = ["AfterSteps", "CountUpdates", "FinishOnSignal", "LogMetrics", "ShowSteps", "for_trackers"]
+__all__ = [
+    "AfterSteps",
+    "CountUpdates",
+    "FinishOnSignal",
+    "LogMetrics",
+    "ShowSteps",
+    "StopOnFaults",
+    "for_trackers",
+]
 
 
 _TRACKED = {"eval/": "eval_", "suite/": "eval_suite/"}
@@ -148,6 +157,24 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
         if self.stopped:
             control.should_save = True
             control.should_training_stop = True
+
+
+class StopOnFaults(TrainerCallback):  # type: ignore[misc]
+    """Ends the run as a signal does, with a checkpoint, once too many episodes could not be judged.
+
+    Must come before `finish`, by which the processes agree.
+    """
+
+    def __init__(self, faults: FaultWatch, finish: FinishOnSignal) -> None:
+        self._faults = faults
+        self._finish = finish
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask to stop."""
+        if self._faults.cause():
+            self._finish.received = True
 
 
 class ShowSteps(TrainerCallback):  # type: ignore[misc]

@@ -30,6 +30,7 @@ from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
 from sandbox_rl.policies.vllm_launch import check_socket_room, interpreter
 from sandbox_rl.rewards.golds import GoldReport, check_golds
 from sandbox_rl.rewards.pool import ScoringPool
+from sandbox_rl.rewards.trial import PROBED, SourceSample, try_rewards
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.curriculum import Curriculum
@@ -56,10 +57,7 @@ from sandbox_rl.training.sampler_check import check_rope, check_sampler
 from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_model, tiny_tokenizer
 from sandbox_rl.training.tree_check import check_tree_config
 
-__all__ = ["check", "check_curriculum", "check_gold", "check_prompts"]
-
-SCORER_SAMPLE = 256
-"""Tasks among which those are found on which each scorer is tried before training."""
+__all__ = ["check", "check_curriculum", "check_gold", "check_prompts", "reward_samples"]
 
 LONGEST = 64
 """How many of the longest problem statements are rendered and counted."""
@@ -250,11 +248,26 @@ async def _try_sandbox(recipe: Recipe, base_dir: Path, tasks: TaskSet, display: 
             )
         lacks = "; ".join(backend.info.lacks) or "nothing"
         display.say(f"ok  sandbox: {backend.info.backend}, {backend.info.tier}; lacks {lacks}")
-        await scoring.check_scorers(tasks[:SCORER_SAMPLE])
         golds = await check_gold(recipe, tasks, scoring)
+        for warning in await try_rewards(scoring, reward_samples(recipe, tasks)):
+            display.say(f"warning: {warning}")
         display.say(f"ok  reward: the gold answers of {golds.seen} tasks can be scored")
         if golds.as_text:
             display.say(f"    {golds}")
+
+
+def reward_samples(recipe: Recipe, tasks: TaskSet) -> list[SourceSample]:
+    """Some tasks of every source, on which its scorers are tried before training."""
+    settings = recipe.data.sources
+    return [
+        SourceSample(
+            tasks.source_name(number),
+            sample,
+            gold_is_answer=settings[number].gold_is_answer,
+            accept_degenerate=settings[number].accept_degenerate,
+        )
+        for number, sample in tasks.of_each_source(PROBED).items()
+    ]
 
 
 async def check_gold(recipe: Recipe, tasks: TaskSet, scoring: ScoringPool) -> GoldReport:

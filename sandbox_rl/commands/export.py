@@ -12,6 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sandbox_rl.commands.labels import data_labels, result_lines
 from sandbox_rl.commands.parts import build_chat
+from sandbox_rl.commands.results import evaluation_of
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError, ModelError
 from sandbox_rl.outputs import check_new
@@ -71,9 +72,7 @@ def export(
         recipe=recipe_path.read_text(encoding="utf-8"),
         base_model=recipe.model.path,
         datasets=data_labels(recipe),
-        results=result_lines(
-            {when: (value["accuracy"], value["half_width"]) for when, value in results.items()}
-        ),
+        results=result_lines({when: str(evaluation_of(value)) for when, value in results.items()}),
         merge_lora=merge_lora,
         what="OUTPUT",
         weights=whole_weights(model, dtype=dtype, keep=True) if merge_lora else None,

@@ -11,7 +11,7 @@ from sandbox_rl.commands.display import Display
 from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.evaluation import Evaluation, evaluation_requests, summarise
 from sandbox_rl.journal import Journal
-from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.config import EvaluationSettings
 from sandbox_rl.training.loop import LoopThread
@@ -25,6 +25,7 @@ class HeldOut:
 
     Args:
         again: step → how often it was evaluated before, by starts of the run whose records were replaced.
+        on_rollout: is told of every episode of this process.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class HeldOut:
         state: PartialState,
         display: Display,
         again: Callable[[int], int] = lambda step: 0,
+        on_rollout: Callable[[Rollout], None] = lambda rollout: None,
     ) -> None:
+        self._on_rollout = on_rollout
         self._engine = engine
         self._loop = loop
         self._journal = journal
@@ -59,6 +62,11 @@ class HeldOut:
             self._tasks, samples=self._settings.samples, seed=self._seed, label=f"eval-{step:06d}{again}"
         )[self._state.process_index :: self._state.num_processes]
         with together(), self._display.progress(f"Evaluating {label}", len(requests)) as bar:
+
+            def ended(_: EpisodeRequest, rollout: Rollout) -> None:
+                bar.advance(rollout.reward.value)
+                self._on_rollout(rollout)
+
             mine = self._loop.run(
                 self._engine.run(
                     requests,
@@ -68,7 +76,7 @@ class HeldOut:
                         top_k=self._settings.top_k,
                     ),
                     overlong="score",
-                    on_rollout=lambda _, r: bar.advance(r.reward.value),
+                    on_rollout=ended,
                 )
             )
             for rollout in mine:

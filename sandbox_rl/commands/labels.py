@@ -19,9 +19,6 @@ def data_labels(recipe: Recipe) -> list[str]:
     ]
 
 
-def result_lines(results: Mapping[str, tuple[float, float]]) -> dict[str, str]:
-    """Metric → value for a model card, from when → (accuracy, half width of its interval)."""
-    return {
-        f"held-out accuracy {when} training": f"{100 * accuracy:.1f} % ± {100 * half_width:.1f}"
-        for when, (accuracy, half_width) in results.items()
-    }
+def result_lines(results: Mapping[str, str]) -> dict[str, str]:
+    """Metric → value for a model card, from when → what was measured (`str` of an `Evaluation`)."""
+    return {f"held-out accuracy {when} training": text for when, text in results.items()}

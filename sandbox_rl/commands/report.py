@@ -28,13 +28,13 @@ def show_training(result: TrainResult, display: Display) -> None:
         )
     shown = [(when, e) for when, e in (("before", result.before), ("after", result.after)) if e is not None]
     if shown:
-        rows = [["accuracy", *(_percent(e) for _, e in shown)]]
+        rows = [["accuracy", *(str(e) for _, e in shown)]]
         for domain in sorted({d for _, e in shown for d in e.domains}):
-            rows.append([f"  {domain}", *(f"{100 * e.domains.get(domain, 0.0):.1f} %" for _, e in shown)])
+            rows.append([f"  {domain}", *(_of_domain(e, domain) for _, e in shown)])
         for key, title in _SHOWN.items():
             rows.append([title, *(f"{e.metrics.get(key, 0.0):.2f}" for _, e in shown)])
         display.table(
-            f"{shown[-1][1].tasks} held-out tasks, {result.steps} updates",
+            f"{shown[-1][1].tasks + shown[-1][1].unjudged_tasks} held-out tasks, {result.steps} updates",
             ["", *(when for when, _ in shown)],
             rows,
         )
@@ -43,5 +43,6 @@ def show_training(result: TrainResult, display: Display) -> None:
         display.say(f"Model: {result.export}")
 
 
-def _percent(evaluation: Evaluation) -> str:
-    return f"{100 * evaluation.accuracy:.1f} % ± {100 * evaluation.half_width:.1f}"
+def _of_domain(evaluation: Evaluation, domain: str) -> str:
+    found = evaluation.domains.get(domain)
+    return "not judged" if found is None else f"{100 * found:.1f} %"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,14 +14,21 @@ from sandbox_rl.commands.run_dir import RunDirectory
 from sandbox_rl.evaluation import Evaluation
 from sandbox_rl.training.agreement import together
 
-__all__ = ["known_result", "log_evaluation", "write_results"]
+__all__ = ["evaluation_of", "known_result", "log_evaluation", "write_results"]
 
 
 def log_evaluation(trainer: Any, evaluation: Evaluation | None) -> None:
     """Send an evaluation to the trainer's trackers, names below `eval/` (`callbacks.for_trackers`)."""
     if evaluation is None:
         return
-    logs = {"eval/accuracy": evaluation.accuracy, "eval/half_width": evaluation.half_width}
+    logs: dict[str, float] = {
+        "eval/tasks": evaluation.tasks,
+        "eval/unjudged_tasks": evaluation.unjudged_tasks,
+    }
+    if not evaluation.tasks:  # a zero would look like a measurement
+        trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, for_trackers(logs))
+        return
+    logs |= {"eval/accuracy": evaluation.accuracy, "eval/half_width": evaluation.half_width}
     logs |= {f"eval/accuracy/{domain}": value for domain, value in evaluation.domains.items()}
     logs |= {f"eval/pass_at_{k}": value for k, value in evaluation.pass_at.items()}
     logs |= {f"eval/{name}": value for name, value in evaluation.metrics.items()}
@@ -48,5 +56,10 @@ def known_result(run: RunDirectory, name: str) -> Evaluation | None:
         return None
     if found is None:
         return None
-    found["pass_at"] = {int(k): value for k, value in found["pass_at"].items()}
-    return Evaluation(**found)
+    return evaluation_of(found)
+
+
+def evaluation_of(found: Mapping[str, Any]) -> Evaluation:
+    """An evaluation as `results.json` holds it."""
+    pass_at = {int(k): value for k, value in found["pass_at"].items()}
+    return Evaluation(**{**found, "pass_at": pass_at})

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.commands.parts import build_chat, build_engine
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.episode import SamplingSettings
@@ -110,6 +111,7 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
     tasks = list(load_tasks(recipe.data, split="train", base_dir=job.base_dir))
     at_once = groups_at_once(recipe.rollout.concurrency, job.group_size)
     failed_in_a_row = 0
+    faults = FaultWatch(recipe.reward.max_fault_share)
 
     async def one(number: int) -> None:
         nonlocal failed_in_a_row
@@ -127,6 +129,10 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
         failed_in_a_row = 0
         step = int(channels.version.value)
         await asyncio.to_thread(journal.write_all, rollouts, phase="train", step=step)
+        for rollout in rollouts:
+            faults.add(rollout)
+        if faults.cause():
+            raise InfraFault(faults.cause())
         channels.metrics.put(rollout_metrics(rollouts) | group_metrics([rollouts]) | engine.occupancy.take())
         if recipe.curriculum.refill_rounds and not teaches(rollouts):
             # Another group takes its place by itself.

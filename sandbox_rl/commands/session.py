@@ -14,9 +14,10 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.callbacks import CountUpdates, FinishOnSignal
-from sandbox_rl.commands.check import SCORER_SAMPLE, check_gold, check_prompts
+from sandbox_rl.commands.check import check_gold, check_prompts, reward_samples
 from sandbox_rl.commands.display import Display
 from sandbox_rl.commands.facts import machine_facts
 from sandbox_rl.commands.held_out import HeldOut
@@ -31,6 +32,7 @@ from sandbox_rl.journal import Journal
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
+from sandbox_rl.rewards.trial import try_rewards
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.agreement import together
@@ -64,6 +66,7 @@ class Session:
         served: where the policy is sampled by servers.
         longest_prompt, context: in tokens.
         updates, finish: callbacks that the trainer must get.
+        faults: is told of every episode of this process.
     """
 
     recipe: Recipe
@@ -87,6 +90,7 @@ class Session:
     held_out: HeldOut
     updates: CountUpdates
     finish: FinishOnSignal
+    faults: FaultWatch
 
 
 @contextmanager
@@ -122,6 +126,7 @@ def training_session(
             trust_remote_code=model_settings.trust_remote_code,
         )
     updates, finish, lease = CountUpdates(), FinishOnSignal(), ModelLease()
+    faults = FaultWatch(recipe.reward.max_fault_share)
     with ExitStack() as stack:
         loop = stack.enter_context(LoopThread(lease))
         served: ServedPolicy | None = None
@@ -159,8 +164,11 @@ def training_session(
             end_turns_with(model, chat.ends)
         engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=sampling_of(args))
         stack.enter_context(loop.entered(engine))
-        loop.run(engine.scoring.check_scorers(train_tasks[:SCORER_SAMPLE]))
-        golds = loop.run(check_gold(recipe, train_tasks, engine.scoring))
+        with together():  # an endpoint can be out of reach of one process
+            golds = loop.run(check_gold(recipe, train_tasks, engine.scoring))
+            warnings = loop.run(try_rewards(engine.scoring, reward_samples(recipe, train_tasks)))
+        for warning in warnings:
+            display.say(f"warning: {warning}")
         if golds.as_text:
             display.say(f"gold answers: {golds}")
         history = _begin(recipe, state, earlier, train_tasks, args)
@@ -183,6 +191,7 @@ def training_session(
             state=state,
             display=display,
             again=history.again,
+            on_rollout=faults.add,
         )
         yield Session(
             recipe=recipe,
@@ -206,6 +215,7 @@ def training_session(
             held_out=held_out,
             updates=updates,
             finish=finish,
+            faults=faults,
         )
 
 

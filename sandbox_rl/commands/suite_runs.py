@@ -36,9 +36,16 @@ class SuiteRuns:
     """
 
     def __init__(
-        self, suite: Suite, parts: tuple[Part, ...], skipped: Mapping[str, str], *, every_steps: int
+        self,
+        suite: Suite,
+        parts: tuple[Part, ...],
+        skipped: Mapping[str, str],
+        *,
+        every_steps: int,
+        base_dir: Path,
     ) -> None:
         self._suite = suite
+        self._base_dir = base_dir
         self._parts = parts
         self._skipped = skipped
         self.every_steps = every_steps
@@ -55,8 +62,9 @@ class SuiteRuns:
             return None
         path = find_suite(schedule.path)
         suite = load_suite(path)
-        parts, skipped = load_parts(suite, base_dir=path.resolve().parent)
-        return cls(suite, parts, skipped, every_steps=schedule.every_steps)
+        base_dir = path.resolve().parent
+        parts, skipped = load_parts(suite, base_dir=base_dir)
+        return cls(suite, parts, skipped, every_steps=schedule.every_steps, base_dir=base_dir)
 
     @property
     def summary(self) -> str:
@@ -97,8 +105,11 @@ class SuiteRuns:
             if state.is_main_process:
                 write_atomically(output / "results.json", json.dumps(results.to_json(), indent=1) + "\n")
                 write_atomically(output / "results.md", page([results]))
-        accuracy = mean_text(results.modes["sandbox"].accuracy)
-        session.display.say(f"Suite {self._suite.name}, step {step}: {accuracy}")
+        found = results.modes["sandbox"]
+        judged = f"of {len(found.tasks)} tasks judged"
+        missing = f", {found.unjudged} episodes not judged" if found.unjudged else ""
+        accuracy = mean_text(found.accuracy)
+        session.display.say(f"Suite {self._suite.name}, step {step}: {accuracy} {judged}{missing}")
         # TRL's own log() would mix in what training has gathered since its last call.
         trainer.callback_handler.on_log(
             trainer.args, trainer.state, trainer.control, for_trackers(suite_metrics(results))
@@ -125,10 +136,10 @@ class SuiteRuns:
         engine = RolloutEngine(
             policy=session.engine.policy,
             backend=session.engine.backend,
-            scoring=build_scoring(recipe),
+            scoring=build_scoring(recipe, self._base_dir),
             chat=session.chat,
             toolbox=build_toolbox(recipe),
-            render=build_render(recipe, Path()),
+            render=build_render(recipe, self._base_dir),
             episode=recipe.episode,
             sampling=self._suite.sampling,
             settings=recipe.rollout,

@@ -27,7 +27,7 @@ from sandbox_rl.commands.session import Session, training_session
 from sandbox_rl.commands.suite_runs import SuiteRuns
 from sandbox_rl.commands.trainers import async_trainer, sync_trainer
 from sandbox_rl.config.recipe import Recipe, resolved
-from sandbox_rl.errors import NothingTrained
+from sandbox_rl.errors import InfraFault, NothingTrained
 from sandbox_rl.evaluation import Evaluation
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.agreement import together
@@ -62,7 +62,8 @@ def train(
 
     Raises:
         UserError: something in the recipe, the data, the model or the machine.
-        InfraFault: every episode of a step failed on our side, or the policy's server is gone for good.
+        InfraFault: every episode of a step, or more than `reward.max_fault_share` of the last ones, failed on
+            our side, or the policy's server is gone for good.
         NothingTrained: no token of any step had a gradient.
     """
     state = PartialState()
@@ -95,6 +96,7 @@ def train(
             before = _train(session, trainer, checkpoint, suite)
         steps = int(trainer.state.global_step)
         run = session.run
+        _stop_on_faults(session)
         if session.finish.stopped:
             return TrainResult(run.path, None, before, None, steps, interrupted=True)
         _require_learning(trainer, run)
@@ -102,6 +104,7 @@ def train(
         if suite is not None:
             suite.measure(session, trainer)
         write_results(run, state, before, after)
+        _stop_on_faults(session)
         tokenizer, ends = session.tokenizer, session.chat.ends
     weights = whole_weights(
         trainer.accelerator.unwrap_model(trainer.model),
@@ -125,6 +128,17 @@ def _require_learning(trainer: Any, run: RunDirectory) -> None:
         )
 
 
+def _stop_on_faults(session: Session) -> None:
+    """End the run on all processes where one of them has seen too many episodes that could not be judged.
+
+    Raises:
+        InfraFault: with the commonest cause.
+    """
+    with together():
+        if session.faults.cause():
+            raise InfraFault(f"{session.run.path}: {session.faults.cause()}; mend it and go on with --resume")
+
+
 def _as_it_was(run: RunDirectory, steps: int) -> TrainResult:
     before, after = known_result(run, "before"), known_result(run, "after")
     export = run.export if run.export.is_dir() else None
@@ -144,6 +158,7 @@ def _train(
     if before is None and checkpoint is None:
         before = _measure(session, trainer, "before training")
         write_results(session.run, session.state, before, None)
+        _stop_on_faults(session)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return before
 
@@ -178,8 +193,6 @@ def _export(
         recipe=resolved(recipe),
         base_model=recipe.model.path,
         datasets=data_labels(recipe),
-        results=result_lines(
-            {when: (e.accuracy, e.half_width) for when, e in measured.items() if e is not None}
-        ),
+        results=result_lines({when: str(e) for when, e in measured.items() if e is not None}),
         weights=weights,
     )

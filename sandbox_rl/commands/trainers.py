@@ -16,12 +16,13 @@ from transformers import PrinterCallback
 
 from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.audit.run import RunAudit
-from sandbox_rl.commands.callbacks import LogMetrics, ShowSteps
+from sandbox_rl.commands.callbacks import LogMetrics, ShowSteps, StopOnFaults
 from sandbox_rl.commands.parts import async_arguments, grpo_arguments
 from sandbox_rl.commands.rollout_loop import RolloutJob, groups_at_once
 from sandbox_rl.commands.rollout_process import RolloutProcess
 from sandbox_rl.commands.session import Session
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.rollout.tail_batches import TailBatches
 from sandbox_rl.training.async_config import advantage_of
 from sandbox_rl.training.async_ledger import GroupProgress
@@ -76,6 +77,11 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
         if tail is not None:
             make_rollouts = partial(TailBatchRollouts, tail=tail, on_cut=_journal(session, "cancelled"))
         audit = _audit(session, masks_truncated=bool(args.mask_truncated_completions))
+
+        def ended(_: EpisodeRequest, rollout: Rollout) -> None:
+            bar.advance(rollout.reward.value)
+            session.faults.add(rollout)
+
         rollouts = make_rollouts(
             session.engine,
             session.loop,
@@ -89,7 +95,7 @@ def sync_trainer(session: Session, checkpoint: Path | None) -> Iterator[SandboxG
             again=session.history.again,
             curriculum=curriculum,
             on_step=_journal(session, "train"),
-            on_rollout=lambda _, rollout: bar.advance(rollout.reward.value),
+            on_rollout=ended,
             audit=audit.samples,
         )
         trainer = SandboxGRPOTrainer(
@@ -225,7 +231,8 @@ def _journal(session: Session, phase: str) -> Callable[[int, Sequence[Rollout]],
 
 
 def _callbacks(session: Session) -> list[Any]:
-    return [session.finish, *_watchers(session)]
+    stop = StopOnFaults(session.faults, session.finish)
+    return [stop, session.finish, *_watchers(session)]
 
 
 def _watchers(session: Session) -> list[Any]:

@@ -75,6 +75,8 @@ def rows_of(columns: Sequence[ModeResults]) -> list[list[str]]:
     rows += [[title, *(_percent(c.means.get(key)) for c in columns)] for key, title in _SHARES.items()]
     for stop in sorted({stop for c in columns for stop in c.stops}):
         rows.append([f"ended by {stop}", *(_percent(c.stops.get(stop, 0.0)) for c in columns)])
+    judged = (len(c.tasks) for c in columns)
+    rows.append(["tasks judged", *(str(count) for count in judged)])
     rows.append(["episodes judged", *(str(c.episodes) for c in columns)])
     if any(c.by_fallback for c in columns):
         rows.append(["  of them by a rule, the judge being down", *(str(c.by_fallback) for c in columns)])

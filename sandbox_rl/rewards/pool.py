@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -49,9 +50,6 @@ _CONSTANT = "an answer"
 """What your own scorer is given to see whether it works at all on a row without a gold text."""
 
 _REMEMBERED = 4096
-
-_TRIED = 3
-"""Tasks of each scorer on which it is tried before the first episode."""
 
 Scorers = tuple[tuple[str, float], ...]
 
@@ -175,29 +173,47 @@ class ScoringPool:
                     found[task.id] = outcome.detail
         return found
 
-    async def check_scorers(self, tasks: Sequence[Task]) -> None:
-        """Call every scorer on gold answers and on a wrong one, so that one that cannot work shows now.
+    @property
+    def timeout_s(self) -> float:
+        """Processor seconds that one answer may take."""
+        return self._timeout
 
-        Raises:
-            ConfigError: a scorer fails, returns no number in [0, 1], or does not end in time.
+    @property
+    def fallback(self) -> str | None:
+        """The rule that scores while the judge is down."""
+        return self._judge.settings.fallback if self._judge is not None else None
+
+    def rules_of(self, task: Task) -> tuple[str, ...]:
+        """Names of the deterministic scorers of a task."""
+        return tuple(name for name, _ in _rules(self._scorers_of(task)))
+
+    def needs_judge(self, task: Task) -> bool:
+        """Whether a model judges this task."""
+        return any(name == JUDGE for name, _ in self._scorers_of(task))
+
+    async def judge_problem(self) -> str:
+        """Why the judge gives no verdict on a text of ours; "" if it does."""
+        if self._judge is None:
+            return "scorer 'judge' needs the settings reward.judge (base_url, model)"
+        # New words every time, since verdicts are kept by content.
+        probe = Task("probe", f"What is 6 * 7? (Check {secrets.token_hex(4)})", "42", scorer=JUDGE)
+        reward = await self._judge.score(probe, "42")
+        return reward.detail or "it gave no verdict" if reward.value is None else ""
+
+    async def probe(self, task: Task, text: str, *, may_not_read: bool = True) -> Outcome:
+        """What the deterministic scorers of a task make of a text, whoever is to blame for a failure.
+
+        Args:
+            may_not_read: a text that a scorer marked by `base.reads_with` cannot read is worth 0.
         """
-        kinds: dict[Scorers, list[Task]] = {}
-        for task in tasks:
-            found = kinds.setdefault(_rules(self._scorers_of(task)), [])
-            if len(found) < _TRIED:
-                found.append(task)
-        for scorers, sample in kinds.items():
-            probes = [(task, text) for task in sample for text in (task.answer, _CONSTANT)]
-            for task, text in probes if scorers else ():
-                outcome = await self._value(task, str(text), scorers)
-                if outcome.kind in ("value", "bad_gold"):
-                    continue  # `check_gold` tells of bad gold answers
-                names = ", ".join(name for name, _ in scorers)
-                what = "its gold answer" if text is task.answer else f"the wrong answer {text!r}"
-                raise ConfigError(
-                    f"reward: scorer {names} fails on task {task.id!r} with {what}: {outcome.detail}; "
-                    f"expected a number in [0, 1] from (answer, task) within {self._timeout:g} s"
-                )
+        scorers = _rules(self._scorers_of(task))
+        outcome = await self._value(task, clean(text), scorers)
+        if outcome.kind == "error" and may_not_read:
+            for name, _ in scorers:
+                if name not in BUILT_IN and await self._reads(name):
+                    read = await self._run("read", ((name, 1.0),), task, clean(text))
+                    return outcome if read.kind == "value" else Outcome("value", 0.0)
+        return outcome
 
     async def _reward(self, task: Task, answer: Answer) -> Reward:
         if answer.status is not AnswerStatus.OK:

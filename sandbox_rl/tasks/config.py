@@ -62,6 +62,11 @@ class _SourceBase(Settings):
     """Prompt set and line in reports."""
     held_out: float | None = Field(None, ge=0, le=1)
     """Replaces `data.held_out` for this source."""
+    gold_is_answer: bool = True
+    """Whether the gold text is itself an answer, which has to earn 1; false where it holds tests, say."""
+    accept_degenerate: bool = False
+    """Train although an answer that needs no work (a constant, the question, another task's gold answer)
+    earns more than chance here."""
 
 
 class ReasoningGymSource(_SourceBase):

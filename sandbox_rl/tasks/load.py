@@ -10,7 +10,7 @@ import heapq
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, overload
 
@@ -67,6 +67,19 @@ class TaskSet(Sequence[Task]):
     def __iter__(self) -> Iterator[Task]:
         for pick in self._picks:
             yield self._sources[pick >> 48].task(pick & (1 << 48) - 1)
+
+    def of_each_source(self, most: int) -> Mapping[int, Sequence[Task]]:
+        """The first tasks of every source that has any, by its place in the settings."""
+        found: dict[int, list[int]] = {}
+        for pick in self._picks:
+            picks = found.setdefault(pick >> 48, [])
+            if len(picks) < most:
+                picks.append(pick & (1 << 48) - 1)
+        return {number: [self._sources[number].task(row) for row in rows] for number, rows in found.items()}
+
+    def source_name(self, number: int) -> str:
+        """What reports call the source in this place of the settings."""
+        return self._sources[number].name
 
     def get(self, task_id: str) -> Task:
         """The task of that id; the first call goes through all tasks once.

@@ -25,7 +25,17 @@ BUILD = {
     "source": {"type": "table", "path": "rows.jsonl", "columns": {"context": "context"}},
     "output_dir": "built",
 }
-EVALUATION = {"before": {"accuracy": 0.0, "half_width": 0.1}}
+EVALUATION = {
+    "before": {
+        "tasks": 3,
+        "accuracy": 0.0,
+        "half_width": 0.1,
+        "pass_at": {},
+        "domains": {},
+        "metrics": {},
+        "unjudged": 0,
+    }
+}
 
 
 def prepare(directory: Path) -> None:

@@ -1,0 +1,58 @@
+"""Episodes that could not be judged: too many of them, and a run ends with the cause."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+
+from sandbox_rl.types import Rollout
+
+__all__ = ["FaultWatch"]
+
+WINDOW = 64
+"""Episodes that the share is taken over."""
+FEWEST = 16
+"""Episodes below which a share says nothing."""
+
+
+class FaultWatch:
+    """The share of the last episodes without a reward, and why. Added to from any thread.
+
+    Args:
+        most: the share above which a run should stop.
+    """
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+        self._last: deque[str | None] = deque(maxlen=WINDOW)
+        self._cause = ""
+
+    def add(self, rollout: Rollout) -> None:
+        """One more episode has ended. One that is masked by the recipe's choice counts neither way."""
+        if not rollout.reward.masked:
+            judged = rollout.reward.value is not None
+            why = rollout.trajectory.fault or rollout.reward.detail or rollout.trajectory.stop.value
+            self._last.append(None if judged else why)
+
+    def cause(self) -> str:
+        """Why the run should stop, "" while it need not; once given it stands.
+
+        Asked between steps, not after each episode: faults may end sooner than honest work.
+        """
+        last = tuple(self._last)
+        faults = [why for why in last if why is not None]
+        if self._cause or len(last) < FEWEST or len(faults) <= self._most * len(last):
+            return self._cause
+        kinds = Counter(_kind(why) for why in faults)
+        commonest, count = kinds.most_common(1)[0]
+        words = " ".join(next(why for why in faults if _kind(why) == commonest).split())[:300]
+        self._cause = (
+            f"{len(faults)} of the last {len(last)} episodes could not be judged, more than "
+            f"reward.max_fault_share {self._most:g}; the commonest cause ({count}): {words}"
+        )
+        return self._cause
+
+
+def _kind(why: str) -> str:
+    """Causes that differ in numbers and quoted names alone are one."""
+    return re.sub(r"'[^']*'|\d+", "#", why)

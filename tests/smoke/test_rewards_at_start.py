@@ -1,0 +1,122 @@
+"""A reward that cannot work stops a run at the command line, before training or soon after it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROMPTS = str(Path(__file__).parents[2] / "recipes" / "prompts")
+GOLD = "\ndef score(answer, task):\n    return float(answer == task.answer)\n"
+BAD = {
+    "raises": "def score(answer, task):\n    raise RuntimeError('no such column')\n",
+    "none": "def score(answer, task):\n    return None\n",
+    "hangs": "import time\ndef score(answer, task):\n    time.sleep(600)\n",
+    "bought": "def score(answer, task):\n    return float(bool(answer))\n",
+}
+DEAD = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "retries": 0}
+
+
+def recipe(directory: Path, **reward: object) -> None:
+    told = {
+        "name": "r",
+        "model": {"path": "tiny", "dtype": "float32"},
+        "prompts": [PROMPTS],
+        "data": {
+            "sources": [{"type": "reasoning_gym", "dataset": "chain_sum", "size": 60, "domain": "arithmetic"}]
+        },
+        "warmup": {"episodes": 4, "sft": {"max_steps": 1, "per_device_train_batch_size": 4}},
+        "evaluation": {"tasks": 2},
+        "episode": {"max_turns": 1, "max_tokens": 64, "turn_tokens": 16},
+        "grpo": {"per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 6, "save_steps": 1},
+        "reward": {"timeout_s": 0.5, "workers": 1, **reward},
+    }
+    (directory / "r.yaml").write_text(yaml.safe_dump(told))
+
+
+def train(directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, "-m", "sandbox_rl.cli", "train", str(directory / "r.yaml"), *more],
+        cwd=directory,
+        env=environment | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    words = " ".join(done.stderr.split())
+    assert all(part in words for part in said), words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [("--dry-run",), ()], ids=["dry run", "start"])
+@pytest.mark.parametrize("kind", BAD)
+def test_a_scorer_beside_the_recipe_that_cannot_work_is_refused(kind, more, tmp_path):
+    (tmp_path / "mine.py").write_text(BAD[kind])
+    recipe(tmp_path, scorer="mine:score")
+    refused(train(tmp_path, *more), "source chain_sum", "mine:score")
+    assert not list(tmp_path.glob("runs/r*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [("--dry-run",), ()], ids=["dry run", "start"])
+def test_a_dead_judge_is_refused(more, tmp_path):
+    recipe(tmp_path, scorer="judge", judge=DEAD)
+    refused(train(tmp_path, *more), "reward.judge", "http://127.0.0.1:9/v1")
+
+
+@pytest.mark.slow
+def test_a_scorer_beside_the_recipe_is_found_without_a_path(tmp_path):
+    (tmp_path / "mine.py").write_text(GOLD)
+    recipe(tmp_path, scorer="mine:score")
+    done = train(tmp_path, "--dry-run")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_judge_that_dies_in_a_run_ends_it_with_the_cause_and_a_checkpoint(tmp_path):
+    """An endpoint that judges the first text, which is the start's, and nothing after it."""
+    import http.server
+    import threading
+
+    class FirstOnly(http.server.BaseHTTPRequestHandler):
+        served = 0
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            type(self).served += 1
+            if self.served > 1:
+                self.send_error(500)
+                return
+            marker = body["messages"][0]["content"].rsplit("\n", 1)[-1].split()[0]
+            reply = json.dumps({"choices": [{"message": {"content": f"{marker} CORRECT"}}]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FirstOnly)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    judge = {**DEAD, "base_url": f"http://127.0.0.1:{server.server_port}/v1"}
+    recipe(tmp_path, scorer="judge", judge=judge, max_fault_share=0.1)
+    try:
+        done = train(tmp_path)
+    finally:
+        server.shutdown()
+    words = " ".join(done.stderr.split())
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "could not be judged" in words or "500" in words
+    assert not list(tmp_path.glob("runs/r*/export"))
