@@ -57,7 +57,7 @@ from sandbox_rl.training.sampler_check import check_rope, check_sampler
 from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_model, tiny_tokenizer
 from sandbox_rl.training.tree_check import check_tree_config
 
-__all__ = ["check", "check_curriculum", "check_gold", "check_prompts", "reward_samples"]
+__all__ = ["check", "check_curriculum", "check_gold", "check_prompts", "check_rewards", "reward_samples"]
 
 LONGEST = 64
 """How many of the longest problem statements are rendered and counted."""
@@ -248,12 +248,27 @@ async def _try_sandbox(recipe: Recipe, base_dir: Path, tasks: TaskSet, display: 
             )
         lacks = "; ".join(backend.info.lacks) or "nothing"
         display.say(f"ok  sandbox: {backend.info.backend}, {backend.info.tier}; lacks {lacks}")
-        golds = await check_gold(recipe, tasks, scoring)
-        for warning in await try_rewards(scoring, reward_samples(recipe, tasks)):
-            display.say(f"warning: {warning}")
-        display.say(f"ok  reward: the gold answers of {golds.seen} tasks can be scored")
-        if golds.as_text:
-            display.say(f"    {golds}")
+        notes = await _checked(recipe, tasks, scoring)
+        display.say(f"ok  reward: the gold answers of {len(tasks)} tasks can be scored")
+        for note in notes:
+            display.say(note)
+
+
+async def check_rewards(recipe: Recipe, base_dir: Path, tasks: TaskSet) -> list[str]:
+    """Try the scorers before anything that takes long; returns what a person should know, one line each.
+
+    Raises:
+        UserError: no scorer can use a gold answer, a scorer cannot work, or its reward can be bought.
+    """
+    async with build_scoring(recipe, base_dir) as scoring:
+        return await _checked(recipe, tasks, scoring)
+
+
+async def _checked(recipe: Recipe, tasks: TaskSet, scoring: ScoringPool) -> list[str]:
+    samples = reward_samples(recipe, tasks)
+    notes = [f"warning: {warning}" for warning in await try_rewards(scoring, samples)]
+    golds = await check_gold(recipe, tasks, scoring)
+    return [*notes, f"gold answers: {golds}"] if golds.as_text else notes
 
 
 def reward_samples(recipe: Recipe, tasks: TaskSet) -> list[SourceSample]:

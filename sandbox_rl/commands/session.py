@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.callbacks import CountUpdates, FinishOnSignal
-from sandbox_rl.commands.check import check_gold, check_prompts, reward_samples
+from sandbox_rl.commands.check import check_prompts, check_rewards
 from sandbox_rl.commands.display import Display
 from sandbox_rl.commands.facts import machine_facts
 from sandbox_rl.commands.held_out import HeldOut
@@ -32,7 +33,6 @@ from sandbox_rl.journal import Journal
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
-from sandbox_rl.rewards.trial import try_rewards
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.agreement import together
@@ -110,6 +110,10 @@ def training_session(
         UserError: something in the recipe, the data, the model or the machine.
     """
     held_out_tasks = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
+    with together():  # an endpoint can be out of reach of one process
+        notes = asyncio.run(check_rewards(recipe, base_dir, train_tasks))
+    for note in notes:
+        display.say(note)
     model_settings = starting_point(recipe, base_dir=base_dir, state=state, display=display)
     tokenizer = load_tokenizer(model_settings)
     chat = build_chat(recipe, tokenizer, generation_ends(model_settings))
@@ -164,13 +168,6 @@ def training_session(
             end_turns_with(model, chat.ends)
         engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=sampling_of(args))
         stack.enter_context(loop.entered(engine))
-        with together():  # an endpoint can be out of reach of one process
-            golds = loop.run(check_gold(recipe, train_tasks, engine.scoring))
-            warnings = loop.run(try_rewards(engine.scoring, reward_samples(recipe, train_tasks)))
-        for warning in warnings:
-            display.say(f"warning: {warning}")
-        if golds.as_text:
-            display.say(f"gold answers: {golds}")
         history = _begin(recipe, state, earlier, train_tasks, args)
         run = history.run
         if served is not None:

@@ -342,7 +342,8 @@ class ScoringPool:
             "other": other,
             "task": task_item(task, gold=do != "read"),
         }
-        together = all(name in _TOGETHER or _own_verifier(name, task) for name, _ in scorers)
+        # A gold answer is the user's own text: looking at it evaluates nothing of the policy's.
+        together = do == "gold" or all(name in _TOGETHER or _own_verifier(name, task) for name, _ in scorers)
         while True:
             try:
                 lanes = await self._ready(scorers)

@@ -202,7 +202,8 @@ def _degenerate(tasks: Sequence[Task], *, gold_is_answer: bool) -> Mapping[str, 
     commonest, _ = Counter(golds).most_common(1)[0]
     if len(golds) > 1:
         probes[f"the commonest gold answer {commonest[:40]!r}"] = [commonest] * len(golds)
-    options = list(dict.fromkeys(golds))[:8] if len(set(golds)) > 1 else [*dict.fromkeys((golds[0], *"ABCD"))]
+    # Words enough that token overlap with one of them is worth little.
+    options = list(dict.fromkeys((*dict.fromkeys(golds[:8]), *"ABCD", *_CONSTANTS)))
     probes["all options joined"] = [", ".join(options)] * len(golds)
     return probes
 

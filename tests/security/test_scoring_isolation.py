@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from sandbox_rl.errors import SandboxFault, SetupError
 from sandbox_rl.rewards.base import BUILT_IN
 from sandbox_rl.rewards.gym import AUDITED
 from sandbox_rl.rewards.gym_verifiers import VERIFIERS
@@ -96,6 +97,25 @@ async def test_code_in_a_scoring_process_reaches_nothing(
 async def test_the_claims_have_teeth(pool: ScoringPool) -> None:
     """The same scorer pays what the code says, so the cases above fail for want of reach alone."""
     assert (await score(pool, "import math, os; verdict = 1.0")).value == 1.0
+
+
+@pytest.mark.parametrize("fault", ["is missing", "cannot make a namespace"])
+async def test_no_start_without_isolation(
+    fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is scored on the host instead; who writes `reward.isolation: none` is warned."""
+    bwrap = tmp_path / "bwrap"
+    if fault != "is missing":
+        version = 'case "$*" in *--version*) echo "bubblewrap 0.9.0"; exit 0;; esac'
+        bwrap.write_text(f"#!/bin/sh\n{version}\necho 'bwrap: No permissions' >&2\nexit 1\n")
+        bwrap.chmod(0o755)
+    closed = ScoringPool(ProgramSandboxes(PROGRAM, memory_mb=2048, bwrap=bwrap), workers=1)
+    with pytest.raises((SetupError, SandboxFault)) as error:
+        async with closed:
+            pass
+    assert "\n" not in str(error.value)
+    async with ScoringPool(PlainPlace(), workers=1, expected=("exact",)):
+        assert "reward.isolation is none" in caplog.text
 
 
 async def test_without_isolation_the_claims_come_true(tmp_path: Path) -> None:
