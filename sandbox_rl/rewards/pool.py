@@ -350,8 +350,11 @@ class ScoringPool:
             except (ConfigError, SetupError, SandboxFault) as error:
                 return Outcome("down", detail=str(error))
             outcome = await lanes.run(item, together=together)
-            if outcome.kind != "down" or lanes is self._lanes or self._lanes is None:
-                return outcome  # else the lanes were renewed meanwhile
+            if outcome.kind != "down":
+                return outcome
+            async with self._renewing:  # lanes that are being renewed are down for that alone
+                if lanes is self._lanes or self._lanes is None:
+                    return outcome
 
     async def _ready(self, scorers: Scorers) -> Lanes:
         """The lanes, with these scorers loaded.
