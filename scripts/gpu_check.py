@@ -95,6 +95,8 @@ def recipe(part: str, model: str | None, out: Path, *, gpu: bool) -> dict[str, A
     if part == "sleep":
         quick["policy"]["sleep"] = True
     quick["reward"] = {"scorer": "tests.vllm.rewards:even"}
+    for source in quick["data"]["sources"]:  # that scorer knows no gold, and constants please it
+        source |= {"gold_is_answer": False, "accept_degenerate": True}
     if part == "lora":
         quick["model"]["lora"] = {"r": 8, "alpha": 16}
     if part == "early-stop":
