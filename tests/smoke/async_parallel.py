@@ -13,7 +13,7 @@ import torch.distributed
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.training.async_ledger import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete
-from tests.smoke.async_support import NoTransfer, PlayedRollouts, make_async_trainer
+from tests.smoke.async_support import NoTransfer, PlayedRollouts, make_async_trainer, save_model
 from tests.smoke.support import RecordGradients
 
 
@@ -99,7 +99,7 @@ def main() -> None:
         place = directory / name
         if rank == 0:
             place.mkdir()
-            make_async_trainer(place, PlayedRollouts())
+            save_model(place)
         torch.distributed.barrier()
         # To a file: what two processes print into one pipe gets mixed.
         (directory / f"{name}-{rank}.txt").write_text(act(place, rank))

@@ -128,6 +128,12 @@ def played_group(number: int, version: int) -> FinishedGroup:
     return finished_group(rollouts, number=number, kind="rloo")
 
 
+def save_model(directory: Path) -> None:
+    """The model that trainers of this directory begin with."""
+    if not (directory / "model").exists():
+        tiny_model(TOKENIZER).save_pretrained(directory / "model")
+
+
 def make_async_trainer(
     directory: Path,
     worker: PlayedRollouts,
@@ -142,8 +148,7 @@ def make_async_trainer(
     **block: Any,
 ) -> SandboxAsyncTrainer:
     """A trainer; `block` is its recipe's `grpo`."""
-    if not (directory / "model").exists():
-        tiny_model(TOKENIZER).save_pretrained(directory / "model")
+    save_model(directory)
     progress = progress or GroupProgress()
     defaults = {
         "max_steps": 4,
