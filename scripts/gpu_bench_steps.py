@@ -36,6 +36,9 @@ SCALES: dict[str, dict[str, int]] = {
     "full": {"updates": 20, "episodes": 64, "concurrency": 128, "held_out": 200, "warmup": 2400, "sft": 250},
     "tiny": {"updates": 4, "episodes": 16, "concurrency": 32, "held_out": 16, "warmup": 800, "sft": 200},
 }
+TOKENS_PER_EPISODE = 128
+"""What an episode of the quickstart adds to an update, with its share of the common prompt, about."""
+
 EXPERT = "scripts.gpu_bench_expert:waiting"
 PHASES = ("perf/rollout_wait_s", "perf/fwd_bwd_s", "perf/optimizer_s", "perf/weight_sync_s", "step_time")
 
@@ -64,7 +67,8 @@ def recipe(way: str, seed: int, scale: dict[str, int], model: str | None, out: P
         "per_device_train_batch_size": scale["episodes"],
     }
     if way == "async":
-        made["grpo"] |= {"token_budget": 0}
+        # Updates are composed of whole groups, by tokens: about those of as many episodes.
+        made["grpo"] |= {"token_budget": TOKENS_PER_EPISODE * scale["episodes"]}
     if way in ("local", "trl"):
         made["policy"] = {"type": "transformers"}
     elif gpu:

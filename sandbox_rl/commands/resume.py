@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.commands.history import History, set_lines_aside, step_of_line
-from sandbox_rl.commands.parts import training_arguments
 from sandbox_rl.commands.results import known_result
 from sandbox_rl.commands.run_dir import RunDirectory, write_atomically
 from sandbox_rl.config.load import load_recipe
@@ -75,7 +74,8 @@ class Earlier:
         done = self.history.finished_at
         if done is None or "grpo.num_train_epochs" in self.changes:
             return None
-        return None if training_arguments(recipe, self.run.checkpoints).max_steps > done else done
+        # As the recipe says it: the model need not be in reach to tell whether there is more to do.
+        return None if int(recipe.grpo.get("max_steps", -1)) > done else done
 
     def check(self, tasks: TaskSet, sizes: Mapping[str, Any]) -> None:
         """Whether tasks and sizes are those of the first start.

@@ -204,6 +204,8 @@ def test_a_page_of_comparisons_never_replaces_a_file(tmp_path):
 
 
 def test_an_export_onto_a_full_disk_is_one_line_and_leaves_nothing(tiny_disk):
+    import torch
+
     from sandbox_rl.chat.turn_ends import TurnEnds
     from sandbox_rl.environment_errors import environment_error
     from sandbox_rl.training.export import export_model
@@ -216,6 +218,7 @@ def test_an_export_onto_a_full_disk_is_one_line_and_leaves_nothing(tiny_disk):
             tokenizer,
             tiny_disk / "model",
             ends=TurnEnds.of(2, ()),
+            dtype=torch.float32,
             recipe="name: r\n",
             base_model="tiny",
             datasets=[],
@@ -226,6 +229,8 @@ def test_an_export_onto_a_full_disk_is_one_line_and_leaves_nothing(tiny_disk):
 
 
 def test_an_exported_model_has_the_users_rights_and_no_local_paths(tmp_path):
+    import torch
+
     from sandbox_rl.chat.turn_ends import TurnEnds
     from sandbox_rl.training.export import export_model
     from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
@@ -239,6 +244,7 @@ def test_an_exported_model_has_the_users_rights_and_no_local_paths(tmp_path):
             tokenizer,
             tmp_path / "model",
             ends=TurnEnds.of(2, ()),
+            dtype=torch.float32,
             recipe=recipe,
             base_model="/home/me/models/base",
             datasets=["rows.jsonl"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 import yaml
 
 from sandbox_rl.commands.history import History, set_lines_aside, step_of_line
@@ -38,7 +39,15 @@ def recipe(tmp_path, **changes):
 
 
 def sizes(loaded, tmp_path):
-    args = grpo_config(loaded.grpo, checkpoints=tmp_path, name="r", seed=0, estimator="paper", max_tokens=100)
+    args = grpo_config(
+        loaded.grpo,
+        checkpoints=tmp_path,
+        name="r",
+        seed=0,
+        estimator="paper",
+        max_tokens=100,
+        dtype=torch.float32,
+    )
     return args, sizes_of(args)
 
 

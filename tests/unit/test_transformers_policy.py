@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,8 +169,7 @@ def test_whoever_trains_gets_the_model_back_when_its_episodes_have_ended():
     MODEL.eval()
 
 
-@pytest.mark.parametrize("end", [ValueError, KeyboardInterrupt])
-def test_the_model_comes_back_when_rollouts_end_with_an_exception(end):
+def the_model_comes_back_after(end):
     lease = ModelLease()
     tasks = []
 
@@ -192,6 +194,26 @@ def test_the_model_comes_back_when_rollouts_end_with_an_exception(end):
         time.sleep(0.3)
         assert len(seen) == tokens > 0
     MODEL.eval()
+
+
+def test_the_model_comes_back_when_rollouts_end_with_an_exception():
+    the_model_comes_back_after(ValueError)
+
+
+def test_the_model_comes_back_when_rollouts_are_interrupted():
+    """In a process of its own: a real SIGINT is no guest in that of the tests."""
+    program = (
+        f"from {__name__} import the_model_comes_back_after as act\nact(KeyboardInterrupt)\nprint('done')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.stdout.endswith("done\n"), done.stderr
 
 
 def test_nothing_is_sampled_between_the_windows():

@@ -34,7 +34,7 @@ def test_a_stored_block_is_read_again_as_it_was():
 @pytest.mark.parametrize(
     ("block", "told"),
     [
-        ({"node": {"limits": {"memory_mb": 9}}}, "limits belong beside `node`"),
+        ({"node": {"limits": {"memory_mb": 99}}}, "limits belong beside `node`"),
         ({"address": "ray://head:10001"}, "Ray Client is not supported"),
         ({"node": {"type": "ray"}}, "ray"),
         ({"lost_after_s": 0}, "greater than 0"),
