@@ -183,8 +183,8 @@ def build(
     tls: TlsOption = None,
 ) -> None:
     """Build the image and print its id, which `sandbox.digest` can pin."""
-    from sandbox_rl.sandboxes.docker_engine import DockerEngine
-    from sandbox_rl.sandboxes.docker_image import check_digest
+    from sandbox_rl.sandboxes.docker.engine import DockerEngine
+    from sandbox_rl.sandboxes.docker.image import check_digest
 
     _check_digest_form(digest)
     dockerfile = directory / "Dockerfile"
@@ -210,8 +210,8 @@ def load(
     tls: TlsOption = None,
 ) -> None:
     """Put a saved image onto the engine and print its id, which `sandbox.digest` can pin."""
-    from sandbox_rl.sandboxes.docker_engine import DockerEngine
-    from sandbox_rl.sandboxes.docker_image import check_digest
+    from sandbox_rl.sandboxes.docker.engine import DockerEngine
+    from sandbox_rl.sandboxes.docker.image import check_digest
 
     _check_digest_form(digest)
     if not archive.is_file():

@@ -30,8 +30,8 @@ from peft import LoraConfig, get_peft_model
 
 from sandbox_rl.errors import EngineFault, InfraFault, UserError
 from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.publication.merge import checkpoint_tensors
 from sandbox_rl.training.tiny import tiny_tokenizer
-from sandbox_rl.training.weight_merge import checkpoint_tensors
 
 RANK = 16
 

@@ -34,7 +34,7 @@ from rich.table import Table
 
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.config import DockerSettings, PoolSettings
-from sandbox_rl.sandboxes.docker_backend import DockerBackend
+from sandbox_rl.sandboxes.docker.backend import DockerBackend
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.types import ExecStatus

@@ -18,8 +18,8 @@ from typing import Any
 
 from sandbox_rl.sandboxes.base import ANSWER_FILE, Sandbox, SandboxBackend
 from sandbox_rl.sandboxes.config import DockerSettings
-from sandbox_rl.sandboxes.docker_engine import DockerEngine
-from sandbox_rl.sandboxes.docker_options import container_options, host_options
+from sandbox_rl.sandboxes.docker.engine import DockerEngine
+from sandbox_rl.sandboxes.docker.options import container_options, host_options
 from sandbox_rl.sandboxes.ownership import LABEL
 
 __all__ = ["COMMANDS", "EDITS", "Floor", "Reference", "alone", "crowd", "episode", "left"]

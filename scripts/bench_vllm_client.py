@@ -22,9 +22,9 @@ from pathlib import Path
 
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm import VLLMPolicy
-from sandbox_rl.policies.vllm_api import Address
-from sandbox_rl.policies.vllm_external import ExternalServers
+from sandbox_rl.policies.vllm.api import Address
+from sandbox_rl.policies.vllm.external import ExternalServers
+from sandbox_rl.policies.vllm.policy import VLLMPolicy
 
 EPISODES = 64
 SHORT_S, LONG_S = 0.25, 2.0
@@ -68,7 +68,7 @@ async def measure(policy: VLLMPolicy, delay_s: float, prompt_tokens: int, turns:
 def fake_server(directory: Path, delay_s: float) -> Iterator[Path]:
     socket = directory / f"{delay_s}"
     server = subprocess.Popen(
-        [sys.executable, "-m", "sandbox_rl.policies.fake_vllm", str(socket), str(delay_s)]
+        [sys.executable, "-m", "sandbox_rl.policies.vllm.fake", str(socket), str(delay_s)]
     )
     try:
         yield socket

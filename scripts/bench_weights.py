@@ -42,12 +42,12 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm import VLLMPolicy
-from sandbox_rl.policies.vllm_server import ManagedServer
+from sandbox_rl.policies.vllm.policy import VLLMPolicy
+from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.publication.merge import checkpoint_tensors
+from sandbox_rl.training.publication.transfer import WeightPublisher
 from sandbox_rl.training.tiny import tiny_tokenizer
-from sandbox_rl.training.weight_merge import checkpoint_tensors
-from sandbox_rl.training.weight_transfer import WeightPublisher
 
 SHAPES = {  # hidden size, layers, vocabulary
     "8M": (256, 4, 16_384),

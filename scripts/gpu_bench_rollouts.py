@@ -34,8 +34,8 @@ from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings, SamplingSettings
 from sandbox_rl.policies.base import PolicySession, Sampling
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm import VLLMPolicy
-from sandbox_rl.policies.vllm_server import ManagedServer
+from sandbox_rl.policies.vllm.policy import VLLMPolicy
+from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.rewards.places import PROGRAM
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings

@@ -95,9 +95,9 @@ def update(scale: str, directory: Path, *, served: bool, profile: bool = False) 
     from transformers import TrainerCallback
 
     from sandbox_rl.training.grpo import grpo_config
+    from sandbox_rl.training.publication.sync import WeightSync
     from sandbox_rl.training.tiny import tiny_tokenizer
     from sandbox_rl.training.trainer import SandboxGRPOTrainer
-    from sandbox_rl.training.weight_sync import WeightSync
 
     tokenizer = tiny_tokenizer()
     tokens = TOKENS[scale]

@@ -27,7 +27,7 @@ from sandbox_rl.commands.suite_runs import SuiteRuns
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError, DataError, SetupError
 from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
-from sandbox_rl.policies.vllm_launch import check_socket_room, interpreter
+from sandbox_rl.policies.vllm.launch import check_socket_room, interpreter
 from sandbox_rl.rewards.golds import GoldReport, check_golds
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rewards.trial import PROBED, SourceSample, try_rewards

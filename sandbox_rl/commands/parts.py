@@ -67,7 +67,7 @@ def bare_backend(
 ) -> SandboxBackend:
     """The backend that these settings belong to, without a pool of this process; `pool` is for nodes."""
     if isinstance(settings, RaySettings):
-        from sandbox_rl.sandboxes.ray_backend import RayBackend
+        from sandbox_rl.sandboxes.ray.backend import RayBackend
 
         return RayBackend(settings, pool=pool)
     return node_backend(settings)
@@ -211,7 +211,7 @@ def async_arguments(recipe: Recipe, checkpoints: Path, *, longest: int) -> Any:
     Raises:
         ConfigError: a field that TRL does not know or refuses, or a token budget that is too small.
     """
-    from sandbox_rl.training.async_config import async_config  # TRL's experimental part takes a second
+    from sandbox_rl.training.asynchronous.config import async_config  # TRL's experimental part takes a second
 
     return async_config(
         recipe.grpo,

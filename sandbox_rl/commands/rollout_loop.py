@@ -25,9 +25,9 @@ from sandbox_rl.errors import InfraFault
 from sandbox_rl.journal import Journal
 from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm import VLLMPolicy
-from sandbox_rl.policies.vllm_api import Address
-from sandbox_rl.policies.vllm_external import ExternalServers
+from sandbox_rl.policies.vllm.api import Address
+from sandbox_rl.policies.vllm.external import ExternalServers
+from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.seeds import derive_seed

@@ -18,14 +18,14 @@ from sandbox_rl.commands.display import Display
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm import VLLMPolicy
-from sandbox_rl.policies.vllm_api import Address
-from sandbox_rl.policies.vllm_external import ExternalServers
-from sandbox_rl.policies.vllm_launch import ENGINES
-from sandbox_rl.policies.vllm_server import ManagedServer
+from sandbox_rl.policies.vllm.api import Address
+from sandbox_rl.policies.vllm.external import ExternalServers
+from sandbox_rl.policies.vllm.launch import ENGINES
+from sandbox_rl.policies.vllm.policy import VLLMPolicy
+from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.weight_sync import WeightSync
-from sandbox_rl.training.weight_transfer import WeightPublisher
+from sandbox_rl.training.publication.sync import WeightSync
+from sandbox_rl.training.publication.transfer import WeightPublisher
 
 __all__ = ["ServedPolicy", "serve", "transfer_of"]
 

@@ -23,10 +23,10 @@ from sandbox_rl.commands.rollout_process import RolloutProcess
 from sandbox_rl.commands.session import Session
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.rollout import EpisodeRequest
-from sandbox_rl.rollout.tail_batches import TailBatches
-from sandbox_rl.training.async_config import advantage_of
-from sandbox_rl.training.async_ledger import GroupProgress
-from sandbox_rl.training.async_trainer import SandboxAsyncTrainer
+from sandbox_rl.rollout.over_sampling import TailBatches
+from sandbox_rl.training.asynchronous.config import advantage_of
+from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
 from sandbox_rl.training.checkpoints import CheckpointManifest, step_of
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.curriculum import Curriculum
@@ -34,8 +34,8 @@ from sandbox_rl.training.generations import Generations, StopAtBorders
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.models import end_turns_with
+from sandbox_rl.training.over_sampling import TailBatchRollouts
 from sandbox_rl.training.probe import PublicationProbe
-from sandbox_rl.training.stragglers import TailBatchRollouts
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Rollout
 

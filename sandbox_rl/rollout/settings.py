@@ -32,7 +32,7 @@ class RolloutSettings(Settings):
     """The same for an episode that ran out of time."""
     over_sample: float = Field(0.0, ge=0, le=1)
     """Groups that a synchronous step starts beyond those it trains on, as a share of them. The slowest are
-    cancelled and done again later, all together in a step that waits (`rollout/tail_batches.py`). 0: off."""
+    cancelled and done again later, all together in a step that waits (`rollout/over_sampling.py`). 0: off."""
 
 
 @dataclass(frozen=True, slots=True)

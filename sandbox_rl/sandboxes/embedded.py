@@ -20,11 +20,11 @@ from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.bwrap import Bubblewrap, find_bubblewrap, make_layout, show_certificates
 from sandbox_rl.sandboxes.config import EmbeddedSettings
+from sandbox_rl.sandboxes.egress.capacity import SharedRoom
+from sandbox_rl.sandboxes.egress.listener import DOOR_IN_CHANNEL, take_listener
+from sandbox_rl.sandboxes.egress.proxy import FilteringProxy, announce, proxy_environment
+from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.names import check_files
-from sandbox_rl.sandboxes.network_door import DOOR_IN_CHANNEL, take_listener
-from sandbox_rl.sandboxes.network_proxy import FilteringProxy, announce, proxy_environment
-from sandbox_rl.sandboxes.network_room import SharedRoom
-from sandbox_rl.sandboxes.network_rules import NetworkRules
 from sandbox_rl.sandboxes.protocol import AgentChannel
 from sandbox_rl.sandboxes.seccomp import build_filter
 from sandbox_rl.sandboxes.spawner_client import Birth, SpawnerClient

@@ -19,7 +19,7 @@ from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.config import PoolSettings
-from sandbox_rl.sandboxes.host_room import HostRoom
+from sandbox_rl.sandboxes.host_capacity import HostRoom
 from sandbox_rl.sandboxes.names import check_files
 
 __all__ = ["PoolableBackend", "SandboxPool"]

@@ -20,7 +20,7 @@ import sandbox_rl
 from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.outputs import new_directory
 from sandbox_rl.training.models import end_turns_with
-from sandbox_rl.training.weight_merge import checkpoint_tensors
+from sandbox_rl.training.publication.merge import checkpoint_tensors
 
 __all__ = ["export_model", "whole_weights"]
 

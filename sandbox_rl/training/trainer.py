@@ -25,6 +25,7 @@ from sandbox_rl.training.micro_batches import (
 )
 from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe, causes_of_gap
+from sandbox_rl.training.publication.sync import TrainerSync, WeightSync
 from sandbox_rl.training.reward_metrics import correct_reward_metrics, outcomes_of
 from sandbox_rl.training.sampler_correction import (
     correct,
@@ -33,7 +34,6 @@ from sandbox_rl.training.sampler_correction import (
     one_update_per_generation,
     worst_row,
 )
-from sandbox_rl.training.weight_sync import TrainerSync, WeightSync
 
 __all__ = ["SandboxGRPOTrainer", "trim_padding"]
 

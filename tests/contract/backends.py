@@ -32,7 +32,7 @@ def pooled(limits: SandboxLimits) -> SandboxBackend:
 
 def docker(limits: SandboxLimits) -> SandboxBackend:
     """Containers on the tests' own engine."""
-    from sandbox_rl.sandboxes.docker_backend import DockerBackend
+    from sandbox_rl.sandboxes.docker.backend import DockerBackend
 
     from ..docker_engine import settings_for
 
@@ -41,7 +41,7 @@ def docker(limits: SandboxLimits) -> SandboxBackend:
 
 def ray(limits: SandboxLimits) -> SandboxBackend:
     """Embedded sandboxes on two nodes of the tests' own cluster."""
-    from sandbox_rl.sandboxes.ray_backend import RayBackend
+    from sandbox_rl.sandboxes.ray.backend import RayBackend
 
     from ..ray_cluster import settings_for
 

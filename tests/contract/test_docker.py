@@ -14,8 +14,8 @@ import pytest
 
 from sandbox_rl.errors import SetupError
 from sandbox_rl.sandboxes.config import DockerSettings
-from sandbox_rl.sandboxes.docker_backend import DockerBackend
-from sandbox_rl.sandboxes.docker_engine import DockerEngine
+from sandbox_rl.sandboxes.docker.backend import DockerBackend
+from sandbox_rl.sandboxes.docker.engine import DockerEngine
 from sandbox_rl.sandboxes.ownership import LABEL
 
 from ..docker_engine import settings_for
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 OWNER = """
 import asyncio, sys
 from sandbox_rl.sandboxes.config import DockerSettings
-from sandbox_rl.sandboxes.docker_backend import DockerBackend
+from sandbox_rl.sandboxes.docker.backend import DockerBackend
 
 async def main():
     settings = DockerSettings.model_validate_json(sys.argv[1])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_rl.sandboxes.docker_backend import DockerBackend
+from sandbox_rl.sandboxes.docker.backend import DockerBackend
 from sandbox_rl.types import ExecStatus
 
 from ..docker_engine import docker_engine, settings_for, unavailable

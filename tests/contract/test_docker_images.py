@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_rl.sandboxes.docker_backend import DockerBackend
-from sandbox_rl.sandboxes.docker_engine import DockerEngine
+from sandbox_rl.sandboxes.docker.backend import DockerBackend
+from sandbox_rl.sandboxes.docker.engine import DockerEngine
 
 from ..docker_engine import IMAGE, settings_for, unavailable
 from .core import check_core

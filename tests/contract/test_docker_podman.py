@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_rl.sandboxes.docker_backend import DockerBackend
-from sandbox_rl.sandboxes.docker_engine import DockerEngine
+from sandbox_rl.sandboxes.docker.backend import DockerBackend
+from sandbox_rl.sandboxes.docker.engine import DockerEngine
 from sandbox_rl.sandboxes.ownership import LABEL
 
 from ..docker_engine import make_skeleton, settings_for, unavailable

@@ -22,10 +22,10 @@ import pytest
 
 from sandbox_rl.errors import ConfigError, SandboxFault, SetupError
 from sandbox_rl.sandboxes.config import DockerSettings
-from sandbox_rl.sandboxes.docker_backend import DockerBackend
-from sandbox_rl.sandboxes.docker_engine import DockerEngine
-from sandbox_rl.sandboxes.docker_transport import find_engine
-from sandbox_rl.sandboxes.docker_transport_ssh import ForwardedSocket
+from sandbox_rl.sandboxes.docker.backend import DockerBackend
+from sandbox_rl.sandboxes.docker.engine import DockerEngine
+from sandbox_rl.sandboxes.docker.transport import find_engine
+from sandbox_rl.sandboxes.docker.transport_ssh import ForwardedSocket
 from sandbox_rl.sandboxes.ownership import LABEL
 
 from ..docker_engine import docker_engine, settings_for, unavailable

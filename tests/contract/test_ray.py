@@ -17,7 +17,7 @@ import pytest
 
 from sandbox_rl.errors import SandboxFault, SetupError
 from sandbox_rl.sandboxes.config import PoolSettings, RaySettings
-from sandbox_rl.sandboxes.ray_backend import RayBackend
+from sandbox_rl.sandboxes.ray.backend import RayBackend
 from sandbox_rl.sandboxes.snapshots import branch, take_snapshot
 from sandbox_rl.types import ExecStatus
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 OWNER = """
 import asyncio, os, sys
 from sandbox_rl.sandboxes.config import RaySettings
-from sandbox_rl.sandboxes.ray_backend import RayBackend
+from sandbox_rl.sandboxes.ray.backend import RayBackend
 
 async def main():
     settings = RaySettings.model_validate_json(sys.argv[1])

@@ -10,11 +10,11 @@ import pytest
 
 from sandbox_rl.errors import SetupError
 from sandbox_rl.sandboxes.config import DockerSettings
-from sandbox_rl.sandboxes.docker_backend import DockerBackend
-from sandbox_rl.sandboxes.docker_engine import DockerEngine
-from sandbox_rl.sandboxes.docker_network import ContainerNetwork
-from sandbox_rl.sandboxes.network_door import Doors
-from sandbox_rl.sandboxes.network_rules import NetworkRules
+from sandbox_rl.sandboxes.docker.backend import DockerBackend
+from sandbox_rl.sandboxes.docker.engine import DockerEngine
+from sandbox_rl.sandboxes.docker.network import ContainerNetwork
+from sandbox_rl.sandboxes.egress.listener import Doors
+from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.ownership import LABEL, RUN
 
 from ..docker_engine import IMAGE, settings_for
@@ -55,7 +55,7 @@ async def test_containers_carry_the_name_of_their_run(engine: str) -> None:
 
 
 def test_directories_of_killed_owners_go_at_the_next_start() -> None:
-    made = "from sandbox_rl.sandboxes.network_door import Doors; import os, signal\nd = Doors()\n"
+    made = "from sandbox_rl.sandboxes.egress.listener import Doors; import os, signal\nd = Doors()\n"
     made += "print(d.door('x').path, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     killed = subprocess.run([sys.executable, "-c", made], capture_output=True, text=True, timeout=60)
     left = Path(killed.stdout.strip()).parent

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend
 from sandbox_rl.sandboxes.cases import ALL_CASES, CASE_LIMITS, Case, HostWitness, run_case
 from sandbox_rl.sandboxes.config import EmbeddedSettings, NetworkLimits
+from sandbox_rl.sandboxes.egress.rules import NetworkRules, Refused, is_public
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
-from sandbox_rl.sandboxes.network_rules import NetworkRules, Refused, is_public
 from sandbox_rl.types import ExecResult, ExecStatus
 
 from ..contract.backends import ENGINE_VARIABLE, ISOLATING
@@ -178,7 +178,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def backend(kind: str, rules: NetworkRules, **limits: float) -> SandboxBackend:
     values = {"network_limits": NetworkLimits(**limits)}
     if kind == "docker":
-        from sandbox_rl.sandboxes.docker_backend import DockerBackend
+        from sandbox_rl.sandboxes.docker.backend import DockerBackend
 
         return DockerBackend(settings=settings_for(os.environ[ENGINE_VARIABLE], **values), rules=rules)
     return EmbeddedBackend(settings=EmbeddedSettings(**values), rules=rules)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.training.async_ledger import GroupProgress
+from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete
 from tests.smoke.async_support import NoTransfer, PlayedRollouts, make_async_trainer, save_model
 from tests.smoke.support import RecordGradients

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from sandbox_rl.training.async_config import async_config
-from sandbox_rl.training.async_ledger import GroupProgress
-from sandbox_rl.training.async_trainer import SandboxAsyncTrainer
+from sandbox_rl.training.asynchronous.config import async_config
+from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
 from sandbox_rl.training.checkpoints import CheckpointManifest
 from sandbox_rl.training.samples import FinishedGroup, finished_group
 from tests.smoke.support import TOKENIZER, make_rollout, tiny_model

@@ -17,7 +17,7 @@ from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.micro_batches import agreed_lengths, plan_parts
-from sandbox_rl.training.weight_merge import checkpoint_tensors
+from sandbox_rl.training.publication.merge import checkpoint_tensors
 from tests.smoke.support import TOKENIZER, tiny_model
 
 LENGTHS = ((40, 38, 10), (12, 11, 9))

@@ -10,8 +10,8 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
-from sandbox_rl.training.async_config import async_config
-from sandbox_rl.training.async_trainer import SandboxAsyncTrainer
+from sandbox_rl.training.asynchronous.config import async_config
+from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
 from tests.smoke.support import TOKENIZER, tiny_model
 
 

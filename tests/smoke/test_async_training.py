@@ -14,7 +14,7 @@ from trl.experimental.async_grpo import async_grpo_trainer
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.training.async_ledger import GroupProgress
+from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete
 from tests.smoke.async_support import (
     SIZE,

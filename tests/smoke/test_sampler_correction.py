@@ -9,8 +9,8 @@ import pytest
 import torch
 from accelerate import PartialState
 
+from sandbox_rl.training.publication.sync import WeightSync
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
-from sandbox_rl.training.weight_sync import WeightSync
 from tests.smoke.support import RecordGradients, given_reward, make_rollout, make_trainer, rows_of
 
 REWARDS = (1.0, 0.0, 0.25, 1.0, 0.0, 0.5, 0.0, 1.0)

@@ -17,7 +17,7 @@ import yaml
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.journal import read_journal
 from sandbox_rl.rollout.order import of_group
-from sandbox_rl.rollout.tail_batches import STATE_FILE
+from sandbox_rl.rollout.over_sampling import STATE_FILE
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import is_complete
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sandbox_rl.errors import ModelError
-from sandbox_rl.training.async_ledger import GroupProgress
-from sandbox_rl.training.async_rows import micro_batches
+from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.rows import micro_batches
 from sandbox_rl.training.samples import FinishedGroup, LeftOut, Sample
 
 

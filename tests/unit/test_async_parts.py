@@ -18,8 +18,8 @@ from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.training import grpo
-from sandbox_rl.training.async_config import async_config
-from sandbox_rl.training.async_rows import age_metrics
+from sandbox_rl.training.asynchronous.config import async_config
+from sandbox_rl.training.asynchronous.rows import age_metrics
 from sandbox_rl.training.samples import LeftOut, advantages, finished_group
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.training.tree_attention import register_tree_attention

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from sandbox_rl.training.async_admission import Admission
-from sandbox_rl.training.async_ledger import GroupProgress
+from sandbox_rl.training.asynchronous.admission import Admission
+from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.samples import FinishedGroup, LeftOut, Sample, advantages
 
 SIZE = 4

@@ -25,12 +25,12 @@ LEVELS = (
 )
 SIBLINGS_APART = ({"tasks", "rewards", "sandboxes", "policies"}, {"tools", "chat"})
 HEAVY = {
-    "torch": ("training/", "audit/", "commands/", "policies/transformers", "policies/vllm_plugin"),
+    "torch": ("training/", "audit/", "commands/", "policies/transformers", "policies/vllm/plugin"),
     "trl": ("training/",),
     "transformers": ("training/", "audit/", "commands/", "policies/transformers"),
     "docker": ("sandboxes/docker",),
     "ray": ("sandboxes/ray",),
-    "vllm": ("policies/vllm_plugin",),
+    "vllm": ("policies/vllm/plugin",),
 }
 
 

@@ -19,8 +19,8 @@ from sandbox_rl.training.config import LoraSettings, ModelSettings
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.memory import NF4_BITS, estimate_memory, model_shape
 from sandbox_rl.training.models import check_quantization, load_adapted, load_model
+from sandbox_rl.training.publication.merge import checkpoint_tensors
 from sandbox_rl.training.tiny import tiny_config, tiny_model, tiny_tokenizer
-from sandbox_rl.training.weight_merge import checkpoint_tensors
 
 TOKENIZER = tiny_tokenizer()
 IDS = torch.arange(10, 60).view(2, 25)

@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from sandbox_rl.errors import ModelError
+from sandbox_rl.training.publication.merge import checkpoint_tensors
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
-from sandbox_rl.training.weight_merge import checkpoint_tensors
 
 
 def with_lora(dtype=torch.float32, **fields):

@@ -11,14 +11,14 @@ import torch
 from accelerate import PartialState
 
 from sandbox_rl.errors import EngineFault, SetupError
-from sandbox_rl.policies.fake_vllm import FakeVLLM
-from sandbox_rl.policies.vllm_api import Address, VLLMServer
-from sandbox_rl.policies.vllm_external import ExternalServers
+from sandbox_rl.policies.vllm.api import Address, VLLMServer
+from sandbox_rl.policies.vllm.external import ExternalServers
+from sandbox_rl.policies.vllm.fake import FakeVLLM
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.weight_group import address_towards
-from sandbox_rl.training.weight_payload import card_uuid
-from sandbox_rl.training.weight_sync import WeightSync
-from sandbox_rl.training.weight_transfer import WeightPublisher
+from sandbox_rl.training.publication.group import address_towards
+from sandbox_rl.training.publication.payload import card_uuid
+from sandbox_rl.training.publication.sync import WeightSync
+from sandbox_rl.training.publication.transfer import WeightPublisher
 
 WEIGHTS = {"model.embed_tokens.weight": torch.arange(8.0).reshape(4, 2), "model.norm.weight": torch.ones(3)}
 UPDATE = [
@@ -182,7 +182,7 @@ def test_handles_mean_nothing_on_another_card():
 
 def test_nccl_on_the_trainers_own_card_is_refused(monkeypatch):
     fake = FakeVLLM(card="GPU-1")
-    monkeypatch.setattr("sandbox_rl.training.weight_transports.card_uuid", lambda: "GPU-1")
+    monkeypatch.setattr("sandbox_rl.training.publication.transports.card_uuid", lambda: "GPU-1")
     with publishing(fake, transfer="nccl") as publisher:
         with pytest.raises(SetupError, match=r"'nccl', but the server .* uses the trainer's own card"):
             publisher.init_weight_transfer()
@@ -224,9 +224,9 @@ def test_workers_of_several_servers_get_ranks_of_one_group():
 
 
 def test_a_server_that_refuses_does_not_leave_the_trainer_waiting(monkeypatch):
-    monkeypatch.setattr("sandbox_rl.training.weight_group.ABANDON_S", 0.2)
+    monkeypatch.setattr("sandbox_rl.training.publication.group.ABANDON_S", 0.2)
     fake = FakeVLLM(control_faults={"/init_weight_transfer_engine": 1})
-    monkeypatch.setattr("sandbox_rl.training.weight_group.MEETING_TIMEOUT_S", 3.0)
+    monkeypatch.setattr("sandbox_rl.training.publication.group.MEETING_TIMEOUT_S", 3.0)
     with publishing(fake, transfer="gloo") as publisher:
         with pytest.raises(EngineFault, match="/init_weight_transfer_engine: HTTP 500"):
             publisher.init_weight_transfer()

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm import VLLMPolicy
-from sandbox_rl.policies.vllm_server import ManagedServer
+from sandbox_rl.policies.vllm.policy import VLLMPolicy
+from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.publication.transfer import WeightPublisher
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
-from sandbox_rl.training.weight_transfer import WeightPublisher
 
 ARGUMENTS = {"dtype": "float32", "kv-cache-memory-bytes": 256 << 20, "max-model-len": 1024}
 ON_A_CARD = {"dtype": "bfloat16", "gpu-memory-utilization": 0.3, "max-model-len": 1024}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.policies.vllm_launch import PLUGIN
+from sandbox_rl.policies.vllm.launch import PLUGIN
 from tests.vllm.support import PROMPT, ask, disturb, gap
 
 SAME = 1e-5

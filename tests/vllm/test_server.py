@@ -9,9 +9,9 @@ import pytest
 from sandbox_rl.errors import EngineFault, ModelError, SetupError
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm import VLLMPolicy
-from sandbox_rl.policies.vllm_check import check_server, check_tokenizer
-from sandbox_rl.policies.vllm_server import ManagedServer
+from sandbox_rl.policies.vllm.check import check_server, check_tokenizer
+from sandbox_rl.policies.vllm.policy import VLLMPolicy
+from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.training.tiny import tiny_tokenizer
 from tests.vllm.support import PROMPT, ask, gap
 

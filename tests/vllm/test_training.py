@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from sandbox_rl.journal import read_journal
-from sandbox_rl.training.async_ledger import GroupProgress
+from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete, step_of
 from tests.vllm.support import logprobs
 

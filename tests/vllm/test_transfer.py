@@ -18,8 +18,8 @@ from sandbox_rl.audit.alarms import Alarms
 from sandbox_rl.audit.publication import Cause, PublicationAudit
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.training.probe import PublicationProbe
-from sandbox_rl.training.weight_merge import checkpoint_tensors
-from sandbox_rl.training.weight_payload import checksums_of, write_safetensors
+from sandbox_rl.training.publication.merge import checkpoint_tensors
+from sandbox_rl.training.publication.payload import checksums_of, write_safetensors
 from tests.vllm.conftest import save_tiny, served
 from tests.vllm.support import PROMPT, ask, disturb, gap
 

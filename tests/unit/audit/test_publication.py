@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from sandbox_rl.audit.alarms import Alarms
 from sandbox_rl.audit.publication import Cause, PublicationAudit
 from sandbox_rl.training.probe import PublicationProbe, trainer_scores
+from sandbox_rl.training.publication.merge import checkpoint_tensors
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
-from sandbox_rl.training.weight_merge import checkpoint_tensors
 
 PROBE = tuple(range(10, 60))
 TOKENIZER = tiny_tokenizer()

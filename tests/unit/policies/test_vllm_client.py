@@ -14,10 +14,10 @@ from aiohttp import web
 from sandbox_rl.errors import EngineFault, SetupError
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.fake_vllm import FakeVLLM
-from sandbox_rl.policies.vllm import VLLMPolicy
-from sandbox_rl.policies.vllm_api import Address
-from sandbox_rl.policies.vllm_external import ExternalServers
+from sandbox_rl.policies.vllm.api import Address
+from sandbox_rl.policies.vllm.external import ExternalServers
+from sandbox_rl.policies.vllm.fake import FakeVLLM
+from sandbox_rl.policies.vllm.policy import VLLMPolicy
 
 END = 2
 PROMPT = (5, 6, 7)

@@ -11,7 +11,7 @@ import pytest
 
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm_launch import (
+from sandbox_rl.policies.vllm.launch import (
     LONGEST_DIRECTORY,
     check_socket_room,
     environment,

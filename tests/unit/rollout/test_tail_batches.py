@@ -11,7 +11,7 @@ import pytest
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError, ModelError
 from sandbox_rl.rollout.order import of_group
-from sandbox_rl.rollout.tail_batches import Plan, TailBatches
+from sandbox_rl.rollout.over_sampling import Plan, TailBatches
 
 SIZE, SHARE, STEPS, TASKS = 8, 0.25, 500, 40
 

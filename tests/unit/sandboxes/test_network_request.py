@@ -7,7 +7,7 @@ import contextlib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox_rl.sandboxes.network_request import BadRequest, ProxyRequest, parse_head
+from sandbox_rl.sandboxes.egress.request import BadRequest, ProxyRequest, parse_head
 
 PIECES = st.sampled_from(
     [

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from sandbox_rl.errors import FileProblem, SandboxDead, SandboxFault, SandboxFileError, SetupError
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.sandboxes.config import DockerSettings, RaySettings, SandboxSettings
-from sandbox_rl.sandboxes.ray_node import Failure
+from sandbox_rl.sandboxes.ray.node import Failure
 
 READ = TypeAdapter(SandboxSettings)
 

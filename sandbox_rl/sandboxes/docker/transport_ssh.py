@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from sandbox_rl.errors import ConfigError, SetupError
-from sandbox_rl.sandboxes.docker_transport import LOCAL_SOCKET
+from sandbox_rl.sandboxes.docker.transport import LOCAL_SOCKET
 
 __all__ = ["ForwardedSocket"]
 

@@ -16,9 +16,9 @@ from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.config import PoolSettings, RaySettings
 from sandbox_rl.sandboxes.names import check_files
-from sandbox_rl.sandboxes.ray_cluster import NodeActor, NodeFacts, alive_nodes, apart, connection, ray_version
-from sandbox_rl.sandboxes.ray_node import NodeReport
-from sandbox_rl.sandboxes.ray_sandbox import RemoteSandbox
+from sandbox_rl.sandboxes.ray.cluster import NodeActor, NodeFacts, alive_nodes, apart, connection, ray_version
+from sandbox_rl.sandboxes.ray.node import NodeReport
+from sandbox_rl.sandboxes.ray.sandbox import RemoteSandbox
 
 __all__ = ["RayBackend"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sandbox_rl.errors import SetupError
-from sandbox_rl.sandboxes.docker_engine import DockerEngine
-from sandbox_rl.sandboxes.docker_image_python import PLACE, portable_python
+from sandbox_rl.sandboxes.docker.engine import DockerEngine
+from sandbox_rl.sandboxes.docker.image_python import PLACE, portable_python
 
 __all__ = ["check_digest", "fitted_image", "has_python"]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from sandbox_rl.errors import SetupError
-from sandbox_rl.policies.vllm_api import Address, VLLMServer
-from sandbox_rl.policies.vllm_check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
+from sandbox_rl.policies.vllm.api import Address, VLLMServer
+from sandbox_rl.policies.vllm.check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
 
 __all__ = ["ExternalServers"]
 

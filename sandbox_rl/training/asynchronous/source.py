@@ -13,9 +13,9 @@ import torch
 from trl.experimental.async_grpo.async_grpo_trainer import DataCollatorForRollout
 
 from sandbox_rl.audit.samples import SampleAudit, TokenClass
-from sandbox_rl.training.async_admission import Admission
-from sandbox_rl.training.async_rows import age_metrics, micro_batches
-from sandbox_rl.training.async_updates import Composed
+from sandbox_rl.training.asynchronous.admission import Admission
+from sandbox_rl.training.asynchronous.rows import age_metrics, micro_batches
+from sandbox_rl.training.asynchronous.updates import Composed
 from sandbox_rl.training.samples import FinishedGroup, LeftOut
 
 __all__ = ["AGE", "RolloutSource", "Rollouts"]

@@ -21,12 +21,12 @@ from typing import Any, Protocol
 import torch
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.policies.vllm_api import Refused, Unreachable, VLLMServer
-from sandbox_rl.policies.vllm_check import ServerFacts
+from sandbox_rl.policies.vllm.api import Refused, Unreachable, VLLMServer
+from sandbox_rl.policies.vllm.check import ServerFacts
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.weight_group import GroupTransport
-from sandbox_rl.training.weight_payload import Checksums, checksums_of
-from sandbox_rl.training.weight_transports import (
+from sandbox_rl.training.publication.group import GroupTransport
+from sandbox_rl.training.publication.payload import Checksums, checksums_of
+from sandbox_rl.training.publication.transports import (
     IpcTransport,
     ShmTransport,
     Tensors,

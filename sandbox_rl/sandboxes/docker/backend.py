@@ -18,13 +18,13 @@ from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.config import DockerSettings
-from sandbox_rl.sandboxes.docker_engine import DockerEngine, EngineFacts
-from sandbox_rl.sandboxes.docker_image import fitted_image, has_python
-from sandbox_rl.sandboxes.docker_network import ContainerNetwork, WayOut
-from sandbox_rl.sandboxes.docker_options import USER, container_options, host_options
-from sandbox_rl.sandboxes.docker_seccomp import seccomp_profile
+from sandbox_rl.sandboxes.docker.engine import DockerEngine, EngineFacts
+from sandbox_rl.sandboxes.docker.image import fitted_image, has_python
+from sandbox_rl.sandboxes.docker.network import ContainerNetwork, WayOut
+from sandbox_rl.sandboxes.docker.options import USER, container_options, host_options
+from sandbox_rl.sandboxes.docker.seccomp import seccomp_profile
+from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.names import check_files
-from sandbox_rl.sandboxes.network_rules import NetworkRules
 from sandbox_rl.sandboxes.oom import kill_counter
 from sandbox_rl.sandboxes.ownership import LABEL, is_orphan, owner_labels
 from sandbox_rl.sandboxes.protocol import AgentChannel

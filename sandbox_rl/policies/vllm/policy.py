@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.base import PolicySession, Sampling
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm_api import Refused, Unreachable, VLLMServer
+from sandbox_rl.policies.vllm.api import Refused, Unreachable, VLLMServer
 from sandbox_rl.types import Action
 
 __all__ = ["ServerSource", "VLLMPolicy"]

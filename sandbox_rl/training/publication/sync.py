@@ -15,8 +15,8 @@ import torch
 from accelerate import PartialState
 
 from sandbox_rl.training.probe import PublicationProbe
-from sandbox_rl.training.weight_merge import checkpoint_tensors
-from sandbox_rl.training.weight_transfer import WeightPublisher
+from sandbox_rl.training.publication.merge import checkpoint_tensors
+from sandbox_rl.training.publication.transfer import WeightPublisher
 
 __all__ = ["TrainerSync", "WeightSync"]
 

@@ -16,17 +16,17 @@ from trl.experimental.async_grpo import AsyncGRPOTrainer, async_grpo_trainer
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.training.agreement import together
-from sandbox_rl.training.async_admission import Admission
-from sandbox_rl.training.async_ledger import GroupProgress
-from sandbox_rl.training.async_ratios import select_terms
-from sandbox_rl.training.async_source import AGE, RolloutSource
-from sandbox_rl.training.async_updates import UpdateStream
+from sandbox_rl.training.asynchronous.admission import Admission
+from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.ratios import select_terms
+from sandbox_rl.training.asynchronous.source import AGE, RolloutSource
+from sandbox_rl.training.asynchronous.updates import UpdateStream
 from sandbox_rl.training.log_probs import float32_log_probs
 from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe
+from sandbox_rl.training.publication.merge import checkpoint_tensors
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.training.tree_check import check_packing
-from sandbox_rl.training.weight_merge import checkpoint_tensors
 
 __all__ = ["SandboxAsyncTrainer"]
 

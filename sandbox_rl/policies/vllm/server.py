@@ -14,9 +14,9 @@ from pathlib import Path
 
 from sandbox_rl.errors import EngineFault, SetupError
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm_api import Address, VLLMServer
-from sandbox_rl.policies.vllm_check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
-from sandbox_rl.policies.vllm_launch import (
+from sandbox_rl.policies.vllm.api import Address, VLLMServer
+from sandbox_rl.policies.vllm.check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
+from sandbox_rl.policies.vllm.launch import (
     STARTING_SOCKET,
     check_socket_room,
     environment,

@@ -6,10 +6,10 @@ from typing import Any
 
 from sandbox_rl.errors import SandboxFault, SetupError
 from sandbox_rl.sandboxes.config import DockerSettings
-from sandbox_rl.sandboxes.network_door import DOOR_IN_CONTAINER, Door, Doors
-from sandbox_rl.sandboxes.network_proxy import FilteringProxy, announce, proxy_environment
-from sandbox_rl.sandboxes.network_room import SharedRoom
-from sandbox_rl.sandboxes.network_rules import NetworkRules
+from sandbox_rl.sandboxes.egress.capacity import SharedRoom
+from sandbox_rl.sandboxes.egress.listener import DOOR_IN_CONTAINER, Door, Doors
+from sandbox_rl.sandboxes.egress.proxy import FilteringProxy, announce, proxy_environment
+from sandbox_rl.sandboxes.egress.rules import NetworkRules
 
 __all__ = ["ContainerNetwork", "WayOut"]
 

@@ -14,9 +14,9 @@ import socket
 
 from sandbox_rl.sandboxes.agent.network import PROXY_PORT
 from sandbox_rl.sandboxes.config import NetworkLimits
-from sandbox_rl.sandboxes.network_request import BadRequest, ProxyRequest, parse_head
-from sandbox_rl.sandboxes.network_room import SharedRoom
-from sandbox_rl.sandboxes.network_rules import Destination, NetworkRules, Refused
+from sandbox_rl.sandboxes.egress.capacity import SharedRoom
+from sandbox_rl.sandboxes.egress.request import BadRequest, ProxyRequest, parse_head
+from sandbox_rl.sandboxes.egress.rules import Destination, NetworkRules, Refused
 
 __all__ = ["FilteringProxy", "announce", "proxy_environment"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import SandboxFault, SetupError
-from sandbox_rl.sandboxes.docker_transport import KEY_FILES, EngineAddress, attach, find_engine
-from sandbox_rl.sandboxes.docker_transport_ssh import ForwardedSocket
+from sandbox_rl.sandboxes.docker.transport import KEY_FILES, EngineAddress, attach, find_engine
+from sandbox_rl.sandboxes.docker.transport_ssh import ForwardedSocket
 from sandbox_rl.sandboxes.protocol import AgentChannel
 
 __all__ = ["DockerEngine", "EngineFacts"]

@@ -8,7 +8,7 @@ from typing import Any
 from sandbox_rl.errors import SandboxDead
 from sandbox_rl.sandboxes.agent_sandbox import FILE_TIMEOUT_S, KILL_GRACE_S
 from sandbox_rl.sandboxes.base import ANSWER_FILE, INPUT_DIR, WORKING_DIR
-from sandbox_rl.sandboxes.ray_cluster import NodeActor
+from sandbox_rl.sandboxes.ray.cluster import NodeActor
 from sandbox_rl.types import Answer, AnswerStatus, ExecResult, ExecStatus
 
 __all__ = ["RemoteSandbox"]

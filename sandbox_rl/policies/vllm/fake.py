@@ -214,7 +214,7 @@ async def _serve_forever(socket: Path, delay_s: float) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """`python -m sandbox_rl.policies.fake_vllm SOCKET DELAY_S`: in a process of its own."""
+    """`python -m sandbox_rl.policies.vllm.fake SOCKET DELAY_S`: in a process of its own."""
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve_forever(Path(arguments[0]), float(arguments[1])))
 

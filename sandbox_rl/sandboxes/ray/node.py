@@ -27,7 +27,7 @@ from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo
 from sandbox_rl.sandboxes.build import node_backend
 from sandbox_rl.sandboxes.config import DockerSettings, EmbeddedSettings, PoolSettings
-from sandbox_rl.sandboxes.host_room import HostRoom
+from sandbox_rl.sandboxes.host_capacity import HostRoom
 from sandbox_rl.sandboxes.pool import SandboxPool
 
 __all__ = ["SERVED", "Failure", "NodeReport", "SandboxNode"]

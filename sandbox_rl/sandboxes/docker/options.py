@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sandbox_rl.sandboxes.config import DockerSettings
-from sandbox_rl.sandboxes.docker_seccomp import seccomp_profile
-from sandbox_rl.sandboxes.docker_stream import LOADER
+from sandbox_rl.sandboxes.docker.seccomp import seccomp_profile
+from sandbox_rl.sandboxes.docker.stream import LOADER
 
 __all__ = ["USER", "container_options", "host_options"]
 

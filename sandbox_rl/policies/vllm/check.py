@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sandbox_rl.errors import ModelError, SetupError
-from sandbox_rl.policies.vllm_api import Refused, Unreachable, VLLMServer
+from sandbox_rl.policies.vllm.api import Refused, Unreachable, VLLMServer
 
 __all__ = ["ServerFacts", "TokenizerProbe", "check_server", "check_tokenizer"]
 

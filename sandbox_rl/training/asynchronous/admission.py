@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from sandbox_rl.training.async_ledger import GroupProgress
+from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.samples import FinishedGroup
 
 __all__ = ["Admission"]

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 
 from sandbox_rl.errors import EngineFault, SetupError
-from sandbox_rl.policies.vllm_api import Refused, Unreachable, VLLMServer
-from sandbox_rl.training.weight_payload import card_uuid, cuda_handles, in_shared_memory, path_of
+from sandbox_rl.policies.vllm.api import Refused, Unreachable, VLLMServer
+from sandbox_rl.training.publication.payload import card_uuid, cuda_handles, in_shared_memory, path_of
 
 __all__ = [
     "NO_COPY",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import ConfigError, SandboxFault
-from sandbox_rl.sandboxes.docker_stream import AttachedStream
+from sandbox_rl.sandboxes.docker.stream import AttachedStream
 from sandbox_rl.sandboxes.protocol import AgentChannel
 
 __all__ = ["KEY_FILES", "LOCAL_SOCKET", "EngineAddress", "attach", "find_engine"]

@@ -8,7 +8,7 @@ from typing import Any
 from trl import GRPOTrainer
 
 from sandbox_rl.rollout import EpisodeRequest
-from sandbox_rl.rollout.tail_batches import TailBatches
+from sandbox_rl.rollout.over_sampling import TailBatches
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.group_rollouts import Generation, GroupRollouts

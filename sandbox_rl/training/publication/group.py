@@ -1,8 +1,8 @@
 """Weights over a process group of the trainer and all workers: NCCL between cards, gloo between CPUs.
 
-For servers on other cards or other hosts. The worker's end is `vllm_plugin/sandbox_rl_group.py`. vLLM has an
-NCCL engine too; its trainer's end needs vLLM in the trainer's environment, knows no time-out, and cannot
-run on a CPU, where these lines are tested.
+For servers on other cards or other hosts. The worker's end is `policies/vllm/plugin/sandbox_rl_group.py`.
+vLLM has an NCCL engine too; its trainer's end needs vLLM in the trainer's environment, knows no time-out,
+and cannot run on a CPU, where these lines are tested.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import torch
 
 from sandbox_rl.errors import EngineFault, SetupError
-from sandbox_rl.policies.vllm_api import VLLMServer
-from sandbox_rl.training.weight_transports import NO_COPY, Tensors, control, on_our_card
+from sandbox_rl.policies.vllm.api import VLLMServer
+from sandbox_rl.training.publication.transports import NO_COPY, Tensors, control, on_our_card
 
 __all__ = ["GroupTransport"]
 

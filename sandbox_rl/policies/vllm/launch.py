@@ -26,7 +26,7 @@ __all__ = [
     "why_it_died",
 ]
 
-PLUGIN = Path(__file__).parent / "vllm_plugin"
+PLUGIN = Path(__file__).parent / "plugin"
 STARTING_SOCKET = "starting"
 """Name of a server's socket until its weights are right; only then does it get the name that clients know."""
 LONGEST_DIRECTORY = 107 - 37

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from sandbox_rl.errors import SandboxFault, SetupError
-from sandbox_rl.sandboxes.ray_node import Failure, SandboxNode
+from sandbox_rl.sandboxes.ray.node import Failure, SandboxNode
 
 __all__ = ["NodeActor", "NodeFacts", "alive_nodes", "apart", "connection", "ray_version"]
 

@@ -1,0 +1,1 @@
+"""Sandboxes spread over the nodes of a Ray cluster."""

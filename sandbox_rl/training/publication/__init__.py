@@ -1,0 +1,1 @@
+"""How updated weights get into the servers that sample."""
