@@ -23,8 +23,8 @@ from sandbox_rl.environment_errors import environment_error
 from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, UserError
 
 if TYPE_CHECKING:
-    from sandbox_rl.commands.display import Display
     from sandbox_rl.config.recipe import Recipe
+    from sandbox_rl.display import Display
 
 __all__ = ["app", "main"]
 
@@ -110,15 +110,15 @@ def train(
     first = os.environ.get("RANK", "0") == "0"  # of the processes of a launcher one draws
     terminal = _display(first)
     if dry_run:
-        from sandbox_rl.commands.check import check
         from sandbox_rl.config.recipe import resolved
+        from sandbox_rl.preflight.check import check
 
         check(loaded, base_dir=base_dir, display=terminal)
         if first:
             typer.echo(resolved(loaded), nl=False)
         return
     from sandbox_rl.commands.report import show_training
-    from sandbox_rl.commands.train import train as run
+    from sandbox_rl.runs.train import train as run
 
     result = run(loaded, base_dir=base_dir, resume=resume, display=terminal)
     if first:  # the others measured the same
@@ -134,7 +134,7 @@ def warmup(recipe: RecipePath, overrides: Overrides = None) -> None:
     The result is cached below the output directory; `train` finds it there.
     """
     loaded, base_dir = _load(recipe, overrides)
-    from sandbox_rl.commands.warmup import warmup as run
+    from sandbox_rl.runs.warmup import warmup as run
     from sandbox_rl.terminal import Terminal
 
     terminal = Terminal()
@@ -169,7 +169,7 @@ def export(
 
 
 def _display(first: bool) -> Display:
-    from sandbox_rl.commands.display import Silent
+    from sandbox_rl.display import Silent
     from sandbox_rl.terminal import Terminal
 
     return Terminal() if first else Silent()

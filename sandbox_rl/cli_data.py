@@ -27,9 +27,9 @@ def build_data(
     files from other rows, earlier questions become worked examples. Writes train.jsonl, held_out.jsonl and
     report.json; the split goes by context, so none is on both sides.
     """
+    from sandbox_rl.build_data.builder import build_data as build
+    from sandbox_rl.build_data.config import BuildSettings
     from sandbox_rl.config.load import load_settings
-    from sandbox_rl.tasks.build.builder import build_data as build
-    from sandbox_rl.tasks.build.config import BuildSettings
     from sandbox_rl.terminal import Terminal
 
     loaded = load_settings(BuildSettings, settings, overrides or ())

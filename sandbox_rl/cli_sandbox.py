@@ -81,7 +81,7 @@ async def _checked(settings: Any, only: str, *, quiet: bool) -> tuple[SandboxInf
         ConfigError: no case is called so.
     """
     from sandbox_rl.commands.parts import bare_backend
-    from sandbox_rl.commands.scoring_check import ATTACKS, check_scoring
+    from sandbox_rl.preflight.scoring_attacks import ATTACKS, check_scoring
     from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS
     from sandbox_rl.sandboxes.self_check import self_check as run
 

@@ -41,8 +41,8 @@ def load(folder: Path, rows: int) -> int:
 
 
 def build(folder: Path, rows: int) -> int:
-    from sandbox_rl.tasks.build.builder import build_data
-    from sandbox_rl.tasks.build.config import BuildSettings
+    from sandbox_rl.build_data.builder import build_data
+    from sandbox_rl.build_data.config import BuildSettings
 
     source = {"type": "table", "path": "rows.jsonl", "columns": {"context": "context"}}
     settings = BuildSettings.model_validate({"source": source, "output_dir": "built"})

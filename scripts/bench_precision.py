@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from sandbox_rl.commands.display import Silent
-from sandbox_rl.commands.train import train
-from sandbox_rl.commands.warmup import warmup
 from sandbox_rl.config.load import load_recipe
+from sandbox_rl.display import Silent
+from sandbox_rl.runs.train import train
+from sandbox_rl.runs.warmup import warmup
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 LAST = 10

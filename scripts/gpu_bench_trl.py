@@ -22,8 +22,6 @@ from transformers import PrinterCallback
 from trl import GRPOTrainer
 from trl.chat_template_utils import qwen3_template
 
-from sandbox_rl.commands.callbacks import LogMetrics
-from sandbox_rl.commands.display import Silent
 from sandbox_rl.commands.parts import (
     build_backend,
     build_chat,
@@ -32,10 +30,12 @@ from sandbox_rl.commands.parts import (
     build_toolbox,
     grpo_arguments,
 )
-from sandbox_rl.commands.warmup import warmup
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.display import Silent
+from sandbox_rl.runs.warmup import warmup
 from sandbox_rl.tasks.load import load_tasks
+from sandbox_rl.training.callbacks import LogMetrics
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import load_model, load_tokenizer
 from sandbox_rl.types import Task, ToolCall

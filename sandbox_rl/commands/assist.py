@@ -14,11 +14,11 @@ from sandbox_rl.assistant.files_out import SavedFiles, save_files, save_trajecto
 from sandbox_rl.assistant.keyboard import Keyboard
 from sandbox_rl.assistant.talk import NAME, EndpointTalk, Talk, TokenTalk
 from sandbox_rl.assistant.view import TerminalView
-from sandbox_rl.commands.run_dir import RunDirectory
 from sandbox_rl.config.assistant import AssistantSettings
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.openai_chat import EndpointSettings
+from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.build import node_backend
 from sandbox_rl.sandboxes.config import RaySettings

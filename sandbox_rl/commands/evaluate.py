@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox_rl.commands.display import Display
 from sandbox_rl.commands.evaluate_engines import Engines, endpoint_engines, local_engines
 from sandbox_rl.commands.evaluate_identity import model_identity, settings_identity
-from sandbox_rl.commands.run_dir import check_output_dir, write_atomically
 from sandbox_rl.commands.suite import Subject, open_subject
+from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, InfraFault, UserError
 from sandbox_rl.evaluation.identity import check_same, identity_of, short_hash
 from sandbox_rl.evaluation.page import page
@@ -35,6 +34,7 @@ from sandbox_rl.evaluation.results import Results
 from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
 from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.openai_chat import EndpointSettings
+from sandbox_rl.runs.directory import check_output_dir, write_atomically
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
 
@@ -218,7 +218,7 @@ def _model(subject: Subject, options: EvaluateOptions, display: Display) -> Mode
         return recipe.model
     from accelerate import PartialState
 
-    from sandbox_rl.commands.starting_point import starting_point
+    from sandbox_rl.runs.starting_point import starting_point
 
     return starting_point(recipe, base_dir=subject.base_dir, state=PartialState(), display=display)
 

@@ -11,7 +11,6 @@ from typing import Any
 from accelerate import PartialState
 
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.commands.display import Display
 from sandbox_rl.commands.parts import (
     build_backend,
     build_chat,
@@ -23,6 +22,7 @@ from sandbox_rl.commands.parts import (
 )
 from sandbox_rl.commands.served import serve
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.display import Display
 from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.engines import ChatEngine, PlainChatEngine, PlainEngine

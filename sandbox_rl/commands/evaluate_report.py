@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandbox_rl.commands.display import Display
+from sandbox_rl.display import Display
 from sandbox_rl.evaluation.page import columns_of, difference_text, rows_of
 from sandbox_rl.evaluation.results import Results
 

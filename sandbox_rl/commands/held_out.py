@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from sandbox_rl.commands.display import Display
+from sandbox_rl.display import Display
 from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.evaluation import Evaluation, evaluation_requests, summarise
 from sandbox_rl.journal import Journal

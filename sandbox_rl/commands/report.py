@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sandbox_rl.commands.display import Display
-from sandbox_rl.commands.train import TrainResult
+from sandbox_rl.display import Display
 from sandbox_rl.evaluation import Evaluation
+from sandbox_rl.runs.train import TrainResult
 
 __all__ = ["show_training"]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from accelerate import PartialState
 
-from sandbox_rl.commands.callbacks import for_trackers
-from sandbox_rl.commands.run_dir import RunDirectory
 from sandbox_rl.evaluation import Evaluation
+from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.training.agreement import together
+from sandbox_rl.training.callbacks import for_trackers
 
 __all__ = ["evaluation_of", "known_result", "log_evaluation", "write_results"]
 

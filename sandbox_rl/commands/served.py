@@ -14,8 +14,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.commands.display import Display
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.display import Display
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.api import Address

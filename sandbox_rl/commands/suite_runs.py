@@ -8,9 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sandbox_rl.commands.callbacks import for_trackers
 from sandbox_rl.commands.parts import build_render, build_scoring, build_toolbox
-from sandbox_rl.commands.run_dir import set_aside, write_atomically
 from sandbox_rl.commands.suite import load_parts
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.config.suite import Suite, find_suite, load_suite
@@ -21,10 +19,12 @@ from sandbox_rl.evaluation.results import Results
 from sandbox_rl.evaluation.run import EpisodeEngine, results_of_journal, run_evaluation
 from sandbox_rl.journal import Journal
 from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.runs.directory import set_aside, write_atomically
 from sandbox_rl.training.agreement import together
+from sandbox_rl.training.callbacks import for_trackers
 
 if TYPE_CHECKING:
-    from sandbox_rl.commands.session import Session
+    from sandbox_rl.runs.session import Session
 
 __all__ = ["SuiteRuns", "suite_metrics"]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sandbox_rl.commands.display import Silent
 from sandbox_rl.commands.evaluate import EvaluateOptions, evaluate
+from sandbox_rl.display import Silent
 from sandbox_rl.errors import ConfigError, InfraFault
 from sandbox_rl.evaluation.results import Results
 from sandbox_rl.journal import read_journal

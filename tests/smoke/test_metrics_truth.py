@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from transformers.integrations.integration_utils import rewrite_logs
 
-from sandbox_rl.commands.callbacks import LogMetrics, for_trackers
+from sandbox_rl.training.callbacks import LogMetrics, for_trackers
 from sandbox_rl.training.estimator import estimator_fields
 from sandbox_rl.training.loop import LoopThread
 from tests.smoke.test_update import batch, our_trainer

@@ -14,20 +14,40 @@ PACKAGE = Path(__file__).parents[2] / "sandbox_rl"
 
 LEVELS = (
     {"cli", "cli_data", "cli_eval", "cli_run", "cli_sandbox", "train", "terminal"},
-    {"commands"},
+    {"commands", "runs", "preflight"},
     {"config"},
     {"training"},
-    {"assistant", "audit", "rollout", "evaluation", "journal", "metrics"},
+    {"assistant", "audit", "build_data", "rollout", "evaluation", "journal", "metrics"},
     {"episode"},
     {"tools", "chat"},
     {"tasks", "rewards", "sandboxes", "policies", "fakes"},
-    {"cooperate", "environment_errors", "outputs", "settings", "seeds", "types", "errors", "__init__"},
+    {
+        "cooperate",
+        "display",
+        "environment_errors",
+        "outputs",
+        "settings",
+        "seeds",
+        "types",
+        "errors",
+        "__init__",
+    },
 )
 SIBLINGS_APART = ({"tasks", "rewards", "sandboxes", "policies"}, {"tools", "chat"})
+BUILDERS = ("training/", "runs/", "preflight/", "commands/")
+"""What loads models or stands on them."""
 HEAVY = {
-    "torch": ("training/", "audit/", "commands/", "policies/transformers", "policies/vllm/plugin"),
+    "torch": (
+        "training/",
+        "audit/",
+        "commands/",
+        "runs/",
+        "preflight/",
+        "policies/transformers",
+        "policies/vllm/plugin",
+    ),
     "trl": ("training/",),
-    "transformers": ("training/", "audit/", "commands/", "policies/transformers"),
+    "transformers": (*BUILDERS, "audit/", "policies/transformers"),
     "docker": ("sandboxes/docker",),
     "ray": ("sandboxes/ray",),
     "vllm": ("policies/vllm/plugin",),

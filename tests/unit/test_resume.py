@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
-from sandbox_rl.commands.history import History, set_lines_aside, step_of_line
-from sandbox_rl.commands.resume import Earlier, begin, find_run, sizes_of
-from sandbox_rl.commands.run_dir import RunDirectory, set_aside
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.runs.directory import RunDirectory, set_aside
+from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
+from sandbox_rl.runs.resume import Earlier, begin, find_run, sizes_of
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import mark_complete
 from sandbox_rl.training.grpo import grpo_config

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from sandbox_rl.commands.display import Silent
 from sandbox_rl.commands.evaluate import EvaluateOptions, evaluate
+from sandbox_rl.display import Silent
 from sandbox_rl.journal import read_journal
 from tests.vllm.conftest import ARGUMENTS, save_tiny
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox_rl.commands.room import LEAST_ROOM, budget_warnings, check_room, least_tokens
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.preflight.context import LEAST_ROOM, budget_warnings, check_room, least_tokens
 from tests.unit.rig import CHAT
 
 LEAST = max(least_tokens(CHAT), LEAST_ROOM)

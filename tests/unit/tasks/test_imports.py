@@ -10,7 +10,7 @@ HEAVY = ["torch", "transformers", "reasoning_gym", "datasets", "pyarrow", "sympy
 
 def test_heavy_modules_wait_for_their_first_use() -> None:
     code = (
-        "import sys, sandbox_rl.tasks.load, sandbox_rl.tasks.prompts, sandbox_rl.tasks.build.builder\n"
+        "import sys, sandbox_rl.tasks.load, sandbox_rl.tasks.prompts, sandbox_rl.build_data.builder\n"
         "import sandbox_rl.rewards.pool\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )

@@ -10,12 +10,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from sandbox_rl.commands.history import History, set_lines_aside, step_of_line
 from sandbox_rl.commands.results import known_result
-from sandbox_rl.commands.run_dir import RunDirectory, write_atomically
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.runs.directory import RunDirectory, write_atomically
+from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
 from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.training.checkpoints import last_complete, step_of
 from sandbox_rl.training.generations import Generations

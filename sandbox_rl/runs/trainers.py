@@ -16,17 +16,17 @@ from transformers import PrinterCallback
 
 from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.audit.run import RunAudit
-from sandbox_rl.commands.callbacks import LogMetrics, ShowSteps, StopOnFaults
 from sandbox_rl.commands.parts import async_arguments, grpo_arguments
 from sandbox_rl.commands.rollout_loop import RolloutJob, groups_at_once
 from sandbox_rl.commands.rollout_process import RolloutProcess
-from sandbox_rl.commands.session import Session
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.rollout.over_sampling import TailBatches
+from sandbox_rl.runs.session import Session
 from sandbox_rl.training.asynchronous.config import advantage_of
 from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
+from sandbox_rl.training.callbacks import LogMetrics, ShowSteps, StopOnFaults
 from sandbox_rl.training.checkpoints import CheckpointManifest, step_of
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.curriculum import Curriculum

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 
-from sandbox_rl.commands.display import Display
-from sandbox_rl.commands.run_dir import write_atomically
 from sandbox_rl.config.recipe import Recipe, resolved
+from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.runs.directory import write_atomically
 from sandbox_rl.training.config import ModelSettings
 
 if TYPE_CHECKING:
-    from sandbox_rl.commands.warmup import WarmupResult
+    from sandbox_rl.runs.warmup import WarmupResult
 
 __all__ = ["needs_warmup", "starting_point"]
 
@@ -57,7 +57,7 @@ def needs_warmup(recipe: Recipe) -> bool:
 
 
 def _warm(recipe: Recipe, base_dir: Path, display: Display) -> WarmupResult:
-    from sandbox_rl.commands.warmup import warmup  # a second of imports that a dry run does without
+    from sandbox_rl.runs.warmup import warmup  # a second of imports that a dry run does without
 
     result = warmup(recipe, base_dir=base_dir, display=display)
     how = "found" if result.cached else "made"
@@ -79,7 +79,7 @@ def _warm_alone(recipe: Recipe, base_dir: Path) -> None:
         for name, value in os.environ.items()
         if name not in _DISTRIBUTED and not name.startswith(("TORCHELASTIC_", "ACCELERATE_"))
     }
-    command = [sys.executable, "-m", "sandbox_rl.commands.warm_process", str(path), str(base_dir)]
+    command = [sys.executable, "-m", "sandbox_rl.runs.warmup_process", str(path), str(base_dir)]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     finally:

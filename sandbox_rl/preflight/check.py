@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.commands.display import Display
 from sandbox_rl.commands.parts import (
     build_backend,
     build_chat,
@@ -20,17 +19,18 @@ from sandbox_rl.commands.parts import (
     settled,
     training_arguments,
 )
-from sandbox_rl.commands.room import budget_warnings, check_room
-from sandbox_rl.commands.run_dir import check_output_dir
-from sandbox_rl.commands.starting_point import needs_warmup
 from sandbox_rl.commands.suite_runs import SuiteRuns
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, DataError, SetupError
 from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
 from sandbox_rl.policies.vllm.launch import check_socket_room, interpreter
+from sandbox_rl.preflight.context import budget_warnings, check_room
 from sandbox_rl.rewards.golds import GoldReport, check_golds
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rewards.trial import PROBED, SourceSample, try_rewards
+from sandbox_rl.runs.directory import check_output_dir
+from sandbox_rl.runs.starting_point import needs_warmup
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.curriculum import Curriculum

@@ -1,14 +1,14 @@
-"""`python -m sandbox_rl.commands.warm_process RECIPE BASE_DIR`: a warm-up outside a process group."""
+"""`python -m sandbox_rl.runs.warmup_process RECIPE BASE_DIR`: a warm-up outside a process group."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from sandbox_rl.commands.display import Silent
-from sandbox_rl.commands.warmup import warmup
 from sandbox_rl.config.load import load_recipe
+from sandbox_rl.display import Silent
 from sandbox_rl.errors import UserError
+from sandbox_rl.runs.warmup import warmup
 
 
 def main() -> int:

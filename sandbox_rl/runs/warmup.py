@@ -19,9 +19,9 @@ from transformers import TrainerCallback
 
 import sandbox_rl
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.commands.display import Display, Progress
 from sandbox_rl.commands.parts import build_chat, build_engine, settled
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.display import Display, Progress
 from sandbox_rl.episode import EpisodeSettings, SamplingSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.metrics import SOLVED

@@ -17,25 +17,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.commands.callbacks import CountUpdates, FinishOnSignal
-from sandbox_rl.commands.check import check_prompts, check_rewards
-from sandbox_rl.commands.display import Display
-from sandbox_rl.commands.facts import machine_facts
 from sandbox_rl.commands.held_out import HeldOut
-from sandbox_rl.commands.history import History
 from sandbox_rl.commands.parts import build_chat, build_engine, build_policy
-from sandbox_rl.commands.resume import Earlier, begin, sizes_of
-from sandbox_rl.commands.run_dir import RunDirectory
 from sandbox_rl.commands.served import ServedPolicy, serve
-from sandbox_rl.commands.starting_point import starting_point
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.display import Display
 from sandbox_rl.journal import Journal
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
+from sandbox_rl.preflight.check import check_prompts, check_rewards
 from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.runs.directory import RunDirectory
+from sandbox_rl.runs.history import History
+from sandbox_rl.runs.machine import machine_facts
+from sandbox_rl.runs.resume import Earlier, begin, sizes_of
+from sandbox_rl.runs.starting_point import starting_point
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.agreement import together
+from sandbox_rl.training.callbacks import CountUpdates, FinishOnSignal
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.loop import LoopThread

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sandbox_rl.audit.faults import FaultWatch
-from sandbox_rl.commands.display import Progress
+from sandbox_rl.display import Progress
 from sandbox_rl.errors import SetupError
 from sandbox_rl.training.agreement import any_of, together
 

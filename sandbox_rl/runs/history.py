@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox_rl.commands.run_dir import RunDirectory
+from sandbox_rl.runs.directory import RunDirectory
 
 __all__ = ["History", "set_lines_aside", "step_of_line"]
 

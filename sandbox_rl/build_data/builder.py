@@ -17,13 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
+from sandbox_rl.build_data.config import BuildSettings
+from sandbox_rl.build_data.files import named_files, occurs_in_name
+from sandbox_rl.build_data.report import BuildReport
+from sandbox_rl.build_data.split import split_text
 from sandbox_rl.errors import DataError
 from sandbox_rl.outputs import new_files
 from sandbox_rl.seeds import derive_seed
-from sandbox_rl.tasks.build.config import BuildSettings
-from sandbox_rl.tasks.build.files import named_files, occurs_in_name
-from sandbox_rl.tasks.build.report import BuildReport
-from sandbox_rl.tasks.build.split import split_text
 from sandbox_rl.tasks.config import TableSource
 from sandbox_rl.tasks.convert import Documents, content_key, read_documents, text_field
 from sandbox_rl.tasks.hub import open_hub

@@ -15,22 +15,22 @@ from typing import Any
 from accelerate import PartialState
 
 from sandbox_rl.chat.turn_ends import TurnEnds
-from sandbox_rl.commands.callbacks import AfterSteps
-from sandbox_rl.commands.check import check_curriculum
-from sandbox_rl.commands.display import Display, Silent
-from sandbox_rl.commands.labels import data_labels, result_lines
 from sandbox_rl.commands.parts import settled, training_arguments
 from sandbox_rl.commands.results import known_result, log_evaluation, write_results
-from sandbox_rl.commands.resume import Earlier, sizes_of
-from sandbox_rl.commands.run_dir import RunDirectory, check_output_dir
-from sandbox_rl.commands.session import Session, training_session
 from sandbox_rl.commands.suite_runs import SuiteRuns
-from sandbox_rl.commands.trainers import async_trainer, sync_trainer
 from sandbox_rl.config.recipe import Recipe, resolved
+from sandbox_rl.display import Display, Silent
 from sandbox_rl.errors import InfraFault, NothingTrained
 from sandbox_rl.evaluation import Evaluation
+from sandbox_rl.preflight.check import check_curriculum
+from sandbox_rl.runs.directory import RunDirectory, check_output_dir
+from sandbox_rl.runs.labels import data_labels, result_lines
+from sandbox_rl.runs.resume import Earlier, sizes_of
+from sandbox_rl.runs.session import Session, training_session
+from sandbox_rl.runs.trainers import async_trainer, sync_trainer
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.agreement import together
+from sandbox_rl.training.callbacks import AfterSteps
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.models import check_quantization, compute_dtype
 

@@ -1,0 +1,1 @@
+"""What can be wrong with a recipe, its data or the machine, found before anything that takes long."""
