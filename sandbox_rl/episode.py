@@ -35,7 +35,6 @@ from sandbox_rl.types import (
 
 __all__ = [
     "EpisodeSettings",
-    "SamplingSettings",
     "Transcript",
     "answer_calls",
     "run_episode",
@@ -66,14 +65,6 @@ class EpisodeSettings(Settings):
     """Seconds within which a sandbox must be up."""
 
 
-class SamplingSettings(Settings):
-    """How turns are sampled. Training needs the whole distribution: leave top_p and top_k alone."""
-
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-
-
 @dataclass(frozen=True, slots=True)
 class Transcript:
     """What the loop hands back: the turns and why they ended. The answer is read afterwards."""
@@ -90,7 +81,7 @@ async def run_episode(
     session: PolicySession,
     sandbox: Sandbox,
     settings: EpisodeSettings,
-    sampling: SamplingSettings,
+    sampling: Sampling,
     max_context: int,
     seed: int,
     deadline: float,
@@ -118,13 +109,7 @@ async def run_episode(
         try:
             action = await session.act(
                 sequence,
-                Sampling(
-                    max_tokens=room,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    top_k=sampling.top_k,
-                    seed=derive_seed(seed, index),
-                ),
+                sampling.turn(max_tokens=room, seed=derive_seed(seed, index)),
                 timeout=max(remaining, 0.001),
             )
         except TimeoutError:

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings
+from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend, exec_ok
 from sandbox_rl.journal import Journal
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
 from sandbox_rl.tools.toolbox import default_toolbox
@@ -90,7 +91,7 @@ async def measure(text: str, *, episodes: int, turns: int, tokenizer: Any, journ
         toolbox=toolbox,
         render=lambda task: (Message("user", task.prompt),),
         episode=EpisodeSettings(max_turns=turns + 1, max_tokens=1 << 23, turn_tokens=1 << 20, timeout_s=600),
-        sampling=SamplingSettings(),
+        sampling=Sampling(),
         settings=RolloutSettings(concurrency=episodes),
     )
     requests = [

@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings
+from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend, exec_ok
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rewards.places import PROGRAM
 from sandbox_rl.rewards.pool import ScoringPool
@@ -69,7 +70,7 @@ async def measure(times: dict[str, list[float]], *, sleep: bool) -> tuple[float,
         toolbox=toolbox,
         render=lambda task: (Message("user", task.prompt),),
         episode=EpisodeSettings(max_turns=8, timeout_s=120),
-        sampling=SamplingSettings(),
+        sampling=Sampling(),
         settings=RolloutSettings(concurrency=len(times)),
     )
     requests = [

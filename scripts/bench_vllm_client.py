@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.api import Address
 from sandbox_rl.policies.vllm.external import ExternalServers
@@ -54,7 +54,7 @@ async def measure(policy: VLLMPolicy, delay_s: float, prompt_tokens: int, turns:
         async with policy.session(str(number)) as session:
             for turn in range(turns):
                 started = time.perf_counter()
-                await session.act(prompt, Sampling(max_tokens=64, seed=turn), timeout=60)
+                await session.act(prompt, TurnSampling(max_tokens=64, seed=turn), timeout=60)
                 took.append(time.perf_counter() - started)
         return took
 

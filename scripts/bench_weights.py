@@ -40,7 +40,7 @@ import torch
 from gpu_common import device_name
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
@@ -104,7 +104,7 @@ class Bench:
     async def turn(self, seed: int, timeout: float = 300.0) -> int:
         """One short turn; its number of tokens."""
         async with self.policy.session("bench") as session:
-            sampling = Sampling(max_tokens=TURN_TOKENS, seed=seed)
+            sampling = TurnSampling(max_tokens=TURN_TOKENS, seed=seed)
             return len((await session.act(PROMPT, sampling, timeout=timeout)).token_ids)
 
     async def complete(self, model: str, tokens: int) -> dict[str, Any]:

@@ -31,8 +31,8 @@ import gpu_bench_trainer
 from gpu_common import device_name, scale_of
 
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings
-from sandbox_rl.policies.base import PolicySession, Sampling
+from sandbox_rl.episode import EpisodeSettings
+from sandbox_rl.policies.base import PolicySession, Sampling, TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
@@ -99,7 +99,7 @@ class Record:
 class FixedLength(VLLMPolicy):
     """Samples exactly as many tokens as are asked for, whatever they are."""
 
-    def _body(self, prompt_ids: Sequence[int], sampling: Sampling, version: int) -> dict[str, Any]:
+    def _body(self, prompt_ids: Sequence[int], sampling: TurnSampling, version: int) -> dict[str, Any]:
         body = super()._body(prompt_ids, sampling, version)
         return body | {"min_tokens": sampling.max_tokens, "stop_token_ids": []}
 
@@ -140,14 +140,14 @@ class _Session:
         self._id = episode_id
         self._calls = calls
 
-    async def act(self, prompt_ids: Sequence[int], sampling: Sampling, *, timeout: float) -> Action:
+    async def act(self, prompt_ids: Sequence[int], sampling: TurnSampling, *, timeout: float) -> Action:
         puppet = self._puppet
         record = puppet._record
         turns = record.turns.setdefault(self._id, [])
         if not turns:
             record.begun.append(time.monotonic())
         turns.append((tuple(prompt_ids), sampling.seed))
-        asked = Sampling(max_tokens=puppet._turn_tokens, seed=sampling.seed)
+        asked = TurnSampling(max_tokens=puppet._turn_tokens, seed=sampling.seed)
         action = await self._served.act(prompt_ids, asked, timeout=timeout)
         record.ended.append((time.monotonic(), len(action.token_ids)))
         said = puppet._chat.render_call("", [self._calls[len(turns) - 1]])
@@ -177,7 +177,7 @@ async def with_tools(
         toolbox=toolbox,
         render=lambda task: (Message("user", task.prompt),),
         episode=EpisodeSettings(max_turns=8, timeout_s=300, exec_timeout_s=30),
-        sampling=SamplingSettings(),
+        sampling=Sampling(),
         settings=RolloutSettings(concurrency=in_flight),
     )
     requests = [
@@ -200,7 +200,7 @@ async def without_tools(served: FixedLength, recorded: Record, scale: Scale, at_
         async with free, served.session(name) as session:
             record.begun.append(time.monotonic())
             for prompt_ids, seed in turns:
-                sampling = Sampling(max_tokens=scale.turn_tokens, seed=seed)
+                sampling = TurnSampling(max_tokens=scale.turn_tokens, seed=seed)
                 action = await session.act(prompt_ids, sampling, timeout=300)
                 record.ended.append((time.monotonic(), len(action.token_ids)))
 

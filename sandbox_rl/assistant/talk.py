@@ -9,9 +9,9 @@ from typing import Protocol
 
 from sandbox_rl.assistant.watch import Record, WatchedClient, WatchedSession, WatchedToolbox, Watcher
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings, run_episode
+from sandbox_rl.episode import EpisodeSettings, run_episode
 from sandbox_rl.evaluation.chat_episode import MessageTrajectory, run_chat_episode
-from sandbox_rl.policies.base import Policy
+from sandbox_rl.policies.base import Policy, Sampling
 from sandbox_rl.policies.openai_chat import EndpointSettings
 from sandbox_rl.sandboxes.base import Sandbox
 from sandbox_rl.seeds import derive_seed
@@ -67,7 +67,7 @@ class TokenTalk:
         toolbox: Toolbox,
         watcher: Watcher,
         episode: EpisodeSettings,
-        sampling: SamplingSettings,
+        sampling: Sampling,
         seed: int,
         hand_over: bool,
         halt: Callable[[], None] = lambda: None,
@@ -151,7 +151,7 @@ class EndpointTalk:
         toolbox: Toolbox,
         watcher: Watcher,
         episode: EpisodeSettings,
-        sampling: SamplingSettings,
+        sampling: Sampling,
         seed: int,
         hand_over: bool,
     ) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.policies.base import PolicySession, Sampling
+from sandbox_rl.policies.base import PolicySession, TurnSampling
 from sandbox_rl.policies.openai_chat import ChatClient, ChatReply, EndpointSettings
 from sandbox_rl.sandboxes.base import Sandbox
 from sandbox_rl.tools.toolbox import Toolbox
@@ -101,7 +101,7 @@ class WatchedSession:
         self._record = record
         self._watcher = watcher
 
-    async def act(self, prompt_ids: Sequence[int], sampling: Sampling, *, timeout: float) -> Action:
+    async def act(self, prompt_ids: Sequence[int], sampling: TurnSampling, *, timeout: float) -> Action:
         """As the session within."""
         self._record.asked(prompt_ids)
         self._watcher.thinking()
@@ -150,7 +150,7 @@ class WatchedClient(ChatClient):
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]],
-        sampling: Sampling,
+        sampling: TurnSampling,
         *,
         timeout: float,
     ) -> ChatReply:

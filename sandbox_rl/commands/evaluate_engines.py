@@ -23,11 +23,10 @@ from sandbox_rl.commands.parts import (
 from sandbox_rl.commands.served import serve
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
-from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.engines import ChatEngine, PlainChatEngine, PlainEngine
 from sandbox_rl.evaluation.run import EpisodeEngine
-from sandbox_rl.policies.base import Policy, PolicySession, Sampling
+from sandbox_rl.policies.base import Policy, PolicySession, Sampling, TurnSampling
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render_plain
@@ -131,7 +130,7 @@ def local_engines(
         engines: dict[str, AbstractAsyncContextManager[EpisodeEngine]] = {}
         if "sandbox" in modes:
             engines["sandbox"] = build_engine(
-                recipe, base_dir=base_dir, policy=borrowed, chat=chat, sampling=SamplingSettings()
+                recipe, base_dir=base_dir, policy=borrowed, chat=chat, sampling=Sampling()
             )
         if "plain" in modes:
             engines["plain"] = PlainEngine(
@@ -201,7 +200,10 @@ async def _greeted(
     async with ChatClient(endpoint) as client:
         try:
             await client.reply(
-                [{"role": "user", "content": "Say hello."}], (), Sampling(16), timeout=GREETING_S
+                [{"role": "user", "content": "Say hello."}],
+                (),
+                TurnSampling(max_tokens=16),
+                timeout=GREETING_S,
             )
         except TimeoutError as error:
             raise ConfigError(

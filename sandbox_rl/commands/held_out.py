@@ -8,7 +8,6 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from sandbox_rl.display import Display
-from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.evaluation import Evaluation, evaluation_requests, summarise
 from sandbox_rl.journal import Journal
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
@@ -70,11 +69,7 @@ class HeldOut:
             mine = self._loop.run(
                 self._engine.run(
                     requests,
-                    sampling=SamplingSettings(
-                        temperature=self._settings.temperature,
-                        top_p=self._settings.top_p,
-                        top_k=self._settings.top_k,
-                    ),
+                    sampling=self._settings.sampling,
                     overlong="score",
                     on_rollout=ended,
                 )

@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.recipe import Recipe
-from sandbox_rl.episode import SamplingSettings
-from sandbox_rl.policies.base import Policy
+from sandbox_rl.policies.base import Policy, Sampling
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.transformers import TransformersPolicy
@@ -174,7 +173,7 @@ def build_engine(
     base_dir: Path,
     policy: Policy,
     chat: ChatFormat,
-    sampling: SamplingSettings,
+    sampling: Sampling,
     backend: SandboxBackend | None = None,
 ) -> RolloutEngine:
     """The rollout engine around a policy; enter it to start its parts."""

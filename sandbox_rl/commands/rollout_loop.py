@@ -20,10 +20,10 @@ from typing import Any
 from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.commands.parts import build_chat, build_engine
 from sandbox_rl.config.recipe import Recipe
-from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.errors import InfraFault
 from sandbox_rl.journal import Journal
 from sandbox_rl.metrics import group_metrics, rollout_metrics
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.api import Address
 from sandbox_rl.policies.vllm.external import ExternalServers
@@ -65,7 +65,7 @@ class RolloutJob:
     journal: Path
     group_size: int
     advantage: Advantage
-    sampling: SamplingSettings
+    sampling: Sampling
     attempt: int = 0
 
 

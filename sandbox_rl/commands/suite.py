@@ -9,10 +9,10 @@ from pathlib import Path
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.config.suite import Suite, find_suite, is_suite, load_suite
-from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.evaluation.plan import Part, parts_by_domain
 from sandbox_rl.evaluation.sources.load import load_source
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.tasks.load import load_tasks
 
 __all__ = ["Subject", "load_parts", "open_subject"]
@@ -30,7 +30,7 @@ class Subject:
     recipe: Recipe
     base_dir: Path
     parts: tuple[Part, ...]
-    sampling: SamplingSettings
+    sampling: Sampling
     skipped: Mapping[str, str]
     is_suite: bool
 
@@ -58,9 +58,8 @@ def open_subject(target: str, overrides: Sequence[str] = (), *, samples: int | N
     if settings.tasks == 0:
         raise ConfigError("evaluation.tasks: 0, expected at least 1; set evaluation.tasks=200")
     tasks = load_tasks(recipe.data, split="held_out", base_dir=base_dir)[: settings.tasks]
-    sampling = SamplingSettings(temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k)
     parts = parts_by_domain(tasks, settings.samples if samples is None else samples)
-    return Subject(recipe, base_dir, parts, sampling, {}, is_suite=False)
+    return Subject(recipe, base_dir, parts, settings.sampling, {}, is_suite=False)
 
 
 def load_parts(

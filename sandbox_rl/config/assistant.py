@@ -11,7 +11,8 @@ from pydantic import Field
 from sandbox_rl.chat.config import ChatSettings
 from sandbox_rl.config.load import load_recipe, load_settings
 from sandbox_rl.config.recipe import Recipe
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings
+from sandbox_rl.episode import EpisodeSettings
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.sandboxes.config import EmbeddedSettings, SandboxSettings
 from sandbox_rl.settings import Settings
 from sandbox_rl.training.config import ModelSettings
@@ -32,7 +33,7 @@ class AssistantSettings(Settings):
     """Where commands run."""
     episode: EpisodeSettings = EpisodeSettings()
     """The budgets of one exchange."""
-    sampling: SamplingSettings = SamplingSettings()
+    sampling: Sampling = Sampling()
     """How turns are sampled."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of the sampling."""
@@ -55,16 +56,13 @@ def load_assistant(recipe: Path | None, overrides: Sequence[str]) -> AssistantSe
 
 def _of_recipe(recipe: Recipe) -> AssistantSettings:
     """A recipe's parts; turns are sampled as in its evaluation."""
-    held_out = recipe.evaluation
     return AssistantSettings(
         model=recipe.model,
         chat=recipe.chat,
         prompts=recipe.prompts,
         sandbox=recipe.sandbox,
         episode=recipe.episode,
-        sampling=SamplingSettings(
-            temperature=held_out.temperature, top_p=held_out.top_p, top_k=held_out.top_k
-        ),
+        sampling=recipe.evaluation.sampling,
         seed=recipe.seed,
         max_input_mb=recipe.data.max_files_mb,
     )

@@ -12,9 +12,10 @@ from sandbox_rl.chat.config import ChatSettings
 from sandbox_rl.config.load import load_settings
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.config.source import read_source
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings
+from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.sources.config import SuiteSource
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.config import PolicySettings, TransformersSettings
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rollout import RolloutSettings
@@ -72,7 +73,7 @@ class Suite(Settings):
     """How episodes run side by side."""
     reward: RewardSettings = RewardSettings()
     """How answers are scored."""
-    sampling: SamplingSettings = SamplingSettings(temperature=0.7, top_p=0.8, top_k=20)
+    sampling: Sampling = Sampling(temperature=0.7, top_p=0.8, top_k=20)
     """How turns are sampled."""
 
     @field_validator("name")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings, answer_calls, why_stop
+from sandbox_rl.episode import EpisodeSettings, answer_calls, why_stop
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.openai_chat import ChatClient, ChatReply, ContextFull
 from sandbox_rl.sandboxes.base import Sandbox
@@ -72,7 +72,7 @@ async def run_chat_episode(
     toolbox: Toolbox,
     sandbox: Sandbox,
     settings: EpisodeSettings,
-    sampling: SamplingSettings,
+    sampling: Sampling,
     seed: int,
     deadline: float,
 ) -> ChatTranscript:
@@ -102,9 +102,7 @@ async def run_chat_episode(
             reply = await client.reply(
                 history,
                 toolbox.schemas,
-                Sampling(
-                    room, sampling.temperature, sampling.top_p, sampling.top_k, derive_seed(seed, index)
-                ),
+                sampling.turn(max_tokens=room, seed=derive_seed(seed, index)),
                 timeout=max(deadline - started, 0.001),
             )
         except TimeoutError:

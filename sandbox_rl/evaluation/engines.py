@@ -12,10 +12,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings
+from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.evaluation.chat_episode import MessageTrajectory, run_chat_episode, to_wire
 from sandbox_rl.evaluation.reply import answer_of_reply
-from sandbox_rl.policies.base import Policy, Sampling
+from sandbox_rl.policies.base import Policy, Sampling, TurnSampling
 from sandbox_rl.policies.openai_chat import ChatClient, ContextFull
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import END_GRACE_S, EpisodeRequest, RolloutSettings, run_requests
@@ -71,14 +71,14 @@ class _Engine(ABC):
             await stack.aclose()
 
     @abstractmethod
-    async def attempt(self, request: EpisodeRequest, sampling: SamplingSettings) -> Trajectory:
+    async def attempt(self, request: EpisodeRequest, sampling: Sampling) -> Trajectory:
         """Run one episode to its answer."""
 
     async def run(
         self,
         requests: Sequence[EpisodeRequest],
         *,
-        sampling: SamplingSettings | None = None,
+        sampling: Sampling | None = None,
         overlong: Any = None,
         on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
     ) -> list[Rollout]:
@@ -88,7 +88,7 @@ class _Engine(ABC):
             InfraFault: every single episode failed on our side.
             UserError: the machine, the endpoint or the model cannot do it at all.
         """
-        chosen = sampling or SamplingSettings()
+        chosen = sampling or Sampling()
 
         async def attempt(request: EpisodeRequest) -> Rollout:
             trajectory = await self.attempt(request, chosen)
@@ -121,7 +121,7 @@ class ChatEngine(_Engine):
         self._backend = backend
         self._toolbox = toolbox
 
-    async def attempt(self, request: EpisodeRequest, sampling: SamplingSettings) -> MessageTrajectory:
+    async def attempt(self, request: EpisodeRequest, sampling: Sampling) -> MessageTrajectory:
         """One episode in a sandbox of its own."""
         started = time.monotonic()
         task, boot = request.task, self._episode.boot_timeout_s
@@ -157,7 +157,7 @@ class PlainChatEngine(_Engine):
         super().__init__(client, **common)
         self._client = client
 
-    async def attempt(self, request: EpisodeRequest, sampling: SamplingSettings) -> MessageTrajectory:
+    async def attempt(self, request: EpisodeRequest, sampling: Sampling) -> MessageTrajectory:
         """One question, one reply."""
         started = time.monotonic()
         wire = to_wire(self._render(request.task))
@@ -206,7 +206,7 @@ class PlainEngine(_Engine):
         self._policy = policy
         self._chat = chat
 
-    async def attempt(self, request: EpisodeRequest, sampling: SamplingSettings) -> Trajectory:
+    async def attempt(self, request: EpisodeRequest, sampling: Sampling) -> Trajectory:
         """One question, one reply."""
         started = time.monotonic()
         prompt = self._chat.render_prompt(self._render(request.task))
@@ -238,13 +238,7 @@ class PlainEngine(_Engine):
 
 
 def _one_turn(
-    episode: EpisodeSettings, sampling: SamplingSettings, seed: int, room: int | None = None
-) -> Sampling:
+    episode: EpisodeSettings, sampling: Sampling, seed: int, room: int | None = None
+) -> TurnSampling:
     """A single reply has the whole episode's tokens: the comparison gives both modes one budget."""
-    return Sampling(
-        max_tokens=episode.max_tokens if room is None else room,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=derive_seed(seed, 0),
-    )
+    return sampling.turn(max_tokens=episode.max_tokens if room is None else room, seed=derive_seed(seed, 0))

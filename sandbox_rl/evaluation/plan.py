@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.summary import evaluation_requests
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.types import Task
 
@@ -43,7 +43,7 @@ class EvaluationPlan:
     parts: tuple[Part, ...]
     modes: tuple[str, ...]
     seed: int
-    sampling: SamplingSettings
+    sampling: Sampling
     skipped: Mapping[str, str] = field(default_factory=dict)
     share: tuple[int, int] = (0, 1)
 

@@ -12,11 +12,11 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.evaluation.ledger import read_ledger, row_of
 from sandbox_rl.evaluation.plan import EvaluationPlan
 from sandbox_rl.evaluation.results import Results, results_of
 from sandbox_rl.journal import Journal, rollout_record
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.types import Rollout
 
@@ -33,7 +33,7 @@ class EpisodeEngine(Protocol):
         self,
         requests: Sequence[EpisodeRequest],
         *,
-        sampling: SamplingSettings | None = None,
+        sampling: Sampling | None = None,
         overlong: Any = None,
         on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
     ) -> list[Rollout]:

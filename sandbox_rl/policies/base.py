@@ -4,37 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
+from pydantic import Field
+
+from sandbox_rl.settings import Settings
 from sandbox_rl.types import Action
 
-__all__ = ["Policy", "PolicySession", "Sampling"]
+__all__ = ["Policy", "PolicySession", "Sampling", "TurnSampling"]
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to sample one turn.
+class Sampling(Settings):
+    """How turns are sampled. Training needs the whole distribution: leave top_p and top_k alone."""
 
-    Args:
-        max_tokens: hard cap of this turn.
-        temperature: 0 is greedy.
-        top_p, top_k: 1.0 and 0 sample the whole distribution, as training requires.
-        seed: of this very turn; the same prompt, seed and weights give the same ids where the
-            engine can promise that.
-    """
+    temperature: float = Field(1.0, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """1 samples the whole distribution."""
+    top_k: int = Field(0, ge=0)
+    """0 samples the whole distribution."""
+
+    def turn(self, *, max_tokens: int, seed: int = 0) -> TurnSampling:
+        """The same for one turn."""
+        return TurnSampling(max_tokens=max_tokens, seed=seed, **self.model_dump())
+
+
+class TurnSampling(Sampling):
+    """How one turn is sampled."""
 
     max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    """Hard cap of this turn."""
     seed: int = 0
+    """Of this very turn; the same prompt, seed and weights give the same ids where the engine can promise
+    that."""
 
 
 class PolicySession(Protocol):
     """One episode's conversation with the policy."""
 
-    async def act(self, prompt_ids: Sequence[int], sampling: Sampling, *, timeout: float) -> Action:
+    async def act(self, prompt_ids: Sequence[int], sampling: TurnSampling, *, timeout: float) -> Action:
         """Sample one turn after `prompt_ids`, until an end-of-turn id or `sampling.max_tokens`.
 
         Raises:

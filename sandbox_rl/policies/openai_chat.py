@@ -26,7 +26,7 @@ import orjson
 from pydantic import Field
 
 from sandbox_rl.errors import ConfigError, EngineFault
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.settings import Settings
 from sandbox_rl.types import MalformedCall, ToolCall
 
@@ -129,7 +129,7 @@ class ChatClient:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]],
-        sampling: Sampling,
+        sampling: TurnSampling,
         *,
         timeout: float,
     ) -> ChatReply:
@@ -174,7 +174,7 @@ class ChatClient:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]],
-        sampling: Sampling,
+        sampling: TurnSampling,
     ) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.settings.model,

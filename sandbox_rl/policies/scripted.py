@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from sandbox_rl.errors import EngineFault, UserError
-from sandbox_rl.policies.base import PolicySession, Sampling
+from sandbox_rl.policies.base import PolicySession, TurnSampling
 from sandbox_rl.types import Action
 
 __all__ = ["Script", "ScriptedPolicy"]
@@ -59,7 +59,7 @@ class _ScriptedSession:
         self._delay_s = delay_s
         self._turn = 0
 
-    async def act(self, prompt_ids: Sequence[int], sampling: Sampling, *, timeout: float) -> Action:
+    async def act(self, prompt_ids: Sequence[int], sampling: TurnSampling, *, timeout: float) -> Action:
         if self._delay_s:
             async with asyncio.timeout(timeout):
                 await asyncio.sleep(self._delay_s)

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.policies.base import PolicySession, Sampling
+from sandbox_rl.policies.base import PolicySession, TurnSampling
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.transformers_sampling import sample_batch
 from sandbox_rl.types import Action
@@ -27,7 +27,7 @@ __all__ = ["TransformersPolicy"]
 @dataclass(frozen=True, slots=True)
 class _Request:
     prompt_ids: tuple[int, ...]
-    sampling: Sampling
+    sampling: TurnSampling
     done: asyncio.Future[Action]
 
 
@@ -108,7 +108,7 @@ class TransformersPolicy:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
 
-    async def _act(self, prompt_ids: Sequence[int], sampling: Sampling, timeout: float) -> Action:
+    async def _act(self, prompt_ids: Sequence[int], sampling: TurnSampling, timeout: float) -> Action:
         request = _Request(tuple(prompt_ids), sampling, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         self._maybe_start()
@@ -195,5 +195,5 @@ class _Session:
     def __init__(self, policy: TransformersPolicy) -> None:
         self._policy = policy
 
-    async def act(self, prompt_ids: Sequence[int], sampling: Sampling, *, timeout: float) -> Action:
+    async def act(self, prompt_ids: Sequence[int], sampling: TurnSampling, *, timeout: float) -> Action:
         return await self._policy._act(prompt_ids, sampling, timeout)

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.types import Action
 
 __all__ = ["sample_batch"]
@@ -23,7 +23,7 @@ __all__ = ["sample_batch"]
 def sample_batch(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    samplings: Sequence[Sampling],
+    samplings: Sequence[TurnSampling],
     *,
     end_ids: frozenset[int],
     pad_id: int,
@@ -52,7 +52,7 @@ def sample_batch(
 def _sample(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    samplings: Sequence[Sampling],
+    samplings: Sequence[TurnSampling],
     end_ids: frozenset[int],
     pad_id: int,
     weight_version: int,
@@ -136,7 +136,7 @@ def _sample(
 
 
 def _draw(
-    logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor
+    logits: torch.Tensor, sampling: TurnSampling, uniform: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One id per row from `logits` (B, V) and its log-prob; `uniform` (B,) lies in [0, 1)."""
     if sampling.temperature == 0:
@@ -152,7 +152,7 @@ def _draw(
     return chosen, logps.gather(-1, chosen[:, None]).squeeze(-1)
 
 
-def _truncate(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def _truncate(logits: torch.Tensor, sampling: TurnSampling) -> torch.Tensor:
     """Mask what top_k and top_p leave out, shape (B, V)."""
     if sampling.top_k:
         kth = logits.topk(min(sampling.top_k, logits.size(-1)), dim=-1).values[:, -1:]

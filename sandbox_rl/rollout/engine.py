@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings, run_episode
-from sandbox_rl.policies.base import Policy
+from sandbox_rl.episode import EpisodeSettings, run_episode
+from sandbox_rl.policies.base import Policy, Sampling
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout.groups import FirstGroups, first_groups
 from sandbox_rl.rollout.occupancy import Occupancy
@@ -43,7 +43,7 @@ class RolloutEngine:
         toolbox: Toolbox,
         render: Callable[[Task], Sequence[Message]],
         episode: EpisodeSettings,
-        sampling: SamplingSettings,
+        sampling: Sampling,
         settings: RolloutSettings,
     ) -> None:
         self.policy = policy
@@ -79,7 +79,7 @@ class RolloutEngine:
         self,
         requests: Sequence[EpisodeRequest],
         *,
-        sampling: SamplingSettings | None = None,
+        sampling: Sampling | None = None,
         overlong: OverlongPolicy | None = None,
         on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
     ) -> list[Rollout]:
@@ -131,7 +131,7 @@ class RolloutEngine:
         return self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S
 
     async def _attempt(
-        self, request: EpisodeRequest, sampling: SamplingSettings, overlong: OverlongPolicy | None
+        self, request: EpisodeRequest, sampling: Sampling, overlong: OverlongPolicy | None
     ) -> Rollout:
         started = time.monotonic()
         deadline = started + self._episode.timeout_s

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from sandbox_rl.policies.base import PolicySession, Sampling
+from sandbox_rl.policies.base import PolicySession, TurnSampling
 from sandbox_rl.types import Action
 
 __all__ = ["Occupancy"]
@@ -80,6 +80,6 @@ class _Counted:
         self._occupancy = occupancy
         self._session = session
 
-    async def act(self, prompt_ids: Sequence[int], sampling: Sampling, *, timeout: float) -> Action:
+    async def act(self, prompt_ids: Sequence[int], sampling: TurnSampling, *, timeout: float) -> Action:
         with self._occupancy.turn():
             return await self._session.act(prompt_ids, sampling, timeout=timeout)

@@ -22,9 +22,10 @@ from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.parts import build_chat, build_engine, settled
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display, Progress
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings
+from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.metrics import SOLVED
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.seeds import derive_seed
@@ -158,7 +159,7 @@ def _expert_episodes(
     policy = ScriptedPolicy(
         _Cast(expert, {r.id: (r.task, random.Random(r.seed)) for r in requests}, chat), max_context=1 << 20
     )
-    engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=SamplingSettings())
+    engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=Sampling())
 
     async def run() -> list[Rollout]:
         async with engine:

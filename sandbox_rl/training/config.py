@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.settings import Settings
 
 __all__ = [
@@ -94,9 +95,8 @@ class EvaluationSettings(Settings):
     """Episodes per task."""
     every_steps: int = Field(0, ge=0)
     """Also after this many updates; 0 means only before and after."""
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
+    sampling: Sampling = Sampling()
+    """How turns are sampled."""
     suite: SuiteSchedule | None = None
     """Also measured, beside the held-out tasks; its results go to `suites/` in the run's directory."""
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from trl import GRPOConfig
 
-from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.training.estimator import Estimator, estimator_fields
 from sandbox_rl.training.fields import checked_fields
 from sandbox_rl.training.generations import Generations
@@ -93,9 +93,9 @@ def grpo_config(
     return args
 
 
-def sampling_of(args: GRPOConfig) -> SamplingSettings:
+def sampling_of(args: GRPOConfig) -> Sampling:
     """How training samples: TRL's own fields, so that its log-probs are of the same distribution."""
-    return SamplingSettings(
+    return Sampling(
         temperature=args.temperature,
         top_p=args.top_p,
         top_k=max(0, args.top_k or 0),

@@ -12,7 +12,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from sandbox_rl.errors import ModelError
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.transformers_sampling import sample_batch
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.precision import computing
@@ -60,7 +60,7 @@ def sampler_gap(model: PreTrainedModel, dtype: torch.dtype) -> float:
     generator = torch.Generator().manual_seed(0)
     vocabulary = int(model.config.get_text_config().vocab_size)
     prompts = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in _PROMPTS]
-    samplings = [Sampling(max_tokens=n, seed=i) for i, n in enumerate(_TURNS)]
+    samplings = [TurnSampling(max_tokens=n, seed=i) for i, n in enumerate(_TURNS)]
     with computing(model.device, dtype):
         turns = sample_batch(model, prompts, samplings, end_ids=frozenset(), pad_id=0)
     ids, mask, labels = _rows(prompts, [turn.token_ids for turn in turns])

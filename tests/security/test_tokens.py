@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings, run_episode
+from sandbox_rl.episode import EpisodeSettings, run_episode
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.cases.tokens import TOKENS
@@ -152,7 +153,7 @@ async def test_episode_is_made_of_sampled_ids(backend: SandboxBackend, family: s
             session=session,
             sandbox=sandbox,
             settings=EpisodeSettings(),
-            sampling=SamplingSettings(),
+            sampling=Sampling(),
             max_context=1 << 20,
             seed=0,
             deadline=time.monotonic() + 60,

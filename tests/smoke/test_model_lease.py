@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.policies.transformers import TransformersPolicy
@@ -38,7 +38,7 @@ class WithALateTurn:
         if self.policy is not None:
             async with self.policy.session("late") as session:
                 with pytest.raises(TimeoutError):
-                    await session.act([1, 2, 3], Sampling(900), timeout=2.5 * TOKEN_S)
+                    await session.act([1, 2, 3], TurnSampling(max_tokens=900), timeout=2.5 * TOKEN_S)
         return self.rollouts
 
 

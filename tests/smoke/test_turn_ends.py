@@ -13,7 +13,7 @@ from trl import GRPOConfig
 
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.parts import build_policy
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.export import export_model
@@ -98,7 +98,7 @@ async def test_sampling_in_process_stops_at_each_of_them(end):
     always_end(model, end)
     async with build_policy(TransformersSettings(), model, TOKENIZER, CHAT) as policy:
         async with policy.session("episode") as session:
-            action = await session.act((11, 12), Sampling(8, temperature=0.0), timeout=30)
+            action = await session.act((11, 12), TurnSampling(max_tokens=8, temperature=0.0), timeout=30)
     assert (action.token_ids, action.finish_reason) == ((end,), "stop")
 
 

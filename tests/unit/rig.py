@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings
+from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend
-from sandbox_rl.policies.base import Policy
+from sandbox_rl.policies.base import Policy, Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
 from sandbox_rl.tools.toolbox import default_toolbox
@@ -70,7 +70,7 @@ def make_engine(
         toolbox=TOOLBOX,
         render=lambda task: (Message("user", task.prompt),),
         episode=EpisodeSettings(**{"timeout_s": 20, **(episode or {})}),
-        sampling=SamplingSettings(),
+        sampling=Sampling(),
         settings=RolloutSettings(**{"backoff_s": 0.01, **(rollout or {})}),
     )
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.transformers import TransformersPolicy
 from sandbox_rl.policies.transformers_sampling import sample_batch
@@ -40,30 +40,30 @@ def reference_logprobs(prompt, action, temperature=1.0):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_are_those_of_a_full_forward_pass(temperature):
-    samplings = [Sampling(30, temperature=temperature, seed=i) for i in range(4)]
+    samplings = [TurnSampling(max_tokens=30, temperature=temperature, seed=i) for i in range(4)]
     actions = sample_batch(MODEL, PROMPTS, samplings, end_ids=END, pad_id=0)
     for prompt, action in zip(PROMPTS, actions, strict=True):
         assert action.logprobs == pytest.approx(reference_logprobs(prompt, action, temperature), abs=1e-4)
 
 
 def test_a_turn_depends_on_its_seed_and_not_on_its_company():
-    samplings = [Sampling(20 + i, seed=i) for i in range(4)]
+    samplings = [TurnSampling(max_tokens=20 + i, seed=i) for i in range(4)]
     together = sample_batch(MODEL, PROMPTS, samplings, end_ids=END, pad_id=0)
     for prompt, sampling, action in zip(PROMPTS, samplings, together, strict=True):
         (alone,) = sample_batch(MODEL, [prompt], [sampling], end_ids=END, pad_id=0)
         assert alone.token_ids == action.token_ids
-    (other,) = sample_batch(MODEL, PROMPTS[:1], [Sampling(20, seed=99)], end_ids=END, pad_id=0)
+    (other,) = sample_batch(MODEL, PROMPTS[:1], [TurnSampling(max_tokens=20, seed=99)], end_ids=END, pad_id=0)
     assert other.token_ids != together[0].token_ids
 
 
 def test_caps_and_ends():
     """A turn ends with the first end id, which it contains, or at its own cap."""
     everything = frozenset(range(len(TOKENIZER)))
-    actions = sample_batch(MODEL, PROMPTS, [Sampling(5)] * 4, end_ids=everything, pad_id=0)
+    actions = sample_batch(MODEL, PROMPTS, [TurnSampling(max_tokens=5)] * 4, end_ids=everything, pad_id=0)
     assert {(len(a.token_ids), a.finish_reason) for a in actions} == {(1, "stop")}
     caps = [1, 7, 3, 12]
     actions = sample_batch(
-        MODEL, PROMPTS, [Sampling(cap) for cap in caps], end_ids=frozenset([10**6]), pad_id=0
+        MODEL, PROMPTS, [TurnSampling(max_tokens=cap) for cap in caps], end_ids=frozenset([10**6]), pad_id=0
     )
     assert [len(a.token_ids) for a in actions] == caps
     assert {a.finish_reason for a in actions} == {"length"}
@@ -75,7 +75,11 @@ def test_samples_follow_the_distribution():
     logits = MODEL(torch.tensor([PROMPTS[0]])).logits[0, -1].detach().float()
     expected = logits.softmax(-1) * count
     actions = sample_batch(
-        MODEL, [PROMPTS[0]] * count, [Sampling(1, seed=i) for i in range(count)], end_ids=END, pad_id=0
+        MODEL,
+        [PROMPTS[0]] * count,
+        [TurnSampling(max_tokens=1, seed=i) for i in range(count)],
+        end_ids=END,
+        pad_id=0,
     )
     seen = torch.bincount(torch.tensor([a.token_ids[0] for a in actions]), minlength=len(expected))
     chi_square = float(((seen - expected) ** 2 / expected).sum())
@@ -84,15 +88,17 @@ def test_samples_follow_the_distribution():
 
 
 def test_greedy_and_truncated_sampling():
-    (greedy,) = sample_batch(MODEL, PROMPTS[:1], [Sampling(1, temperature=0)], end_ids=END, pad_id=0)
+    (greedy,) = sample_batch(
+        MODEL, PROMPTS[:1], [TurnSampling(max_tokens=1, temperature=0)], end_ids=END, pad_id=0
+    )
     logits = MODEL(torch.tensor([PROMPTS[0]])).logits[0, -1]
     best = set(logits.topk(3).indices.tolist())
     assert greedy.token_ids == (int(logits.argmax()),)
     for truncation in ({"top_k": 3}, {"top_p": 1e-6}):
         tokens = {
-            sample_batch(MODEL, PROMPTS[:1], [Sampling(1, seed=i, **truncation)], end_ids=END, pad_id=0)[
-                0
-            ].token_ids[0]
+            sample_batch(
+                MODEL, PROMPTS[:1], [TurnSampling(max_tokens=1, seed=i, **truncation)], end_ids=END, pad_id=0
+            )[0].token_ids[0]
             for i in range(20)
         }
         assert tokens <= best
@@ -102,14 +108,14 @@ def test_sampling_leaves_every_module_in_the_mode_that_it_was_in():
     MODEL.train()
     MODEL.model.norm.eval()  # as frozen parts are
     before = [module.training for module in MODEL.modules()]
-    sample_batch(MODEL, PROMPTS, [Sampling(2)] * 4, end_ids=END, pad_id=0)
+    sample_batch(MODEL, PROMPTS, [TurnSampling(max_tokens=2)] * 4, end_ids=END, pad_id=0)
     assert [module.training for module in MODEL.modules()] == before
     assert {True, False} == set(before)
     MODEL.eval()
 
 
 def test_a_row_that_nobody_wants_any_more_ends_between_two_tokens():
-    samplings = [Sampling(20, seed=i) for i in range(4)]
+    samplings = [TurnSampling(max_tokens=20, seed=i) for i in range(4)]
     endless = frozenset([10**6])
     asked = []
     cut = sample_batch(
@@ -146,7 +152,7 @@ def slow_tokens(seconds):
 async def act_briefly(subject, timeout):
     async with subject.session("a") as a:
         with pytest.raises(TimeoutError):
-            await a.act(PROMPTS[0], Sampling(1000), timeout=timeout)
+            await a.act(PROMPTS[0], TurnSampling(max_tokens=1000), timeout=timeout)
 
 
 def ends_nowhere(lease, **options):
@@ -176,7 +182,7 @@ def the_model_comes_back_after(end):
     async def broken(subject):
         async def abandoned():
             async with subject.session("a") as a:
-                await a.act(PROMPTS[0], Sampling(1000), timeout=60)
+                await a.act(PROMPTS[0], TurnSampling(max_tokens=1000), timeout=60)
 
         tasks.append(asyncio.create_task(abandoned()))
         await asyncio.sleep(0.2)
@@ -225,7 +231,7 @@ def test_nothing_is_sampled_between_the_windows():
         async def late():
             await asyncio.sleep(0.2)
             async with subject.session("a") as a:
-                await a.act(PROMPTS[0], Sampling(3), timeout=5)
+                await a.act(PROMPTS[0], TurnSampling(max_tokens=3), timeout=5)
 
         left.append(asyncio.create_task(late()))
 
@@ -257,10 +263,10 @@ async def test_a_batch_starts_when_all_living_episodes_wait():
     subject._model = counted
     async with subject:
         async with subject.session("a") as a, subject.session("b") as b:
-            first = asyncio.create_task(a.act(PROMPTS[0], Sampling(3), timeout=20))
+            first = asyncio.create_task(a.act(PROMPTS[0], TurnSampling(max_tokens=3), timeout=20))
             await asyncio.sleep(0.1)
             assert not first.done(), "one of two living episodes waits: the batch must not start yet"
-            second = asyncio.create_task(b.act(PROMPTS[1], Sampling(3), timeout=20))
+            second = asyncio.create_task(b.act(PROMPTS[1], TurnSampling(max_tokens=3), timeout=20))
             await asyncio.gather(first, second)
     assert len(batches) == 1
 
@@ -269,7 +275,7 @@ async def test_an_episode_that_ends_lets_the_others_go_on():
     async with policy(max_delay_s=30.0) as subject:
         async with subject.session("a") as a:
             async with subject.session("b"):
-                waiting = asyncio.create_task(a.act(PROMPTS[0], Sampling(3), timeout=20))
+                waiting = asyncio.create_task(a.act(PROMPTS[0], TurnSampling(max_tokens=3), timeout=20))
                 await asyncio.sleep(0.05)
                 assert not waiting.done()
             await asyncio.wait_for(waiting, 5)
@@ -279,7 +285,7 @@ async def test_no_turn_waits_longer_than_the_maximum_delay():
     async with policy(max_delay_s=0.05) as subject:
         async with subject.session("a") as a, subject.session("b"):
             started = time.monotonic()
-            await a.act(PROMPTS[0], Sampling(1), timeout=20)
+            await a.act(PROMPTS[0], TurnSampling(max_tokens=1), timeout=20)
             assert time.monotonic() - started >= 0.05
 
 
@@ -287,7 +293,7 @@ async def test_a_late_turn_is_a_timeout_and_leaves_nothing_behind():
     async with policy(max_delay_s=30.0) as subject:
         async with subject.session("a") as a, subject.session("b"):
             with pytest.raises(TimeoutError):
-                await a.act(PROMPTS[0], Sampling(1), timeout=0.05)
+                await a.act(PROMPTS[0], TurnSampling(max_tokens=1), timeout=0.05)
             assert subject._waiting == []
 
 
@@ -300,4 +306,4 @@ async def test_a_failing_model_is_our_fault():
     async with subject:
         async with subject.session("a") as a:
             with pytest.raises(EngineFault, match="out of memory"):
-                await a.act(PROMPTS[0], Sampling(1), timeout=5)
+                await a.act(PROMPTS[0], TurnSampling(max_tokens=1), timeout=5)

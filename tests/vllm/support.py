@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.types import Action
 
 PROMPT = tuple(range(10, 50))
@@ -15,7 +15,7 @@ PROMPT = tuple(range(10, 50))
 def ask(served, prompt=PROMPT, *, seed=5, max_tokens=24, timeout=60.0) -> Action:
     async def act() -> Action:
         async with served.policy.session("test") as session:
-            return await session.act(prompt, Sampling(max_tokens=max_tokens, seed=seed), timeout=timeout)
+            return await session.act(prompt, TurnSampling(max_tokens=max_tokens, seed=seed), timeout=timeout)
 
     return served.loop.run(act())
 

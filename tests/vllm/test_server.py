@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from sandbox_rl.errors import EngineFault, ModelError, SetupError
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.check import check_server, check_tokenizer
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
@@ -37,7 +37,7 @@ def test_a_turn_ends_at_its_cap_or_with_the_id_that_ends_it(shared):
 
     async def act():
         async with policy.session("ends") as session:
-            return await session.act(PROMPT, Sampling(max_tokens=24, seed=1), timeout=60)
+            return await session.act(PROMPT, TurnSampling(max_tokens=24, seed=1), timeout=60)
 
     ended = shared.loop.run(act())
     assert (len(ended.token_ids), ended.finish_reason) == (1, "stop")  # the id itself is there
@@ -54,7 +54,7 @@ def test_many_at_once_each_get_their_own(shared):
     async def all_of_them():
         async def one(prompt):
             async with shared.policy.session(str(prompt[0])) as session:
-                return await session.act(prompt, Sampling(max_tokens=8, seed=prompt[0]), timeout=120)
+                return await session.act(prompt, TurnSampling(max_tokens=8, seed=prompt[0]), timeout=120)
 
         return await asyncio.gather(*(one(prompt) for prompt in prompts))
 

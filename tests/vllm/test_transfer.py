@@ -127,10 +127,10 @@ def test_frozen_requests_go_on_after_the_transfer(shared):
 
 
 async def _act(on, *, max_tokens):
-    from sandbox_rl.policies.base import Sampling
+    from sandbox_rl.policies.base import TurnSampling
 
     async with on.policy.session("long") as session:
-        return await session.act(PROMPT, Sampling(max_tokens=max_tokens, seed=1), timeout=120)
+        return await session.act(PROMPT, TurnSampling(max_tokens=max_tokens, seed=1), timeout=120)
 
 
 def test_the_file_in_shared_memory_is_safetensors(tmp_path):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.policies.base import PolicySession, Sampling
+from sandbox_rl.policies.base import PolicySession, TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.api import Refused, Unreachable, VLLMServer
 from sandbox_rl.types import Action
@@ -148,7 +148,7 @@ class VLLMPolicy:
         return scores
 
     async def _act(
-        self, server: VLLMServer, prompt_ids: Sequence[int], sampling: Sampling, timeout: float
+        self, server: VLLMServer, prompt_ids: Sequence[int], sampling: TurnSampling, timeout: float
     ) -> Action:
         failed: list[str] = []
         try:
@@ -161,7 +161,7 @@ class VLLMPolicy:
             raise EngineFault(f"{server.address}: {failed[-1]}; {len(failed)} tries") from None
 
     async def _tries(
-        self, server: VLLMServer, prompt_ids: Sequence[int], sampling: Sampling, failed: list[str]
+        self, server: VLLMServer, prompt_ids: Sequence[int], sampling: TurnSampling, failed: list[str]
     ) -> Action:
         """One turn; `failed` collects what went wrong with the tries before."""
         while True:
@@ -183,7 +183,7 @@ class VLLMPolicy:
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))
             await self._source.recovered(server)
 
-    def _body(self, prompt_ids: Sequence[int], sampling: Sampling, version: int) -> dict[str, Any]:
+    def _body(self, prompt_ids: Sequence[int], sampling: TurnSampling, version: int) -> dict[str, Any]:
         return {
             "model": self._source.served_model,
             "prompt": list(prompt_ids),
@@ -211,7 +211,7 @@ class _Session:
         self._policy = policy
         self._server = server
 
-    async def act(self, prompt_ids: Sequence[int], sampling: Sampling, *, timeout: float) -> Action:
+    async def act(self, prompt_ids: Sequence[int], sampling: TurnSampling, *, timeout: float) -> Action:
         return await self._policy._act(self._server, prompt_ids, sampling, timeout)
 
 

@@ -11,8 +11,9 @@ from sandbox_rl.assistant.talk import EndpointTalk, TokenTalk
 from sandbox_rl.commands.parts import build_chat, build_engine
 from sandbox_rl.config.assistant import AssistantSettings, load_assistant
 from sandbox_rl.config.load import load_recipe
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings
+from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw, said
 from sandbox_rl.policies.openai_chat import EndpointSettings
 from sandbox_rl.policies.scripted import ScriptedPolicy
@@ -43,7 +44,7 @@ def common(watcher, lines, episode):
         "toolbox": TOOLBOX,
         "watcher": watcher,
         "episode": EpisodeSettings(**{"timeout_s": 20, **episode}),
-        "sampling": SamplingSettings(),
+        "sampling": Sampling(),
         "seed": 3,
         "hand_over": lines is not None,
     }
@@ -261,7 +262,7 @@ async def test_training_evaluation_and_assistant_ask_alike(tmp_path, own_prompts
         base_dir=tmp_path,
         policy=ScriptedPolicy(lambda *_: []),
         chat=trained_chat,
-        sampling=SamplingSettings(),
+        sampling=Sampling(),
         backend=RecordingBackend(),
     )
     chat = assistant_chat(settings, tokenizer)
@@ -288,7 +289,7 @@ async def test_training_evaluation_and_assistant_ask_alike(tmp_path, own_prompts
 def test_a_recipe_gives_its_parts_and_the_package_its_own(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(RECIPE)
-    settings = load_assistant(path, ["evaluation.temperature=0.3"])
+    settings = load_assistant(path, ["evaluation.sampling.temperature=0.3"])
     assert (settings.episode.exec_timeout_s, settings.sampling.temperature) == (7, 0.3)
     assert settings.prompts == (str(tmp_path / "mine"),)
     own = load_assistant(None, ["episode.max_turns=7"])

@@ -9,9 +9,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.evaluation.plan import EvaluationPlan, parts_by_domain
 from sandbox_rl.evaluation.run import run_evaluation
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.types import Task
 from tests.unit.rig import SUBMIT, make_engine, say, write
@@ -33,7 +33,7 @@ def script(episode_id: str, turn: int, ids: object) -> tuple[int, ...]:
 def plan() -> EvaluationPlan:
     tasks = [Task(f"t{index}", "What is 6*7?", "42", domain=f"d{index % 2}") for index in range(TASKS)]
     parts = parts_by_domain(tasks, SAMPLES)
-    return EvaluationPlan("kill", "scripted", parts, ("sandbox",), 7, SamplingSettings())
+    return EvaluationPlan("kill", "scripted", parts, ("sandbox",), 7, Sampling())
 
 
 def main(journal: Path, delay_s: float) -> None:

@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from sandbox_rl.episode import EpisodeSettings, SamplingSettings
+from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError, EngineFault, InfraFault
 from sandbox_rl.evaluation.engines import ChatEngine, PlainChatEngine, PlainEngine
 from sandbox_rl.evaluation.plan import EvaluationPlan, Part
 from sandbox_rl.evaluation.run import run_evaluation
 from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.journal import read_journal
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import Sampling, TurnSampling
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw, said
 from sandbox_rl.policies.openai_chat import ChatClient, ContextFull, EndpointSettings
 from sandbox_rl.policies.scripted import ScriptedPolicy
@@ -24,7 +24,7 @@ from tests.unit.rig import CHAT, TOOLBOX, ExactScoring
 
 WRITE = ("str_replace_editor", {"command": "create", "path": "/testbed/answer.txt", "file_text": "42"})
 SUBMIT = ("submit", {})
-SAMPLING = Sampling(max_tokens=100, seed=2**62)
+SAMPLING = TurnSampling(max_tokens=100, seed=2**62)
 TASK = Task("t", "What is 6*7?", "42")
 
 
@@ -225,9 +225,7 @@ async def test_sandbox_against_plain_over_one_endpoint(tmp_path):
         return said("I think\n\nAnswer: 42" if "even" in body["messages"][0]["content"] else "41")
 
     tasks = [Task(f"t{i}", "even" if i % 2 == 0 else "odd", "42") for i in range(20)]
-    plan = EvaluationPlan(
-        "both", "m", (Part("halves", tasks, 2),), ("sandbox", "plain"), 0, SamplingSettings()
-    )
+    plan = EvaluationPlan("both", "m", (Part("halves", tasks, 2),), ("sandbox", "plain"), 0, Sampling())
     journal = tmp_path / "episodes.jsonl"
     async with FakeEndpoint(script) as endpoint:
         engines = {

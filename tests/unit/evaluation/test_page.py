@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from sandbox_rl.episode import SamplingSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.identity import task_key
 from sandbox_rl.evaluation.ledger import EpisodeRow
 from sandbox_rl.evaluation.page import page
 from sandbox_rl.evaluation.plan import EvaluationPlan, Part, parts_by_domain
 from sandbox_rl.evaluation.results import Results, results_of
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.types import Task
 
 TASKS = {name: [Task(f"{name}{i}", f"{name} {i}?", "42") for i in range(4)] for name in ("easy", "hard")}
@@ -23,7 +23,7 @@ def plan(
     name="demo", model="m", modes=("sandbox", "plain"), samples=2, tasks=TASKS, **fields
 ) -> EvaluationPlan:
     parts = tuple(Part(part, inside, samples) for part, inside in tasks.items())
-    return EvaluationPlan(name, model, parts, modes, 0, SamplingSettings(), **fields)
+    return EvaluationPlan(name, model, parts, modes, 0, Sampling(), **fields)
 
 
 def rows(plan: EvaluationPlan, reward) -> list[EpisodeRow]:

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from sandbox_rl.errors import EngineFault, SetupError
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.api import Address
 from sandbox_rl.policies.vllm.external import ExternalServers
@@ -57,7 +57,7 @@ async def policy_on(*fakes: FakeVLLM, version=lambda: 0, needed_context=1, engin
 
 async def act(policy, *, timeout=20.0):
     async with policy.session("episode") as session:
-        return await session.act(PROMPT, Sampling(max_tokens=4, seed=3), timeout=timeout)
+        return await session.act(PROMPT, TurnSampling(max_tokens=4, seed=3), timeout=timeout)
 
 
 async def test_a_turn_is_ids_in_and_ids_out():
@@ -164,11 +164,11 @@ async def test_an_episode_stays_and_new_ones_go_where_there_are_fewest():
     async with policy_on(*fakes) as policy:
         async with policy.session("a") as a, policy.session("b") as b:
             for _ in range(3):
-                await a.act(PROMPT, Sampling(max_tokens=4), timeout=10)
-            await b.act(PROMPT, Sampling(max_tokens=4), timeout=10)
+                await a.act(PROMPT, TurnSampling(max_tokens=4), timeout=10)
+            await b.act(PROMPT, TurnSampling(max_tokens=4), timeout=10)
             assert [len(fake.requests) for fake in fakes] == [3, 1]
         async with policy.session("c") as c:
-            await c.act(PROMPT, Sampling(max_tokens=4), timeout=10)
+            await c.act(PROMPT, TurnSampling(max_tokens=4), timeout=10)
     assert sum(len(fake.requests) for fake in fakes) == 5
 
 
