@@ -33,14 +33,18 @@ def self_check(
     ] = "",
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Of the recipe's `sandbox` block: image=mine:1."),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Of the `sandbox` block: limits.memory_mb=256."),
     ] = None,
 ) -> None:
     """Attack this machine's sandboxes and scoring with every known case and say which promises hold.
 
     Exit code 1 if a case comes out otherwise than required.
     """
-    info, rows = asyncio.run(_checked(_settings(backend, settings or ()), only, quiet=as_json))
+    from sandbox_rl.config.load import load_block
+    from sandbox_rl.sandboxes.config import SandboxSettings
+
+    block = load_block(SandboxSettings, {"type": backend}, settings or ())
+    info, rows = asyncio.run(_checked(block, only, quiet=as_json))
     failed = sum(row.verdict == "fail" for row in rows)
     if as_json:
         typer.echo(json.dumps({"backend": _plain(info), "cases": [_plain(row) for row in rows]}))
@@ -48,29 +52,6 @@ def self_check(
         _show(info, rows)
     if failed:
         sys.exit(1)
-
-
-def _settings(backend: str, overrides: list[str] | tuple[()]) -> Any:
-    import yaml
-    from pydantic import TypeAdapter, ValidationError
-
-    from sandbox_rl.sandboxes.config import SandboxSettings
-
-    values: dict[str, Any] = {"type": backend}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"argument {text!r}: expected KEY=VALUE, such as image=mine:1")
-        try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"argument {text!r}: {value!r} is not a YAML value; quote it") from error
-    try:
-        return TypeAdapter(SandboxSettings).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"][1:])) or "--backend"
-        raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})") from None
 
 
 async def _checked(settings: Any, only: str, *, quiet: bool) -> tuple[SandboxInfo, list[CheckRow]]:
@@ -94,8 +75,12 @@ async def _checked(settings: Any, only: str, *, quiet: bool) -> tuple[SandboxInf
     rows: list[CheckRow] = []
     count = len(cases) + (ATTACKS if scoring else 0) + (bool(cases) and not only)
 
-    def made(limits: SandboxLimits) -> SandboxBackend:
-        return bare_backend(settings.model_copy(update={"limits": limits}))
+    def made(assumed: SandboxLimits) -> SandboxBackend:
+        if settings.limits != assumed and not quiet:
+            other = _plain(settings.limits).items() - _plain(assumed).items()
+            said = ", ".join(f"{name}={value}" for name, value in sorted(other))
+            typer.echo(f"The cases assume other limits than {said}; a failure may mean only that.", err=True)
+        return bare_backend(settings)
 
     sandboxes = run(made, cases=cases, lag=not only) if cases else None
     async for row in _all_rows(sandboxes, check_scoring() if scoring else None):

@@ -25,6 +25,7 @@ from typing import Any
 from sandbox_rl.commands.evaluate_engines import Engines, endpoint_engines, local_engines
 from sandbox_rl.commands.evaluate_identity import model_identity, settings_identity
 from sandbox_rl.commands.suite import Subject, open_subject
+from sandbox_rl.config.suite import Suite
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, InfraFault, UserError
 from sandbox_rl.evaluation.identity import check_same, identity_of, short_hash
@@ -90,18 +91,18 @@ def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome
     model = None if endpoint is not None else _model(subject, options, display)
     name = endpoint.model if endpoint is not None else (model.path if model is not None else "")
     plan = EvaluationPlan(
-        subject.recipe.name,
+        subject.settings.name,
         name,
         subject.parts,
         modes,
-        subject.recipe.seed,
+        subject.settings.seed,
         subject.sampling,
         subject.skipped,
     )
     identity = identity_of(
         plan,
         model={"endpoint": name} if model is None else model_identity(model),
-        settings=settings_identity(subject.recipe, plan, local=model is not None),
+        settings=settings_identity(subject.settings, plan, local=model is not None),
     )
     if stored is not None:
         check_same(stored, identity, str(output))
@@ -180,12 +181,12 @@ def _output(subject: Subject, options: EvaluateOptions) -> Path:
     if options.output is not None:
         check_place(options.output, "--output")
         return options.output
-    check_output_dir(Path(subject.recipe.output_dir))
-    name = f"{subject.recipe.name}-eval"
+    check_output_dir(Path(subject.settings.output_dir))
+    name = f"{subject.settings.name}-eval"
     if options.model is not None:
         words = re.sub(r"[^A-Za-z0-9._-]+", "-", options.model).strip("-.")[-60:]
         name += f"-{words or short_hash(options.model)}"
-    return Path(subject.recipe.output_dir) / name
+    return Path(subject.settings.output_dir) / name
 
 
 def _stored(output: Path, *, resume: bool) -> dict[str, Any] | None:
@@ -209,18 +210,18 @@ def _stored(output: Path, *, resume: bool) -> dict[str, Any] | None:
 
 def _model(subject: Subject, options: EvaluateOptions, display: Display) -> ModelSettings:
     """The local model: the one named, else what the recipe starts from."""
-    recipe = subject.recipe
+    settings = subject.settings
     if options.model is not None:
-        return recipe.model.model_copy(update={"path": options.model})
-    if subject.is_suite:
-        if "path" not in recipe.model.model_fields_set:
+        return settings.model.model_copy(update={"path": options.model})
+    if isinstance(settings, Suite):
+        if "path" not in settings.model.model_fields_set:
             raise ConfigError("--model: missing, expected a directory, a Hub id, or a name with --base-url")
-        return recipe.model
+        return settings.model
     from accelerate import PartialState
 
     from sandbox_rl.runs.starting_point import starting_point
 
-    return starting_point(recipe, base_dir=subject.base_dir, state=PartialState(), display=display)
+    return starting_point(settings, base_dir=subject.base_dir, state=PartialState(), display=display)
 
 
 def _engines(
@@ -234,10 +235,12 @@ def _engines(
     display: Display,
 ) -> AbstractContextManager[Engines]:
     if endpoint is not None:
-        return nullcontext(endpoint_engines(subject.recipe, plan.modes, endpoint, base_dir=subject.base_dir))
+        return nullcontext(
+            endpoint_engines(subject.settings, plan.modes, endpoint, base_dir=subject.base_dir)
+        )
     assert model is not None
     return local_engines(
-        subject.recipe,
+        subject.settings,
         plan.modes,
         model,
         base_dir=subject.base_dir,

@@ -21,7 +21,7 @@ from sandbox_rl.commands.parts import (
     build_toolbox,
 )
 from sandbox_rl.commands.served import serve
-from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.config.run import RunSettings
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.engines import ChatEngine, PlainChatEngine, PlainEngine
@@ -48,7 +48,7 @@ GREETING_S = 120.0
 """Seconds that an endpoint has for its first, short reply; some load the model then."""
 
 
-def build_plain_render(recipe: Recipe) -> Callable[[Task], tuple[Message, ...]]:
+def build_plain_render(recipe: RunSettings) -> Callable[[Task], tuple[Message, ...]]:
     """The function from a task to the messages that ask it without a sandbox."""
     directories = tuple(Path(directory) for directory in recipe.prompts)
     sets: dict[str, PromptSet] = {}
@@ -63,7 +63,7 @@ def build_plain_render(recipe: Recipe) -> Callable[[Task], tuple[Message, ...]]:
 
 @contextmanager
 def local_engines(
-    recipe: Recipe,
+    recipe: RunSettings,
     modes: Sequence[str],
     model: ModelSettings,
     *,
@@ -167,7 +167,7 @@ def _longest(chat: ChatFormat, render: Render, tasks: Sequence[Task]) -> int:
 
 
 def endpoint_engines(
-    recipe: Recipe, modes: Sequence[str], endpoint: EndpointSettings, *, base_dir: Path
+    recipe: RunSettings, modes: Sequence[str], endpoint: EndpointSettings, *, base_dir: Path
 ) -> Engines:
     """A model behind a chat endpoint."""
     engines: dict[str, AbstractAsyncContextManager[EpisodeEngine]] = {}
@@ -188,7 +188,7 @@ def endpoint_engines(
     return engines
 
 
-def _common(recipe: Recipe, base_dir: Path) -> dict[str, Any]:
+def _common(recipe: RunSettings, base_dir: Path) -> dict[str, Any]:
     return {"scoring": build_scoring(recipe, base_dir), "episode": recipe.episode, "settings": recipe.rollout}
 
 

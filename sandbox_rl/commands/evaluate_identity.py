@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.config.run import RunSettings
 from sandbox_rl.evaluation.identity import short_hash
 from sandbox_rl.evaluation.plan import EvaluationPlan
 from sandbox_rl.settings import Settings
@@ -37,7 +37,7 @@ def model_identity(model: ModelSettings) -> dict[str, Any]:
     return value | {"path": str(folder.resolve()), "files": short_hash(*parts)}
 
 
-def settings_identity(recipe: Recipe, plan: EvaluationPlan, *, local: bool) -> dict[str, Any]:
+def settings_identity(recipe: RunSettings, plan: EvaluationPlan, *, local: bool) -> dict[str, Any]:
     """What else results depend on: prompts, budgets, scoring, sandbox, and how a local model is talked to."""
     directories = [Path(directory) for directory in recipe.prompts]
     domains = sorted({task.domain for part in plan.parts for task in part.tasks})

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.config.run import RunSettings
 from sandbox_rl.policies.base import Policy, Sampling
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
@@ -51,7 +52,7 @@ WORKER_MB = 1024
 """What a scoring worker may hold besides the answer's own memory, MiB."""
 
 
-def build_backend(recipe: Recipe) -> SandboxBackend:
+def build_backend(recipe: RunSettings) -> SandboxBackend:
     """The sandbox backend of a recipe, behind a pool that keeps some ready and survives its faults."""
     sandbox = recipe.sandbox
     if isinstance(sandbox, DockerSettings) and not sandbox.run:
@@ -81,20 +82,19 @@ def settled(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": with_compute_dtype(recipe.model)})
 
 
-def build_toolbox(recipe: Recipe) -> Toolbox:
+def build_toolbox(recipe: RunSettings) -> Toolbox:
     """The tools of a recipe."""
     return default_toolbox(exec_timeout=recipe.episode.exec_timeout_s)
 
 
-def build_scoring(recipe: Recipe, base_dir: Path | None = None) -> ScoringPool:
+def build_scoring(recipe: RunSettings, base_dir: Path | None = None) -> ScoringPool:
     """The scorers of a recipe, in sandboxes of their own.
 
     Args:
         base_dir: where the recipe lies; a module beside it can be named as a scorer.
     """
-    expected = sorted({source.scorer for source in recipe.data.sources})
     place = scoring_place(recipe.reward)
-    return ScoringPool.from_settings(recipe.reward, place, expected=expected, beside=base_dir)
+    return ScoringPool.from_settings(recipe.reward, place, expected=recipe.scorers, beside=base_dir)
 
 
 def scoring_place(settings: RewardSettings) -> Place:
@@ -104,7 +104,7 @@ def scoring_place(settings: RewardSettings) -> Place:
     return ProgramSandboxes(PROGRAM, memory_mb=settings.memory_mb + WORKER_MB)
 
 
-def build_render(recipe: Recipe, base_dir: Path) -> Callable[[Task], tuple[Message, ...]]:
+def build_render(recipe: RunSettings, base_dir: Path) -> Callable[[Task], tuple[Message, ...]]:
     """The function from a task to the messages of its prompt, by the task's domain."""
     directories = tuple(base_dir / directory for directory in recipe.prompts)
     sets: dict[str, PromptSet] = {}
@@ -118,7 +118,7 @@ def build_render(recipe: Recipe, base_dir: Path) -> Callable[[Task], tuple[Messa
 
 
 def build_chat(
-    recipe: Recipe, tokenizer: Any, model_ends: Iterable[int] = (), *, tools: bool = True
+    recipe: RunSettings, tokenizer: Any, model_ends: Iterable[int] = (), *, tools: bool = True
 ) -> ChatFormat:
     """How the recipe talks to the model of this tokenizer.
 
@@ -168,7 +168,7 @@ def build_policy(
 
 
 def build_engine(
-    recipe: Recipe,
+    recipe: RunSettings,
     *,
     base_dir: Path,
     policy: Policy,

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.config.run import RunSettings
 from sandbox_rl.display import Display
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
@@ -71,7 +71,7 @@ def transfer_of(settings: VLLMSettings, *, processes: int) -> str:
 
 
 def serve(
-    recipe: Recipe,
+    recipe: RunSettings,
     *,
     model: str,
     dtype: str,

@@ -23,16 +23,15 @@ class Subject:
     """Tasks and the blocks under which their episodes run.
 
     Args:
-        recipe: of a suite, one that holds the suite's blocks.
+        settings: the recipe or the suite.
         skipped: part → why it was left out.
     """
 
-    recipe: Recipe
+    settings: Recipe | Suite
     base_dir: Path
     parts: tuple[Part, ...]
     sampling: Sampling
     skipped: Mapping[str, str]
-    is_suite: bool
 
 
 def open_subject(target: str, overrides: Sequence[str] = (), *, samples: int | None = None) -> Subject:
@@ -52,14 +51,14 @@ def open_subject(target: str, overrides: Sequence[str] = (), *, samples: int | N
     if is_suite(path):
         suite = load_suite(path, overrides)
         parts, skipped = load_parts(suite, base_dir=base_dir, samples=samples)
-        return Subject(suite.recipe(), base_dir, parts, suite.sampling, skipped, is_suite=True)
+        return Subject(suite, base_dir, parts, suite.sampling, skipped)
     recipe = load_recipe(path, overrides)
     settings = recipe.evaluation
     if settings.tasks == 0:
         raise ConfigError("evaluation.tasks: 0, expected at least 1; set evaluation.tasks=200")
     tasks = load_tasks(recipe.data, split="held_out", base_dir=base_dir)[: settings.tasks]
     parts = parts_by_domain(tasks, settings.samples if samples is None else samples)
-    return Subject(recipe, base_dir, parts, settings.sampling, {}, is_suite=False)
+    return Subject(recipe, base_dir, parts, settings.sampling, {})
 
 
 def load_parts(

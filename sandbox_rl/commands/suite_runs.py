@@ -132,7 +132,7 @@ class SuiteRuns:
     @asynccontextmanager
     async def _engine(self, session: Session) -> AsyncIterator[EpisodeEngine]:
         """Policy and sandboxes are the run's and stay up; only the scorers are started and ended."""
-        recipe = self._suite.recipe()
+        recipe = self._suite
         engine = RolloutEngine(
             policy=session.engine.policy,
             backend=session.engine.backend,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sandbox_rl.config.recipe import Recipe
@@ -18,7 +18,7 @@ from sandbox_rl.config.source import Place, RecipeSource, parse_yaml, read_sourc
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.tasks.config import TableSource
 
-__all__ = ["anchored", "load_recipe", "load_settings"]
+__all__ = ["anchored", "load_block", "load_recipe", "load_settings"]
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -38,7 +38,20 @@ def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> 
     Raises:
         ConfigError: one line naming file and line (or the override), key, value and what was expected.
     """
-    source = read_source(path)
+    validated: S = _validated(model, read_source(path), overrides)
+    return validated
+
+
+def load_block(block: Any, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Any:
+    """A block of a recipe from the command line alone, such as `SandboxSettings`; keys are those below it.
+
+    Raises:
+        ConfigError: as `load_settings`, naming the override.
+    """
+    return _validated(block, RecipeSource(dict(values), {}), overrides)
+
+
+def _validated(block: Any, source: RecipeSource, overrides: Sequence[str]) -> Any:
     values = copy.deepcopy(source.values)
     places = dict(source.places)
     for override in overrides:
@@ -49,12 +62,12 @@ def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> 
             places.setdefault(place[:end], f"override {override!r}")
     merged = RecipeSource(values, places)
     try:
-        return model.model_validate(values)
+        return TypeAdapter(block).validate_python(values)
     except ValidationError as error:
         found = error.errors(include_url=False)
         # A list whose item is wrong is reported as a wrong list, too: keep the deepest.
         details = [e for e in found if not any(_inside(other["loc"], e["loc"]) for other in found)]
-        message = _explain(model, merged, details[0])
+        message = _explain(block, merged, details[0])
         if len(details) > 1:
             message += f" (and {len(details) - 1} more)"
         raise ConfigError(message) from error
@@ -114,7 +127,7 @@ def _apply(values: dict[str, Any], override: str) -> Place:
     return tuple(place)
 
 
-def _explain(root: type[BaseModel], source: RecipeSource, detail: ErrorDetails) -> str:
+def _explain(root: Any, source: RecipeSource, detail: ErrorDetails) -> str:
     place, model = _walk(root, detail["loc"])
     key = ".".join(str(part) for part in place)
     where = source.where(place)
@@ -128,23 +141,24 @@ def _explain(root: type[BaseModel], source: RecipeSource, detail: ErrorDetails) 
     if detail["type"] == "missing":
         return f"{prefix}key {key!r} is missing; add it"
     problem = detail["msg"].removeprefix("Value error, ")
+    tag = ".".join([*map(str, place), "type"])
     if detail["type"] == "union_tag_not_found":
-        return f"{prefix}key '{key}.type' is missing; add it{_one_of(root, place)}"
+        return f"{prefix}key {tag!r} is missing; add it{_one_of(root, place)}"
     if detail["type"] == "union_tag_invalid":
         context = detail.get("ctx", {})
         expected = context.get("expected_tags", "")
-        return f"{prefix}key '{key}.type': {context.get('tag')!r}, expected one of {expected}"
+        return f"{prefix}key {tag!r}: {context.get('tag')!r}, expected one of {expected}"
     problem = problem[0].lower() + problem[1:]
     return f"{prefix}key {key!r}: {_short(detail['input'])}, {problem}"
 
 
-def _one_of(root: type[BaseModel], place: Place) -> str:
+def _one_of(root: Any, place: Place) -> str:
     """What `type` may be there; pydantic lists it only where a wrong one is given."""
     values: Any = {"type": ""}
     for part in reversed(place):
         values = [values] if isinstance(part, int) else {part: values}
     try:
-        root.model_validate(values)
+        TypeAdapter(root).validate_python(values)
     except ValidationError as error:
         for detail in error.errors():
             if detail["type"] == "union_tag_invalid":
@@ -161,14 +175,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _walk(root: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[Place, type | None]:
+def _walk(root: Any, loc: tuple[str | int, ...]) -> tuple[Place, type | None]:
     """The place in the YAML that pydantic's `loc` means, and the model that holds its last key.
 
     Pydantic puts the tag of a discriminated union into `loc`; the file does not have it there.
     """
     place: list[str | int] = []
-    model: type | None = root
-    candidates: list[type] = [root]
+    candidates = _models(root)
+    model: type | None = candidates[0] if len(candidates) == 1 else None
     for part in loc:
         tagged = [m for m in candidates if len(candidates) > 1 and _tag(m) == part]
         if tagged:

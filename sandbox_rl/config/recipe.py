@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from sandbox_rl.chat.config import ChatSettings
-from sandbox_rl.episode import EpisodeSettings
-from sandbox_rl.policies.config import PolicySettings, TransformersSettings, VLLMSettings
-from sandbox_rl.rewards.config import RewardSettings
-from sandbox_rl.rollout import RolloutSettings
-from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings, SandboxSettings
-from sandbox_rl.settings import Settings
+from sandbox_rl.config.run import RunSettings
+from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.tasks.config import DataSettings
 from sandbox_rl.training.config import (
     CurriculumSettings,
     EvaluationSettings,
-    ModelSettings,
     UpdateSettings,
     WarmupSettings,
 )
@@ -27,40 +20,16 @@ from sandbox_rl.training.config import (
 __all__ = ["Recipe", "resolved"]
 
 
-class Recipe(Settings):
+class Recipe(RunSettings):
     """Everything a run depends on. A recipe file says only what differs from these defaults."""
 
-    name: str = "run"
-    """Directory of the run below `output_dir`."""
-    output_dir: str = "runs"
-    """Where runs and cached warm-ups go, relative to the working directory."""
-    seed: int = Field(0, ge=0, lt=2**32)
-    """Of data order, sampling, weights of a new model and the trainer."""
-    model: ModelSettings = ModelSettings()
-    """What is trained."""
-    chat: ChatSettings = ChatSettings()
-    """How the model is talked to."""
-    policy: PolicySettings = TransformersSettings()
-    """What samples the turns."""
     mode: Literal["sync", "async"] = "sync"
     """`sync`: rollouts and updates take turns. `async`: updates while rollouts go on, with slightly older
     weights (needs policy.type vllm)."""
     data: DataSettings
     """Where tasks come from."""
-    prompts: tuple[str, ...] = ()
-    """Directories of prompt sets, relative to the recipe; looked at before the package's own."""
-    sandbox: SandboxSettings = EmbeddedSettings()
-    """Where the policy's commands run."""
-    pool: PoolSettings = PoolSettings()
-    """How sandboxes are kept ready."""
-    episode: EpisodeSettings = EpisodeSettings()
-    """The budgets of an episode."""
-    rollout: RolloutSettings = RolloutSettings()
-    """How episodes run side by side."""
     curriculum: CurriculumSettings = CurriculumSettings()
     """Which tasks are rolled out."""
-    reward: RewardSettings = RewardSettings()
-    """How answers are scored."""
     estimator: Literal["paper", "trl"] = "paper"
     """`paper`: arXiv 2601.16206's estimator; `trl`: the `grpo` block alone decides."""
     grpo: dict[str, Any] = Field(default_factory=dict)
@@ -115,12 +84,10 @@ class Recipe(Settings):
             )
         return self
 
-    @field_validator("name")
-    @classmethod
-    def _safe_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
-            raise ValueError("expected letters, digits, '.', '_' and '-', as in a directory's name")
-        return value
+    @property
+    def scorers(self) -> list[str]:
+        """The scorers that the tasks name."""
+        return sorted({source.scorer for source in self.data.sources})
 
 
 def resolved(recipe: Recipe) -> str:

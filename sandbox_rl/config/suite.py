@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from sandbox_rl.chat.config import ChatSettings
 from sandbox_rl.config.load import load_settings
-from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.config.run import RunSettings
 from sandbox_rl.config.source import read_source
-from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.sources.config import SuiteSource
 from sandbox_rl.policies.base import Sampling
-from sandbox_rl.policies.config import PolicySettings, TransformersSettings
-from sandbox_rl.rewards.config import RewardSettings
-from sandbox_rl.rollout import RolloutSettings
-from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings, SandboxSettings
 from sandbox_rl.settings import Settings
-from sandbox_rl.tasks.config import DataSettings, HubSource, ReasoningGymSource, TableSource
-from sandbox_rl.training.config import ModelSettings
+from sandbox_rl.tasks.config import TableSource
 
 __all__ = ["PartSettings", "Suite", "find_suite", "is_suite", "load_suite"]
 
@@ -42,46 +34,21 @@ class PartSettings(Settings):
     """False: where its source cannot be had, the part is left out and the results say so."""
 
 
-class Suite(Settings):
-    """Everything an evaluation depends on, but the model. A file says only what differs from the defaults."""
+class Suite(RunSettings):
+    """Everything an evaluation depends on, but the model: `--model` replaces the path of its block."""
 
     name: str = "suite"
-    """What results call it."""
-    output_dir: str = "runs"
-    """Where results go, relative to the working directory, unless `--output` is given."""
-    seed: int = Field(0, ge=0, lt=2**32)
-    """Of sampling, and of which tasks are taken where `tasks` limits them."""
     parts: tuple[PartSettings, ...] = Field(min_length=1)
     """At least one."""
     limit: int | None = Field(None, ge=1)
     """At most so many tasks of each part, for trying things out."""
-    model: ModelSettings = ModelSettings()
-    """dtype and the like; `--model` replaces the path."""
-    chat: ChatSettings = ChatSettings()
-    """How a local model is talked to."""
-    policy: PolicySettings = TransformersSettings()
-    """What samples the turns of a local model: this process, or a vLLM server of ours."""
-    prompts: tuple[str, ...] = ()
-    """Directories of prompt sets, relative to the suite; looked at before the package's own."""
-    sandbox: SandboxSettings = EmbeddedSettings()
-    """Where the policy's commands run."""
-    pool: PoolSettings = PoolSettings()
-    """How sandboxes are kept ready."""
-    episode: EpisodeSettings = EpisodeSettings()
-    """The budgets of an episode."""
-    rollout: RolloutSettings = RolloutSettings()
-    """How episodes run side by side."""
-    reward: RewardSettings = RewardSettings()
-    """How answers are scored."""
     sampling: Sampling = Sampling(temperature=0.7, top_p=0.8, top_k=20)
     """How turns are sampled."""
 
-    @field_validator("name")
-    @classmethod
-    def _safe_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
-            raise ValueError("expected letters, digits, '.', '_' and '-', as in a directory's name")
-        return value
+    @property
+    def scorers(self) -> list[str]:
+        """The scorers that the tasks name; generated sources choose theirs task by task."""
+        return sorted({getattr(part.source, "scorer", "exact") for part in self.parts})
 
     @model_validator(mode="after")
     def _names_differ(self) -> Suite:
@@ -89,32 +56,6 @@ class Suite(Settings):
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two parts are named {twice[0]!r}; give each its own name")
         return self
-
-    def recipe(self) -> Recipe:
-        """The recipe whose episodes are those of this suite; its data only name domains and scorers."""
-        return Recipe(
-            name=self.name,
-            output_dir=self.output_dir,
-            seed=self.seed,
-            model=self.model,
-            chat=self.chat,
-            policy=self.policy,
-            prompts=self.prompts,
-            sandbox=self.sandbox,
-            pool=self.pool,
-            episode=self.episode,
-            rollout=self.rollout,
-            reward=self.reward,
-            data=DataSettings(sources=tuple(_named(part) for part in self.parts)),
-        )
-
-
-def _named(part: PartSettings) -> ReasoningGymSource | TableSource | HubSource:
-    source = part.source
-    if isinstance(source, ReasoningGymSource | TableSource | HubSource):
-        return source.model_copy(update={"name": part.name})
-    scorer = getattr(source, "scorer", "exact")
-    return TableSource(type="table", name=part.name, path=source.type, domain=source.domain, scorer=scorer)
 
 
 def load_suite(path: Path, overrides: Sequence[str] = ()) -> Suite:

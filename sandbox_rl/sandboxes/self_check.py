@@ -50,7 +50,7 @@ async def self_check(
     """Run `cases` against a real backend; rows come as they are ready.
 
     Args:
-        make_backend: gives a backend, not yet entered, with the limits that the cases assume.
+        make_backend: gives a backend, not yet entered; is told the limits that the cases assume.
         at_once: cases that run at the same time.
         patience: factor on the deadlines around the cases, for a machine with other work.
         known_limits: ids of cases that may fail, beside those that the tier names itself.

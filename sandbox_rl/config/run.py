@@ -1,0 +1,60 @@
+"""What a recipe and a suite share: who acts, where, within which budgets, and how answers are scored."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+
+from pydantic import Field, field_validator
+
+from sandbox_rl.chat.config import ChatSettings
+from sandbox_rl.episode import EpisodeSettings
+from sandbox_rl.policies.config import PolicySettings, TransformersSettings
+from sandbox_rl.rewards.config import RewardSettings
+from sandbox_rl.rollout import RolloutSettings
+from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings, SandboxSettings
+from sandbox_rl.settings import Settings
+from sandbox_rl.training.config import ModelSettings
+
+__all__ = ["RunSettings"]
+
+
+class RunSettings(Settings):
+    """The blocks that episodes depend on, whatever they are run for."""
+
+    name: str = "run"
+    """What results call it, and the directory of a run below `output_dir`."""
+    output_dir: str = "runs"
+    """Where results, runs and cached warm-ups go, relative to the working directory."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of data order, sampling, weights of a new model and the trainer."""
+    model: ModelSettings = ModelSettings()
+    """What is trained or evaluated."""
+    chat: ChatSettings = ChatSettings()
+    """How the model is talked to."""
+    policy: PolicySettings = TransformersSettings()
+    """What samples the turns: this process, or vLLM servers."""
+    prompts: tuple[str, ...] = ()
+    """Directories of prompt sets, relative to the file; looked at before the package's own."""
+    sandbox: SandboxSettings = EmbeddedSettings()
+    """Where the policy's commands run."""
+    pool: PoolSettings = PoolSettings()
+    """How sandboxes are kept ready."""
+    episode: EpisodeSettings = EpisodeSettings()
+    """The budgets of an episode."""
+    rollout: RolloutSettings = RolloutSettings()
+    """How episodes run side by side."""
+    reward: RewardSettings = RewardSettings()
+    """How answers are scored."""
+
+    @property
+    @abstractmethod
+    def scorers(self) -> list[str]:
+        """The scorers that the tasks name."""
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+            raise ValueError("expected letters, digits, '.', '_' and '-', as in a directory's name")
+        return value
