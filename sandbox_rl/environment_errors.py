@@ -19,7 +19,10 @@ _SAID = {
     "No space left on device": errno.ENOSPC,
     "Disk quota exceeded": errno.EDQUOT,
     "Read-only file system": errno.EROFS,
+    # torch.save does not say what the system said; a disk that takes no more is by far the commonest.
     "PytorchStreamWriter failed writing": errno.ENOSPC,
+    "iostream error": errno.ENOSPC,
+    "] . unexpected pos": errno.ENOSPC,
 }
 _NETWORK = ("ConnectError", "ConnectionError", "ConnectTimeout", "MaxRetryError", "OfflineModeIsEnabled")
 

@@ -12,8 +12,9 @@ from accelerate import PartialState
 
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.display import Display
-from sandbox_rl.errors import ConfigError
+from sandbox_rl.errors import ConfigError, InfraFault
 from sandbox_rl.runs.directory import write_atomically
+from sandbox_rl.training.agreement import together
 from sandbox_rl.training.config import ModelSettings
 
 if TYPE_CHECKING:
@@ -29,15 +30,17 @@ def starting_point(recipe: Recipe, *, base_dir: Path, state: PartialState, displ
 
     Raises:
         ConfigError: `tiny` without a warm-up, or what the warm-up finds wrong.
+        SandboxRLError: on every process, when one of them has no starting point.
     """
     if not needs_warmup(recipe):
         return recipe.model
     if state.num_processes == 1:
         result = _warm(recipe, base_dir, display)
     else:
-        with state.main_process_first():
+        with together():
             if state.is_main_process:
                 _warm_alone(recipe, base_dir)
+        with together():
             result = _warm(recipe, base_dir, display)
     return recipe.model.model_copy(update={"path": str(result.path)})
 
@@ -86,4 +89,6 @@ def _warm_alone(recipe: Recipe, base_dir: Path) -> None:
         path.unlink(missing_ok=True)
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise ConfigError(f"warmup: its process ended with exit code {done.returncode}: {last}")
+        if done.returncode == 2:
+            raise ConfigError(last)
+        raise InfraFault(f"warmup: its process ended with exit code {done.returncode}: {last}")

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from sandbox_rl import errors
+from sandbox_rl.environment_errors import environment_error
 from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, UserError
 
 __all__ = ["any_of", "together"]
@@ -30,7 +31,7 @@ def together() -> Iterator[None]:
     """What raises on one process raises on all, once each has left the block. No exchange may be inside.
 
     Raises:
-        SetupError: for an `OSError`: the disk is full, or the like.
+        SetupError: for an `OSError` or another failure of the environment: the disk is full, or the like.
         SandboxRLError: another process failed, by the same type where that is one of ours; processes but the
             first carry it with `said_elsewhere`, so that a person reads it once.
     """
@@ -41,7 +42,9 @@ def together() -> Iterator[None]:
         own = SetupError(f"{error}; free some space, or fix what it names")
         own.__cause__ = error
     except Exception as error:
-        own = error
+        said = None if isinstance(error, SandboxRLError) else environment_error(error)
+        own = error if said is None else SetupError(said)
+        own.__cause__ = None if said is None else error
     state = PartialState()
     found: list[tuple[str, str] | None] = [None if own is None else (type(own).__name__, str(own))]
     if state.num_processes > 1:

@@ -13,7 +13,6 @@ from trl import GRPOTrainer
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.audit.sampler import SamplerCause
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.training.agreement import together
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.micro_batches import (
     agreed_lengths,
@@ -34,6 +33,7 @@ from sandbox_rl.training.sampler_correction import (
     one_update_per_generation,
     worst_row,
 )
+from sandbox_rl.training.saving import AgreedSaves
 
 __all__ = ["SandboxGRPOTrainer", "trim_padding"]
 
@@ -48,7 +48,7 @@ _PER_COMPLETION_TOKEN = (
 )
 
 
-class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+class SandboxGRPOTrainer(AgreedSaves, GRPOTrainer):  # type: ignore[misc]
     """`trl.GRPOTrainer` for long rows: float32 log-probs, little padding, bounded memory.
 
     TRL pads every row to the longest of its generation batch, so one long episode makes all
@@ -134,12 +134,6 @@ class SandboxGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             found = torch.tensor(mine, dtype=torch.float32, device=self.accelerator.device)
             self._outcomes = self.accelerator.gather(found)
         return super()._calculate_rewards(inputs, *args, **kwargs)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        # Sharded weights are exchanged while they are saved: there a failure shows in the exchange itself.
-        exchanged = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        with nullcontext() if exchanged else together():
-            super()._save_checkpoint(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         output = self._scored(inputs)

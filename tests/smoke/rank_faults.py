@@ -10,6 +10,8 @@ from transformers import Trainer
 from sandbox_rl.cli import main
 from sandbox_rl.errors import SandboxFault
 from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.training.experts import ExpertTurn
+from sandbox_rl.types import ToolCall
 
 
 async def no_sandbox(*_):
@@ -18,6 +20,11 @@ async def no_sandbox(*_):
 
 def full_disk(*_, **__):
     raise OSError(28, "No space left on device")
+
+
+def gives_up(task, rng):
+    """An expert that a warm-up cannot learn from."""
+    yield ExpertTurn((ToolCall("submit", {}),))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -112,3 +113,12 @@ def test_a_process_that_cannot_save_ends_both_with_one_message(recipe):
     (line,) = said
     assert "No space left on device" in line
     assert last_complete(recipe.parent / "runs" / "save" / "checkpoints") is None
+
+
+@pytest.mark.slow
+def test_a_warm_up_that_fails_ends_both_with_one_message(recipe):
+    block = {"episodes": 3, "expert": "tests.smoke.rank_faults:gives_up"}
+    codes, said = ends(two("none", str(recipe), "name=warm", f"warmup={json.dumps(block)}"))
+    assert codes == [2, 2]
+    (line,) = said
+    assert "solved none of 3 tasks" in line

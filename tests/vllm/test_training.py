@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from sandbox_rl.journal import read_journal
 from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete, step_of
+from tests.smoke.test_agreement import ends, two
 from tests.vllm.support import logprobs
 
 REPOSITORY = Path(__file__).parents[2]
@@ -93,6 +94,14 @@ def finish(process: subprocess.Popen[str]) -> str:
         raise
     assert process.returncode == 0, printed
     return printed
+
+
+def gone(family: list[int]) -> None:
+    """Every process of a family ends soon after its head."""
+    deadline = time.monotonic() + 15
+    while any(alive(pid) for pid in family):
+        assert time.monotonic() < deadline, [pid for pid in family if alive(pid)]
+        time.sleep(0.05)
 
 
 def metrics(run: Path) -> list[dict]:
@@ -179,10 +188,7 @@ def test_asynchronous_survives_a_kill(write_recipe):
     assert len(family) >= 4, "a supervisor, a server with its engine, and the rollouts"
     process.kill()
     process.communicate(timeout=30)
-    deadline = time.monotonic() + 15
-    while any(alive(pid) for pid in family):
-        assert time.monotonic() < deadline, [pid for pid in family if alive(pid)]
-        time.sleep(0.05)
+    gone(family)
 
     checkpoint = last_complete(run / "checkpoints")
     state = json.loads((checkpoint / "groups.json").read_text())
@@ -210,6 +216,43 @@ def test_asynchronous_survives_a_kill(write_recipe):
     assert len(ids) == len(set(ids)), "an id names one episode"
     used = GroupProgress().restore(last_complete(run / "checkpoints"))
     assert behind < used
+    assert (run / "export" / "model.safetensors").is_file()
+
+
+def test_a_signal_to_one_of_two_asynchronous_processes_ends_both_and_the_run_goes_on(write_recipe):
+    recipe = write_recipe(
+        "signal",
+        mode="async",
+        evaluation={"tasks": 0},
+        grpo={
+            "max_steps": 10_000,
+            "num_generations": 4,
+            "learning_rate": 1.0e-3,
+            "token_budget": 1024,
+            "activation_checkpointing": False,
+            "save_steps": 10_000,
+        },
+    )
+    run = recipe.parent / "runs" / "signal"
+    processes = two("none", str(recipe))
+    deadline = time.monotonic() + 240
+    while not (run / "metrics.jsonl").exists():
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = descendants(processes[0].pid)
+    before = metrics(run)[-1]["step"]
+    processes[1].send_signal(signal.SIGTERM)
+    assert ends(processes) == ([3, 3], [])
+    step = metrics(run)[-1]["step"]
+    assert step <= before + 2, "it goes on to the end of an update, and of no other"
+    checkpoint = last_complete(run / "checkpoints")
+    assert checkpoint is not None
+    assert step_of(checkpoint) == step
+    gone(family)
+
+    assert ends(two("none", str(recipe), "--resume", f"grpo.max_steps={step + 1}")) == ([0, 0], [])
+    assert metrics(run)[-1]["step"] == step + 1
     assert (run / "export" / "model.safetensors").is_file()
 
 

@@ -25,6 +25,7 @@ from sandbox_rl.training.log_probs import float32_log_probs
 from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication.merge import checkpoint_tensors
+from sandbox_rl.training.saving import AgreedSaves
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.training.tree_check import check_packing
 
@@ -34,7 +35,7 @@ YOUNG = 1.0
 """Mean age of tokens, in updates, up to which sampled and present log-probs are compared."""
 
 
-class SandboxAsyncTrainer(AsyncGRPOTrainer):  # type: ignore[misc]
+class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
     """`trl.experimental.AsyncGRPOTrainer`; what of it is relied upon is pinned by tests/smoke.
 
     TRL's trainer takes micro-batches as samples come and drops single ones that are too old. Here an update

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
+import torch
 import typer
 
 from sandbox_rl import cli
@@ -48,6 +49,13 @@ def test_failures_of_the_environment_are_recognised(error, said):
     found = environment_error(error)
     assert said in (found or "")
     assert "\n" not in (found or "")
+
+
+def test_what_torch_says_of_a_full_disk_is_recognised():
+    for entries in (1, 10_000_000):
+        with pytest.raises(RuntimeError) as raised:
+            torch.save({"a": torch.zeros(entries)}, "/dev/full")
+        assert "no space" in (environment_error(raised.value) or ""), str(raised.value)
 
 
 def test_defects_are_not_taken_for_the_environment():

@@ -1,0 +1,85 @@
+"""Checkpoints that all processes save, or none: a write that fails on one of them ends the save on all.
+
+While a sharded model is saved, exchanges between processes alternate with writes of one of them. A process
+that left at its failed write would keep the others waiting in the next exchange. So a failed write is kept in
+mind, the exchanges go on, and at the end the processes agree.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+
+from sandbox_rl.errors import SandboxRLError, SetupError
+from sandbox_rl.training.agreement import together
+from sandbox_rl.training.checkpoints import is_complete
+
+__all__ = ["AgreedSaves"]
+
+
+class AgreedSaves:
+    """Mixed into a trainer of transformers, before it. Its own writes and those of accelerate and DeepSpeed,
+    which use `torch.save`, are kept in mind; that of DeepSpeed's file `latest` is not."""
+
+    _failed: list[Exception] | None = None  # failed writes of the save that is going on
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers does; what it leaves is whole once its manifest is written.
+
+        Raises:
+            SetupError: on every process, when one of them could not write. Nothing of the checkpoint is left.
+        """
+        base: Any = super()
+        trainer: Any = self
+        checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+        try:
+            with together():
+                checkpoint.mkdir(parents=True, exist_ok=True)
+            with together(), self._writing():
+                base._save_checkpoint(*args, **kwargs)
+        except SandboxRLError:
+            if not is_complete(checkpoint):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+            raise
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Written by the first process, before all exchange something."""
+        base: Any = super()
+        self._keeping(base.create_model_card)(*args, **kwargs)
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        base: Any = super()
+        self._keeping(base._save)(*args, **kwargs)
+
+    def _keeping(self, write: Callable[..., None]) -> Callable[..., None]:
+        def kept(*args: Any, **kwargs: Any) -> None:
+            try:
+                write(*args, **kwargs)
+            except Exception as error:
+                if self._failed is None:
+                    raise
+                self._failed.append(error)
+
+        return kept
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Keep failed writes in mind while open; raises the first of them in the end."""
+        original = torch.save
+        self._failed = []
+        torch.save = self._keeping(original)
+        try:
+            yield
+        except CheckpointException as error:  # no `Exception`; torch has brought it to all processes
+            (cause, _), *_ = error.failures.values()
+            raise SetupError(f"the checkpoint cannot be written: {cause}") from error
+        finally:
+            torch.save, failed, self._failed = original, self._failed, None
+        if failed:
+            raise failed[0]
