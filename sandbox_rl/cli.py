@@ -111,7 +111,7 @@ def train(
     terminal = _display(first)
     if dry_run:
         from sandbox_rl.config.recipe import resolved
-        from sandbox_rl.preflight.check import check
+        from sandbox_rl.runs.dry_run import dry_run as check
 
         check(loaded, base_dir=base_dir, display=terminal)
         if first:

@@ -80,7 +80,7 @@ class SuiteRuns:
         """
         trainer.sync_policy()
         step, state = int(trainer.state.global_step), session.state
-        output = session.run.path / "suites" / f"{self._suite.name}-{step:06d}"
+        output = session.records.run.path / "suites" / f"{self._suite.name}-{step:06d}"
         journal = output / "episodes.jsonl"
         with together():
             if state.is_main_process:
@@ -120,7 +120,7 @@ class SuiteRuns:
         suite = self._suite
         return EvaluationPlan(
             suite.name,
-            session.recipe.model.path,
+            session.plan.recipe.model.path,
             self._parts,
             ("sandbox",),
             suite.seed,
@@ -137,7 +137,7 @@ class SuiteRuns:
             policy=session.engine.policy,
             backend=session.engine.backend,
             scoring=build_scoring(recipe, self._base_dir),
-            chat=session.chat,
+            chat=session.model.chat,
             toolbox=build_toolbox(recipe),
             render=build_render(recipe, self._base_dir),
             episode=recipe.episode,

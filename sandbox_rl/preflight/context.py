@@ -1,18 +1,46 @@
-"""Do prompts and budgets leave a policy room to act?"""
+"""Do prompts and budgets leave enough of the context to act in?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.commands.parts import build_render
+from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.types import ToolCall
 
-__all__ = ["LEAST_ROOM", "budget_warnings", "check_room", "least_tokens"]
+__all__ = ["LEAST_TOKENS", "budget_warnings", "check_context", "check_prompts", "least_tokens"]
 
-LEAST_ROOM = 128
+LONGEST = 64
+"""How many of the longest problem statements are rendered and counted."""
+
+LEAST_TOKENS = 128
 """Tokens behind a prompt below which no model does anything of use, however short its calls are."""
+
+
+def check_prompts(
+    recipe: Recipe, base_dir: Path, chat: ChatFormat, tasks: TaskSet, *, context: int | None
+) -> int:
+    """The tokens of the longest prompt, once it is sure that an episode can act after each of them.
+
+    Args:
+        context: longest sequence of the model in tokens; None renders without counting.
+
+    Raises:
+        ConfigError: a task's prompt does not fit, or has no prompt set.
+    """
+    render = build_render(recipe, base_dir)
+    longest = 0
+    for task in sorted(tasks, key=lambda task: len(task.prompt), reverse=True)[:LONGEST]:
+        length = len(chat.render_prompt(render(task)))
+        if context is not None:
+            check_context(chat, task.id, prompt=length, context=context)
+        longest = max(longest, length)
+    return longest
 
 
 def least_tokens(chat: ChatFormat) -> int:
@@ -25,7 +53,7 @@ def least_tokens(chat: ChatFormat) -> int:
     return len(asked) + len(shown) + len(chat.render_call("", [ToolCall("submit", {})]))
 
 
-def check_room(chat: ChatFormat, task: str, *, prompt: int, context: int) -> None:
+def check_context(chat: ChatFormat, task: str, *, prompt: int, context: int) -> None:
     """Refuse a prompt behind which no episode can do anything.
 
     Args:
@@ -33,9 +61,9 @@ def check_room(chat: ChatFormat, task: str, *, prompt: int, context: int) -> Non
         prompt, context: in tokens.
 
     Raises:
-        ConfigError: there is too little room.
+        ConfigError: too few tokens are left.
     """
-    least = max(least_tokens(chat), LEAST_ROOM)
+    least = max(least_tokens(chat), LEAST_TOKENS)
     if prompt + least > context:
         raise ConfigError(
             f"task {task!r}: its prompt has {prompt} tokens, which leaves {max(0, context - prompt)} of the "

@@ -7,32 +7,29 @@ sandboxes; TRL averages the gradients.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
-from sandbox_rl.chat.turn_ends import TurnEnds
-from sandbox_rl.commands.parts import settled, training_arguments
+from sandbox_rl.commands.parts import settled
 from sandbox_rl.commands.results import known_result, log_evaluation, write_results
-from sandbox_rl.commands.suite_runs import SuiteRuns
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.display import Display, Silent
 from sandbox_rl.errors import InfraFault, NothingTrained
 from sandbox_rl.evaluation import Evaluation
-from sandbox_rl.preflight.check import check_curriculum
+from sandbox_rl.runs.async_training import async_trainer
 from sandbox_rl.runs.directory import RunDirectory, check_output_dir
 from sandbox_rl.runs.labels import data_labels, result_lines
-from sandbox_rl.runs.resume import Earlier, sizes_of
+from sandbox_rl.runs.plan import RunPlan
+from sandbox_rl.runs.resume import Earlier
 from sandbox_rl.runs.session import Session, training_session
-from sandbox_rl.runs.trainers import async_trainer, sync_trainer
-from sandbox_rl.tasks.load import load_tasks
+from sandbox_rl.runs.sync_training import sync_trainer
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.callbacks import AfterSteps
 from sandbox_rl.training.export import export_model, whole_weights
-from sandbox_rl.training.models import check_quantization, compute_dtype
+from sandbox_rl.training.models import compute_dtype
 
 __all__ = ["TrainResult", "train"]
 
@@ -73,49 +70,55 @@ def train(
     earlier = None if resume is None else Earlier.of(recipe, resume)
     if earlier is not None and (done := earlier.finished(recipe)) is not None:
         return _as_it_was(earlier.run, done)
-    train_tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
-    check_curriculum(recipe, train_tasks)
-    check_quantization(recipe.model)
-    suite = SuiteRuns.of(recipe)
     # Wrong fields show before a warm-up takes minutes, and nothing is written before all is checked.
-    args = training_arguments(recipe, Path(recipe.output_dir))
-    if earlier is not None:
-        earlier.check(train_tasks, sizes_of(args))
-    with training_session(
-        recipe,
-        base_dir=base_dir,
-        earlier=earlier,
-        train_tasks=train_tasks,
-        args=args,
-        state=state,
-        display=display,
-    ) as session:
-        checkpoint = None if earlier is None else earlier.checkpoint
+    plan = RunPlan.of(recipe, base_dir=base_dir, earlier=earlier)
+    with training_session(plan, state=state, display=display) as session:
         make = async_trainer if recipe.mode == "async" else sync_trainer
-        with make(session, checkpoint) as trainer:
-            before = _train(session, trainer, checkpoint, suite)
-        steps = int(trainer.state.global_step)
-        run = session.run
+        with make(session) as trainer:
+            before = _train(session, trainer)
+        run, steps = session.records.run, int(trainer.state.global_step)
         _stop_on_faults(session)
         if session.finish.stopped:
             return TrainResult(run.path, None, before, None, steps, interrupted=True)
         _require_learning(trainer, run)
-        after = _measure(session, trainer, "after training")
-        if suite is not None:
-            suite.measure(session, trainer)
-        write_results(run, state, before, after)
-        _stop_on_faults(session)
-        tokenizer, ends = session.tokenizer, session.chat.ends
-    weights = whole_weights(
-        trainer.accelerator.unwrap_model(trainer.model),
-        dtype=compute_dtype(recipe.model),
-        keep=state.is_main_process,
-    )
-    with together():
-        if state.is_main_process:
-            _export(recipe, run, trainer, tokenizer, ends, before, after, weights)
-            session.history.with_event("finished", steps)
+        after = _measure_after(session, trainer, before)
+    _export(session, trainer, before, after)
     return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
+
+
+def _train(session: Session, trainer: Any) -> Evaluation | None:
+    """Evaluate and train; returns what was measured before the first update."""
+    plan, suite, run = session.plan, session.plan.suite, session.records.run
+    every = plan.recipe.evaluation.every_steps
+    if every:
+        trainer.add_callback(AfterSteps(every, lambda step: _measure(session, trainer, f"after step {step}")))
+    if suite is not None:
+        trainer.add_callback(AfterSteps(suite.every_steps, lambda _: suite.measure(session, trainer)))
+    before = known_result(run, "before") if plan.earlier is not None else None
+    if before is None and plan.checkpoint is None:
+        before = _measure(session, trainer, "before training")
+        write_results(run, session.state, before, None)
+        _stop_on_faults(session)
+    trainer.train(resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint))
+    return before
+
+
+def _measure_after(session: Session, trainer: Any, before: Evaluation | None) -> Evaluation | None:
+    """What the run has come to; `results.json` and the suite's directory are written."""
+    after = _measure(session, trainer, "after training")
+    if session.plan.suite is not None:
+        session.plan.suite.measure(session, trainer)
+    write_results(session.records.run, session.state, before, after)
+    _stop_on_faults(session)
+    return after
+
+
+def _measure(session: Session, trainer: Any, label: str) -> Evaluation | None:
+    """Held-out accuracy of the policy as it is now."""
+    trainer.sync_policy()
+    evaluation = session.held_out.evaluate(label, int(trainer.state.global_step))
+    log_evaluation(trainer, evaluation)
+    return evaluation
 
 
 def _require_learning(trainer: Any, run: RunDirectory) -> None:
@@ -135,8 +138,8 @@ def _stop_on_faults(session: Session) -> None:
         InfraFault: with the commonest cause.
     """
     with together():
-        if session.faults.cause():
-            raise InfraFault(f"{session.run.path}: {session.faults.cause()}; mend it and go on with --resume")
+        if cause := session.faults.cause():
+            raise InfraFault(f"{session.records.run.path}: {cause}; fix it and go on with --resume")
 
 
 def _as_it_was(run: RunDirectory, steps: int) -> TrainResult:
@@ -145,54 +148,28 @@ def _as_it_was(run: RunDirectory, steps: int) -> TrainResult:
     return TrainResult(run.path, export, before, after, steps, interrupted=False, finished_before=True)
 
 
-def _train(
-    session: Session, trainer: Any, checkpoint: Path | None, suite: SuiteRuns | None
-) -> Evaluation | None:
-    """Evaluate and train; returns what was measured before the first update."""
-    every = session.recipe.evaluation.every_steps
-    if every:
-        trainer.add_callback(AfterSteps(every, lambda step: _measure(session, trainer, f"after step {step}")))
-    if suite is not None:
-        trainer.add_callback(AfterSteps(suite.every_steps, lambda _: suite.measure(session, trainer)))
-    before = known_result(session.run, "before") if session.earlier is not None else None
-    if before is None and checkpoint is None:
-        before = _measure(session, trainer, "before training")
-        write_results(session.run, session.state, before, None)
-        _stop_on_faults(session)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return before
-
-
-def _measure(session: Session, trainer: Any, label: str) -> Evaluation | None:
-    """Held-out accuracy of the policy as it is now."""
-    trainer.sync_policy()
-    evaluation = session.held_out.evaluate(label, int(trainer.state.global_step))
-    log_evaluation(trainer, evaluation)
-    return evaluation
-
-
-def _export(
-    recipe: Recipe,
-    run: RunDirectory,
-    trainer: Any,
-    tokenizer: Any,
-    ends: TurnEnds,
-    before: Evaluation | None,
-    after: Evaluation | None,
-    weights: Mapping[str, Any] | None,
-) -> None:
+def _export(session: Session, trainer: Any, before: Evaluation | None, after: Evaluation | None) -> None:
+    """Write the model and close the run's history; all processes take part in gathering the weights."""
+    recipe, run, state = session.plan.recipe, session.records.run, session.state
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    dtype = compute_dtype(recipe.model)
+    weights = whole_weights(model, dtype=dtype, keep=state.is_main_process)
     measured = {"before": before, "after": after}
-    # The run's directory is ours: what an earlier start of the same run exported is replaced.
-    shutil.rmtree(run.export, ignore_errors=True)
-    export_model(
-        trainer.accelerator.unwrap_model(trainer.model),
-        tokenizer,
-        run.export,
-        ends=ends,
-        dtype=compute_dtype(recipe.model),
-        recipe=resolved(recipe),
-        base_model=recipe.model.path,
-        datasets=data_labels(recipe),
-        results=result_lines({when: str(e) for when, e in measured.items() if e is not None}),
-        weights=weights,
-    )
+    with together():
+        if not state.is_main_process:
+            return
+        # The run's directory is ours: what an earlier start of the same run exported is replaced.
+        shutil.rmtree(run.export, ignore_errors=True)
+        export_model(
+            model,
+            session.model.tokenizer,
+            run.export,
+            ends=session.model.chat.ends,
+            dtype=dtype,
+            recipe=resolved(recipe),
+            base_model=recipe.model.path,
+            datasets=data_labels(recipe),
+            results=result_lines({when: str(e) for when, e in measured.items() if e is not None}),
+            weights=weights,
+        )
+        session.records.history.with_event("finished", int(trainer.state.global_step))

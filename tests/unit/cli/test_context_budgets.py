@@ -6,22 +6,22 @@ import pytest
 
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.preflight.context import LEAST_ROOM, budget_warnings, check_room, least_tokens
+from sandbox_rl.preflight.context import LEAST_TOKENS, budget_warnings, check_context, least_tokens
 from tests.unit.rig import CHAT
 
-LEAST = max(least_tokens(CHAT), LEAST_ROOM)
+LEAST = max(least_tokens(CHAT), LEAST_TOKENS)
 
 
 def test_a_prompt_that_leaves_no_room_for_a_command_and_a_submit_is_refused():
     with pytest.raises(
         ConfigError, match=r"'t': its prompt has 931 tokens, which leaves 93 of the 1024 .*place"
     ):
-        check_room(CHAT, "t", prompt=931, context=1024)
+        check_context(CHAT, "t", prompt=931, context=1024)
     with pytest.raises(ConfigError, match="leaves 0 of the 1024"):
-        check_room(CHAT, "t", prompt=2000, context=1024)
+        check_context(CHAT, "t", prompt=2000, context=1024)
     with pytest.raises(ConfigError):
-        check_room(CHAT, "t", prompt=1024 - LEAST + 1, context=1024)
-    check_room(CHAT, "t", prompt=1024 - LEAST, context=1024)
+        check_context(CHAT, "t", prompt=1024 - LEAST + 1, context=1024)
+    check_context(CHAT, "t", prompt=1024 - LEAST, context=1024)
 
 
 @pytest.mark.parametrize(

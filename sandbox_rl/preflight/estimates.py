@@ -1,0 +1,80 @@
+"""What a run will take: memory and time, before it begins."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.training.duration import (
+    DurationEstimate,
+    device_named,
+    estimate_duration,
+    sampled_together,
+)
+from sandbox_rl.training.memory import MemoryEstimate, estimate_memory, model_shape
+from sandbox_rl.training.models import stored_dtype
+
+__all__ = ["duration_of", "memory_of"]
+
+
+def memory_of(
+    recipe: Recipe, args: Any, config: PretrainedConfig, *, prompt: int, context: int
+) -> MemoryEstimate:
+    """Memory of the trainer's process.
+
+    Args:
+        args: TRL's settings of the recipe.
+        prompt, context: tokens of the longest prompt and of the model's longest sequence.
+    """
+    # A server has memory of its own.
+    sampled = (
+        0
+        if isinstance(recipe.policy, VLLMSettings)
+        else min(recipe.policy.max_batch, recipe.rollout.concurrency)
+    )
+    return estimate_memory(
+        model_shape(config),
+        args,
+        recipe.model,
+        prompt_tokens=prompt,
+        completion_tokens=max(1, min(recipe.episode.max_tokens, context - prompt)),
+        sampled_rows=sampled,
+        stored_dtype=stored_dtype(config),
+        micro_batch_tokens=recipe.update.micro_batch_tokens,
+    )
+
+
+def duration_of(
+    recipe: Recipe, args: Any, config: PretrainedConfig, *, prompt: int, tasks: int
+) -> DurationEstimate | None:
+    """Of a synchronous run on this machine's device, or on an H100 where there is none.
+
+    Returns:
+        None for a model too small to tell.
+    """
+    policy = recipe.policy
+    server = policy if isinstance(policy, VLLMSettings) else None
+    episodes = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    stored = stored_dtype(config)
+    dtype = stored if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
+    passes = math.ceil(args.num_train_epochs * tasks * args.num_generations / episodes)
+    return estimate_duration(
+        model_shape(config),
+        device_named(torch.cuda.get_device_name() if torch.cuda.is_available() else ""),
+        updates=args.max_steps if args.max_steps > 0 else passes,
+        episodes=episodes,
+        rows=sampled_together(
+            policy.type, getattr(policy, "max_batch", episodes), recipe.rollout.concurrency, episodes
+        ),
+        prompt_tokens=prompt,
+        max_tokens=recipe.episode.max_tokens,
+        server=server is not None,
+        lora=recipe.model.lora is not None,
+        item=dtype.itemsize,
+        shards=int(server.arguments.get("tensor-parallel-size", 1)) if server is not None else 1,
+    )

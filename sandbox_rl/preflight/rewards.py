@@ -1,0 +1,63 @@
+"""Can the scorers work, can every gold answer be scored, and can a reward be bought?"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from sandbox_rl.commands.parts import build_scoring
+from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.errors import DataError
+from sandbox_rl.rewards.golds import GoldReport, check_golds
+from sandbox_rl.rewards.pool import ScoringPool
+from sandbox_rl.rewards.trial import PROBED, SourceSample, try_rewards
+from sandbox_rl.tasks.load import TaskSet
+
+__all__ = ["check_gold", "check_rewards", "reward_samples"]
+
+
+async def check_rewards(recipe: Recipe, base_dir: Path, tasks: TaskSet) -> list[str]:
+    """Try the scorers before anything that takes long; returns what a person should know, one line each.
+
+    Raises:
+        UserError: no scorer can use a gold answer, a scorer cannot work, or its reward can be bought.
+    """
+    async with build_scoring(recipe, base_dir) as scoring:
+        notes = [
+            f"warning: {warning}" for warning in await try_rewards(scoring, reward_samples(recipe, tasks))
+        ]
+        golds = await check_gold(recipe, tasks, scoring)
+    return [*notes, f"gold answers: {golds}"] if golds.as_text else notes
+
+
+def reward_samples(recipe: Recipe, tasks: TaskSet) -> list[SourceSample]:
+    """Some tasks of every source, on which its scorers are tried before training."""
+    settings = recipe.data.sources
+    return [
+        SourceSample(
+            tasks.source_name(number),
+            sample,
+            gold_is_answer=settings[number].gold_is_answer,
+            accept_degenerate=settings[number].accept_degenerate,
+        )
+        for number, sample in tasks.of_each_source(PROBED).items()
+    ]
+
+
+async def check_gold(recipe: Recipe, tasks: TaskSet, scoring: ScoringPool) -> GoldReport:
+    """Look at the gold answer of every task.
+
+    Raises:
+        DataError: no scorer can use one of them. Those that are compared as text are sound.
+    """
+    reward = recipe.reward
+    names = (reward.scorer,) if reward.scorer is not None else tuple(reward.composite)
+    report = await asyncio.to_thread(check_golds, tasks, names)
+    bad = {**report.bad, **await scoring.check_gold([tasks[place] for place in report.in_workers])}
+    if bad:
+        first, reason = next(iter(bad.items()))
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise DataError(
+            f"data: the gold answer of task {first!r} cannot be scored: {reason}{more}; fix the row"
+        )
+    return report

@@ -1,0 +1,91 @@
+"""Asynchronous training: updates go on while a process of its own rolls out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from datasets import Dataset
+from transformers import PrinterCallback
+
+from sandbox_rl.audit.progress import ProgressAudit
+from sandbox_rl.commands.parts import async_arguments
+from sandbox_rl.commands.rollout_loop import RolloutJob, groups_at_once
+from sandbox_rl.commands.rollout_process import RolloutProcess
+from sandbox_rl.commands.served import ServedPolicy
+from sandbox_rl.runs.session import Session
+from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit, watchers
+from sandbox_rl.training.asynchronous.config import advantage_of
+from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
+from sandbox_rl.training.callbacks import ShowSteps
+from sandbox_rl.training.checkpoints import CheckpointManifest, step_of
+from sandbox_rl.training.grpo import sampling_of
+from sandbox_rl.training.models import end_turns_with
+
+__all__ = ["async_trainer"]
+
+
+@contextmanager
+def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:
+    """A trainer that updates while a process of its own goes on rolling out; shows its updates while open."""
+    recipe, checkpoint, served = session.plan.recipe, session.plan.checkpoint, session.policy.served
+    assert served is not None, "checked with the recipe"
+    args = async_arguments(recipe, session.records.run.checkpoints, longest=session.model.longest)
+    progress, worker = GroupProgress(), None
+    if session.state.is_main_process:
+        if checkpoint is not None:
+            progress.restore(checkpoint)
+        worker = _rollout_process(session, served, args.num_generations)
+    done = 0 if checkpoint is None else step_of(checkpoint)
+    with session.display.progress("Training", args.max_steps, done=done) as bar:
+        audit = start_audit(session)
+        trainer = SandboxAsyncTrainer(
+            model=session.model.settings.path,
+            args=args,
+            at_once=groups_at_once(recipe.rollout.concurrency, args.num_generations),
+            progress=progress,
+            stop=lambda: session.finish.received,
+            stopped=session.finish.agree,
+            # TRL hands prompts on as they are; ours are task ids.
+            train_dataset=Dataset.from_dict({"prompt": [task.id for task in session.plan.train_tasks]}),
+            processing_class=session.model.tokenizer,
+            peft_config=adapters_of(recipe.model.lora),
+            rollout_worker=worker,
+            weight_transfer=served.publisher,
+            audit=audit,
+            probe=publication_probe(session, audit),
+            callbacks=[
+                *watchers(session),
+                ProgressAudit(audit.alarms),
+                ShowSteps(bar),
+                CheckpointManifest(progress.save),
+            ],
+        )
+        end_turns_with(trainer.model, session.model.chat.ends)
+        trainer.remove_callback(PrinterCallback)
+        try:
+            yield trainer
+        finally:
+            if worker is not None:
+                worker.stop()
+
+
+def _rollout_process(session: Session, served: ServedPolicy, group_size: int) -> RolloutProcess:
+    """Where episodes are sampled; it learns of each version before anything is sampled with it."""
+    plan = session.plan
+    worker = RolloutProcess(
+        RolloutJob(
+            recipe=plan.recipe,
+            base_dir=plan.base_dir,
+            model=session.model.settings.path,
+            addresses=served.addresses,
+            journal=session.records.run.episodes,
+            group_size=group_size,
+            advantage=advantage_of(plan.recipe.estimator),
+            sampling=sampling_of(plan.args),
+            attempt=session.records.history.starts - 1,
+        )
+    )
+    served.on_version.append(worker.update_model_version)
+    return worker

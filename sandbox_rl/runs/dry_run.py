@@ -1,0 +1,92 @@
+"""`--dry-run`: everything that can be wrong is found before the first second of training."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from sandbox_rl.commands.parts import build_backend, settled
+from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.display import Display
+from sandbox_rl.errors import SetupError
+from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
+from sandbox_rl.policies.vllm.launch import check_socket_room, interpreter
+from sandbox_rl.preflight.context import budget_warnings
+from sandbox_rl.preflight.estimates import duration_of, memory_of
+from sandbox_rl.preflight.rewards import check_rewards
+from sandbox_rl.preflight.sampler import sampler_gap
+from sandbox_rl.runs.directory import check_output_dir
+from sandbox_rl.runs.model import RunModel
+from sandbox_rl.runs.plan import RunPlan
+from sandbox_rl.runs.starting_point import needs_warmup
+from sandbox_rl.training.experts import load_expert
+from sandbox_rl.training.grpo import sampling_of
+
+__all__ = ["dry_run"]
+
+
+def dry_run(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
+    """Resolve and try everything but training; writes nothing.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    check_output_dir(Path(recipe.output_dir))
+    plan = RunPlan.of(settled(recipe), base_dir=base_dir)
+    _check_plan(plan, display)
+    model = RunModel.of(plan, plan.recipe.model)
+    _check_model(plan, model, display)
+    asyncio.run(_try_sandbox(plan, display))
+    notes = asyncio.run(check_rewards(plan.recipe, base_dir, plan.train_tasks))
+    display.say(f"ok  reward: the gold answers of {len(plan.train_tasks)} tasks can be scored")
+    for note in notes:
+        display.say(note)
+
+
+def _check_plan(plan: RunPlan, display: Display) -> None:
+    recipe, args = plan.recipe, plan.args
+    display.say(f"ok  data: {len(plan.train_tasks)} training tasks, {len(plan.held_out_tasks)} held out")
+    if plan.suite is not None:
+        display.say(f"ok  suite: {plan.suite.summary}")
+    sampling_of(args)
+    if recipe.mode == "async":
+        display.say(f"ok  grpo: asynchronous, {args.max_steps} updates, staleness of {args.max_staleness}")
+    else:
+        display.say(f"ok  grpo: {args.generation_batch_size} episodes per generation, {args.loss_type} loss")
+    if recipe.warmup is not None:
+        load_expert(recipe.warmup.expert)
+    needs_warmup(recipe)
+    if isinstance(recipe.policy, VLLMSettings):
+        if recipe.policy.engine == "managed":
+            interpreter(recipe.policy)
+            check_socket_room()
+        display.say(f"ok  policy: vLLM, {recipe.policy.engine}; its own arguments are checked at its start")
+
+
+def _check_model(plan: RunPlan, model: RunModel, display: Display) -> None:
+    recipe, prompt, context = plan.recipe, model.longest_prompt, model.context
+    display.say(f"ok  model: {recipe.model.path}, context of {context} tokens, chat template usable")
+    if recipe.model.path != "tiny":
+        for warning in budget_warnings(model.chat, recipe.episode, prompt=prompt, context=context):
+            display.say(f"warning: {warning}")
+    memory = memory_of(recipe, plan.args, model.config, prompt=prompt, context=context)
+    display.say(f"ok  memory: {memory}")
+    duration = duration_of(recipe, plan.args, model.config, prompt=prompt, tasks=len(plan.train_tasks))
+    display.say(f"ok  duration: {duration or 'not estimated for so small a model'}")
+    if isinstance(recipe.policy, TransformersSettings):
+        gap = sampler_gap(recipe.model, recipe.policy, model.tokenizer)
+        display.say(f"ok  sampler: {gap:.4f} nats per token from the trainer")
+
+
+async def _try_sandbox(plan: RunPlan, display: Display) -> None:
+    async with build_backend(plan.recipe) as backend:
+        async with backend.sandbox(plan.train_tasks[0].files or None) as sandbox:
+            done = await sandbox.exec("echo 42 > answer.txt", timeout=10)
+            answer = await sandbox.read_answer()
+        if done.exit_code != 0 or answer.text != "42\n":
+            raise SetupError(
+                f"sandbox: a first command ended with {done.status.value}, exit code {done.exit_code}, "
+                f"answer {answer.status.value}; run `sandbox-rl self-check` to see what this machine lacks"
+            )
+        lacks = "; ".join(backend.info.lacks) or "nothing"
+        display.say(f"ok  sandbox: {backend.info.backend}, {backend.info.tier}; lacks {lacks}")

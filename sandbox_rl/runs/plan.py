@@ -1,0 +1,62 @@
+"""What a start of a run is going to do: read and checked before anything is started or written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sandbox_rl.commands.parts import training_arguments
+from sandbox_rl.commands.suite_runs import SuiteRuns
+from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.runs.resume import Earlier, sizes_of
+from sandbox_rl.tasks.load import TaskSet, load_tasks
+from sandbox_rl.training.curriculum import Curriculum
+from sandbox_rl.training.models import check_quantization
+
+__all__ = ["RunPlan"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """A recipe with what it names.
+
+    Args:
+        recipe: with the model's type settled.
+        base_dir: what relative paths of the recipe are relative to.
+        args: TRL's settings.
+        suite: what is measured every so many updates, beside the held-out tasks.
+        earlier: the run that this start goes on with.
+    """
+
+    recipe: Recipe
+    base_dir: Path
+    train_tasks: TaskSet
+    held_out_tasks: TaskSet
+    args: Any
+    suite: SuiteRuns | None
+    earlier: Earlier | None
+
+    @classmethod
+    def of(cls, recipe: Recipe, *, base_dir: Path, earlier: Earlier | None = None) -> RunPlan:
+        """Load the data and check what needs no model.
+
+        Raises:
+            UserError: data that is missing or does not fit the curriculum, a field that TRL refuses, or
+                a suite that cannot be run; with `earlier`, tasks or sizes that are not those of its start.
+        """
+        tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
+        held_out = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
+        if recipe.curriculum.active:  # refuses weights of domains that are not there, or left out
+            Curriculum({task.id: task.domain for task in tasks}, recipe.curriculum, seed=recipe.seed)
+        check_quantization(recipe.model)
+        suite = SuiteRuns.of(recipe)
+        args = training_arguments(recipe, Path(recipe.output_dir))
+        if earlier is not None:
+            earlier.check(tasks, sizes_of(args))
+        return cls(recipe, base_dir, tasks, held_out, args, suite, earlier)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """What training goes on from."""
+        return None if self.earlier is None else self.earlier.checkpoint

@@ -1,0 +1,72 @@
+"""What a run writes while it goes on: its directory, its history and its journal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from sandbox_rl.journal import Journal
+from sandbox_rl.runs.directory import RunDirectory
+from sandbox_rl.runs.history import History
+from sandbox_rl.runs.plan import RunPlan
+from sandbox_rl.runs.resume import begin, sizes_of
+from sandbox_rl.training.agreement import together
+
+__all__ = ["Records", "open_records"]
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Where a run writes.
+
+    Args:
+        history: this start included.
+        journal: of this process's episodes.
+    """
+
+    run: RunDirectory
+    history: History
+    journal: Journal
+
+
+@contextmanager
+def open_records(plan: RunPlan, state: PartialState) -> Iterator[Records]:
+    """Make the run's directory, or bring that of an earlier start to where training begins.
+
+    The first process does it, the others wait.
+    """
+    history = _begin(plan, state)
+    run = history.run
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "logs")
+    with Journal(run.episodes, repair=state.is_main_process) as journal:
+        state.wait_for_everyone()  # nobody writes before the first process has repaired the journal
+        yield Records(run, history, journal)
+
+
+def _begin(plan: RunPlan, state: PartialState) -> History:
+    recipe, earlier = plan.recipe, plan.earlier
+    found: list[Any] = [None]
+    with together():
+        if state.is_main_process:
+            run = RunDirectory.new(Path(recipe.output_dir), recipe.name) if earlier is None else earlier.run
+            found = [
+                begin(
+                    run,
+                    earlier,
+                    recipe,
+                    tasks=plan.train_tasks,
+                    sizes=sizes_of(plan.args),
+                    steps=plan.args.max_steps,
+                    processes=state.num_processes,
+                )
+            ]
+    broadcast_object_list(found)
+    history: History = found[0]
+    return history

@@ -1,0 +1,156 @@
+"""Synchronous training: rollouts and updates take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import PrinterCallback
+
+from sandbox_rl.audit.progress import ProgressAudit
+from sandbox_rl.audit.run import RunAudit
+from sandbox_rl.commands.parts import grpo_arguments
+from sandbox_rl.display import Progress
+from sandbox_rl.rollout import EpisodeRequest
+from sandbox_rl.rollout.over_sampling import TailBatches
+from sandbox_rl.runs.session import Session
+from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit, watchers
+from sandbox_rl.training.callbacks import StopOnFaults
+from sandbox_rl.training.checkpoints import CheckpointManifest, step_of
+from sandbox_rl.training.curriculum import Curriculum
+from sandbox_rl.training.generations import Generations, StopAtBorders
+from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
+from sandbox_rl.training.over_sampling import TailBatchRollouts
+from sandbox_rl.training.trainer import SandboxGRPOTrainer
+from sandbox_rl.types import Rollout
+
+__all__ = ["sync_trainer"]
+
+
+@contextmanager
+def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
+    """A trainer that rolls out, updates, and rolls out again; shows its episodes while open."""
+    plan, recipe = session.plan, session.plan.recipe
+    args = grpo_arguments(recipe, session.records.run.checkpoints)
+    rhythm = Generations.of(args)
+    if args.max_steps <= 0:
+        args.max_steps = rhythm.steps_for(args.num_train_epochs * len(plan.train_tasks))
+    curriculum, over_sampling = _curriculum(session), _over_sampling(session)
+    saved = [part.save for part in (curriculum, over_sampling) if part is not None]  # at most one of them
+    with _bar(session, args, rhythm) as bar:
+        audit = start_audit(session, masks_truncated=bool(args.mask_truncated_completions))
+        trainer = SandboxGRPOTrainer(
+            model=session.policy.model,
+            args=args,
+            reward_funcs=outcome_reward,
+            rollout_func=_rollouts(session, args, audit, bar, curriculum, over_sampling),
+            train_dataset=_numbers(rhythm.count(args.max_steps) * rhythm.groups),
+            processing_class=session.model.tokenizer,
+            peft_config=adapters_of(recipe.model.lora),
+            weight_sync=None if session.policy.served is None else session.policy.served.sync,
+            micro_batch_tokens=recipe.update.micro_batch_tokens,
+            audit=audit,
+            probe=publication_probe(session, audit),
+            callbacks=[
+                StopOnFaults(session.faults, session.finish),
+                session.finish,
+                *watchers(session),
+                ProgressAudit(audit.alarms),
+                CheckpointManifest(saved[0] if saved else None),
+                StopAtBorders(rhythm, len(plan.train_tasks)),
+            ],
+        )
+        trainer.remove_callback(PrinterCallback)
+        yield trainer
+
+
+def _rollouts(
+    session: Session,
+    args: Any,
+    audit: RunAudit,
+    bar: Progress,
+    curriculum: Curriculum | None,
+    over_sampling: TailBatches | None,
+) -> GroupRollouts:
+    """TRL's `rollout_func`."""
+    make: Any = GroupRollouts
+    if over_sampling is not None:
+        make = partial(TailBatchRollouts, tail=over_sampling, on_cut=_journal(session, "cancelled"))
+
+    def ended(_: EpisodeRequest, rollout: Rollout) -> None:
+        bar.advance(rollout.reward.value)
+        session.faults.add(rollout)
+
+    made: GroupRollouts = make(
+        session.engine,
+        session.loop,
+        {task.id: task for task in session.plan.train_tasks},
+        estimator=session.plan.recipe.estimator,
+        seed=session.plan.recipe.seed,
+        eos_id=session.model.chat.ends.written,
+        rank=session.state.process_index,
+        world=session.state.num_processes,
+        shuffle=args.shuffle_dataset,
+        again=session.records.history.again,
+        curriculum=curriculum,
+        on_step=_journal(session, "train"),
+        on_rollout=ended,
+        audit=audit.samples,
+    )
+    return made
+
+
+def _curriculum(session: Session) -> Curriculum | None:
+    """As it was at the checkpoint; None where tasks come in uniform passes."""
+    plan, state = session.plan, session.state
+    if not plan.recipe.curriculum.active:
+        return None
+    curriculum = Curriculum(
+        {task.id: task.domain for task in plan.train_tasks},
+        plan.recipe.curriculum,
+        seed=plan.recipe.seed,
+        rank=state.process_index,
+        world=state.num_processes,
+        share=gather_object,
+    )
+    if plan.checkpoint is not None:
+        curriculum.restore(plan.checkpoint)
+    return curriculum
+
+
+def _over_sampling(session: Session) -> TailBatches | None:
+    """With the groups that waited at the checkpoint; None where each step waits for all of its groups."""
+    plan, state = session.plan, session.state
+    extra = plan.recipe.rollout.over_sample
+    if not extra:
+        return None
+    over_sampling = TailBatches(
+        extra, rank=state.process_index, world=state.num_processes, share=gather_object
+    )
+    if plan.checkpoint is not None:
+        over_sampling.restore(plan.checkpoint)
+    return over_sampling
+
+
+def _bar(session: Session, args: Any, rhythm: Generations) -> Any:
+    """Of the episodes that this process rolls out."""
+
+    def episodes(steps: int) -> int:
+        return int(rhythm.count(steps) * args.generation_batch_size // session.state.num_processes)
+
+    checkpoint = session.plan.checkpoint
+    done = 0 if checkpoint is None else episodes(step_of(checkpoint))
+    return session.display.progress("Training", episodes(args.max_steps), done=done)
+
+
+def _journal(session: Session, phase: str) -> Callable[[int, Sequence[Rollout]], None]:
+    return lambda step, batch: session.records.journal.write_all(batch, phase=phase, step=step)
+
+
+def _numbers(groups: int) -> Dataset:
+    """As many prompts as a run has groups: TRL makes one pass. `GroupRollouts` decides on the tasks."""
+    return Dataset.from_dict({"prompt": [str(group) for group in range(groups)]})
