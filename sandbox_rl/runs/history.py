@@ -88,13 +88,14 @@ class History:
 def step_of_line(line: bytes) -> tuple[str, int] | None:
     """Phase ("" where there is none) and step of a line of ours; None for any other.
 
-    Read off its beginning, where they stand: a line can be megabytes.
+    Read off its beginning, where they stand: a line can be megabytes. Journals are written without spaces,
+    metrics with them.
     """
     head = line[:400].decode("utf-8", "replace")
-    step = re.search(r'"step": (\d+)', head)
+    step = re.search(r'"step": ?(\d+)', head)
     if step is None or not line.endswith(b"\n"):
         return None
-    phase = re.search(r'"phase": "(\w+)"', head)
+    phase = re.search(r'"phase": ?"(\w+)"', head)
     return phase.group(1) if phase else "", int(step.group(1))
 
 

@@ -10,12 +10,14 @@ import yaml
 
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.journal import Journal
 from sandbox_rl.runs.directory import RunDirectory, set_aside
 from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
 from sandbox_rl.runs.resume import Earlier, begin, find_run, sizes_of
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import mark_complete
 from sandbox_rl.training.grpo import grpo_config
+from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory
 
 SOURCE = {"type": "reasoning_gym", "dataset": "chain_sum", "size": 5, "domain": "arithmetic"}
 RECIPE = {
@@ -117,6 +119,16 @@ def test_a_kill_while_records_are_moved_loses_none(tmp_path):
     assert set_lines_aside(path, lambda line: b'"step": 1' in line, tmp_path / "replaced" / "b.jsonl") == 1
     assert steps(path) == [0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["episodes.jsonl", "replaced"]
+
+
+def test_lines_are_known_as_the_journal_writes_them(tmp_path):
+    path = tmp_path / "episodes.jsonl"
+    trajectory = Trajectory("t", (1,), (), StopReason.TIMEOUT, Answer(AnswerStatus.MISSING))
+    rollout = Rollout(trajectory, Reward(0.0), Task("t", "?", "1"))
+    with Journal(path) as journal:
+        journal.write(rollout, phase="eval", step=12)
+        journal.write(rollout, phase="train", step=3)
+    assert [step_of_line(line) for line in path.open("rb")] == [("eval", 12), ("train", 3)]
 
 
 def test_nothing_moves_where_nothing_is_replaced(tmp_path):
