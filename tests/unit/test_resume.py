@@ -128,7 +128,7 @@ def test_lines_are_known_as_the_journal_writes_them(tmp_path):
     with Journal(path) as journal:
         journal.write(rollout, phase="eval", step=12)
         journal.write(rollout, phase="train", step=3)
-    assert [step_of_line(line) for line in path.open("rb")] == [("eval", 12), ("train", 3)]
+    assert [step_of_line(line) for line in path.read_bytes().splitlines(True)] == [("eval", 12), ("train", 3)]
 
 
 def test_nothing_moves_where_nothing_is_replaced(tmp_path):
