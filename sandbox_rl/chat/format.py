@@ -15,7 +15,6 @@ from sandbox_rl.chat.between_turns import BetweenTurns
 from sandbox_rl.chat.calls import CallReader
 from sandbox_rl.chat.dialects import CALL_FORMATS, detect, make
 from sandbox_rl.chat.encoding import Piece, TextEncoder
-from sandbox_rl.chat.fingerprint import fingerprint
 from sandbox_rl.chat.frames import trimmed
 from sandbox_rl.chat.template import ChatTemplate, Refused, Slot
 from sandbox_rl.chat.turn_ends import TurnEnds
@@ -32,7 +31,6 @@ class ChatFormat:
     Attributes:
         ends: the ids that end an assistant turn; the policy must stop at them.
         control_ids: ids that no content can produce.
-        fingerprint: hash of template and vocabulary (`chat.fingerprint`), to compare with a server.
         call_format: name of the format of tool calls.
         call_example: a tool call as the policy should write it.
         observation_role: "tool", or "user" where the template has no usable tool role.
@@ -50,7 +48,6 @@ class ChatFormat:
         self._template = template
         self._encoder = encoder
         self.control_ids = encoder.control_ids
-        self.fingerprint = fingerprint(template.source, vocabulary)
         try:
             shows_tools = template.shows_tools()
             described = detect(template.source, shows_tools=shows_tools)

@@ -27,9 +27,6 @@ _SHARES = {
 }
 
 
-_HARMLESS = str.maketrans({"\\": "\\\\", "|": "\\|", "`": "'", "<": "&lt;"})
-
-
 def mean_text(mean: Mean | None) -> str:
     """Percent with the half width of the 95 % interval."""
     if mean is None:

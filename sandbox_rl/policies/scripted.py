@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from sandbox_rl.errors import EngineFault, UserError
@@ -29,11 +29,6 @@ class ScriptedPolicy:
         self._script = script
         self._max_context = max_context
         self._delay_s = delay_s
-
-    @classmethod
-    def replay(cls, actions: Mapping[str, Sequence[Sequence[int]]]) -> ScriptedPolicy:
-        """Replay recorded turns by episode id, e.g. those of an `episodes.jsonl`."""
-        return cls(lambda episode_id, turn, _: actions[episode_id][turn])
 
     @property
     def max_context(self) -> int:

@@ -32,11 +32,6 @@ class Snapshot:
 
     entries: tuple[bytes, ...]
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all contents together."""
-        return sum(map(len, self.entries[2::3]))
-
 
 async def take_snapshot(sandbox: AgentSandbox, *, max_bytes: int = 64 << 20) -> Snapshot:
     """Copy the files of `sandbox`, which is stopped meanwhile and goes on afterwards.

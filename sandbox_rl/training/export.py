@@ -24,6 +24,9 @@ from sandbox_rl.training.publication.merge import checkpoint_tensors
 
 __all__ = ["export_model", "whole_weights"]
 
+LICENCE = "apache-2.0"
+"""Of the exported model, as its card says until a person changes it."""
+
 
 def whole_weights(
     model: PreTrainedModel | PeftModel, *, dtype: torch.dtype, keep: bool
@@ -61,7 +64,6 @@ def export_model(
     base_model: str,
     datasets: list[str],
     results: Mapping[str, Any],
-    licence: str = "apache-2.0",
     merge_lora: bool = True,
     weights: Mapping[str, torch.Tensor] | None = None,
     what: str = "export",
@@ -92,7 +94,7 @@ def export_model(
     elif not isinstance(model, PeftModel):
         _round(model, dtype)
     end_turns_with(model, ends)
-    card = _card(recipe=recipe, base_model=base_model, datasets=datasets, results=results, licence=licence)
+    card = _card(recipe=recipe, base_model=base_model, datasets=datasets, results=results)
     with new_directory(directory, what) as partial:
         if weights is None:
             model.save_pretrained(partial)
@@ -159,13 +161,11 @@ def _round(model: Any, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _card(
-    *, recipe: str, base_model: str, datasets: list[str], results: Mapping[str, Any], licence: str
-) -> ModelCard:
+def _card(*, recipe: str, base_model: str, datasets: list[str], results: Mapping[str, Any]) -> ModelCard:
     start = Path(base_model).name if _is_local(base_model) else base_model
     data = ModelCardData(
         library_name="transformers",
-        license=licence,
+        license=LICENCE,
         tags=["reinforcement-learning", "grpo", "sandbox_rl"],
         base_model=base_model if "/" in base_model and not _is_local(base_model) else None,
     )
@@ -182,7 +182,7 @@ file is rewarded.
 
 - Starting point: `{start}`
 - Data: {", ".join(f"`{name}`" for name in datasets)}
-- Licence: {licence} (check that of the starting point and of the data)
+- Licence: {LICENCE} (check that of the starting point and of the data)
 
 ## Results
 

@@ -135,12 +135,12 @@ class VLLMServer:
             raise Unreachable(f"/collective_rpc {method}: answered {str(answer)[:80]}, expected results")
         return results
 
-    async def wait_healthy(self, timeout: float, interval: float = 0.25) -> bool:
+    async def wait_healthy(self, timeout: float) -> bool:
         """Whether it became healthy within `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 while not await self.healthy():  # noqa: ASYNC110 (a process to wait for, not a task)
-                    await asyncio.sleep(interval)
+                    await asyncio.sleep(0.25)
         except TimeoutError:
             return False
         return True

@@ -29,7 +29,6 @@ PLACE = "/.sandbox-rl"
 """Where it is put in an image."""
 
 RUN_TIMEOUT_S = 30
-LANDMARKS = ("os.py", "encodings")  # by which Python finds its library
 DESCRIBE = """
 import importlib, json, sys
 for name in {names!r}:

@@ -294,12 +294,6 @@ def test_ids_outside_the_vocabulary_are_passed_over() -> None:
     assert form.parse([-1, 10**12, 5_000_000, *form.render_call("", CALLS[1:])]) == CALLS[1:]
 
 
-def test_fingerprint_tells_templates_and_vocabularies_apart() -> None:
-    prints = {chat(n).fingerprint for n in ("qwen3", "qwen2_5", "llama3", "llama3_1")}
-    assert len(prints) == 4
-    assert ChatFormat.from_tokenizer(tokenizer_for("qwen3"), ()).fingerprint == chat("qwen3").fingerprint
-
-
 def refused(tokenizer: object, **options: str) -> str:
     with pytest.raises(ModelError) as caught:
         ChatFormat.from_tokenizer(tokenizer, TOOLS, **options)
