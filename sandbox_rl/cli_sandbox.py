@@ -17,6 +17,7 @@ from sandbox_rl.errors import ConfigError
 
 if TYPE_CHECKING:
     from sandbox_rl.sandboxes.base import SandboxBackend, SandboxInfo, SandboxLimits
+    from sandbox_rl.sandboxes.config import BackendSettings
     from sandbox_rl.sandboxes.self_check import CheckRow
 
 __all__ = ["app"]
@@ -54,14 +55,15 @@ def self_check(
         sys.exit(1)
 
 
-async def _checked(settings: Any, only: str, *, quiet: bool) -> tuple[SandboxInfo, list[CheckRow]]:
+async def _checked(
+    settings: BackendSettings, only: str, *, quiet: bool
+) -> tuple[SandboxInfo, list[CheckRow]]:
     """Facts of the backend, and a row for each case by id.
 
     Raises:
         SetupError: this machine can make no such sandbox.
         ConfigError: no case is called so.
     """
-    from sandbox_rl.commands.parts import bare_backend
     from sandbox_rl.preflight.scoring_attacks import ATTACKS, check_scoring
     from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS
     from sandbox_rl.sandboxes.self_check import self_check as run
@@ -70,7 +72,7 @@ async def _checked(settings: Any, only: str, *, quiet: bool) -> tuple[SandboxInf
     scoring = "SCO-20".startswith(only) or only.startswith("SCO-20")
     if not cases and not scoring:
         raise ConfigError(f"--cases: no case's id starts with {only!r}; ids begin with ISO, RES, …")
-    async with bare_backend(settings) as entered:
+    async with settings.backend() as entered:
         info = entered.info
     rows: list[CheckRow] = []
     count = len(cases) + (ATTACKS if scoring else 0) + (bool(cases) and not only)
@@ -80,7 +82,7 @@ async def _checked(settings: Any, only: str, *, quiet: bool) -> tuple[SandboxInf
             other = _plain(settings.limits).items() - _plain(assumed).items()
             said = ", ".join(f"{name}={value}" for name, value in sorted(other))
             typer.echo(f"The cases assume other limits than {said}; a failure may mean only that.", err=True)
-        return bare_backend(settings)
+        return settings.backend()
 
     sandboxes = run(made, cases=cases, lag=not only) if cases else None
     async for row in _all_rows(sandboxes, check_scoring() if scoring else None):

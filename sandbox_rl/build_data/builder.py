@@ -24,12 +24,10 @@ from sandbox_rl.build_data.split import split_text
 from sandbox_rl.errors import DataError
 from sandbox_rl.outputs import new_files
 from sandbox_rl.seeds import derive_seed
-from sandbox_rl.tasks.config import TableSource
 from sandbox_rl.tasks.convert import Documents, content_key, read_documents, text_field
-from sandbox_rl.tasks.hub import open_hub
 from sandbox_rl.tasks.load import hash64, is_held_out
 from sandbox_rl.tasks.report import MAX_LISTED, BadRow, RowProblem
-from sandbox_rl.tasks.rows import Row, Rows, open_table
+from sandbox_rl.tasks.rows import Row, Rows
 
 __all__ = ["BUILT_COLUMNS", "build_data"]
 
@@ -68,8 +66,7 @@ def build_data(settings: BuildSettings, *, base_dir: Path) -> BuildReport:
         raise DataError(
             "build-data: source.columns.context is not set; name the column that holds the context"
         )
-    path = base_dir / source.path if isinstance(source, TableSource) else None
-    rows = open_table(path, source.name or path.name) if path else open_hub(source)  # type: ignore[arg-type]
+    rows = source.rows(base_dir)
     target = base_dir / settings.output_dir
     builder = _Builder(settings, rows)
     with new_files(target, ("train.jsonl", "held_out.jsonl", "report.json"), "output_dir") as partial:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sandbox_rl.settings import Settings
+from sandbox_rl.registry import Registry
+from sandbox_rl.settings import ByType, Settings
 from sandbox_rl.tasks.config import HubSource, TableSource
 
 __all__ = ["BuildSettings"]
@@ -15,7 +16,9 @@ __all__ = ["BuildSettings"]
 class BuildSettings(Settings):
     """Which rows become context tasks, and how."""
 
-    source: Annotated[TableSource | HubSource, Field(discriminator="type")]
+    source: Annotated[
+        TableSource | HubSource, ByType(Registry("source", {"table": TableSource, "hub": HubSource}))
+    ]
     """Rows with a question (`columns.prompt`), an answer and a context (`columns.context`)."""
     output_dir: str
     """Gets train.jsonl, held_out.jsonl and report.json; relative to the settings file."""

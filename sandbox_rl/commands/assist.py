@@ -20,8 +20,7 @@ from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.openai_chat import EndpointSettings
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.sandboxes.base import SandboxBackend
-from sandbox_rl.sandboxes.build import node_backend
-from sandbox_rl.sandboxes.config import RaySettings
+from sandbox_rl.sandboxes.config import NetworkSettings
 from sandbox_rl.tasks.prompts import load_prompt_set, render
 from sandbox_rl.tools.toolbox import default_toolbox
 from sandbox_rl.types import Message, Reward, Rollout, Task
@@ -165,9 +164,8 @@ def _common(request: AssistRequest, settings: AssistantSettings, view: TerminalV
 
 def _backend(settings: AssistantSettings, view: TerminalView) -> SandboxBackend:
     """A single sandbox is made on this machine, also where a recipe has a cluster."""
-    sandbox = settings.sandbox
-    sandbox = sandbox.of_node() if isinstance(sandbox, RaySettings) else sandbox
-    if sandbox.network != "off":
+    sandbox = settings.sandbox.on_this_machine()
+    if isinstance(sandbox, NetworkSettings) and sandbox.network != "off":
         reach = ", ".join(sandbox.allowlist) or "every public host"
         view.say(f"Network: the sandbox may reach {reach}", "yellow")
-    return node_backend(sandbox)
+    return sandbox.backend()

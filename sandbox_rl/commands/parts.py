@@ -21,9 +21,6 @@ from sandbox_rl.rewards.places import PROGRAM, Place, PlainPlace
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.sandboxes.base import SandboxBackend
-from sandbox_rl.sandboxes.build import node_backend
-from sandbox_rl.sandboxes.config import DockerSettings, EmbeddedSettings, PoolSettings, RaySettings
-from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render
 from sandbox_rl.tools.toolbox import Toolbox, default_toolbox
@@ -34,7 +31,6 @@ from sandbox_rl.types import Message, Task
 
 __all__ = [
     "async_arguments",
-    "bare_backend",
     "build_backend",
     "build_chat",
     "build_engine",
@@ -54,23 +50,7 @@ WORKER_MB = 1024
 
 def build_backend(recipe: RunSettings) -> SandboxBackend:
     """The sandbox backend of a recipe, behind a pool that keeps some ready and survives its faults."""
-    sandbox = recipe.sandbox
-    if isinstance(sandbox, DockerSettings) and not sandbox.run:
-        sandbox = sandbox.model_copy(update={"run": recipe.name})  # so that `docker ps` says whose it is
-    if isinstance(sandbox, RaySettings):  # with a pool on each node
-        return bare_backend(sandbox, recipe.pool)
-    return SandboxPool(node_backend(sandbox), limits=sandbox.limits, settings=recipe.pool)
-
-
-def bare_backend(
-    settings: EmbeddedSettings | DockerSettings | RaySettings, pool: PoolSettings | None = None
-) -> SandboxBackend:
-    """The backend that these settings belong to, without a pool of this process; `pool` is for nodes."""
-    if isinstance(settings, RaySettings):
-        from sandbox_rl.sandboxes.ray.backend import RayBackend
-
-        return RayBackend(settings, pool=pool)
-    return node_backend(settings)
+    return recipe.sandbox.pooled(recipe.pool, run=recipe.name)
 
 
 def settled(recipe: Recipe) -> Recipe:

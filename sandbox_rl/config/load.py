@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -16,7 +16,8 @@ from pydantic_core import ErrorDetails
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.config.source import Place, RecipeSource, parse_yaml, read_source
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.tasks.config import TableSource
+from sandbox_rl.registry import look_beside
+from sandbox_rl.settings import ByType
 
 __all__ = ["anchored", "load_block", "load_recipe", "load_settings"]
 
@@ -35,9 +36,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     """Read settings and apply overrides such as `grpo.learning_rate=1e-6` or `data.sources.0.size=50`.
 
+    What they name by an import path may lie in modules beside the file.
+
     Raises:
         ConfigError: one line naming file and line (or the override), key, value and what was expected.
     """
+    look_beside(path.parent)
     validated: S = _validated(model, read_source(path), overrides)
     return validated
 
@@ -75,12 +79,7 @@ def _validated(block: Any, source: RecipeSource, overrides: Sequence[str]) -> An
 
 def anchored(recipe: Recipe, base_dir: Path) -> Recipe:
     """The recipe with paths relative to `base_dir` made absolute, so that it means the same anywhere."""
-    sources = tuple(
-        source.model_copy(update={"path": str(base_dir / source.path)})
-        if isinstance(source, TableSource)
-        else source
-        for source in recipe.data.sources
-    )
+    sources = tuple(source.anchored(base_dir) for source in recipe.data.sources)
     schedule = recipe.evaluation.suite
     if schedule is not None and (base_dir / schedule.path).is_file():  # else the name of a shipped one
         schedule = schedule.model_copy(update={"path": str(base_dir / schedule.path)})
@@ -128,42 +127,26 @@ def _apply(values: dict[str, Any], override: str) -> Place:
 
 
 def _explain(root: Any, source: RecipeSource, detail: ErrorDetails) -> str:
-    place, model = _walk(root, detail["loc"])
+    place = detail["loc"]
     key = ".".join(str(part) for part in place)
     where = source.where(place)
     prefix = f"{where}: " if where else ""
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         name = str(place[-1])
-        known = list(_fields(model)) if model is not None else []
+        holder = _holder(root, place, source.values)
+        known = list(_fields(holder)) if holder is not None else []
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
         return f"{prefix}unknown key {key!r}, {hint}"
     if detail["type"] == "missing":
         return f"{prefix}key {key!r} is missing; add it"
     problem = detail["msg"].removeprefix("Value error, ")
-    tag = ".".join([*map(str, place), "type"])
-    if detail["type"] == "union_tag_not_found":
-        return f"{prefix}key {tag!r} is missing; add it{_one_of(root, place)}"
-    if detail["type"] == "union_tag_invalid":
-        context = detail.get("ctx", {})
-        expected = context.get("expected_tags", "")
-        return f"{prefix}key {tag!r}: {context.get('tag')!r}, expected one of {expected}"
+    if detail["type"] == "variant_missing":
+        return f"{prefix}key {key!r} is missing; add it, {problem.removeprefix('expected ')}"
+    if detail["type"] == "variant":
+        return f"{prefix}key {key!r}: {problem}"
     problem = problem[0].lower() + problem[1:]
     return f"{prefix}key {key!r}: {_short(detail['input'])}, {problem}"
-
-
-def _one_of(root: Any, place: Place) -> str:
-    """What `type` may be there; pydantic lists it only where a wrong one is given."""
-    values: Any = {"type": ""}
-    for part in reversed(place):
-        values = [values] if isinstance(part, int) else {part: values}
-    try:
-        TypeAdapter(root).validate_python(values)
-    except ValidationError as error:
-        for detail in error.errors():
-            if detail["type"] == "union_tag_invalid":
-                return f", one of {detail.get('ctx', {}).get('expected_tags')}"
-    return ""
 
 
 def _inside(inner: Place, outer: Place) -> bool:
@@ -175,43 +158,32 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _walk(root: Any, loc: tuple[str | int, ...]) -> tuple[Place, type | None]:
-    """The place in the YAML that pydantic's `loc` means, and the model that holds its last key.
-
-    Pydantic puts the tag of a discriminated union into `loc`; the file does not have it there.
-    """
-    place: list[str | int] = []
-    candidates = _models(root)
-    model: type | None = candidates[0] if len(candidates) == 1 else None
-    for part in loc:
-        tagged = [m for m in candidates if len(candidates) > 1 and _tag(m) == part]
-        if tagged:
-            candidates = tagged
-            model = tagged[0]
-            continue
-        place.append(part)
-        if isinstance(part, int):
-            continue
-        model = candidates[0] if len(candidates) == 1 else None
-        annotation = _fields(model).get(str(part)) if model is not None else None
-        candidates = _models(annotation)
-    return tuple(place), model
+def _holder(root: Any, place: Place, values: Any) -> type | None:
+    """The settings model that should have known the last key of `place`."""
+    model, annotation = next(iter(_models(root, values)), None), root
+    for part in place[:-1]:
+        values = values[part]
+        if isinstance(part, str):
+            annotation = _fields(model).get(part) if model is not None else None
+        model = next(iter(_models(annotation, values)), model)
+    return model
 
 
 def _fields(model: type) -> Mapping[str, Any]:
     """Field name → annotation of a settings model or of a dataclass within one."""
-    if issubclass(model, BaseModel):
-        return {name: field.annotation for name, field in model.model_fields.items()}
-    return get_type_hints(model)
+    if not issubclass(model, BaseModel):
+        return get_type_hints(model)
+    # A field keeps what its annotation was marked with elsewhere.
+    return {
+        name: Annotated[field.annotation, *field.metadata, None] for name, field in model.model_fields.items()
+    }
 
 
-def _tag(model: type) -> Any:
-    arguments = get_args(_fields(model).get("type"))
-    return arguments[0] if arguments else None
-
-
-def _models(annotation: Any) -> list[type]:
-    """The settings models and dataclasses that occur in an annotation."""
+def _models(annotation: Any, value: Any) -> list[type]:
+    """The settings models and dataclasses that a value of this annotation can belong to."""
+    for mark in getattr(annotation, "__metadata__", ()):
+        if isinstance(mark, ByType):
+            return [mark.model(value)] if isinstance(value, Mapping) else []
     if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]
+    return [model for argument in get_args(annotation) for model in _models(argument, value)]

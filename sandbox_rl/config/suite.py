@@ -14,7 +14,6 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.sources.config import SuiteSource
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.settings import Settings
-from sandbox_rl.tasks.config import TableSource
 
 __all__ = ["PartSettings", "Suite", "find_suite", "is_suite", "load_suite"]
 
@@ -66,14 +65,7 @@ def load_suite(path: Path, overrides: Sequence[str] = ()) -> Suite:
     """
     suite = load_settings(Suite, path, overrides)
     base = path.resolve().parent
-    parts = tuple(
-        part.model_copy(
-            update={"source": part.source.model_copy(update={"path": str(base / part.source.path)})}
-        )
-        if isinstance(part.source, TableSource)
-        else part
-        for part in suite.parts
-    )
+    parts = tuple(part.model_copy(update={"source": part.source.anchored(base)}) for part in suite.parts)
     return suite.model_copy(
         update={"parts": parts, "prompts": tuple(str(base / directory) for directory in suite.prompts)}
     )

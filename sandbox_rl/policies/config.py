@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from sandbox_rl.settings import Settings
+from sandbox_rl.registry import Registry
+from sandbox_rl.settings import ByType, Settings
 
 __all__ = ["PolicySettings", "TransformersSettings", "VLLMSettings"]
 
@@ -92,15 +93,14 @@ class VLLMSettings(Settings):
         return self
 
 
-def _kind(value: Any) -> str:
-    """The variant that a value belongs to; a mapping without `type` means the in-process one."""
-    if isinstance(value, dict):
-        return str(value.get("type", "transformers"))
-    return str(getattr(value, "type", ""))
-
-
 PolicySettings = Annotated[
-    Annotated[TransformersSettings, Tag("transformers")] | Annotated[VLLMSettings, Tag("vllm")],
-    Discriminator(_kind),
+    TransformersSettings | VLLMSettings,
+    ByType(
+        Registry(
+            "policy engine",
+            {"transformers": TransformersSettings, "vllm": VLLMSettings},
+        ),
+        default="transformers",
+    ),
 ]
 """Either engine, told apart by `type`."""

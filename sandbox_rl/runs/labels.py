@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from sandbox_rl.config.recipe import Recipe
-from sandbox_rl.tasks.config import TableSource
 
 __all__ = ["data_labels", "result_lines"]
 
 
 def data_labels(recipe: Recipe) -> list[str]:
     """What the data sources are called; of a file its name, not where it lies."""
-    return [
-        source.name or (Path(source.path).name if isinstance(source, TableSource) else source.dataset)
-        for source in recipe.data.sources
-    ]
+    return [source.label for source in recipe.data.sources]
 
 
 def result_lines(results: Mapping[str, str]) -> dict[str, str]:

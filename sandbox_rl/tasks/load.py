@@ -19,7 +19,7 @@ import numpy as np
 from sandbox_rl.errors import DataError
 from sandbox_rl.tasks.config import DataSettings
 from sandbox_rl.tasks.report import MAX_LISTED, BadRow, LoadReport
-from sandbox_rl.tasks.sources import OpenSource, open_source
+from sandbox_rl.tasks.sources import OpenSource
 from sandbox_rl.types import Task
 
 __all__ = ["TaskSet", "hash64", "is_held_out", "load_tasks"]
@@ -107,9 +107,7 @@ def load_tasks(settings: DataSettings, *, split: Split, base_dir: Path) -> TaskS
         DataError: a source cannot be read, holds bad rows (unless `on_bad_row` is "skip"), or the split
             comes out empty.
     """
-    sources = [
-        open_source(source, settings, base_dir, number) for number, source in enumerate(settings.sources)
-    ]
+    sources = [source.open(settings, base_dir, number) for number, source in enumerate(settings.sources)]
     audit = _Audit()
     chosen: list[array[int]] = []
     for number, source in enumerate(sources):
@@ -221,5 +219,4 @@ def _mix(chosen: Sequence[array[int]], weights: Sequence[float], *, stop: bool) 
 
 def _named(settings: DataSettings) -> str:
     """The sources as the recipe names them."""
-    paths = (getattr(source, "path", None) or getattr(source, "dataset", "") for source in settings.sources)
-    return ", ".join(map(str, paths))[:200]
+    return ", ".join(source.label for source in settings.sources)[:200]

@@ -26,6 +26,7 @@ LEVELS = (
         "display",
         "environment_errors",
         "outputs",
+        "registry",
         "settings",
         "seeds",
         "types",

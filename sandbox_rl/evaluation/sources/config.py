@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from sandbox_rl.settings import Settings
-from sandbox_rl.tasks.config import HubSource, ReasoningGymSource, TableSource
+from sandbox_rl.registry import Registry
+from sandbox_rl.settings import ByType
+from sandbox_rl.tasks.config import SOURCES, TaskSource
+from sandbox_rl.types import Task
 
-__all__ = ["ChampSource", "DocumentsSource", "MmluSource", "SuiteSource"]
+__all__ = ["SUITE_SOURCES", "ChampSource", "DocumentsSource", "MmluSource", "SuiteSource"]
 
 
-class ChampSource(Settings):
+class ChampSource(TaskSource):
     """Competition mathematics from the package `champ-dataset`, where the answer is one number."""
 
-    type: Literal["champ"]
+    type: Literal["champ"] = "champ"
     domain: str = "math"
     """Prompt set."""
     scorer: str = "math"
     """Scorer."""
 
+    def tasks(self) -> Iterable[Task]:
+        """See `champ_tasks`."""
+        from sandbox_rl.evaluation.sources.champ import champ_tasks
 
-class MmluSource(Settings):
+        return champ_tasks(self)
+
+
+class MmluSource(TaskSource):
     """The chain-of-thought exemplars of MMLU from the files of the package `lm-eval`."""
 
-    type: Literal["mmlu_cot"]
+    type: Literal["mmlu_cot"] = "mmlu_cot"
     domain: str = "general"
     """Prompt set."""
     scorer: str = "choice"
     """Scorer."""
 
+    def tasks(self) -> Iterable[Task]:
+        """See `mmlu_tasks`."""
+        from sandbox_rl.evaluation.sources.mmlu import mmlu_tasks
 
-class DocumentsSource(Settings):
+        return mmlu_tasks(self)
+
+
+class DocumentsSource(TaskSource):
     """Questions about long texts that are on every machine; answers follow by rule from the texts."""
 
-    type: Literal["documents"]
+    in_order: ClassVar[bool] = True  # of every kind in turn
+    type: Literal["documents"] = "documents"
     package: str = "pydoc_data"
     """Importable package whose texts are used; `pydoc_data` stands for the Python language reference in the
     standard library. Of others its .txt, .md, .rst and .py files are taken."""
@@ -50,8 +66,17 @@ class DocumentsSource(Settings):
     domain: str = "long_context"
     """Prompt set."""
 
+    def tasks(self) -> Iterable[Task]:
+        """See `document_tasks`."""
+        from sandbox_rl.evaluation.sources.documents import document_tasks
 
-SuiteSource = Annotated[
-    ReasoningGymSource | TableSource | HubSource | ChampSource | MmluSource | DocumentsSource,
-    Field(discriminator="type"),
-]
+        return document_tasks(self)
+
+
+SUITE_SOURCES: Registry[type[TaskSource]] = SOURCES.with_more(
+    {"champ": ChampSource, "mmlu_cot": MmluSource, "documents": DocumentsSource}
+)
+"""Where the tasks of a suite can come from."""
+
+SuiteSource = Annotated[TaskSource, ByType(SUITE_SOURCES)]
+"""Settings of any of them, told apart by `type`."""

@@ -212,7 +212,7 @@ class RayBackend:
     async def _add(self, facts: NodeFacts) -> None:
         """Start an actor on a node and use it from now on, or remember why not."""
         settings = self._settings
-        arguments = (settings.of_node(), self._pool, settings.lost_after_s)
+        arguments = (settings.on_this_machine(), self._pool, settings.lost_after_s)
         actor = NodeActor(facts, arguments, settings.resources, calls=4 * self._pool.max_live + 64)
         try:
             info = await actor.call("start", __version__, timeout=settings.start_timeout_s)

@@ -23,10 +23,8 @@ from sandbox_rl.errors import (
     SandboxRLError,
     SetupError,
 )
-from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
-from sandbox_rl.sandboxes.base import SandboxInfo
-from sandbox_rl.sandboxes.build import node_backend
-from sandbox_rl.sandboxes.config import DockerSettings, EmbeddedSettings, PoolSettings
+from sandbox_rl.sandboxes.base import Sandbox, SandboxInfo
+from sandbox_rl.sandboxes.config import BackendSettings, PoolSettings
 from sandbox_rl.sandboxes.host_capacity import HostRoom
 from sandbox_rl.sandboxes.pool import SandboxPool
 
@@ -92,7 +90,7 @@ class NodeReport:
 class _Held:
     """One sandbox and the task in whose `async with` it lives."""
 
-    opened: asyncio.Future[AgentSandbox]
+    opened: asyncio.Future[Sandbox]
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -109,13 +107,9 @@ class SandboxNode:
         lease_s: seconds that the node goes on without news of its owner.
     """
 
-    def __init__(
-        self, settings: EmbeddedSettings | DockerSettings, pool: PoolSettings, lease_s: float
-    ) -> None:
+    def __init__(self, settings: BackendSettings, pool: PoolSettings, lease_s: float) -> None:
         self._room = HostRoom(settings.limits, pool.reserve_mb)
-        self._pool = SandboxPool(
-            node_backend(settings), limits=settings.limits, settings=pool, room=self._room
-        )
+        self._pool = SandboxPool(settings.backend(), limits=settings.limits, settings=pool, room=self._room)
         self._memory_mb = settings.limits.memory_mb
         self._max_live = pool.max_live
         self._lease_s = lease_s
@@ -177,10 +171,12 @@ class SandboxNode:
     async def call(self, name: str, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The result of one of the methods in `SERVED`, or a `Failure`."""
         held = self._held.get(name)
-        if held is None or not held.opened.done() or method not in SERVED:
+        served = held is not None and held.opened.done() and method in SERVED
+        function = getattr(held.opened.result(), method, None) if held is not None and served else None
+        if function is None:
             return Failure("fault", f"has no sandbox {name} that could {method}")
         try:
-            return await getattr(held.opened.result(), method)(*args, **kwargs)
+            return await function(*args, **kwargs)
         except (SandboxRLError, ValueError, OSError) as error:
             return Failure.of(error)
 
@@ -225,7 +221,7 @@ class SandboxNode:
         os._exit(0)
 
 
-def _fail(future: asyncio.Future[AgentSandbox], error: Exception) -> None:
+def _fail(future: asyncio.Future[Sandbox], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # waited for or not, it is not "never retrieved"

@@ -78,12 +78,15 @@ def test_overrides_reach_everything(write, override, look):
         (BASE + "episode:\n  max_turns: many\n", "r.yaml:8: key 'episode.max_turns': 'many'"),
         (BASE + "seed: -1\n", "r.yaml:7: key 'seed': -1"),
         (BASE + "name: twice\n", "r.yaml:7: key 'name' is said twice, first at "),
-        (BASE + "policy: {type: vlm}\n", "'policy.type': 'vlm'"),
+        (
+            BASE + "policy: {type: vlm}\n",
+            "'policy.type': policy engine 'vlm' is unknown: did you mean 'vllm'?",
+        ),
         (BASE + "name2: [\n", "not valid YAML"),
         (BASE.replace("name: r", "name: ../up"), "r.yaml:1: key 'name': '../up', expected letters"),
         (
             BASE.replace("reasoning_gym", "gym"),
-            "'data.sources.0.type': 'gym', expected one of 'reasoning_gym'",
+            "'data.sources.0.type': task source 'gym' is unknown: expected one of 'reasoning_gym'",
         ),
         (
             BASE.replace("type: reasoning_gym, ", ""),

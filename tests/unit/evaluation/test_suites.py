@@ -184,6 +184,8 @@ def test_a_suite_needs_a_part_and_names_that_differ(tmp_path):
     with pytest.raises(ConfigError, match=r"s.yaml:2: key 'parts'"):
         load_suite(path)
     path.write_text("parts: [{name: a, source: {type: champs}}]\n")
-    with pytest.raises(ConfigError, match=r"'parts.0.source.type': 'champs', expected one of"):
+    with pytest.raises(
+        ConfigError, match=r"'parts.0.source.type': task source 'champs' is unknown: did you mean 'champ'"
+    ):
         load_suite(path)
     assert "grpo" not in Suite.model_fields

@@ -24,11 +24,11 @@ def test_a_stored_block_is_read_again_as_it_was():
     settings = READ.validate_python(written)
     assert isinstance(settings, RaySettings)
     assert READ.validate_python(yaml.safe_load(yaml.safe_dump(settings.model_dump(mode="json")))) == settings
-    node = settings.of_node()
+    node = settings.on_this_machine()
     assert isinstance(node, DockerSettings)
     assert (node.image, node.limits.memory_mb) == ("mine:1", 256)
     changed = settings.model_copy(update={"limits": SandboxLimits(memory_mb=99)})
-    assert changed.of_node().limits.memory_mb == 99
+    assert changed.on_this_machine().limits.memory_mb == 99
 
 
 @pytest.mark.parametrize(
