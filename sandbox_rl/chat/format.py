@@ -41,7 +41,6 @@ class ChatFormat:
         template: ChatTemplate,
         encoder: TextEncoder,
         other_ends: Iterable[int],
-        vocabulary: Mapping[str, int],
         tools: Sequence[Mapping[str, Any]],
         call_format: str,
     ) -> None:
@@ -122,11 +121,10 @@ class ChatFormat:
                 f"{name}: it has no EOS token, so no turn could end; set eos_token in tokenizer_config.json"
             )
         encoder = TextEncoder(backend, tokenizer.all_special_ids)
-        vocabulary = backend.get_vocab(with_added_tokens=True)
         ends = {tokenizer.eos_token_id, *model_ends}
         if tokenizer.pad_token_id in encoder.control_ids - {tokenizer.unk_token_id}:
             ends.add(tokenizer.pad_token_id)
-        return cls(template, encoder, ends, vocabulary, tools, call_format)
+        return cls(template, encoder, ends, tools, call_format)
 
     def render_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of a prompt: messages, tool schemas, and the header of the first assistant turn.

@@ -10,12 +10,13 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 import sandbox_rl
 from sandbox_rl.chat.format import ChatFormat
@@ -77,19 +78,7 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
     expert = load_expert(settings.expert)
     tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)[: settings.episodes]
     with LoopThread() as loop:
-        if recipe.model.path == "tiny":
-            bytewise = build_chat(recipe, tiny_tokenizer())
-            # In bytes every turn is several times as long as it will be: its budgets do not apply yet.
-            roomy = recipe.model_copy(update={"episode": EpisodeSettings()})
-            first = _expert_episodes(loop, roomy, base_dir, bytewise, expert, tasks[:TOKENIZER_EPISODES])
-            tokenizer = tiny_tokenizer(
-                bytewise.decode((*r.trajectory.prompt_ids, *r.trajectory.completion_ids)) for r in first
-            )
-            model = tiny_model(tokenizer, seed=recipe.seed)
-        else:
-            # All weights are trained.
-            whole = recipe.model.model_copy(update={"quantization": None, "lora": None})
-            tokenizer, model = load_tokenizer(whole), load_trained(whole)
+        tokenizer, model = _begin_with(loop, recipe, base_dir, expert, tasks)
         chat = build_chat(recipe, tokenizer, generation_ends(model))
         with display.progress("Expert episodes", len(tasks)) as bar:
             rollouts = _expert_episodes(loop, recipe, base_dir, chat, expert, tasks, bar)
@@ -100,29 +89,56 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
             f"to learn from (first: stop {rollouts[0].trajectory.stop.value}, reward "
             f"{rollouts[0].reward.value}); choose an expert that fits the data"
         )
+    with _whole_or_not_at_all(target) as partial:
+        with display.progress("Fine-tuning", _sft_steps(settings, len(kept))) as bar:
+            loss = fine_tune(
+                model,
+                tokenizer,
+                sft_rows([r.trajectory for r in kept]),
+                output_dir=partial / "sft",
+                fields=settings.sft,
+                seed=recipe.seed,
+                dtype=compute_dtype(recipe.model),
+                callbacks=[_StepBar(bar)],
+            )
+        shutil.rmtree(partial / "sft", ignore_errors=True)
+        end_turns_with(model, chat.ends)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        facts = {"episodes": len(rollouts), "successful": len(kept), "loss": loss}
+        (partial / "warmup.json").write_text(json.dumps(facts) + "\n")
+    return WarmupResult(path=target, cached=False, episodes=len(rollouts), successful=len(kept), loss=loss)
+
+
+def _begin_with(
+    loop: LoopThread, recipe: Recipe, base_dir: Path, expert: Expert, tasks: Sequence[Task]
+) -> tuple[Any, PreTrainedModel]:
+    """Tokenizer and model, all of whose weights are trained.
+
+    The tiny model's tokenizer is trained on what the expert does.
+    """
+    if recipe.model.path != "tiny":
+        whole = recipe.model.model_copy(update={"quantization": None, "lora": None})
+        return load_tokenizer(whole), load_trained(whole)
+    bytewise = build_chat(recipe, tiny_tokenizer())
+    # In bytes every turn is several times as long as it will be: its budgets do not apply yet.
+    unbounded = recipe.model_copy(update={"episode": EpisodeSettings()})
+    first = _expert_episodes(loop, unbounded, base_dir, bytewise, expert, tasks[:TOKENIZER_EPISODES])
+    tokenizer = tiny_tokenizer(
+        bytewise.decode((*r.trajectory.prompt_ids, *r.trajectory.completion_ids)) for r in first
+    )
+    return tokenizer, tiny_model(tokenizer, seed=recipe.seed)
+
+
+@contextmanager
+def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
+    """A directory that becomes `target` if the block succeeds."""
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    with display.progress("Fine-tuning", _sft_steps(settings, len(kept))) as bar:
-        loss = fine_tune(
-            model,
-            tokenizer,
-            sft_rows([r.trajectory for r in kept]),
-            output_dir=partial / "sft",
-            fields=settings.sft,
-            seed=recipe.seed,
-            dtype=compute_dtype(recipe.model),
-            callbacks=[_StepBar(bar)],
-        )
-    end_turns_with(model, chat.ends)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(partial / "sft", ignore_errors=True)
-    facts = {"episodes": len(rollouts), "successful": len(kept), "loss": loss}
-    (partial / "warmup.json").write_text(json.dumps(facts) + "\n")
+    yield partial
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-    return WarmupResult(path=target, cached=False, episodes=len(rollouts), successful=len(kept), loss=loss)
 
 
 def _key(recipe: Recipe) -> str:
