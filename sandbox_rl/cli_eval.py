@@ -8,12 +8,10 @@ from typing import Annotated
 
 import typer
 
+from sandbox_rl.command_line import DONE_IN_PART
 from sandbox_rl.errors import ConfigError
 
-__all__ = ["DONE_IN_PART", "app"]
-
-DONE_IN_PART = 3
-"""Exit code of a command that left something undone which `--resume` can do."""
+__all__ = ["app"]
 
 app = typer.Typer()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sandbox_rl.command_line import DONE_IN_PART, Interrupted
 from sandbox_rl.errors import ConfigError, InfraFault
 
 if TYPE_CHECKING:
@@ -18,18 +19,9 @@ if TYPE_CHECKING:
     from sandbox_rl.commands.assist import Assisted
     from sandbox_rl.config.assistant import AssistantSettings
 
-__all__ = ["Interrupted", "app"]
+__all__ = ["app"]
 
 app = typer.Typer()
-
-DONE_IN_PART = 3
-
-
-class Interrupted(SystemExit):
-    """Leave with the exit code of an interrupt; everything about it has been said."""
-
-    def __init__(self) -> None:
-        super().__init__(130)
 
 
 @app.command("run")

@@ -1,1 +1,1 @@
-"""What the command line does: a recipe becomes objects, a run, a result. Knows no terminal."""
+"""The commands, a file each: arguments are read, something is built and run, and its result is shown."""

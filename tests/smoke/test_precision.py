@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
-from sandbox_rl.commands.export import export
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.runs.export import export
 from sandbox_rl.runs.train import train
 from sandbox_rl.training.config import LoraSettings, ModelSettings
 from sandbox_rl.training.grpo import grpo_config

@@ -13,8 +13,9 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sandbox_rl"
 
 LEVELS = (
-    {"cli", "cli_data", "cli_eval", "cli_run", "cli_sandbox", "train", "terminal"},
+    {"cli", "cli_eval", "cli_run", "cli_sandbox", "train"},
     {"commands", "runs", "preflight"},
+    {"command_line", "terminal"},
     {"config"},
     {"training"},
     {"assistant", "audit", "build_data", "rollout", "evaluation", "journal", "metrics"},

@@ -1,0 +1,66 @@
+"""What all commands share: their arguments, exit codes, and who of several processes speaks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sandbox_rl.config.recipe import Recipe
+    from sandbox_rl.display import Display
+
+__all__ = [
+    "DONE_IN_PART",
+    "INTERRUPTED",
+    "Interrupted",
+    "Overrides",
+    "RecipePath",
+    "first_process",
+    "open_recipe",
+    "terminal",
+]
+
+DONE_IN_PART = 3
+"""Exit code of a command that left something undone which `--resume` can do, and of our failures."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, as in recipes/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Replace values of the recipe: grpo.learning_rate=1e-6."),
+]
+
+
+class Interrupted(SystemExit):
+    """Leave with the exit code of an interrupt; everything about it has been said."""
+
+    def __init__(self) -> None:
+        super().__init__(INTERRUPTED)
+
+
+def open_recipe(path: Path, overrides: list[str] | None) -> tuple[Recipe, Path]:
+    """A recipe, and what its relative paths are relative to.
+
+    Raises:
+        ConfigError: what is wrong with it.
+    """
+    from sandbox_rl.config.load import load_recipe
+
+    return load_recipe(path, overrides or ()), path.resolve().parent
+
+
+def first_process() -> bool:
+    """Whether this is the process of a launcher's that talks to a person."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def terminal() -> Display:
+    """Where news go: the others of a launcher's processes measure the same and say nothing."""
+    from sandbox_rl.display import Silent
+    from sandbox_rl.terminal import Terminal
+
+    return Terminal() if first_process() else Silent()

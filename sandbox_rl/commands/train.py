@@ -1,0 +1,80 @@
+"""`sandbox-rl train`: train a policy in sandboxes, measure it and export it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from sandbox_rl.command_line import (
+    DONE_IN_PART,
+    Overrides,
+    RecipePath,
+    first_process,
+    open_recipe,
+    terminal,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+class _Train(TyperCommand):
+    """`--resume` may stand alone: what follows names a run unless it is an option, a value or a recipe."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give every `--resume` its value."""
+        given: list[str] = []
+        rest = list(args)
+        while rest:
+            word = rest.pop(0)
+            if word == "--resume":
+                named = rest and not rest[0].startswith("-") and "=" not in rest[0]
+                named = named and not rest[0].endswith((".yaml", ".yml"))
+                word = f"--resume={rest.pop(0) if named else ''}"
+            given.append(word)
+        parsed: list[str] = super().parse_args(ctx, given)
+        return parsed
+
+
+@app.command(cls=_Train)
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="[RUN]",
+            help="Go on from the last complete checkpoint of RUN, a directory or a name; of the newest run.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check recipe, data, model and sandbox, print the recipe, and leave."),
+    ] = False,
+) -> None:
+    """Train a policy in sandboxes and export it.
+
+    Ends with held-out accuracy before and after, and the path of the exported model.
+    The same under `accelerate launch`: python -m sandbox_rl.train RECIPE [KEY=VALUE]...
+    """
+    loaded, base_dir = open_recipe(recipe, overrides)
+    display = terminal()
+    if dry_run:
+        from sandbox_rl.config.recipe import resolved
+        from sandbox_rl.runs.dry_run import dry_run as check
+
+        check(loaded, base_dir=base_dir, display=display)
+        if first_process():
+            typer.echo(resolved(loaded), nl=False)
+        return
+    from sandbox_rl.runs.report import show_training
+    from sandbox_rl.runs.train import train as run
+
+    result = run(loaded, base_dir=base_dir, resume=resume, display=display)
+    show_training(result, display)
+    if result.interrupted:
+        raise typer.Exit(DONE_IN_PART)
