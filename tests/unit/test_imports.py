@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sandbox_rl"
 
 LEVELS = (
-    {"cli", "cli_eval", "cli_run", "cli_sandbox", "train"},
+    {"cli", "cli_eval", "cli_run", "train"},
     {"commands", "runs", "preflight"},
     {"command_line", "terminal"},
     {"config"},
