@@ -90,7 +90,7 @@ BUILT_IN: Mapping[str, str] = {
     "rouge_l": "sandbox_rl.rewards.rouge_l",
     "numeric": "sandbox_rl.rewards.numeric",
     "reasoning_gym": "sandbox_rl.rewards.gym",
-    "rules": "sandbox_rl.rewards.rules",
+    "rules": "sandbox_rl.rewards.rules.scorer",
 }
 """Name → module with `score(answer, task)` and `check_gold(task)`."""
 

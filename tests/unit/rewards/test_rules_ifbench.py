@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox_rl.rewards.base import BadGold, load_scorer
-from sandbox_rl.rewards.rules import RULES, score
-from sandbox_rl.rewards.rules_ifbench import IFBENCH_RULES
+from sandbox_rl.rewards.rules.ifbench import IFBENCH_RULES
+from sandbox_rl.rewards.rules.scorer import RULES, score
 
 from .conftest import make_task
 

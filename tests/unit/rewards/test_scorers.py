@@ -275,8 +275,8 @@ def test_each_rule_accepts_and_refuses(name: str, arguments: dict[str, Any], goo
 
 
 def test_every_rule_is_tested() -> None:
-    from sandbox_rl.rewards.rules import RULES as offered
-    from sandbox_rl.rewards.rules_ifbench import IFBENCH_RULES  # in test_rules_ifbench.py
+    from sandbox_rl.rewards.rules.ifbench import IFBENCH_RULES  # in test_rules_ifbench.py
+    from sandbox_rl.rewards.rules.scorer import RULES as offered
 
     assert {rule[0] for rule in RULES} == set(offered) - set(IFBENCH_RULES)
 

@@ -1,4 +1,4 @@
-"""Instructions about form that a rule can verify, named as in IFEval and (`rules_ifbench`) IFBench.
+"""Instructions about form that a rule can verify, named as in IFEval and (`ifbench`) IFBench.
 
 Source of the names, arguments and meanings: Zhou et al., "Instruction-Following Evaluation for Large
 Language Models" (2023). Words and sentences are counted by pattern, not by a trained tokenizer, and
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sandbox_rl.rewards.base import BadGold
-from sandbox_rl.rewards.rules_ifbench import IFBENCH_RULES
+from sandbox_rl.rewards.rules.ifbench import IFBENCH_RULES
 from sandbox_rl.types import Task
 
 __all__ = ["RULES", "check_gold", "score"]
