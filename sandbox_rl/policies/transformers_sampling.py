@@ -58,51 +58,14 @@ def _sample(
     weight_version: int,
     wanted: Callable[[int], bool],
 ) -> list[Action]:
-    device = model.device
-    rows = len(prompts)
-    longest = max(len(p) for p in prompts)
-    ids = torch.full((rows, longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((rows, longest), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    caps = [s.max_tokens for s in samplings]
-    # One uniform number per token, drawn from the turn's own seed: inverse-CDF sampling below.
-    uniforms = torch.stack(
-        [
-            torch.rand(max(caps), generator=torch.Generator().manual_seed(s.seed), dtype=torch.float64)
-            for s in samplings
-        ]
-    ).to(device)
-    ends = torch.tensor(sorted(end_ids), device=device)
-
-    sampled: list[list[int]] = [[] for _ in range(rows)]
-    logprobs: list[list[float]] = [[] for _ in range(rows)]
-    finish = ["length"] * rows
-    alive = list(range(rows))
-    prepare: Any = model.prepare_inputs_for_generation
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    for step in range(max(caps)):
-        logits = (
-            model(
-                # What an architecture wants beside a cache that has read something is its own affair: Mamba
-                # takes no mask then.
-                **prepare(
-                    ids,
-                    cache=cache,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    use_cache=True,
-                    is_first_iteration=step == 0,
-                    logits_to_keep=1,
-                )
-            )
-            .logits[:, -1]
-            .float()
-        )
-        chosen, chosen_logprobs = _draw(logits, samplings[0], uniforms[:, step])
+    batch = _Batch(model, prompts, samplings, pad_id)
+    ends = torch.tensor(sorted(end_ids), device=model.device)
+    sampled: list[list[int]] = [[] for _ in prompts]
+    logprobs: list[list[float]] = [[] for _ in prompts]
+    finish = ["length"] * len(prompts)
+    alive = list(range(len(prompts)))
+    for step in range(max(s.max_tokens for s in samplings)):
+        chosen, chosen_logprobs = _draw(batch.logits(), samplings[0], batch.uniforms[:, step])
         ended = torch.isin(chosen, ends).tolist()
         kept: list[int] = []
         for position, (row, token, logprob) in enumerate(
@@ -112,27 +75,82 @@ def _sample(
             logprobs[row].append(logprob)
             if ended[position]:
                 finish[row] = "stop"
-            elif len(sampled[row]) < caps[row] and wanted(row):
+            elif len(sampled[row]) < samplings[row].max_tokens and wanted(row):
                 kept.append(position)
         if not kept:
             break
-        if len(kept) < len(alive):
-            index = torch.tensor(kept, device=device)
-            alive = [alive[position] for position in kept]
-            cache.reorder_cache(index)  # which layers of every kind have, and takes fewer rows as well
-            chosen, mask, positions, uniforms = (
-                chosen[index],
-                mask[index],
-                positions[index],
-                uniforms[index],
-            )
-        ids = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones((len(alive), 1))], dim=1)
-        positions = positions[:, -1:] + 1
+        alive = [alive[position] for position in kept]
+        batch.read(chosen, kept)
     return [
         Action(tuple(t), tuple(lp), reason, weight_version)
         for t, lp, reason in zip(sampled, logprobs, finish, strict=True)
     ]
+
+
+class _Batch:
+    """Rows that go on: what the model has read of them (its cache), what it reads next, their randomness.
+
+    Prompts are padded on the left, so that all rows read their next token at the same place.
+
+    Attributes:
+        uniforms: (B, most tokens), one number per token, drawn from the turn's own seed: inverse-CDF sampling
+            in `_draw`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        samplings: Sequence[TurnSampling],
+        pad_id: int,
+    ) -> None:
+        shape = len(prompts), max(len(p) for p in prompts)
+        ids = torch.full(shape, pad_id, dtype=torch.long)
+        mask = torch.zeros(shape, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, shape[1] - len(prompt) :] = torch.tensor(prompt)
+            mask[row, shape[1] - len(prompt) :] = 1
+        self._model = model
+        self._ids, self._mask = ids.to(model.device), mask.to(model.device)
+        self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+        self._cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        self._first = True
+        most = max(s.max_tokens for s in samplings)
+        self.uniforms = torch.stack(
+            [
+                torch.rand(most, generator=torch.Generator().manual_seed(s.seed), dtype=torch.float64)
+                for s in samplings
+            ]
+        ).to(model.device)
+
+    def logits(self) -> torch.Tensor:
+        """Of the next token, shape (B, V), float32."""
+        prepare: Any = self._model.prepare_inputs_for_generation
+        # What an architecture wants beside a cache that has read something is its own affair: Mamba takes no
+        # mask then.
+        inputs = prepare(
+            self._ids,
+            cache=self._cache,
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            use_cache=True,
+            is_first_iteration=self._first,
+            logits_to_keep=1,
+        )
+        self._first = False
+        logits: torch.Tensor = self._model(**inputs).logits[:, -1].float()
+        return logits
+
+    def read(self, chosen: torch.Tensor, kept: Sequence[int]) -> None:
+        """Go on with `chosen` (B,), of the rows at the places `kept` only."""
+        if len(kept) < len(chosen):
+            index = torch.tensor(kept, device=chosen.device)
+            self._cache.reorder_cache(index)  # which layers of every kind have, and takes fewer rows as well
+            chosen, self.uniforms = chosen[index], self.uniforms[index]
+            self._mask, self._positions = self._mask[index], self._positions[index]
+        self._ids = chosen[:, None]
+        self._mask = torch.cat([self._mask, self._mask.new_ones((len(kept), 1))], dim=1)
+        self._positions = self._positions[:, -1:] + 1
 
 
 def _draw(
