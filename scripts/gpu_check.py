@@ -184,7 +184,7 @@ def run_part(part: str, model: str | None, out: Path, deadline: float) -> dict[s
     found: dict[str, Any] = {"seconds": time.monotonic() - started, "updates": len(steps)}
     found |= {key: median(key) for key in (ASYNC_KEYS if part == "async" else SYNC_KEYS)}
     if part == "early-stop":
-        found["stragglers/cancelled"] = sum(step["stragglers/cancelled"] for step in steps)
+        found["over_sampling/cancelled"] = sum(step["over_sampling/cancelled"] for step in steps)
     found["updates that moved weights"] = sum(step["grad_norm"] > 0 for step in steps)
     held_out = [line for line in lines if "eval/accuracy" in line]
     if part == "sync" and len(held_out) != 2:

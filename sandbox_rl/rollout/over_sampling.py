@@ -19,7 +19,7 @@ The second try is sampled with the weights of its time, so it is on policy. It e
 equal seeds give equal episodes: the weights have moved by a few updates, engines batch differently and
 commands are timed anew. What that changes, it changes for the groups that waited only.
 
-Metrics of a single step are not comparable: long steps hold the long groups. `stragglers/long_step` tells.
+Metrics of a single step are not comparable: long steps hold the long groups. `over_sampling/long_step` tells.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from typing import Any
 
 from sandbox_rl.errors import ModelError
 
-__all__ = ["STATE_FILE", "Plan", "TailBatches"]
+__all__ = ["STATE_FILE", "OverSampling", "Plan"]
 
-STATE_FILE = "stragglers.json"
+STATE_FILE = "over_sampling.json"
 """Name of the state's file in a checkpoint."""
 
 
@@ -62,7 +62,7 @@ class Plan:
     waited: tuple[Waiting, ...] = ()
 
 
-class TailBatches:
+class OverSampling:
     """Plans steps and remembers who waits. Each rank has groups of its own: rank, rank + world, …
 
     Args:
@@ -104,21 +104,24 @@ class TailBatches:
             cut_after: seconds after which the others were cancelled.
 
         Returns:
-            Metrics. `stragglers/saved_s`, of a long step: how much longer the steps that had cancelled these
-            groups would have taken with them, less this step's own time; an estimate from below, because
-            this step trains as well.
+            Metrics. `over_sampling/saved_s`, of a long step: how much longer the steps that had cancelled
+            these groups would have taken with them, less this step's own time; an estimate from below,
+            because this step trains as well.
         """
         late = [
             Waiting(group, step, cut_after) for place, group in enumerate(plan.groups) if place not in seconds
         ]
-        metrics = {"stragglers/cancelled": float(len(late)), "stragglers/long_step": float(bool(plan.waited))}
+        metrics = {
+            "over_sampling/cancelled": float(len(late)),
+            "over_sampling/long_step": float(bool(plan.waited)),
+        }
         if plan.waited:
             self._waiting = self._waiting[len(plan.waited) :]
-            metrics["stragglers/saved_s"] = _saved(plan.waited, seconds) - cut_after
+            metrics["over_sampling/saved_s"] = _saved(plan.waited, seconds) - cut_after
         else:
             self._next += len(plan.groups) * self._world
             self._waiting += late
-        metrics["stragglers/waiting"] = float(len(self._waiting))
+        metrics["over_sampling/waiting"] = float(len(self._waiting))
         self._everyone = self._share([self._state()])
         return metrics
 

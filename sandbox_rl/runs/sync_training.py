@@ -16,7 +16,7 @@ from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.commands.parts import grpo_arguments
 from sandbox_rl.display import Progress
 from sandbox_rl.rollout import EpisodeRequest
-from sandbox_rl.rollout.over_sampling import TailBatches
+from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit, watchers
 from sandbox_rl.training.callbacks import StopOnFaults
@@ -24,7 +24,7 @@ from sandbox_rl.training.checkpoints import CheckpointManifest, step_of
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.generations import Generations, StopAtBorders
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
-from sandbox_rl.training.over_sampling import TailBatchRollouts
+from sandbox_rl.training.over_sampling import OverSampledRollouts
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Rollout
 
@@ -74,12 +74,14 @@ def _rollouts(
     audit: RunAudit,
     bar: Progress,
     curriculum: Curriculum | None,
-    over_sampling: TailBatches | None,
+    over_sampling: OverSampling | None,
 ) -> GroupRollouts:
     """TRL's `rollout_func`."""
     make: Any = GroupRollouts
     if over_sampling is not None:
-        make = partial(TailBatchRollouts, tail=over_sampling, on_cut=_journal(session, "cancelled"))
+        make = partial(
+            OverSampledRollouts, over_sampling=over_sampling, on_cut=_journal(session, "cancelled")
+        )
 
     def ended(_: EpisodeRequest, rollout: Rollout) -> None:
         bar.advance(rollout.reward.value)
@@ -122,13 +124,13 @@ def _curriculum(session: Session) -> Curriculum | None:
     return curriculum
 
 
-def _over_sampling(session: Session) -> TailBatches | None:
+def _over_sampling(session: Session) -> OverSampling | None:
     """With the groups that waited at the checkpoint; None where each step waits for all of its groups."""
     plan, state = session.plan, session.state
     extra = plan.recipe.rollout.over_sample
     if not extra:
         return None
-    over_sampling = TailBatches(
+    over_sampling = OverSampling(
         extra, rank=state.process_index, world=state.num_processes, share=gather_object
     )
     if plan.checkpoint is not None:

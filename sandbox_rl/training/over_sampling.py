@@ -8,20 +8,20 @@ from typing import Any
 from trl import GRPOTrainer
 
 from sandbox_rl.rollout import EpisodeRequest
-from sandbox_rl.rollout.over_sampling import TailBatches
+from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.group_rollouts import Generation, GroupRollouts
 from sandbox_rl.types import Rollout
 
-__all__ = ["TailBatchRollouts"]
+__all__ = ["OverSampledRollouts"]
 
 
-class TailBatchRollouts(GroupRollouts):
+class OverSampledRollouts(GroupRollouts):
     """Groups come by number, in passes over the tasks, whatever tasks the trainer names.
 
     Args:
-        tail: plans the steps; saved with the checkpoints.
+        over_sampling: plans the steps; saved with the checkpoints.
         on_cut: called with the step and the episodes that had ended in groups that were cancelled.
         others: those of `GroupRollouts`; no curriculum.
     """
@@ -29,13 +29,13 @@ class TailBatchRollouts(GroupRollouts):
     def __init__(
         self,
         *args: Any,
-        tail: TailBatches,
+        over_sampling: OverSampling,
         on_cut: Callable[[int, Sequence[Rollout]], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         assert self._curriculum is None, "checked with the recipe"
-        self._tail = tail
+        self._over_sampling = over_sampling
         self._on_cut = on_cut
         self._metrics: dict[str, float] = {}
         self._last_cut: Sequence[Rollout] = ()
@@ -55,7 +55,7 @@ class TailBatchRollouts(GroupRollouts):
     def _roll_out_drawn(
         self, now: Generation, wanted: Sequence[tuple[str, tuple[int | str, ...]]]
     ) -> Sequence[Sequence[Rollout]]:
-        plan = self._tail.plan(len(wanted))
+        plan = self._over_sampling.plan(len(wanted))
         requests = []
         for place, group in enumerate(plan.groups):
             task = self._tasks[self._task_of(group)]
@@ -73,7 +73,7 @@ class TailBatchRollouts(GroupRollouts):
             found = self._loop.run(
                 self._engine.run_groups(requests, keep=plan.keep, on_rollout=self._on_rollout)
             )
-        self._metrics = self._tail.record(plan, now.number, found.seconds, found.cut_after)
+        self._metrics = self._over_sampling.record(plan, now.number, found.seconds, found.cut_after)
         self._last_cut = found.cut
         with together():
             if self._on_cut is not None and found.cut:

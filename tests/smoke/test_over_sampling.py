@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 GROUPS, SIZE, STEPS = 2, 4, 6
 DEADLINE_S = 280
 RECIPE = {
-    "name": "stragglers",
+    "name": "over_sampling",
     "model": {"path": "tiny", "dtype": "float32"},
     "prompts": [str(REPOSITORY / "recipes" / "prompts")],
     "data": {
@@ -65,7 +65,7 @@ def episodes(run: Path, phase: str) -> list[dict]:
 def test_a_killed_run_goes_on_with_the_groups_that_waited(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs")}))
-    run = tmp_path / "runs" / "stragglers"
+    run = tmp_path / "runs" / "over_sampling"
     deadline = time.monotonic() + DEADLINE_S
     first = start(path)
     while not is_complete(run / "checkpoints" / "checkpoint-2"):
@@ -96,8 +96,8 @@ def test_a_killed_run_goes_on_with_the_groups_that_waited(tmp_path):
     assert lasting == Counter({task: count * SIZE for task, count in expected.items()})
 
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    kinds = {m["step"]: m["stragglers/long_step"] for m in metrics if "stragglers/long_step" in m}
+    kinds = {m["step"]: m["over_sampling/long_step"] for m in metrics if "over_sampling/long_step" in m}
     assert kinds == {1: 0, 2: 0, 3: 1, 4: 0, 5: 0, 6: 1}
-    assert {m["stragglers/waiting"] for m in metrics if m.get("step") == 6 and "stragglers/waiting" in m} == {
-        0
-    }
+    assert {
+        m["over_sampling/waiting"] for m in metrics if m.get("step") == 6 and "over_sampling/waiting" in m
+    } == {0}

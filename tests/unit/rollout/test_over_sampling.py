@@ -11,7 +11,7 @@ import pytest
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError, ModelError
 from sandbox_rl.rollout.order import of_group
-from sandbox_rl.rollout.over_sampling import Plan, TailBatches
+from sandbox_rl.rollout.over_sampling import OverSampling, Plan
 
 SIZE, SHARE, STEPS, TASKS = 8, 0.25, 500, 40
 
@@ -25,16 +25,16 @@ def duration(group: int, attempt: int = 0) -> float:
 
 
 def train(
-    tail: TailBatches, steps: int, lengths: Callable[[int], float] = duration
+    rule: OverSampling, steps: int, lengths: Callable[[int], float] = duration
 ) -> list[tuple[int, float]]:
     """Group and length of all that is trained on: the first to end are kept."""
     trained = []
     for step in range(steps):
-        plan = tail.plan(SIZE)
+        plan = rule.plan(SIZE)
         took = {place: lengths(group) for place, group in enumerate(plan.groups)}
         first = dict(sorted(took.items(), key=lambda item: item[1])[: plan.keep])
         trained += [(plan.groups[place], seconds) for place, seconds in first.items()]
-        tail.record(plan, step, first, max(first.values()))
+        rule.record(plan, step, first, max(first.values()))
     return trained
 
 
@@ -53,7 +53,7 @@ WITHOUT = [duration(group) for group in range(10**6, 10**6 + SIZE * STEPS)]
 
 
 def test_lengths_are_those_of_training_without_early_stop():
-    lengths = [seconds for _, seconds in train(TailBatches(SHARE), STEPS)]
+    lengths = [seconds for _, seconds in train(OverSampling(SHARE), STEPS)]
     assert distance(lengths, WITHOUT) < 1
     assert np.mean(lengths) == pytest.approx(np.mean(WITHOUT), rel=0.12)
 
@@ -75,17 +75,17 @@ def test_doing_them_again_with_new_seeds_is_not_either():
         tries[group] = tries.get(group, -1) + 1
         return duration(group, tries[group])
 
-    lengths = [seconds for _, seconds in train(TailBatches(SHARE), STEPS, drawn_anew)]
+    lengths = [seconds for _, seconds in train(OverSampling(SHARE), STEPS, drawn_anew)]
     assert distance(lengths, WITHOUT) > 2
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 1.0])
 def test_every_group_is_trained_once_or_waits(share):
-    tail = TailBatches(share)
-    trained = [group for group, _ in train(tail, 101)]
+    rule = OverSampling(share)
+    trained = [group for group, _ in train(rule, 101)]
     assert len(trained) == len(set(trained)) == 101 * SIZE
     waiting = set(range(max(trained) + 1)) - set(trained)
-    state = tail._state()
+    state = rule._state()
     assert waiting == {w["group"] for w in state["waiting"] if w["group"] <= max(trained)}
     assert len(state["waiting"]) < SIZE + np.ceil(share * SIZE)
     assert state["next"] == len(trained) + len(state["waiting"])
@@ -93,12 +93,12 @@ def test_every_group_is_trained_once_or_waits(share):
 
 def test_when_long_steps_come_does_not_depend_on_lengths():
     def kinds(lengths):
-        tail, found = TailBatches(SHARE), []
+        rule, found = OverSampling(SHARE), []
         for step in range(60):
-            plan = tail.plan(SIZE)
+            plan = rule.plan(SIZE)
             found.append(bool(plan.waited))
             order = sorted(range(len(plan.groups)), key=lambda place: lengths(plan.groups[place]))
-            tail.record(plan, step, dict.fromkeys(order[: plan.keep], 1.0), 1.0)
+            rule.record(plan, step, dict.fromkeys(order[: plan.keep], 1.0), 1.0)
         return found
 
     assert kinds(duration) == kinds(lambda group: -duration(group)) == kinds(lambda group: group)
@@ -109,33 +109,33 @@ def test_time_is_saved_where_lengths_have_a_tail():
     def seconds(steps):
         return sum(max(duration(group) for group in groups) for groups in steps)
 
-    tail, took, saved = TailBatches(SHARE), 0.0, 0.0
+    rule, took, saved = OverSampling(SHARE), 0.0, 0.0
     for step in range(STEPS):
-        plan = tail.plan(SIZE)
+        plan = rule.plan(SIZE)
         times = {place: duration(group) for place, group in enumerate(plan.groups)}
         first = dict(sorted(times.items(), key=lambda item: item[1])[: plan.keep])
         took += max(first.values())
-        saved += tail.record(plan, step, first, max(first.values())).get("stragglers/saved_s", 0.0)
+        saved += rule.record(plan, step, first, max(first.values())).get("over_sampling/saved_s", 0.0)
     without = seconds([range(step * SIZE, (step + 1) * SIZE) for step in range(STEPS)])
     assert took < 0.8 * without
     assert saved > 0
 
 
 def test_ranks_have_groups_of_their_own():
-    tails = [TailBatches(SHARE, rank=rank, world=3) for rank in range(3)]
-    trained = [group for tail in tails for group, _ in train(tail, 20)]
+    ranks = [OverSampling(SHARE, rank=rank, world=3) for rank in range(3)]
+    trained = [group for rule in ranks for group, _ in train(rule, 20)]
     assert len(trained) == len(set(trained))
-    everything = set(trained) | {w["group"] for tail in tails for w in tail._state()["waiting"]}
+    everything = set(trained) | {w["group"] for rule in ranks for w in rule._state()["waiting"]}
     assert everything == set(range(len(everything)))
 
 
 def test_a_resumed_run_goes_on_as_it_would_have(tmp_path):
-    whole = train(TailBatches(SHARE), 20)
-    tail = TailBatches(SHARE)
-    first = train(tail, 9)
-    tail.save(tmp_path)
-    train(tail, 2)  # after the checkpoint, and lost
-    resumed = TailBatches(SHARE)
+    whole = train(OverSampling(SHARE), 20)
+    rule = OverSampling(SHARE)
+    first = train(rule, 9)
+    rule.save(tmp_path)
+    train(rule, 2)  # after the checkpoint, and lost
+    resumed = OverSampling(SHARE)
     resumed.restore(tmp_path)
     assert first + train(resumed, 11) == whole
 
@@ -150,15 +150,15 @@ def test_all_ranks_are_saved_and_dealt_out_to_another_number_of_ranks(tmp_path):
 
         return collect
 
-    tails = [TailBatches(SHARE, rank=rank, world=2, share=share(rank)) for rank in range(2)]
-    trained = [group for tail in tails for group, _ in train(tail, 7)]
-    tails[1].save(tmp_path)
-    same = [TailBatches(SHARE, rank=rank, world=2) for rank in range(2)]
-    alone = TailBatches(SHARE)
-    for tail in (*same, alone):
-        tail.restore(tmp_path)
-    assert [t._state() for t in same] == [t._state() for t in tails]
-    waiting = {w["group"] for tail in tails for w in tail._state()["waiting"]}
+    ranks = [OverSampling(SHARE, rank=rank, world=2, share=share(rank)) for rank in range(2)]
+    trained = [group for rule in ranks for group, _ in train(rule, 7)]
+    ranks[1].save(tmp_path)
+    same = [OverSampling(SHARE, rank=rank, world=2) for rank in range(2)]
+    alone = OverSampling(SHARE)
+    for rule in (*same, alone):
+        rule.restore(tmp_path)
+    assert [t._state() for t in same] == [t._state() for t in ranks]
+    waiting = {w["group"] for rule in ranks for w in rule._state()["waiting"]}
     assert {w["group"] for w in alone._state()["waiting"]} == waiting
     later = [group for group, _ in train(alone, 10)]
     assert waiting <= set(later)
@@ -168,13 +168,13 @@ def test_all_ranks_are_saved_and_dealt_out_to_another_number_of_ranks(tmp_path):
 @pytest.mark.parametrize("content", [None, "{}", "[1]", '{"ranks": []}', '{"ranks": [{"next": 1}]}'])
 def test_a_checkpoint_without_the_state_is_one_line(tmp_path, content):
     if content is not None:
-        (tmp_path / "stragglers.json").write_text(content)
-    with pytest.raises(ModelError, match=r"stragglers.json does not hold.*rollout.over_sample"):
-        TailBatches(SHARE).restore(tmp_path)
+        (tmp_path / "over_sampling.json").write_text(content)
+    with pytest.raises(ModelError, match=r"over_sampling.json does not hold.*rollout.over_sample"):
+        OverSampling(SHARE).restore(tmp_path)
 
 
 def test_the_share_is_rounded_up():
-    assert TailBatches(0.01).plan(4) == Plan((0, 1, 2, 3, 4), 4)
+    assert OverSampling(0.01).plan(4) == Plan((0, 1, 2, 3, 4), 4)
 
 
 @pytest.mark.parametrize(
