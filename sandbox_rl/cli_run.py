@@ -15,9 +15,7 @@ from sandbox_rl.command_line import DONE_IN_PART, Interrupted
 from sandbox_rl.errors import ConfigError, InfraFault
 
 if TYPE_CHECKING:
-    from sandbox_rl.assistant.view import TerminalView
-    from sandbox_rl.commands.assist import Assisted
-    from sandbox_rl.config.assistant import AssistantSettings
+    from sandbox_rl.assistant import AssistantSettings, Assisted, TerminalView
 
 __all__ = ["app"]
 
@@ -75,7 +73,7 @@ def run(
     """
     from rich.console import Console
 
-    from sandbox_rl.assistant.view import TerminalView, shown
+    from sandbox_rl.assistant import AssistRequest, TerminalView, assist, shown
 
     if question is None and not interactive:
         raise ConfigError("QUESTION is missing; write it behind `run`, or add --interactive to type it")
@@ -86,7 +84,6 @@ def run(
         raise ConfigError("--model is missing, expected the name under which the endpoint knows the model")
     view = TerminalView(Console(stderr=True), answers=interactive)
     try:
-        from sandbox_rl.commands.assist import AssistRequest, assist
         from sandbox_rl.policies.openai_chat import EndpointSettings
 
         endpoint = None
@@ -112,7 +109,7 @@ def run(
 def _settings(
     recipe: Path | None, overrides: list[str], model: str | None, network: str | None
 ) -> AssistantSettings:
-    from sandbox_rl.config.assistant import load_assistant
+    from sandbox_rl.assistant import load_assistant
 
     settings = load_assistant(recipe, overrides)
     if network is not None:

@@ -24,6 +24,7 @@ from sandbox_rl.types import (
     Action,
     Answer,
     AnswerStatus,
+    ChatRecord,
     MalformedCall,
     Observation,
     Rollout,
@@ -63,7 +64,11 @@ def rollout_record(rollout: Rollout, **context: Any) -> dict[str, Any]:
         "seconds": t.seconds,
         "prompt_ids": list(t.prompt_ids),
         "turns": [_turn_record(turn) for turn in t.turns],
-    }
+    } | (_chat_record(t.chat) if t.chat is not None else {})
+
+
+def _chat_record(chat: ChatRecord) -> dict[str, Any]:
+    return {"messages": list(chat.messages), "usage": dict(chat.usage)}
 
 
 def _turn_record(turn: Turn) -> dict[str, Any]:
@@ -136,6 +141,7 @@ def trajectory_from_record(record: Mapping[str, Any]) -> Trajectory:
         episode_id=record["episode_id"],
         fault=record["fault"],
         seconds=record["seconds"],
+        chat=ChatRecord(tuple(record["messages"]), record["usage"]) if "messages" in record else None,
     )
 
 

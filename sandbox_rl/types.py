@@ -16,6 +16,7 @@ __all__ = [
     "Action",
     "Answer",
     "AnswerStatus",
+    "ChatRecord",
     "ExecResult",
     "ExecStatus",
     "MalformedCall",
@@ -250,11 +251,25 @@ class StopReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ChatRecord:
+    """An episode behind a chat endpoint, which hides the ids.
+
+    Args:
+        messages: the whole conversation as the endpoint takes it.
+        usage: tokens by "prompt", "sampled" and "observed", as the endpoint reports them.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    usage: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """The record of one episode.
 
     The trained sequence is `prompt_ids + completion_ids`; the last id of the completion is the
-    policy's own, so truncation can be judged by it.
+    policy's own, so truncation can be judged by it. With `chat` there are no ids: it can be scored and
+    shown, not trained on.
     """
 
     task_id: str
@@ -265,6 +280,7 @@ class Trajectory:
     episode_id: str = ""
     fault: str = ""  # what went wrong, when stop is INFRA_FAULT
     seconds: float = 0.0
+    chat: ChatRecord | None = None  # of a chat endpoint; None where the ids say it all
 
     def __post_init__(self) -> None:
         if self.turns and self.turns[-1].observation_ids:

@@ -47,7 +47,7 @@ class Episodes:
         self._random = random.Random(0)
         self.occupancy = Occupancy()
 
-    async def run(self, requests: Any, on_rollout: Any = None) -> list[Rollout]:
+    async def run(self, requests: Any, observer: Any = None) -> list[Rollout]:
         return [self._one(request.id, request.task) for request in requests]
 
     def _one(self, name: str, task: Task) -> Rollout:

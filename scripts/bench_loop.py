@@ -20,10 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend, exec_ok
 from sandbox_rl.journal import Journal
+from sandbox_rl.observer import EachRollout
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
@@ -84,10 +86,9 @@ async def measure(text: str, *, episodes: int, turns: int, tokenizer: Any, journ
         return turn if number < turns else last
 
     engine = RolloutEngine(
-        policy=ScriptedPolicy(script, max_context=1 << 24),
+        agent=TokenAgent(ScriptedPolicy(script, max_context=1 << 24), chat),
         backend=RecordingBackend(answer_exec=tool),
         scoring=cast(Any, _NoScoring()),
-        chat=chat,
         toolbox=toolbox,
         render=lambda task: (Message("user", task.prompt),),
         episode=EpisodeSettings(max_turns=turns + 1, max_tokens=1 << 23, turn_tokens=1 << 20, timeout_s=600),
@@ -114,7 +115,7 @@ async def measure(text: str, *, episodes: int, turns: int, tokenizer: Any, journ
         async with engine:
             ticker = asyncio.create_task(tick())
             started = time.perf_counter()
-            await engine.run(requests, on_rollout=keep)
+            await engine.run(requests, observer=EachRollout(keep))
             seconds = time.perf_counter() - started
             ticker.cancel()
     late.sort()

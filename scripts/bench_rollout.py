@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend, exec_ok
@@ -63,10 +64,9 @@ async def measure(times: dict[str, list[float]], *, sleep: bool) -> tuple[float,
         return exec_ok("done\n")
 
     engine = RolloutEngine(
-        policy=ScriptedPolicy(script),
+        agent=TokenAgent(ScriptedPolicy(script), chat),
         backend=RecordingBackend(answer_exec=tool),
         scoring=ScoringPool(ProgramSandboxes(PROGRAM, memory_mb=2048), workers=2),
-        chat=chat,
         toolbox=toolbox,
         render=lambda task: (Message("user", task.prompt),),
         episode=EpisodeSettings(max_turns=8, timeout_s=120),

@@ -30,6 +30,7 @@ from typing import Any
 import gpu_bench_trainer
 from gpu_common import device_name, scale_of
 
+from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.policies.base import PolicySession, Sampling, TurnSampling
@@ -166,14 +167,13 @@ async def with_tools(
     record = Record()
     settings = EmbeddedSettings()
     engine = RolloutEngine(
-        policy=Puppet(served, chat, record, scale.turn_tokens),
+        agent=TokenAgent(Puppet(served, chat, record, scale.turn_tokens), chat),
         backend=SandboxPool(
             EmbeddedBackend(settings=settings),
             limits=settings.limits,
             settings=PoolSettings(max_live=2 * in_flight),
         ),
         scoring=ScoringPool(ProgramSandboxes(PROGRAM, memory_mb=2048), workers=2),
-        chat=chat,
         toolbox=toolbox,
         render=lambda task: (Message("user", task.prompt),),
         episode=EpisodeSettings(max_turns=8, timeout_s=300, exec_timeout_s=30),

@@ -6,23 +6,35 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from sandbox_rl.agents.base import Agent, AgentSession, EpisodeRequest
 from sandbox_rl.assistant.files_out import without_inputs
-from sandbox_rl.assistant.talk import Talk
-from sandbox_rl.assistant.watch import Watcher
+from sandbox_rl.assistant.record import Record, Viewer
+from sandbox_rl.episode import EpisodeSettings, run_episode
 from sandbox_rl.errors import FileProblem, InfraFault, SandboxDead, SandboxFault, SandboxFileError
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.sandboxes.base import (
     ANSWER_FILE,
     INPUT_DIR,
     WORKING_DIR,
     Sandbox,
     SandboxBackend,
-    SandboxInfo,
 )
-from sandbox_rl.types import Answer, AnswerStatus, Message, StopReason, Task, Trajectory
+from sandbox_rl.tools.toolbox import Toolbox
+from sandbox_rl.types import (
+    Answer,
+    AnswerStatus,
+    MalformedCall,
+    Message,
+    Observation,
+    StopReason,
+    Task,
+    ToolCall,
+    ToolFailure,
+    Trajectory,
+)
 
-__all__ = ["Conversation", "NextMessage", "Viewer", "converse"]
+__all__ = ["Conversation", "NextMessage", "converse"]
 
 MAX_ANSWER_BYTES = 65_536
 COLLECT_TIMEOUT_S = 30.0
@@ -30,18 +42,6 @@ COLLECT_TIMEOUT_S = 30.0
 
 NextMessage = Callable[[], Awaitable[str | None]]
 """What the user says next; None when there is nothing more."""
-
-
-class Viewer(Watcher, Protocol):
-    """Also sees where it happens and how each exchange ends."""
-
-    def opened(self, info: SandboxInfo, files: int) -> None:
-        """The sandbox is there."""
-        ...
-
-    def ended(self, stop: StopReason, answer: str | None) -> None:
-        """An exchange is over; `answer` is what stands in the answer file after a submit."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,16 @@ class Conversation:
 
 
 async def converse(
-    task: Task,
+    request: EpisodeRequest,
     messages: Sequence[Message],
     *,
     backend: SandboxBackend,
-    talk: Talk,
+    agent: Agent,
+    toolbox: Toolbox,
     viewer: Viewer,
     next_message: NextMessage | None,
-    boot_timeout_s: float,
+    limits: EpisodeSettings,
+    sampling: Sampling,
     max_output_bytes: int,
 ) -> Conversation:
     """Ask, let the policy work, go on as long as the user does, and fetch the results.
@@ -77,20 +79,44 @@ async def converse(
     earlier, it raises.
 
     Args:
-        messages: the rendered prompt of `task`.
-        next_message: None for a single question.
+        messages: the rendered prompt of the request's task.
+        next_message: None for a single question. Otherwise a turn without a call waits for the user instead
+            of being reminded of the tools.
+        limits: of each exchange.
 
     Raises:
         SandboxFault: the sandbox could not be made.
         UserError: this machine can make none, or the endpoint refuses key, model or address.
     """
-    started = time.monotonic()
+    started, task = time.monotonic(), request.task
     fault, interrupted = "", False
-    async with backend, talk:
-        async with backend.sandbox(task.files or None, timeout=boot_timeout_s) as sandbox:
+    record = Record(agent, viewer)
+    if next_message is not None:
+        toolbox = _UserAnswers(toolbox)
+    async with backend, agent:
+        async with (
+            backend.sandbox(task.files or None, timeout=limits.boot_timeout_s) as sandbox,
+            agent.session(
+                request, messages, tools=toolbox.schemas, sampling=sampling, limits=limits
+            ) as session,
+        ):
             viewer.opened(backend.info, len(task.files))
+
+            async def exchange() -> StopReason:
+                deadline = time.monotonic() + limits.timeout_s
+                done = await run_episode(
+                    request,
+                    session,
+                    toolbox=toolbox,
+                    sandbox=sandbox,
+                    settings=limits,
+                    deadline=deadline,
+                    observer=record,
+                )
+                return done.stop
+
             try:
-                stop = await _exchanges(messages, sandbox, talk, viewer, next_message)
+                stop = await _exchanges(exchange, session, record, sandbox, viewer, next_message)
             except InfraFault as error:
                 stop, fault = StopReason.INFRA_FAULT, f"{type(error).__name__}: {error}"
             except asyncio.CancelledError:
@@ -99,27 +125,54 @@ async def converse(
                     task_now.uncancel()
                 stop, fault, interrupted = StopReason.INFRA_FAULT, "interrupted", True
             files, notes, answer = await _collect(sandbox, task, max_output_bytes)
-    trajectory = talk.trajectory(stop, answer, fault=fault, seconds=time.monotonic() - started)
+    kept = session.record()
+    trajectory = Trajectory(
+        task_id=task.id,
+        prompt_ids=kept.prompt_ids,
+        turns=record.turns,
+        stop=stop,
+        answer=answer,
+        episode_id=request.id,
+        fault=fault,
+        seconds=time.monotonic() - started,
+        chat=kept.chat,
+    )
     return Conversation(trajectory, files, notes, interrupted)
 
 
 async def _exchanges(
-    messages: Sequence[Message],
+    exchange: Callable[[], Awaitable[StopReason]],
+    session: AgentSession,
+    record: Record,
     sandbox: Sandbox,
-    talk: Talk,
     viewer: Viewer,
     next_message: NextMessage | None,
 ) -> StopReason:
-    stop = await talk.begin(messages, sandbox)
     while True:
-        submitted = stop is StopReason.SUBMITTED and bool(talk.record.turns[-1].calls)
+        stop = await exchange()
+        submitted = stop is StopReason.SUBMITTED and bool(record.turns[-1].calls)
         viewer.ended(stop, await _answer_so_far(sandbox) if submitted else None)
         if next_message is None or stop is StopReason.SANDBOX_DEAD:
             return stop
         text = await next_message()
         if text is None:
             return stop
-        stop = await talk.go_on(text, sandbox)
+        record.user_spoke(session.add_user(text))
+
+
+class _UserAnswers(Toolbox):
+    """The same tools; a turn without a call ends the exchange, because somebody is there to answer it."""
+
+    def __init__(self, inner: Toolbox) -> None:
+        super().__init__(())
+        self.schemas = inner.schemas
+        self._inner = inner
+
+    async def run(self, sandbox: Sandbox, call: ToolCall | MalformedCall, *, timeout: float) -> Observation:
+        return await self._inner.run(sandbox, call, timeout=timeout)
+
+    def no_call(self, example: str = "") -> Observation:
+        return Observation("", failure=ToolFailure.NO_CALL, submitted=True)
 
 
 async def _answer_so_far(sandbox: Sandbox) -> str | None:

@@ -17,7 +17,6 @@ from typing import Any
 
 from sandbox_rl import __version__
 from sandbox_rl.errors import DataError
-from sandbox_rl.evaluation.chat_episode import MessageTrajectory
 from sandbox_rl.journal import rollout_record
 from sandbox_rl.tasks.names import deception, problem_of_name
 from sandbox_rl.types import Rollout
@@ -90,8 +89,7 @@ def save_trajectory(directory: Path, rollout: Rollout, **context: Any) -> str:
     Raises:
         DataError: the directory cannot be written to.
     """
-    extras = rollout.trajectory.extras() if isinstance(rollout.trajectory, MessageTrajectory) else {}
-    record = rollout_record(rollout, version=__version__, question=rollout.task.prompt, **context) | extras
+    record = rollout_record(rollout, version=__version__, question=rollout.task.prompt, **context)
     text = json.dumps(record, indent=1, default=str) + "\n"
     for number in count(1):
         path = directory / ("trajectory.json" if number == 1 else f"trajectory-{number}.json")

@@ -203,11 +203,19 @@ class ChatFormat:
 
         See `chat.calls` for the rules.
         """
-        return self._reader.read(self.decode(self.ends.before(token_ids)))
+        return self.calls_of(self.said(token_ids))
+
+    def said(self, token_ids: Sequence[int]) -> str:
+        """A sampled turn as text, without its end. Never encode it again."""
+        return self.decode(self.ends.before(token_ids))
+
+    def calls_of(self, said: str) -> tuple[ToolCall | MalformedCall, ...]:
+        """The calls of a turn's text, as `parse`."""
+        return self._reader.read(said)
 
     def spoken(self, token_ids: Sequence[int]) -> tuple[str, str]:
         """What a sampled turn says, for people: its reasoning, and its words before the first call."""
-        return self._reader.spoken(self.decode(self.ends.before(token_ids)))
+        return self._reader.spoken(self.said(token_ids))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text for people and reports, control tokens shown. Never encode it again."""

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from heapq import nlargest
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 
+from sandbox_rl.agents.messages import MessageAgent
+from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.parts import (
     build_backend,
@@ -17,27 +18,24 @@ from sandbox_rl.commands.parts import (
     build_engine,
     build_policy,
     build_render,
-    build_scoring,
-    build_toolbox,
 )
 from sandbox_rl.commands.served import serve
 from sandbox_rl.config.run import RunSettings
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.evaluation.engines import ChatEngine, PlainChatEngine, PlainEngine
-from sandbox_rl.evaluation.run import EpisodeEngine
+from sandbox_rl.evaluation.plan import MODES
 from sandbox_rl.policies.base import Policy, PolicySession, Sampling, TurnSampling
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
-from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render_plain
+from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import configured_context, generation_ends, load_model, load_tokenizer
 from sandbox_rl.types import Message, Task
 
-__all__ = ["Engines", "build_plain_render", "endpoint_engines", "local_engines"]
+__all__ = ["Engines", "endpoint_engines", "local_engines"]
 
-Engines = Mapping[str, AbstractAsyncContextManager[EpisodeEngine]]
+Engines = Mapping[str, AbstractAsyncContextManager[RolloutEngine]]
 
 Render = Callable[[Task], Sequence[Message]]
 
@@ -46,19 +44,6 @@ LONGEST = 16
 
 GREETING_S = 120.0
 """Seconds that an endpoint has for its first, short reply; some load the model then."""
-
-
-def build_plain_render(recipe: RunSettings) -> Callable[[Task], tuple[Message, ...]]:
-    """The function from a task to the messages that ask it without a sandbox."""
-    directories = tuple(Path(directory) for directory in recipe.prompts)
-    sets: dict[str, PromptSet] = {}
-
-    def rendered(task: Task) -> tuple[Message, ...]:
-        if task.domain not in sets:
-            sets[task.domain] = load_prompt_set(task.domain, directories)
-        return render_plain(task, sets[task.domain])
-
-    return rendered
 
 
 @contextmanager
@@ -93,10 +78,8 @@ def local_engines(
         )
     tokenizer = load_tokenizer(model)
     ends = generation_ends(model)
-    chat = build_chat(recipe, tokenizer, ends)
-    without_tools = build_chat(recipe, tokenizer, ends, tools=False)
-    renders = {"sandbox": (chat, build_render(recipe, base_dir))}
-    renders["plain"] = (without_tools, build_plain_render(recipe))
+    chats = {mode: build_chat(recipe, tokenizer, ends, tools=mode == "sandbox") for mode in MODES}
+    chat = chats["sandbox"]
     with ExitStack() as stack:
         policy: Policy
         if isinstance(recipe.policy, TransformersSettings):
@@ -109,7 +92,10 @@ def local_engines(
                     "they serve with --base-url, or set policy.engine=managed"
                 )
             context = configured_context(model)
-            longest = max(_longest(*renders[mode], tasks) for mode in modes)
+            longest = max(
+                _longest(chats[mode], build_render(recipe, base_dir, plain=mode == "plain"), tasks)
+                for mode in modes
+            )
             served = serve(
                 recipe,
                 model=model.path,
@@ -127,16 +113,16 @@ def local_engines(
             stack.enter_context(loop.entered(policy))
             served.keep_log(log)
         borrowed = _Borrowed(policy)
-        engines: dict[str, AbstractAsyncContextManager[EpisodeEngine]] = {}
-        if "sandbox" in modes:
-            engines["sandbox"] = build_engine(
-                recipe, base_dir=base_dir, policy=borrowed, chat=chat, sampling=Sampling()
+        yield {
+            mode: build_engine(
+                recipe,
+                base_dir=base_dir,
+                agent=TokenAgent(borrowed, chats[mode]),
+                sampling=Sampling(),
+                backend=build_backend(recipe) if mode == "sandbox" else None,
             )
-        if "plain" in modes:
-            engines["plain"] = PlainEngine(
-                policy=borrowed, chat=without_tools, render=renders["plain"][1], **_common(recipe, base_dir)
-            )
-        yield engines
+            for mode in modes
+        }
 
 
 class _Borrowed:
@@ -170,32 +156,25 @@ def endpoint_engines(
     recipe: RunSettings, modes: Sequence[str], endpoint: EndpointSettings, *, base_dir: Path
 ) -> Engines:
     """A model behind a chat endpoint."""
-    engines: dict[str, AbstractAsyncContextManager[EpisodeEngine]] = {}
-    if "sandbox" in modes:
-        engine = ChatEngine(
-            client=ChatClient(endpoint),
-            backend=build_backend(recipe),
-            toolbox=build_toolbox(recipe),
-            render=build_render(recipe, base_dir),
-            **_common(recipe, base_dir),
+    return {
+        mode: _greeted(
+            endpoint,
+            build_engine(
+                recipe,
+                base_dir=base_dir,
+                agent=MessageAgent(ChatClient(endpoint)),
+                sampling=Sampling(),
+                backend=build_backend(recipe) if mode == "sandbox" else None,
+            ),
         )
-        engines["sandbox"] = _greeted(endpoint, engine)
-    if "plain" in modes:
-        plain = PlainChatEngine(
-            client=ChatClient(endpoint), render=build_plain_render(recipe), **_common(recipe, base_dir)
-        )
-        engines["plain"] = _greeted(endpoint, plain)
-    return engines
-
-
-def _common(recipe: RunSettings, base_dir: Path) -> dict[str, Any]:
-    return {"scoring": build_scoring(recipe, base_dir), "episode": recipe.episode, "settings": recipe.rollout}
+        for mode in modes
+    }
 
 
 @asynccontextmanager
 async def _greeted(
-    endpoint: EndpointSettings, engine: AbstractAsyncContextManager[EpisodeEngine]
-) -> AsyncIterator[EpisodeEngine]:
+    endpoint: EndpointSettings, engine: AbstractAsyncContextManager[RolloutEngine]
+) -> AsyncIterator[RolloutEngine]:
     """The engine, once the endpoint has said anything at all: a wrong address costs no thousand retries."""
     async with ChatClient(endpoint) as client:
         try:

@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from sandbox_rl.display import Display
 from sandbox_rl.evaluation import Evaluation, evaluation_requests, summarise
 from sandbox_rl.journal import Journal
+from sandbox_rl.observer import EachRollout
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.config import EvaluationSettings
@@ -71,7 +72,7 @@ class HeldOut:
                     requests,
                     sampling=self._settings.sampling,
                     overlong="score",
-                    on_rollout=ended,
+                    observer=EachRollout(ended),
                 )
             )
             for rollout in mine:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from sandbox_rl.agents.base import Agent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.config.run import RunSettings
-from sandbox_rl.policies.base import Policy, Sampling
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.transformers import TransformersPolicy
@@ -22,7 +23,7 @@ from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.program import ProgramSandboxes
-from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render
+from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render, render_plain
 from sandbox_rl.tools.toolbox import Toolbox, default_toolbox
 from sandbox_rl.training.grpo import grpo_config
 from sandbox_rl.training.models import compute_dtype, context_length, with_compute_dtype
@@ -84,15 +85,22 @@ def scoring_place(settings: RewardSettings) -> Place:
     return ProgramSandboxes(PROGRAM, memory_mb=settings.memory_mb + WORKER_MB)
 
 
-def build_render(recipe: RunSettings, base_dir: Path) -> Callable[[Task], tuple[Message, ...]]:
-    """The function from a task to the messages of its prompt, by the task's domain."""
+def build_render(
+    recipe: RunSettings, base_dir: Path, *, plain: bool = False
+) -> Callable[[Task], tuple[Message, ...]]:
+    """The function from a task to the messages of its prompt, by the task's domain.
+
+    Args:
+        plain: the messages that ask it without a sandbox.
+    """
+    form = render_plain if plain else render
     directories = tuple(base_dir / directory for directory in recipe.prompts)
     sets: dict[str, PromptSet] = {}
 
     def rendered(task: Task) -> tuple[Message, ...]:
         if task.domain not in sets:
             sets[task.domain] = load_prompt_set(task.domain, directories)
-        return render(task, sets[task.domain])
+        return form(task, sets[task.domain])
 
     return rendered
 
@@ -151,19 +159,21 @@ def build_engine(
     recipe: RunSettings,
     *,
     base_dir: Path,
-    policy: Policy,
-    chat: ChatFormat,
+    agent: Agent,
     sampling: Sampling,
-    backend: SandboxBackend | None = None,
+    backend: SandboxBackend | None,
 ) -> RolloutEngine:
-    """The rollout engine around a policy; enter it to start its parts."""
+    """The rollout engine around an agent; enter it to start its parts.
+
+    Args:
+        backend: None for episodes of one reply, without a sandbox.
+    """
     return RolloutEngine(
-        policy=policy,
-        backend=backend if backend is not None else build_backend(recipe),
+        agent=agent,
+        backend=backend,
         scoring=build_scoring(recipe, base_dir),
-        chat=chat,
         toolbox=build_toolbox(recipe),
-        render=build_render(recipe, base_dir),
+        render=build_render(recipe, base_dir, plain=backend is None),
         episode=recipe.episode,
         sampling=sampling,
         settings=recipe.rollout,

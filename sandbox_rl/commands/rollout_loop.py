@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.audit.faults import FaultWatch
-from sandbox_rl.commands.parts import build_chat, build_engine
+from sandbox_rl.commands.parts import build_backend, build_chat, build_engine
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import InfraFault
 from sandbox_rl.journal import Journal
@@ -216,4 +217,10 @@ def _engine(job: RolloutJob, recipe: Recipe, weight_version: Callable[[], int]) 
         job.addresses, needed_context=1, tokenizer=None, startup_timeout_s=settings.startup_timeout_s
     )
     policy = VLLMPolicy(source, settings, end_ids=chat.ends.ids, weight_version=weight_version)
-    return build_engine(recipe, base_dir=job.base_dir, policy=policy, chat=chat, sampling=job.sampling)
+    return build_engine(
+        recipe,
+        base_dir=job.base_dir,
+        agent=TokenAgent(policy, chat),
+        sampling=job.sampling,
+        backend=build_backend(recipe),
+    )

@@ -16,7 +16,7 @@ from sandbox_rl.errors import InfraFault
 from sandbox_rl.evaluation.page import mean_text, page
 from sandbox_rl.evaluation.plan import EvaluationPlan, Part
 from sandbox_rl.evaluation.results import Results
-from sandbox_rl.evaluation.run import EpisodeEngine, results_of_journal, run_evaluation
+from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
 from sandbox_rl.journal import Journal
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.runs.directory import set_aside, write_atomically
@@ -130,14 +130,13 @@ class SuiteRuns:
         )
 
     @asynccontextmanager
-    async def _engine(self, session: Session) -> AsyncIterator[EpisodeEngine]:
+    async def _engine(self, session: Session) -> AsyncIterator[RolloutEngine]:
         """Policy and sandboxes are the run's and stay up; only the scorers are started and ended."""
         recipe = self._suite
         engine = RolloutEngine(
-            policy=session.engine.policy,
+            agent=session.engine.agent,
             backend=session.engine.backend,
             scoring=build_scoring(recipe, self._base_dir),
-            chat=session.model.chat,
             toolbox=build_toolbox(recipe),
             render=build_render(recipe, self._base_dir),
             episode=recipe.episode,

@@ -7,43 +7,27 @@ line is written when it ends. Resuming runs exactly the episodes that have no ju
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Protocol
 
 from sandbox_rl.evaluation.ledger import read_ledger, row_of
 from sandbox_rl.evaluation.plan import EvaluationPlan
 from sandbox_rl.evaluation.results import Results, results_of
 from sandbox_rl.journal import Journal, rollout_record
-from sandbox_rl.policies.base import Sampling
-from sandbox_rl.rollout import EpisodeRequest
+from sandbox_rl.observer import EachRollout
+from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.types import Rollout
 
-__all__ = ["EpisodeEngine", "results_of_journal", "run_evaluation"]
+__all__ = ["results_of_journal", "run_evaluation"]
 
 CHUNK = 1_000
 """Episodes whose rollouts are in memory at a time; the next chunk starts as they end."""
 
 
-class EpisodeEngine(Protocol):
-    """What runs episodes: `RolloutEngine`, or one of `evaluation.engines`."""
-
-    async def run(
-        self,
-        requests: Sequence[EpisodeRequest],
-        *,
-        sampling: Sampling | None = None,
-        overlong: Any = None,
-        on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
-    ) -> list[Rollout]:
-        """As `RolloutEngine.run`."""
-        ...
-
-
 async def run_evaluation(
     plan: EvaluationPlan,
-    engines: Mapping[str, AbstractAsyncContextManager[EpisodeEngine]],
+    engines: Mapping[str, AbstractAsyncContextManager[RolloutEngine]],
     journal_path: Path,
     *,
     on_episode: Callable[[float | None], None] = lambda _: None,
@@ -80,7 +64,6 @@ async def run_evaluation(
                 part_of: Mapping[str, str] = part_of,
             ) -> None:
                 context = {"phase": "eval", "mode": mode, "part": part_of[request.id], "seed": request.seed}
-                context |= extras(rollout)
                 journal.write(rollout, **context)
                 rows[request.id] = row_of(rollout_record(rollout, **context))
                 on_episode(rollout.reward.value)
@@ -91,7 +74,7 @@ async def run_evaluation(
                         missing[start : start + CHUNK],
                         sampling=plan.sampling,
                         overlong="score",
-                        on_rollout=keep,
+                        observer=EachRollout(keep),
                     )
                     await asyncio.sleep(0)
     return results_of(rows.values(), plan)
@@ -100,9 +83,3 @@ async def run_evaluation(
 def results_of_journal(plan: EvaluationPlan, journal_path: Path) -> Results:
     """The results of what a journal holds of a plan, whole or not."""
     return results_of(read_ledger(journal_path).values(), plan)
-
-
-def extras(rollout: Rollout) -> dict[str, Any]:
-    """What a trajectory of an endpoint adds to its journal line: messages instead of ids."""
-    record = getattr(rollout.trajectory, "extras", None)
-    return record() if record is not None else {}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
-from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.agents.base import Agent, EpisodeRequest
 from sandbox_rl.episode import EpisodeSettings, run_episode
-from sandbox_rl.policies.base import Policy, Sampling
+from sandbox_rl.observer import Observer, Observers
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rewards.pool import ScoringPool
+from sandbox_rl.rewards.reply import answer_of_reply
 from sandbox_rl.rollout.groups import FirstGroups, first_groups
 from sandbox_rl.rollout.occupancy import Occupancy
-from sandbox_rl.rollout.settings import EpisodeRequest, OverlongPolicy, RolloutSettings
-from sandbox_rl.rollout.slots import episode_runner, run_requests
+from sandbox_rl.rollout.settings import OverlongPolicy, RolloutSettings
+from sandbox_rl.rollout.slots import RunOne, episode_runner, run_requests
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.tools.toolbox import Toolbox
 from sandbox_rl.types import Message, Reward, Rollout, StopReason, Task, Trajectory
@@ -29,39 +30,44 @@ class RolloutEngine:
     """Turns requests into rollouts. An async context manager: it starts and frees its parts.
 
     Args:
+        agent, backend, scoring: entered and left together with the engine.
+        backend: None for episodes without a sandbox: one turn of all the episode's tokens, no tools, and
+            the answer is in the reply.
         render: the messages of a task's prompt.
-        policy, backend, scoring: entered and left together with the engine.
     """
 
     def __init__(
         self,
         *,
-        policy: Policy,
-        backend: SandboxBackend,
+        agent: Agent,
+        backend: SandboxBackend | None,
         scoring: ScoringPool,
-        chat: ChatFormat,
         toolbox: Toolbox,
         render: Callable[[Task], Sequence[Message]],
         episode: EpisodeSettings,
         sampling: Sampling,
         settings: RolloutSettings,
     ) -> None:
-        self.policy = policy
+        self.agent = agent
         self.backend = backend
-        self.chat = chat
         self.scoring = scoring
-        self._toolbox = toolbox
+        self.occupancy = Occupancy()
+        self._toolbox = toolbox if backend is not None else Toolbox(())
         self._render = render
-        self._episode = episode
+        self._episode = (
+            episode
+            if backend is not None
+            else episode.model_copy(update={"max_turns": 1, "turn_tokens": episode.max_tokens})
+        )
         self._sampling = sampling
         self._settings = settings
-        self.occupancy = Occupancy()
         self._stack: AsyncExitStack | None = None
 
     async def __aenter__(self) -> RolloutEngine:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.backend)
-            await stack.enter_async_context(self.policy)
+            if self.backend is not None:
+                await stack.enter_async_context(self.backend)
+            await stack.enter_async_context(self.agent)
             await stack.enter_async_context(self.scoring)
             self._stack = stack.pop_all()
         return self
@@ -72,8 +78,8 @@ class RolloutEngine:
             await stack.aclose()
 
     def prompt_ids(self, task: Task) -> tuple[int, ...]:
-        """The rendered prompt of a task, shape (P,)."""
-        return self.chat.render_prompt(self._render(task))
+        """The rendered prompt of a task, shape (P,); () of an endpoint."""
+        return self.agent.prompt_ids(self._render(task))
 
     async def run(
         self,
@@ -81,94 +87,105 @@ class RolloutEngine:
         *,
         sampling: Sampling | None = None,
         overlong: OverlongPolicy | None = None,
-        on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
+        observer: Observer | None = None,
     ) -> list[Rollout]:
         """Run all requests, at most `concurrency` at a time.
 
         Args:
             sampling, overlong: replace the engine's own, for evaluation; `overlong` the time-outs' too.
-            on_rollout: called in the event loop as each episode ends; must not block.
+            observer: sees these episodes; what it raises ends the run.
 
         Returns:
             One rollout per request, in the order of the requests.
 
         Raises:
             InfraFault: every single episode failed on our side; going on would train on nothing.
-            UserError: the machine cannot do it at all.
+            UserError: the machine, the endpoint or the model cannot do it at all.
         """
-        chosen = sampling or self._sampling
-        return await run_requests(
-            requests,
-            lambda request: self._attempt(request, chosen, overlong),
-            settings=self._settings,
-            budget_s=self._budget_s,
-            prompt_ids=self.prompt_ids,
-            on_rollout=on_rollout,
-        )
+        return await run_requests(requests, self._runner(sampling or self._sampling, overlong, observer))
 
     async def run_groups(
         self,
         groups: Sequence[Sequence[EpisodeRequest]],
         *,
         keep: int,
-        on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
+        observer: Observer | None = None,
     ) -> FirstGroups:
         """Run all groups until `keep` of them have ended; the others are cancelled and their sandboxes freed.
 
         Raises:
             InfraFault, UserError: as `run`.
         """
-        run_one = episode_runner(
-            lambda request: self._attempt(request, self._sampling, None),
-            settings=self._settings,
-            budget_s=self._budget_s,
-            prompt_ids=self.prompt_ids,
-        )
-        return await first_groups(groups, run_one, keep=keep, on_rollout=on_rollout)
+        return await first_groups(groups, self._runner(self._sampling, None, observer), keep=keep)
 
-    @property
-    def _budget_s(self) -> float:
-        return self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S
+    def _runner(
+        self, sampling: Sampling, overlong: OverlongPolicy | None, observer: Observer | None
+    ) -> RunOne:
+        seen = Observers(self.occupancy, observer)
+        return episode_runner(
+            lambda request: self._attempt(request, sampling, overlong, seen),
+            settings=self._settings,
+            budget_s=self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S,
+            prompt_ids=self.prompt_ids,
+            observer=seen,
+        )
 
     async def _attempt(
-        self, request: EpisodeRequest, sampling: Sampling, overlong: OverlongPolicy | None
+        self,
+        request: EpisodeRequest,
+        sampling: Sampling,
+        overlong: OverlongPolicy | None,
+        observer: Observer,
     ) -> Rollout:
+        trajectory = await self._play(request, sampling, observer)
+        stop, task = trajectory.stop, request.task
+        if stop.is_overlong:
+            timed_out = stop is StopReason.TIMEOUT
+            choice = overlong or (self._settings.timed_out if timed_out else self._settings.overlong)
+            detail = f"ended by {stop.value}"
+            if choice == "zero":
+                return Rollout(trajectory, Reward(0.0, detail=detail), task)
+            if choice == "mask":
+                return Rollout(trajectory, Reward(None, detail=detail, masked=True), task)
+        return Rollout(trajectory, await self.scoring.score(task, trajectory.answer), task)
+
+    async def _play(self, request: EpisodeRequest, sampling: Sampling, observer: Observer) -> Trajectory:
+        """One episode to its answer."""
         started = time.monotonic()
-        deadline = started + self._episode.timeout_s
-        task = request.task
-        prompt_ids = await asyncio.to_thread(self.prompt_ids, task)  # long prompts take long to encode
-        boot = self._episode.boot_timeout_s
-        async with self.backend.sandbox(task.files or None, timeout=boot) as sandbox:
-            async with self.policy.session(request.id) as opened:
-                with self.occupancy.episode(opened) as session:
-                    transcript = await run_episode(
-                        prompt_ids,
-                        chat=self.chat,
-                        toolbox=self._toolbox,
-                        session=session,
-                        sandbox=sandbox,
-                        settings=self._episode,
-                        sampling=sampling,
-                        max_context=self.policy.max_context,
-                        seed=request.seed,
-                        deadline=deadline,
-                    )
-            answer = await sandbox.read_answer()
-        trajectory = Trajectory(
+        task, settings = request.task, self._episode
+        async with AsyncExitStack() as stack:
+            sandbox = None
+            if self.backend is not None:
+                opened = self.backend.sandbox(task.files or None, timeout=settings.boot_timeout_s)
+                sandbox = await stack.enter_async_context(opened)
+            async with self.agent.session(
+                request,
+                self._render(task),
+                tools=self._toolbox.schemas,
+                sampling=sampling,
+                limits=settings,
+            ) as session:
+                transcript = await run_episode(
+                    request,
+                    session,
+                    toolbox=self._toolbox,
+                    sandbox=sandbox,
+                    settings=settings,
+                    deadline=started + settings.timeout_s,
+                    observer=observer,
+                )
+            if sandbox is not None:
+                answer = await sandbox.read_answer()
+            else:
+                answer = answer_of_reply(transcript.reply, task.scorer)
+        record = session.record()
+        return Trajectory(
             task_id=task.id,
-            prompt_ids=prompt_ids,
+            prompt_ids=record.prompt_ids,
             turns=transcript.turns,
             stop=transcript.stop,
             answer=answer,
             episode_id=request.id,
             seconds=time.monotonic() - started,
+            chat=record.chat,
         )
-        if transcript.stop.is_overlong:
-            timed_out = transcript.stop is StopReason.TIMEOUT
-            choice = overlong or (self._settings.timed_out if timed_out else self._settings.overlong)
-            detail = f"ended by {transcript.stop.value}"
-            if choice == "zero":
-                return Rollout(trajectory, Reward(0.0, detail=detail), task)
-            if choice == "mask":
-                return Rollout(trajectory, Reward(None, detail=detail, masked=True), task)
-        return Rollout(trajectory, await self.scoring.score(task, answer), task)

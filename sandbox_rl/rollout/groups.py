@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.errors import InfraFault
-from sandbox_rl.rollout.settings import EpisodeRequest
+from sandbox_rl.rollout.slots import RunOne, all_done
 from sandbox_rl.types import Rollout, StopReason
 
 __all__ = ["FirstGroups", "first_groups"]
@@ -33,10 +34,9 @@ class FirstGroups:
 
 async def first_groups(
     groups: Sequence[Sequence[EpisodeRequest]],
-    run_one: Callable[[EpisodeRequest], Awaitable[Rollout]],
+    run_one: RunOne,
     *,
     keep: int,
-    on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
 ) -> FirstGroups:
     """Start all groups and return when `keep` of them have ended and the others are gone.
 
@@ -54,28 +54,21 @@ async def first_groups(
     started = time.monotonic()
 
     async def one(place: int, sample: int) -> None:
-        request = groups[place][sample]
-        rollout = await run_one(request)
-        found[place][sample] = rollout
-        if on_rollout is not None:
-            on_rollout(request, rollout)
+        found[place][sample] = await run_one(groups[place][sample])
         if len(found[place]) == len(groups[place]) and len(seconds) < keep:
             seconds[place] = time.monotonic() - started
             if len(seconds) == keep:
                 enough.set()
 
-    try:
-        async with asyncio.TaskGroup() as scope:
-            tasks = [
-                scope.create_task(one(place, sample))
-                for place, group in enumerate(groups)
-                for sample in range(len(group))
-            ]
-            await enough.wait()
-            for task in tasks:
-                task.cancel()
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+    async with all_done() as scope:
+        tasks = [
+            scope.create_task(one(place, sample))
+            for place, group in enumerate(groups)
+            for sample in range(len(group))
+        ]
+        await enough.wait()
+        for task in tasks:
+            task.cancel()
     ended = {place: [found[place][i] for i in range(len(groups[place]))] for place in sorted(seconds)}
     kept = [rollout for group in ended.values() for rollout in group]
     if all(r.trajectory.stop is StopReason.INFRA_FAULT for r in kept):

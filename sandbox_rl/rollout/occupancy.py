@@ -7,16 +7,16 @@ some turn is always being sampled. Two numbers tell, whatever the engine is.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from sandbox_rl.policies.base import PolicySession, TurnSampling
-from sandbox_rl.types import Action
+from sandbox_rl.agents.base import EpisodeRequest, Said
+from sandbox_rl.observer import Observer
+from sandbox_rl.types import StopReason
 
 __all__ = ["Occupancy"]
 
 
-class Occupancy:
+class Occupancy(Observer):
     """Integrates over time how many turns are being sampled. For one event loop.
 
     Args:
@@ -25,31 +25,31 @@ class Occupancy:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._episodes = self._turns = 0
+        self._alive: set[str] = set()
+        self._turns: set[str] = set()
         self._since = clock()
         self._alive_s = self._idle_s = self._turn_s = 0.0
 
-    @contextmanager
-    def episode(self, session: PolicySession) -> Iterator[PolicySession]:
-        """An episode is alive while open; yields its session with every turn counted."""
+    def started(self, episode: EpisodeRequest) -> None:
+        """An episode is alive until it has ended."""
         self._advance()
-        self._episodes += 1
-        try:
-            yield _Counted(self, session)
-        finally:
-            self._advance()
-            self._episodes -= 1
+        self._alive.add(episode.id)
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """A turn is being sampled while open."""
+    def sampling(self, episode: EpisodeRequest) -> None:
+        """A turn is being sampled until it is said, or the episode has ended."""
         self._advance()
-        self._turns += 1
-        try:
-            yield
-        finally:
-            self._advance()
-            self._turns -= 1
+        self._turns.add(episode.id)
+
+    def said(self, episode: EpisodeRequest, said: Said) -> None:
+        """See `sampling`."""
+        self._advance()
+        self._turns.discard(episode.id)
+
+    def ended(self, episode: EpisodeRequest, stop: StopReason | None) -> None:
+        """See `started`."""
+        self._advance()
+        self._turns.discard(episode.id)
+        self._alive.discard(episode.id)
 
     def take(self) -> dict[str, float]:
         """Since the last call, over the time in which any episode was alive; empty if none was.
@@ -68,18 +68,8 @@ class Occupancy:
     def _advance(self) -> None:
         now = self._clock()
         passed, self._since = now - self._since, now
-        if self._episodes:
+        if self._alive:
             self._alive_s += passed
-            self._turn_s += passed * self._turns
+            self._turn_s += passed * len(self._turns)
             if not self._turns:
                 self._idle_s += passed
-
-
-class _Counted:
-    def __init__(self, occupancy: Occupancy, session: PolicySession) -> None:
-        self._occupancy = occupancy
-        self._session = session
-
-    async def act(self, prompt_ids: Sequence[int], sampling: TurnSampling, *, timeout: float) -> Action:
-        with self._occupancy.turn():
-            return await self._session.act(prompt_ids, sampling, timeout=timeout)

@@ -1,16 +1,14 @@
-"""Settings of the engine, and what it is asked to run."""
+"""Settings of the engine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
 from sandbox_rl.settings import Settings
-from sandbox_rl.types import Task
 
-__all__ = ["EpisodeRequest", "OverlongPolicy", "RolloutSettings"]
+__all__ = ["OverlongPolicy", "RolloutSettings"]
 
 OverlongPolicy = Literal["zero", "score", "mask"]
 
@@ -33,12 +31,3 @@ class RolloutSettings(Settings):
     over_sample: float = Field(0.0, ge=0, le=1)
     """Groups that a synchronous step starts beyond those it trains on, as a share of them. The slowest are
     cancelled and done again later, all together in a step that waits (`rollout/over_sampling.py`). 0: off."""
-
-
-@dataclass(frozen=True, slots=True)
-class EpisodeRequest:
-    """One episode to run. `seed` alone decides its sampling; `id` names it in the journal."""
-
-    id: str
-    task: Task
-    seed: int

@@ -1,4 +1,4 @@
-"""Episodes in a bounded number of slots, each with its retries: what every engine has in common.
+"""Episodes in a bounded number of slots, each with its retries.
 
 The only module that decides what a failure was. Whatever the policy did is in the trajectory; an
 `InfraFault` is retried with a fresh sandbox and, when it persists, becomes a rollout without reward.
@@ -10,69 +10,61 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.cooperate import give_way
 from sandbox_rl.errors import InfraFault, UserError
-from sandbox_rl.rollout.settings import EpisodeRequest, RolloutSettings
+from sandbox_rl.observer import Observer, ObserverFailed
+from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory
 
-__all__ = ["episode_runner", "run_requests"]
+__all__ = ["RunOne", "all_done", "episode_runner", "run_requests"]
 
 logger = logging.getLogger(__name__)
 
+RunOne = Callable[[EpisodeRequest], Coroutine[Any, Any, Rollout]]
+
 
 def episode_runner(
-    attempt: Callable[[EpisodeRequest], Awaitable[Rollout]],
+    attempt: RunOne,
     *,
     settings: RolloutSettings,
     budget_s: float,
-    prompt_ids: Callable[[Task], tuple[int, ...]] = lambda _: (),
-) -> Callable[[EpisodeRequest], Awaitable[Rollout]]:
+    prompt_ids: Callable[[Task], tuple[int, ...]],
+    observer: Observer,
+) -> RunOne:
     """What runs one episode: with retries, and waiting while `settings.concurrency` others run.
 
     Args:
         attempt: one whole try: episode, answer, reward.
         budget_s: seconds that a try may take.
         prompt_ids: those of an episode that is lost to a fault.
+        observer: is told of every rollout.
     """
     slots = asyncio.Semaphore(settings.concurrency)
 
     async def one(request: EpisodeRequest) -> Rollout:
         async with slots:
-            return await _with_retries(request, attempt, settings, budget_s, prompt_ids)
+            rollout = await _with_retries(request, attempt, settings, budget_s, prompt_ids)
+        await give_way()  # an observer may write a journal line of megabytes
+        observer.rolled_out(request, rollout)
+        return rollout
 
     return one
 
 
-async def run_requests(
-    requests: Sequence[EpisodeRequest],
-    attempt: Callable[[EpisodeRequest], Awaitable[Rollout]],
-    *,
-    settings: RolloutSettings,
-    budget_s: float,
-    prompt_ids: Callable[[Task], tuple[int, ...]] = lambda _: (),
-    on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
-) -> list[Rollout]:
-    """Run all requests side by side, as `episode_runner` does.
+async def run_requests(requests: Sequence[EpisodeRequest], run_one: RunOne) -> list[Rollout]:
+    """Run all requests side by side.
 
     Returns, Raises:
         As `RolloutEngine.run`.
     """
-    run_one = episode_runner(attempt, settings=settings, budget_s=budget_s, prompt_ids=prompt_ids)
-
-    async def one(request: EpisodeRequest) -> Rollout:
-        rollout = await run_one(request)
-        if on_rollout is not None:
-            await give_way()  # it may write a journal line of megabytes
-            on_rollout(request, rollout)
-        return rollout
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(request)) for request in requests]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None  # one cause says it all; the rest was cancelled
+    async with all_done() as group:
+        tasks = [group.create_task(run_one(request)) for request in requests]
     rollouts = [task.result() for task in tasks]
     if rollouts and all(r.trajectory.stop is StopReason.INFRA_FAULT for r in rollouts):
         raise InfraFault(
@@ -81,9 +73,20 @@ async def run_requests(
     return rollouts
 
 
+@asynccontextmanager
+async def all_done() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group whose first failure comes out as itself; it says it all, the rest was cancelled."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as failures:
+        first = failures.exceptions[0]
+        raise (first.cause if isinstance(first, ObserverFailed) else first) from None
+
+
 async def _with_retries(
     request: EpisodeRequest,
-    attempt: Callable[[EpisodeRequest], Awaitable[Rollout]],
+    attempt: RunOne,
     settings: RolloutSettings,
     budget_s: float,
     prompt_ids: Callable[[Task], tuple[int, ...]],
@@ -96,8 +99,8 @@ async def _with_retries(
             await asyncio.sleep(settings.backoff_s * 2 ** (number - 1) * random.uniform(0.5, 1.5))
         try:
             async with asyncio.timeout(budget_s):
-                return await attempt(request)
-        except UserError:
+                return await attempt(replace(request, attempt=number))
+        except (UserError, ObserverFailed):
             raise
         except TimeoutError:
             fault = f"the episode outlasted its whole budget of {budget_s:.0f} s"

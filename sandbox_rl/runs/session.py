@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from accelerate import PartialState
 
+from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.commands.held_out import HeldOut
-from sandbox_rl.commands.parts import build_engine
+from sandbox_rl.commands.parts import build_backend, build_engine
 from sandbox_rl.display import Display
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.preflight.rewards import check_rewards
@@ -75,12 +76,13 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
         policy = stack.enter_context(
             run_policy(recipe, model, loop=loop, lease=lease, state=state, display=display)
         )
+        backend = build_backend(recipe)
         engine = build_engine(
             recipe,
             base_dir=plan.base_dir,
-            policy=policy.policy,
-            chat=model.chat,
+            agent=TokenAgent(policy.policy, model.chat),
             sampling=sampling_of(plan.args),
+            backend=backend,
         )
         stack.enter_context(loop.entered(engine))
         records = stack.enter_context(open_records(plan, state))
@@ -88,7 +90,7 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
             policy.served.keep_log(records.run.path / "vllm.log")
         stack.enter_context(finish.installed())
         if state.is_main_process:
-            records.run.write_json("machine.json", machine_facts(engine.backend.info))
+            records.run.write_json("machine.json", machine_facts(backend.info))
         held_out = HeldOut(
             engine,
             loop,

@@ -15,6 +15,7 @@ from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.commands.parts import grpo_arguments
 from sandbox_rl.display import Progress
+from sandbox_rl.observer import EachRollout
 from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.runs.session import Session
@@ -100,7 +101,7 @@ def _rollouts(
         again=session.records.history.again,
         curriculum=curriculum,
         on_step=_journal(session, "train"),
-        on_rollout=ended,
+        observer=EachRollout(ended),
         audit=audit.samples,
     )
     return made

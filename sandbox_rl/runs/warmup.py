@@ -19,13 +19,15 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback
 
 import sandbox_rl
+from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.commands.parts import build_chat, build_engine, settled
+from sandbox_rl.commands.parts import build_backend, build_chat, build_engine, settled
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display, Progress
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.metrics import SOLVED
+from sandbox_rl.observer import EachRollout
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest
@@ -175,14 +177,18 @@ def _expert_episodes(
     policy = ScriptedPolicy(
         _Cast(expert, {r.id: (r.task, random.Random(r.seed)) for r in requests}, chat), max_context=1 << 20
     )
-    engine = build_engine(recipe, base_dir=base_dir, policy=policy, chat=chat, sampling=Sampling())
+    engine = build_engine(
+        recipe,
+        base_dir=base_dir,
+        agent=TokenAgent(policy, chat),
+        sampling=Sampling(),
+        backend=build_backend(recipe),
+    )
 
     async def run() -> list[Rollout]:
         async with engine:
-            return await engine.run(
-                requests,
-                on_rollout=None if bar is None else (lambda _, r: bar.advance(r.reward.value)),
-            )
+            shown = None if bar is None else EachRollout(lambda _, r: bar.advance(r.reward.value))
+            return await engine.run(requests, observer=shown)
 
     return loop.run(run())
 

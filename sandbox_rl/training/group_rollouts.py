@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 
 from sandbox_rl.audit.samples import SampleAudit, TokenClass
 from sandbox_rl.metrics import group_metrics, rollout_metrics
+from sandbox_rl.observer import Observer
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.seeds import derive_seed
@@ -51,6 +52,7 @@ class GroupRollouts:
         curriculum: draws the tasks in the trainer's place and refills groups that teach nothing.
         on_step: called with the step and all its rollouts, replaced ones too, once they are all there.
         again: step → how often it was sampled before; part of the episodes' ids.
+        observer: sees the episodes as they happen.
         audit: is told what was sampled before the trainer gets it.
     """
 
@@ -68,7 +70,7 @@ class GroupRollouts:
         shuffle: bool = True,
         curriculum: Curriculum | None = None,
         on_step: Callable[[int, Sequence[Rollout]], None] | None = None,
-        on_rollout: Callable[[EpisodeRequest, Rollout], None] | None = None,
+        observer: Observer | None = None,
         audit: SampleAudit | None = None,
         again: Callable[[int], int] = lambda step: 0,
     ) -> None:
@@ -87,7 +89,7 @@ class GroupRollouts:
         self._last: int | None = None
         self._curriculum = curriculum
         self._on_step = on_step
-        self._on_rollout = on_rollout
+        self._observer = observer
 
     def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
         """Roll out one generation batch of this rank.
@@ -187,7 +189,7 @@ class GroupRollouts:
             for place, (task_id, group) in enumerate(wanted)
             for sample in range(now.size)
         ]
-        rollouts = self._loop.run(self._engine.run(requests, on_rollout=self._on_rollout))
+        rollouts = self._loop.run(self._engine.run(requests, observer=self._observer))
         return [rollouts[i : i + now.size] for i in range(0, len(rollouts), now.size)]
 
 

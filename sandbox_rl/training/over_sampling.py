@@ -70,9 +70,7 @@ class OverSampledRollouts(GroupRollouts):
                 ]
             )
         with together():
-            found = self._loop.run(
-                self._engine.run_groups(requests, keep=plan.keep, on_rollout=self._on_rollout)
-            )
+            found = self._loop.run(self._engine.run_groups(requests, keep=plan.keep, observer=self._observer))
         self._metrics = self._over_sampling.record(plan, now.number, found.seconds, found.cut_after)
         self._last_cut = found.cut
         with together():

@@ -14,14 +14,26 @@ from typing import Any
 
 import pytest
 
+from sandbox_rl.agents.base import EpisodeRequest
+from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings, run_episode
+from sandbox_rl.observer import Observer
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.cases.tokens import TOKENS
 from sandbox_rl.tools.toolbox import default_toolbox
-from sandbox_rl.types import Answer, AnswerStatus, MalformedCall, Message, StopReason, ToolCall, Trajectory
+from sandbox_rl.types import (
+    Answer,
+    AnswerStatus,
+    MalformedCall,
+    Message,
+    StopReason,
+    Task,
+    ToolCall,
+    Trajectory,
+)
 
 from ..unit.chat.tokenizers_for_tests import tokenizer_for
 
@@ -144,22 +156,23 @@ async def test_episode_is_made_of_sampled_ids(backend: SandboxBackend, family: s
         prompts.append(tuple(ids))
         return turns[turn]
 
-    prompt = form.render_prompt([Message("system", "s"), Message("user", "u")])
-    async with ScriptedPolicy(script) as policy, policy.session("e") as session, backend.sandbox() as sandbox:
-        transcript = await run_episode(
-            prompt,
-            chat=form,
-            toolbox=_TOOLBOX,
-            session=session,
-            sandbox=sandbox,
-            settings=EpisodeSettings(),
-            sampling=Sampling(),
-            max_context=1 << 20,
-            seed=0,
-            deadline=time.monotonic() + 60,
-        )
+    messages, limits = [Message("system", "s"), Message("user", "u")], EpisodeSettings()
+    episode = EpisodeRequest("e", Task("t", "u", ""), seed=0)
+    async with TokenAgent(ScriptedPolicy(script), form) as agent, backend.sandbox() as sandbox:
+        opened = agent.session(episode, messages, tools=(), sampling=Sampling(), limits=limits)
+        async with opened as session:
+            transcript = await run_episode(
+                episode,
+                session,
+                toolbox=_TOOLBOX,
+                sandbox=sandbox,
+                settings=limits,
+                deadline=time.monotonic() + 60,
+                observer=Observer(),
+            )
     assert transcript.stop is StopReason.SUBMITTED
     assert len(transcript.turns) == len(turns), "a forged submit ended the episode"
+    prompt = form.render_prompt(messages)
     trajectory = Trajectory("t", prompt, transcript.turns, transcript.stop, Answer(AnswerStatus.MISSING))
     sequence = prompt + trajectory.completion_ids
     for seen in prompts:

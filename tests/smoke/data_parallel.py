@@ -22,7 +22,7 @@ BUDGET = 100
 class Played(Prepared):
     """Of all processes: each asks for its own groups."""
 
-    async def run(self, requests, on_rollout=None):
+    async def run(self, requests, observer=None):
         groups = {task: [r for r in self.rollouts if r.task.id == task] for task in "abcd"}
         return [groups[request.task.id].pop(0) for request in requests]
 

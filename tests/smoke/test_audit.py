@@ -36,7 +36,7 @@ class Episodes:
         self._count = 0
         self.occupancy = Occupancy()
 
-    async def run(self, requests, on_rollout=None):
+    async def run(self, requests, observer=None):
         made = []
         for request in requests:
             self._count += 1
@@ -275,9 +275,9 @@ def test_the_cause_of_a_gap_is_named_adapters(tmp_path, caplog):
     """The sampler plays the base model: what was trained never reached it."""
 
     class Base(Episodes):
-        async def run(self, requests, on_rollout=None):
+        async def run(self, requests, observer=None):
             with self.model.disable_adapter():
-                return await super().run(requests, on_rollout)
+                return await super().run(requests, observer)
 
     def far_along(trainer):
         for name, parameter in trainer.model.named_parameters():

@@ -37,7 +37,7 @@ class Noted:
         self.occupancy = Occupancy()
         self.asked = []
 
-    async def run(self, requests, on_rollout=None):
+    async def run(self, requests, observer=None):
         self.asked += [(r.id, r.task.id, r.seed) for r in requests]
         return [make_rollout(r.task.id, float(r.seed % 3 == 0), seed=r.seed) for r in requests]
 

@@ -105,7 +105,7 @@ def test_the_audit_names_why_such_rows_are_not_trained(tmp_path, parts):
     class Episodes:
         occupancy = Occupancy()
 
-        async def run(self, requests, on_rollout=None):
+        async def run(self, requests, observer=None):
             return made
 
     audit = RunAudit.start()

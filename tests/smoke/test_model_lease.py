@@ -34,7 +34,7 @@ class WithALateTurn:
         self.policy = policy
         self.occupancy = Occupancy()
 
-    async def run(self, requests, on_rollout=None):
+    async def run(self, requests, observer=None):
         if self.policy is not None:
             async with self.policy.session("late") as session:
                 with pytest.raises(TimeoutError):

@@ -41,7 +41,7 @@ class Prepared:
         self.rollouts = rollouts
         self.occupancy = Occupancy()
 
-    async def run(self, requests, on_rollout=None):
+    async def run(self, requests, observer=None):
         assert [r.task.id for r in requests] == [r.task.id for r in self.rollouts]
         return self.rollouts
 

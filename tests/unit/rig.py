@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend
@@ -18,6 +19,7 @@ from sandbox_rl.types import Answer, AnswerStatus, Message, Reward, Task, ToolCa
 TOOLBOX = default_toolbox()
 CHAT = ChatFormat.from_tokenizer(tiny_tokenizer(), TOOLBOX.schemas)
 SUBMIT = ToolCall("submit", {})
+NO_SANDBOX = object()
 
 
 def bash(command: str) -> ToolCall:
@@ -63,10 +65,9 @@ def make_engine(
 ) -> RolloutEngine:
     policy = script if hasattr(script, "session") else ScriptedPolicy(script, max_context=max_context)
     return RolloutEngine(
-        policy=policy,
-        backend=backend if backend is not None else RecordingBackend(),
+        agent=TokenAgent(policy, CHAT),
+        backend=None if backend is NO_SANDBOX else (backend or RecordingBackend()),
         scoring=scoring if scoring is not None else ExactScoring(),
-        chat=CHAT,
         toolbox=TOOLBOX,
         render=lambda task: (Message("user", task.prompt),),
         episode=EpisodeSettings(**{"timeout_s": 20, **(episode or {})}),

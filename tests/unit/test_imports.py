@@ -14,12 +14,13 @@ PACKAGE = Path(__file__).parents[2] / "sandbox_rl"
 
 LEVELS = (
     {"cli", "cli_eval", "cli_run", "train"},
-    {"commands", "runs", "preflight"},
+    {"assistant", "commands", "runs", "preflight"},
     {"command_line", "terminal"},
     {"config"},
     {"training"},
-    {"assistant", "audit", "build_data", "rollout", "evaluation", "journal", "metrics"},
-    {"episode"},
+    {"audit", "build_data", "rollout", "evaluation", "journal", "metrics"},
+    {"episode", "observer"},
+    {"agents"},
     {"tools", "chat"},
     {"tasks", "rewards", "sandboxes", "policies", "fakes"},
     {
@@ -36,10 +37,11 @@ LEVELS = (
     },
 )
 SIBLINGS_APART = ({"tasks", "rewards", "sandboxes", "policies"}, {"tools", "chat"})
-BUILDERS = ("training/", "runs/", "preflight/", "commands/")
+BUILDERS = ("assistant/local", "training/", "runs/", "preflight/", "commands/")
 """What loads models or stands on them."""
 HEAVY = {
     "torch": (
+        "assistant/local",
         "training/",
         "audit/",
         "commands/",

@@ -10,6 +10,7 @@ import pytest
 
 from sandbox_rl.errors import EngineFault, InfraFault, SandboxFault, SetupError
 from sandbox_rl.fakes import RecordingBackend, exec_ok
+from sandbox_rl.observer import EachRollout
 from sandbox_rl.types import ExecResult, Reward, StopReason
 from tests.unit.rig import SUBMIT, ExactScoring, bash, make_engine, request, say, write
 
@@ -28,7 +29,8 @@ async def test_results_come_in_the_order_of_the_requests():
 
     ended = []
     async with make_engine(script, backend=RecordingBackend(slow_first)) as engine:
-        rollouts = await engine.run([request("a"), request("b")], on_rollout=lambda r, _: ended.append(r.id))
+        told = EachRollout(lambda r, _: ended.append(r.id))
+        rollouts = await engine.run([request("a"), request("b")], observer=told)
     assert [r.trajectory.episode_id for r in rollouts] == ["a", "b"]
     assert ended == ["b", "a"]
 
@@ -69,7 +71,7 @@ async def test_episodes_do_not_wait_for_each_other():
     async with make_engine(script, backend=RecordingBackend(tool)) as engine:
         await engine.run(
             [request("slow"), *(request(f"e{i}") for i in range(10))],
-            on_rollout=lambda r, _: ended.setdefault(r.id, time.monotonic() - started),
+            observer=EachRollout(lambda r, _: ended.setdefault(r.id, time.monotonic() - started)),
         )
     assert max(seconds for name, seconds in ended.items() if name != "slow") < ended["slow"] / 1.5
 
@@ -203,9 +205,7 @@ async def test_the_seed_of_a_request_reaches_every_turn_differently():
         async def __aexit__(self, *exc):
             return None
 
-    engine = make_engine(solve)
-    engine.policy = Spy()
-    async with engine:
+    async with make_engine(Spy()) as engine:
         await engine.run([request()])
         await engine.run([request()])
     assert seeds[:3] == seeds[3:]

@@ -15,12 +15,11 @@ from tests.vllm.support import logprobs
 def test_sixty_four_at_once(shared):
     """A policy of random weights writes nonsense: data, no fault of ours."""
     engine = make_engine(
-        lambda *_: (),
+        shared.policy,
         backend=EmbeddedBackend(settings=EmbeddedSettings()),
         episode={"max_turns": 2, "max_tokens": 600, "turn_tokens": 12, "timeout_s": 120},
         rollout={"concurrency": 64, "retries": 0},
     )
-    engine.policy = shared.policy
     requests = [
         EpisodeRequest(f"e{i}", Task(id=f"t{i}", prompt=f"What is {i} + 1?", answer=str(i + 1)), seed=i)
         for i in range(64)

@@ -6,16 +6,17 @@ import asyncio
 
 import pytest
 
+from sandbox_rl.agents.messages import MessageAgent
+from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.assistant.conversation import converse
-from sandbox_rl.assistant.talk import EndpointTalk, TokenTalk
+from sandbox_rl.assistant.settings import AssistantSettings, load_assistant
 from sandbox_rl.commands.parts import build_chat, build_engine
-from sandbox_rl.config.assistant import AssistantSettings, load_assistant
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw, said
-from sandbox_rl.policies.openai_chat import EndpointSettings
+from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.training.tiny import tiny_tokenizer
@@ -39,46 +40,35 @@ def typed(*lines):
     return next_message
 
 
-def common(watcher, lines, episode):
-    return {
-        "toolbox": TOOLBOX,
-        "watcher": watcher,
-        "episode": EpisodeSettings(**{"timeout_s": 20, **episode}),
-        "sampling": Sampling(),
-        "seed": 3,
-        "hand_over": lines is not None,
-    }
-
-
-async def talk_to(talk, notes, lines, *, backend=None, max_output_bytes=1 << 20):
-    return await converse(
-        TASK,
-        PROMPT,
+async def talk_to(agent, lines, *, backend=None, max_output_bytes=1 << 20, messages=PROMPT, **episode):
+    notes = Notes()
+    done = await converse(
+        EpisodeRequest("assistant", TASK, seed=3),
+        messages,
         backend=backend if backend is not None else RecordingBackend(),
-        talk=talk,
+        agent=agent,
+        toolbox=TOOLBOX,
         viewer=notes,
         next_message=None if lines is None else typed(*lines),
-        boot_timeout_s=5,
+        limits=EpisodeSettings(**{"timeout_s": 20, **episode}),
+        sampling=Sampling(),
         max_output_bytes=max_output_bytes,
     )
-
-
-async def tokens(turns, lines=None, *, backend=None, max_output_bytes=1 << 20, **episode):
-    notes = Notes()
-    policy = (
-        turns if isinstance(turns, ScriptedPolicy) else ScriptedPolicy(lambda _, turn, ids: list(turns)[turn])
-    )
-    talk = TokenTalk(policy=policy, chat=CHAT, **common(notes, lines, episode))
-    done = await talk_to(talk, notes, lines, backend=backend, max_output_bytes=max_output_bytes)
     return done, notes.seen
 
 
+async def tokens(turns, lines=None, **options):
+    policy = (
+        turns if isinstance(turns, ScriptedPolicy) else ScriptedPolicy(lambda _, turn, ids: list(turns)[turn])
+    )
+    return await talk_to(TokenAgent(policy, CHAT), lines, **options)
+
+
 async def endpoint(script, lines=None, **episode):
-    notes = Notes()
     async with FakeEndpoint(script) as server:
         settings = EndpointSettings(base_url=server.base_url, model="m", retries=0, backoff_s=0.01)
-        talk = EndpointTalk(endpoint=settings, **common(notes, lines, episode))
-        return await talk_to(talk, notes, lines), notes.seen, server.requests
+        done, seen = await talk_to(MessageAgent(ChatClient(settings)), lines, **episode)
+        return done, seen, server.requests
 
 
 async def test_one_question_is_an_episode_as_in_training():
@@ -171,8 +161,8 @@ async def test_a_conversation_with_an_endpoint_sends_what_was_said():
         "Sure?",
     ]
     assert requests[0]["seed"] != requests[1]["seed"]
-    assert len(done.trajectory.messages) == 9
-    assert done.trajectory.usage == {"prompt": 100, "sampled": 30, "observed": 0}
+    assert len(done.trajectory.chat.messages) == 9
+    assert done.trajectory.chat.usage == {"prompt": 100, "sampled": 30, "observed": 0}
     assert [line for line in seen if line.startswith("ended")] == [
         "ended submitted 42",
         "ended submitted None",
@@ -188,7 +178,7 @@ async def test_a_fault_keeps_what_there_is():
     assert len(done.trajectory.turns) == 1
     assert done.trajectory.answer.text == "42"
     assert done.files == {"answer.txt": b"42"}
-    assert len(done.trajectory.messages) == 3
+    assert len(done.trajectory.chat.messages) == 3
 
 
 async def test_an_interrupt_in_the_middle_of_a_command_keeps_what_there_is():
@@ -242,8 +232,8 @@ episode: {exec_timeout_s: 7}
 @pytest.mark.parametrize("own_prompts", [False, True])
 async def test_training_evaluation_and_assistant_ask_alike(tmp_path, own_prompts):
     """Training and evaluation ask through the rollout engine; an endpoint gets the same messages."""
-    from sandbox_rl.commands.assist import assistant_prompt
-    from sandbox_rl.commands.assist_local import assistant_chat
+    from sandbox_rl.assistant.assist import assistant_prompt
+    from sandbox_rl.assistant.local import assistant_chat
 
     (tmp_path / "mine").mkdir()
     if own_prompts:
@@ -260,8 +250,7 @@ async def test_training_evaluation_and_assistant_ask_alike(tmp_path, own_prompts
     engine = build_engine(
         recipe,
         base_dir=tmp_path,
-        policy=ScriptedPolicy(lambda *_: []),
-        chat=trained_chat,
+        agent=TokenAgent(ScriptedPolicy(lambda *_: []), trained_chat),
         sampling=Sampling(),
         backend=RecordingBackend(),
     )
@@ -270,19 +259,8 @@ async def test_training_evaluation_and_assistant_ask_alike(tmp_path, own_prompts
     assert chat.render_prompt(messages) == engine.prompt_ids(task)
     assert len(chat.render_prompt(messages)) > 20
 
-    notes = Notes()
     policy = ScriptedPolicy(lambda *_: chat.render_call("", [SUBMIT]))
-    talk = TokenTalk(policy=policy, chat=chat, **common(notes, None, {}))
-    done = await converse(
-        task,
-        messages,
-        backend=RecordingBackend(),
-        talk=talk,
-        viewer=notes,
-        next_message=None,
-        boot_timeout_s=5,
-        max_output_bytes=1 << 20,
-    )
+    done, _ = await talk_to(TokenAgent(policy, chat), None, messages=messages)
     assert done.trajectory.prompt_ids == engine.prompt_ids(task)
 
 

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
+from sandbox_rl.agents.messages import MessageAgent
+from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError, EngineFault, InfraFault
-from sandbox_rl.evaluation.engines import ChatEngine, PlainChatEngine, PlainEngine
 from sandbox_rl.evaluation.plan import EvaluationPlan, Part
 from sandbox_rl.evaluation.run import run_evaluation
 from sandbox_rl.fakes import RecordingBackend
@@ -18,7 +19,7 @@ from sandbox_rl.policies.base import Sampling, TurnSampling
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw, said
 from sandbox_rl.policies.openai_chat import ChatClient, ContextFull, EndpointSettings
 from sandbox_rl.policies.scripted import ScriptedPolicy
-from sandbox_rl.rollout import EpisodeRequest, RolloutSettings
+from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
 from sandbox_rl.types import MalformedCall, Message, StopReason, Task, ToolCall
 from tests.unit.rig import CHAT, TOOLBOX, ExactScoring
 
@@ -38,7 +39,9 @@ def common(**changes):
         "scoring": changes.pop("scoring", ExactScoring()),
         "render": lambda task: (Message("user", task.prompt),),
         "episode": EpisodeSettings(timeout_s=20, **changes),
-        "settings": RolloutSettings(retries=1, backoff_s=0.01, concurrency=8),
+        "toolbox": TOOLBOX,
+        "sampling": Sampling(),
+        "settings": RolloutSettings(retries=1, backoff_s=0.01, concurrency=8, overlong="score"),
     }
 
 
@@ -50,10 +53,9 @@ async def ask(script, *, timeout=10.0, tools=(), **settings):
 
 async def episode(script, *, backend=None, retries=2, **changes):
     async with FakeEndpoint(script) as endpoint:
-        engine = ChatEngine(
-            client=client(endpoint, retries=retries),
+        engine = RolloutEngine(
+            agent=MessageAgent(client(endpoint, retries=retries)),
             backend=backend or RecordingBackend(),
-            toolbox=TOOLBOX,
             **common(**changes),
         )
         async with engine:
@@ -66,7 +68,7 @@ async def test_an_episode_by_tool_calls():
     rollout, endpoint = await episode(lambda body, n: turns[n])
     t = rollout.trajectory
     assert (t.stop, rollout.reward.value, len(t.turns)) == (StopReason.SUBMITTED, 1.0, 2)
-    assert t.usage == {"prompt": 50, "sampled": 14, "observed": 15}
+    assert t.chat.usage == {"prompt": 50, "sampled": 14, "observed": 15}
     assert t.turns[0].calls == (ToolCall(*WRITE),)
     first, second = endpoint.requests
     assert [tool["function"]["name"] for tool in first["tools"]][-1] == "submit"
@@ -229,10 +231,8 @@ async def test_sandbox_against_plain_over_one_endpoint(tmp_path):
     journal = tmp_path / "episodes.jsonl"
     async with FakeEndpoint(script) as endpoint:
         engines = {
-            "sandbox": ChatEngine(
-                client=client(endpoint), backend=RecordingBackend(), toolbox=TOOLBOX, **common()
-            ),
-            "plain": PlainChatEngine(client=client(endpoint), **common()),
+            mode: RolloutEngine(agent=MessageAgent(client(endpoint)), backend=backend, **common())
+            for mode, backend in (("sandbox", RecordingBackend()), ("plain", None))
         }
         results = await run_evaluation(plan, engines, journal)
     assert results.modes["sandbox"].accuracy.value == 1.0
@@ -253,7 +253,9 @@ async def test_plain_mode_of_a_token_policy():
     def script(episode_id, turn, ids):
         return CHAT.render_call(turns[episode_id], ())
 
-    engine = PlainEngine(policy=ScriptedPolicy(script), chat=CHAT, **common(max_tokens=120))
+    engine = RolloutEngine(
+        agent=TokenAgent(ScriptedPolicy(script), CHAT), backend=None, **common(max_tokens=120)
+    )
     async with engine:
         rollouts = await engine.run([EpisodeRequest(name, TASK, 0) for name in turns])
     assert [r.reward.value for r in rollouts] == [1.0, 0.0, 0.0]

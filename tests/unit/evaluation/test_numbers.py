@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from sandbox_rl.evaluation.reply import answer_of_reply, last_boxed
 from sandbox_rl.evaluation.statistics import mean_over_tasks, paired_difference, pass_at
 from sandbox_rl.evaluation.tool_mix import Use, uses_of
+from sandbox_rl.rewards.reply import answer_of_reply, last_boxed
 from sandbox_rl.types import AnswerStatus
 
 N, F, C = Use.NETWORK, Use.FILES, Use.COMPUTATION

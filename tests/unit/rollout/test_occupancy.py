@@ -6,9 +6,13 @@ import asyncio
 
 import pytest
 
+from sandbox_rl.agents.base import Said
 from sandbox_rl.fakes import RecordingBackend, exec_ok
 from sandbox_rl.rollout.occupancy import Occupancy
+from sandbox_rl.types import Action, StopReason
 from tests.unit.rig import SUBMIT, bash, make_engine, request, say
+
+SAID = Said(Action((), None, "stop"), (), "")
 
 
 class Clock:
@@ -23,16 +27,19 @@ def test_by_hand():
     clock = Clock()
     occupancy = Occupancy(clock)
     clock.now += 1  # nobody is alive: not counted
-    with occupancy.episode(None), occupancy.episode(None):
-        first, second = occupancy.turn(), occupancy.turn()
-        first.__enter__()
-        clock.now += 2
-        second.__enter__()
-        clock.now += 1
-        first.__exit__(None, None, None)
-        clock.now += 2
-        second.__exit__(None, None, None)
-        clock.now += 5
+    first, second = request("a"), request("b")
+    for episode in (first, second):
+        occupancy.started(episode)
+    occupancy.sampling(first)
+    clock.now += 2
+    occupancy.sampling(second)
+    clock.now += 1
+    occupancy.said(first, SAID)
+    clock.now += 2
+    occupancy.said(second, SAID)
+    clock.now += 5
+    for episode in (first, second):
+        occupancy.ended(episode, StopReason.SUBMITTED)
     clock.now += 7
     assert occupancy.take() == {"perf/turns_in_flight": pytest.approx(6 / 10), "perf/engine_idle_s": 5.0}
     assert occupancy.take() == {}
@@ -41,11 +48,23 @@ def test_by_hand():
 def test_an_interval_may_begin_within_a_turn():
     clock = Clock()
     occupancy = Occupancy(clock)
-    with occupancy.episode(None), occupancy.turn():
-        clock.now += 3
-        occupancy.take()
-        clock.now += 2
-        assert occupancy.take() == {"perf/turns_in_flight": 1.0, "perf/engine_idle_s": 0.0}
+    occupancy.started(request())
+    occupancy.sampling(request())
+    clock.now += 3
+    occupancy.take()
+    clock.now += 2
+    assert occupancy.take() == {"perf/turns_in_flight": 1.0, "perf/engine_idle_s": 0.0}
+
+
+def test_an_episode_that_ends_within_a_turn_samples_no_more():
+    clock = Clock()
+    occupancy = Occupancy(clock)
+    for name in "ab":
+        occupancy.started(request(name))
+    occupancy.sampling(request("a"))
+    occupancy.ended(request("a"), None)
+    clock.now += 2
+    assert occupancy.take() == {"perf/turns_in_flight": 0.0, "perf/engine_idle_s": 2.0}
 
 
 async def test_slow_commands_starve_the_engine_and_a_cancelled_episode_leaves_nothing_open():

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from sandbox_rl.agents.base import Agent, EpisodeRequest
+from sandbox_rl.agents.messages import MessageAgent
 from sandbox_rl.assistant.conversation import Conversation, converse
 from sandbox_rl.assistant.files_in import InputFiles, read_input
 from sandbox_rl.assistant.files_out import SavedFiles, save_files, save_trajectory
 from sandbox_rl.assistant.keyboard import Keyboard
-from sandbox_rl.assistant.talk import NAME, EndpointTalk, Talk, TokenTalk
+from sandbox_rl.assistant.settings import AssistantSettings
 from sandbox_rl.assistant.view import TerminalView
-from sandbox_rl.config.assistant import AssistantSettings
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.outputs import check_place
-from sandbox_rl.policies.openai_chat import EndpointSettings
+from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.config import NetworkSettings
@@ -26,6 +25,9 @@ from sandbox_rl.tools.toolbox import default_toolbox
 from sandbox_rl.types import Message, Reward, Rollout, Task
 
 __all__ = ["AssistRequest", "Assisted", "assist", "assistant_prompt"]
+
+NAME = "assistant"
+"""Of the task and the episode in the trajectory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,8 @@ def assist(request: AssistRequest, settings: AssistantSettings, view: TerminalVi
     check_place(request.output or Path("runs"), "--output")
     load_prompt_set(request.domain, [Path(directory) for directory in settings.prompts])
     files = _read_files(request, settings, view)
-    make_talk = _engine(request, settings, view)
-    done = asyncio.run(_run(request, settings, files, make_talk, view))
+    agent = _agent(request, settings, view)
+    done = asyncio.run(_run(request, settings, files, agent, view))
     if done is None:
         return None
     task, conversation = done
@@ -95,7 +97,7 @@ async def _run(
     request: AssistRequest,
     settings: AssistantSettings,
     files: InputFiles,
-    make_talk: Callable[[], Talk],
+    agent: Agent,
     view: TerminalView,
 ) -> tuple[Task, Conversation] | None:
     keyboard = Keyboard()
@@ -110,13 +112,15 @@ async def _run(
     task = Task(NAME, question, answer="", files=files.files, domain=request.domain)
     try:
         conversation = await converse(
-            task,
+            EpisodeRequest(NAME, task, settings.seed),
             assistant_prompt(task, settings),
             backend=_backend(settings, view),
-            talk=make_talk(),
+            agent=agent,
+            toolbox=default_toolbox(exec_timeout=settings.episode.exec_timeout_s),
             viewer=view,
             next_message=typed if request.interactive else None,
-            boot_timeout_s=settings.episode.boot_timeout_s,
+            limits=settings.episode,
+            sampling=settings.sampling,
             max_output_bytes=int(settings.max_output_mb * (1 << 20)),
         )
     except ValueError as error:  # the sandbox's own limits refuse the files
@@ -134,32 +138,17 @@ def _read_files(request: AssistRequest, settings: AssistantSettings, view: Termi
     return files
 
 
-def _engine(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> Callable[[], Talk]:
-    common = _common(request, settings, view)
-    endpoint = request.endpoint
-    if endpoint is not None:
-        return lambda: EndpointTalk(endpoint=endpoint, **common)
+def _agent(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> Agent:
+    if request.endpoint is not None:
+        return MessageAgent(ChatClient(request.endpoint))
     if settings.model.path == "tiny" and not Path("tiny").is_dir():
         raise ConfigError(
             "--model is missing: expected a directory or a Hub id (with --base-url the name of a model there)"
         )
     view.say(f"Loading {settings.model.path} …", "dim")
-    from sandbox_rl.commands.assist_local import load_engine  # torch takes seconds
+    from sandbox_rl.assistant.local import load_agent  # torch takes seconds
 
-    # What is wrong with a model is said before a sandbox is made.
-    policy, chat, halt = load_engine(settings)
-    return lambda: TokenTalk(policy=policy, chat=chat, halt=halt, **common)
-
-
-def _common(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> dict[str, Any]:
-    return {
-        "toolbox": default_toolbox(exec_timeout=settings.episode.exec_timeout_s),
-        "watcher": view,
-        "episode": settings.episode,
-        "sampling": settings.sampling,
-        "seed": settings.seed,
-        "hand_over": request.interactive,
-    }
+    return load_agent(settings)  # what is wrong with a model is said before a sandbox is made
 
 
 def _backend(settings: AssistantSettings, view: TerminalView) -> SandboxBackend:

@@ -1,4 +1,4 @@
-"""The assistant's policy in this process: a transformers model, its chat format, and a way to stop it."""
+"""The assistant's model in this process."""
 
 from __future__ import annotations
 
@@ -9,19 +9,32 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from sandbox_rl.agents.tokens import TokenAgent
+from sandbox_rl.assistant.settings import AssistantSettings
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.parts import build_policy
-from sandbox_rl.config.assistant import AssistantSettings
+from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import TransformersSettings
-from sandbox_rl.policies.transformers import TransformersPolicy
 from sandbox_rl.tools.toolbox import default_toolbox
 from sandbox_rl.training.models import generation_ends, load_model, load_tokenizer
 
-__all__ = ["assistant_chat", "load_engine"]
+__all__ = ["LocalAgent", "assistant_chat", "load_agent"]
 
 
-def load_engine(settings: AssistantSettings) -> tuple[TransformersPolicy, ChatFormat, Callable[[], None]]:
-    """The policy, its chat format, and a function that halts its generation.
+class LocalAgent(TokenAgent):
+    """On leaving, a generation that nobody waits for any more ends at its next token."""
+
+    def __init__(self, policy: Policy, chat: ChatFormat, halt: Callable[[], None]) -> None:
+        super().__init__(policy, chat)
+        self._halt = halt
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._halt()
+        await super().__aexit__(*exc)
+
+
+def load_agent(settings: AssistantSettings) -> LocalAgent:
+    """The model of the settings, loaded.
 
     Raises:
         ModelError: not found, or not usable.
@@ -32,7 +45,7 @@ def load_engine(settings: AssistantSettings) -> tuple[TransformersPolicy, ChatFo
     if torch.cuda.is_available():
         model = model.to("cuda")
     policy = build_policy(TransformersSettings(max_delay_s=0.0), model, tokenizer, chat)
-    return policy, chat, _halter(model)
+    return LocalAgent(policy, chat, _halter(model))
 
 
 def assistant_chat(settings: AssistantSettings, tokenizer: Any, model_ends: Sequence[int] = ()) -> ChatFormat:

@@ -1,0 +1,139 @@
+"""The Protocols of whoever acts in an episode, whatever the policy speaks: token ids or messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sandbox_rl.agents.settings import EpisodeSettings
+from sandbox_rl.policies.base import Sampling
+from sandbox_rl.types import Action, ChatRecord, MalformedCall, Message, Observation, Task, ToolCall
+
+__all__ = ["Agent", "AgentSession", "BudgetSpent", "EpisodeRequest", "Said", "SessionRecord"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRequest:
+    """One episode to run. `seed` alone decides its sampling; `id` names it in the journal.
+
+    Args:
+        attempt: 0, or how often it failed on our side before; set by the engine.
+    """
+
+    id: str
+    task: Task
+    seed: int
+    attempt: int = 0
+
+
+class BudgetSpent(Exception):
+    """Nothing fits into the token budget or the model's context any more: nobody's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One turn of the agent.
+
+    Args:
+        action: as it was sampled; of an endpoint without ids.
+        calls: in order, those that cannot be parsed included.
+        text: what it said, in words; calls are part of it where the policy writes them itself.
+        reasoning: what an endpoint tells of it apart from the text.
+    """
+
+    action: Action
+    calls: tuple[ToolCall | MalformedCall, ...]
+    text: str
+    reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """What a trajectory keeps besides its turns.
+
+    Args:
+        prompt_ids: what the first turn was sampled after, shape (P,); () of an endpoint.
+        chat: None of a policy of token ids.
+    """
+
+    prompt_ids: tuple[int, ...]
+    chat: ChatRecord | None = None
+
+
+class AgentSession(Protocol):
+    """One episode of an agent: it acts, is shown what came of it, and acts again."""
+
+    @property
+    def call_example(self) -> str:
+        """How the policy writes a call; "" where that is not its business."""
+        ...
+
+    async def act(self, *, timeout: float) -> Said:
+        """The next turn; `timeout` is the episode's remaining time in seconds.
+
+        Raises:
+            TimeoutError: the time is up.
+            BudgetSpent: nothing fits any more.
+            EngineFault: the engine broke.
+        """
+        ...
+
+    async def observe(
+        self, observations: Sequence[Observation], steps_left: int, *, last: bool
+    ) -> tuple[int, ...] | None:
+        """Take in what answered the turn, with how many turns are left.
+
+        Args:
+            last: no turn follows; a sequence of ids then ends with the policy's own.
+
+        Returns:
+            The ids that follow the turn in the sequence; None where no further turn would fit after them.
+        """
+        ...
+
+    def add_user(self, text: str) -> tuple[int, ...]:
+        """The user speaks after a turn that was the last; budgets begin anew. Returns the ids of it.
+
+        Raises:
+            ModelError: the chat template has no frame for a second user message.
+        """
+        ...
+
+    def record(self) -> SessionRecord:
+        """What there is so far."""
+        ...
+
+
+class Agent(Protocol):
+    """An async context manager that opens the sessions of many episodes side by side."""
+
+    def session(
+        self,
+        request: EpisodeRequest,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]],
+        sampling: Sampling,
+        limits: EpisodeSettings,
+    ) -> AbstractAsyncContextManager[AgentSession]:
+        """Open one episode's session.
+
+        Args:
+            messages: the task's prompt.
+            tools: OpenAI function schemas.
+        """
+        ...
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The ids of a prompt, shape (P,); () of an endpoint."""
+        ...
+
+    def spoken(self, said: Said) -> tuple[str, str]:
+        """What a turn says to people: its reasoning, and its words besides calls."""
+        ...
+
+    async def __aenter__(self) -> Agent: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
