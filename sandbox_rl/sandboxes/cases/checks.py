@@ -25,6 +25,7 @@ __all__ = [
     "returned_within",
     "status",
     "stdout_is",
+    "stored_at_most",
     "then_stdout",
 ]
 
@@ -163,6 +164,12 @@ def lines_within(pattern: str, allowed: frozenset[str]) -> Check:
 def alive_or_dead(check: Check) -> Check:
     """`check`, unless the command destroyed its own sandbox, which is its right."""
     return lambda seen: "" if seen.dead else check(seen)
+
+
+def stored_at_most(mark: str, megabytes: int) -> Check:
+    """`largest`, or a typed out-of-memory, or the end of the sandbox."""
+    within = largest(mark, megabytes)
+    return alive_or_dead(lambda seen: "" if seen.first.status is ExecStatus.OOM else within(seen))
 
 
 def answer_status(*allowed: AnswerStatus, within: float = 3.0) -> Check:

@@ -3,7 +3,14 @@
 # ruff: noqa: E501 (commands stand as they are sent)
 from __future__ import annotations
 
-from sandbox_rl.sandboxes.cases.checks import alive_or_dead, all_of, holds, largest, returned_within
+from sandbox_rl.sandboxes.cases.checks import (
+    alive_or_dead,
+    all_of,
+    holds,
+    largest,
+    returned_within,
+    stored_at_most,
+)
 from sandbox_rl.sandboxes.cases.model import CASE_LIMITS, Case
 from sandbox_rl.types import ExecStatus
 
@@ -11,14 +18,7 @@ __all__ = ["MEMORY"]
 
 _STORE_MB = CASE_LIMITS.memory_mb + CASE_LIMITS.disk_mb
 _SLACK_MB = 48  # what the page cache and the interpreter add to what a program counts itself
-_AT_MOST = alive_or_dead(
-    holds(
-        "at most the limit held, or a typed out-of-memory",
-        lambda s: (
-            s.first.status is ExecStatus.OOM or not largest("HELD", CASE_LIMITS.memory_mb + _SLACK_MB)(s)
-        ),
-    )
-)
+_AT_MOST = stored_at_most("HELD", CASE_LIMITS.memory_mb + _SLACK_MB)
 
 MEMORY = (
     Case(
@@ -46,12 +46,7 @@ MEMORY = (
         "time.sleep(60)' & done; sleep 4; n=0; for j in $(jobs -p); do kill -0 $j 2>/dev/null && "
         "[ \"$(awk '/VmRSS/{print ($2>90000)}' /proc/$j/status 2>/dev/null)\" = 1 ] && n=$((n+100)); done; "
         "echo HELD $n; kill -9 $(jobs -p) 2>/dev/null; wait 2>/dev/null; echo end",
-        alive_or_dead(
-            holds(
-                "less than the limit held, or a typed out-of-memory",
-                lambda s: s.first.status is ExecStatus.OOM or not largest("HELD", CASE_LIMITS.memory_mb)(s),
-            )
-        ),
+        stored_at_most("HELD", CASE_LIMITS.memory_mb),
         timeout=25,
     ),
     Case(
@@ -61,12 +56,7 @@ MEMORY = (
         "dd if=/dev/zero of=/dev/shm/f bs=1M count=1500 2>&1 | tail -1; "
         "dd if=/dev/zero of=/tmp/f bs=1M count=1500 2>&1 | tail -1; "
         "echo STORED $(du -sm -c /dev/shm /tmp 2>/dev/null | tail -1 | cut -f1); rm -f /dev/shm/f /tmp/f",
-        alive_or_dead(
-            holds(
-                "at most memory + disk stored, or a typed out-of-memory",
-                lambda s: s.first.status is ExecStatus.OOM or not largest("STORED", _STORE_MB)(s),
-            )
-        ),
+        stored_at_most("STORED", _STORE_MB),
         timeout=15,
     ),
     Case(

@@ -6,7 +6,6 @@ from __future__ import annotations
 from sandbox_rl.sandboxes.base import WORKING_DIR
 from sandbox_rl.sandboxes.cases.checks import (
     absent,
-    alive_or_dead,
     all_of,
     both,
     exit_code,
@@ -16,6 +15,7 @@ from sandbox_rl.sandboxes.cases.checks import (
     returned_within,
     status,
     stdout_is,
+    stored_at_most,
     then_stdout,
 )
 from sandbox_rl.sandboxes.cases.model import CASE_LIMITS, Case
@@ -56,14 +56,7 @@ RESOURCES = (
         "No space left at the cap.",
         f"i=0; while dd if=/dev/zero of={WORKING_DIR}/f$i bs=1M count=100 2>/dev/null; do i=$((i+1)); "
         f"[ $i -gt 12 ] && break; done; echo STORED $(du -sm {WORKING_DIR} | cut -f1)",
-        alive_or_dead(
-            holds(
-                "at most the disk limit stored, or a typed out-of-memory",
-                lambda s: (
-                    s.first.status is ExecStatus.OOM or not largest("STORED", CASE_LIMITS.disk_mb + 8)(s)
-                ),
-            )
-        ),
+        stored_at_most("STORED", CASE_LIMITS.disk_mb + 8),
         timeout=15,
         then=(f"rm -f {WORKING_DIR}/f*; echo back >{WORKING_DIR}/g && cat {WORKING_DIR}/g",),
     ),
@@ -75,12 +68,7 @@ RESOURCES = (
         f"{WORKING_DIR} ~; do for i in 1 2 3 4 5 6 7 8; do fallocate -l 128M $d/adv_$i 2>/dev/null || break; "
         "total=$((total+128)); [ $total -gt 2000 ] && break 2; done; done; echo RESERVED $total; "
         f"rm -f /tmp/adv_* /dev/shm/adv_* {WORKING_DIR}/adv_* ~/adv_*",
-        alive_or_dead(
-            holds(
-                "at most memory + disk reserved, or a typed out-of-memory",
-                lambda s: s.first.status is ExecStatus.OOM or not largest("RESERVED", _STORE_MB)(s),
-            )
-        ),
+        stored_at_most("RESERVED", _STORE_MB),
         timeout=15,
     ),
     Case(
