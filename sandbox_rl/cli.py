@@ -15,9 +15,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sandbox_rl import __version__, cli_eval, cli_run
+from sandbox_rl import __version__, cli_eval
 from sandbox_rl.command_line import DONE_IN_PART, INTERRUPTED, Interrupted
-from sandbox_rl.commands import build_data, export, image, python_env, self_check, train, warmup
+from sandbox_rl.commands import build_data, export, image, python_env, run, self_check, train, warmup
 from sandbox_rl.environment_errors import environment_error
 from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, UserError
 
@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, warmup, export, build_data, self_check, python_env, image, cli_run, cli_eval):
+for command in (train, warmup, export, build_data, self_check, python_env, image, run, cli_eval):
     app.add_typer(command.app)
 
 

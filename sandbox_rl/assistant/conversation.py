@@ -40,6 +40,9 @@ MAX_ANSWER_BYTES = 65_536
 COLLECT_TIMEOUT_S = 30.0
 """Seconds that fetching the results may take, also after an interrupt."""
 
+INTERRUPTED = "interrupted"
+"""The `fault` of a conversation that the user ended."""
+
 NextMessage = Callable[[], Awaitable[str | None]]
 """What the user says next; None when there is nothing more."""
 
@@ -89,41 +92,15 @@ async def converse(
         UserError: this machine can make none, or the endpoint refuses key, model or address.
     """
     started, task = time.monotonic(), request.task
-    fault, interrupted = "", False
     record = Record(agent, viewer)
     if next_message is not None:
         toolbox = _UserAnswers(toolbox)
-    async with backend, agent:
-        async with (
-            backend.sandbox(task.files or None, timeout=limits.boot_timeout_s) as sandbox,
-            agent.session(
-                request, messages, tools=toolbox.schemas, sampling=sampling, limits=limits
-            ) as session,
-        ):
+    async with backend, agent, backend.sandbox(task.files or None, timeout=limits.boot_timeout_s) as sandbox:
+        opened = agent.session(request, messages, tools=toolbox.schemas, sampling=sampling, limits=limits)
+        async with opened as session:
             viewer.opened(backend.info, len(task.files))
-
-            async def exchange() -> StopReason:
-                deadline = time.monotonic() + limits.timeout_s
-                done = await run_episode(
-                    request,
-                    session,
-                    toolbox=toolbox,
-                    sandbox=sandbox,
-                    settings=limits,
-                    deadline=deadline,
-                    observer=record,
-                )
-                return done.stop
-
-            try:
-                stop = await _exchanges(exchange, session, record, sandbox, viewer, next_message)
-            except InfraFault as error:
-                stop, fault = StopReason.INFRA_FAULT, f"{type(error).__name__}: {error}"
-            except asyncio.CancelledError:
-                task_now = asyncio.current_task()
-                if task_now is not None:
-                    task_now.uncancel()
-                stop, fault, interrupted = StopReason.INFRA_FAULT, "interrupted", True
+            talk = _Talk(request, session, sandbox, toolbox, limits, record, viewer)
+            stop, fault = await _ended(talk.until_over(next_message))
             files, notes, answer = await _collect(sandbox, task, max_output_bytes)
     kept = session.record()
     trajectory = Trajectory(
@@ -137,27 +114,58 @@ async def converse(
         seconds=time.monotonic() - started,
         chat=kept.chat,
     )
-    return Conversation(trajectory, files, notes, interrupted)
+    return Conversation(trajectory, files, notes, interrupted=fault == INTERRUPTED)
 
 
-async def _exchanges(
-    exchange: Callable[[], Awaitable[StopReason]],
-    session: AgentSession,
-    record: Record,
-    sandbox: Sandbox,
-    viewer: Viewer,
-    next_message: NextMessage | None,
-) -> StopReason:
-    while True:
-        stop = await exchange()
-        submitted = stop is StopReason.SUBMITTED and bool(record.turns[-1].calls)
-        viewer.ended(stop, await _answer_so_far(sandbox) if submitted else None)
-        if next_message is None or stop is StopReason.SANDBOX_DEAD:
-            return stop
-        text = await next_message()
-        if text is None:
-            return stop
-        record.user_spoke(session.add_user(text))
+async def _ended(talk: Awaitable[StopReason]) -> tuple[StopReason, str]:
+    """Why it ended, and what went wrong: our fault, or `INTERRUPTED`."""
+    try:
+        return await talk, ""
+    except InfraFault as error:
+        return StopReason.INFRA_FAULT, f"{type(error).__name__}: {error}"
+    except asyncio.CancelledError:
+        task_now = asyncio.current_task()
+        if task_now is not None:
+            task_now.uncancel()
+        return StopReason.INFRA_FAULT, INTERRUPTED
+
+
+@dataclass(frozen=True, slots=True)
+class _Talk:
+    """One session in one sandbox."""
+
+    request: EpisodeRequest
+    session: AgentSession
+    sandbox: Sandbox
+    toolbox: Toolbox
+    limits: EpisodeSettings
+    record: Record
+    viewer: Viewer
+
+    async def until_over(self, next_message: NextMessage | None) -> StopReason:
+        """Exchange by exchange, as long as the user goes on."""
+        while True:
+            stop = await self._exchange()
+            submitted = stop is StopReason.SUBMITTED and bool(self.record.turns[-1].calls)
+            self.viewer.ended(stop, await _answer_so_far(self.sandbox) if submitted else None)
+            if next_message is None or stop is StopReason.SANDBOX_DEAD:
+                return stop
+            text = await next_message()
+            if text is None:
+                return stop
+            self.record.user_spoke(self.session.add_user(text))
+
+    async def _exchange(self) -> StopReason:
+        transcript = await run_episode(
+            self.request,
+            self.session,
+            toolbox=self.toolbox,
+            sandbox=self.sandbox,
+            settings=self.limits,
+            deadline=time.monotonic() + self.limits.timeout_s,
+            observer=self.record,
+        )
+        return transcript.stop
 
 
 class _UserAnswers(Toolbox):

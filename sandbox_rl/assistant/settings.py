@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -43,12 +44,34 @@ class AssistantSettings(Settings):
     """Most MiB that are fetched from the sandbox."""
 
 
-def load_assistant(recipe: Path | None, overrides: Sequence[str]) -> AssistantSettings:
+def load_assistant(
+    recipe: Path | None, overrides: Sequence[str], *, network: str | None = None, model: str | None = None
+) -> AssistantSettings:
     """Settings out of a recipe, or the package's own; overrides belong to whichever it is.
+
+    Args:
+        network: "off", "full" or hosts separated by commas; None as the settings say.
+        model: directory or Hub id; None as the settings say.
 
     Raises:
         ConfigError: as `config.load.load_settings`.
     """
+    settings = _load(recipe, overrides)
+    if network is not None:
+        # One sandbox is made on this machine, also where a recipe has a cluster.
+        block = "sandbox.node" if settings.sandbox.type == "ray" else "sandbox"
+        listed = network not in ("off", "full")
+        chosen = [
+            f"{block}.network={'allowlist' if listed else network}",
+            f"{block}.allowlist={json.dumps(network.split(',') if listed else [])}",
+        ]
+        settings = _load(recipe, [*overrides, *chosen])
+    if model is None:
+        return settings
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"path": model})})
+
+
+def _load(recipe: Path | None, overrides: Sequence[str]) -> AssistantSettings:
     if recipe is None:
         return load_settings(AssistantSettings, _own_file(), overrides)
     return _of_recipe(load_recipe(recipe, overrides))

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sandbox_rl"
 
 LEVELS = (
-    {"cli", "cli_eval", "cli_run", "train"},
+    {"cli", "cli_eval", "train"},
     {"assistant", "commands", "runs", "preflight"},
     {"command_line", "terminal"},
     {"config"},

@@ -5,7 +5,6 @@ What happens goes to standard error, the answer to standard output.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +14,8 @@ from sandbox_rl.command_line import DONE_IN_PART, Interrupted
 from sandbox_rl.errors import ConfigError, InfraFault
 
 if TYPE_CHECKING:
-    from sandbox_rl.assistant import AssistantSettings, Assisted, TerminalView
+    from sandbox_rl.assistant import AssistantSettings, Assisted, AssistRequest, TerminalView
+    from sandbox_rl.policies.openai_chat import EndpointSettings
 
 __all__ = ["app"]
 
@@ -73,64 +73,57 @@ def run(
     """
     from rich.console import Console
 
-    from sandbox_rl.assistant import AssistRequest, TerminalView, assist, shown
+    from sandbox_rl.assistant import AssistRequest, TerminalView, load_assistant
 
+    _check_question(question, interactive=interactive)
+    named = model if base_url is None else None
+    settings = load_assistant(recipe, overrides or (), network=network, model=named)
+    view = TerminalView(Console(stderr=True), answers=interactive)
+    endpoint = _endpoint(base_url, model, api_key_env)
+    done = _assist(AssistRequest(question, domain, endpoint, input, output, interactive), settings, view)
+    if done is not None:
+        _report(done, view, interactive=interactive)
+        _leave(done, view, interactive=interactive)
+
+
+def _check_question(question: str | None, *, interactive: bool) -> None:
     if question is None and not interactive:
         raise ConfigError("QUESTION is missing; write it behind `run`, or add --interactive to type it")
     if question is not None and not question.strip():
         raise ConfigError("QUESTION is empty, expected some words; write them behind `run`")
-    settings = _settings(recipe, list(overrides or ()), model if base_url is None else None, network)
-    if base_url is not None and model is None:
-        raise ConfigError("--model is missing, expected the name under which the endpoint knows the model")
-    view = TerminalView(Console(stderr=True), answers=interactive)
-    try:
-        from sandbox_rl.policies.openai_chat import EndpointSettings
 
-        endpoint = None
-        if base_url is not None:
-            if not base_url.startswith(("http://", "https://")):
-                raise ConfigError(f"--base-url {base_url!r}: expected an address such as http://HOST:PORT/v1")
-            # Somebody is waiting: fewer tries than a run of days has.
-            endpoint = EndpointSettings(
-                base_url=base_url, model=model or "", api_key_env=api_key_env, retries=2
-            )
-        done = assist(AssistRequest(question, domain, endpoint, input, output, interactive), settings, view)
+
+def _endpoint(base_url: str | None, model: str | None, api_key_env: str) -> EndpointSettings | None:
+    from sandbox_rl.policies.openai_chat import EndpointSettings
+
+    if base_url is None:
+        return None
+    if model is None:
+        raise ConfigError("--model is missing, expected the name under which the endpoint knows the model")
+    if not base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"--base-url {base_url!r}: expected an address such as http://HOST:PORT/v1")
+    # Somebody is waiting: fewer tries than a run of days has.
+    return EndpointSettings(base_url=base_url, model=model, api_key_env=api_key_env, retries=2)
+
+
+def _assist(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> Assisted | None:
+    from sandbox_rl.assistant import assist
+
+    try:
+        return assist(request, settings, view)
     except KeyboardInterrupt:
         view.close()
         view.say("Interrupted; nothing was saved.")
         raise Interrupted from None
-    if done is not None:
-        if not interactive and done.conversation.trajectory.answer.text:
-            typer.echo(shown(done.conversation.trajectory.answer.text).rstrip("\n"))
-        _report(done, view)
-        _leave(done, interactive, view)
 
 
-def _settings(
-    recipe: Path | None, overrides: list[str], model: str | None, network: str | None
-) -> AssistantSettings:
-    from sandbox_rl.assistant import load_assistant
+def _report(done: Assisted, view: TerminalView, *, interactive: bool) -> None:
+    from sandbox_rl.assistant import shown
 
-    settings = load_assistant(recipe, overrides)
-    if network is not None:
-        # One sandbox is made on this machine, also where a recipe has a cluster.
-        block = "sandbox.node" if settings.sandbox.type == "ray" else "sandbox"
-        listed = network not in ("off", "full")
-        settings = load_assistant(
-            recipe,
-            [
-                *overrides,
-                f"{block}.network={'allowlist' if listed else network}",
-                f"{block}.allowlist={json.dumps(network.split(',') if listed else [])}",
-            ],
-        )
-    if model is not None:
-        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"path": model})})
-    return settings
-
-
-def _report(done: Assisted, view: TerminalView) -> None:
     conversation, saved = done.conversation, done.saved
+    answer = conversation.trajectory.answer.text
+    if answer and not interactive:  # else the view has shown it
+        typer.echo(shown(answer).rstrip("\n"))
     for note in conversation.notes:
         view.say(note, "yellow")
     view.say_some("Not copied out", saved.left_out)
@@ -138,7 +131,7 @@ def _report(done: Assisted, view: TerminalView) -> None:
     view.say(f"Saved in {done.directory}: {names}", "dim")
 
 
-def _leave(done: Assisted, interactive: bool, view: TerminalView) -> None:
+def _leave(done: Assisted, view: TerminalView, *, interactive: bool) -> None:
     """The exit code says how it ended."""
     from sandbox_rl.types import AnswerStatus, StopReason
 
