@@ -1,0 +1,110 @@
+"""One turn: the action as sampled, the calls in it, and the observations that answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["Action", "MalformedCall", "Observation", "ToolCall", "ToolFailure", "Turn", "TurnTiming"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool call as parsed from a policy turn; `arguments` may still be invalid for the tool.
+
+    `id` is what the policy called it, where its format has such names; the observation repeats it.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MalformedCall:
+    """Something in a policy turn that was meant as a tool call and cannot be parsed.
+
+    `reason` is written for the policy: what is wrong and how a call should look.
+    """
+
+    reason: str
+
+
+class ToolFailure(StrEnum):
+    """Why an observation reports a failure of the policy's own making."""
+
+    NO_CALL = "no_call"  # the turn holds no tool call
+    MALFORMED = "malformed"  # a call that cannot be parsed
+    UNKNOWN_TOOL = "unknown_tool"
+    BAD_ARGUMENTS = "bad_arguments"
+    TIMEOUT = "timeout"
+    OOM = "oom"
+    FILE = "file"  # the editor could not do it: missing file, no match …
+    SANDBOX_DEAD = "sandbox_dead"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the policy is told after one tool call (or after a turn without a valid one).
+
+    There is one for each call of a turn, in order, and exactly one for a turn without any call.
+
+    `text` is plain text, cut to size, not yet neutralised or framed: `chat` does both.
+    """
+
+    text: str
+    tool: str = ""
+    failure: ToolFailure | None = None
+    submitted: bool = False
+    exit_code: int | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One policy turn exactly as sampled.
+
+    Args:
+        token_ids: sampled ids, including the end-of-turn id when the policy sampled one.
+        logprobs: natural-log probability of each id under the policy that sampled it, same length;
+            None when the engine gives none (then the turn can be evaluated, not trained on).
+        finish_reason: "stop" (an end-of-turn id was sampled) or "length" (the cap was reached).
+        weight_version: number of weight updates that the sampling policy had received.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    finish_reason: str
+    weight_version: int = 0
+
+    def __post_init__(self) -> None:
+        if self.logprobs is not None and len(self.logprobs) != len(self.token_ids):
+            raise ValueError(
+                f"Action has {len(self.token_ids)} token ids but {len(self.logprobs)} log-probs; "
+                "the policy must return one per sampled token"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TurnTiming:
+    """Seconds of one turn, by what they were spent on."""
+
+    generation: float = 0.0
+    execution: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One action and what answered it.
+
+    `observation_ids` are the ids that follow the action in the sequence: the observation in the
+    chat template's own frame and the header of the next assistant turn. Empty on the last turn.
+    """
+
+    action: Action
+    calls: tuple[ToolCall | MalformedCall, ...] = ()
+    observations: tuple[Observation, ...] = ()
+    observation_ids: tuple[int, ...] = ()
+    timing: TurnTiming = TurnTiming()
