@@ -122,12 +122,12 @@ class OverSampling:
             self._next += len(plan.groups) * self._world
             self._waiting += late
         metrics["over_sampling/waiting"] = float(len(self._waiting))
-        self._everyone = self._share([self._state()])
+        self._everyone = self._share([self.state()])
         return metrics
 
     def save(self, checkpoint: Path) -> None:
         """Write the state of all ranks into a checkpoint."""
-        ranks = self._everyone or [self._state()]
+        ranks = self._everyone or [self.state()]
         (checkpoint / STATE_FILE).write_text(json.dumps({"version": 1, "ranks": ranks}), encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> None:
@@ -154,7 +154,8 @@ class OverSampling:
                 "rollout.over_sample as the run was started"
             ) from error
 
-    def _state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """Of this rank: the next group that is new, and those that wait, as a checkpoint holds them."""
         return {"next": self._next, "waiting": [asdict(w) for w in self._waiting]}
 
 

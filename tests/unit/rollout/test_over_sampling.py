@@ -85,7 +85,7 @@ def test_every_group_is_trained_once_or_waits(share):
     trained = [group for group, _ in train(rule, 101)]
     assert len(trained) == len(set(trained)) == 101 * SIZE
     waiting = set(range(max(trained) + 1)) - set(trained)
-    state = rule._state()
+    state = rule.state()
     assert waiting == {w["group"] for w in state["waiting"] if w["group"] <= max(trained)}
     assert len(state["waiting"]) < SIZE + np.ceil(share * SIZE)
     assert state["next"] == len(trained) + len(state["waiting"])
@@ -125,7 +125,7 @@ def test_ranks_have_groups_of_their_own():
     ranks = [OverSampling(SHARE, rank=rank, world=3) for rank in range(3)]
     trained = [group for rule in ranks for group, _ in train(rule, 20)]
     assert len(trained) == len(set(trained))
-    everything = set(trained) | {w["group"] for rule in ranks for w in rule._state()["waiting"]}
+    everything = set(trained) | {w["group"] for rule in ranks for w in rule.state()["waiting"]}
     assert everything == set(range(len(everything)))
 
 
@@ -157,9 +157,9 @@ def test_all_ranks_are_saved_and_dealt_out_to_another_number_of_ranks(tmp_path):
     alone = OverSampling(SHARE)
     for rule in (*same, alone):
         rule.restore(tmp_path)
-    assert [t._state() for t in same] == [t._state() for t in ranks]
-    waiting = {w["group"] for rule in ranks for w in rule._state()["waiting"]}
-    assert {w["group"] for w in alone._state()["waiting"]} == waiting
+    assert [t.state() for t in same] == [t.state() for t in ranks]
+    waiting = {w["group"] for rule in ranks for w in rule.state()["waiting"]}
+    assert {w["group"] for w in alone.state()["waiting"]} == waiting
     later = [group for group, _ in train(alone, 10)]
     assert waiting <= set(later)
     assert not set(later) & set(trained)
