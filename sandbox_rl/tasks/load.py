@@ -46,7 +46,6 @@ class TaskSet(Sequence[Task]):
     def __init__(self, sources: Sequence[OpenSource], picks: array[int], report: LoadReport) -> None:
         self._sources = tuple(sources)
         self._picks = picks  # source number << 48 | row number
-        self._by_id: dict[int, list[int]] | None = None
         self.report = report
 
     def __len__(self) -> int:
@@ -81,21 +80,6 @@ class TaskSet(Sequence[Task]):
         """What reports call the source in this place of the settings."""
         return self._sources[number].name
 
-    def get(self, task_id: str) -> Task:
-        """The task of that id; the first call goes through all tasks once.
-
-        Raises:
-            KeyError: there is none.
-        """
-        if self._by_id is None:
-            self._by_id = {}
-            for position, task in enumerate(self):
-                self._by_id.setdefault(hash64(task.id), []).append(position)
-        for position in self._by_id.get(hash64(task_id), ()):
-            if (found := self[position]).id == task_id:
-                return found
-        raise KeyError(task_id)
-
 
 def load_tasks(settings: DataSettings, *, split: Split, base_dir: Path) -> TaskSet:
     """Validate all rows of all sources and give the tasks of one side of the split.
@@ -115,7 +99,7 @@ def load_tasks(settings: DataSettings, *, split: Split, base_dir: Path) -> TaskS
         fraction = settings.held_out if fraction is None else fraction
         chosen.append(audit.rows_of(source, split, fraction, settings))
         source.restrict(chosen[-1])
-    report = audit.report(kept=sum(map(len, chosen)), sources=sources, chosen=chosen)
+    report = audit.report(kept=sum(map(len, chosen)))
     _refuse_or_warn(report, settings)
     picks = _mix(chosen, [source.weight for source in settings.sources], stop=settings.exhausted == "stop")
     limit = settings.limit
@@ -177,14 +161,13 @@ class _Audit:
         if len(self._listed) < MAX_LISTED:
             self._listed.append(bad)
 
-    def report(self, *, kept: int, sources: Sequence[OpenSource], chosen: Sequence[array[int]]) -> LoadReport:
+    def report(self, *, kept: int) -> LoadReport:
         return LoadReport(
             rows=self._rows,
             kept=kept,
             dropped_rows=self._dropped,
             dropped=tuple(self._listed),
             by_field=dict(self._by_field),
-            by_source={source.name: len(rows) for source, rows in zip(sources, chosen, strict=True)},
         )
 
 

@@ -44,7 +44,6 @@ class LoadReport:
     dropped_rows: int = 0
     dropped: tuple[BadRow, ...] = ()
     by_field: Mapping[str, int] = field(default_factory=Counter)
-    by_source: Mapping[str, int] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line for a person."""
