@@ -49,6 +49,9 @@ class SandboxRLError(Exception):
     said_elsewhere = False
     """Whether another process of the run says it to the person."""
 
+    agreed = False
+    """Whether every process of the run raises it at the same point, so that they can still act together."""
+
 
 class UserError(SandboxRLError):
     """Something the person who runs the command can fix.

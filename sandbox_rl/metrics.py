@@ -29,7 +29,8 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means over a batch. Names are paths such as `reward/math`; fractions lie in [0, 1].
+    """Means over a batch. Names are paths such as `reward/math`; fractions lie in [0, 1]; `judged` and
+    `judged/math` say how many episodes rewards rest on.
 
     Rollouts without a reward count towards `infra_fault_rate`, or `masked_rate` where the recipe masks
     them, towards the shares of stop reasons, and nothing else about the policy.
@@ -39,6 +40,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     judged = [r for r in rollouts if r.reward.value is not None]
     out: dict[str, float] = {
         "episodes": float(len(rollouts)),
+        "judged": float(len(judged)),
         "infra_fault_rate": sum(r.reward.value is None and not r.reward.masked for r in rollouts)
         / len(rollouts),
     }
@@ -53,6 +55,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     for rollout, value in zip(judged, values, strict=True):
         by_domain[rollout.task.domain].append(value)
     out |= {f"reward/{domain}": fmean(v) for domain, v in sorted(by_domain.items())}
+    out |= {f"judged/{domain}": float(len(v)) for domain, v in sorted(by_domain.items())}
 
     stops = Counter(r.trajectory.stop for r in rollouts)
     out |= {f"stop/{stop.value}": stops[stop] / len(rollouts) for stop in StopReason}

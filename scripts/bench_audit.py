@@ -140,8 +140,12 @@ def measure(steps: int, tokens: int, directory: Path) -> dict[str, Any]:
             rollout_func=rollouts,
             audit=audit,
         )
-        for part in ("rolled_out", "in_loss", "take"):
-            clock.around(audit.samples, part, "samples")
+        for owner, part in (
+            (audit.samples, "rolled_out"),
+            (audit.samples, "in_loss"),
+            (audit.shares, "take"),
+        ):
+            clock.around(owner, part, "samples")
         for part in ("on_pre_optimizer_step", "on_optimizer_step"):
             clock.around(audit.updates, part, "updates")
         clock.around(trainer, "_compare_sampler", "sampler")

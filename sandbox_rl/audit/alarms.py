@@ -25,6 +25,8 @@ class AlarmName(StrEnum):
     UPDATES_VANISH = "updates_vanish"  # the optimizer's updates are lost in the rounding of the weights
     NO_UPDATE = "no_update"  # tokens are trained on and the weights stay, or the optimizer lacks some of them
     WEIGHTS_CHANGED = "weights_changed"  # something besides the optimizer has written to the weights
+    FROZEN = "frozen"  # weights that a run should train get no gradient
+    OPTIMIZER_CHANGED = "optimizer_changed"  # the optimizer has lost, or something rewrote, what it remembers
     NOT_FINITE = "not_finite"  # gradients or weights are NaN or infinite
     NOTHING_TRAINED = "nothing_trained"  # no token of the last steps had a gradient
     TRAINED_SHARE_FELL = "trained_share_fell"  # masks leave less than half of what they usually leave

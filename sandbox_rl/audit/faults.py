@@ -27,11 +27,13 @@ class FaultWatch:
         self._last: deque[str | None] = deque(maxlen=WINDOW)
         self._cause = ""
 
-    def add(self, rollout: Rollout) -> None:
-        """One more episode has ended. One that is masked by the recipe's choice counts neither way."""
-        if not rollout.reward.masked:
-            judged = rollout.reward.value is not None
-            why = rollout.trajectory.fault or rollout.reward.detail or rollout.trajectory.stop.value
+    def add(self, episode: Rollout | str) -> None:
+        """One more has ended, or failed for the reason given. What the recipe masks counts neither way."""
+        if isinstance(episode, str):
+            self._last.append(episode)
+        elif not episode.reward.masked:
+            judged = episode.reward.value is not None
+            why = episode.trajectory.fault or episode.reward.detail or episode.trajectory.stop.value
             self._last.append(None if judged else why)
 
     def cause(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
@@ -12,7 +12,19 @@ import numpy as np
 
 from sandbox_rl.types import Rollout, StopReason
 
-__all__ = ["ExpectedRow", "TokenClass", "expected_rows", "prompt_key"]
+__all__ = ["ZERO", "Advantages", "ExpectedRow", "TokenClass", "as_expected", "expected_rows", "prompt_key"]
+
+
+Advantages = Callable[[Sequence[float | None]], Sequence[float | None]]
+"""Rewards of a group, None where not judged → advantages, None there."""
+
+ZERO = 2e-3
+"""Advantages below this are zero: TRL divides rounding errors of equal rewards by 1e-4."""
+
+
+def as_expected(advantage: float, expected: float) -> bool:
+    """Whether an advantage is the expected one but for rounding and for what TRL adds to deviations."""
+    return abs(advantage - expected) <= ZERO + 0.01 * abs(expected)
 
 
 class TokenClass(StrEnum):
@@ -39,6 +51,7 @@ class ExpectedRow:
 
     Args:
         mask: what the policy sampled; of a row that is not `judged` the loss should see none of it.
+        sign: of the advantage; `advantage` itself where the rewards of the group determine it.
     """
 
     episode: str
@@ -47,6 +60,7 @@ class ExpectedRow:
     sign: int
     judged: bool
     expected: TokenClass
+    advantage: float | None = None
 
     @property
     def tokens(self) -> int:
@@ -58,12 +72,16 @@ def prompt_key(ids: np.ndarray[Any, Any]) -> bytes:
     return np.ascontiguousarray(ids, dtype=np.int64).tobytes()
 
 
-def expected_rows(group: Sequence[Rollout]) -> list[tuple[ExpectedRow, bytes]]:
+def expected_rows(
+    group: Sequence[Rollout], advantages: Advantages | None = None
+) -> list[tuple[ExpectedRow, bytes]]:
     """What the loss should see of a group: who counts, and on which side of the mean each reward lies."""
-    judged = [rollout.reward.value for rollout in group if rollout.reward.value is not None]
+    rewards = [rollout.reward.value for rollout in group]
+    due = [None] * len(group) if advantages is None else advantages(rewards)
+    judged = [reward for reward in rewards if reward is not None]
     mean = fmean(judged) if judged else 0.0
     rows = []
-    for rollout in group:
+    for rollout, advantage in zip(group, due, strict=True):
         trajectory, reward = rollout.trajectory, rollout.reward
         sign = 0
         if reward.value is not None and len(set(judged)) > 1:
@@ -83,6 +101,7 @@ def expected_rows(group: Sequence[Rollout]) -> list[tuple[ExpectedRow, bytes]]:
             sign,
             reward.value is not None,
             expected,
+            advantage,
         )
         rows.append((row, prompt_key(np.array(trajectory.prompt_ids, dtype=np.int64))))
     return rows

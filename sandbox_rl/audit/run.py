@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox_rl.audit.alarms import Alarms
+from sandbox_rl.audit.packed import PackedAudit
 from sandbox_rl.audit.publication import PublicationAudit
+from sandbox_rl.audit.rows import Advantages
 from sandbox_rl.audit.sampler import SamplerAudit
 from sandbox_rl.audit.samples import SampleAudit
+from sandbox_rl.audit.shares import TokenShares
 from sandbox_rl.audit.updates import UpdateAudit
 
 __all__ = ["RunAudit"]
@@ -21,11 +24,14 @@ class RunAudit:
 
     Args:
         updates: a callback that the trainer must get.
+        shares: what became of all tokens: in synchronous training by `samples`, else by `packed`.
     """
 
     alarms: Alarms
     updates: UpdateAudit
+    shares: TokenShares
     samples: SampleAudit
+    packed: PackedAudit
     sampler: SamplerAudit
     publications: PublicationAudit
 
@@ -36,24 +42,28 @@ class RunAudit:
         *,
         total: Callable[[Sequence[float]], Sequence[float]] = list,
         masks_truncated: bool = False,
+        advantages: Advantages | None = None,
+        group_size: int = 0,
         mismatch_alarm: float = 0.1,
     ) -> RunAudit:
         """Audits that write their alarms to `path`.
 
         Args:
-            total, masks_truncated: see `SampleAudit`.
+            total, masks_truncated, advantages, group_size: see `TokenShares`, `SampleAudit`, `PackedAudit`.
             mismatch_alarm: mean gap between sampler and trainer that is an alarm, nats per token.
         """
         alarms = Alarms(path)
-        samples = SampleAudit(alarms, total=total, masks_truncated=masks_truncated)
+        shares = TokenShares(alarms, total)
         return cls(
             alarms,
-            UpdateAudit(alarms, lambda: samples.trained_here),
-            samples,
+            UpdateAudit(alarms, lambda: shares.trained_here),
+            shares,
+            SampleAudit(alarms, shares, masks_truncated=masks_truncated, advantages=advantages),
+            PackedAudit(alarms, shares, advantages=advantages, size=group_size),
             SamplerAudit(alarms, ceiling=mismatch_alarm),
             PublicationAudit(alarms, ceiling=mismatch_alarm),
         )
 
     def take(self, step: int) -> dict[str, float]:
         """The metrics of a step that has ended; a collective where several processes train."""
-        return self.samples.take(step) | self.updates.take() | self.publications.take() | self.alarms.take()
+        return self.shares.take(step) | self.updates.take() | self.publications.take() | self.alarms.take()

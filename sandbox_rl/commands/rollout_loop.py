@@ -36,7 +36,7 @@ from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.curriculum import teaches
 from sandbox_rl.training.models import generation_ends, load_tokenizer
 from sandbox_rl.training.samples import Advantage, FinishedGroup, LeftOut, finished_group, sampled_tokens
-from sandbox_rl.types import Task
+from sandbox_rl.types import Rollout, Task
 
 __all__ = ["Channels", "RolloutJob", "groups_at_once", "requests_of", "roll_out"]
 
@@ -78,7 +78,7 @@ class Channels:
         admitted: lists of the numbers of groups that may start, from the trainer.
         finished: a `FinishedGroup` for each of them; bounded by what is admitted.
         metrics: dicts of a group's metrics.
-        failure: why the process ended, if it did not have to.
+        failure: if the process ended and did not have to: whether by a fault and no defect, and why.
         version: of the weights that turns are sampled with.
         beat: when the loop last moved, on the monotonic clock.
         stop: set when it should end.
@@ -101,8 +101,10 @@ def roll_out(job: RolloutJob, channels: Channels) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         asyncio.run(_roll_out(job, channels))
+    except InfraFault as error:
+        channels.failure.put((True, str(error)))
     except BaseException as error:
-        channels.failure.put(f"{type(error).__name__}: {error}")
+        channels.failure.put((False, f"{type(error).__name__}: {error}"))
         raise
 
 
@@ -112,7 +114,7 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
     tasks = list(load_tasks(recipe.data, split="train", base_dir=job.base_dir))
     at_once = groups_at_once(recipe.rollout.concurrency, job.group_size)
     failed_in_a_row = 0
-    faults = FaultWatch(recipe.reward.max_fault_share)
+    faults = _FaultsInOrder(FaultWatch(recipe.reward.max_fault_share))
 
     async def one(number: int) -> None:
         nonlocal failed_in_a_row
@@ -121,19 +123,17 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
         )
         try:
             rollouts = await engine.run(requests)
-        except InfraFault:
+        except InfraFault as fault:
             failed_in_a_row += 1
             if failed_in_a_row >= FAILED_GROUPS:
                 raise
+            faults.ended(number, [str(fault)] * job.group_size)
             channels.finished.put(_without_samples(number, job.group_size, LeftOut.NOT_JUDGED))
             return
         failed_in_a_row = 0
         step = int(channels.version.value)
         await asyncio.to_thread(journal.write_all, rollouts, phase="train", step=step)
-        for rollout in rollouts:
-            faults.add(rollout)
-        if faults.cause():
-            raise InfraFault(faults.cause())
+        faults.ended(number, rollouts)
         channels.metrics.put(rollout_metrics(rollouts) | group_metrics([rollouts]) | engine.occupancy.take())
         if recipe.curriculum.refill_rounds and not teaches(rollouts):
             # Another group takes its place by itself.
@@ -151,6 +151,7 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
                     channels.beat.value = time.monotonic()
                     admitted.extend(_admitted(channels.admitted))
                     while admitted and len(live) < at_once:
+                        faults.started(admitted[0])
                         live.add(asyncio.create_task(one(admitted.popleft())))
                     if not live:
                         await asyncio.sleep(POLL_S)
@@ -166,6 +167,31 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
                 for task in live:
                     task.cancel()
                 await asyncio.gather(*live, return_exceptions=True)
+
+
+class _FaultsInOrder:
+    """Adds groups in the order in which they started: faults may end sooner than honest work."""
+
+    def __init__(self, watch: FaultWatch) -> None:
+        self._watch = watch
+        self._order: deque[int] = deque()
+        self._ended: dict[int, Sequence[Rollout | str]] = {}
+
+    def started(self, number: int) -> None:
+        self._order.append(number)
+
+    def ended(self, number: int, episodes: Sequence[Rollout | str]) -> None:
+        """Take note of a group: its rollouts, or why each of them failed.
+
+        Raises:
+            InfraFault: too many could not be judged.
+        """
+        self._ended[number] = episodes
+        while self._order and self._order[0] in self._ended:
+            for episode in self._ended.pop(self._order.popleft()):
+                self._watch.add(episode)
+        if cause := self._watch.cause():
+            raise InfraFault(cause)
 
 
 def groups_at_once(concurrency: int, group_size: int) -> int:

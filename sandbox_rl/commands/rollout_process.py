@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sandbox_rl.commands.rollout_loop import Channels, RolloutJob, roll_out
-from sandbox_rl.errors import EngineFault
+from sandbox_rl.errors import EngineFault, InfraFault
 
 __all__ = ["RolloutProcess"]
 
@@ -85,14 +85,17 @@ class RolloutProcess:
         """Asked by TRL while it waits.
 
         Raises:
-            EngineFault: the process is gone, said why, or its loop hangs.
+            InfraFault: it ended because too many episodes failed on our side.
+            EngineFault: the process is gone, or its loop hangs.
         """
         if self._process is None or not self._process.is_alive():
             code = None if self._process is None else self._process.exitcode
             try:
-                why = self._channels.failure.get(timeout=1.0)
+                known, why = self._channels.failure.get(timeout=1.0)
             except queue.Empty:
-                why = f"exit code {code}"
+                known, why = False, f"exit code {code}"
+            if known:
+                raise InfraFault(f"{why}; go on with --resume once that works")
             raise EngineFault(f"the rollout process ended: {why}; go on with --resume")
         silent = time.monotonic() - self._channels.beat.value
         if silent > stale_after_s:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from datasets import Dataset
 from transformers import PrinterCallback
@@ -18,10 +19,11 @@ from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit
 from sandbox_rl.training.asynchronous.config import advantage_of
 from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
-from sandbox_rl.training.callbacks import ShowSteps
+from sandbox_rl.training.callbacks import ShowSteps, StopOnFaults
 from sandbox_rl.training.checkpoints import CheckpointManifest, step_of
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.models import end_turns_with
+from sandbox_rl.training.samples import advantages
 
 __all__ = ["async_trainer"]
 
@@ -39,7 +41,11 @@ def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:
         worker = _rollout_process(session, served, args.num_generations)
     done = 0 if checkpoint is None else step_of(checkpoint)
     with session.display.progress("Training", args.max_steps, done=done) as bar:
-        audit = start_audit(session)
+        audit = start_audit(
+            session,
+            advantages=partial(advantages, kind=advantage_of(recipe.estimator)),
+            group_size=args.num_generations,
+        )
         trainer = SandboxAsyncTrainer(
             model=session.model.settings.path,
             args=args,
@@ -56,6 +62,7 @@ def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:
             audit=audit,
             probe=publication_probe(session, audit),
             callbacks=[
+                StopOnFaults(session.faults, session.finish),  # of evaluations; rollouts stop by themselves
                 *watchers(session),
                 ProgressAudit(audit.alarms),
                 ShowSteps(bar),

@@ -23,6 +23,7 @@ from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit
 from sandbox_rl.training.callbacks import StopOnFaults
 from sandbox_rl.training.checkpoints import CheckpointManifest, step_of
 from sandbox_rl.training.curriculum import Curriculum
+from sandbox_rl.training.estimator import advantage_rule
 from sandbox_rl.training.generations import Generations, StopAtBorders
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.over_sampling import OverSampledRollouts
@@ -43,7 +44,11 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
     curriculum, over_sampling = _curriculum(session), _over_sampling(session)
     saved = [part.save for part in (curriculum, over_sampling) if part is not None]  # at most one of them
     with _bar(session, args, rhythm) as bar:
-        audit = start_audit(session, masks_truncated=bool(args.mask_truncated_completions))
+        audit = start_audit(
+            session,
+            masks_truncated=bool(args.mask_truncated_completions),
+            advantages=advantage_rule(recipe.estimator, args),
+        )
         trainer = SandboxGRPOTrainer(
             model=session.policy.model,
             args=args,

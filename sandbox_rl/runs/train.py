@@ -99,7 +99,12 @@ def _train(session: Session, trainer: Any) -> Evaluation | None:
         before = _measure(session, trainer, "before training")
         write_results(run, session.state, before, None)
         _stop_on_faults(session)
-    trainer.train(resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint))
+    except InfraFault as fault:
+        if fault.agreed or session.state.num_processes == 1:
+            trainer.keep_last_update()
+        raise
     return before
 
 
@@ -123,10 +128,10 @@ def _measure(session: Session, trainer: Any, label: str) -> Evaluation | None:
 
 def _require_learning(trainer: Any, run: RunDirectory) -> None:
     """A run that trained on nothing is no result, whatever it would look like."""
-    samples = trainer.audit.samples
-    if (became := samples.nothing_trained()) is not None:
+    shares = trainer.audit.shares
+    if (became := shares.nothing_trained()) is not None:
         raise NothingTrained(
-            f"{run.path}: none of {samples.steps} steps trained on anything: {became}; nothing is exported, "
+            f"{run.path}: none of {shares.steps} steps trained on anything: {became}; nothing is exported, "
             "see alarms.jsonl and samples/* in metrics.jsonl there"
         )
 

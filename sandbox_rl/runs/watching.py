@@ -21,13 +21,13 @@ PROBE_TOKENS = 96
 """Of the prompt that publications are probed with."""
 
 
-def start_audit(session: Session, *, masks_truncated: bool = False) -> RunAudit:
-    """The checks beside training, whose alarms go to `alarms.jsonl`."""
+def start_audit(session: Session, **about: Any) -> RunAudit:
+    """The checks beside training, whose alarms go to `alarms.jsonl`; `about` as in `RunAudit.start`."""
     return RunAudit.start(
         session.records.run.path / "alarms.jsonl",
         total=lambda counts: _total(session.state, counts),
-        masks_truncated=masks_truncated,
         mismatch_alarm=session.plan.recipe.policy.mismatch_alarm,
+        **about,
     )
 
 

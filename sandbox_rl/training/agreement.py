@@ -16,7 +16,7 @@ from sandbox_rl import errors
 from sandbox_rl.environment_errors import environment_error
 from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, UserError
 
-__all__ = ["any_of", "together"]
+__all__ = ["any_of", "everywhere", "together"]
 
 
 def any_of(flag: bool) -> bool:
@@ -32,8 +32,7 @@ def together() -> Iterator[None]:
 
     Raises:
         SetupError: for an `OSError` or another failure of the environment: the disk is full, or the like.
-        SandboxRLError: another process failed, by the same type where that is one of ours; processes but the
-            first carry it with `said_elsewhere`, so that a person reads it once.
+        SandboxRLError: another process failed, by the same type where that is one of ours; see `everywhere`.
     """
     own: Exception | None = None
     try:
@@ -55,8 +54,15 @@ def together() -> Iterator[None]:
     if own is None:
         own = _as_here(*failed[0], of=state.num_processes)
     if isinstance(own, SandboxRLError):
-        own.said_elsewhere = not state.is_main_process
+        everywhere(own)
     raise own
+
+
+def everywhere(error: SandboxRLError) -> SandboxRLError:
+    """Mark an error that all processes raise at this point: the first one says it."""
+    error.agreed = True
+    error.said_elsewhere = not PartialState().is_main_process
+    return error
 
 
 def _as_here(rank: int, name: str, text: str, *, of: int) -> SandboxRLError:

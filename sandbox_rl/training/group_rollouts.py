@@ -14,7 +14,8 @@ from typing import Any
 
 from trl import GRPOTrainer
 
-from sandbox_rl.audit.samples import SampleAudit, TokenClass
+from sandbox_rl.audit.rows import TokenClass
+from sandbox_rl.audit.samples import SampleAudit
 from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.observer import Observer
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine

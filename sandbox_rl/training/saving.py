@@ -7,6 +7,7 @@ mind, the exchanges go on, and at the end the processes agree.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from sandbox_rl.errors import SandboxRLError, SetupError
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.checkpoints import is_complete
+from sandbox_rl.training.generations import Generations
 
 __all__ = ["AgreedSaves"]
+
+logger = logging.getLogger(__name__)
 
 
 class AgreedSaves:
@@ -47,6 +51,24 @@ class AgreedSaves:
             if not is_complete(checkpoint):
                 shutil.rmtree(checkpoint, ignore_errors=True)
             raise
+
+    def keep_last_update(self) -> None:
+        """Save what the last update left, if that is not saved yet, for a run that ends on a fault.
+
+        Every process must call it. Where an update holds several generations, those that it began with are
+        counted already: nothing is saved then, and the run goes on from the checkpoint before.
+        """
+        trainer: Any = self
+        args, step = trainer.args, int(trainer.state.global_step)
+        rhythm = Generations.of(args) if hasattr(args, "steps_per_generation") else None
+        resumable = rhythm is None or (rhythm.is_border(step) and rhythm.every >= rhythm.accumulation)
+        if step == 0 or not resumable or is_complete(Path(args.output_dir) / f"checkpoint-{step}"):
+            return
+        try:
+            self._save_checkpoint(trainer.model, None)
+            trainer.callback_handler.on_save(args, trainer.state, trainer.control)
+        except SandboxRLError as error:  # the fault that ends the run is the one to be told
+            logger.warning("step %d: no checkpoint could be kept: %s", step, error)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Written by the first process, before all exchange something."""

@@ -27,10 +27,13 @@ def gives_up(task, rng):
     yield ExpertTurn((ToolCall("submit", {}),))
 
 
+RANK = os.environ.get("RANK", "0")
+
+
 if __name__ == "__main__":
     fault, *arguments = sys.argv[1:]
-    if fault == f"rollouts-{os.environ['RANK']}":
+    if fault == f"rollouts-{os.environ.get('RANK', '0')}":
         RolloutEngine._attempt = no_sandbox
-    if fault == f"save-{os.environ['RANK']}":
+    if fault == f"save-{os.environ.get('RANK', '0')}":
         Trainer._save_rng_state = full_disk
     main(["train", *arguments])

@@ -53,20 +53,25 @@ def two(fault: str, *arguments: str) -> list[subprocess.Popen[str]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {
-        **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        **{"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
+        **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     }
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.smoke.rank_faults", fault, *arguments],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
+    return [started(fault, *arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+
+
+def one(fault: str, *arguments: str) -> list[subprocess.Popen[str]]:
+    """The only process of a run."""
+    return [started(fault, *arguments)]
+
+
+def started(fault: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.smoke.rank_faults", fault, *arguments],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"} | environment,
+    )
 
 
 def ends(processes) -> tuple[list[int], list[str]]:

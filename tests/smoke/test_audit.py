@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from sandbox_rl.audit.alarms import AlarmName
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.audit.sampler import SamplerCause
 from sandbox_rl.rollout.occupancy import Occupancy
+from sandbox_rl.training.estimator import advantage_rule
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
@@ -76,7 +78,9 @@ def run(
 ):
     """A few updates under TRL, and the alarms and metrics; `rollouts`, `reward`, `prepare` plant faults."""
     episodes = episodes or Episodes()
-    audit = RunAudit.start(masks_truncated=fields.get("mask_truncated_completions", False))
+    given = {"reward_weights": None, "multi_objective_aggregation": "sum_then_normalize"}
+    rule = advantage_rule("trl", SimpleNamespace(**given, scale_rewards=fields.get("scale_rewards", "group")))
+    audit = RunAudit.start(masks_truncated=fields.get("mask_truncated_completions", False), advantages=rule)
     with LoopThread() as loop:
         func = (rollouts or GroupRollouts)(
             episodes,
@@ -165,7 +169,62 @@ def part_of_weights(trainer):
     trainer.optimizer = torch.optim.AdamW(kept, lr=1e-4)
 
 
+class Louder(SandboxGRPOTrainer):
+    """Advantages that something multiplies."""
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        return {**output, "advantages": 1.5 * output["advantages"]}
+
+
+class NormsOnly(TrainerCallback):
+    """From the second step on only norms are trained."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("norm" in name or state.global_step < 1)
+
+
+class Cleared(TrainerCallback):
+    """Adam forgets after each step: all it knows, or its moments alone."""
+
+    def __init__(self, *, moments):
+        self._moments = moments
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if not self._moments:
+            inner.state.clear()
+        for kept in inner.state.values():
+            kept["exp_avg"].zero_()
+
+
+def with_callback(made):
+    return lambda trainer: trainer.add_callback(made)
+
+
+def norms_only(trainer):
+    """From the beginning."""
+    for name, parameter in trainer.model.named_parameters():
+        parameter.requires_grad_("norm" in name)
+
+
 PLANTED = {
+    "advantages that are multiplied": (AlarmName.ADVANTAGE_DIFFERS, {"cls": Louder}),
+    "advantages that are multiplied, unscaled": (
+        AlarmName.ADVANTAGE_DIFFERS,
+        {"cls": Louder, "scale_rewards": "none"},
+    ),
+    "norms alone are trained": (AlarmName.FROZEN, {"prepare": norms_only}),
+    "norms alone are trained later on": (AlarmName.FROZEN, {"prepare": with_callback(NormsOnly())}),
+    "an optimizer that begins anew": (
+        AlarmName.OPTIMIZER_CHANGED,
+        {"prepare": with_callback(Cleared(moments=False))},
+    ),
+    "moments that are cleared": (
+        AlarmName.OPTIMIZER_CHANGED,
+        {"prepare": with_callback(Cleared(moments=True))},
+    ),
     "a learning rate of 0": (AlarmName.NO_UPDATE, {"learning_rate": 0.0}),
     "gradients that are clipped away": (AlarmName.NO_UPDATE, {"max_grad_norm": 1e-12}),
     "gradients that are zeroed": (
@@ -219,11 +278,11 @@ def test_a_planted_fault_is_named(tmp_path, fault):
 @pytest.mark.parametrize("lost", [0, 10])
 def test_a_healthy_run_is_quiet_and_its_classes_add_up(tmp_path, lost):
     alarms, log = run(
-        tmp_path, episodes=Episodes(lost=lost), max_steps=400, num_iterations=2, save_strategy="no"
+        tmp_path, episodes=Episodes(lost=lost), max_steps=80, num_iterations=2, save_strategy="no"
     )
     assert alarms == []
     steps = [line for line in log if "samples/tokens" in line]
-    assert len(steps) == 200  # tokens of a generation are counted once, at its first update
+    assert len(steps) == 40  # tokens of a generation are counted once, at its first update
     for line in steps:
         shares = {name: value for name, value in line.items() if name.startswith("samples/")}
         del shares["samples/tokens"], shares["samples/observed"]

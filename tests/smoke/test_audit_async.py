@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from sandbox_rl.audit.alarms import AlarmName
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.training.probe import plain_forward
-from tests.smoke.async_support import PlayedRollouts, logged, make_async_trainer
+from sandbox_rl.training.samples import advantages
+from tests.smoke.async_support import SIZE, PlayedRollouts, logged, make_async_trainer
 
 
 class Worker(PlayedRollouts):
@@ -41,7 +43,7 @@ class Worker(PlayedRollouts):
 
 
 def run(directory, *, spoil=lambda sample: sample, prepare=None, **block):
-    audit = RunAudit.start()
+    audit = RunAudit.start(advantages=partial(advantages, kind="rloo"), group_size=SIZE)
     worker = Worker(spoil)
     trainer = make_async_trainer(
         directory, worker, at_once=1, audit=audit, **{"max_steps": 3, "learning_rate": 1e-4} | block
@@ -61,7 +63,26 @@ def without_temperature(sample):
     return replace(sample, old_log_probs=sample.old_log_probs * 0.5)
 
 
+def louder(sample):
+    return replace(sample, advantage=1.5 * sample.advantage)
+
+
+def louder_rows(trainer):
+    """Between the composed groups and the loss."""
+    inner = trainer.compute_loss
+
+    def compute_loss(model, inputs, *args, **kwargs):
+        return inner(model, {**inputs, "advantages": 1.5 * inputs["advantages"]}, *args, **kwargs)
+
+    trainer.compute_loss = compute_loss
+
+
 PLANTED = {
+    "advantages that are multiplied": (AlarmName.ADVANTAGE_DIFFERS, {"spoil": louder}),
+    "advantages that are multiplied in packed rows": (
+        AlarmName.ADVANTAGE_DIFFERS,
+        {"prepare": louder_rows},
+    ),
     "rewards of other rows": (AlarmName.ADVANTAGE_DIFFERS, {"spoil": other_advantage}),
     "log-probs of another distribution": (AlarmName.SAMPLER_DIFFERS, {"spoil": without_temperature}),
     "an update lost in bfloat16": (
@@ -79,9 +100,9 @@ def test_a_planted_fault_is_named(tmp_path, fault):
 
 
 def test_a_healthy_run_is_quiet_and_its_classes_add_up(tmp_path):
-    alarms, metrics = run(tmp_path, max_steps=200)
+    alarms, metrics = run(tmp_path, max_steps=40)
     assert not alarms
     shares = zip(metrics["samples/trained"], metrics["samples/zero_advantage"], strict=False)
     assert all(trained == pytest.approx(1 - zero) for trained, zero in shares)
-    assert len(metrics["samples/trained"]) == 200
+    assert len(metrics["samples/trained"]) == 40
     assert all(0.99 < applied < 1.01 for applied in metrics["update/applied"])

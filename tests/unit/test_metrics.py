@@ -60,7 +60,7 @@ def test_faults_count_as_faults_and_as_nothing_else():
 
 def test_only_faults_leave_only_the_fault_rate():
     metrics = rollout_metrics([rollout(reward=None, stop=StopReason.INFRA_FAULT)])
-    assert metrics == {"episodes": 1.0, "infra_fault_rate": 1.0}
+    assert metrics == {"episodes": 1.0, "judged": 0.0, "infra_fault_rate": 1.0}
 
 
 def test_tools_are_counted_by_known_names_only():

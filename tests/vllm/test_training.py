@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM
 from sandbox_rl.journal import read_journal
 from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete, step_of
-from tests.smoke.test_agreement import ends, two
+from tests.smoke.dying_judge import dying_judge, judged_recipe
+from tests.smoke.test_agreement import ends, one, two
 from tests.vllm.support import logprobs
 
 REPOSITORY = Path(__file__).parents[2]
@@ -254,6 +255,31 @@ def test_a_signal_to_one_of_two_asynchronous_processes_ends_both_and_the_run_goe
     assert ends(two("none", str(recipe), "--resume", f"grpo.max_steps={step + 1}")) == ([0, 0], [])
     assert metrics(run)[-1]["step"] == step + 1
     assert (run / "export" / "model.safetensors").is_file()
+
+
+def test_a_judge_that_is_gone_ends_an_asynchronous_run_with_the_cause_and_a_checkpoint(tmp_path, vllm_python):
+    with dying_judge() as judge:
+        told = judged_recipe(judge, tmp_path, mode="async", name="judge", policy=RECIPE["policy"])
+        grpo = {"max_steps": 10_000, "num_generations": 4, "token_budget": 1024, "save_steps": 10_000}
+        path = tmp_path / "r.yaml"
+        path.write_text(yaml.safe_dump(told | {"grpo": grpo | {"activation_checkpointing": False}}))
+        run = tmp_path / "runs" / "judge"
+        (process,) = one("none", str(path))
+        deadline = time.monotonic() + 280
+        while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 2:
+            assert process.poll() is None, ends([process])
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        judge.refuses = 1.0
+        codes, said = ends([process])
+    assert codes == [3]
+    (line,) = said
+    assert "could not be judged, more than reward.max_fault_share 0.5" in line
+    assert "503" in line
+    assert "EngineFault" not in line
+    checkpoint = last_complete(run / "checkpoints")
+    assert checkpoint is not None
+    assert step_of(checkpoint) == metrics(run)[-1]["step"]
 
 
 def test_asynchronous_with_adapters(write_recipe):

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from trl.experimental.async_grpo.async_grpo_trainer import DataCollatorForRollout
 
-from sandbox_rl.audit.samples import SampleAudit, TokenClass
+from sandbox_rl.audit.packed import PackedAudit
+from sandbox_rl.audit.rows import TokenClass
 from sandbox_rl.training.asynchronous.admission import Admission
 from sandbox_rl.training.asynchronous.rows import age_metrics, micro_batches
 from sandbox_rl.training.asynchronous.updates import Composed
@@ -52,7 +53,7 @@ class Rollouts(Protocol):
         """Whether it still works.
 
         Raises:
-            EngineFault: it does not.
+            InfraFault: it does not.
         """
         ...
 
@@ -81,7 +82,7 @@ class RolloutSource:
         token_budget: int,
         pad_token_id: int,
         stale_after_s: float,
-        audit: SampleAudit | None = None,
+        audit: PackedAudit | None = None,
     ) -> None:
         self._audit = audit
         self._rollouts = rollouts
@@ -99,7 +100,7 @@ class RolloutSource:
         """The next update, or None if it is not ready within `timeout_s`.
 
         Raises:
-            EngineFault: the rollouts are over.
+            InfraFault: the rollouts are over.
         """
         deadline = time.monotonic() + timeout_s
         step = self._step()
@@ -153,7 +154,7 @@ class RolloutSource:
             token_budget=self._token_budget,
         )
         if self._audit is not None:
-            self._audit.packed((s for group in groups for s in group.samples), step)
+            self._audit.composed((s for group in groups for s in group.samples), step)
         rows = micro_batches(groups, ranks=self._ranks, token_budget=self._token_budget)
         ages = [sample.ages(step) for group in groups for sample in group.samples]
         age = torch.full((self._ranks,), float(np.concatenate(ages).mean()))

@@ -15,7 +15,7 @@ from trl.experimental.async_grpo import AsyncGRPOTrainer, async_grpo_trainer
 
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.training.agreement import together
+from sandbox_rl.training.agreement import everywhere, together
 from sandbox_rl.training.asynchronous.admission import Admission
 from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.asynchronous.ratios import select_terms
@@ -103,7 +103,7 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
                 token_budget=self.args.token_budget,
                 pad_token_id=self.processing_class.pad_token_id,
                 stale_after_s=self.args.heartbeat_stale_after_s,
-                audit=None if self.audit is None else self.audit.samples,
+                audit=None if self.audit is None else self.audit.packed,
             )
         self._rollout_dataset = UpdateStream(
             source, self.accelerator.state, stop=self._border.stop, stopped=self._border.stopped
@@ -153,7 +153,7 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
     def _look(self, inputs: dict[str, Any], log_probs: torch.Tensor) -> None:
         assert self.audit is not None
         selected = inputs["token_index"] >= 0
-        self.audit.samples.in_packed_loss(inputs["advantages"][selected].float().cpu().numpy())
+        self.audit.packed.in_loss(inputs["advantages"][selected].float().cpu().numpy())
         # Of tokens that are several updates old the difference is the policy's own change.
         if float(inputs[AGE][0]) <= YOUNG and bool(selected.any()):
             own = log_probs.flatten()[inputs["token_index"][selected]]
@@ -230,7 +230,7 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
             broadcast_object_list(message)
             (failure,) = message
         if failure:
-            raise EngineFault(failure)
+            raise everywhere(EngineFault(failure))
 
     def sync_policy(self) -> None:
         """Bring the servers up to date before an evaluation."""

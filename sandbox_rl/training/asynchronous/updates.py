@@ -16,7 +16,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from sandbox_rl.errors import EngineFault
+from sandbox_rl.errors import InfraFault
+from sandbox_rl.training.agreement import everywhere
 
 __all__ = ["Composed", "Source", "UpdateStream"]
 
@@ -41,7 +42,7 @@ class Source(Protocol):
         """The next update, or None if it is not ready within `timeout_s`.
 
         Raises:
-            EngineFault: the rollouts are over.
+            InfraFault: the rollouts are over; they are an `EngineFault` where they broke.
         """
         ...
 
@@ -88,23 +89,24 @@ class UpdateStream:
         """The next update; None once all ranks have agreed to stop.
 
         Raises:
-            EngineFault: on every rank, when the rollouts are over.
+            InfraFault: on every rank, when the rollouts are over.
         """
         while True:
-            update, failure = None, ""
+            update: Composed | None = None
+            failure: InfraFault | None = None
             if self.asked_to_stop():
                 return None
             if self._source is not None:
                 try:
                     update = self._source.poll(ROUND_S)
-                except EngineFault as error:
-                    failure = str(error)
+                except InfraFault as error:
+                    failure = error
             if self._state.num_processes > 1:
                 message: list[Any] = [(update, failure)]
                 broadcast_object_list(message)
                 update, failure = message[0]
-            if failure:
-                raise EngineFault(failure)
+            if failure is not None:
+                raise everywhere(failure)
             if update is not None:
                 return update
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from sandbox_rl.audit.alarms import Alarms
-from sandbox_rl.audit.samples import SampleAudit, TokenClass
+from sandbox_rl.audit.rows import TokenClass
+from sandbox_rl.audit.shares import TokenShares
 
 
 def after(steps: int, **tokens: int) -> str | None:
-    audit = SampleAudit(Alarms())
+    audit = TokenShares(Alarms())
     for step in range(steps):
         for name, count in tokens.items():
-            audit.left_out(TokenClass(name), count)
+            audit.add(TokenClass(name), count)
         audit.take(step)
     return audit.nothing_trained()
 

@@ -6,16 +6,16 @@ import pytest
 
 from sandbox_rl.audit.alarms import AlarmName, Alarms
 from sandbox_rl.audit.rows import TokenClass
-from sandbox_rl.audit.samples import HISTORY, QUIET_STEPS, SampleAudit
+from sandbox_rl.audit.shares import HISTORY, QUIET_STEPS, TokenShares
 
 
 def alarms_of(masked_shares, reason=TokenClass.NOT_JUDGED):
     """The alarms of steps of 100 sampled tokens, of which these shares are masked and the others trained."""
     alarms = Alarms()
-    audit = SampleAudit(alarms)
+    audit = TokenShares(alarms)
     for step, share in enumerate(masked_shares):
-        audit.left_out(TokenClass.TRAINED, 100 - round(100 * share))
-        audit.left_out(reason, round(100 * share))
+        audit.add(TokenClass.TRAINED, 100 - round(100 * share))
+        audit.add(reason, round(100 * share))
         audit.take(step)
     return alarms.raised
 

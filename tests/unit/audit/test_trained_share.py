@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from sandbox_rl.audit.alarms import AlarmName, Alarms
-from sandbox_rl.audit.samples import HISTORY, SampleAudit, TokenClass
+from sandbox_rl.audit.rows import TokenClass
+from sandbox_rl.audit.shares import HISTORY, TokenShares
 
 
 def fallen_at(masked: list[float]) -> list[int]:
     """The steps, counted from 0, that sound the alarm; of each step this share of 100 tokens is masked."""
     alarms = Alarms()
-    audit = SampleAudit(alarms)
+    audit = TokenShares(alarms)
     for step, share in enumerate(masked):
-        audit.left_out(TokenClass.INFRA_FAULT, round(100 * share))
-        audit.in_packed_loss(np.ones(100 - round(100 * share)))
+        audit.add(TokenClass.INFRA_FAULT, round(100 * share))
+        audit.add(TokenClass.TRAINED, 100 - round(100 * share))
         audit.take(step)
     return [alarm.step for alarm in alarms.raised if alarm.name is AlarmName.TRAINED_SHARE_FELL]
 
