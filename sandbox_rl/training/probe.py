@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -14,13 +15,19 @@ from trl.experimental.async_grpo.packing import TREE_ATTENTION
 from sandbox_rl.audit.publication import LogProbs, PublicationAudit, TrainerScores
 from sandbox_rl.audit.sampler import SamplerCause
 
-__all__ = ["PublicationProbe", "causes_of_gap", "plain_forward", "trainer_scores"]
+__all__ = ["PublicationProbe", "causes_of_gap", "plain_forward", "trainer_scores", "truncated_gap"]
 
 LONGEST = 512
 """Tokens of a row that are looked at in search of a cause."""
 
-CUT_OFF = 1.5
-"""Nats that truncation adds to a log-prob at most: three quarters of the distribution cut off."""
+TRUNCATED_TOKENS = 128
+"""Of them, those that truncation is looked for in: each takes the whole vocabulary in order."""
+
+TOP_K, TOP_P, MIN_P = (10, 20, 40, 50, 64, 100), (0.99, 0.95, 0.9, 0.8, 0.7, 0.5), (0.01, 0.02, 0.05, 0.1)
+"""Truncations in common use. Any other top_p is told by the shares that log-probs themselves imply."""
+
+OUTSIDE = 0.02
+"""Of the sampled tokens, the part that may lie outside of what a truncation keeps: ranks of equals vary."""
 
 
 class PublicationProbe:
@@ -112,32 +119,80 @@ def causes_of_gap(
     sampled[0] = False
     said = log_probs[:LONGEST][sampled].float().cpu()
     own = trainer[:LONGEST][sampled].float().cpu()
+    chosen, places = ids[sampled].cpu(), sampled[1:].cpu()
     found = {SamplerCause.UNKNOWN: _mean_gap(own, said)}
 
-    def gap(scale: float = 1.0, *, float32: bool = False) -> float:
-        logits = _logits(model, ids, float32=float32) / scale
-        scores = logits.log_softmax(-1)[:-1].gather(-1, ids[1:, None].cpu()).squeeze(-1)
-        return _mean_gap(scores[sampled[1:].cpu()], said)
+    def gap(scores: torch.Tensor) -> float:
+        return _mean_gap(scores.gather(-1, chosen[:, None]).squeeze(-1), said)
+
+    def scores(scale: float, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return (_logits(model, ids, dtype)[:-1][places] / scale).log_softmax(-1)
 
     with plain_forward(model):
+        present = scores(temperature)
         if temperature != 1.0:
-            found[SamplerCause.TEMPERATURE] = gap()
+            found[SamplerCause.TEMPERATURE] = gap(scores(1.0))
         if isinstance(model, PeftModel):
             with model.disable_adapter():
-                found[SamplerCause.ADAPTER] = gap(temperature)
-        found[SamplerCause.PRECISION] = gap(temperature, float32=True)
-    # Of a truncated distribution what is left weighs more, by at most the share that was cut off.
-    more = said - own
-    within = (more > -1e-3) & (more < CUT_OFF)
-    if said.numel() and within.float().mean() > 0.98:
-        found[SamplerCause.TRUNCATION] = 0.0
+                found[SamplerCause.ADAPTER] = gap(scores(temperature))
+        found[SamplerCause.PRECISION] = min(
+            gap(scores(temperature, dtype)) for dtype in (torch.float32, torch.bfloat16)
+        )
+    first = slice(TRUNCATED_TOKENS)
+    whole = _mean_gap(own[first], said[first])
+    if whole:
+        cut = truncated_gap(present[first], chosen[first], said[first])
+        found[SamplerCause.TRUNCATION] = cut / whole * found[SamplerCause.UNKNOWN]
     return found
+
+
+def truncated_gap(scores: torch.Tensor, chosen: torch.Tensor, said: torch.Tensor) -> float:
+    """Mean |trainer - sampler| if the sampler drew from a part of the trainer's distribution, the best guess.
+
+    What is kept of a distribution is scaled up to 1: a token's log-prob grows by -log of the share kept.
+
+    Args:
+        scores: log-probs of all tokens, shape (N, V); chosen, said: of those sampled, shape (N,).
+    """
+    if not len(said):
+        return 0.0
+    ordered = scores.sort(-1, descending=True).values
+    mass = ordered.exp().cumsum(-1)
+    own = scores.gather(-1, chosen[:, None])
+    rank = (scores > own).sum(-1)
+    implied = (own.squeeze(-1) - said).exp().clamp(max=1.0)
+    counts = [torch.full_like(rank, k) for k in TOP_K if k <= scores.size(-1)]
+    for share in (*TOP_P, *implied.quantile(torch.tensor((0.0, 0.05, 0.2))).tolist()):
+        counts.append((mass < share).sum(-1) + 1)
+    counts += [(ordered >= ordered[:, :1] + math.log(part)).sum(-1) for part in MIN_P]
+    gaps = [math.inf]
+    for count in counts:
+        kept = mass.gather(-1, (count - 1).clamp(max=scores.size(-1) - 1)[:, None])
+        if (rank >= count).float().mean() <= OUTSIDE:
+            gaps.append(_mean_gap((own - kept.log()).squeeze(-1), said))
+    return min(gaps)
 
 
 def _mean_gap(one: torch.Tensor, other: torch.Tensor) -> float:
     difference = (one - other).abs()
     difference = difference[~difference.isnan()]
     return difference.mean().item() if difference.numel() else 0.0
+
+
+@contextmanager
+def _computed_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Compute in this type, whatever accelerate and `precision.low_residual` have put around the model."""
+    embedding = model.get_input_embeddings()
+    forward, hooks = model.__dict__.pop("forward", None), embedding._forward_hooks.copy()
+    embedding._forward_hooks.clear()
+    device = next(model.parameters()).device.type
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            yield
+    finally:
+        embedding._forward_hooks.update(hooks)
+        if forward is not None:
+            model.forward = forward
 
 
 @contextmanager
@@ -163,10 +218,9 @@ def plain_forward(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def _logits(model: Any, ids: torch.Tensor, *, float32: bool = False) -> torch.Tensor:
-    """Shape (T, V), float32, on the CPU."""
-    context = torch.autocast(ids.device.type, enabled=False) if float32 else nullcontext()
-    with context:
+def _logits(model: Any, ids: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Shape (T, V), float32, on the CPU; computed as the trainer does, or in another type."""
+    with nullcontext() if dtype is None else _computed_in(model, dtype):
         logits: torch.Tensor = model(input_ids=ids[None]).logits[0]
     return logits.cpu().float()
 

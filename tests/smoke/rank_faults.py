@@ -13,9 +13,20 @@ from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.training.experts import ExpertTurn
 from sandbox_rl.types import ToolCall
 
+RANK = os.environ.get("RANK", "0")
 
-async def no_sandbox(*_):
-    raise SandboxFault("no room for a sandbox")
+
+def no_sandbox_after(attempts: int):
+    inner = RolloutEngine._attempt
+
+    async def attempt(*given, **named):
+        nonlocal attempts
+        attempts -= 1
+        if attempts < 0:
+            raise SandboxFault("no room for a sandbox")
+        return await inner(*given, **named)
+
+    return attempt
 
 
 def full_disk(*_, **__):
@@ -27,13 +38,10 @@ def gives_up(task, rng):
     yield ExpertTurn((ToolCall("submit", {}),))
 
 
-RANK = os.environ.get("RANK", "0")
-
-
 if __name__ == "__main__":
     fault, *arguments = sys.argv[1:]
-    if fault == f"rollouts-{os.environ.get('RANK', '0')}":
-        RolloutEngine._attempt = no_sandbox
-    if fault == f"save-{os.environ.get('RANK', '0')}":
+    if fault == f"rollouts-{RANK}":
+        RolloutEngine._attempt = no_sandbox_after(8)  # of the first step
+    if fault == f"save-{RANK}":
         Trainer._save_rng_state = full_disk
     main(["train", *arguments])

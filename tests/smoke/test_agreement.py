@@ -103,12 +103,17 @@ def test_a_signal_to_one_of_two_ends_both_with_a_checkpoint(recipe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_whose_every_episode_failed_ends_both_with_one_message(recipe, rank):
-    codes, said = ends(two(f"rollouts-{rank}", str(recipe), f"name=rollouts-{rank}"))
+def test_a_process_whose_every_episode_failed_ends_both_with_one_message_and_keeps_the_update_before(
+    recipe, rank
+):
+    codes, said = ends(two(f"rollouts-{rank}", str(recipe), f"name=rollouts-{rank}", "grpo.save_steps=2"))
     assert codes == [3, 3]
     (line,) = said
     assert "all 8 episodes failed on our side" in line
     assert "no room for a sandbox" in line
+    checkpoint = last_complete(recipe.parent / "runs" / f"rollouts-{rank}" / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.name == "checkpoint-1"
 
 
 @pytest.mark.slow

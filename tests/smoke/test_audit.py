@@ -19,7 +19,7 @@ from sandbox_rl.training.estimator import advantage_rule
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
-from tests.smoke.support import EOS, make_rollout, make_trainer
+from tests.smoke.support import EOS, TOKENIZER, make_rollout, make_trainer, tiny_model
 
 STEPS = 3
 """Steps within which a planted fault must have been named."""
@@ -350,3 +350,75 @@ def test_the_cause_of_a_gap_is_named_adapters(tmp_path, caplog):
     alarms, _ = run(tmp_path, episodes=Base(), cls=adapted, prepare=far_along)
     assert AlarmName.SAMPLER_DIFFERS in alarms
     assert SamplerCause.ADAPTER.value in details_of(caplog)
+
+
+class OwnModel(Episodes):
+    """The sampler holds a model of its own, as the trainer's was at the start."""
+
+    def holds(self, trainer):
+        self.own = tiny_model(TOKENIZER, seed=0)
+        for model in (self.own, trainer.model):  # to log-probs that rounding moves far
+            torch.nn.init.constant_(model.model.norm.weight, 40.0)
+
+    async def run(self, requests, on_rollout=None):
+        self.model = self.own
+        return await super().run(requests, on_rollout)
+
+
+def test_the_cause_of_a_gap_is_named_precision(tmp_path, caplog):
+    """The sampler computes in float32, the trainer in bfloat16."""
+    episodes = OwnModel()
+    alarms, _ = run(tmp_path, episodes=episodes, prepare=episodes.holds, bf16=True, learning_rate=1e-7)
+    assert AlarmName.SAMPLER_DIFFERS in alarms
+    assert SamplerCause.PRECISION.value in details_of(caplog)
+
+
+class Truncated(Episodes):
+    """Samples by top_p, and says the log-probs of what is left."""
+
+    def __init__(self, share):
+        super().__init__()
+        self._share = share
+
+    async def run(self, requests, on_rollout=None):
+        return [self.cut(rollout) for rollout in await super().run(requests, on_rollout)]
+
+    @torch.no_grad()
+    def cut(self, rollout):
+        ids, turns = list(rollout.trajectory.prompt_ids), []
+        for turn in rollout.trajectory.turns:
+            drawn, said = [], []
+            for _ in turn.action.token_ids:
+                scores = self.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+                ordered, order = scores.sort(descending=True)
+                count = int((ordered.exp().cumsum(0) < self._share).sum()) + 1
+                left = ordered[:count].log_softmax(-1)
+                place = self._random.choices(range(count), weights=left.exp().tolist())[0]
+                drawn.append(int(order[place]))
+                said.append(float(left[place]))
+                ids.append(drawn[-1])
+            ids += turn.observation_ids
+            action = replace(turn.action, token_ids=tuple(drawn), logprobs=tuple(said))
+            turns.append(replace(turn, action=action))
+        return replace(rollout, trajectory=replace(rollout.trajectory, turns=tuple(turns)))
+
+
+@pytest.mark.parametrize("share", [0.6, 0.83])
+def test_the_cause_of_a_gap_is_named_truncation(tmp_path, caplog, share):
+    alarms, _ = run(tmp_path, episodes=Truncated(share))
+    assert AlarmName.SAMPLER_DIFFERS in alarms
+    assert SamplerCause.TRUNCATION.value in details_of(caplog)
+
+
+def test_other_weights_are_not_taken_for_a_known_cause(tmp_path, caplog):
+    """A sampler that is surer of itself everywhere says more of what it samples, as a truncated one does."""
+
+    class Stale(OwnModel):
+        def holds(self, trainer):
+            super().holds(trainer)
+            torch.nn.init.constant_(trainer.model.model.norm.weight, 6.0)
+
+    episodes = Stale()
+    alarms, _ = run(tmp_path, episodes=episodes, prepare=episodes.holds)
+    assert AlarmName.SAMPLER_DIFFERS in alarms
+    assert SamplerCause.UNKNOWN.value in details_of(caplog)

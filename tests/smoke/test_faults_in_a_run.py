@@ -59,12 +59,9 @@ def test_a_judge_that_fails_often_stops_the_run_with_the_cause_and_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_judge_that_is_gone_stops_both_processes_with_the_last_update_kept(judged):
+def test_a_judge_that_is_gone_stops_both_processes_with_one_message(judged):
     judge, recipe = judged
     run = recipe.parent / "runs" / "gone"
     line = stopped(judge, two("none", str(recipe), "name=gone"), run, refuses=1.0)
-    assert "all 8 episodes failed on our side" in line
+    assert "episodes could not be judged, more than reward.max_fault_share 0.5" in line
     assert "503" in line
-    judge.refuses = 0.0
-    more = lines(run)[-1]["step"] + 1
-    assert ends(two("none", str(recipe), "name=gone", "--resume", f"grpo.max_steps={more}")) == ([3, 3], [])
