@@ -161,8 +161,9 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
                         timeout=POLL_S if len(live) < at_once else HEARTBEAT_S,
                         return_when=asyncio.FIRST_COMPLETED,
                     )
-                    for task in ended:
-                        task.result()
+                    for error in [task.exception() for task in ended]:  # all are looked at, one is told
+                        if error is not None:
+                            raise error
             finally:
                 for task in live:
                     task.cancel()

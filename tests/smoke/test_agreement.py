@@ -81,7 +81,8 @@ def ends(processes) -> tuple[list[int], list[str]]:
     finally:
         for process in processes:
             process.kill()
-    assert not any("Traceback" in text for text in printed), printed
+    for text in printed:
+        assert "Traceback" not in text, text
     said = [line for text in printed for line in text.splitlines() if line.startswith("Error")]
     return [process.returncode for process in processes], said
 
