@@ -29,6 +29,13 @@ TOKENIZER = tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id
 
 
+def saved_model(directory: Path) -> str:
+    """Where a tiny model lies: a run that starts from it needs no warm-up, though it solves nothing."""
+    tiny_model(TOKENIZER).save_pretrained(directory)
+    TOKENIZER.save_pretrained(directory)
+    return str(directory)
+
+
 def make_rollout(
     task_id: str, reward: float | None, *, seed: int, turns: int = 2, length: int = 6, observed: int = 4
 ) -> Rollout:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
@@ -17,9 +12,9 @@ import yaml
 from sandbox_rl.errors import InfraFault, SandboxFault, SandboxRLError, SetupError
 from sandbox_rl.training.agreement import _as_here, any_of, together
 from sandbox_rl.training.checkpoints import last_complete
+from tests import prepared
+from tests.smoke.support import saved_model
 from tests.smoke.test_data_order import RECIPE
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def test_alone_there_is_nothing_to_agree_upon():
@@ -43,35 +38,19 @@ def recipe(tmp_path_factory):
     directory = tmp_path_factory.mktemp("agreement")
     path = directory / "r.yaml"
     grpo = RECIPE["grpo"] | {"per_device_train_batch_size": 8, "max_steps": 2}
-    path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(directory / "runs"), "grpo": grpo}))
+    model = {"path": saved_model(directory / "model"), "dtype": "float32"}
+    told = RECIPE | {"output_dir": str(directory / "runs"), "grpo": grpo, "model": model}
+    path.write_text(yaml.safe_dump(told))
     return path
 
 
-def two(fault: str, *arguments: str) -> list[subprocess.Popen[str]]:
-    """Both processes, without a launcher that would end the second when the first has failed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {
-        **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    }
-    return [started(fault, *arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+def two(fault: str, *arguments: str) -> list[prepared.Popen]:
+    return prepared.ranks(2, "tests.smoke.rank_faults", fault, *arguments)
 
 
-def one(fault: str, *arguments: str) -> list[subprocess.Popen[str]]:
+def one(fault: str, *arguments: str) -> list[prepared.Popen]:
     """The only process of a run."""
-    return [started(fault, *arguments)]
-
-
-def started(fault: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.smoke.rank_faults", fault, *arguments],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"} | environment,
-    )
+    return [prepared.start("tests.smoke.rank_faults", fault, *arguments)]
 
 
 def ends(processes) -> tuple[list[int], list[str]]:

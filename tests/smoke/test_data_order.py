@@ -23,7 +23,8 @@ from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Task
-from tests.smoke.support import EOS, make_rollout, make_trainer
+from tests import prepared
+from tests.smoke.support import EOS, make_rollout, make_trainer, saved_model
 
 REPOSITORY = Path(__file__).parents[2]
 TASKS = {f"t{i}": Task(f"t{i}", "?", "42") for i in range(3)}
@@ -128,7 +129,6 @@ def test_a_resumed_run_that_has_all_its_steps_trains_none(tmp_path):
 
 RECIPE = {
     "name": "order",
-    "model": {"path": "tiny", "dtype": "float32"},
     "prompts": [str(REPOSITORY / "recipes" / "prompts")],
     "data": {
         "sources": [
@@ -142,14 +142,13 @@ RECIPE = {
         ],
         "held_out": 0.1,
     },
-    "warmup": {"episodes": 8, "sft": {"per_device_train_batch_size": 8, "max_steps": 2, "logging_steps": 1}},
-    "episode": {"max_turns": 3, "max_tokens": 400, "turn_tokens": 64, "timeout_s": 60, "exec_timeout_s": 5},
+    "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 24, "timeout_s": 60, "exec_timeout_s": 5},
     "rollout": {"concurrency": 16, "retries": 0},
     "evaluation": {"tasks": 0},
     "grpo": {
         "max_steps": 6,
-        "per_device_train_batch_size": 16,
-        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "num_generations": 2,
         "learning_rate": 1.0e-6,
         "lr_scheduler_type": "constant",
         "activation_checkpointing": False,
@@ -160,16 +159,12 @@ RECIPE = {
 DEADLINE_S = 280
 
 
-def start(recipe: Path, *arguments: str, processes: int = 1) -> subprocess.Popen[str]:
-    launch = ["-m", "sandbox_rl.train"]
-    if processes > 1:
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *launch]
-    return subprocess.Popen(
-        [sys.executable, *launch, str(recipe), *arguments],
+def start(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
+    return prepared.Popen(
+        [sys.executable, "-m", "sandbox_rl.train", str(recipe), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
 
@@ -193,7 +188,8 @@ def sampled(run: Path) -> dict[int, list]:
 def test_killed_after_step_4_and_on_two_processes_it_trains_on_the_same(tmp_path):
     """Twelve tasks, four groups a step: the second pass begins at step 3."""
     path, runs = tmp_path / "r.yaml", tmp_path / "runs"
-    path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(runs)}))
+    model = {"path": saved_model(tmp_path / "model"), "dtype": "float32"}
+    path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(runs), "model": model}))
     finish(start(path))
     whole = sampled(runs / "order")
     assert sorted(whole) == list(range(6))
@@ -211,7 +207,9 @@ def test_killed_after_step_4_and_on_two_processes_it_trains_on_the_same(tmp_path
     steps = [json.loads(line) for line in (runs / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
-    finish(start(path, "name=two", "grpo.per_device_train_batch_size=8", processes=2))
+    arguments = ("sandbox_rl.train", path, "name=two", "grpo.per_device_train_batch_size=4")
+    for process in prepared.ranks(2, *arguments):
+        finish(process)
     two = sampled(runs / "two")
     assert {step: [task for task, _ in rows] for step, rows in two.items()} == {
         step: [task for task, _ in rows] for step, rows in whole.items()

@@ -23,6 +23,7 @@ from sandbox_rl.journal import read_journal
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw, said
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
+from tests import prepared
 from tests.unit.evaluation.expert_endpoint import script as expert
 
 TASKS, SAMPLES = 12, 4
@@ -108,10 +109,8 @@ def command(suite, endpoint, *arguments) -> list[str]:
     ]
 
 
-def sandbox_rl(command, **options):
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, cwd=Path(__file__).parents[2]
-    )
+def sandbox_rl(command):
+    return prepared.run(command, timeout=120, cwd=Path(__file__).parents[2])
 
 
 def records(suite) -> list[dict]:
@@ -144,7 +143,7 @@ def test_both_modes_and_what_is_left_behind(suite, endpoint):
 def test_a_kill_on_the_command_line_loses_and_repeats_nothing(suite, endpoint):
     """SIGKILL while replies are slow; the resumed command runs what is missing and no more."""
     endpoint.script = lambda body, number: said("", [WRITE, ("submit", {})], delay_s=0.25)
-    process = subprocess.Popen(
+    process = prepared.Popen(
         command(suite, endpoint),
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
@@ -424,14 +423,13 @@ def test_comparing_runs(suite, endpoint):
 
 def test_ctrl_c_says_how_to_go_on(suite, endpoint):
     endpoint.script = lambda body, number: said("", [WRITE], delay_s=0.2)
-    process = subprocess.Popen(
+    process = prepared.Popen(
         command(suite, endpoint),
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     watchdog = threading.Timer(100, process.kill)
     watchdog.start()

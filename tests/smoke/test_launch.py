@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+
+from tests import prepared
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml"))
@@ -15,17 +15,14 @@ CONFIGS = sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml"))
 
 def in_two_processes(module: str, *arguments: str | Path) -> list[str]:
     """The lines that a module of this folder prints when two processes of one group run it."""
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    done = subprocess.run(
-        [*launch, "-m", f"tests.smoke.{module}", *map(str, arguments)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout.splitlines()
+    processes = prepared.ranks(2, f"tests.smoke.{module}", *map(str, arguments))
+    try:
+        printed = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], printed
+    return [line for text in printed for line in text.splitlines()]
 
 
 def test_two_processes_share_one_model_by_fsdp2(tmp_path):

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import yaml
 
 from sandbox_rl.training.checkpoints import last_complete
-from tests.smoke.support import TOKENIZER, tiny_model
+from tests import prepared
+from tests.smoke.support import saved_model
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def test_a_run_that_is_masked_to_the_last_token_ends_with_3_and_exports_nothing(tmp_path):
-    tiny_model(TOKENIZER).save_pretrained(tmp_path / "model")
-    TOKENIZER.save_pretrained(tmp_path / "model")
     recipe = {
         "name": "masked",
         "output_dir": str(tmp_path / "runs"),
-        "model": {"path": str(tmp_path / "model"), "dtype": "float32"},
+        "model": {"path": saved_model(tmp_path / "model"), "dtype": "float32"},
         "prompts": [str(REPOSITORY / "recipes" / "prompts")],
         "data": {
             "sources": [
@@ -41,13 +39,7 @@ def test_a_run_that_is_masked_to_the_last_token_ends_with_3_and_exports_nothing(
         },
     }
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    done = subprocess.run(
-        [sys.executable, "-m", "sandbox_rl.cli", "train", str(tmp_path / "r.yaml")],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = prepared.run([sys.executable, "-m", "sandbox_rl.cli", "train", str(tmp_path / "r.yaml")])
     run = tmp_path / "runs" / "masked"
     assert done.returncode == 3, done.stderr
     assert "none of 2 steps trained on anything: 100% of" in done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from sandbox_rl.rollout.order import of_group
 from sandbox_rl.rollout.over_sampling import STATE_FILE
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import is_complete
+from tests import prepared
+from tests.smoke.support import saved_model
 
 pytestmark = pytest.mark.slow
 
@@ -28,13 +29,11 @@ GROUPS, SIZE, STEPS = 2, 4, 6
 DEADLINE_S = 280
 RECIPE = {
     "name": "over_sampling",
-    "model": {"path": "tiny", "dtype": "float32"},
     "prompts": [str(REPOSITORY / "recipes" / "prompts")],
     "data": {
         "sources": [{"type": "reasoning_gym", "dataset": "chain_sum", "size": 40, "domain": "arithmetic"}],
         "held_out": 0.2,
     },
-    "warmup": {"episodes": 8, "sft": {"per_device_train_batch_size": 8, "max_steps": 2, "logging_steps": 1}},
     "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 32, "timeout_s": 60, "exec_timeout_s": 5},
     "rollout": {"over_sample": 0.5},
     "evaluation": {"tasks": 0},
@@ -49,12 +48,11 @@ RECIPE = {
 
 
 def start(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return prepared.Popen(
         [sys.executable, "-m", "sandbox_rl.cli", "train", str(recipe), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -64,7 +62,8 @@ def episodes(run: Path, phase: str) -> list[dict]:
 
 def test_a_killed_run_goes_on_with_the_groups_that_waited(tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs")}))
+    model = {"path": saved_model(tmp_path / "model"), "dtype": "float32"}
+    path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs"), "model": model}))
     run = tmp_path / "runs" / "over_sampling"
     deadline = time.monotonic() + DEADLINE_S
     first = start(path)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests import prepared
 
 PROMPTS = str(Path(__file__).parents[2] / "recipes" / "prompts")
 GOLD = "\ndef score(answer, task):\n    return float(answer == task.answer)\n"
@@ -39,16 +40,8 @@ def recipe(directory: Path, **reward: object) -> None:
 
 
 def train(directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        [sys.executable, "-m", "sandbox_rl.cli", "train", str(directory / "r.yaml"), *more],
-        cwd=directory,
-        env=environment | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    command = [sys.executable, "-m", "sandbox_rl.cli", "train", str(directory / "r.yaml"), *more]
+    return prepared.run(command, cwd=directory)
 
 
 def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from sandbox_rl.journal import trajectory_from_record
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, said
 from sandbox_rl.training.tiny import tiny_config, tiny_tokenizer
 from sandbox_rl.types import StopReason
+from tests import prepared
 
 pytestmark = pytest.mark.slow
 
@@ -47,39 +48,33 @@ def command(*arguments):
 
 
 def environment():
-    return os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+    return os.environ | {"COLUMNS": "100"}
 
 
-def take_interrupts():
-    """Whoever runs the tests in the background has them ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@asynccontextmanager
-async def started(*arguments, cwd):
+@contextmanager
+def started(*arguments, cwd, stdin=subprocess.DEVNULL):
     """The command in a session of its own; killed at the end if it is still there."""
-    process = await asyncio.create_subprocess_exec(
-        *command(*arguments),
-        stdin=subprocess.DEVNULL,
+    process = prepared.Popen(
+        command(*arguments),
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        text=True,
         cwd=cwd,
         env=environment(),
         start_new_session=True,
-        preexec_fn=take_interrupts,
     )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
+    with process:
+        try:
+            yield process
+        finally:
             process.kill()
-            await process.wait()
 
 
 async def ended(process, timeout=60):
-    out, err = await asyncio.wait_for(process.communicate(), timeout)
-    assert b"Traceback" not in err
-    return process.returncode, out.decode(), err.decode()
+    out, err = await asyncio.to_thread(process.communicate, timeout=timeout)
+    assert "Traceback" not in err
+    return process.returncode, out, err
 
 
 def sleepers():
@@ -124,7 +119,7 @@ async def test_a_question_on_files_over_an_endpoint(tmp_path):
     )
     async with FakeEndpoint(script) as endpoint:
         arguments = ("How many?", "--model", "m", "--base-url", endpoint.base_url)
-        async with started(*arguments, "--input", "in", "--output", "out", cwd=tmp_path) as process:
+        with started(*arguments, "--input", "in", "--output", "out", cwd=tmp_path) as process:
             code, out, err = await ended(process)
     assert (code, out) == (0, "14\n"), err
     assert "Not copied in: link: a link" in err
@@ -168,7 +163,7 @@ async def test_a_network_only_where_it_is_asked_for(tmp_path, network, told):
     async with FakeEndpoint(script) as endpoint:
         arguments = ["q", "--model", "m", "--base-url", endpoint.base_url]
         arguments += [] if network is None else ["--network", network]
-        async with started(*arguments, cwd=tmp_path) as process:
+        with started(*arguments, cwd=tmp_path) as process:
             code, out, err = await ended(process)
     assert code == 0, err
     assert (out == "proxy: none\n") is (network is None)
@@ -181,7 +176,7 @@ async def test_ctrl_c_in_the_middle_of_a_command(tmp_path):
     )
     async with FakeEndpoint(script) as endpoint:
         arguments = ("Wait.", "--model", "m", "--base-url", endpoint.base_url)
-        async with started(*arguments, cwd=tmp_path) as process:
+        with started(*arguments, cwd=tmp_path) as process:
             await until(lambda: len(sleepers()) >= 2)
             os.killpg(process.pid, signal.SIGINT)
             interrupted = time.monotonic()
@@ -200,12 +195,12 @@ async def test_ctrl_c_in_the_middle_of_a_command(tmp_path):
 async def test_a_budget_a_missing_answer_and_a_fault_end_with_3(tmp_path):
     async with FakeEndpoint(by_turn(said("I do not know."))) as endpoint:
         arguments = ("Why?", "episode.max_turns=2", "--model", "m", "--base-url", endpoint.base_url)
-        async with started(*arguments, cwd=tmp_path) as process:
+        with started(*arguments, cwd=tmp_path) as process:
             code, out, err = await ended(process)
     assert (code, out) == (3, "")
     assert "all turns are used up" in err
     assert "There is no answer: answer.txt is missing." in err
-    async with started(*arguments, cwd=tmp_path) as process:  # nobody listens any more
+    with started(*arguments, cwd=tmp_path) as process:  # nobody listens any more
         code, out, err = await ended(process)
     assert (code, out) == (3, "")
     assert "Error: EngineFault: endpoint http://127.0.0.1" in err
@@ -224,8 +219,8 @@ async def test_a_conversation_in_a_terminal(tmp_path):
     loop.add_reader(master, lambda: seen.extend(os.read(master, 65_536)))
     try:
         async with FakeEndpoint(script) as endpoint:
-            process = await asyncio.create_subprocess_exec(
-                *command("-i", "--model", "m", "--base-url", endpoint.base_url, "--output", "out"),
+            process = prepared.Popen(
+                command("-i", "--model", "m", "--base-url", endpoint.base_url, "--output", "out"),
                 stdin=slave,
                 stdout=slave,
                 stderr=slave,
@@ -236,11 +231,10 @@ async def test_a_conversation_in_a_terminal(tmp_path):
                 for number, text in enumerate((b"What is it?\n", b"Why?\n", b"Again.\n", b"\x04"), start=1):
                     await until(lambda number=number: seen.count(b"> ") >= number)
                     os.write(master, text)
-                assert await asyncio.wait_for(process.wait(), 30) == 0
+                assert await asyncio.to_thread(process.wait, 30) == 0
             finally:
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+                process.kill()
+                process.wait()
             requests = endpoint.requests
     finally:
         loop.remove_reader(master)
@@ -257,27 +251,17 @@ async def test_a_conversation_in_a_terminal(tmp_path):
 async def test_ctrl_c_while_the_user_thinks(tmp_path):
     script = by_turn(said("", [bash("echo 42 > answer.txt"), SUBMIT]))
     async with FakeEndpoint(script) as endpoint:
-        process = await asyncio.create_subprocess_exec(
-            *command("What?", "-i", "--model", "m", "--base-url", endpoint.base_url, "--output", "out"),
-            stdin=subprocess.PIPE,  # stays open and silent
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=tmp_path,
-            env=environment(),
-            preexec_fn=take_interrupts,
-        )
-        try:
-            async with asyncio.timeout(60):
-                await process.stderr.readuntil(b"\n> ")
+        arguments = ("What?", "-i", "--model", "m", "--base-url", endpoint.base_url, "--output", "out")
+        with started(*arguments, cwd=tmp_path, stdin=subprocess.PIPE) as process:  # open and silent
+            seen = ""
+            while not seen.endswith("\n> "):
+                read = await asyncio.to_thread(process.stderr.read, 1)
+                assert read, seen
+                seen += read
             process.send_signal(signal.SIGINT)
-            async with asyncio.timeout(15):
-                err = await process.stderr.read()
-                assert await process.wait() == 130
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-    assert err.decode().splitlines()[-1] == "Interrupted; the sandbox is gone."
+            err = await asyncio.to_thread(process.stderr.read)
+            assert await asyncio.to_thread(process.wait, 15) == 130
+    assert err.splitlines()[-1] == "Interrupted; the sandbox is gone."
     assert (tmp_path / "out" / "answer.txt").read_text() == "42\n"
 
 
@@ -298,7 +282,7 @@ def model(tmp_path_factory):
 async def test_a_model_in_this_process(tmp_path, model):
     overrides = ("episode.max_turns=2", "episode.turn_tokens=16")
     arguments = ("What?", *overrides, "--model", model, "--output", "out")
-    async with started(*arguments, cwd=tmp_path) as process:
+    with started(*arguments, cwd=tmp_path) as process:
         code, out, err = await ended(process)
     assert (code, out) == (3, ""), err
     record = json.loads((tmp_path / "out" / "trajectory.json").read_text())
@@ -310,9 +294,9 @@ async def test_a_model_in_this_process(tmp_path, model):
 
 async def test_ctrl_c_while_a_model_in_this_process_thinks(tmp_path, model):
     arguments = ("What?", "episode.turn_tokens=20000", "--model", model, "--output", "out")
-    async with started(*arguments, cwd=tmp_path) as process:
-        while b"turn 1" not in await asyncio.wait_for(process.stderr.readline(), 60):
-            pass
+    with started(*arguments, cwd=tmp_path) as process:
+        while "turn 1" not in await asyncio.to_thread(process.stderr.readline):
+            assert process.poll() is None
         await asyncio.sleep(1)
         os.killpg(process.pid, signal.SIGINT)
         interrupted = time.monotonic()
@@ -340,15 +324,7 @@ async def test_ctrl_c_while_a_model_in_this_process_thinks(tmp_path, model):
 )
 def test_what_cannot_run_is_said_in_one_line(tmp_path, arguments, expected):
     (tmp_path / "file").write_text("")
-    done = subprocess.run(
-        command(*arguments),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-        env=environment(),
-        check=False,
-    )
+    done = prepared.run(command(*arguments), cwd=tmp_path, env=environment())
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert expected in line

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.journal import read_journal, trajectory_from_record
 from sandbox_rl.training.checkpoints import last_complete
+from tests import prepared
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = {
@@ -69,19 +70,8 @@ def recipe(tmp_path_factory) -> Path:
     return path
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-
-
-def sandbox_rl(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "sandbox_rl.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=environment(),
-        check=False,
-    )
+def sandbox_rl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    done = prepared.run([sys.executable, "-m", "sandbox_rl.cli", *arguments])
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -219,17 +209,8 @@ class RefusingHub(BaseHTTPRequestHandler):
 
 
 def push(run: Path, model: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "sandbox_rl.cli", "export", str(run), str(model)),
-            *("--push-to-hub", "me/my-model"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment() | variables,
-        check=False,
-    )
+    command = [sys.executable, "-m", "sandbox_rl.cli", "export", str(run), str(model)]
+    return prepared.run([*command, "--push-to-hub", "me/my-model"], env=os.environ | variables)
 
 
 def test_an_upload_that_fails_keeps_the_model_and_says_so(trained, tmp_path):
@@ -256,11 +237,10 @@ def test_a_kill_loses_no_row_and_repeats_none(trained, recipe):
     """SIGKILL after the checkpoint of step 2; the resumed run trains the control's rows, each step once."""
     control = records(trained[0], "train")
     run = recipe.parent / "runs" / "killed"
-    process = subprocess.Popen(
+    process = prepared.Popen(
         [sys.executable, "-m", "sandbox_rl.cli", "train", str(recipe), "name=killed", "evaluation.tasks=0"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=environment(),
         start_new_session=True,
     )
     deadline = time.monotonic() + 240
@@ -289,7 +269,7 @@ def test_a_kill_loses_no_row_and_repeats_none(trained, recipe):
 def test_pre_emption_saves_and_leaves_nothing_running(recipe):
     """SIGTERM ends the step, saves a checkpoint and says how to go on."""
     run = recipe.parent / "runs" / "preempted"
-    process = subprocess.Popen(
+    process = prepared.Popen(
         [
             *(sys.executable, "-m", "sandbox_rl.cli", "train", str(recipe), "name=preempted"),
             *("evaluation.tasks=0", "grpo.max_steps=10000", "grpo.save_steps=10000"),
@@ -297,7 +277,6 @@ def test_pre_emption_saves_and_leaves_nothing_running(recipe):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment(),
     )
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and process.poll() is None:
@@ -323,7 +302,7 @@ def test_two_processes_share_the_work_and_make_one_model(recipe):
         capture_output=True,
         text=True,
         timeout=280,
-        env=environment(),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

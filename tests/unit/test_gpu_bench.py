@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 
@@ -13,6 +12,7 @@ import yaml
 
 from sandbox_rl.commands.parts import training_arguments
 from sandbox_rl.config.load import load_recipe
+from tests import prepared
 from tests.unit.test_gpu_scripts import SCRIPTS, load
 
 
@@ -117,12 +117,12 @@ def test_after_a_cut_only_what_is_missing_is_measured(tmp_path):
     done = {"device": bench.device_name(), "scale": "tiny", "model": None, "parts": {"trainer": {"ratio": 1}}}
     bench.save(out / "gpu_bench.json", done)
     command = [sys.executable, str(SCRIPTS / "gpu_bench.py"), "--scale", "tiny", "--out", str(out)]
-    again = subprocess.run([*command, "--only", "trainer"], capture_output=True, text=True, timeout=120)
+    again = prepared.run([*command, "--only", "trainer"], timeout=120)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "1.000  >= 0.80  kept" in again.stdout
     assert not (out / "trainer.log").exists()
     assert json.loads((out / "gpu_bench.json").read_text())["figures"][0]["value"] == 1
-    other = subprocess.run([*command, "--model", "another"], capture_output=True, text=True, timeout=120)
+    other = prepared.run([*command, "--model", "another"], timeout=120)
     assert (other.returncode, "give another --out" in other.stdout) == (2, True)
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from sandbox_rl.commands.parts import training_arguments
 from sandbox_rl.config.load import load_recipe
+from tests import prepared
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -67,9 +68,7 @@ def test_a_curve_counts_the_later_of_two_steps(tmp_path):
 def test_a_demo_ends_with_its_minutes_and_leaves_no_process(tmp_path):
     started = time.monotonic()
     command = [sys.executable, str(SCRIPTS / "gpu_demo.py"), "--seeds", "1", "--minutes", "0.1"]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = prepared.run([*command, "--out", str(tmp_path)], timeout=120)
     assert time.monotonic() - started < 60
     assert done.returncode == 1, done.stdout + done.stderr
     assert "seed 0: out of time, 0 updates" in done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from sandbox_rl.commands.parts import grpo_arguments, training_arguments
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.tasks.prompts import load_prompt_set
+from tests import prepared
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ALL = sorted(p for p in RECIPES.rglob("*.yaml") if not p.parent.name.startswith("prompts"))
@@ -51,14 +51,8 @@ def test_the_paper_s_run_is_the_paper_s():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OFFLINE)
 def test_offline_recipes_pass_the_dry_run_and_write_nothing(name, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "sandbox_rl.cli", "train", str(RECIPES / name), "--dry-run"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-        check=False,
-    )
+    command = [sys.executable, "-m", "sandbox_rl.cli", "train", str(RECIPES / name), "--dry-run"]
+    done = prepared.run(command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "ok  memory: estimated" in done.stdout
     assert "ok  reward" in done.stdout

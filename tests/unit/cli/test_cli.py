@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
+from tests import prepared
 
 RECIPE = {
     "name": "r",
@@ -28,15 +29,8 @@ RECIPE = {
 
 
 def sandbox_rl(*arguments, cwd, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "sandbox_rl.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=cwd,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
-        check=False,
-    )
+    command = [sys.executable, "-m", "sandbox_rl.cli", *map(str, arguments)]
+    return prepared.run(command, cwd=cwd, env=os.environ | environment)
 
 
 def refused(tmp_path, *overrides, command=("train",)):
@@ -149,15 +143,13 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
     (tmp_path / "r.yaml").write_text(
         json.dumps(endless | {"data": {"sources": [RECIPE["data"]["sources"][0] | {"size": 200_000}]}})
     )
-    process = subprocess.Popen(
+    process = prepared.Popen(
         [sys.executable, "-m", "sandbox_rl.cli", "train", "r.yaml"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Whoever runs the tests in the background has it ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         time.sleep(6)

@@ -1,0 +1,161 @@
+"""Processes for tests, forked from an interpreter that has imported PyTorch and TRL already.
+
+Importing them takes about seven seconds of processor time, which is most of what a test of the command
+line would do. `Popen` and `run` are those of `subprocess`, and what they start is what `python -m MODULE`
+starts: a child of this process with its own id, environment, directory, files, signals and exit code, which
+imports the project anew. Whatever else is asked for (another program, a variable that libraries read while
+they are imported) is started from nothing, as `subprocess` does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import inspect
+import json
+import os
+import socket
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Popen", "ranks", "run", "start"]
+
+REPOSITORY = Path(__file__).parents[1]
+SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""What the prepared interpreter was started with; a request need not repeat it."""
+READ_AT_IMPORT = ("HF_", "LD_", "MKL_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_", "TOKENIZERS_")
+"""Variables with these beginnings cannot be changed once the libraries are imported."""
+_SUBREAPER = 36  # prctl(2)
+
+
+class _Prepared:
+    """The interpreter, and how to have a child forked from it."""
+
+    def __init__(self) -> None:
+        self.environment = os.environ | SETTINGS
+        ours, theirs = socket.socketpair()
+        self._control = ours
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.prepared_interpreter", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            cwd=REPOSITORY,
+            pass_fds=[theirs.fileno()],
+            env=self.environment,
+        )
+        theirs.close()
+        self._prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def stop(self) -> None:
+        self._control.close()
+        self._process.wait()
+
+    def fork(self, files: list[int], **request: Any) -> int:
+        """The id of a new child of this process that runs the `arguments`, as `python` would.
+
+        Args:
+            files: its standard input, output and error.
+            request: what `prepared_interpreter.become` takes.
+        """
+        told = json.dumps(request).encode("utf-8", "surrogateescape")
+        # The child's own parent ends at once; this process inherits the child only while it says so.
+        self._inherit(True)
+        try:
+            socket.send_fds(self._control, [len(told).to_bytes(8)], files)
+            self._control.sendall(told)
+            reply = self._control.recv(9, socket.MSG_WAITALL)
+        finally:
+            self._inherit(False)
+        if len(reply) != 9:
+            raise RuntimeError(f"the prepared interpreter ended with {self._process.wait()}")
+        return int.from_bytes(reply[:8])
+
+    def _inherit(self, wanted: bool) -> None:
+        if self._prctl(_SUBREAPER, int(wanted), 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+@cache
+def _prepared() -> _Prepared:
+    made = _Prepared()
+    atexit.register(made.stop)
+    return made
+
+
+def _fits(command: list[str], env: dict[str, str]) -> bool:
+    """Whether the prepared interpreter does what a new one would."""
+    if command[0] != sys.executable or not (command[1] == "-m" or command[1].endswith(".py")):
+        return False
+    have = _prepared().environment
+    return all(
+        env.get(name) == have.get(name) or (name not in env and name in SETTINGS)
+        for name in env.keys() | have.keys()
+        if name.startswith(READ_AT_IMPORT)
+    )
+
+
+class Popen(subprocess.Popen):
+    """`subprocess.Popen` that forks `[sys.executable, "-m", …]`, or a script, from the prepared interpreter.
+
+    SIGINT ends such a child, as from a terminal, though whoever runs the tests has it ignored.
+    """
+
+    def _execute_child(self, *given: Any) -> None:
+        names = list(inspect.signature(subprocess.Popen._execute_child).parameters)[1:]
+        asked = dict(zip(names, given, strict=True))
+        command = [os.fspath(part) for part in asked["args"]]
+        env = dict(os.environ if asked["env"] is None else asked["env"])
+        if asked["preexec_fn"] or asked["pass_fds"] or not _fits(command, env):
+            super()._execute_child(*given)
+            return
+        pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+        files = [asked[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+        files = [own if number == -1 else number for own, number in enumerate(files)]
+        cwd = os.path.abspath(asked["cwd"] or os.getcwd())
+        try:
+            self.pid = _prepared().fork(
+                files, arguments=command[1:], env=env, cwd=cwd, session=asked["start_new_session"]
+            )
+            self._child_created = True
+        finally:
+            self._close_pipe_fds(*(asked[name] for name in pipes))
+
+
+def run(command: list[str], *, timeout: float = 280, **how: Any) -> subprocess.CompletedProcess[str]:
+    """Run to the end and give the exit code and both outputs as text."""
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | how
+    with Popen(command, **how) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def ranks(count: int, *arguments: object) -> list[Popen]:
+    """The processes of one group, as a launcher starts them; none is ended because another failed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [start(*arguments, **shared, RANK=rank, LOCAL_RANK=rank) for rank in range(count)]
+
+
+def start(*arguments: object, **variables: object) -> Popen:
+    """A module with its arguments, in the repository; both outputs in one pipe."""
+    return Popen(
+        [sys.executable, "-m", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | {name: str(value) for name, value in variables.items()},
+    )
