@@ -10,6 +10,7 @@ unless ours pays no wrong answer and at least 97 % of the right ones.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -66,6 +67,8 @@ def main() -> int:
     parser.add_argument("--wrong", action="store_true", help="print the rows that ours judges wrong")
     parser.add_argument("--no-math-verify", action="store_true")
     options = parser.parse_args()
+    if not options.no_math_verify and importlib.util.find_spec("math_verify") is None:
+        parser.error("math-verify is not installed: pip install 'sandbox-rl[dev]', or give --no-math-verify")
     equal("5 km", "6 m"), equal("\\sqrt{2}", "\\pi")  # what the first answers of a process import
     good = True
     for table in options.tables:

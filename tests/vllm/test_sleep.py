@@ -7,8 +7,11 @@ import signal
 import time
 
 import pytest
+from safetensors.torch import load_file
 
+from sandbox_rl.journal import read_journal
 from sandbox_rl.training.checkpoints import last_complete
+from tests.vllm.conftest import SMALL
 from tests.vllm.support import PROMPT, ask, disturb, gap
 from tests.vllm.test_restart import children
 from tests.vllm.test_training import finish, metrics, start, write_recipe
@@ -64,25 +67,32 @@ def test_a_sleeper_that_dies_is_started_again_when_it_is_wanted(asleep):
 def test_a_run_whose_server_sleeps_trains_on_what_it_published(write_recipe):
     recipe = write_recipe(
         "sleep",
-        policy={
-            "type": "vllm",
-            "sleep": True,
-            "arguments": {"dtype": "float32", "kv-cache-memory-bytes": 256 << 20},
-        },
-        evaluation={"tasks": 2, "every_steps": 1},
+        policy={"type": "vllm", "sleep": True, "arguments": SMALL},
+        evaluation={"tasks": 4, "every_steps": 1},
         grpo={
             "max_steps": 2,
-            "per_device_train_batch_size": 8,
-            "num_generations": 4,
+            "per_device_train_batch_size": 16,
+            "num_generations": 8,
             "learning_rate": 1.0e-3,
             "activation_checkpointing": False,
-            "save_steps": 2,
+            "save_steps": 1,
         },
     )
-    finish(start(str(recipe)))
+    printed = finish(start(str(recipe)))
     run = recipe.parent / "runs" / "sleep"
+    assert "4 held-out tasks, 2 updates" in printed
     assert last_complete(run / "checkpoints").name == "checkpoint-2"
-    assert all(line["mismatch/mean"] < 1e-4 for line in metrics(run) if "grad_norm" in line)
+    steps = [line for line in metrics(run) if "grad_norm" in line]
+    assert [line["step"] for line in steps] == [1, 2]
+    # The second rollouts were sampled from the weights after the first update, or the gap would be wide.
+    assert all(0 < line["mismatch/mean"] < 1e-4 and line["mismatch/max"] < 1e-2 for line in steps)
+    assert any(line["grad_norm"] > 0 for line in steps)
+    records = [r for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]
+    versions = {(r["step"], turn["weight_version"]) for r in records for turn in r["turns"]}
+    assert versions == {(0, 0), (1, 1)}
+    (warm,) = (recipe.parent / "runs" / "warmup").glob("*/model.safetensors")
+    before, after = load_file(warm), load_file(run / "export" / "model.safetensors")
+    assert any((before[name] != after[name]).any() for name in before)
     log = (run / "vllm.log").read_text()
     # After the rollouts of both steps, and before the second update again: an evaluation had woken it.
     assert log.count("POST /sleep?level=2") == 2

@@ -16,14 +16,15 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from sandbox_rl.journal import read_journal
 from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete, step_of
+from tests import prepared
 from tests.smoke.dying_judge import dying_judge, judged_recipe
 from tests.smoke.test_agreement import ends, one, two
+from tests.vllm.conftest import SMALL
 from tests.vllm.support import logprobs
 
 REPOSITORY = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ RECIPE = {
         "episodes": 180,
         "sft": {"per_device_train_batch_size": 16, "max_steps": 90, "learning_rate": 3.0e-3},
     },
-    "policy": {"type": "vllm", "arguments": {"dtype": "float32", "kv-cache-memory-bytes": 256 << 20}},
+    "policy": {"type": "vllm", "arguments": SMALL},
     "reward": {"scorer": "tests.vllm.rewards:even"},
     "episode": {"max_turns": 3, "max_tokens": 200, "turn_tokens": 48, "timeout_s": 90, "exec_timeout_s": 5},
     "rollout": {"concurrency": 16},
@@ -72,14 +73,13 @@ def write_recipe(vllm_python, tmp_path_factory) -> Callable[..., Path]:
     return write
 
 
-def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*(launcher or (sys.executable,)), "-m", "sandbox_rl.train", *arguments],
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return prepared.Popen(
+        [sys.executable, "-m", "sandbox_rl.train", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=REPOSITORY,  # where the recipe's own reward is imported from
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
 
@@ -109,35 +109,6 @@ def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_synchronous(write_recipe):
-    recipe = write_recipe(
-        "sync",
-        grpo={
-            "max_steps": 2,
-            "per_device_train_batch_size": 16,
-            "num_generations": 8,
-            "learning_rate": 1.0e-3,
-            "activation_checkpointing": False,
-            "save_steps": 1,
-        },
-    )
-    printed = finish(start(str(recipe)))
-    run = recipe.parent / "runs" / "sync"
-    assert "4 held-out tasks, 2 updates" in printed
-    steps = [line for line in metrics(run) if "grad_norm" in line]
-    assert [line["step"] for line in steps] == [1, 2]
-    # The second rollouts were sampled from the weights after the first update, or the gap would be wide.
-    assert all(0 < line["mismatch/mean"] < 1e-4 and line["mismatch/max"] < 1e-2 for line in steps)
-    assert any(line["grad_norm"] > 0 for line in steps)
-    assert (run / "vllm.log").stat().st_size > 0
-    records = [r for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]
-    versions = {(r["step"], turn["weight_version"]) for r in records for turn in r["turns"]}
-    assert versions == {(0, 0), (1, 1)}
-    (warm,) = (recipe.parent / "runs" / "warmup").glob("*/model.safetensors")
-    before, after = load_file(warm), load_file(run / "export" / "model.safetensors")
-    assert any((before[name] != after[name]).any() for name in before)
-
-
 def test_two_processes_share_one_server(write_recipe):
     """Each rank drives its own episodes on one server and computes its rows in parts; the weights
     are published once."""
@@ -154,8 +125,7 @@ def test_two_processes_share_one_server(write_recipe):
             "save_steps": 2,
         },
     )
-    torchrun = str(Path(sys.executable).parent / "torchrun")
-    printed = finish(start(str(recipe), launcher=(torchrun, "--nproc_per_node", "2")))
+    printed = "".join(finish(process) for process in prepared.ranks(2, "sandbox_rl.train", recipe))
     assert printed.count("export") == 1
     run = recipe.parent / "runs" / "two"
     records = [r for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]
