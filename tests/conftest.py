@@ -1,4 +1,4 @@
-"""How the suite is shared among processes by `scripts/test -n 4`; alone it runs in this order.
+"""How the suite is shared among the processes of `scripts/test`; in one process it runs in this order.
 
 What looks at the whole machine, or starts a server or an engine for a session, stays together in one
 process. Every other file may go to any.
@@ -7,13 +7,19 @@ process. Every other file may go to any.
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
+from .contract.backends import ENGINE_VARIABLE
+from .docker_engine import docker_engine
+
+# Before torch is imported. The models are so small that a second thread costs more than it gives.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TOGETHER = {"security": "sandboxes", "contract": "sandboxes", "vllm": "vllm"}
 ORDER = ("vllm", "contract", "security", "smoke")
@@ -39,6 +45,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return ORDER.index(top) if top in ORDER else len(ORDER)
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[str]:
+    """A Docker engine, for all tests that need no other; the probe for leaks looks at it from then on."""
+    with docker_engine() as host, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENGINE_VARIABLE, host)
+        yield host
 
 
 def pytest_configure() -> None:

@@ -7,18 +7,10 @@ import pytest_asyncio
 
 from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend, SandboxLimits
 
-from ..docker_engine import docker_engine
 from ..ray_cluster import RayCluster, ray_cluster
-from .backends import BACKENDS, ENGINE_VARIABLE, RAY_VARIABLE
+from .backends import BACKENDS, RAY_VARIABLE
 
 LIMITS = SandboxLimits()
-
-
-@pytest.fixture(scope="session")
-def engine() -> Iterator[str]:
-    with docker_engine() as host, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENGINE_VARIABLE, host)
-        yield host
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,7 @@ from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend
 from sandbox_rl.sandboxes.cases import CASE_LIMITS, HostWitness
 from sandbox_rl.types import ExecStatus
 
-from ..contract.backends import BACKENDS, ENGINE_VARIABLE, ISOLATING
-from ..docker_engine import docker_engine
+from ..contract.backends import BACKENDS, ISOLATING
 
 _TO_WARM_UP = 24
 USER = 23_456  # an id that no account has
@@ -31,14 +30,6 @@ def witness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostWitness]:
         place.mkdir(exist_ok=True)
     with HostWitness(places) as entered:
         yield entered
-
-
-@pytest.fixture(scope="session")
-def engine() -> Iterator[str]:
-    """Only while it is needed: the probe for leaks looks at the engine as well where there is one."""
-    with docker_engine() as host, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENGINE_VARIABLE, host)
-        yield host
 
 
 @pytest_asyncio.fixture(params=ISOLATING, scope="session", loop_scope="session")

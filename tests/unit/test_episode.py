@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -121,11 +120,9 @@ async def test_a_turn_that_is_cut_is_closed_by_the_observation():
 
 
 async def test_a_slow_policy_is_a_timeout_with_reward_zero():
-    policy = ScriptedPolicy(lambda *_: say(SUBMIT), delay_s=5)
+    policy = ScriptedPolicy(lambda *_: say(SUBMIT), delay_s=3600)  # nothing but the budget ends it
     async with make_engine(policy, episode={"timeout_s": 0.2}) as engine:
-        started = time.monotonic()
         (rollout,) = await engine.run([request()])
-    assert time.monotonic() - started < 2
     assert rollout.trajectory.stop is StopReason.TIMEOUT
     assert rollout.reward.value == 0.0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from sandbox_rl.chat.calls import MAX_CALLS, CallReader
 from sandbox_rl.chat.dialects import CALL_FORMATS, detect, make
 from sandbox_rl.types import MalformedCall, ToolCall
+from tests.growth import assert_linear
 from tests.unit.chat.tokenizers_for_tests import TOOLS, shipped_template
 
 
@@ -269,12 +269,15 @@ def test_ten_thousand_spoilt_calls_never_raise_and_never_submit_by_accident(read
 
 
 @pytest.mark.parametrize("reads", [HERMES, XML, LLAMA], ids=["hermes", "qwen_xml", "llama_json"])
-def test_a_long_hostile_turn_is_read_in_bounded_time(reads: CallReader) -> None:
-    started = time.monotonic()
-    for unit in (";", "{", "} ", "\n", "<tool_call>", "<think></think>", "<tool_call><function=a>", "{}\n{"):
-        reads.read(unit * (100_000 // len(unit)))
-        reads.read("<tool_call><function=a><parameter=b>" + "</parameter> " * 8000)
-    assert time.monotonic() - started < 5
+def test_a_hostile_turn_takes_time_by_its_length(reads: CallReader) -> None:
+    units = (";", "{", "} ", "\n", "<tool_call>", "<think></think>", "<tool_call><function=a>", "{}\n{")
+
+    def read(length: int) -> None:
+        for unit in units:
+            reads.read(unit * (length // len(unit)))
+        reads.read("<tool_call><function=a><parameter=b>" + "</parameter> " * (length // 13))
+
+    assert_linear(read, 100_000)
 
 
 @pytest.mark.parametrize("reads", [HERMES, XML, LLAMA], ids=["hermes", "qwen_xml", "llama_json"])

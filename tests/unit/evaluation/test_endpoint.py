@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
@@ -166,10 +165,8 @@ async def test_lasting_nonsense_is_an_engine_fault_within_the_retries(nonsense):
 
 
 async def test_a_hanging_endpoint_is_retried_and_bounded():
-    started = time.monotonic()
     with pytest.raises(EngineFault, match="Timeout"):
-        await ask(lambda body, n: said("late", delay_s=30), request_timeout_s=0.1)
-    assert time.monotonic() - started < 5
+        await ask(lambda body, n: said("late", delay_s=3600), request_timeout_s=0.1)
 
 
 async def test_an_episode_that_runs_out_of_time_is_no_fault():
@@ -178,10 +175,8 @@ async def test_an_episode_that_runs_out_of_time_is_no_fault():
 
 
 async def test_retries_stop_at_the_episodes_deadline():
-    started = time.monotonic()
     with pytest.raises(EngineFault):
-        await ask(lambda body, n: Raw(b"", 503), timeout=0.3, retries=1000, backoff_s=0.05)
-    assert time.monotonic() - started < 3
+        await ask(lambda body, n: Raw(b"", 503), timeout=0.3, retries=1_000_000, backoff_s=0.05)
 
 
 async def test_rejected_tools_say_how_to_mend_it():

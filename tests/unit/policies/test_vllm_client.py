@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -137,12 +136,10 @@ async def test_what_a_server_refuses_is_not_asked_again():
 
 
 async def test_a_server_that_hangs_is_asked_again():
-    fake = FakeVLLM(delay_s=30)
+    fake = FakeVLLM(delay_s=3600)
     async with policy_on(fake, request_timeout_s=0.2, retries=1) as policy:
-        started = time.monotonic()
         with pytest.raises(EngineFault, match="2 tries"):
             await act(policy)
-    assert time.monotonic() - started < 10
 
 
 async def test_the_end_of_the_episode_is_the_policys():
