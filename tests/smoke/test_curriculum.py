@@ -14,7 +14,6 @@ from sandbox_rl.journal import read_journal
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.curriculum import STATE_FILE, Curriculum
 from tests import prepared
-from tests.smoke.support import saved_model
 
 pytestmark = pytest.mark.slow
 
@@ -22,11 +21,13 @@ REPOSITORY = Path(__file__).parents[2]
 GROUPS, SIZE = 2, 4
 RECIPE = {
     "name": "curriculum",
+    "model": {"path": "tiny", "dtype": "float32"},
     "prompts": [str(REPOSITORY / "recipes" / "prompts")],
     "data": {
         "sources": [{"type": "reasoning_gym", "dataset": "chain_sum", "size": 20, "domain": "arithmetic"}],
         "held_out": 0.2,
     },
+    "warmup": {"episodes": 8, "sft": {"per_device_train_batch_size": 8, "max_steps": 2, "logging_steps": 1}},
     "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 32, "timeout_s": 60, "exec_timeout_s": 5},
     "curriculum": {"sampling": "difficulty", "refill_rounds": 1},
     "evaluation": {"tasks": 0},
@@ -79,8 +80,7 @@ def replay(curriculum: Curriculum, run: Path, step: int) -> None:
 
 def test_solve_rates_lie_in_the_checkpoint_and_a_resumed_run_goes_on_from_them(tmp_path):
     recipe = tmp_path / "r.yaml"
-    model = {"path": saved_model(tmp_path / "model"), "dtype": "float32"}
-    recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs"), "model": model}))
+    recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "runs")}))
     run = tmp_path / "runs" / "curriculum"
 
     train(recipe)

@@ -210,7 +210,8 @@ class RefusingHub(BaseHTTPRequestHandler):
 
 def push(run: Path, model: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sandbox_rl.cli", "export", str(run), str(model)]
-    return prepared.run([*command, "--push-to-hub", "me/my-model"], env=os.environ | variables)
+    online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    return prepared.run([*command, "--push-to-hub", "me/my-model"], env=online | variables)
 
 
 def test_an_upload_that_fails_keeps_the_model_and_says_so(trained, tmp_path):
