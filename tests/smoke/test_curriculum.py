@@ -29,6 +29,7 @@ RECIPE = {
     },
     "warmup": {"episodes": 8, "sft": {"per_device_train_batch_size": 8, "max_steps": 2, "logging_steps": 1}},
     "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 32, "timeout_s": 60, "exec_timeout_s": 5},
+    "reward": {"scorer": "exact", "workers": 1},  # a worker that has reasoning-gym takes seconds to start
     "curriculum": {"sampling": "difficulty", "refill_rounds": 1},
     "evaluation": {"tasks": 0},
     "grpo": {

@@ -144,6 +144,7 @@ RECIPE = {
     },
     "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 24, "timeout_s": 60, "exec_timeout_s": 5},
     "rollout": {"concurrency": 16, "retries": 0},
+    "reward": {"scorer": "exact", "workers": 1},  # a worker that has reasoning-gym takes seconds to start
     "evaluation": {"tasks": 0},
     "grpo": {
         "max_steps": 6,

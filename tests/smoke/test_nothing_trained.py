@@ -29,6 +29,7 @@ def test_a_run_that_is_masked_to_the_last_token_ends_with_3_and_exports_nothing(
         # One turn is over before anything can be submitted.
         "episode": {"max_turns": 1, "max_tokens": 60, "turn_tokens": 24},
         "rollout": {"concurrency": 8, "overlong": "mask", "timed_out": "mask"},
+        "reward": {"scorer": "exact", "workers": 1},  # a worker that has reasoning-gym takes seconds to start
         "evaluation": {"tasks": 0},
         "grpo": {
             "max_steps": 2,

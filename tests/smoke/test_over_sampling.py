@@ -36,6 +36,7 @@ RECIPE = {
     },
     "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 32, "timeout_s": 60, "exec_timeout_s": 5},
     "rollout": {"over_sample": 0.5},
+    "reward": {"scorer": "exact", "workers": 1},  # a worker that has reasoning-gym takes seconds to start
     "evaluation": {"tasks": 0},
     "grpo": {
         "max_steps": STEPS,

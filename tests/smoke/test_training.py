@@ -49,6 +49,7 @@ RECIPE = {
     },
     "episode": {"max_turns": 3, "max_tokens": 300, "turn_tokens": 48, "timeout_s": 60, "exec_timeout_s": 5},
     "rollout": {"concurrency": 16},
+    "reward": {"workers": 1},
     "evaluation": {"tasks": 4},
     "grpo": {
         "max_steps": 4,

@@ -51,7 +51,7 @@ RECIPE = {
         "sft": {"per_device_train_batch_size": 16, "max_steps": 90, "learning_rate": 3.0e-3},
     },
     "policy": {"type": "vllm", "arguments": SMALL},
-    "reward": {"scorer": "tests.vllm.rewards:even"},
+    "reward": {"scorer": "tests.vllm.rewards:even", "workers": 1},
     "episode": {"max_turns": 3, "max_tokens": 200, "turn_tokens": 48, "timeout_s": 90, "exec_timeout_s": 5},
     "rollout": {"concurrency": 16},
     "evaluation": {"tasks": 4},

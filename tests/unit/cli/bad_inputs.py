@@ -19,6 +19,7 @@ RECIPE = {
         "sources": [{"type": "reasoning_gym", "dataset": "chain_sum", "size": 40, "domain": "arithmetic"}]
     },
     "warmup": {"episodes": 8},
+    "reward": {"workers": 1},
     "grpo": {"per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 1},
 }
 BUILD = {

@@ -24,6 +24,7 @@ RECIPE = {
         "sources": [{"type": "reasoning_gym", "dataset": "chain_sum", "size": 40, "domain": "arithmetic"}]
     },
     "warmup": {"episodes": 8},
+    "reward": {"scorer": "exact", "workers": 1},  # a worker that has reasoning-gym takes seconds to start
     "grpo": {"per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 1},
 }
 
