@@ -215,7 +215,8 @@ def test_an_endpoint_that_dies_in_the_middle_leaves_the_numbers_so_far(suite, en
 
 
 def test_a_judge_that_is_down_leaves_rows_unjudged_until_it_is_back(suite, endpoint):
-    judge = ("reward.scorer=judge", "reward.judge={base_url: 'http://127.0.0.1:9/v1', model: j, retries: 0}")
+    down = "base_url: 'http://127.0.0.1:9/v1', model: j, retries: 0, requests_per_second: 1000"
+    judge = ("reward.scorer=judge", f"reward.judge={{{down}}}")
     outcome = evaluate(options(suite, endpoint, mode="plain", overrides=judge), display=Silent())
     assert (outcome.results.unjudged, outcome.results.faults) == (TASKS * SAMPLES, 0)
 
@@ -224,7 +225,7 @@ def test_a_judge_that_is_down_leaves_rows_unjudged_until_it_is_back(suite, endpo
         return said(f"Same.\n{marker} CORRECT")
 
     with Endpoint(verdict) as up:
-        mended = (judge[0], f"reward.judge={{base_url: '{up.url}', model: j}}")
+        mended = (judge[0], f"reward.judge={{base_url: '{up.url}', model: j, requests_per_second: 1000}}")
         again = options(suite, endpoint, mode="plain", overrides=mended, resume=True)
         outcome = evaluate(again, display=Silent())
     assert outcome.results.unjudged == 0

@@ -153,7 +153,10 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
         start_new_session=True,
     )
     try:
-        time.sleep(6)
+        while not list(tmp_path.glob("runs/*")):  # it is past its checks and at the warm-up
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        time.sleep(1)
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     finally:
