@@ -65,6 +65,7 @@ def judged_recipe(judge: DyingJudge, directory: Path, **fields):
     """A policy that answers every task, and so many tasks that no verdict is known from before."""
     (source,) = SMALL["data"]["sources"]
     return SMALL | {
+        "model": {"path": "tiny", "dtype": "float32"},
         "output_dir": str(directory / "runs"),
         "data": {"sources": [{**source, "size": 400, "accept_degenerate": True}]},
         "warmup": {
@@ -72,11 +73,19 @@ def judged_recipe(judge: DyingJudge, directory: Path, **fields):
             "expert": "tests.smoke.dying_judge:always_seven",
             "sft": {"per_device_train_batch_size": 8, "max_steps": 40, "learning_rate": 3.0e-3},
         },
+        "episode": SMALL["episode"] | {"max_turns": 3, "max_tokens": 400, "turn_tokens": 64},
         "reward": {
+            "workers": 1,
             "scorer": "judge",
             "judge": {"base_url": judge.url, "model": "m", "retries": 0, "requests_per_second": 1000},
         },
         "grpo": SMALL["grpo"]
-        | {"per_device_train_batch_size": 8, "max_steps": 1000, "save_steps": 1000, "learning_rate": 1e-9},
+        | {
+            "per_device_train_batch_size": 8,
+            "num_generations": 4,
+            "max_steps": 1000,
+            "save_steps": 1000,
+            "learning_rate": 1e-9,
+        },
         **fields,
     }
