@@ -34,7 +34,7 @@ from trl import GRPOConfig
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.rollout.groups import FirstGroups
 from sandbox_rl.rollout.occupancy import Occupancy
-from sandbox_rl.rollout.over_sampling import TailBatches
+from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.training.asynchronous.config import async_config
 from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
@@ -43,7 +43,7 @@ from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.estimator import Estimator, advantage_rule, estimator_fields
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.over_sampling import TailBatchRollouts
+from sandbox_rl.training.over_sampling import OverSampledRollouts
 from sandbox_rl.training.probe import plain_forward
 from sandbox_rl.training.samples import Advantage, FinishedGroup, advantages, finished_group
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
@@ -99,10 +99,10 @@ class Episodes:
         self._draw = random.Random(seed)
         self._lost, self._masked = lost, masked
 
-    async def run(self, requests: Any, on_rollout: Any = None) -> list[Rollout]:
+    async def run(self, requests: Any, observer: Any = None) -> list[Rollout]:
         return [self.one(request.id, request.task) for request in requests]
 
-    async def run_groups(self, groups: Any, *, keep: int, on_rollout: Any = None) -> FirstGroups:
+    async def run_groups(self, groups: Any, *, keep: int, observer: Any = None) -> FirstGroups:
         made = [await self.run(group) for group in groups]
         kept = sorted(self._draw.sample(range(len(made)), keep))
         cut = [rollout for place, group in enumerate(made) if place not in kept for rollout in group[:2]]
@@ -225,7 +225,7 @@ def sync_alarms(directory: Path, steps: int, kind: dict[str, Any]) -> list[str]:
     )
     make: Any = GroupRollouts
     if over_sample:
-        make = partial(TailBatchRollouts, tail=TailBatches(over_sample))
+        make = partial(OverSampledRollouts, over_sampling=OverSampling(over_sample))
     elif refill:
         drawer = Curriculum(dict.fromkeys(TASKS, ""), CurriculumSettings(refill_rounds=1), seed=0)
         make = partial(GroupRollouts, curriculum=drawer)

@@ -360,9 +360,9 @@ class OwnModel(Episodes):
         for model in (self.own, trainer.model):  # to log-probs that rounding moves far
             torch.nn.init.constant_(model.model.norm.weight, 40.0)
 
-    async def run(self, requests, on_rollout=None):
+    async def run(self, requests, observer=None):
         self.model = self.own
-        return await super().run(requests, on_rollout)
+        return await super().run(requests, observer)
 
 
 def test_the_cause_of_a_gap_is_named_precision(tmp_path, caplog):
@@ -380,8 +380,8 @@ class Truncated(Episodes):
         super().__init__()
         self._share = share
 
-    async def run(self, requests, on_rollout=None):
-        return [self.cut(rollout) for rollout in await super().run(requests, on_rollout)]
+    async def run(self, requests, observer=None):
+        return [self.cut(rollout) for rollout in await super().run(requests, observer)]
 
     @torch.no_grad()
     def cut(self, rollout):
