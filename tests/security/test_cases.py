@@ -52,6 +52,7 @@ async def test_case(backend: SandboxBackend, witness: HostWitness, neighbour: Ne
         assert p99(neighbour.lags[lagged:] or [0.0]) <= _LAG_FLOOR_S
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(290)
 async def test_many_at_once_in_random_order(
     backend: SandboxBackend, witness: HostWitness, neighbour: Neighbour, numbers: Numbers

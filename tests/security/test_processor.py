@@ -12,6 +12,8 @@ from sandbox_rl.sandboxes.cases import ALL_CASES
 
 from ..contract.backends import BACKENDS, ISOLATING
 
+pytestmark = pytest.mark.alone
+
 QUARTER = 0.25
 SECONDS = 3.0
 

@@ -19,6 +19,8 @@ from .conftest import Tier
 from .room import REPOSITORY
 from .test_ordinary_user import python_for_everyone
 
+pytestmark = pytest.mark.alone
+
 _HOSTILE = """
 import ctypes, os, resource, signal, sys
 def attempt(function, *arguments):
