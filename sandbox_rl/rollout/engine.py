@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -153,6 +154,7 @@ class RolloutEngine:
         """One episode to its answer."""
         started = time.monotonic()
         task, settings = request.task, self._episode
+        messages = await asyncio.to_thread(self._render, task)  # it may hold whole documents
         async with AsyncExitStack() as stack:
             sandbox = None
             if self.backend is not None:
@@ -160,7 +162,7 @@ class RolloutEngine:
                 sandbox = await stack.enter_async_context(opened)
             async with self.agent.session(
                 request,
-                self._render(task),
+                messages,
                 tools=self._toolbox.schemas,
                 sampling=sampling,
                 limits=settings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -20,7 +21,7 @@ from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.training.tiny import tiny_tokenizer
-from sandbox_rl.types import AnswerStatus, Message, StopReason, Task, ToolFailure
+from sandbox_rl.types import Action, AnswerStatus, Message, StopReason, Task, ToolFailure
 from tests.unit.assistant.viewer import Notes
 from tests.unit.rig import CHAT, SUBMIT, TOOLBOX, bash, make_engine, say, write
 
@@ -145,6 +146,51 @@ async def test_a_turn_that_was_cut_off_is_closed_before_the_user_speaks(closed):
     done, _ = await tokens(turns, ["And?"])
     ids = done.trajectory.prompt_ids + done.trajectory.completion_ids
     assert CHAT.decode(ids).count("Words.<|im_end|>\n<|im_start|>user\nAnd?") == 1
+
+
+class Slow:
+    """Plays turns; None is one that takes longer than any episode."""
+
+    max_context = 100_000
+
+    def __init__(self, *turns):
+        self._turns = list(turns)
+        self.asked = []
+
+    @asynccontextmanager
+    async def session(self, episode_id):
+        yield self
+
+    async def act(self, prompt_ids, sampling, *, timeout):
+        self.asked.append(tuple(prompt_ids))
+        turn = self._turns.pop(0)
+        if turn is None:
+            async with asyncio.timeout(timeout):
+                await asyncio.sleep(60)
+        return Action(turn, (0.0,) * len(turn), "stop")
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *exc):
+        return None
+
+
+@pytest.mark.parametrize("before", [(), (NEVER,)], ids=["at once", "after a turn"])
+async def test_the_user_may_go_on_after_a_turn_that_took_too_long(before):
+    """Nothing was sampled between what the policy was asked and what the user said."""
+    policy = Slow(*before, None, say(SUBMIT))
+    done, seen = await talk_to(TokenAgent(policy, CHAT), ["Go on."], timeout_s=0.5)
+    late, last = policy.asked[-2:]
+    assert last[: len(late)] == late
+    assert CHAT.decode(last[len(late) :]).count("Go on.") == 1
+    t = done.trajectory
+    assert t.prompt_ids + t.completion_ids == (*last, *say(SUBMIT))
+    assert len(t.turns) == len(before) + 1
+    assert [line for line in seen if line.startswith("ended")] == [
+        "ended timeout None",
+        "ended submitted None",
+    ]
 
 
 async def test_a_conversation_with_an_endpoint_sends_what_was_said():

@@ -13,7 +13,7 @@ from sandbox_rl.errors import ConfigError, EngineFault, InfraFault
 from sandbox_rl.evaluation.plan import EvaluationPlan, Part
 from sandbox_rl.evaluation.run import run_evaluation
 from sandbox_rl.fakes import RecordingBackend
-from sandbox_rl.journal import read_journal
+from sandbox_rl.journal import read_journal, rollout_record, trajectory_from_record
 from sandbox_rl.policies.base import Sampling, TurnSampling
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw, said
 from sandbox_rl.policies.openai_chat import ChatClient, ContextFull, EndpointSettings
@@ -69,6 +69,7 @@ async def test_an_episode_by_tool_calls():
     assert (t.stop, rollout.reward.value, len(t.turns)) == (StopReason.SUBMITTED, 1.0, 2)
     assert t.chat.usage == {"prompt": 50, "sampled": 14, "observed": 15}
     assert t.turns[0].calls == (ToolCall(*WRITE),)
+    assert trajectory_from_record(json.loads(json.dumps(rollout_record(rollout)))) == t
     first, second = endpoint.requests
     assert [tool["function"]["name"] for tool in first["tools"]][-1] == "submit"
     assert first["seed"] != second["seed"]
