@@ -29,7 +29,7 @@ from sandbox_rl.observer import EachRollout
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
-from sandbox_rl.tools.toolbox import default_toolbox
+from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.training.tiny import tiny_tokenizer
 from sandbox_rl.types import Answer, ExecResult, Message, Reward, Rollout, Task, ToolCall
 
@@ -71,7 +71,7 @@ class _NoScoring:
 
 async def measure(text: str, *, episodes: int, turns: int, tokenizer: Any, journal: Path) -> dict[str, float]:
     """Seconds by which the loop was late (p50, p99, longest), and the whole time."""
-    toolbox = default_toolbox()
+    toolbox = make_toolbox()
     chat = ChatFormat.from_tokenizer(tokenizer, toolbox.schemas)
     calls = [ToolCall("execute_bash", {"command": f"echo {text[:8]} # {i}"}) for i in range(CALLS)]
     file = {"command": "create", "path": "/testbed/x", "file_text": text[:TURN_CHARS]}

@@ -27,7 +27,7 @@ from sandbox_rl.rewards.places import PROGRAM
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
 from sandbox_rl.sandboxes.program import ProgramSandboxes
-from sandbox_rl.tools.toolbox import default_toolbox
+from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.training.tiny import tiny_tokenizer
 from sandbox_rl.types import ExecResult, Message, StopReason, Task, ToolCall
 
@@ -49,7 +49,7 @@ def plan(episodes: int, seed: int) -> dict[str, list[float]]:
 
 async def measure(times: dict[str, list[float]], *, sleep: bool) -> tuple[float, int]:
     """Wall seconds and turns of running all episodes at once."""
-    toolbox = default_toolbox()
+    toolbox = make_toolbox()
     chat = ChatFormat.from_tokenizer(tiny_tokenizer(), toolbox.schemas)
 
     def script(episode_id: str, turn: int, ids: object) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.sandboxes.program import ProgramSandboxes
-from sandbox_rl.tools.toolbox import Toolbox, default_toolbox
+from sandbox_rl.tools.toolbox import Toolbox, make_toolbox
 from sandbox_rl.training.tiny import tiny_tokenizer
 from sandbox_rl.types import Action, Message, Task, ToolCall
 
@@ -210,7 +210,7 @@ async def without_tools(served: FixedLength, recorded: Record, scale: Scale, at_
 
 async def on_server(model: Path, slots: int, scale: Scale, gpu: bool) -> list[dict[str, Any]]:
     """One row per number of episodes in flight."""
-    toolbox = default_toolbox()
+    toolbox = make_toolbox()
     chat = ChatFormat.from_tokenizer(tiny_tokenizer(), toolbox.schemas)
     arguments: dict[str, Any] = {"max-num-seqs": slots, "max-model-len": 2048}
     arguments |= {"gpu-memory-utilization": 0.6} if gpu else {"kv-cache-memory-bytes": 256 << 20}

@@ -150,7 +150,7 @@ def main() -> int:
     shutil.rmtree(run, ignore_errors=True)  # of a measurement that was cut off: its clock is of no use
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(recipe(options.way, options.seed, scale, options.model, out)))
-    module = ["-m", "sandbox_rl.train"]
+    module = ["-m", "sandbox_rl", "train"]
     if options.way == "trl":
         module = [str(REPOSITORY / "scripts" / "gpu_bench_trl.py")]
     with (out / f"{name}.log").open("wb") as log, watched_gpu() as busy:

@@ -170,7 +170,7 @@ def run_part(part: str, model: str | None, out: Path, deadline: float) -> dict[s
     runs = len([p for p in (out / "runs").glob(f"{part}*") if p.is_dir()])
     run = out / "runs" / (part if runs == 0 else f"{part}-{runs + 1}")
     kill_after = run / "metrics.jsonl" if part == "restart" else None
-    command = [sys.executable, "-m", "sandbox_rl.train", str(path)]
+    command = [sys.executable, "-m", "sandbox_rl", "train", str(path)]
     if why := run_process(command, log, deadline, kill_after=kill_after):
         return {"failed": why}
     (metrics,) = set((out / "runs").glob(f"{part}*/metrics.jsonl")) - before

@@ -134,7 +134,7 @@ def recipe(seed: int, options: argparse.Namespace, out: Path, *, gpu: bool) -> d
             ],
             "held_out": 0.1,
         },
-        "warmup": {"expert": "sandbox_rl.training.experts:mixed", **scale["warmup"]},
+        "warmup": {"expert": "mixed", **scale["warmup"]},
         "episode": {"max_turns": 4, "timeout_s": 60, "exec_timeout_s": 5, **scale["episode"]},
         "rollout": {"concurrency": 128 if gpu else 32},
         "evaluation": {"tasks": options.tasks, "every_steps": EVERY},
@@ -152,7 +152,7 @@ def recipe(seed: int, options: argparse.Namespace, out: Path, *, gpu: bool) -> d
 
 def train(path: Path, run: Path, log: Path, deadline: float) -> int | None:
     """The exit code of one run, newly started or gone on with; None: cut by the clock, saved if possible."""
-    command = [sys.executable, "-m", "sandbox_rl.train", str(path), *(["--resume"] if run.is_dir() else [])]
+    command = [sys.executable, "-m", "sandbox_rl", "train", str(path), *(["--resume"] if run.is_dir() else [])]
     with log.open("ab") as output:
         child = start(command, output)
         try:

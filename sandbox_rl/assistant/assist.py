@@ -21,7 +21,7 @@ from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.config import NetworkSettings
 from sandbox_rl.tasks.prompts import load_prompt_set, render
-from sandbox_rl.tools.toolbox import default_toolbox
+from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.types import Message, Reward, Rollout, Task
 
 __all__ = ["AssistRequest", "Assisted", "assist", "assistant_prompt"]
@@ -116,7 +116,7 @@ async def _run(
             assistant_prompt(task, settings),
             backend=_backend(settings, view),
             agent=agent,
-            toolbox=default_toolbox(exec_timeout=settings.episode.exec_timeout_s),
+            toolbox=make_toolbox(settings.tools, exec_timeout=settings.episode.exec_timeout_s),
             viewer=view,
             next_message=typed if request.interactive else None,
             limits=settings.episode,

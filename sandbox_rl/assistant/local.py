@@ -15,7 +15,7 @@ from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.commands.parts import build_policy
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import TransformersSettings
-from sandbox_rl.tools.toolbox import default_toolbox
+from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.training.models import generation_ends, load_model, load_tokenizer
 
 __all__ = ["LocalAgent", "assistant_chat", "load_agent"]
@@ -56,7 +56,7 @@ def assistant_chat(settings: AssistantSettings, tokenizer: Any, model_ends: Sequ
     """
     return ChatFormat.from_tokenizer(
         tokenizer,
-        default_toolbox().schemas,
+        make_toolbox(settings.tools).schemas,
         call_format=settings.chat.call_format,
         template_options=dict(settings.chat.template_options),
         model_ends=model_ends,

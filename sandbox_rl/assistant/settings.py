@@ -12,10 +12,12 @@ from pydantic import Field
 from sandbox_rl.chat.config import ChatSettings
 from sandbox_rl.config.load import load_recipe, load_settings
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.config.run import ToolNames
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.sandboxes.config import EmbeddedSettings, SandboxSettings
 from sandbox_rl.settings import Settings
+from sandbox_rl.tools.toolbox import OUR_TOOLS
 from sandbox_rl.training.config import ModelSettings
 
 __all__ = ["AssistantSettings", "load_assistant"]
@@ -28,6 +30,8 @@ class AssistantSettings(Settings):
     """Loaded in this process, unless an endpoint is named."""
     chat: ChatSettings = ChatSettings()
     """How the conversation is rendered."""
+    tools: ToolNames = OUR_TOOLS
+    """What the model can call, as in a recipe."""
     prompts: tuple[str, ...] = ()
     """Directories of prompt sets, looked at before the package's own."""
     sandbox: SandboxSettings = EmbeddedSettings()
@@ -82,6 +86,7 @@ def _of_recipe(recipe: Recipe) -> AssistantSettings:
     return AssistantSettings(
         model=recipe.model,
         chat=recipe.chat,
+        tools=recipe.tools,
         prompts=recipe.prompts,
         sandbox=recipe.sandbox,
         episode=recipe.episode,

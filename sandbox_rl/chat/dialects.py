@@ -19,6 +19,7 @@ from sandbox_rl.chat.calls import (
 )
 from sandbox_rl.chat.encoding import Piece
 from sandbox_rl.chat.gemma import Gemma
+from sandbox_rl.registry import Registry
 from sandbox_rl.types import ToolCall
 
 __all__ = ["CALL_FORMATS", "DIALECTS", "Dialect", "detect", "make"]
@@ -203,7 +204,7 @@ class Dialect:
     bound: bool = False
 
 
-DIALECTS = (
+_OURS = (
     Dialect(
         "harmony", lambda _: Harmony(), lambda source: "to=functions" in source or '"functions."' in source
     ),
@@ -233,19 +234,36 @@ DIALECTS = (
 )
 """In the order in which a template is asked; docs/models.md says which models write which."""
 
-CALL_FORMATS = tuple(dialect.name for dialect in DIALECTS)
+DIALECTS: Registry[Dialect] = Registry(
+    "call_format",
+    {dialect.name: dialect for dialect in _OURS},
+    group="sandbox_rl.dialects",
+    check=lambda thing: isinstance(thing, Dialect),
+    expected="a sandbox_rl.chat.dialects.Dialect",
+    special=("auto",),
+)
+"""The ways of writing calls that can be read."""
+
+CALL_FORMATS = tuple(DIALECTS.ours)
 
 
 def make(name: str, tools: Sequence[Mapping[str, Any]]) -> CallFormat:
-    """The format called `name`; StopIteration if there is none."""
-    return next(d for d in DIALECTS if d.name == name).make(tools)
+    """The format called `name`, or at that import path.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    return DIALECTS.find(name).make(tools)
 
 
 def detect(template: str, *, shows_tools: bool = True) -> str | None:
-    """The format that a chat template's source describes, None if it is none of ours.
+    """The format that a chat template's source describes, None if it is none that is known.
 
     Args:
         shows_tools: whether it writes the tools into the prompt.
     """
-    found = (d.name for d in DIALECTS if (shows_tools or d.bound) and d.described(template))
-    return next(found, None)
+    for name in (*DIALECTS.ours, *DIALECTS.installed):
+        dialect = DIALECTS.find(name)
+        if (shows_tools or dialect.bound) and dialect.described(template):
+            return name
+    return None

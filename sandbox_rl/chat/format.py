@@ -269,8 +269,6 @@ def _trimmed(pieces: Sequence[Piece], keeps: tuple[bool, bool]) -> list[Piece]:
 
 def _choose(asked: str, described: str | None, shows_tools: bool, name: str) -> str:
     if asked != "auto":
-        if asked not in CALL_FORMATS:
-            raise ModelError(f"call_format {asked!r} is not known; use auto, {', '.join(CALL_FORMATS)}")
         return asked
     if described is None and shows_tools:
         raise ModelError(

@@ -42,7 +42,7 @@ def settings_identity(recipe: RunSettings, plan: EvaluationPlan, *, local: bool)
     directories = [Path(directory) for directory in recipe.prompts]
     domains = sorted({task.domain for part in plan.parts for task in part.tasks})
     sets = {domain: load_prompt_set(domain, directories) for domain in domains}
-    value = {
+    value: dict[str, Any] = {
         "prompts": {
             name: short_hash(found.system, found.instance, found.plain_system, found.plain_instance)
             for name, found in sets.items()
@@ -52,6 +52,7 @@ def settings_identity(recipe: RunSettings, plan: EvaluationPlan, *, local: bool)
     }
     if "sandbox" in plan.modes:
         value["sandbox"] = _dump(recipe.sandbox)
+        value["tools"] = list(recipe.tools)
     if local:
         value["chat"] = _dump(recipe.chat)
     return value

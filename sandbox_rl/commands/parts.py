@@ -24,7 +24,7 @@ from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render, render_plain
-from sandbox_rl.tools.toolbox import Toolbox, default_toolbox
+from sandbox_rl.tools.toolbox import Toolbox, make_toolbox
 from sandbox_rl.training.grpo import grpo_config
 from sandbox_rl.training.models import compute_dtype, context_length, with_compute_dtype
 from sandbox_rl.training.precision import computing
@@ -65,7 +65,7 @@ def settled(recipe: Recipe) -> Recipe:
 
 def build_toolbox(recipe: RunSettings) -> Toolbox:
     """The tools of a recipe."""
-    return default_toolbox(exec_timeout=recipe.episode.exec_timeout_s)
+    return make_toolbox(recipe.tools, exec_timeout=recipe.episode.exec_timeout_s)
 
 
 def build_scoring(recipe: RunSettings, base_dir: Path | None = None) -> ScoringPool:

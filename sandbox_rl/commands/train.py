@@ -59,7 +59,7 @@ def train(
     """Train a policy in sandboxes and export it.
 
     Ends with held-out accuracy before and after, and the path of the exported model.
-    The same under `accelerate launch`: python -m sandbox_rl.train RECIPE [KEY=VALUE]...
+    The same under `accelerate launch`: python -m sandbox_rl train RECIPE [KEY=VALUE]...
     """
     loaded, base_dir = open_recipe(recipe, overrides)
     display = terminal()

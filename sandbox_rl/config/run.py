@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from sandbox_rl.chat.config import ChatSettings
 from sandbox_rl.episode import EpisodeSettings
+from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import PolicySettings, TransformersSettings
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rollout import RolloutSettings
 from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings, SandboxSettings
 from sandbox_rl.settings import Settings
+from sandbox_rl.tools.toolbox import OUR_TOOLS, make_toolbox
 from sandbox_rl.training.config import ModelSettings
 
-__all__ = ["RunSettings"]
+__all__ = ["RunSettings", "ToolNames"]
+
+
+def _known_tools(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse here, with the place in the file, what `make_toolbox` would refuse."""
+    try:
+        make_toolbox(names)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return names
+
+
+ToolNames = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_known_tools)]
+"""Tools by name or import path."""
 
 
 class RunSettings(Settings):
@@ -34,6 +50,8 @@ class RunSettings(Settings):
     """How the model is talked to."""
     policy: PolicySettings = TransformersSettings()
     """What samples the turns: this process, or vLLM servers."""
+    tools: ToolNames = OUR_TOOLS
+    """What the policy can call: names of ours, or `package.module:tool` of your own."""
     prompts: tuple[str, ...] = ()
     """Directories of prompt sets, relative to the file; looked at before the package's own."""
     sandbox: SandboxSettings = EmbeddedSettings()

@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-from sandbox_rl.errors import ConfigError
+from sandbox_rl.registry import Registry
 from sandbox_rl.types import Task
 
 __all__ = [
     "BUILT_IN",
     "JUDGE",
+    "SCORERS",
     "BadGold",
     "ComparedAsText",
     "LoadedScorer",
@@ -95,33 +95,25 @@ BUILT_IN: Mapping[str, str] = {
 """Name → module with `score(answer, task)` and `check_gold(task)`."""
 
 
+SCORERS: Registry[Scorer] = Registry(
+    "scorer",
+    {name: f"{module}:score" for name, module in BUILT_IN.items()},
+    group="sandbox_rl.scorers",
+    check=callable,
+    expected="a function (answer, task) -> float",
+    special=(JUDGE,),
+)
+"""What can score answers. Those of one's own are imported in the processes that score, not in the trainer."""
+
+
 def load_scorer(name: str) -> LoadedScorer:
     """Import the scorer of that name, or of the import path `package.module:function`.
 
     Raises:
         ConfigError: no such name, module or function.
     """
+    score = SCORERS.find(name)
     if name in BUILT_IN:
-        module = importlib.import_module(BUILT_IN[name])
-        return LoadedScorer(name, module.score, module.check_gold, built_in=True)
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
-        near = get_close_matches(name, (*BUILT_IN, JUDGE), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(
-            f"scorer {name!r} is unknown: {hint}built in are {', '.join((*BUILT_IN, JUDGE))}; "
-            "a scorer of your own is named package.module:function"
-        )
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"scorer {name!r} cannot be imported ({error}): expected package.module:function on the Python "
-            "path; install the package or add its folder to PYTHONPATH"
-        ) from error
-    if not callable(function):
-        raise ConfigError(
-            f"scorer {name!r} is a {type(function).__name__}: expected a function (answer, task) -> float"
-        )
-    read = getattr(function, "read_answer", None)
-    return LoadedScorer(name, cast(Scorer, function), None, built_in=False, read=read)
+        check = importlib.import_module(BUILT_IN[name]).check_gold
+        return LoadedScorer(name, score, check, built_in=True)
+    return LoadedScorer(name, score, None, built_in=False, read=getattr(score, "read_answer", None))

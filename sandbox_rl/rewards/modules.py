@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.rewards.base import BUILT_IN, JUDGE, load_scorer
+from sandbox_rl.rewards.base import BUILT_IN, JUDGE, SCORERS
 
-__all__ = ["SCORERS", "find_modules", "own_scorers"]
+__all__ = ["SHOWN_BELOW", "find_modules", "own_scorers"]
 
-SCORERS = "/opt/scorers"
+SHOWN_BELOW = "/opt/scorers"
 """Where a sandbox shows the modules of scorers."""
 
 _IMPORT_S = 60.0
@@ -43,17 +43,16 @@ os.write(out, json.dumps(answer).encode())
 
 
 def own_scorers(names: Sequence[str]) -> tuple[str, ...]:
-    """Those that are named by an import path; a name that is none is refused.
+    """Those that are not ours, by import path or of installed packages; a name that is neither is refused.
 
     Raises:
-        ConfigError: a name is neither built in nor an import path.
+        ConfigError: a name is not known.
     """
     own = []
     for name in dict.fromkeys(names):
         if name in BUILT_IN or name == JUDGE:
             continue
-        if ":" not in name:
-            load_scorer(name)  # says which are known
+        SCORERS.require(name)
         own.append(name)
     return tuple(own)
 
@@ -119,5 +118,5 @@ def _tops(files: Mapping[str, str]) -> dict[Path, str]:
             place = Path(file).parents[name.count(".") - 1]
         if place.exists():
             suffix = "" if place.is_dir() else place.suffix
-            shown[place] = f"{SCORERS}/{top}{suffix if place.is_file() else ''}"
+            shown[place] = f"{SHOWN_BELOW}/{top}{suffix if place.is_file() else ''}"
     return shown

@@ -30,7 +30,7 @@ from sandbox_rl.rewards.escapes import other_reading
 from sandbox_rl.rewards.gym_verifiers import VERIFIERS
 from sandbox_rl.rewards.judge import Judge
 from sandbox_rl.rewards.lanes import Lanes, Outcome
-from sandbox_rl.rewards.modules import SCORERS, find_modules, own_scorers
+from sandbox_rl.rewards.modules import SHOWN_BELOW, find_modules, own_scorers
 from sandbox_rl.rewards.places import Place
 from sandbox_rl.rewards.scoring import task_item
 from sandbox_rl.rewards.text import MAX_ANSWER_CHARS, clean
@@ -390,7 +390,7 @@ class ScoringPool:
             SetupError: no isolation can be had here.
         """
         show = await asyncio.to_thread(find_modules, own_scorers(self._loaded), beside=self._beside)
-        places = [SCORERS, *dict.fromkeys(str(path.parent) for path in show)]
+        places = [SHOWN_BELOW, *dict.fromkeys(str(path.parent) for path in show)]
         await self._place.open(show)
         lanes = Lanes(
             self._place,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from sandbox_rl.errors import ConfigError, SetupError
-from sandbox_rl.rewards.base import BadGold, ComparedAsText, load_scorer
+from sandbox_rl.rewards.base import BUILT_IN, BadGold, ComparedAsText, load_scorer
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.types import Task
 
@@ -128,7 +128,7 @@ def _read_as_text(task: Task, names: Sequence[str]) -> bool:
     """Whether a scorer of ours compares this gold answer as text, which ends no run."""
     for name in names:
         try:
-            check = load_scorer(name).check_gold if ":" not in name else None
+            check = load_scorer(name).check_gold if name in BUILT_IN else None
             if check is not None:
                 check(task)
         except ComparedAsText:

@@ -19,7 +19,7 @@ from sandbox_rl.runs.directory import check_output_dir
 from sandbox_rl.runs.model import RunModel
 from sandbox_rl.runs.plan import RunPlan
 from sandbox_rl.runs.starting_point import needs_warmup
-from sandbox_rl.training.experts import load_expert
+from sandbox_rl.training.experts import EXPERTS
 from sandbox_rl.training.grpo import sampling_of
 
 __all__ = ["dry_run"]
@@ -54,7 +54,7 @@ def _check_plan(plan: RunPlan, display: Display) -> None:
     else:
         display.say(f"ok  grpo: {args.generation_batch_size} episodes per generation, {args.loss_type} loss")
     if recipe.warmup is not None:
-        load_expert(recipe.warmup.expert)
+        EXPERTS.find(recipe.warmup.expert)
     needs_warmup(recipe)
     if isinstance(recipe.policy, VLLMSettings):
         if recipe.policy.engine == "managed":

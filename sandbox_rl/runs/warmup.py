@@ -34,7 +34,7 @@ from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.config import WarmupSettings
-from sandbox_rl.training.experts import Expert, ExpertTurn, load_expert
+from sandbox_rl.training.experts import EXPERTS, Expert, ExpertTurn
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import (
     compute_dtype,
@@ -77,7 +77,7 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
     if (target / "warmup.json").exists():
         return WarmupResult(path=target, cached=True, **json.loads((target / "warmup.json").read_text()))
 
-    expert = load_expert(settings.expert)
+    expert = EXPERTS.find(settings.expert)
     tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)[: settings.episodes]
     with LoopThread() as loop:
         tokenizer, model = _begin_with(loop, recipe, base_dir, expert, tasks)
@@ -156,6 +156,7 @@ def _key(recipe: Recipe) -> str:
         # The warm-up trains all weights, whole.
         "model": recipe.model.model_dump(mode="json", exclude={"lora", "quantization"}),
         "prompts": recipe.prompts,
+        "tools": recipe.tools,
     }
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sandbox_rl.registry import Registry
 from sandbox_rl.sandboxes.base import ANSWER_FILE, Sandbox
 from sandbox_rl.tools.arguments import escape_note
 from sandbox_rl.tools.base import Tool
@@ -16,7 +17,15 @@ from sandbox_rl.tools.submit import Submit
 from sandbox_rl.tools.text import clip, quote
 from sandbox_rl.types import MalformedCall, Observation, ToolCall, ToolFailure
 
-__all__ = ["MAX_OBSERVATION_CHARS", "MAX_TURN_CHARS", "Toolbox", "default_toolbox", "fitted"]
+__all__ = [
+    "MAX_OBSERVATION_CHARS",
+    "MAX_TURN_CHARS",
+    "OUR_TOOLS",
+    "TOOLS",
+    "Toolbox",
+    "fitted",
+    "make_toolbox",
+]
 
 MAX_OBSERVATION_CHARS = 16_000
 """No observation is longer than this, whatever a tool returns."""
@@ -83,6 +92,8 @@ class Toolbox:
         text = (
             f"Your turn holds no tool call. Every turn must call one of {self._names}. "
             f"When the answer is in {ANSWER_FILE}, call submit."
+            if Submit.name in self._tools
+            else f"Your turn holds no tool call. Every turn must call one of {self._names}."
         )
         if example:
             text += f" Write a call exactly like this:\n{example}"
@@ -93,17 +104,32 @@ class Toolbox:
         return ", ".join(self._tools)
 
 
-def default_toolbox(*, exec_timeout: float = 120.0, max_chars: int = 10_000) -> Toolbox:
-    """`execute_bash`, `str_replace_editor` and `submit`.
+def _is_tool(thing: object) -> bool:
+    return all(hasattr(thing, part) for part in ("name", "schema", "run"))
+
+
+TOOLS: Registry[Any] = Registry(
+    "tool",
+    {"execute_bash": ExecuteBash, "str_replace_editor": StrReplaceEditor, "submit": Submit},
+    group="sandbox_rl.tools",
+    check=_is_tool,
+    expected="a Tool (name, schema, run), or a class that makes one without arguments",
+)
+"""What a policy can be given to call."""
+
+OUR_TOOLS = tuple(TOOLS.ours)
+
+
+def make_toolbox(names: Sequence[str] = OUR_TOOLS, *, exec_timeout: float = 120.0) -> Toolbox:
+    """The tools of these names, of `TOOLS` or import paths.
 
     Args:
-        exec_timeout: seconds that one command may run.
-        max_chars: longest reply of a tool in characters, 1,000 to 16,000.
+        exec_timeout: seconds that one call may run.
 
     Raises:
-        ValueError: `max_chars` is out of its range.
+        ConfigError: one of them is no tool.
+        ValueError: two have one name.
     """
-    if not 1_000 <= max_chars <= MAX_OBSERVATION_CHARS:
-        raise ValueError(f"max_chars is {max_chars}; it must lie between 1000 and {MAX_OBSERVATION_CHARS}")
-    tools = (ExecuteBash(max_chars), StrReplaceEditor(max_chars), Submit())
+    found = [TOOLS.find(name) for name in names]
+    tools = [tool() if isinstance(tool, type) else tool for tool in found]
     return Toolbox(tools, exec_timeout=exec_timeout)

@@ -66,11 +66,12 @@ class UpdateSettings(Settings):
 class WarmupSettings(Settings):
     """Supervised fine-tuning on successful expert episodes: a policy that cannot call a tool learns nothing.
 
-    The expert is `package.module:function`, given a task and its index and returning the turns to
-    play; see `sandbox_rl.training.experts`.
+    The expert is given a task and the randomness of the episode, and returns the turns to play; see
+    `sandbox_rl.training.experts`.
     """
 
-    expert: str = "sandbox_rl.training.experts:arithmetic"
+    expert: str = "arithmetic"
+    """`arithmetic`, `search`, `mixed`, or `package.module:function` of your own."""
     episodes: int = Field(1_000, ge=1)
     """Training tasks that the expert plays; only successful episodes are kept."""
     sft: dict[str, Any] = Field(default_factory=dict)

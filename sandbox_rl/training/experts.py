@@ -7,16 +7,16 @@ them pays is for reinforcement learning to find out.
 
 from __future__ import annotations
 
-import importlib
 import random
 import re
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.registry import Registry
 from sandbox_rl.types import Task, ToolCall
 
-__all__ = ["Expert", "ExpertTurn", "arithmetic", "load_expert", "mixed", "search"]
+__all__ = ["EXPERTS", "Expert", "ExpertTurn", "arithmetic", "mixed", "search"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +81,11 @@ def mixed(task: Task, rng: random.Random) -> Generator[ExpertTurn, str, None]:
     return search(task, rng) if task.files else arithmetic(task, rng)
 
 
-def load_expert(path: str) -> Expert:
-    """The expert at `package.module:function`.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    module_name, _, name = path.partition(":")
-    try:
-        expert = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"warmup.expert: {path!r} cannot be imported ({error}); expected package.module:function"
-        ) from error
-    if not callable(expert):
-        raise ConfigError(f"warmup.expert: {path!r} is not a function; expected package.module:function")
-    loaded: Expert = expert
-    return loaded
+EXPERTS: Registry[Expert] = Registry(
+    "warmup.expert",
+    {"arithmetic": arithmetic, "search": search, "mixed": mixed},
+    group="sandbox_rl.experts",
+    check=callable,
+    expected="a function (task, random) -> turns",
+)
+"""What can be imitated."""

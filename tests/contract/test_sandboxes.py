@@ -9,7 +9,7 @@ import pytest
 
 from sandbox_rl.errors import FileProblem, SandboxDead, SandboxFault, SandboxFileError
 from sandbox_rl.sandboxes.base import ANSWER_FILE, INPUT_DIR, WORKING_DIR, Sandbox, SandboxBackend
-from sandbox_rl.tools.toolbox import default_toolbox
+from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.types import Answer, AnswerStatus, ExecResult, ExecStatus, Stream, ToolCall
 
 from .conftest import LIMITS
@@ -47,7 +47,7 @@ class TestRepair:
         ],
     )
     async def test_a_policy_mends_what_it_did(self, sandbox: Sandbox, damage: str) -> None:
-        toolbox = default_toolbox()
+        toolbox = make_toolbox()
         mend = (
             f"chmod -R u+rwx {WORKING_DIR} /tmp; "
             f"[ -d {WORKING_DIR} ] || {{ rm -f {WORKING_DIR}; mkdir {WORKING_DIR}; }}; "

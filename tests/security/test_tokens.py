@@ -23,7 +23,7 @@ from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.cases.tokens import TOKENS
-from sandbox_rl.tools.toolbox import default_toolbox
+from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.types import (
     Answer,
     AnswerStatus,
@@ -40,7 +40,7 @@ from ..unit.chat.tokenizers_for_tests import tokenizer_for
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 FAMILIES = ("qwen3", "qwen3_6", "llama3_1", "chatml")
-_TOOLBOX = default_toolbox()
+_TOOLBOX = make_toolbox()
 
 
 def chat(family: str) -> tuple[ChatFormat, Any]:

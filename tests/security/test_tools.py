@@ -10,7 +10,7 @@ import pytest
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.cases import HostWitness
-from sandbox_rl.tools.toolbox import default_toolbox
+from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.types import MalformedCall, ToolCall
 
 from ..unit.chat.tokenizers_for_tests import tokenizer_for
@@ -18,7 +18,7 @@ from ..unit.chat.tokenizers_for_tests import tokenizer_for
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MB = 1 << 20
-TOOLBOX = default_toolbox()
+TOOLBOX = make_toolbox()
 EDITS = ("view", "create", "str_replace", "insert")
 
 

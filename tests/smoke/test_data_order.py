@@ -162,7 +162,7 @@ DEADLINE_S = 280
 
 def start(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
     return prepared.Popen(
-        [sys.executable, "-m", "sandbox_rl.train", str(recipe), *arguments],
+        [sys.executable, "-m", "sandbox_rl.cli", "train", str(recipe), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -208,7 +208,7 @@ def test_killed_after_step_4_and_on_two_processes_it_trains_on_the_same(tmp_path
     steps = [json.loads(line) for line in (runs / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
-    arguments = ("sandbox_rl.train", path, "name=two", "grpo.per_device_train_batch_size=4")
+    arguments = ("sandbox_rl.cli", "train", path, "name=two", "grpo.per_device_train_batch_size=4")
     for process in prepared.ranks(2, *arguments):
         finish(process)
     two = sampled(runs / "two")

@@ -298,7 +298,7 @@ def test_two_processes_share_the_work_and_make_one_model(recipe):
         [
             sys.executable,
             *("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"),
-            *("-m", "sandbox_rl.train", str(recipe), "name=two", "grpo.max_steps=2"),
+            *("-m", "sandbox_rl", "train", str(recipe), "name=two", "grpo.max_steps=2"),
             "grpo.per_device_train_batch_size=4",
         ],
         capture_output=True,

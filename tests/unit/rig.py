@@ -12,11 +12,11 @@ from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.policies.base import Policy, Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
-from sandbox_rl.tools.toolbox import default_toolbox
+from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.training.tiny import tiny_tokenizer
 from sandbox_rl.types import Answer, AnswerStatus, Message, Reward, Task, ToolCall
 
-TOOLBOX = default_toolbox()
+TOOLBOX = make_toolbox()
 CHAT = ChatFormat.from_tokenizer(tiny_tokenizer(), TOOLBOX.schemas)
 SUBMIT = ToolCall("submit", {})
 NO_SANDBOX = object()

@@ -75,7 +75,7 @@ def write_recipe(vllm_python, tmp_path_factory) -> Callable[..., Path]:
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     return prepared.Popen(
-        [sys.executable, "-m", "sandbox_rl.train", *arguments],
+        [sys.executable, "-m", "sandbox_rl.cli", "train", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -125,7 +125,7 @@ def test_two_processes_share_one_server(write_recipe):
             "save_steps": 2,
         },
     )
-    printed = "".join(finish(process) for process in prepared.ranks(2, "sandbox_rl.train", recipe))
+    printed = "".join(finish(process) for process in prepared.ranks(2, "sandbox_rl.cli", "train", recipe))
     assert printed.count("export") == 1
     run = recipe.parent / "runs" / "two"
     records = [r for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]

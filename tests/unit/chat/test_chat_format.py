@@ -311,7 +311,6 @@ def test_every_unusable_tokenizer_has_its_own_message() -> None:
     assert "cannot hold a conversation" in refused(make_tokenizer("qwen", "{{ raise_exception('no') }}"))
     assert "cannot hold a conversation" in refused(make_tokenizer("qwen", "{% broken"))
     assert "form that is not known" in refused(make_tokenizer("qwen", shipped_template("lfm2")))
-    assert "call_format 'xml' is not known" in refused(tokenizer_for("qwen3"), call_format="xml")
 
 
 def test_a_frame_that_changes_from_turn_to_turn_is_refused() -> None:

@@ -10,9 +10,12 @@ import pytest
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.registry import look_beside
+from sandbox_rl.rewards.base import SCORERS
 from sandbox_rl.sandboxes.config import BACKENDS, BackendSettings, EmbeddedSettings
 from sandbox_rl.tasks.config import DataSettings, TaskSource
 from sandbox_rl.tasks.load import load_tasks
+from sandbox_rl.training.experts import EXPERTS
 from sandbox_rl.types import Task
 
 RECIPE = """\
@@ -26,6 +29,7 @@ sandbox:
 MODULE = """\
 from sandbox_rl.sandboxes.config import BackendSettings
 from sandbox_rl.tasks.config import TaskSource
+from sandbox_rl.training.experts import EXPERTS
 from sandbox_rl.types import Task
 
 class Nowhere(BackendSettings):
@@ -126,3 +130,37 @@ def test_in_python_a_value_is_enough():
     assert recipe.data.sources[0].type == f"{__name__}:Cubes"
     assert recipe.sandbox == EmbeddedSettings()
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("tools=[execute_bsh]", "tool 'execute_bsh' is unknown: did you mean 'execute_bash'?"),
+        ("tools=[own_kinds:Stranger]", "tool 'own_kinds:Stranger' is Stranger, expected a Tool"),
+        ("tools=[submit, submit]", "tools must have different names, got submit, submit"),
+        ("tools=[]", "key 'tools': []"),
+        ("chat.call_format=hermess", "call_format 'hermess' is unknown: did you mean 'hermes'?"),
+        ("chat.call_format=own_kinds:thing", "is a int, expected a sandbox_rl.chat.dialects.Dialect"),
+    ],
+)
+def test_tools_and_dialects_are_checked_as_the_recipe_is_read(folder, override, expected):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(folder / "r.yaml", [override])
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("registry", "wrong", "expected"),
+    [
+        (SCORERS, "maths", "scorer 'maths' is unknown: did you mean 'math'? expected one of 'math', "),
+        (SCORERS, "own_kinds:thing", "scorer 'own_kinds:thing' is a int, expected a function (answer, task)"),
+        (EXPERTS, "arithmatic", "warmup.expert 'arithmatic' is unknown: did you mean 'arithmetic'?"),
+        (EXPERTS, "own_kinds:gone", "warmup.expert 'own_kinds:gone' cannot be imported (AttributeError"),
+    ],
+)
+def test_every_kind_has_the_same_messages(folder, registry, wrong, expected):
+    look_beside(folder)
+    with pytest.raises(ConfigError) as caught:
+        registry.find(wrong)
+    assert expected in str(caught.value)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from sandbox_rl.rewards.lanes import Lanes
-from sandbox_rl.rewards.modules import SCORERS, find_modules
+from sandbox_rl.rewards.modules import SHOWN_BELOW, find_modules
 from sandbox_rl.rewards.places import PROGRAM
 from sandbox_rl.rewards.scoring import task_item
 from sandbox_rl.sandboxes.program import ProgramSandboxes
@@ -21,7 +21,7 @@ SPOILT = f"{USER}:leaves_things"
 async def test_an_answer_changes_no_verdict_of_those_that_share_its_process(spoiler: str) -> None:
     place = ProgramSandboxes(PROGRAM, memory_mb=2048)
     await place.open(find_modules([SPOILT]))
-    config = {"scorers": [SPOILT], "path": [SCORERS]}
+    config = {"scorers": [SPOILT], "path": [SHOWN_BELOW]}
     lanes = Lanes(place, config, workers=1, timeout=2.0, memory_mb=1024)
     await lanes.start()
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from sandbox_rl.errors import SandboxFault
+from sandbox_rl.errors import ConfigError, SandboxFault
 from sandbox_rl.fakes import ExecAnswer, RecordingBackend, RecordingSandbox, exec_ok
 from sandbox_rl.sandboxes.base import ANSWER_FILE
 from sandbox_rl.tools.submit import Submit
-from sandbox_rl.tools.toolbox import MAX_OBSERVATION_CHARS, Toolbox, default_toolbox
+from sandbox_rl.tools.toolbox import MAX_OBSERVATION_CHARS, Toolbox, make_toolbox
 from sandbox_rl.types import (
     ExecResult,
     ExecStatus,
@@ -24,7 +24,7 @@ from sandbox_rl.types import (
     ToolFailure,
 )
 
-TOOLBOX = default_toolbox()
+TOOLBOX = make_toolbox()
 
 
 async def call(
@@ -122,7 +122,7 @@ async def test_a_command_runs_elsewhere_when_the_working_directory_cannot_be_ent
 
 async def test_the_time_limit_is_the_smaller_one() -> None:
     sandbox = RecordingSandbox()
-    toolbox = default_toolbox(exec_timeout=7)
+    toolbox = make_toolbox(exec_timeout=7)
     for left in (100.0, 3.0):
         await toolbox.run(sandbox, ToolCall("execute_bash", {"command": "x"}), timeout=left)
     assert [c.arguments["timeout"] for c in sandbox.calls] == [7, 3]
@@ -191,8 +191,8 @@ def test_a_turn_without_a_call_is_told_how_to_go_on() -> None:
 def test_wrong_set_ups_are_refused() -> None:
     with pytest.raises(ValueError, match="different names"):
         Toolbox([Submit(), Submit()])
-    with pytest.raises(ValueError, match="between 1000 and 16000"):
-        default_toolbox(max_chars=20_000)
+    with pytest.raises(ConfigError, match="tool 'execute_bsh' is unknown: did you mean 'execute_bash'"):
+        make_toolbox(["execute_bsh"])
 
 
 async def test_our_own_faults_are_raised() -> None:
