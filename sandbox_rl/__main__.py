@@ -1,4 +1,4 @@
-"""`python -m sandbox_rl COMMAND …`: the same as `sandbox-rl`, for `accelerate launch -m` and `torchrun -m`."""
+"""`python -m sandbox_rl COMMAND …`: `sandbox-rl`, for `accelerate launch -m` and `torchrun -m`."""
 
 from __future__ import annotations
 

@@ -152,7 +152,14 @@ def recipe(seed: int, options: argparse.Namespace, out: Path, *, gpu: bool) -> d
 
 def train(path: Path, run: Path, log: Path, deadline: float) -> int | None:
     """The exit code of one run, newly started or gone on with; None: cut by the clock, saved if possible."""
-    command = [sys.executable, "-m", "sandbox_rl", "train", str(path), *(["--resume"] if run.is_dir() else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "sandbox_rl",
+        "train",
+        str(path),
+        *(["--resume"] if run.is_dir() else []),
+    ]
     with log.open("ab") as output:
         child = start(command, output)
         try:
