@@ -20,21 +20,22 @@ from sandbox_rl.command_line import DONE_IN_PART, INTERRUPTED, Interrupted
 from sandbox_rl.commands import build_data, export, image, python_env, run, self_check, train, warmup
 from sandbox_rl.environment_errors import environment_error
 from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, UserError
+from sandbox_rl.registry import Registry
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "main", "whole_app"]
 
 DEBUG_VARIABLE = "SANDBOX_RL_DEBUG"
 
-app = typer.Typer(
-    name="sandbox-rl",
-    help="Train language models by reinforcement learning inside code sandboxes.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+OURS = (train, warmup, export, build_data, self_check, python_env, image, run, cli_eval)
+
+COMMANDS: Registry[typer.Typer] = Registry(
+    "command",
+    {},
+    group="sandbox_rl.commands",
+    check=lambda thing: isinstance(thing, typer.Typer),
+    expected="a typer.Typer",
 )
-for command in (train, warmup, export, build_data, self_check, python_env, image, run, cli_eval):
-    app.add_typer(command.app)
+"""Commands of installed packages, by entry points."""
 
 
 def _version(shown: bool) -> None:
@@ -43,7 +44,6 @@ def _version(shown: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
@@ -52,13 +52,35 @@ def _root(
     """Train language models by reinforcement learning inside code sandboxes."""
 
 
+def whole_app() -> typer.Typer:
+    """Our commands and those of installed packages.
+
+    Raises:
+        ConfigError: one of these cannot be had.
+    """
+    whole = typer.Typer(
+        name="sandbox-rl",
+        help="Train language models by reinforcement learning inside code sandboxes.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    whole.callback()(_root)
+    for command in OURS:
+        whole.add_typer(command.app)
+    for name in COMMANDS.installed:
+        whole.add_typer(COMMANDS.find(name))
+    return whole
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     debug = bool(os.environ.get(DEBUG_VARIABLE))
     _quiet(debug)
     _share_cores()
     try:
-        app(arguments)
+        whole_app()(arguments)
     except UserError as error:
         _end(error, 2)
     except (InfraFault, SandboxRLError) as error:

@@ -42,7 +42,7 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
     if args.max_steps <= 0:
         args.max_steps = rhythm.steps_for(args.num_train_epochs * len(plan.train_tasks))
     curriculum, over_sampling = _curriculum(session), _over_sampling(session)
-    saved = [part.save for part in (curriculum, over_sampling) if part is not None]  # at most one of them
+    saved = [part.save for part in (curriculum, over_sampling) if part is not None]
     with _bar(session, args, rhythm) as bar:
         audit = start_audit(
             session,
@@ -66,7 +66,7 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
                 session.finish,
                 *watchers(session),
                 ProgressAudit(audit.alarms),
-                CheckpointManifest(saved[0] if saved else None),
+                CheckpointManifest(*saved),
                 StopAtBorders(rhythm, len(plan.train_tasks)),
             ],
         )

@@ -55,6 +55,20 @@ class PoolSettings(Settings):
     """Seconds that making a warm sandbox may take."""
 
 
+MoreLimits = Literal[
+    "blkio_weight",
+    "cpu_shares",
+    "cpuset_cpus",
+    "cpuset_mems",
+    "device_read_bps",
+    "device_read_iops",
+    "device_write_bps",
+    "device_write_iops",
+    "mem_reservation",
+    "mem_swappiness",
+]
+"""What an engine can bound beside `SandboxLimits`, by docker-py's names; none of it loosens the isolation."""
+
 NetworkMode = Literal["off", "allowlist", "full"]
 _HOST = re.compile(r"(?=.{1,253}(:|$))([a-z0-9-]{1,63}\.)+[a-z][a-z0-9-]{0,62}(:[0-9]{1,5})?")
 
@@ -178,6 +192,8 @@ class DockerSettings(NetworkSettings):
     """A runtime that the engine knows, such as `runsc` (gVisor); "" takes the engine's default."""
     read_only: dict[Path, str] = Field(default_factory=dict)
     """Files or directories of the engine's machine to show read-only: path there → path in the sandbox."""
+    more_limits: dict[MoreLimits, Any] = Field(default_factory=dict)
+    """Further limits of the engine, such as {cpuset_cpus: "0-3", blkio_weight: 300}."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Variables for commands, beside PATH, HOME, USER, LANG, TERM and PWD."""
     create_concurrency: int = Field(default=8, ge=1)

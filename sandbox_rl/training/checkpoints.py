@@ -27,10 +27,10 @@ class CheckpointManifest(TrainerCallback):  # type: ignore[misc]
     """Marks each saved checkpoint as complete.
 
     Args:
-        save_more: writes what else belongs into a checkpoint's directory, on the main process.
+        save_more: each writes what else belongs into a checkpoint's directory, on the main process.
     """
 
-    def __init__(self, save_more: Callable[[Path], None] | None = None) -> None:
+    def __init__(self, *save_more: Callable[[Path], None]) -> None:
         self._save_more = save_more
 
     def on_save(
@@ -41,8 +41,8 @@ class CheckpointManifest(TrainerCallback):  # type: ignore[misc]
         with together():
             if state.is_world_process_zero:
                 checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-                if self._save_more is not None:
-                    self._save_more(checkpoint)
+                for save in self._save_more:
+                    save(checkpoint)
                 mark_complete(checkpoint)
 
 

@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 from typer.testing import CliRunner
 
-from sandbox_rl.cli import app
+from sandbox_rl.cli import whole_app
 from sandbox_rl.errors import SandboxDead, SandboxFault, SetupError
 from sandbox_rl.preflight.scoring_attacks import ATTACKS, check_scoring
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
@@ -552,7 +552,7 @@ async def test_self_check_attacks_scoring_and_watches_the_event_loop() -> None:
 async def test_the_command_counts_all_its_rows_and_warns_of_no_attack(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    done = await asyncio.to_thread(CliRunner().invoke, app, ["self-check", "--cases", "SCO-20"])
+    done = await asyncio.to_thread(CliRunner().invoke, whole_app(), ["self-check", "--cases", "SCO-20"])
     assert done.exit_code == 0
     assert f"{ATTACKS}/{ATTACKS} SCO-20f" in done.stderr
     assert f"{ATTACKS} of {ATTACKS} as required" in done.stdout

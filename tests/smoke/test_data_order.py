@@ -71,7 +71,7 @@ def asked(directory, *, steps, resume=None, stop_after=None, curriculum=None, **
             tasks=[str(i) for i in range(rhythm.count(steps) * rhythm.groups)],
             callbacks=[
                 StopWanted(rhythm, len(TASKS)),
-                CheckpointManifest(None if drawer is None else drawer.save),
+                CheckpointManifest(*([] if drawer is None else [drawer.save])),
             ],
             max_steps=steps,
             **fields,

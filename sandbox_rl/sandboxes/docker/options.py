@@ -103,4 +103,4 @@ def host_options(settings: DockerSettings, *, podman_profile: str | None = None)
         # Its own default may be more than it is allowed to give itself; what bounds processes is pids_limit.
         most = min(PODMAN_PROCESSES, *(n for n in resource.getrlimit(resource.RLIMIT_NPROC) if n > 0))
         options["ulimits"].append({"name": "nproc", "soft": most, "hard": most})
-    return options | ({"runtime": settings.runtime} if settings.runtime else {})
+    return options | settings.more_limits | ({"runtime": settings.runtime} if settings.runtime else {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import typer
 
 from sandbox_rl import cli
 from tests.unit.cli.bad_inputs import prepare, rows
@@ -31,9 +32,7 @@ def tree(directory):
 
 def test_the_table_is_long_and_covers_every_command():
     assert len(ROWS) >= 110
-    commands = {
-        command.name or command.callback.__name__.replace("_", "-") for command in cli.app.registered_commands
-    }
+    commands = set(typer.main.get_command(cli.whole_app()).commands)
     assert commands <= {line[0] for line, _ in ROWS} | {"version"}
 
 

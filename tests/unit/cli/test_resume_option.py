@@ -21,7 +21,7 @@ from sandbox_rl import cli
     ],
 )
 def test_what_follows_it(words, resume, overrides):
-    command = typer.main.get_command(cli.app).commands["train"]
+    command = typer.main.get_command(cli.whole_app()).commands["train"]
     context = command.make_context("train", list(words))
     assert str(context.params["recipe"]) == "r.yaml"
     assert context.params["resume"] == resume
