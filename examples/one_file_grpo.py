@@ -40,6 +40,7 @@ from sandbox_rl import (
     ScriptedPolicy,
     Task,
     TaskSource,
+    TokenAgent,
     ToolCall,
     TransformersSettings,
     build_chat,
@@ -87,7 +88,13 @@ def open_engine(policy: Policy, chat: ChatFormat) -> RolloutEngine:
     what was observed; nothing is decoded and encoded again, so what is trained on is exactly what was
     sampled.
     """
-    return build_engine(RECIPE, base_dir=HERE, policy=policy, chat=chat, sampling=Sampling(temperature=1.0))
+    return build_engine(
+        RECIPE,
+        base_dir=HERE,
+        agent=TokenAgent(policy, chat),
+        sampling=Sampling(temperature=1.0),
+        backend=RECIPE.sandbox.pooled(RECIPE.pool),
+    )
 
 
 def requests_for(tasks: Sequence[Task], samples: int, label: str) -> list[EpisodeRequest]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sandbox_rl.agents.base import Agent, EpisodeRequest
+    from sandbox_rl.agents.tokens import TokenAgent
     from sandbox_rl.api import evaluate, open_sandbox, train
     from sandbox_rl.chat.dialects import Dialect
     from sandbox_rl.chat.format import ChatFormat
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from sandbox_rl.rewards.base import BadGold, Scorer, reads_with
     from sandbox_rl.rewards.config import RewardSettings
     from sandbox_rl.rollout.engine import RolloutEngine
-    from sandbox_rl.rollout.settings import EpisodeRequest, RolloutSettings
+    from sandbox_rl.rollout.settings import RolloutSettings
     from sandbox_rl.runs.train import TrainResult
     from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend, SandboxInfo, SandboxLimits
     from sandbox_rl.sandboxes.config import (
@@ -79,6 +81,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "Agent",
     "Answer",
     "AnswerStatus",
     "BackendSettings",
@@ -134,6 +137,7 @@ __all__ = [
     "TaskSet",
     "TaskSource",
     "Terminal",
+    "TokenAgent",
     "Tool",
     "ToolCall",
     "ToolFailure",
@@ -161,6 +165,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "agents.base": "Agent EpisodeRequest",
+    "agents.tokens": "TokenAgent",
     "api": "evaluate open_sandbox train",
     "chat.dialects": "Dialect",
     "chat.format": "ChatFormat",
@@ -181,7 +187,7 @@ _HOMES = {
     "rewards.base": "BadGold Scorer reads_with",
     "rewards.config": "RewardSettings",
     "rollout.engine": "RolloutEngine",
-    "rollout.settings": "EpisodeRequest RolloutSettings",
+    "rollout.settings": "RolloutSettings",
     "runs.train": "TrainResult",
     "sandboxes.base": "Sandbox SandboxBackend SandboxInfo SandboxLimits",
     "sandboxes.config": "BackendSettings DockerSettings EmbeddedSettings PoolSettings RaySettings",
