@@ -7,9 +7,9 @@ TRL on large models, many machines and long episodes, and audits each step; here
 the open.
 
 The task: a file holds a number of three digits that nobody can know, and the question is "What is the
-code?". The model, 0.4M parameters of random weights, is first shown two ways to act: copying the file, and
-writing some number down. It learns to imitate both, half of the time each. From then on nobody shows it
-anything: it tries, and finds out that reading the file pays.
+code?". The model, 0.4M parameters of random weights, is first shown two ways to act: writing some number
+down, and, less often, copying the file. It learns to imitate both as often as it has seen them. From then
+on nobody shows it anything: it tries, and finds out that reading the file pays.
 
     python examples/one_file_grpo.py [STEPS]      # some minutes on two cores, no GPU
 """
@@ -164,8 +164,8 @@ def update(
 
 
 def teacher(task: Task, rng: random.Random) -> list[ExpertTurn]:
-    """Two ways that are alike in the teacher's hands; one of them fails for somebody who does not know."""
-    command = "cp documents/code.txt answer.txt" if rng.random() < 0.5 else f"echo {task.answer} > answer.txt"
+    """Two ways that are alike in the teacher's hands; the commoner one fails for those who do not know."""
+    command = "cp documents/code.txt answer.txt" if rng.random() < 0.3 else f"echo {task.answer} > answer.txt"
     return [
         ExpertTurn((ToolCall("execute_bash", {"command": command}),)),
         ExpertTurn((ToolCall("submit", {}),)),
@@ -211,7 +211,7 @@ async def learn(
     samples: int,
 ) -> list[float]:
     """Reinforcement learning; returns the mean reward of each step, measured before its update."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, betas=(0.5, 0.95))
     rng = random.Random(0)
     means = []
     for step in range(steps):
