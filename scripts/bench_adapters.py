@@ -30,7 +30,6 @@ from peft import LoraConfig, get_peft_model
 
 from sandbox_rl.errors import EngineFault, InfraFault, UserError
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.publication.merge import checkpoint_tensors
 from sandbox_rl.training.tiny import tiny_tokenizer
 
 RANK = 16
@@ -60,7 +59,7 @@ def measure_lora(size: str, dtype: str, repeats: int) -> list[dict[str, Any]]:
             except (UserError, InfraFault) as error:
                 row["error"] = f"not available here: {error}"
             finally:
-                bench.publisher.destroy()
+                bench.weights.close()
     return rows
 
 
@@ -70,7 +69,7 @@ def measure_adapters(bench: Bench, model: Any, directory: Path, repeats: int, ro
     newest = bench.server.served_model
 
     def publish() -> None:
-        bench.publisher.publish(checkpoint_tensors(model), version=next(versions))
+        bench.weights.publish(model, next(versions))
 
     def load() -> None:
         # Under a name of its own: what is loaded in its place is read again for every request, and a

@@ -148,7 +148,7 @@ def measure(steps: int, tokens: int, directory: Path) -> dict[str, Any]:
             clock.around(owner, part, "samples")
         for part in ("on_pre_optimizer_step", "on_optimizer_step"):
             clock.around(audit.updates, part, "updates")
-        clock.around(trainer, "_compare_sampler", "sampler")
+        clock.around(audit.sampler, "look", "sampler")
         clock.around(trainer, "training_step", "training step, sampling included")
         clock.around(rollouts._loop, "run", "sampling")
         trainer.train()

@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sandbox_rl.http_client import Address
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm.api import Address
 from sandbox_rl.policies.vllm.external import ExternalServers
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 

@@ -44,9 +44,9 @@ from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
+from sandbox_rl.policies.vllm.supervisor import SupervisedServer
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.publication.merge import checkpoint_tensors
-from sandbox_rl.training.publication.transfer import WeightPublisher
+from sandbox_rl.training.publication.weights import PublishedWeights
 from sandbox_rl.training.tiny import tiny_tokenizer
 
 SHAPES = {  # hidden size, layers, vocabulary
@@ -88,18 +88,16 @@ class Bench:
         environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if "enable-lora" in extra else {}
         settings = VLLMSettings(type="vllm", arguments=arguments, environment=environment)
         self.loop = loop
-        self.publisher = WeightPublisher(loop, lambda: self.server, transfer=transfer)
         self.server = ManagedServer(
             settings,
             model=str(checkpoint),
             log=checkpoint.parent / f"{transfer}.log",
             transfer=transfer,
             gpu=gpu,
-            republish=self.publisher.republish,
         )
-        self.policy = VLLMPolicy(
-            self.server, settings, end_ids=frozenset({1}), weight_version=lambda: self.publisher.version
-        )
+        self.weights = PublishedWeights(self.server, loop, transfer=transfer)
+        supervised = SupervisedServer(self.server, self.weights, restarts=settings.restarts)
+        self.policy = VLLMPolicy(supervised, settings, end_ids=frozenset({1}), version=self.weights.version)
 
     async def turn(self, seed: int, timeout: float = 300.0) -> int:
         """One short turn; its number of tokens."""
@@ -222,13 +220,13 @@ def measure(size: str, transfer: str, dtype: str, repeats: int) -> dict[str, Any
         started = time.monotonic()
         with loop.entered(bench.policy):
             row["start_s"] = time.monotonic() - started
-            bench.publisher.publish(checkpoint_tensors(model), version=1)  # connects, warms both ends up
+            bench.weights.publish(model, 1)  # connects, warms both ends up
 
             pauses: list[float] = []
 
             def publish() -> None:
-                bench.publisher.publish(checkpoint_tensors(model), version=bench.publisher.version + 1)
-                pauses.append(bench.publisher.last_pause_s)
+                bench.weights.publish(model, bench.weights.version.value + 1)
+                pauses.append(bench.weights.timing.stall_s)
 
             row["publish_s"], row["publish_stall_s"] = under_load(bench, publish, repeats)
             row["pause_s"] = statistics.median(pauses)
@@ -236,7 +234,7 @@ def measure(size: str, transfer: str, dtype: str, repeats: int) -> dict[str, Any
                 bench, lambda: reload_from_directory(bench, model, checkpoint), repeats
             )
             row["restart_s"] = timed(lambda: kill_and_wait(bench)) if transfer == "shm" else None
-            bench.publisher.destroy()
+            bench.weights.close()
     return row
 
 

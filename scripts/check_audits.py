@@ -32,6 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig
 
 from sandbox_rl.audit.run import RunAudit
+from sandbox_rl.policies.base import WeightVersion
 from sandbox_rl.rollout.groups import FirstGroups
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.over_sampling import OverSampling
@@ -42,10 +43,11 @@ from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.estimator import Estimator, advantage_rule, estimator_fields
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
+from sandbox_rl.training.groups import Advantage, advantages
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.over_sampling import OverSampledRollouts
 from sandbox_rl.training.probe import plain_forward
-from sandbox_rl.training.samples import Advantage, FinishedGroup, advantages, finished_group
+from sandbox_rl.training.publication.base import InProcessWeights
+from sandbox_rl.training.samples import FinishedGroup, finished_group
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Action, Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory, Turn
@@ -149,42 +151,23 @@ class Episodes:
 class Worker:
     """Stands where the rollout process stands: a group is there as soon as it is admitted."""
 
-    def __init__(self, episodes: Episodes, kind: Advantage) -> None:
+    def __init__(self, episodes: Episodes, kind: Advantage, version: WeightVersion) -> None:
         self.rollout_buffer: queue.Queue[FinishedGroup] = queue.Queue()
         self.metrics_queue: queue.Queue[dict[str, float]] = queue.Queue()
-        self._episodes, self._kind = episodes, kind
+        self._episodes, self._kind, self._version = episodes, kind, version
 
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
 
-    def update_model_version(self, model_version: int) -> None:
-        self._episodes.version = model_version
-
     def check_health(self, stale_after_s: float) -> None: ...
 
     def admit(self, numbers: Sequence[int]) -> None:
+        self._episodes.version = self._version.value
         for number in numbers:
             task = TASKS[f"t{number % len(TASKS)}"]
             group = [self._episodes.one(f"{number}-{i}", task) for i in range(GROUP)]
             self.rollout_buffer.put(finished_group(group, number=number, kind=self._kind))
-
-
-class Taken:
-    """Servers that take every weight."""
-
-    def init_weight_transfer(self) -> None: ...
-
-    def stage(self, tensors: Any) -> dict[str, Any]:
-        return dict(tensors)
-
-    def pause(self) -> None: ...
-
-    def send(self, staged: Any, *, version: int) -> None: ...
-
-    def resume(self) -> None: ...
-
-    def destroy(self) -> None: ...
 
 
 def saved_model(directory: Path) -> str:
@@ -225,7 +208,7 @@ def sync_alarms(directory: Path, steps: int, kind: dict[str, Any]) -> list[str]:
     )
     make: Any = GroupRollouts
     if over_sample:
-        make = partial(OverSampledRollouts, over_sampling=OverSampling(over_sample))
+        make = partial(GroupRollouts, over_sampling=OverSampling(over_sample))
     elif refill:
         drawer = Curriculum(dict.fromkeys(TASKS, ""), CurriculumSettings(refill_rounds=1), seed=0)
         make = partial(GroupRollouts, curriculum=drawer)
@@ -263,6 +246,7 @@ def async_alarms(directory: Path, steps: int, kind: dict[str, Any]) -> list[str]
     episodes = Episodes(lost=fields.pop("lost", 0), masked=fields.pop("masked", 0))
     lora, at_once = adapters(fields.pop("lora", False)), fields.pop("at_once", 2)
     audit = RunAudit.start(advantages=partial(advantages, kind=rule), group_size=GROUP)
+    weights = InProcessWeights()
     block = {"max_steps": steps, "num_generations": GROUP, "token_budget": 200, "learning_rate": 1e-4}
     trainer = SandboxAsyncTrainer(
         model=saved_model(directory),
@@ -275,8 +259,8 @@ def async_alarms(directory: Path, steps: int, kind: dict[str, Any]) -> list[str]
         progress=GroupProgress(),
         train_dataset=Dataset.from_dict({"prompt": ["t0"]}),
         processing_class=TOKENIZER,
-        rollout_worker=Worker(episodes, rule),
-        weight_transfer=Taken(),
+        rollout_worker=Worker(episodes, rule, weights.version),
+        weights=weights,
         peft_config=lora,
         audit=audit,
     )

@@ -45,6 +45,7 @@ from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.tools.toolbox import Toolbox, make_toolbox
+from sandbox_rl.training.publication.base import shared_version
 from sandbox_rl.training.tiny import tiny_tokenizer
 from sandbox_rl.types import Action, Message, Task, ToolCall
 
@@ -220,16 +221,14 @@ async def on_server(model: Path, slots: int, scale: Scale, gpu: bool) -> list[di
     )
     rows = []
     versions = iter(range(1_000_000))
-    version = next(versions)
-    async with FixedLength(
-        server, settings, end_ids=frozenset({0}), weight_version=lambda: version
-    ) as served:
+    version = shared_version()
+    async with FixedLength(server, settings, end_ids=frozenset({0}), version=version) as served:
         warm = await with_tools(served, chat, toolbox, scale, slots, "warm")
         for multiple in scale.flight:
             in_flight = round(multiple * slots)
-            version = next(versions)  # salts the prefix cache: nothing is left of the run before
+            version.value = next(versions)  # salts the prefix cache: nothing is left of the run before
             tools = await with_tools(served, chat, toolbox, scale, in_flight, f"x{multiple:g}")
-            version = next(versions)
+            version.value = next(versions)
             bare = await without_tools(served, tools, scale, slots)
             row = {
                 "slots": slots,

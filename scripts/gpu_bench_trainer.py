@@ -90,12 +90,12 @@ def bare(scale: str) -> list[float]:
 
 def update(scale: str, directory: Path, *, served: bool, profile: bool = False) -> tuple[list[float], str]:
     """(seconds of each step, the profiler's table if asked for)."""
-    from accelerate import PartialState
     from datasets import Dataset
     from transformers import TrainerCallback
 
     from sandbox_rl.training.grpo import grpo_config
-    from sandbox_rl.training.publication.sync import WeightSync
+    from sandbox_rl.training.loop import LoopThread
+    from sandbox_rl.training.publication.weights import PublishedWeights
     from sandbox_rl.training.tiny import tiny_tokenizer
     from sandbox_rl.training.trainer import SandboxGRPOTrainer
 
@@ -147,7 +147,7 @@ def update(scale: str, directory: Path, *, served: bool, profile: bool = False) 
         train_dataset=Dataset.from_dict({"prompt": ["a", "b"] * ROWS}),
         processing_class=tokenizer,
         # As a process that publishes nothing itself: what a transfer takes is measured elsewhere.
-        weight_sync=WeightSync(None, PartialState()) if served else None,
+        weights=PublishedWeights(None, LoopThread()) if served else None,
         callbacks=[Clock()],
     )
     trainer.remove_callback(next(type(c) for c in trainer.callback_handler.callbacks if "Printer" in str(c)))

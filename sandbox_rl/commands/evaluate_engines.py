@@ -19,7 +19,6 @@ from sandbox_rl.commands.parts import (
     build_policy,
     build_render,
 )
-from sandbox_rl.commands.served import serve
 from sandbox_rl.config.run import RunSettings
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError
@@ -31,6 +30,7 @@ from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import configured_context, generation_ends, load_model, load_tokenizer
+from sandbox_rl.training.publication.served import ServedModel, serve, starting_log
 from sandbox_rl.types import Message, Task
 
 __all__ = ["Engines", "endpoint_engines", "local_engines"]
@@ -96,17 +96,20 @@ def local_engines(
                 _longest(chats[mode], build_render(recipe, base_dir, plain=mode == "plain"), tasks)
                 for mode in modes
             )
+            longest_prompt = min(longest, context - 1)
             served = serve(
-                recipe,
-                model=model.path,
-                dtype=model.dtype,
-                tokenizer=tokenizer,
-                chat=chat,
-                longest_prompt=min(longest, context - 1),
-                context=context,
+                recipe.policy,
+                ServedModel(
+                    model.path,
+                    model.dtype,
+                    tokenizer,
+                    end_ids=chat.ends.ids,
+                    longest_prompt=longest_prompt,
+                    longest=min(context, longest_prompt + recipe.episode.max_tokens),
+                ),
                 loop=loop,
-                state=state,
-                display=display,
+                log=starting_log(Path(recipe.output_dir), recipe.name),
+                say=display.say,
             )
             stack.callback(served.stop)
             policy = served.policy

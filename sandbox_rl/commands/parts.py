@@ -13,7 +13,7 @@ from sandbox_rl.agents.base import Agent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.config.run import RunSettings
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.policies.base import UNTRAINED, Sampling, WeightVersion
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.transformers import TransformersPolicy
@@ -132,7 +132,7 @@ def build_policy(
     tokenizer: Any,
     chat: ChatFormat,
     *,
-    weight_version: Callable[[], int] = lambda: 0,
+    version: WeightVersion = UNTRAINED,
     lease: ModelLease | None = None,
     compute: torch.dtype | None = None,
 ) -> TransformersPolicy:
@@ -149,7 +149,7 @@ def build_policy(
         max_context=context_length(model),
         max_batch=settings.max_batch,
         max_delay_s=settings.max_delay_s,
-        weight_version=weight_version,
+        version=version,
         lease=lease,
         compute=lambda: computing(model.device, compute),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from pydantic import Field
@@ -11,7 +12,15 @@ from pydantic import Field
 from sandbox_rl.settings import Settings
 from sandbox_rl.types import Action
 
-__all__ = ["Policy", "PolicySession", "Sampling", "TurnSampling"]
+__all__ = [
+    "UNTRAINED",
+    "FixedVersion",
+    "Policy",
+    "PolicySession",
+    "Sampling",
+    "TurnSampling",
+    "WeightVersion",
+]
 
 
 class Sampling(Settings):
@@ -37,6 +46,28 @@ class TurnSampling(Sampling):
     seed: int = 0
     """Of this very turn; the same prompt, seed and weights give the same ids where the engine can promise
     that."""
+
+
+class WeightVersion(Protocol):
+    """Where a policy reads how many updates the weights that it samples with have received.
+
+    Whoever publishes weights writes it, and nobody else keeps a copy.
+    """
+
+    @property
+    def value(self) -> int:
+        """The number of updates."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedVersion:
+    """Of weights that nobody trains."""
+
+    value: int = 0
+
+
+UNTRAINED = FixedVersion()
 
 
 class PolicySession(Protocol):

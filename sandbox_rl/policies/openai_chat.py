@@ -11,29 +11,22 @@ What no retry can change (wrong key, model or address) is the user's: `ConfigErr
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import random
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
-import orjson
 from pydantic import Field
 
 from sandbox_rl.errors import ConfigError, EngineFault
+from sandbox_rl.http_client import Address, BadAddress, GaveUp, HttpClient, Refused, Retries, Unreachable
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.settings import Settings
 from sandbox_rl.types import MalformedCall, ToolCall
 
 __all__ = ["ChatCall", "ChatClient", "ChatReply", "ContextFull", "EndpointSettings"]
-
-MAX_REPLY_BYTES = 32 << 20
-"""A longer reply is nonsense."""
 
 MAX_CALLS = 32
 """Calls of one turn that are looked at."""
@@ -93,37 +86,25 @@ class ChatReply:
     completion_tokens: int | None
 
 
-class _Retry(Exception):
-    """This try failed in a way that another may not."""
-
-    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait_s = wait_s
-
-
 class ChatClient:
     """An async context manager; safe to use from many episodes of one event loop."""
 
     def __init__(self, settings: EndpointSettings) -> None:
         self.settings = settings
-        self._client: httpx2.AsyncClient | None = None
-        self._url = settings.base_url.rstrip("/") + "/chat/completions"
+        key = os.environ.get(settings.api_key_env, "") if settings.api_key_env else ""
+        self._client = HttpClient(
+            Address(settings.base_url.rstrip("/")),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            connections=settings.connections,
+            proxies=True,
+        )
 
     async def __aenter__(self) -> ChatClient:
-        s = self.settings
-        key = os.environ.get(s.api_key_env, "") if s.api_key_env else ""
-        self._client = httpx2.AsyncClient(
-            headers={"Content-Type": "application/json"}
-            | ({"Authorization": f"Bearer {key}"} if key else {}),
-            timeout=httpx2.Timeout(s.request_timeout_s, connect=min(10.0, s.request_timeout_s)),
-            limits=httpx2.Limits(max_connections=s.connections),
-        )
+        await self._client.open()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        await self._client.close()
 
     async def reply(
         self,
@@ -144,27 +125,26 @@ class ChatClient:
             EngineFault: the endpoint failed on every try.
             ConfigError: key, model or address are wrong.
         """
-        deadline = time.monotonic() + timeout
         body = self._body(messages, tools, sampling)
-        reason, failures = "", 0
-        for attempt in range(self.settings.retries + 1):
-            if attempt and time.monotonic() >= deadline:
-                break
-            try:
-                async with asyncio.timeout_at(
-                    asyncio.get_running_loop().time() + deadline - time.monotonic()
-                ):
-                    return await self._try(body, len(messages))
-            except TimeoutError:
-                if not failures:
-                    raise  # it never failed: the episode was too long
-                break
-            except _Retry as error:
-                reason, failures = str(error), failures + 1
-                wait = min(self.settings.backoff_s * 2**attempt, 20.0) * random.uniform(0.5, 1.5)
-                wait = max(wait, error.wait_s)
-                await asyncio.sleep(max(0.0, min(wait, deadline - time.monotonic())))
-        raise EngineFault(f"{self._who}: {failures} tries failed; the last: {reason}")
+
+        async def attempt() -> ChatReply:
+            answer = await self._client.json(
+                "POST", "/chat/completions", body, timeout=self.settings.request_timeout_s
+            )
+            return _read(answer, len(messages))
+
+        try:
+            return await Retries(self.settings.retries, self.settings.backoff_s).run(attempt, timeout=timeout)
+        except Refused as error:
+            raise self._meaning(error) from error
+        except BadAddress as error:
+            raise ConfigError(
+                f"--base-url {self.settings.base_url!r}: {error}; give http://HOST:PORT/v1"
+            ) from error
+        except GaveUp as error:
+            raise EngineFault(
+                f"{self._who}: {len(error.failures)} tries failed; the last: {error}"
+            ) from error
 
     @property
     def _who(self) -> str:
@@ -191,69 +171,32 @@ class ChatClient:
             body["tools"] = list(tools)
         return body
 
-    async def _try(self, body: Mapping[str, Any], turn: int) -> ChatReply:
-        if self._client is None:
-            raise RuntimeError("the chat client is not running; enter it with 'async with'")
-        try:
-            async with self._client.stream("POST", self._url, content=_encoded(body)) as response:
-                parts: list[bytes] = []
-                size = 0
-                async for part in response.aiter_bytes():
-                    parts.append(part)
-                    size += len(part)
-                    if size > MAX_REPLY_BYTES:
-                        raise _Retry(f"a reply of more than {MAX_REPLY_BYTES} bytes")
-                content = b"".join(parts)
-                status, headers = response.status_code, response.headers
-        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-            raise ConfigError(
-                f"--base-url {self.settings.base_url!r}: {error}; give http://HOST:PORT/v1"
-            ) from error
-        except httpx2.HTTPError as error:
-            raise _Retry(f"{type(error).__name__}: {error}"[:300]) from error
-        if status != 200:
-            self._refuse(status, content, headers.get("retry-after", ""))
-        return _read(content, turn)
-
-    def _refuse(self, status: int, content: bytes, retry_after: str) -> None:
-        said = " ".join(content[:2_000].decode(errors="replace").split())[:300]
+    def _meaning(self, refused: Refused) -> Exception:
+        """What a refusal means: the user's to fix, the end of a budget, or a fault."""
+        status, said = refused.status, refused.detail[:300]
         low = said.lower()
         if status in (401, 403):
             env = self.settings.api_key_env or "none"
-            raise ConfigError(f"{self._who}: HTTP {status}, the key is not accepted; set {env} ({said})")
-        if status == 404:
-            raise ConfigError(
-                f"{self._who}: HTTP 404; expected a base URL that ends in /v1 and a model that it serves "
-                f"({said})"
+            return ConfigError(f"{self._who}: HTTP {status}, the key is not accepted; set {env} ({said})")
+        if status == 404 or status < 400:
+            return ConfigError(
+                f"{self._who}: HTTP {status}; expected a base URL that ends in /v1 and a model that it "
+                f"serves ({said})"
             )
-        if status in (400, 413, 422):
-            if "context" in low and any(
-                word in low for word in ("length", "exceed", "window", "size", "long")
-            ):
-                raise ContextFull(said)
-            hint = ""
-            if "tool" in low:
-                hint = (
-                    "; it refuses tools: start vLLM with --enable-auto-tool-choice and a --tool-call-parser, "
-                    "llama.cpp with --jinja, SGLang with --tool-call-parser"
-                )
-            raise EngineFault(f"{self._who}: HTTP {status}: {said}{hint}")
-        wait = float(retry_after) if retry_after.isdigit() else 0.0
-        raise _Retry(f"HTTP {status}: {said}", min(wait, 60.0))
+        if "context" in low and any(word in low for word in ("length", "exceed", "window", "size", "long")):
+            return ContextFull(said)
+        hint = ""
+        if "tool" in low:
+            hint = (
+                "; it refuses tools: start vLLM with --enable-auto-tool-choice and a --tool-call-parser, "
+                "llama.cpp with --jinja, SGLang with --tool-call-parser"
+            )
+        return EngineFault(f"{self._who}: HTTP {status}: {said}{hint}")
 
 
-def _encoded(body: Mapping[str, Any]) -> bytes:
-    """As JSON. A long conversation is megabytes and the event loop waits, so the quick way comes first."""
+def _read(body: Any, turn: int) -> ChatReply:
+    """The reply in a body; whatever is odd about its form raises `Unreachable`."""
     try:
-        return orjson.dumps(body)
-    except TypeError:  # half a surrogate pair in a call's name
-        return json.dumps(body).encode()
-
-
-def _read(content: bytes, turn: int) -> ChatReply:
-    """The reply in a body; whatever is odd about its form raises `_Retry`."""
-    try:
-        body = json.loads(content)
         choice = body["choices"][0]
         message = choice["message"]
         text = message.get("content")
@@ -270,10 +213,9 @@ def _read(content: bytes, turn: int) -> ChatReply:
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
         prompt, completion = (count if type(count) is int and count >= 0 else None for count in counts)
         finish = choice.get("finish_reason")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        shown = content[:120].decode(errors="replace")
-        raise _Retry(
-            f"the reply is no chat completion ({type(error).__name__}: {error}): {shown!r}"[:400]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise Unreachable(
+            f"the reply is no chat completion ({type(error).__name__}: {error}): {str(body)[:120]!r}"[:400]
         ) from error
     read = tuple(_call(item, turn, index) for index, item in enumerate(calls[:MAX_CALLS]))
     history: dict[str, Any] = {"role": "assistant", "content": text}

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.policies.base import PolicySession, TurnSampling
+from sandbox_rl.policies.base import UNTRAINED, PolicySession, TurnSampling, WeightVersion
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.transformers_sampling import sample_batch
 from sandbox_rl.types import Action
@@ -42,7 +42,7 @@ class TransformersPolicy:
         max_context: longest sequence in tokens.
         max_batch: rows of one batch at most.
         max_delay_s: how long the oldest request waits for company.
-        weight_version: gives the number of updates that the model has received.
+        version: updates that the model has received.
         lease: of a model that is trained too; None: nobody trains it.
         compute: a context to compute in, as autocast.
     """
@@ -56,7 +56,7 @@ class TransformersPolicy:
         max_context: int,
         max_batch: int = 64,
         max_delay_s: float = 0.05,
-        weight_version: Callable[[], int] = lambda: 0,
+        version: WeightVersion = UNTRAINED,
         lease: ModelLease | None = None,
         compute: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
@@ -68,7 +68,7 @@ class TransformersPolicy:
         self._max_context = max_context
         self._max_batch = max_batch
         self._max_delay_s = max_delay_s
-        self._weight_version = weight_version
+        self._version = version
         self._lease = lease if lease is not None else ModelLease(always=True)
         self._leaving = False
         self._compute = compute
@@ -179,7 +179,7 @@ class TransformersPolicy:
                 [r.sampling for r in batch],
                 end_ids=self._end_ids,
                 pad_id=self._pad_id,
-                weight_version=self._weight_version(),
+                weight_version=self._version.value,
                 wanted=lambda row: not (self._ends or batch[row].done.done()),
             )
             if self._ends:

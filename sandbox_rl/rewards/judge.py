@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import random
 import secrets
 import time
 from collections.abc import Coroutine
@@ -21,9 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.http_client import Address, GaveUp, HttpClient, Refused, Retries, Unreachable
 from sandbox_rl.rewards.config import JudgeSettings
 from sandbox_rl.rewards.judge_prompt import PROMPT_VERSION, body_of, verdict_of
 from sandbox_rl.types import Reward, Task
@@ -34,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 _NOT_THE_ANSWER = (401, 403, 404, 429)
 """HTTP statuses that say nothing about the text that was sent."""
-
-_FAILURES = (httpx2.HTTPError, TimeoutError, ValueError, KeyError, TypeError, IndexError, AttributeError)
-"""What a request ends with where there is no reply that can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +64,16 @@ class Judge:
     def __init__(self, settings: JudgeSettings) -> None:
         self.settings = settings
         self.usage = JudgeUsage()
-        self._headers = {}
+        headers = {}
         if settings.api_key_env is not None:
             if not (key := os.environ.get(settings.api_key_env)):
                 raise ConfigError(
                     f"reward.judge.api_key_env: variable {settings.api_key_env!r} is not set; "
                     "export it with the endpoint's key"
                 )
-            self._headers["Authorization"] = f"Bearer {key}"
-        self._client: httpx2.AsyncClient | None = None
+            headers["Authorization"] = f"Bearer {key}"
+        address = Address(settings.base_url.rstrip("/"))
+        self._client = HttpClient(address, headers=headers, proxies=True)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._next_start = 0.0
         self._name = f"verdict_{secrets.token_hex(4)}"
@@ -88,13 +84,11 @@ class Judge:
         self._cache = Path(settings.cache_dir) if settings.cache_dir is not None else None
 
     async def __aenter__(self) -> Judge:
-        self._client = httpx2.AsyncClient(headers=self._headers, timeout=self.settings.timeout_s)
+        await self._client.open()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        await self._client.close()
 
     async def score(self, task: Task, answer: str) -> Reward:
         """1.0 if most votes say that the answer is correct, else 0.0; None when it could not be judged.
@@ -144,30 +138,29 @@ class Judge:
         Raises:
             _NotJudged: none within the retries.
         """
-        attempt, reason, ours = 0, "", False
-        while attempt <= self.settings.retries:
-            if attempt:
-                await asyncio.sleep(min(0.5 * 2 ** (attempt - 1), 20) * random.uniform(0.5, 1.5))
-            constrained = self._constrained
-            try:
-                reply = await self._request(task, answer, constrained=constrained)
-            except _FAILURES as error:
-                reason = f"{type(error).__name__}: {error}"[:200]
-                status = getattr(getattr(error, "response", None), "status_code", 0)
-                ours = status in _NOT_THE_ANSWER
-                if 400 <= status <= 501 and not ours:
-                    await self._settle_form()
-                if constrained == self._constrained:
-                    attempt += 1
-                continue
-            self._form_known = True
-            verdict = verdict_of(reply, self._name)
-            if verdict is not None:
-                return verdict
-            reason, ours = f"the reply holds no verdict: {reply[-80:]!r}", False
-            attempt += 1
-        self.usage = replace(self.usage, failed=self.usage.failed + 1)
-        raise _NotJudged(f"judge {self.settings.model!r} at {self.settings.base_url}: {reason}", ours=ours)
+        try:
+            return await Retries(self.settings.retries).run(lambda: self._try(task, answer))
+        except GaveUp as error:
+            self.usage = replace(self.usage, failed=self.usage.failed + 1)
+            ours = error.failures[-1].status in _NOT_THE_ANSWER
+            where = f"judge {self.settings.model!r} at {self.settings.base_url}"
+            raise _NotJudged(f"{where}: {str(error)[:200]}", ours=ours) from error
+
+    async def _try(self, task: Task, answer: str) -> bool:
+        constrained = self._constrained
+        try:
+            reply = await self._request(task, answer, constrained=constrained)
+        except Unreachable as error:
+            if error.status is not None and error.status <= 501 and error.status not in _NOT_THE_ANSWER:
+                await self._settle_form()
+            if constrained == self._constrained:
+                raise
+            reply = await self._request(task, answer, constrained=self._constrained)
+        self._form_known = True
+        verdict = verdict_of(reply, self._name)
+        if verdict is None:
+            raise Unreachable(f"the reply holds no verdict: {reply[-80:]!r}")
+        return verdict
 
     async def _settle_form(self) -> None:
         """Once: whether the endpoint refuses the constrained form, found with a text of ours.
@@ -179,10 +172,10 @@ class Judge:
                 try:
                     probe = Task("probe", "What is 6 * 7?", "42", scorer="judge")
                     await self._request(probe, "42", constrained=constrained)
-                except httpx2.HTTPStatusError:
+                except Unreachable as error:
+                    if error.status is None:
+                        return
                     continue
-                except _FAILURES:
-                    return
                 self._constrained, self._form_known = constrained, True
                 if not constrained:
                     logger.warning(
@@ -193,24 +186,26 @@ class Judge:
                 return
 
     async def _request(self, task: Task, answer: str, *, constrained: bool) -> str:
-        if self._client is None:
-            raise RuntimeError("the judge is not running; enter it with 'async with'")
         body = body_of(task, answer, self._name, constrained=constrained) | {
             "model": self.settings.model,
             "temperature": self.settings.temperature,
             "max_tokens": self.settings.max_tokens,
         }
-        url = self.settings.base_url.rstrip("/") + "/chat/completions"
         async with self._slots:
             await self._pace()
-            async with asyncio.timeout(self.settings.timeout_s):
-                response = await self._client.post(url, json=body)
-        response.raise_for_status()
-        content = response.json()
-        self._count(content.get("usage") or {})
-        reply = content["choices"][0]["message"]["content"]
+            try:
+                content = await self._client.json(
+                    "POST", "/chat/completions", body, timeout=self.settings.timeout_s
+                )
+            except Refused as error:  # by this judge perhaps, by the next try perhaps not
+                raise Unreachable(str(error), status=error.status) from error
+        try:
+            self._count(content.get("usage") or {})
+            reply = content["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise Unreachable(f"the reply is no chat completion ({type(error).__name__})") from error
         if not isinstance(reply, str):
-            raise TypeError("the reply holds no text")
+            raise Unreachable("the reply holds no text")
         return reply
 
     async def _pace(self) -> None:

@@ -11,19 +11,20 @@ from transformers import PrinterCallback
 
 from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.commands.parts import async_arguments
-from sandbox_rl.commands.rollout_loop import RolloutJob, groups_at_once
-from sandbox_rl.commands.rollout_process import RolloutProcess
-from sandbox_rl.commands.served import ServedPolicy
+from sandbox_rl.runs.rollouts import build_rollouts
 from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit, watchers
-from sandbox_rl.training.asynchronous.config import advantage_of
 from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.rollout_loop import RolloutJob, groups_at_once
+from sandbox_rl.training.asynchronous.rollout_process import RolloutProcess
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
 from sandbox_rl.training.callbacks import ShowSteps, StopOnFaults
 from sandbox_rl.training.checkpoints import CheckpointManifest, step_of
+from sandbox_rl.training.estimator import advantage_of
+from sandbox_rl.training.groups import advantages
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.models import end_turns_with
-from sandbox_rl.training.samples import advantages
+from sandbox_rl.training.publication.served import ServedPolicy
 
 __all__ = ["async_trainer"]
 
@@ -58,7 +59,7 @@ def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:
             processing_class=session.model.tokenizer,
             peft_config=adapters_of(recipe.model.lora),
             rollout_worker=worker,
-            weight_transfer=served.publisher,
+            weights=served.weights,
             audit=audit,
             probe=publication_probe(session, audit),
             callbacks=[
@@ -79,20 +80,25 @@ def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:
 
 
 def _rollout_process(session: Session, served: ServedPolicy, group_size: int) -> RolloutProcess:
-    """Where episodes are sampled; it learns of each version before anything is sampled with it."""
-    plan = session.plan
-    worker = RolloutProcess(
-        RolloutJob(
-            recipe=plan.recipe,
-            base_dir=plan.base_dir,
-            model=session.model.settings.path,
-            addresses=served.addresses,
-            journal=session.records.run.episodes,
-            group_size=group_size,
-            advantage=advantage_of(plan.recipe.estimator),
-            sampling=sampling_of(plan.args),
-            attempt=session.records.history.starts - 1,
-        )
+    """Where episodes are sampled; it reads the version where whoever publishes writes it."""
+    plan, recipe = session.plan, session.plan.recipe
+    build = partial(
+        build_rollouts,
+        recipe,
+        plan.base_dir,
+        model=session.model.settings.path,
+        addresses=served.addresses,
+        sampling=sampling_of(plan.args),
     )
-    served.on_version.append(worker.update_model_version)
-    return worker
+    job = RolloutJob(
+        build=build,
+        seed=recipe.seed,
+        at_once=groups_at_once(recipe.rollout.concurrency, group_size),
+        group_size=group_size,
+        advantage=advantage_of(recipe.estimator),
+        leave_out_equal=recipe.curriculum.refill_rounds > 0,
+        max_fault_share=recipe.reward.max_fault_share,
+        journal=session.records.run.episodes,
+        attempt=session.records.history.starts - 1,
+    )
+    return RolloutProcess(job, served.weights.version)

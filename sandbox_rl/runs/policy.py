@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from sandbox_rl.commands.parts import build_policy
-from sandbox_rl.commands.served import ServedPolicy, serve
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.runs.model import RunModel
-from sandbox_rl.training.callbacks import CountUpdates
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import compute_dtype, end_turns_with, load_trained
+from sandbox_rl.training.publication.base import InProcessWeights, Weights
+from sandbox_rl.training.publication.served import ServedModel, ServedPolicy, serve, starting_log
 
 __all__ = ["RunPolicy", "run_policy"]
 
@@ -31,13 +31,13 @@ class RunPolicy:
     Args:
         model: loaded; None where the trainer loads it by itself.
         served: where the policy is sampled by servers.
-        updates: a callback that the trainer must get.
+        weights: that the policy samples with, for the trainer to publish.
     """
 
     policy: Policy
     model: PreTrainedModel | None
     served: ServedPolicy | None
-    updates: CountUpdates
+    weights: Weights
 
 
 @contextmanager
@@ -47,39 +47,39 @@ def run_policy(
     *,
     loop: LoopThread,
     lease: ModelLease,
-    state: PartialState,
     display: Display,
 ) -> Iterator[RunPolicy]:
     """Load the model, and start its servers where the recipe has some; entering the engine waits for them."""
-    updates = CountUpdates()
     if isinstance(recipe.policy, TransformersSettings):
-        loaded = _load(model)
+        loaded, weights = _load(model), InProcessWeights()
         policy = build_policy(
             recipe.policy,
             loaded,
             model.tokenizer,
             model.chat,
-            weight_version=lambda: updates.value,
+            version=weights.version,
             lease=lease,
             compute=compute_dtype(model.settings),
         )
-        yield RunPolicy(policy, loaded, None, updates)
+        yield RunPolicy(policy, loaded, None, weights)
         return
     served = serve(
-        recipe,
-        model=model.settings.path,
-        dtype=model.settings.dtype,
-        tokenizer=model.tokenizer,
-        chat=model.chat,
-        longest_prompt=model.longest_prompt,
-        context=model.context,
+        recipe.policy,
+        ServedModel(
+            model.settings.path,
+            model.settings.dtype,
+            model.tokenizer,
+            end_ids=model.chat.ends.ids,
+            longest_prompt=model.longest_prompt,
+            longest=model.longest,
+        ),
         loop=loop,
-        state=state,
-        display=display,
+        log=starting_log(Path(recipe.output_dir), recipe.name),
+        say=display.say,
     )
     try:
-        # While the server starts.
-        yield RunPolicy(served.policy, _load(model) if recipe.mode == "sync" else None, served, updates)
+        loaded_too = _load(model) if recipe.mode == "sync" else None  # while the server starts
+        yield RunPolicy(served.policy, loaded_too, served, served.weights)
     finally:
         served.stop()
 

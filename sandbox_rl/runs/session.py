@@ -73,9 +73,7 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
     finish, faults, lease = FinishOnSignal(), FaultWatch(recipe.reward.max_fault_share), ModelLease()
     with ExitStack() as stack:
         loop = stack.enter_context(LoopThread(lease))
-        policy = stack.enter_context(
-            run_policy(recipe, model, loop=loop, lease=lease, state=state, display=display)
-        )
+        policy = stack.enter_context(run_policy(recipe, model, loop=loop, lease=lease, display=display))
         backend = build_backend(recipe)
         engine = build_engine(
             recipe,

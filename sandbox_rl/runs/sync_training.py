@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -26,7 +25,6 @@ from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.estimator import advantage_rule
 from sandbox_rl.training.generations import Generations, StopAtBorders
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
-from sandbox_rl.training.over_sampling import OverSampledRollouts
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Rollout
 
@@ -57,7 +55,7 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
             train_dataset=_numbers(rhythm.count(args.max_steps) * rhythm.groups),
             processing_class=session.model.tokenizer,
             peft_config=adapters_of(recipe.model.lora),
-            weight_sync=None if session.policy.served is None else session.policy.served.sync,
+            weights=session.policy.weights,
             micro_batch_tokens=recipe.update.micro_batch_tokens,
             audit=audit,
             probe=publication_probe(session, audit),
@@ -83,17 +81,12 @@ def _rollouts(
     over_sampling: OverSampling | None,
 ) -> GroupRollouts:
     """TRL's `rollout_func`."""
-    make: Any = GroupRollouts
-    if over_sampling is not None:
-        make = partial(
-            OverSampledRollouts, over_sampling=over_sampling, on_cut=_journal(session, "cancelled")
-        )
 
     def ended(_: EpisodeRequest, rollout: Rollout) -> None:
         bar.advance(rollout.reward.value)
         session.faults.add(rollout)
 
-    made: GroupRollouts = make(
+    return GroupRollouts(
         session.engine,
         session.loop,
         {task.id: task for task in session.plan.train_tasks},
@@ -105,11 +98,12 @@ def _rollouts(
         shuffle=args.shuffle_dataset,
         again=session.records.history.again,
         curriculum=curriculum,
+        over_sampling=over_sampling,
         on_step=_journal(session, "train"),
+        on_cut=_journal(session, "cancelled"),
         observer=EachRollout(ended),
         audit=audit.samples,
     )
-    return made
 
 
 def _curriculum(session: Session) -> Curriculum | None:

@@ -44,8 +44,8 @@ def publication_probe(session: Session, audit: RunAudit) -> PublicationProbe | N
 
 
 def watchers(session: Session) -> list[Any]:
-    """Callbacks that count updates and write metrics."""
-    return [session.policy.updates, LogMetrics(session.records.run.metrics)]
+    """Callbacks that write metrics."""
+    return [LogMetrics(session.records.run.metrics)]
 
 
 def adapters_of(settings: LoraSettings | None) -> LoraConfig | None:

@@ -21,7 +21,6 @@ from sandbox_rl.training.agreement import any_of, together
 
 __all__ = [
     "AfterSteps",
-    "CountUpdates",
     "FinishOnSignal",
     "LogMetrics",
     "ShowSteps",
@@ -100,25 +99,6 @@ class AfterSteps(TrainerCallback):  # type: ignore[misc]
         """Act when it is time; the last step is evaluated anyway."""
         if state.global_step % self._every == 0 and state.global_step < state.max_steps:
             self._action(state.global_step)
-
-
-class CountUpdates(TrainerCallback):  # type: ignore[misc]
-    """Knows how many updates the model has received; samples carry it as their weight version."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """A resumed run does not start at zero."""
-        self.value = state.global_step
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """One more."""
-        self.value = state.global_step
 
 
 class FinishOnSignal(TrainerCallback):  # type: ignore[misc]

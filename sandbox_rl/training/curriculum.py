@@ -20,18 +20,13 @@ from sandbox_rl.seeds import derive_seed
 from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.types import Rollout
 
-__all__ = ["STATE_FILE", "Curriculum", "Outcome", "outcome_of", "teaches"]
+__all__ = ["STATE_FILE", "Curriculum", "Outcome", "outcome_of"]
 
 STATE_FILE = "curriculum.json"
 """Name of the counts' file in a checkpoint."""
 
 Outcome = tuple[str, float, int]
 """Of one group: task id, sum of rewards clipped to [0, 1], judged rollouts."""
-
-
-def teaches(group: Sequence[Rollout]) -> bool:
-    """Whether the rewards of a group differ; if not, every advantage in it is 0."""
-    return len({r.reward.value for r in group if r.reward.value is not None}) > 1
 
 
 def outcome_of(group: Sequence[Rollout]) -> Outcome:

@@ -5,9 +5,9 @@ over sequences, clip 0.2 low / 0.28 high and no KL term. In TRL 1.16 that is:
 
 - `loss_type="luspo"` with `importance_sampling_level="token"`: the mean over sequences of the sum over
   tokens of the clipped surrogate. (LUSPO itself is the same sum with sequence-level ratios.)
-- `scale_rewards="none"`: advantage = reward − group mean. The leave-one-out advantage
-  r_i − mean_{j≠i} r_j equals n/(n−1) of that, n being the judged rollouts of the group; the factor is
-  applied to the reward (`leave_one_out_scale`), exactly for groups with missing rewards too.
+- `scale_rewards="none"`: TRL's advantage is what it is handed minus the group's mean. It is handed the
+  leave-one-out advantage r_i − mean_{j≠i} r_j, whose mean is 0 (`groups.advantages`), exactly for groups
+  with missing rewards too.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from sandbox_rl.training.samples import advantages
+from sandbox_rl.training.groups import Advantage, advantages
 
-__all__ = ["Estimator", "advantage_rule", "estimator_fields", "leave_one_out_scale"]
+__all__ = ["Estimator", "advantage_of", "advantage_rule", "estimator_fields"]
 
 Estimator = Literal["paper", "trl"]
 """`paper`: as above. `trl`: the `grpo:` block alone decides."""
@@ -37,9 +37,12 @@ def estimator_fields(estimator: Estimator) -> Mapping[str, Any]:
     }
 
 
-def leave_one_out_scale(judged: int) -> float:
-    """n/(n−1) for a group with n judged rollouts; 1 where there is no other to compare with."""
-    return judged / (judged - 1) if judged > 1 else 1.0
+def advantage_of(estimator: Estimator) -> Advantage:
+    """The paper's leave-one-out baseline, or group-normalised rewards.
+
+    TRL's synchronous trainer decides by itself with `trl`, as its `scale_rewards` says.
+    """
+    return "rloo" if estimator == "paper" else "grpo"
 
 
 def advantage_rule(
@@ -53,8 +56,7 @@ def advantage_rule(
     kind = kinds[args.scale_rewards]
 
     def rule(rewards: Sequence[float | None]) -> Sequence[float | None]:
-        judged = sum(reward is not None for reward in rewards)
-        scale = leave_one_out_scale(judged) if estimator == "paper" else 1.0
-        return advantages([None if r is None else r * scale for r in rewards], kind)
+        handed = advantages(rewards, "rloo") if estimator == "paper" else rewards
+        return advantages(handed, kind)
 
     return rule

@@ -14,6 +14,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sandbox_rl.training.views import RhythmArgs
+
 __all__ = ["Generations", "StopAtBorders"]
 
 
@@ -32,7 +34,7 @@ class Generations:
     groups: int
 
     @classmethod
-    def of(cls, args: Any) -> Generations:
+    def of(cls, args: RhythmArgs) -> Generations:
         """From TRL's settings."""
         return cls(
             every=args.steps_per_generation * args.num_iterations,

@@ -9,10 +9,8 @@ marks with 1 what the loss is taken over: what the policy sampled, in rows that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-from trl import GRPOTrainer
 
 from sandbox_rl.audit.rows import TokenClass
 from sandbox_rl.audit.samples import SampleAudit
@@ -20,21 +18,29 @@ from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.observer import Observer
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.rollout.order import of_group
-from sandbox_rl.seeds import derive_seed
+from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.curriculum import Curriculum, outcome_of
 from sandbox_rl.training.estimator import Estimator
 from sandbox_rl.training.generations import Generations
+from sandbox_rl.training.groups import group_requests
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.refill import Refilled, refill
 from sandbox_rl.training.rows import to_rows
+from sandbox_rl.training.views import TrainerView
 from sandbox_rl.types import Rollout, Task
 
-__all__ = ["Generation", "GroupRollouts", "outcome_reward"]
+__all__ = ["GroupRollouts", "outcome_reward"]
+
+Group = Sequence[Rollout]
+OnStep = Callable[[int, Sequence[Rollout]], None]
 
 
 def outcome_reward(
-    prompts: Sequence[str], signal: Sequence[float | None], log_metric: Any, **columns: Any
+    prompts: Sequence[str],
+    signal: Sequence[float | None],
+    log_metric: Callable[[str, float], None],
+    **columns: Any,
 ) -> list[float | None]:
     """TRL's reward function: hands on what the rollouts were scored with, and their metrics."""
     for name, value in columns["rollout_metrics"][0].items():
@@ -42,16 +48,51 @@ def outcome_reward(
     return list(signal)
 
 
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    """One generation of this process.
+
+    Args:
+        number: in the run; step: updates before it.
+        first: number, in the run, of the first group of this process.
+        size: of a group.
+        again: how often it was sampled before, by starts of the run whose records were replaced.
+    """
+
+    number: int
+    step: int
+    first: int
+    size: int
+    again: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """The groups that a generation begins with.
+
+    Args:
+        cut: episodes that had ended in groups that were cancelled.
+    """
+
+    groups: tuple[Group, ...]
+    cut: Sequence[Rollout] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
 class GroupRollouts:
     """TRL's `rollout_func`: task ids in, scored token rows out.
 
+    Which tasks are rolled out is decided here, by the groups' numbers, whatever the trainer names.
+
     Args:
         engine: entered already, living in `loop`.
-        tasks: by id; a prompt is a task's id.
+        tasks: by id.
         rank, world: of this process, and how many there are.
         shuffle: whether each pass over the tasks has an order of its own.
-        curriculum: draws the tasks in the trainer's place and refills groups that teach nothing.
+        curriculum: draws the tasks and refills groups that teach nothing.
+        over_sampling: starts more groups than are trained on and cancels the slowest; no curriculum then.
         on_step: called with the step and all its rollouts, replaced ones too, once they are all there.
+        on_cut: called with the step and the episodes that had ended in groups that were cancelled.
         again: step → how often it was sampled before; part of the episodes' ids.
         observer: sees the episodes as they happen.
         audit: is told what was sampled before the trainer gets it.
@@ -70,17 +111,18 @@ class GroupRollouts:
         world: int = 1,
         shuffle: bool = True,
         curriculum: Curriculum | None = None,
-        on_step: Callable[[int, Sequence[Rollout]], None] | None = None,
+        over_sampling: OverSampling | None = None,
+        on_step: OnStep | None = None,
+        on_cut: OnStep | None = None,
         observer: Observer | None = None,
         audit: SampleAudit | None = None,
         again: Callable[[int], int] = lambda step: 0,
     ) -> None:
-        self._again = again
-        self._audit = audit
+        assert curriculum is None or over_sampling is None, "checked with the recipe"
         self._engine = engine
         self._loop = loop
         self._tasks = tasks
-        self._estimator = estimator
+        self._estimator: Estimator = estimator
         self._seed = seed
         self._eos_id = eos_id
         self._rank = rank
@@ -89,62 +131,36 @@ class GroupRollouts:
         self._ids = list(tasks)
         self._last: int | None = None
         self._curriculum = curriculum
+        self._over_sampling = over_sampling
         self._on_step = on_step
+        self._on_cut = on_cut
         self._observer = observer
+        self._audit = audit
+        self._again = again
 
-    def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
+    def __call__(self, prompts: Sequence[str], trainer: TrainerView) -> dict[str, list[Any]]:
         """Roll out one generation batch of this rank.
 
         Raises:
             InfraFault: every episode failed on our side.
         """
-        size = trainer.num_generations
-        groups = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-        assert all(len(set(group)) == 1 and len(group) == size for group in groups), (
-            f"TRL sent {len(prompts)} prompts that are not groups of {size} equal ones"
-        )
-        now = self._generation(trainer, len(groups))
-        step = now.step
-        task_ids = [self._task_of(now.first + place) for place in range(len(groups))]
-        if self._curriculum is not None:
-            task_ids = self._curriculum.draw(task_ids, now.number)
+        count, rest = divmod(len(prompts), trainer.num_generations)
+        assert not rest, f"TRL sent {len(prompts)} prompts that are not groups of {trainer.num_generations}"
+        now = self._generation(trainer, count)
         self._engine.occupancy.take()  # what an evaluation left
-        drawn = self._roll_out_drawn(now, [(name, (now.first + i,)) for i, name in enumerate(task_ids)])
-        refilled = Refilled(tuple(drawn), (), {})
-        if self._curriculum is not None and self._curriculum.refill_rounds:
-            refilled = refill(
-                drawn,
-                self._curriculum,
-                now.number,
-                lambda chosen, number, before: self._roll_out(
-                    now, [(name, (now.first + i, "refill", number)) for i, name in chosen], before
-                ),
-            )
-        everything = (*refilled.groups, *refilled.left_out)
-        if self._on_step is not None:
-            with together():
-                self._on_step(step, [rollout for group in everything for rollout in group])
-        if self._curriculum is not None:
-            self._curriculum.record([outcome_of(group) for group in everything])
-        if self._audit is not None:
-            left_out = {
-                TokenClass.REFILLED: [rollout for group in refilled.left_out for rollout in group],
-                TokenClass.CUT: self._cut(),
-            }
-            self._audit.rolled_out(refilled.groups, step, left_out=left_out)
-        rollouts = [rollout for group in refilled.groups for rollout in group]
-        rows = to_rows(rollouts, group_size=size, estimator=self._estimator, eos_id=self._eos_id)
+        over_sampled = self._over_sampling is not None
+        drawn = self._draw_over_sampled(now, count) if over_sampled else self._draw(now, count)
+        refilled = self._refill(now, drawn.groups)
+        self._tell(now, drawn, refilled)
+        rows = to_rows(refilled.groups, estimator=self._estimator, eos_id=self._eos_id)
         assert len(rows["prompt_ids"]) == len(prompts), "TRL needs one row per prompt"
         # Of the groups as drawn: refilling selects, so what is trained on says nothing about the policy.
-        metrics = rollout_metrics([rollout for group in drawn for rollout in group]) | group_metrics(drawn)
-        metrics |= refilled.metrics | self._engine.occupancy.take()
+        everyone = [rollout for group in drawn.groups for rollout in group]
+        metrics = rollout_metrics(everyone) | group_metrics(drawn.groups)
+        metrics |= refilled.metrics | self._engine.occupancy.take() | drawn.metrics
         return {**rows, "rollout_metrics": [metrics] * len(prompts)}
 
-    def _cut(self) -> Sequence[Rollout]:
-        """Episodes that had ended in groups that were cancelled in this generation."""
-        return ()
-
-    def _generation(self, trainer: GRPOTrainer, local: int) -> Generation:
+    def _generation(self, trainer: TrainerView, local: int) -> _Generation:
         """The one that is asked for; TRL does not say which."""
         rhythm, step = Generations.of(trainer.args), int(trainer.state.global_step)
         number = rhythm.first_of(step) if self._last is None else self._last + 1
@@ -153,66 +169,78 @@ class GroupRollouts:
                 f"generation {number} begins after {rhythm.step_of(number)} updates, TRL asks after {step}"
             )
         self._last = number
-        return Generation(
-            number=number,
-            step=step,
-            within=number - rhythm.first_of(step),
-            first=(number * self._world + self._rank) * local,
-            size=trainer.num_generations,
-            again=self._again(step),
-        )
+        first = (number * self._world + self._rank) * local
+        return _Generation(number, step, first, trainer.num_generations, self._again(step))
 
     def _task_of(self, group: int) -> str:
         return of_group(self._ids, group, seed=self._seed, shuffle=self._shuffle)
 
-    def _roll_out_drawn(
-        self, now: Generation, wanted: Sequence[tuple[str, tuple[int | str, ...]]]
-    ) -> Sequence[Sequence[Rollout]]:
-        """The groups that a generation begins with; a fault of one process is every process's."""
+    def _requests(
+        self, now: _Generation, number: int, task_id: str, *, refill: int | None = None, retried: bool = False
+    ) -> list[EpisodeRequest]:
+        return group_requests(
+            self._tasks[task_id],
+            number,
+            seed=self._seed,
+            size=now.size,
+            again=now.again,
+            refill=refill,
+            retried=retried,
+        )
+
+    def _roll_out(self, requests: Sequence[Sequence[EpisodeRequest]]) -> tuple[Group, ...]:
+        """A group for each list of requests."""
+        flat = [request for group in requests for request in group]
+        rollouts = iter(self._loop.run(self._engine.run(flat, observer=self._observer)))
+        return tuple([next(rollouts) for _ in group] for group in requests)
+
+    def _draw(self, now: _Generation, count: int) -> _Drawn:
+        """A fault of one process is every process's."""
+        names = [self._task_of(now.first + place) for place in range(count)]
+        if self._curriculum is not None:
+            names = self._curriculum.draw(names, now.number)
+        requests = [self._requests(now, now.first + place, name) for place, name in enumerate(names)]
         with together():
-            return self._roll_out(now, wanted, 0)
+            return _Drawn(self._roll_out(requests))
 
-    def _roll_out(
-        self, now: Generation, wanted: Sequence[tuple[str, tuple[int | str, ...]]], before: int
-    ) -> Sequence[Sequence[Rollout]]:
-        """A group per task.
-
-        Args:
-            wanted: task ids, each with what names the group in the whole run: its seeds follow from both.
-            before: groups of this process that this generation has rolled out already.
-        """
+    def _draw_over_sampled(self, now: _Generation, count: int) -> _Drawn:
+        """No step waits for its slowest groups (`rollout.over_sample`)."""
+        assert self._over_sampling is not None
+        plan = self._over_sampling.plan(count)
         requests = [
-            EpisodeRequest(
-                id=now.episode_id(self._rank, (before + place) * now.size + sample),
-                task=self._tasks[task_id],
-                seed=derive_seed(self._seed, task_id, *group, sample),
-            )
-            for place, (task_id, group) in enumerate(wanted)
-            for sample in range(now.size)
+            self._requests(now, group, self._task_of(group), retried=bool(plan.waited))
+            for group in plan.groups
         ]
-        rollouts = self._loop.run(self._engine.run(requests, observer=self._observer))
-        return [rollouts[i : i + now.size] for i in range(0, len(rollouts), now.size)]
+        with together():
+            found = self._loop.run(self._engine.run_groups(requests, keep=plan.keep, observer=self._observer))
+        metrics = self._over_sampling.record(plan, now.number, found.seconds, found.cut_after)
+        return _Drawn(tuple(found.ended.values()), found.cut, metrics)
 
+    def _refill(self, now: _Generation, drawn: Sequence[Group]) -> Refilled:
+        curriculum = self._curriculum
+        if curriculum is None or not curriculum.refill_rounds:
+            return Refilled(tuple(drawn), (), {})
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One generation of this process.
+        def roll_out(chosen: Sequence[tuple[int, str]], number: int) -> Sequence[Group]:
+            return self._roll_out(
+                [self._requests(now, now.first + place, name, refill=number) for place, name in chosen]
+            )
 
-    Args:
-        number: in the run; step: updates before it; within: number among those that begin after these.
-        first: number, in the run, of the first group of this process.
-        size: of a group.
-        again: how often it was sampled before, by starts of the run whose records were replaced.
-    """
+        return refill(drawn, curriculum, now.number, roll_out)
 
-    number: int
-    step: int
-    within: int
-    first: int
-    size: int
-    again: int
-
-    def episode_id(self, rank: int, position: int) -> str:
-        """The name of one episode; `position` is its place among those of this rank."""
-        name = f"train-{self.step:06d}.{self.within}-{rank}-{position:04d}"
-        return f"{name}-r{self.again}" if self.again else name
+    def _tell(self, now: _Generation, drawn: _Drawn, refilled: Refilled) -> None:
+        """Everybody who wants to know what was rolled out, before the trainer gets it."""
+        everything = (*refilled.groups, *refilled.left_out)
+        with together():
+            if self._on_cut is not None and drawn.cut:
+                self._on_cut(now.step, drawn.cut)
+            if self._on_step is not None:
+                self._on_step(now.step, [rollout for group in everything for rollout in group])
+        if self._curriculum is not None:
+            self._curriculum.record([outcome_of(group) for group in everything])
+        if self._audit is not None:
+            left_out = {
+                TokenClass.REFILLED: [rollout for group in refilled.left_out for rollout in group],
+                TokenClass.CUT: drawn.cut,
+            }
+            self._audit.rolled_out(refilled.groups, now.step, left_out=left_out)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from sandbox_rl.errors import ConfigError
@@ -18,8 +19,18 @@ from sandbox_rl.training.fields import checked_fields
 from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.precision import check_precision
 from sandbox_rl.training.ranges import check_numbers, check_trackers
+from sandbox_rl.training.views import SamplingArgs
 
-__all__ = ["OURS", "check_optimizer", "check_untruncated", "grpo_config", "sampling_of"]
+__all__ = [
+    "OURS",
+    "check_optimizer",
+    "check_untruncated",
+    "common_fields",
+    "grpo_config",
+    "refuse_misplaced",
+    "sampling_of",
+    "settled_arguments",
+]
 
 OURS = {
     "output_dir": "set output_dir and name of the recipe",
@@ -56,40 +67,84 @@ def grpo_config(
         ConfigError: an unknown or refused field, one that belongs elsewhere, or a batch that would
             split a group of rollouts.
     """
-    for field, where in OURS.items():
+    refuse_misplaced(block, OURS)
+    fields = {
+        **common_fields(checkpoints=checkpoints, name=name, seed=seed, dtype=dtype, report_to=report_to),
+        "logging_nan_inf_filter": False,
+        "max_completion_length": max_tokens,
+        # Only read with vLLM: the sampler's log-probs differ from the trainer's there, and long
+        # episodes need the correction per token (a product over thousands of tokens explodes).
+        "vllm_importance_sampling_mode": "token_truncate",
+        **estimator_fields(estimator),
+        **block,
+    }
+    _check_groups(fields)
+    args: GRPOConfig = settled_arguments(GRPOConfig, fields, block, report_to=report_to)
+    _check(args)
+    return args
+
+
+def refuse_misplaced(block: Mapping[str, Any], places: Mapping[str, str]) -> None:
+    """Refuse fields that the recipe says elsewhere.
+
+    Args:
+        places: field → where it is said.
+
+    Raises:
+        ConfigError: the field.
+    """
+    for field, where in places.items():
         if field in block:
             raise ConfigError(f"key 'grpo.{field}' = {block[field]!r} belongs elsewhere: {where}")
+
+
+def common_fields(
+    *, checkpoints: Path, name: str, seed: int, dtype: torch.dtype, report_to: Sequence[str]
+) -> dict[str, Any]:
+    """What both of TRL's trainers are told unless the recipe says otherwise."""
     cpu = not torch.cuda.is_available()
-    defaults: dict[str, Any] = {
+    return {
         "output_dir": str(checkpoints),
         "seed": seed,
         "report_to": list(report_to) or "none",
         "run_name": name,
         "disable_tqdm": True,
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,
         "save_steps": 50,
         "save_total_limit": 2,
         "remove_unused_columns": False,
-        "max_completion_length": max_tokens,
-        # Only read with vLLM: the sampler's log-probs differ from the trainer's there, and long
-        # episodes need the correction per token (a product over thousands of tokens explodes).
-        "vllm_importance_sampling_mode": "token_truncate",
         "bf16": dtype == torch.bfloat16,
         "use_cpu": cpu,
         # For the vocabulary in float32: bf16 factors are exact in it, and it is several times as fast.
         "tf32": True if not cpu and torch.cuda.get_device_capability() >= (8, 0) else None,
         "ddp_timeout": 7200,
     }
-    known = set(inspect.signature(GRPOConfig.__init__).parameters) - {"self"}
-    fields = defaults | dict(estimator_fields(estimator)) | dict(block)
-    _check_groups(fields)
+
+
+def settled_arguments(
+    cls: type[TrainingArguments],
+    fields: Mapping[str, Any],
+    block: Mapping[str, Any],
+    *,
+    report_to: Sequence[str],
+) -> Any:
+    """TRL's settings, checked as far as both of its trainers want the same.
+
+    Args:
+        cls: the class of settings.
+        fields: all that is set; `block` is the recipe's part of it.
+
+    Raises:
+        ConfigError: an unknown or refused field.
+    """
+    known = set(inspect.signature(cls.__init__).parameters) - {"self"}
     check_numbers(block)
     check_trackers(report_to)
-    args = checked_fields(GRPOConfig, "grpo", fields, known)
+    args = checked_fields(cls, "grpo", fields, known)
     args.mixed_precision = "bf16" if args.bf16 else "no"  # a launcher's configuration says it otherwise
     check_precision(args)
-    _check(args)
+    check_untruncated(args)
+    check_optimizer(args)
     return args
 
 
@@ -102,7 +157,7 @@ def sampling_of(args: GRPOConfig) -> Sampling:
     )
 
 
-def check_untruncated(args: Any) -> None:
+def check_untruncated(args: SamplingArgs) -> None:
     """Refuse sampling that is not of the whole distribution.
 
     Raises:
@@ -122,7 +177,7 @@ def check_untruncated(args: Any) -> None:
         raise ConfigError(f"grpo.top_k: {args.top_k}, expected 0; truncated sampling biases the gradient")
 
 
-def check_optimizer(args: Any) -> None:
+def check_optimizer(args: TrainingArguments) -> None:
     """Refuse an optimizer of bitsandbytes where that is missing, before a model is loaded.
 
     Raises:
@@ -158,8 +213,6 @@ def _check(args: GRPOConfig) -> None:
             f"splits groups of num_generations={args.num_generations}; make it a multiple of "
             f"{args.num_generations * args.world_size}"
         )
-    check_untruncated(args)
-    check_optimizer(args)
     if args.save_total_limit == 1:
         raise ConfigError(
             "grpo.save_total_limit: 1, expected at least 2; with one, a kill during a save leaves none"

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import AutocastKwargs
+from transformers import TrainingArguments
 
 from sandbox_rl.errors import ConfigError
 
@@ -36,7 +37,7 @@ def computing(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
     return context
 
 
-def check_precision(args: Any) -> None:
+def check_precision(args: TrainingArguments) -> None:
     """Refuse what would take bits from the weights that are trained.
 
     Args:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import PartialState
 from peft import PeftModel
+from transformers import PreTrainedModel
 from trl.experimental.async_grpo.packing import TREE_ATTENTION
 
 from sandbox_rl.audit.publication import LogProbs, PublicationAudit, TrainerScores
 from sandbox_rl.audit.sampler import SamplerCause
 
 __all__ = ["PublicationProbe", "causes_of_gap", "plain_forward", "trainer_scores", "truncated_gap"]
+
+Model: TypeAlias = PreTrainedModel | PeftModel
 
 LONGEST = 512
 """Tokens of a row that are looked at in search of a cause."""
@@ -58,7 +61,7 @@ class PublicationProbe:
         self._begun = False
 
     @contextmanager
-    def around(self, model: Any, version: int, *, asleep: bool = False) -> Iterator[None]:
+    def around(self, model: Model, version: int, *, asleep: bool = False) -> Iterator[None]:
         """Look before and after what is done while open, if it is one to look at.
 
         Args:
@@ -81,7 +84,7 @@ class PublicationProbe:
             self._audit.look(version, before or after, after, ours)
 
 
-def trainer_scores(model: Any, ids: Sequence[int], first_head: torch.Tensor | None = None) -> TrainerScores:
+def trainer_scores(model: Model, ids: Sequence[int], first_head: torch.Tensor | None = None) -> TrainerScores:
     """Log-probs of `ids[1:]` by a model as it is, without its adapters, and with another head."""
     with plain_forward(model):
         present, hidden = _score(model, ids)
@@ -97,7 +100,7 @@ def trainer_scores(model: Any, ids: Sequence[int], first_head: torch.Tensor | No
 
 
 def causes_of_gap(
-    model: Any,
+    model: Model,
     ids: torch.Tensor,
     sampled: torch.Tensor,
     log_probs: torch.Tensor,
@@ -180,7 +183,7 @@ def _mean_gap(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @contextmanager
-def _computed_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
+def _computed_in(model: Model, dtype: torch.dtype) -> Iterator[None]:
     """Compute in this type, whatever accelerate and `precision.low_residual` have put around the model."""
     embedding = model.get_input_embeddings()
     forward, hooks = model.__dict__.pop("forward", None), embedding._forward_hooks.copy()
@@ -196,7 +199,7 @@ def _computed_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def plain_forward(model: Any) -> Iterator[None]:
+def plain_forward(model: Model) -> Iterator[None]:
     """Rows as they are: no gradient, no dropout, and not the asynchronous trainer's attention over trees."""
     training, text = model.training, model.config.get_text_config()
     configs = {id(config): config for config in (model.config, text)}.values()
@@ -218,14 +221,14 @@ def plain_forward(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def _logits(model: Any, ids: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def _logits(model: Model, ids: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Shape (T, V), float32, on the CPU; computed as the trainer does, or in another type."""
     with nullcontext() if dtype is None else _computed_in(model, dtype):
         logits: torch.Tensor = model(input_ids=ids[None]).logits[0]
     return logits.cpu().float()
 
 
-def _score(model: Any, ids: Sequence[int]) -> tuple[LogProbs, torch.Tensor | None]:
+def _score(model: Model, ids: Sequence[int]) -> tuple[LogProbs, torch.Tensor | None]:
     device = next(model.parameters()).device
     row = torch.tensor(list(ids), device=device)[None]
     output = model(input_ids=row, output_hidden_states=True)
@@ -239,7 +242,7 @@ def _chosen(logits: torch.Tensor, ids: Sequence[int]) -> LogProbs:
     return chosen
 
 
-def _tied_head(model: Any) -> torch.Tensor | None:
+def _tied_head(model: Model) -> torch.Tensor | None:
     """A copy of a head that is the embedding, on the CPU; None where it is its own or is not trained."""
     if isinstance(model, PeftModel):
         return None

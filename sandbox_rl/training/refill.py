@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from sandbox_rl.errors import InfraFault
 from sandbox_rl.training.agreement import together
-from sandbox_rl.training.curriculum import Curriculum, teaches
+from sandbox_rl.training.curriculum import Curriculum
+from sandbox_rl.training.groups import teaches
 from sandbox_rl.types import Rollout
 
 __all__ = ["Refilled", "refill"]
@@ -36,12 +37,12 @@ def refill(
     drawn: Sequence[Group],
     curriculum: Curriculum,
     generation: int,
-    roll_out: Callable[[Sequence[tuple[int, str]], int, int], Sequence[Group]],
+    roll_out: Callable[[Sequence[tuple[int, str]], int], Sequence[Group]],
 ) -> Refilled:
     """Replace groups that teach nothing by groups of other tasks that do, for the curriculum's rounds.
 
     Args:
-        roll_out: ((place, task id) of each, number of the round, groups before) → a group for each.
+        roll_out: ((place, task id) of each, number of the round) → a group for each.
     """
     groups, left_out = list(drawn), []
     used = {group[0].task.id for group in drawn}
@@ -59,7 +60,7 @@ def refill(
         fresh: Sequence[Group] = ()
         with together():  # also those that have nothing to replace
             try:
-                fresh = roll_out(chosen, number, count) if chosen else ()
+                fresh = roll_out(chosen, number) if chosen else ()
             except InfraFault as fault:
                 # What was drawn can be trained on; if the machine is broken, the next step says so.
                 logger.warning("generation %d: no refill, %s", generation, fault)

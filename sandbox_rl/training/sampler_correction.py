@@ -9,21 +9,52 @@ fifth of the update.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
-__all__ = ["correct", "log_ratios", "mismatch", "one_update_per_generation", "worst_row"]
+from sandbox_rl.training.views import LossArgs, LossInputs, LossView, RhythmArgs
+
+__all__ = ["LateCorrection", "correct", "log_ratios", "mismatch", "one_update_per_generation", "worst_row"]
 
 
-def one_update_per_generation(args: Any) -> bool:
+class LateCorrection:
+    """Corrects inside the loss, where TRL would have corrected after sampling.
+
+    Args:
+        trainer: whose policy is sampled elsewhere, as TRL's settings say how to correct for it.
+    """
+
+    def __init__(self, trainer: LossView) -> None:
+        self._trainer = trainer
+        self.active = trainer.vllm_importance_sampling_correction and one_update_per_generation(trainer.args)
+        """Whether it does; with several updates per generation it is left to TRL."""
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """While TRL scores what was sampled: it does not correct there."""
+        if not self.active:
+            yield
+            return
+        self._trainer.vllm_importance_sampling_correction = False
+        try:
+            yield
+        finally:
+            self._trainer.vllm_importance_sampling_correction = True
+
+    def correct(self, inputs: LossInputs, log_probs: torch.Tensor) -> None:
+        """Add what TRL's loss is about to read, in place."""
+        correct(inputs, log_probs, self._trainer.args)
+
+
+def one_update_per_generation(args: RhythmArgs) -> bool:
     """Whether weights do not change between sampling and the last loss of the samples, as TRL judges it."""
     generation: int = args.steps_per_generation * args.num_iterations
     return int(args.gradient_accumulation_steps) % generation == 0
 
 
-def correct(inputs: dict[str, Any], log_probs: torch.Tensor, args: Any) -> None:
+def correct(inputs: LossInputs, log_probs: torch.Tensor, args: LossArgs) -> None:
     """Add what TRL would have computed after sampling, in place.
 
     The ratio trainer / sampler is per token (B, C) or per sequence (B, 1), cut off or set to zero outside of
@@ -55,7 +86,7 @@ def correct(inputs: dict[str, Any], log_probs: torch.Tensor, args: Any) -> None:
     inputs["old_per_token_logps"] = log_probs
 
 
-def log_ratios(inputs: Mapping[str, Any]) -> torch.Tensor | None:
+def log_ratios(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """log(trainer / sampler) of the sampled tokens, shape (N,); None where either is not known.
 
     Args:
@@ -68,7 +99,7 @@ def log_ratios(inputs: Mapping[str, Any]) -> torch.Tensor | None:
     return difference[~difference.isnan()]
 
 
-def worst_row(inputs: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
+def worst_row(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
     """The row whose log-probs differ most on average, without padding.
 
     Args:
@@ -112,6 +143,6 @@ def mismatch(ratios: torch.Tensor) -> dict[str, float]:
     }
 
 
-def _sampled(inputs: Mapping[str, Any]) -> torch.Tensor:
+def _sampled(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     mask: torch.Tensor = inputs["completion_mask"] * inputs.get("tool_mask", 1)
     return mask

@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sandbox_rl.training.groups import Advantage, GroupRow, group_rows, teaches
 from sandbox_rl.types import Rollout
 
-__all__ = [
-    "Advantage",
-    "FinishedGroup",
-    "LeftOut",
-    "Sample",
-    "advantages",
-    "finished_group",
-    "sampled_tokens",
-]
-
-Advantage = Literal["grpo", "dr_grpo", "rloo"]
-
-EPSILON = 1e-4
-"""Added to the standard deviation, as TRL's synchronous trainer does."""
-
-
-def advantages(rewards: Sequence[float | None], kind: Advantage) -> list[float | None]:
-    """The advantage of each rollout within its group; None where there is no reward.
-
-    `grpo`: (r - mean) / (std + 1e-4), std unbiased (arXiv 2402.03300). `dr_grpo`: r - mean
-    (arXiv 2503.20783). `rloo`: r minus the mean of the others, (r - mean) * n / (n - 1)
-    (arXiv 2402.14740); the paper's baseline. n counts judged rollouts only.
-    """
-    judged = [r for r in rewards if r is not None]
-    if len(judged) < 2:
-        return [None if r is None else 0.0 for r in rewards]
-    mean = statistics.fmean(judged)
-    scale = {
-        "grpo": lambda: 1 / (statistics.stdev(judged) + EPSILON),
-        "dr_grpo": lambda: 1.0,
-        "rloo": lambda: len(judged) / (len(judged) - 1),
-    }[kind]()
-    return [None if r is None else (r - mean) * scale for r in rewards]
+__all__ = ["FinishedGroup", "LeftOut", "Sample", "failed_group", "finished_group"]
 
 
 class LeftOut(StrEnum):
@@ -119,34 +87,41 @@ class FinishedGroup:
         return prompt + sum(len(sample.input_ids) - prompt for sample in self.samples)
 
 
-def finished_group(group: Sequence[Rollout], *, number: int, kind: Advantage) -> FinishedGroup:
+def finished_group(
+    group: Sequence[Rollout], *, number: int, kind: Advantage, leave_out_equal: bool = False
+) -> FinishedGroup:
     """A group as it is trained on: the judged samples with at least one sampled token, with their advantages.
+
+    Args:
+        leave_out_equal: whether nothing of a group without differences is trained on; the next group then
+            takes its place by itself.
 
     Raises:
         ValueError: a rollout without log-probs.
     """
     samples: list[Sample] = []
     left_out: dict[int, LeftOut] = {}
-    found = advantages([r.reward.value for r in group], kind)
-    for index, (rollout, advantage) in enumerate(zip(group, found, strict=True)):
-        if advantage is None:
-            left_out[index] = LeftOut.MASKED if rollout.reward.masked else LeftOut.NOT_JUDGED
-        elif not any(rollout.trajectory.action_mask):
+    equal = leave_out_equal and not teaches(group)
+    for index, row in enumerate(group_rows(group, kind)):
+        if equal:
+            left_out[index] = LeftOut.EQUAL_REWARDS
+        elif row.advantage is None:
+            left_out[index] = LeftOut.MASKED if row.rollout.reward.masked else LeftOut.NOT_JUDGED
+        elif not any(row.rollout.trajectory.action_mask):
             left_out[index] = LeftOut.NO_TOKENS
         else:
-            samples.append(_sample(rollout, number, index, advantage))
-    return FinishedGroup(number, tuple(samples), left_out, sampled_tokens(group, left_out))
+            samples.append(_sample(row, number, index, row.advantage))
+    tokens = {index: sum(group[index].trajectory.action_mask) for index in left_out}
+    return FinishedGroup(number, tuple(samples), left_out, tokens)
 
 
-def sampled_tokens(group: Sequence[Rollout], indices: Iterable[int]) -> dict[int, int]:
-    """Index → tokens that the policy sampled, of some rollouts of a group."""
-    return {index: sum(group[index].trajectory.action_mask) for index in indices}
+def failed_group(number: int, size: int) -> FinishedGroup:
+    """A group of which every episode failed on our side."""
+    return FinishedGroup(number, (), dict.fromkeys(range(size), LeftOut.NOT_JUDGED))
 
 
-def _sample(rollout: Rollout, group: int, index: int, advantage: float) -> Sample:
-    trajectory = rollout.trajectory
-    if trajectory.logprobs is None:
-        raise ValueError(f"episode {trajectory.episode_id!r} has no log-probs to train on")
+def _sample(row: GroupRow, group: int, index: int, advantage: float) -> Sample:
+    trajectory = row.rollout.trajectory
     before = len(trajectory.prompt_ids)
     versions = [trajectory.turns[0].action.weight_version] * before
     for turn in trajectory.turns:
@@ -156,8 +131,8 @@ def _sample(rollout: Rollout, group: int, index: int, advantage: float) -> Sampl
         index=index,
         input_ids=np.array([*trajectory.prompt_ids, *trajectory.completion_ids], dtype=np.int64),
         completion_mask=np.array([0] * before + list(trajectory.action_mask), dtype=np.int64),
-        old_log_probs=np.array([0.0] * before + list(trajectory.logprobs), dtype=np.float32),
+        old_log_probs=np.array([0.0] * before + list(row.logprobs), dtype=np.float32),
         versions=np.array(versions, dtype=np.int32),
         advantage=advantage,
-        reward=float(rollout.reward.value or 0.0),
+        reward=float(row.rollout.reward.value or 0.0),
     )

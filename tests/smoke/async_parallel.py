@@ -9,21 +9,24 @@ from typing import Any
 
 import torch
 import torch.distributed
+from accelerate import PartialState
 
 from sandbox_rl.errors import EngineFault
+from sandbox_rl.training.agreement import together
 from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete
-from tests.smoke.async_support import NoTransfer, PlayedRollouts, make_async_trainer, save_model
+from tests.smoke.async_support import PlayedRollouts, PlayedWeights, make_async_trainer, save_model
 from tests.smoke.support import RecordGradients
 
 
-class Refuses(NoTransfer):
-    """Servers that do not take the weights of the second update."""
+class Refuses(PlayedWeights):
+    """Servers that do not take the weights of the second update, as every process learns."""
 
-    def send(self, staged: Any, *, version: int) -> None:
-        if version == 2:
-            raise EngineFault("the servers refuse")
-        super().send(staged, version=version)
+    def publish(self, model: Any, step: int) -> int:
+        with together():
+            if step == 2 and PartialState().is_main_process:
+                raise EngineFault("the servers refuse")
+        return super().publish(model, step)
 
 
 def weights(trainer: Any) -> str:
@@ -94,7 +97,7 @@ def main() -> None:
         "whole": whole_run,
         "signal": signal_to_the_other,
         "rollouts": lambda d, r: failure(d, r, worker=dead),
-        "servers": lambda d, r: failure(d, r, transfer=Refuses()),
+        "servers": lambda d, r: failure(d, r, worker=PlayedRollouts(Refuses())),
     }.items():
         place = directory / name
         if rank == 0:

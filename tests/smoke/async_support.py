@@ -17,6 +17,7 @@ from sandbox_rl.training.asynchronous.config import async_config
 from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
 from sandbox_rl.training.checkpoints import CheckpointManifest
+from sandbox_rl.training.publication.base import Timing, shared_version
 from sandbox_rl.training.samples import FinishedGroup, finished_group
 from tests.smoke.support import TOKENIZER, make_rollout, tiny_model
 
@@ -24,31 +25,34 @@ SIZE = 4
 REWARDS = (1.0, 0.0, 0.25, 0.0)
 
 
-class NoTransfer:
+class PlayedWeights:
     """Servers that take every weight."""
 
+    served = True
+
     def __init__(self) -> None:
-        self.versions: list[int] = []
+        self.version = shared_version()
+        self.version.value = -1
+        self.published: list[int] = []
+        self.asleep = False
+        self.timing = Timing()
 
-    def init_weight_transfer(self) -> None: ...
+    def current(self, step: int) -> bool:
+        return self.version.value == step
 
-    def stage(self, tensors) -> dict[str, Any]:
-        return dict(tensors)
+    def publish(self, model: Any, step: int) -> int:
+        self.published.append(step)
+        self.version.value = step
+        return step
 
-    def pause(self) -> None: ...
-
-    def send(self, staged, *, version: int) -> None:
-        self.versions.append(version)
-
-    def resume(self) -> None: ...
-
-    def destroy(self) -> None: ...
+    def sleep(self) -> None: ...
 
 
 class PlayedRollouts:
     """A rollout worker whose episodes follow from a group's number.
 
     Args:
+        weights: what they are sampled with.
         late: numbers whose episodes last so many updates.
         silent_after: numbers from which on nothing comes any more.
         failure: raised when the trainer asks how it goes.
@@ -56,6 +60,7 @@ class PlayedRollouts:
 
     def __init__(
         self,
+        weights: Any = None,
         *,
         late: dict[int, int] | None = None,
         silent_after: int | None = None,
@@ -64,7 +69,7 @@ class PlayedRollouts:
         self.rollout_buffer: queue.Queue[FinishedGroup] = queue.Queue()
         self.metrics_queue: queue.Queue[dict[str, float]] = queue.Queue()
         self.admitted: list[tuple[int, int]] = []
-        self.version = -1
+        self.weights = weights or PlayedWeights()
         self.asked = 0
         self._late = dict(late or {})
         self._held: list[FinishedGroup] = []
@@ -75,9 +80,6 @@ class PlayedRollouts:
 
     def stop(self) -> None: ...
 
-    def update_model_version(self, model_version: int) -> None:
-        self.version = model_version
-
     def check_health(self, stale_after_s: float) -> None:
         self.asked += 1
         if self._failure is not None:
@@ -85,16 +87,18 @@ class PlayedRollouts:
 
     def admit(self, numbers: Sequence[int]) -> None:
         for number in numbers:
-            self.admitted.append((number, self.version))
+            self.admitted.append((number, self.weights.version.value))
             if self._silent_after is not None and number >= self._silent_after:
                 continue
-            group = played_group(number, self.version)
+            group = played_group(number, self.weights.version.value)
             if number in self._late:
                 self._held.append(group)
             else:
                 self.rollout_buffer.put(group)
         begun = dict(self.admitted)
-        for group in [g for g in self._held if self.version >= begun[g.number] + self._late[g.number]]:
+        for group in [
+            g for g in self._held if self.weights.version.value >= begun[g.number] + self._late[g.number]
+        ]:
             self._held.remove(group)
             self.rollout_buffer.put(group)
 
@@ -141,7 +145,6 @@ def make_async_trainer(
     at_once: int = 3,
     callbacks: Sequence[Any] = (),
     progress: GroupProgress | None = None,
-    transfer: Any = None,
     stop: Any = lambda: False,
     stopped: Any = lambda: None,
     audit: Any = None,
@@ -176,7 +179,7 @@ def make_async_trainer(
         train_dataset=Dataset.from_dict({"prompt": ["a"]}),
         processing_class=TOKENIZER,
         rollout_worker=worker,
-        weight_transfer=transfer or NoTransfer(),
+        weights=worker.weights,
         audit=audit,
         callbacks=[*callbacks, CheckpointManifest(progress.save)],
     )

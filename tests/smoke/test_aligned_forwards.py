@@ -19,7 +19,7 @@ ROLLOUTS = [make_rollout("ab"[i // 4], float(i % 2), seed=i, turns=1 + i % 3) fo
 
 
 def rolled_out(prompts, trainer):
-    rows = to_rows(ROLLOUTS, group_size=4, estimator="trl", eos_id=EOS)
+    rows = to_rows([ROLLOUTS[i : i + 4] for i in range(0, len(ROLLOUTS), 4)], estimator="trl", eos_id=EOS)
     return {**rows, "rollout_metrics": [{}] * len(ROLLOUTS)}
 
 

@@ -18,8 +18,8 @@ from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete
 from tests.smoke.async_support import (
     SIZE,
-    NoTransfer,
     PlayedRollouts,
+    PlayedWeights,
     logged,
     make_async_trainer,
     played_group,
@@ -68,16 +68,19 @@ def run(directory, worker, *, resume=False, **options):
 
 
 def test_updates_are_made_of_whole_groups_each_trained_once(tmp_path):
-    worker, transfer = PlayedRollouts(late={1: 2, 5: 1}), NoTransfer()
-    trainer, steps = run(tmp_path, worker, transfer=transfer, max_steps=6, max_staleness=2, token_budget=100)
+    worker = PlayedRollouts(late={1: 2, 5: 1})
+    trainer, steps = run(tmp_path, worker, max_steps=6, max_staleness=2, token_budget=100)
     trained = Counter(key for samples in steps.values() for key in samples)
     assert set(trained.values()) == {1}
     for samples in steps.values():
         groups = {group for group, _ in samples}
         assert samples == {(group, index) for group in groups for index in range(SIZE)}
     assert trainer.progress.behind == {group for group, _ in trained}
-    assert transfer.versions == list(range(7)), "a version is the number of updates"
+    assert worker.weights.published == list(range(7)), "a version is the number of updates"
     metrics = logged(trainer)
+    assert {"", "pause_", "barrier_", "transfer_"} == {
+        name.removeprefix("perf/weight_sync_")[:-1] for name in metrics if "weight_sync" in name
+    }
     assert max(metrics["off_policy/age_max"]) <= 2
     shares = [metrics[f"off_policy/age_{age}"] for age in range(3)]
     assert [sum(parts) for parts in zip(*shares, strict=True)] == pytest.approx([1.0] * 6)
@@ -204,13 +207,14 @@ def test_the_end_of_the_rollouts_ends_the_run(tmp_path):
 
 
 def test_servers_that_refuse_the_weights_end_the_run(tmp_path):
-    class Refuses(NoTransfer):
-        def send(self, staged, *, version):
-            if version == 2:
+    class Refuses(PlayedWeights):
+        def publish(self, model, step):
+            if step == 2:
                 raise EngineFault("unix:x: after the weight transfer 'a' differs")
+            return super().publish(model, step)
 
     with pytest.raises(EngineFault, match="after the weight transfer"):
-        run(tmp_path, PlayedRollouts(), transfer=Refuses())
+        run(tmp_path, PlayedRollouts(Refuses()))
 
 
 def test_trls_own_rule_on_staleness_is_not_in_the_way(tmp_path):

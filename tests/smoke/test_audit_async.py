@@ -11,8 +11,8 @@ import torch
 
 from sandbox_rl.audit.alarms import AlarmName
 from sandbox_rl.audit.run import RunAudit
+from sandbox_rl.training.groups import advantages
 from sandbox_rl.training.probe import plain_forward
-from sandbox_rl.training.samples import advantages
 from tests.smoke.async_support import SIZE, PlayedRollouts, logged, make_async_trainer
 
 

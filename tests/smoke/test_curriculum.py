@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -52,11 +53,12 @@ def counts(run: Path, step: int) -> dict[str, list[float]]:
 
 
 def journal(run: Path, step: int) -> list[tuple[str, float, int]]:
-    """The groups of a step in order: task, sum of rewards, judged rollouts."""
-    groups: dict[int, list[dict]] = {}
+    """The groups of a step, as drawn and then those of refills: task, sum of rewards, judged rollouts."""
+    groups: dict[tuple[bool, str], list[dict]] = {}
     for record in read_journal(run / "episodes.jsonl"):
         if record["phase"] == "train" and record["step"] == step:
-            groups.setdefault(int(record["episode_id"].rsplit("-", 1)[1]) // SIZE, []).append(record)
+            name = re.sub(r"-\d{4}(-r\d+)?$", "", record["episode_id"])
+            groups.setdefault((".refill" in name, name), []).append(record)
     outcomes = []
     for _, records in sorted(groups.items()):
         (task_id,) = {record["task_id"] for record in records}

@@ -54,7 +54,7 @@ def gradient(directory, made, *, unmask=False, **fields):
     """Of one update with a reference model that is another one: at the same point KL has no gradient."""
 
     def func(prompts, trainer):
-        rows = to_rows(made, group_size=4, estimator="paper", eos_id=EOS)
+        rows = to_rows([made[i : i + 4] for i in range(0, len(made), 4)], estimator="paper", eos_id=EOS)
         if unmask:
             rows["env_mask"] = [list(r.trajectory.action_mask) or [0] for r in made]
         return {**rows, "rollout_metrics": [{}] * len(made)}

@@ -7,10 +7,9 @@ from functools import partial
 
 import pytest
 import torch
-from accelerate import PartialState
 
-from sandbox_rl.training.publication.sync import WeightSync
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
+from tests.smoke.async_support import PlayedWeights
 from tests.smoke.support import RecordGradients, given_reward, make_rollout, make_trainer, rows_of
 
 REWARDS = (1.0, 0.0, 0.25, 1.0, 0.0, 0.5, 0.0, 1.0)
@@ -45,9 +44,7 @@ def rows(*, unknown: int | None = None):
 def trained(directory, *, late: bool, unknown=None, micro_batch_tokens=None, **fields):
     """(trainer after one update, its gradients); with `late` False TRL corrects by itself."""
     recorded = RecordGradients()
-    served = partial(
-        Counted, weight_sync=WeightSync(None, PartialState()), micro_batch_tokens=micro_batch_tokens
-    )
+    served = partial(Counted, weights=PlayedWeights(), micro_batch_tokens=micro_batch_tokens)
     trainer = make_trainer(
         directory,
         lambda prompts, trainer: rows(unknown=unknown),
@@ -56,8 +53,8 @@ def trained(directory, *, late: bool, unknown=None, micro_batch_tokens=None, **f
         callbacks=[recorded],
         **{"max_completion_length": 64, **fields},
     )
-    assert trainer._corrects_late
-    trainer._corrects_late = late
+    assert trainer._late.active
+    trainer._late.active = late
     trainer.train()
     return trainer, recorded.steps[0]
 
@@ -119,12 +116,12 @@ def test_several_updates_per_generation_are_left_to_trl(tmp_path):
         tmp_path,
         lambda prompts, trainer: rows(),
         given_reward,
-        cls=partial(Counted, weight_sync=WeightSync(None, PartialState())),
+        cls=partial(Counted, weights=PlayedWeights()),
         max_completion_length=64,
         num_iterations=2,
         max_steps=2,
     )
-    assert not trainer._corrects_late
+    assert not trainer._late.active
     trainer.train()
     assert trainer.passes == 3
     assert trainer.state.log_history[1]["mismatch/mean"] == trainer.state.log_history[0]["mismatch/mean"]

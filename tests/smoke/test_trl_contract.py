@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
 import trl
 from trl import GRPOConfig, GRPOTrainer
 
+from sandbox_rl.training import views
 from tests.smoke.support import EOS, given_reward, make_rollout, make_trainer, rows_of
 
 
@@ -31,6 +33,42 @@ def captured_inputs(trainer: GRPOTrainer) -> list[dict]:
 
 def test_the_version_is_the_one_that_was_read():
     assert trl.__version__.startswith("1.16."), "read tests/smoke again before raising the pin"
+
+
+def attributes(view) -> set[str]:
+    found: set[str] = set()
+    for part in view.__mro__:
+        found |= set(vars(part).get("__annotations__", ()))
+        found |= {name for name, value in vars(part).items() if isinstance(value, property)}
+    return found
+
+
+def test_what_we_read_of_the_trainer_is_there(tmp_path):
+    """The Protocols that stand for an untyped trainer would not notice an attribute that is gone."""
+    trainer = make_trainer(tmp_path, lambda p, t: rows_of(batch()), given_reward)
+    for view, held in (
+        (views.TrainerView, trainer),
+        (views.LossView, trainer),
+        (views.LossArgs, trainer.args),
+        (views.StateView, trainer.state),
+    ):
+        assert attributes(view), view.__name__
+        assert not {name for name in attributes(view) if not hasattr(held, name)}, view.__name__
+
+
+def test_the_hooks_that_are_set_are_the_ones_that_trl_reads(tmp_path):
+    """It publishes once per step before it asks for rollouts, through what `trl_hooks.py` puts in place."""
+    called = []
+
+    def rollout_func(prompts, trainer):
+        called.append("rollouts")
+        return rows_of(batch())
+
+    trainer = make_trainer(tmp_path, rollout_func, given_reward, max_steps=2)
+    trainer.use_vllm, trainer._last_loaded_step = True, -1
+    trainer.vllm_generation = SimpleNamespace(sync_weights=lambda: called.append("weights"))
+    trainer.train()
+    assert called == ["weights", "rollouts"] * 2
 
 
 def test_prompts_arrive_repeated_in_whole_groups(tmp_path):

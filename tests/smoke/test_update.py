@@ -9,8 +9,9 @@ from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.training.estimator import estimator_fields
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.micro_batches import trim_padding
 from sandbox_rl.training.rows import to_rows
-from sandbox_rl.training.trainer import SandboxGRPOTrainer, trim_padding
+from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Rollout
 from tests.smoke.support import (
     EOS,
@@ -197,13 +198,8 @@ def test_rows_of_faulty_and_empty_episodes():
         make_rollout("a", 0.0, seed=2),
         make_rollout("a", 0.0, seed=3),
     ]
-    rows = to_rows(rollouts, group_size=4, estimator="paper", eos_id=EOS)
+    rows = to_rows([rollouts], estimator="paper", eos_id=EOS)
     assert rows["completion_ids"][1] == [EOS]
     assert rows["env_mask"][1] == [0]
-    assert rows["signal"] == [pytest.approx(1.5), None, 0.0, 0.0]
+    assert rows["signal"] == [1.0, None, -0.5, -0.5]  # each less the mean of the two others
     assert rows["outcome"] == [1.0, None, 0.0, 0.0]
-
-
-def test_rows_refuse_half_a_group():
-    with pytest.raises(ValueError, match="groups of 4"):
-        to_rows([make_rollout("a", 1.0, seed=0)], group_size=4, estimator="trl", eos_id=EOS)

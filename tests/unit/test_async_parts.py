@@ -13,14 +13,16 @@ from transformers import AttentionInterface
 from trl.experimental.async_grpo import packing
 from trl.experimental.async_grpo.packing import TREE_ATTENTION, TreeRow
 
-from sandbox_rl.commands.rollout_loop import requests_of
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.training import grpo
 from sandbox_rl.training.asynchronous.config import async_config
 from sandbox_rl.training.asynchronous.rows import age_metrics
-from sandbox_rl.training.samples import LeftOut, advantages, finished_group
+from sandbox_rl.training.estimator import advantage_of
+from sandbox_rl.training.groups import advantages, group_requests
+from sandbox_rl.training.rows import to_rows
+from sandbox_rl.training.samples import LeftOut, finished_group
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.types import Task
@@ -99,7 +101,8 @@ def test_seeds_and_tasks_follow_from_the_number_alone_and_ids_name_one_attempt()
     tasks = [Task(id=str(i), prompt="?", answer="1") for i in range(5)]
 
     def requests(number, attempt=0):
-        return requests_of(number, tasks, seed=3, group_size=4, attempt=attempt)
+        task = of_group(tasks, number, seed=3)
+        return group_requests(task, number, seed=3, size=4, again=attempt)
 
     passes = [requests(number) for number in range(15)]
     assert len({r.seed for group in passes for r in group}) == 60, "past the first pass too"
@@ -109,6 +112,39 @@ def test_seeds_and_tasks_follow_from_the_number_alone_and_ids_name_one_attempt()
     ]
     assert not {r.id for g in again for r in g} & {r.id for g in passes for r in g}
     assert again[7][2].id == "train-000007-0002-r2"
+
+
+def test_what_is_sampled_for_another_reason_has_a_name_of_its_own():
+    """A group that takes another's place is another draw; one that was cancelled is the same draw again."""
+    task = Task(id="a", prompt="?", answer="1")
+    first, refill, retried = (
+        group_requests(task, 7, seed=3, size=2, **how) for how in ({}, {"refill": 0}, {"retried": True})
+    )
+    names = [request.id for group in (first, refill, retried) for request in group]
+    assert len(set(names)) == 6
+    assert [r.seed for r in retried] == [r.seed for r in first]
+    assert not {r.seed for r in refill} & {r.seed for r in first}
+
+
+def test_both_ways_of_training_take_the_same_advantages():
+    """The paper's baseline, with a fault in the group."""
+    group = [make_rollout("a", reward, seed=i) for i, reward in enumerate((1.0, 0.0, None, 0.25))]
+    rows = to_rows([group], estimator="paper", eos_id=0)
+    made = finished_group(group, number=0, kind=advantage_of("paper"))
+    assert [value for value in rows["signal"] if value is not None] == [s.advantage for s in made.samples]
+    assert rows["signal"][2] is None
+    assert sum(s.advantage for s in made.samples) == pytest.approx(0, abs=1e-12)  # nothing left to centre
+    for sample in made.samples:
+        masks = sample.completion_mask[-len(rows["env_mask"][sample.index]) :].tolist()
+        assert masks == rows["env_mask"][sample.index]
+
+
+def test_a_group_without_differences_is_left_out_where_others_take_its_place():
+    group = [make_rollout("a", 1.0, seed=i) for i in range(3)]
+    made = finished_group(group, number=0, kind="rloo", leave_out_equal=True)
+    assert set(made.left_out.values()) == {LeftOut.EQUAL_REWARDS}
+    assert sum(made.left_tokens.values()) == sum(sum(r.trajectory.action_mask) for r in group)
+    assert len(finished_group(group, number=0, kind="rloo").samples) == 3
 
 
 def test_every_pass_has_each_task_once_and_an_order_of_its_own():

@@ -14,7 +14,8 @@ import pytest
 
 from sandbox_rl.training.asynchronous.admission import Admission
 from sandbox_rl.training.asynchronous.ledger import GroupProgress
-from sandbox_rl.training.samples import FinishedGroup, LeftOut, Sample, advantages
+from sandbox_rl.training.groups import advantages
+from sandbox_rl.training.samples import FinishedGroup, LeftOut, Sample
 
 SIZE = 4
 """Samples of a group."""

@@ -10,7 +10,8 @@ import pytest
 
 from sandbox_rl.errors import ConfigError, ModelError
 from sandbox_rl.training.config import CurriculumSettings
-from sandbox_rl.training.curriculum import Curriculum, outcome_of, teaches
+from sandbox_rl.training.curriculum import Curriculum, outcome_of
+from sandbox_rl.training.groups import teaches
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory
 
 DOMAINS = {f"m{i}": "math" for i in range(6)} | {f"q{i}": "qa" for i in range(4)}

@@ -27,6 +27,7 @@ LEVELS = (
         "cooperate",
         "display",
         "environment_errors",
+        "http_client",
         "outputs",
         "registry",
         "settings",

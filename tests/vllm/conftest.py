@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
+from sandbox_rl.policies.vllm.supervisor import SupervisedServer
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.publication.transfer import WeightPublisher
+from sandbox_rl.training.publication.weights import PublishedWeights
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 
 SMALL = {
@@ -44,14 +45,15 @@ class Served:
     checkpoint: Path
     loop: LoopThread
     server: ManagedServer
+    supervised: SupervisedServer
     policy: VLLMPolicy
-    publisher: WeightPublisher
+    weights: PublishedWeights
     model: PreTrainedModel
     log: Path
 
     def publish(self) -> None:
         """What the trainer does after an update."""
-        self.publisher.publish(self.model.named_parameters(), version=self.publisher.version + 1)
+        self.weights.publish(self.model, self.weights.version.value + 1)
 
 
 def save_tiny(directory: Path, *, tied: bool = True) -> Path:
@@ -81,7 +83,6 @@ def served(
         startup_timeout_s=240,
     )
     with LoopThread() as loop:
-        publisher = WeightPublisher(loop, lambda: server, transfer=transfer)
         server = ManagedServer(
             settings,
             model=str(checkpoint),
@@ -89,22 +90,18 @@ def served(
             transfer=transfer,
             gpu=card is not None,
             tokenizer=tokenizer,
-            republish=publisher.republish,
         )
         loop.run(server.start())
-        policy = VLLMPolicy(
-            server,
-            settings,
-            end_ids=frozenset({tokenizer.eos_token_id}),
-            weight_version=lambda: publisher.version,
-        )
+        weights = PublishedWeights(server, loop, transfer=transfer, sleeps=True)
+        supervised = SupervisedServer(server, weights, restarts=settings.restarts)
+        ends = frozenset({tokenizer.eos_token_id})
+        policy = VLLMPolicy(supervised, settings, end_ids=ends, version=weights.version)
         with loop.entered(policy):
-            publisher.init_weight_transfer()
             model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
             if card is not None:
                 model.to("cuda", torch.bfloat16)
-            yield Served(checkpoint, loop, server, policy, publisher, model, log)
-            publisher.destroy()
+            yield Served(checkpoint, loop, server, supervised, policy, weights, model, log)
+            weights.close()
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,16 @@ def gap(model, prompt: Sequence[int], action: Action) -> float:
     return (logprobs(model, prompt, action.token_ids) - torch.tensor(action.logprobs)).abs().mean().item()
 
 
+class Broken:
+    """A model whose norms are too short for any server."""
+
+    def __init__(self, model) -> None:
+        self._model = model
+
+    def named_parameters(self):
+        return ((n, t[:-1] if "norm" in n else t) for n, t in self._model.named_parameters())
+
+
 def disturb(model, seed: int) -> None:
     """As an update would, only larger."""
     generator = torch.Generator().manual_seed(seed)

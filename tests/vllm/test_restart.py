@@ -14,7 +14,7 @@ import pytest
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.vllm.launch import PLUGIN
-from tests.vllm.support import PROMPT, ask, disturb, gap
+from tests.vllm.support import PROMPT, Broken, ask, disturb, gap
 
 SAME = 1e-5
 
@@ -27,17 +27,14 @@ def children(pid: int) -> list[int]:
 def test_a_broken_transfer_is_never_sampled_from_and_a_restart_serves_the_last_good_weights(shared):
     disturb(shared.model, seed=7)
     shared.publish()
-    good, version = copy.deepcopy(shared.model), shared.publisher.version
+    good, version = copy.deepcopy(shared.model), shared.weights.version.value
     (server,) = shared.server.servers
 
     disturb(shared.model, seed=8)
-    broken = ((n, t[:-1] if "norm" in n else t) for n, t in shared.model.named_parameters())
     with pytest.raises(EngineFault, match="weight transfer to"):
-        shared.publisher.publish(broken, version=version + 1)
-    with pytest.raises(EngineFault, match="stay paused"):
-        shared.publisher.resume()
+        shared.weights.publish(Broken(shared.model), version + 1)
     assert shared.loop.run(server.call("GET", "/is_paused")) == {"is_paused": True}
-    assert shared.publisher.version == version
+    assert shared.weights.version.value == version
     with pytest.raises((EngineFault, TimeoutError)):
         ask(shared, timeout=2.0)
 

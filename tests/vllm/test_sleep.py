@@ -25,9 +25,9 @@ SAME = 1e-5
 def asleep(shared):
     """Put to sleep after a publication; awake again afterwards."""
     shared.publish()
-    shared.publisher.sleep()
+    shared.weights.sleep()
     yield shared
-    if shared.publisher.asleep:
+    if shared.weights.asleep:
         shared.publish()
 
 
@@ -55,12 +55,12 @@ def test_a_sleeper_that_dies_is_started_again_when_it_is_wanted(asleep):
     while asleep.server._up.is_set():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    restarts = asleep.server._restarts
+    left = asleep.supervised.restarts_left
     time.sleep(1.0)
-    assert asleep.server._restarts == restarts
+    assert asleep.supervised.restarts_left == left
     disturb(asleep.model, seed=22)
     asleep.publish()
-    assert asleep.server._restarts == restarts + 1
+    assert asleep.supervised.restarts_left == left - 1
     assert gap(asleep.model, PROMPT, ask(asleep)) < SAME
 
 

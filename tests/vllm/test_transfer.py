@@ -18,10 +18,10 @@ from sandbox_rl.audit.alarms import Alarms
 from sandbox_rl.audit.publication import Cause, PublicationAudit
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.training.probe import PublicationProbe
-from sandbox_rl.training.publication.merge import checkpoint_tensors
+from sandbox_rl.training.publication import routes
 from sandbox_rl.training.publication.payload import checksums_of, write_safetensors
 from tests.vllm.conftest import save_tiny, served
-from tests.vllm.support import PROMPT, ask, disturb, gap
+from tests.vllm.support import PROMPT, Broken, ask, disturb, gap
 
 SAME = 1e-5
 DIFFERENT = 1e-2
@@ -30,7 +30,7 @@ DIFFERENT = 1e-2
 def parity(on, *, same: float = SAME, different: float = DIFFERENT) -> None:
     """Equal before, different once the trainer moved on, equal after; the bounds are in nats per token."""
     assert gap(on.model, PROMPT, ask(on)) < same
-    version = on.publisher.version
+    version = on.weights.version.value
     disturb(on.model, seed=version)
     assert gap(on.model, PROMPT, ask(on)) > different
     on.publish()
@@ -67,7 +67,7 @@ def test_lora(shared):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     assert gap(model, PROMPT, ask(shared)) > DIFFERENT
     try:
-        shared.publisher.publish(checkpoint_tensors(model), version=shared.publisher.version + 1)
+        shared.weights.publish(model, shared.weights.version.value + 1)
         assert gap(model, PROMPT, ask(shared)) < SAME
     finally:
         shared.publish()
@@ -77,10 +77,10 @@ def test_weights_that_did_not_arrive_are_noticed(shared):
     shared.publish()
     (server,) = shared.server.servers
     ours = dict(shared.model.named_parameters())
-    shared.loop.run(shared.publisher._verify(server, checksums_of(ours)))
+    shared.loop.run(routes.finish_update([server], checksums_of(ours)))
     others = {name: tensor + 1 for name, tensor in ours.items()}
     with pytest.raises(EngineFault, match="differs from the trainer's"):
-        shared.loop.run(shared.publisher._verify(server, checksums_of(others)))
+        shared.loop.run(routes.finish_update([server], checksums_of(others)))
 
 
 def test_what_a_real_server_computes_with_is_audited(shared):
@@ -94,9 +94,9 @@ def test_what_a_real_server_computes_with_is_audited(shared):
     )
 
     def look(model) -> None:
-        version = shared.publisher.version + 1
+        version = shared.weights.version.value + 1
         with probe.around(shared.model, version):
-            shared.publisher.publish(model.named_parameters(), version=version)
+            shared.weights.publish(model, version)
 
     for seed in range(3):
         look(shared.model)
@@ -116,7 +116,7 @@ def test_frozen_requests_go_on_after_the_transfer(shared):
     """An update in the middle of a turn pauses it; the turn carries the version that it began with."""
     import asyncio
 
-    version = shared.publisher.version
+    version = shared.weights.version.value
     long = asyncio.run_coroutine_threadsafe(_act(shared, max_tokens=900), shared.loop._loop)
     disturb(shared.model, seed=99)
     shared.publish()
@@ -154,11 +154,10 @@ def test_over_a_process_group(vllm_python, tmp_path):
     try:
         parity(on)
         parity(on)
-        version = on.publisher.version
-        broken = ((n, t[:-1] if "norm" in n else t) for n, t in on.model.named_parameters())
+        version = on.weights.version.value
         with pytest.raises(EngineFault, match="weight transfer to"):
-            on.publisher.publish(broken, version=version + 1)
-        with pytest.raises(EngineFault, match="stay paused"):
-            on.publisher.resume()
+            on.weights.publish(Broken(on.model), version + 1)
+        (server,) = on.server.servers
+        assert on.loop.run(server.call("GET", "/is_paused")) == {"is_paused": True}
     finally:
         assert next(run, None) is None

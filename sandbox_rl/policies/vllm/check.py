@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sandbox_rl.errors import ModelError, SetupError
-from sandbox_rl.policies.vllm.api import Refused, Unreachable, VLLMServer
+from sandbox_rl.http_client import Refused, Unreachable
+from sandbox_rl.policies.vllm.api import VLLMServer
 
 __all__ = ["ServerFacts", "TokenizerProbe", "check_server", "check_tokenizer"]
 

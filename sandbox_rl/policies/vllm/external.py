@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from sandbox_rl.errors import SetupError
-from sandbox_rl.policies.vllm.api import Address, VLLMServer
+from sandbox_rl.http_client import Address
+from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
 
 __all__ = ["ExternalServers"]
@@ -74,9 +75,3 @@ class ExternalServers:
     async def recovered(self, server: VLLMServer) -> None:
         """Wait a while for it to answer again: someone may be restarting it."""
         await server.wait_healthy(self._startup_timeout_s)
-
-    def rest(self) -> None:
-        """Whoever runs them minds them."""
-
-    async def wake(self) -> None:
-        """They are there, or the next call says that they are not."""

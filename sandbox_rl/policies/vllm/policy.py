@@ -11,23 +11,20 @@ request would be refused again.
 
 from __future__ import annotations
 
-import asyncio
-import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.policies.base import PolicySession, TurnSampling
+from sandbox_rl.http_client import GaveUp, Refused, Retries, Unreachable
+from sandbox_rl.policies.base import UNTRAINED, PolicySession, TurnSampling, WeightVersion
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm.api import Refused, Unreachable, VLLMServer
+from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.types import Action
 
 __all__ = ["ServerSource", "VLLMPolicy"]
-
-LONGEST_BACKOFF_S = 20.0
 
 
 class ServerSource(Protocol):
@@ -53,7 +50,7 @@ class ServerSource(Protocol):
         ...
 
     async def recovered(self, server: VLLMServer) -> None:
-        """Wait until `server` serves the newest weights, where someone is mending it.
+        """Wait until `server` serves the newest weights, where someone is restarting it.
 
         Raises:
             EngineFault: nobody can.
@@ -73,8 +70,8 @@ class VLLMPolicy:
     Args:
         source: where the servers come from; entered and left together with the policy.
         end_ids: ids that end a turn.
-        weight_version: gives the number of updates that the servers have received; a turn carries the
-            number from before it began, and so never one newer than any of its tokens.
+        version: of the servers' weights; a turn carries the number from before it began, and so never one
+            newer than any of its tokens.
     """
 
     def __init__(
@@ -83,12 +80,12 @@ class VLLMPolicy:
         settings: VLLMSettings,
         *,
         end_ids: frozenset[int],
-        weight_version: Callable[[], int] = lambda: 0,
+        version: WeightVersion = UNTRAINED,
     ) -> None:
         self._source = source
         self._settings = settings
         self._end_ids = sorted(end_ids)
-        self._weight_version = weight_version
+        self._version = version
         self._slots: list[_Slot] = []
         self._stack: AsyncExitStack | None = None
 
@@ -150,38 +147,22 @@ class VLLMPolicy:
     async def _act(
         self, server: VLLMServer, prompt_ids: Sequence[int], sampling: TurnSampling, timeout: float
     ) -> Action:
-        failed: list[str] = []
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._tries(server, prompt_ids, sampling, failed)
-        except TimeoutError:
-            if not failed:
-                raise
-            # The time went to a server that was away: that is not the policy's doing.
-            raise EngineFault(f"{server.address}: {failed[-1]}; {len(failed)} tries") from None
-
-    async def _tries(
-        self, server: VLLMServer, prompt_ids: Sequence[int], sampling: TurnSampling, failed: list[str]
-    ) -> Action:
-        """One turn; `failed` collects what went wrong with the tries before."""
-        while True:
-            version = self._weight_version()
+        async def attempt() -> Action:
+            version = self._version.value  # known before any token is sampled
             body = self._body(prompt_ids, sampling, version)
-            try:
-                answer = await server.call(
-                    "POST", "/v1/completions", body, timeout=self._settings.request_timeout_s
-                )
-                return _action(answer, prompt_ids, version)
-            except Refused as error:
-                raise EngineFault(f"{server.address} refused a turn: {error}") from error
-            except Unreachable as error:
-                failed.append(str(error))
-                if len(failed) > self._settings.retries:
-                    raise EngineFault(f"{server.address}: {error}; {len(failed)} tries") from error
-            wait = min(LONGEST_BACKOFF_S, self._settings.backoff_s * 2 ** (len(failed) - 1))
-            # Jitter: the episodes of one server fail together and must not come back together.
-            await asyncio.sleep(wait * random.uniform(0.5, 1.5))
-            await self._source.recovered(server)
+            answer = await server.call(
+                "POST", "/v1/completions", body, timeout=self._settings.request_timeout_s
+            )
+            return _action(answer, prompt_ids, version)
+
+        retries = Retries(self._settings.retries, self._settings.backoff_s)
+        try:
+            return await retries.run(attempt, timeout=timeout, between=lambda: self._source.recovered(server))
+        except Refused as error:
+            raise EngineFault(f"{server.address} refused a turn: {error}") from error
+        except GaveUp as error:
+            # Where the time went to a server that was away, that is not the policy's doing.
+            raise EngineFault(f"{server.address}: {error}; {len(error.failures)} tries") from error
 
     def _body(self, prompt_ids: Sequence[int], sampling: TurnSampling, version: int) -> dict[str, Any]:
         return {

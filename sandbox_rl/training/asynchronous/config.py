@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,15 @@ import torch
 from trl.experimental.async_grpo import AsyncGRPOConfig
 
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.training.estimator import Estimator
-from sandbox_rl.training.fields import checked_fields
-from sandbox_rl.training.grpo import OURS, check_optimizer, check_untruncated
-from sandbox_rl.training.precision import check_precision
-from sandbox_rl.training.ranges import check_numbers, check_trackers
-from sandbox_rl.training.samples import Advantage
+from sandbox_rl.training.grpo import OURS, common_fields, refuse_misplaced, settled_arguments
 
-__all__ = ["advantage_of", "async_config"]
+__all__ = ["async_config"]
 
 TOKEN_BUDGET = 16_384
 """Tokens of one forward pass, unless an episode can be longer or the recipe says otherwise."""
 
 MAX_STALENESS = 4
-"""Updates that any trained token may be old (`async_admission.py`): the update waits rather than train on an
+"""Updates that any trained token may be old (`admission.py`): the update waits rather than train on an
 older one, and nothing is dropped. 0: sampling and updates take turns. Lower is nearer to on-policy, higher
 waits less for episodes that outlast several updates."""
 
@@ -72,9 +66,7 @@ def async_config(
     Raises:
         ConfigError: an unknown or refused field, or one that belongs elsewhere.
     """
-    for field, where in (OURS | _OURS).items():
-        if field in block:
-            raise ConfigError(f"key 'grpo.{field}' = {block[field]!r} belongs elsewhere: {where}")
+    refuse_misplaced(block, OURS | _OURS)
     for field in _SYNC_ONLY:
         if field in block:
             raise ConfigError(
@@ -83,17 +75,8 @@ def async_config(
             )
     if block.get("max_steps", -1) <= 0:
         raise ConfigError("grpo.max_steps: mode 'async' needs one; set it to the number of updates")
-    cpu = not torch.cuda.is_available()
-    defaults: dict[str, Any] = {
-        "output_dir": str(checkpoints),
-        "seed": seed,
-        "report_to": list(report_to) or "none",
-        "run_name": name,
-        "disable_tqdm": True,
-        "logging_steps": 1,
-        "save_steps": 50,
-        "save_total_limit": 2,
-        "remove_unused_columns": False,
+    fields = {
+        **common_fields(checkpoints=checkpoints, name=name, seed=seed, dtype=dtype, report_to=report_to),
         "max_completion_length": max_tokens,
         "token_budget": max(longest, TOKEN_BUDGET),
         "max_staleness": MAX_STALENESS,
@@ -102,20 +85,14 @@ def async_config(
         "gradient_accumulation_steps": 1,
         "dtype": str(dtype).removeprefix("torch.") if adapters else "float32",
         "trust_remote_code": trust_remote_code,
-        "bf16": dtype == torch.bfloat16,
-        "use_cpu": cpu,
-        # For the vocabulary in float32: bf16 factors are exact in it, and it is several times as fast.
-        "tf32": True if not cpu and torch.cuda.get_device_capability() >= (8, 0) else None,
-        "ddp_timeout": 7200,
+        **block,
     }
-    known = set(inspect.signature(AsyncGRPOConfig.__init__).parameters) - {"self"}
-    check_numbers(block)
-    check_trackers(report_to)
-    args = checked_fields(AsyncGRPOConfig, "grpo", defaults | dict(block), known)
-    args.mixed_precision = "bf16" if args.bf16 else "no"  # a launcher's configuration says it otherwise
-    check_precision(args)
-    check_untruncated(args)
-    check_optimizer(args)
+    args: AsyncGRPOConfig = settled_arguments(AsyncGRPOConfig, fields, block, report_to=report_to)
+    _check(args, longest)
+    return args
+
+
+def _check(args: AsyncGRPOConfig, longest: int) -> None:
     if not args.token_budget or args.token_budget < longest:
         raise ConfigError(
             f"grpo.token_budget: {args.token_budget}, expected at least {longest}, the longest prompt "
@@ -127,9 +104,3 @@ def async_config(
             f"grpo.max_staleness: {args.max_staleness}, expected at least {least}, since weights are "
             f"published every {args.weight_sync_steps} updates; raise it, or lower grpo.weight_sync_steps"
         )
-    return args
-
-
-def advantage_of(estimator: Estimator) -> Advantage:
-    """The paper's leave-one-out baseline, or group-normalised rewards."""
-    return "rloo" if estimator == "paper" else "grpo"

@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from trl.trainer.utils import FusedCausalLMOutput
+
+from sandbox_rl.training.views import LossInputs
 
 __all__ = ["MAX_RATIO", "select_terms", "truncated"]
 
@@ -30,8 +33,8 @@ def truncated(log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: 
 
 
 def select_terms(
-    model: Callable[..., Any], inputs: Mapping[str, Any]
-) -> tuple[Callable[..., Any], dict[str, Any]]:
+    model: Callable[..., FusedCausalLMOutput], inputs: Mapping[str, torch.Tensor]
+) -> tuple[Callable[..., FusedCausalLMOutput], LossInputs]:
     """A model and inputs for TRL's `compute_loss` with truncated ratios.
 
     In a packed row one position can serve several samples, each with its own old log-prob: the terms of the
@@ -41,7 +44,7 @@ def select_terms(
     places = inputs["token_index"][selected]
     old, advantages = inputs["old_log_probs"][selected], inputs["advantages"][selected]
 
-    def forward(**kwargs: Any) -> Any:
+    def forward(**kwargs: Any) -> FusedCausalLMOutput:
         outputs = model(**kwargs)
         outputs.log_probs = truncated(outputs.log_probs.flatten()[places], old, advantages)
         outputs.entropy = outputs.entropy.flatten()[places]

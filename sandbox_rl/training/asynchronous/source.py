@@ -14,6 +14,7 @@ from trl.experimental.async_grpo.async_grpo_trainer import DataCollatorForRollou
 
 from sandbox_rl.audit.packed import PackedAudit
 from sandbox_rl.audit.rows import TokenClass
+from sandbox_rl.policies.base import WeightVersion
 from sandbox_rl.training.asynchronous.admission import Admission
 from sandbox_rl.training.asynchronous.rows import age_metrics, micro_batches
 from sandbox_rl.training.asynchronous.updates import Composed
@@ -63,7 +64,7 @@ class RolloutSource:
 
     Args:
         step: gives the number of finished updates.
-        version: gives the weight version that is sampled with.
+        version: of the weights that are sampled with.
         metrics: TRL's sink, name → values; ours are added to it.
         token_budget: tokens of a row.
         audit: is told what updates are composed of.
@@ -76,7 +77,7 @@ class RolloutSource:
         admission: Admission,
         *,
         step: Callable[[], int],
-        version: Callable[[], int],
+        version: WeightVersion,
         metrics: Mapping[str, list[Any]],
         ranks: int,
         token_budget: int,
@@ -106,7 +107,7 @@ class RolloutSource:
         step = self._step()
         while True:
             self._take_all()
-            self._rollouts.admit(self._admission.admit(step, self._version()))
+            self._rollouts.admit(self._admission.admit(step, self._version.value))
             if self._admission.ready(step):
                 return self._compose(step)
             try:
@@ -144,7 +145,7 @@ class RolloutSource:
             )
         self._metrics["off_policy/places"].append(float(self._admission.places))
         # While this update is computed others are sampled: what it took made room for them.
-        self._rollouts.admit(self._admission.admit(step, self._version()))
+        self._rollouts.admit(self._admission.admit(step, self._version.value))
         for name, value in age_metrics((s for group in groups for s in group.samples), step).items():
             self._metrics[name].append(value)
         collate = DataCollatorForRollout(

@@ -9,13 +9,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl.experimental.async_grpo import AsyncGRPOTrainer, async_grpo_trainer
+from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer, async_grpo_trainer
+from trl.trainer.utils import FusedCausalLMOutput
 
 from sandbox_rl.audit.run import RunAudit
-from sandbox_rl.errors import EngineFault
-from sandbox_rl.training.agreement import everywhere, together
+from sandbox_rl.training.agreement import together
 from sandbox_rl.training.asynchronous.admission import Admission
 from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.asynchronous.ratios import select_terms
@@ -24,10 +24,12 @@ from sandbox_rl.training.asynchronous.updates import UpdateStream
 from sandbox_rl.training.log_probs import float32_log_probs
 from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe
-from sandbox_rl.training.publication.merge import checkpoint_tensors
+from sandbox_rl.training.publication.base import Weights
 from sandbox_rl.training.saving import AgreedSaves
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.training.tree_check import check_packing
+from sandbox_rl.training.trl_hooks import NoTransfer, PolicyHooks
+from sandbox_rl.training.views import LossInputs
 
 __all__ = ["SandboxAsyncTrainer"]
 
@@ -39,10 +41,11 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
     """`trl.experimental.AsyncGRPOTrainer`; what of it is relied upon is pinned by tests/smoke.
 
     TRL's trainer takes micro-batches as samples come and drops single ones that are too old. Here an update
-    is composed of whole groups (`async_admission.py`) and computed in as many micro-batches as they need.
+    is composed of whole groups (`admission.py`) and computed in as many micro-batches as they need.
     `grpo.gradient_accumulation_steps` says how many rows per rank a usual update has.
 
     Args:
+        weights: what the rollouts sample with.
         at_once: groups that are sampled side by side.
         progress: the groups so far; on the main process.
         stop, stopped: see `UpdateStream`.
@@ -53,7 +56,8 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        args: Any,
+        args: AsyncGRPOConfig,
+        weights: Weights,
         at_once: int,
         progress: GroupProgress | None = None,
         stop: Callable[[], bool] = lambda: False,
@@ -64,7 +68,8 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         self.audit = audit
-        self._probe = probe
+        self._weights = weights
+        self._policy = PolicyHooks(self, weights, probe)
         self._rows_per_update = int(args.gradient_accumulation_steps)
         args = copy.copy(args)
         args.gradient_accumulation_steps = 1  # what the loop of transformers sees: one item is one update
@@ -72,7 +77,9 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         self._at_once = at_once
         self._border = _Border(self, stop, stopped)
         with _without_peak_flops():
-            super().__init__(args=args, callbacks=[self._border, *callbacks], **kwargs)
+            super().__init__(
+                args=args, callbacks=[self._border, *callbacks], weight_transfer=NoTransfer(), **kwargs
+            )
         if audit is not None:
             self.add_callback(audit.updates)
         settle_precision(self)
@@ -80,7 +87,6 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         with together():
             check_packing(self.model, low=args.bf16, path=str(kwargs.get("model")))
         float32_log_probs(self.model, temperature=self.temperature)
-        self._published_step = -1
 
     def get_train_dataloader(self) -> UpdateStream:
         """One item per update, on every rank."""
@@ -97,7 +103,7 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
                 self.rollout_worker,
                 admission,
                 step=lambda: int(self.state.global_step),
-                version=lambda: int(self.model_version),
+                version=self._weights.version,
                 metrics=self._metrics["train"],
                 ranks=ranks,
                 token_budget=self.args.token_budget,
@@ -111,7 +117,10 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         return self._rollout_dataset
 
     def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, list[LossInputs]],
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """One whole update: the loss is the mean over all of its tokens, however they lie in rows."""
         batches = inputs["micro_batches"]
@@ -132,17 +141,21 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: LossInputs,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """TRL's, with a bound on what an old token can weigh."""
-        model, inputs = select_terms(model, inputs)
+        forward, inputs = select_terms(model, inputs)
         if self.audit is None:
-            loss: torch.Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss: torch.Tensor = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
             return loss
         seen: list[torch.Tensor] = []
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            output = model(*args, **kwargs)
+        def watched(*args: Any, **kwargs: Any) -> FusedCausalLMOutput:
+            output = forward(*args, **kwargs)
             seen.append(output.log_probs.detach())
             return output
 
@@ -150,7 +163,7 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         self._look(inputs, seen[0])
         return loss
 
-    def _look(self, inputs: dict[str, Any], log_probs: torch.Tensor) -> None:
+    def _look(self, inputs: LossInputs, log_probs: torch.Tensor) -> None:
         assert self.audit is not None
         selected = inputs["token_index"] >= 0
         self.audit.packed.in_loss(inputs["advantages"][selected].float().cpu().numpy())
@@ -160,7 +173,7 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
             gap = (own - inputs["old_log_probs"][selected]).abs().mean().item()
             self.audit.sampler.look(gap, int(self.state.global_step), dict)
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+    def floating_point_ops(self, inputs: dict[str, list[LossInputs]]) -> int:
         """Of one update, for transformers' own count."""
         return sum(super(SandboxAsyncTrainer, self).floating_point_ops(b) for b in inputs["micro_batches"])
 
@@ -170,72 +183,26 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         self._trained_groups.update(behind)  # TRL's metric of groups per step
 
     def _sync_weight(self) -> None:
-        super()._sync_weight()
-        self._published_step = int(self.state.global_step)
-
-    def _sync_weight_merged(self, t0: float) -> tuple[float, float, float]:
-        """As TRL's, but what is sent is gathered before requests freeze, and adapters are folded into a copy.
-
-        TRL merges them in place and takes them out again: a bfloat16 base would drift with every publication.
-        The version is the number of updates, so that it means the same after a resume.
+        """Publish the weights; TRL calls it before the first update and after every n-th.
 
         Raises:
             EngineFault: on every rank, when a server did not take the weights.
         """
-        version = int(self.state.global_step)
-        model = self.accelerator.unwrap_model(self.model)
-        with nullcontext() if self._probe is None else self._probe.around(model, version):
-            return self._publish(t0, version)
-
-    def _publish(self, t0: float, version: int) -> tuple[float, float, float]:
-        transfer = self.weight_transfer if self.accelerator.is_main_process else None
-        tensors = checkpoint_tensors(self.accelerator.unwrap_model(self.model))
-        marks = [t0] * 3
-        failure = ""
-        try:
-            if transfer is not None:
-                staged = transfer.stage(tensors)
-                marks[0] = time.time()
-                transfer.pause()
-                marks[1] = time.time()
-                transfer.send(staged, version=version)
-                marks[2] = time.time()
-        except EngineFault as error:
-            failure = str(error)
-        for _ in tensors:  # gathering a sharded tensor takes every rank
-            pass
-        self._agree_on_failure(failure)
-        if transfer is not None:
-            try:
-                transfer.resume()
-            except EngineFault as error:
-                failure = str(error)
-        self._agree_on_failure(failure)
-        if self.accelerator.is_main_process:
-            self.model_version = version
-            if self.rollout_worker:
-                self.rollout_worker.update_model_version(version)
-        gathered, paused, sent = marks
-        # TRL logs the differences as pause, barrier (here with what is staged) and transfer.
-        return t0 + paused - gathered, paused, sent
-
-    def _agree_on_failure(self, failure: str) -> None:
-        """Also a barrier.
-
-        Raises:
-            EngineFault: on every rank, if the main process brings one.
-        """
-        if self.accelerator.num_processes > 1:
-            message = [failure]
-            broadcast_object_list(message)
-            (failure,) = message
-        if failure:
-            raise everywhere(EngineFault(failure))
+        started = time.monotonic()
+        self._policy.publish(int(self.state.global_step))
+        timing = self._weights.timing
+        for name, seconds in {
+            "": time.monotonic() - started,
+            "pause_": timing.pause_s,
+            "barrier_": timing.gather_s,  # TRL's name for what is waited for before the transfer
+            "transfer_": timing.send_s,
+        }.items():
+            self._metrics["train"][f"perf/weight_sync_{name}s"].append(seconds)
 
     def sync_policy(self) -> None:
-        """Bring the servers up to date before an evaluation."""
-        if self.state.global_step > 0 and self._published_step != self.state.global_step:
-            self._sync_weight()
+        """Bring the servers up to date before an evaluation; they begin with the weights of step 0."""
+        if self.state.global_step > 0:
+            self._policy.bring_up_to_date()
 
 
 class _Border(TrainerCallback):  # type: ignore[misc]

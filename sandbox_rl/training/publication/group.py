@@ -11,7 +11,7 @@ import asyncio
 import datetime
 import itertools
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +19,9 @@ import torch
 
 from sandbox_rl.errors import EngineFault, SetupError
 from sandbox_rl.policies.vllm.api import VLLMServer
-from sandbox_rl.training.publication.transports import NO_COPY, Tensors, control, on_our_card
+from sandbox_rl.training.publication.payload import checksums_of
+from sandbox_rl.training.publication.routes import control
+from sandbox_rl.training.publication.transports import Payload, Tensors, on_our_card
 
 __all__ = ["GroupTransport"]
 
@@ -75,32 +77,29 @@ class GroupTransport:
         own = address_towards(servers[0])
         await self._together(calls, lambda: self._join(store, meeting, 1 + sum(sizes), own))
 
-    def stage(self, tensors: Iterator[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Tensors:
+    def stage(self, tensors: Tensors, dtype: torch.dtype) -> Payload:
         """Where the group's backend sends from."""
         device = "cuda" if self._backend == "nccl" else "cpu"
         staged = {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in tensors}
         if device == "cuda":
             torch.cuda.synchronize()  # the broadcast runs in another thread, on its own stream
-        return staged
+        return _ToGroup(staged, self)
 
-    async def send(self, servers: Sequence[VLLMServer], staged: Tensors) -> None:
-        """Broadcast while the servers receive."""
+    async def broadcast(self, servers: Sequence[VLLMServer], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Broadcast while the servers receive.
+
+        Raises:
+            EngineFault: one end failed; the group is gone then.
+        """
         if self._group is None:
             raise EngineFault("weight transfer: the process group is gone; go on with --resume")
         update = {
-            "names": list(staged),
-            "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in staged.values()],
-            "shapes": [list(tensor.shape) for tensor in staged.values()],
+            "names": list(tensors),
+            "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()],
+            "shapes": [list(tensor.shape) for tensor in tensors.values()],
         }
         calls = [control(s, "/update_weights", {"update_info": update}) for s in servers]
-        await self._together(calls, lambda: self._broadcast(list(staged.values())))
-
-    def keep(self) -> None:
-        """Nothing: the servers are elsewhere, and a copy would have to be sent again by all."""
-
-    async def resend(self, server: VLLMServer) -> None:
-        """Cannot."""
-        raise EngineFault(NO_COPY.format(self._backend))
+        await self._together(calls, lambda: self._broadcast(list(tensors.values())))
 
     def close(self) -> None:
         """Leave the group."""
@@ -127,7 +126,7 @@ class GroupTransport:
         if self._backend == "nccl":
             torch.cuda.synchronize()
 
-    async def _together(self, calls: list[Any], ours: Any) -> None:
+    async def _together(self, calls: Sequence[Coroutine[Any, Any, object]], ours: Callable[[], None]) -> None:
         """Both ends at once. When one fails the other is not waited for."""
         tasks = [asyncio.ensure_future(call) for call in calls]
         tasks.append(asyncio.ensure_future(asyncio.to_thread(ours)))
@@ -146,6 +145,23 @@ class GroupTransport:
             if isinstance(error, EngineFault):
                 raise error
         raise EngineFault(f"weight transfer by {self._backend}: {failed[0]}") from failed[0]
+
+
+class _ToGroup:
+    """Tensors that all servers receive at once; one that is started again is in no group any more."""
+
+    lasting = False
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], group: GroupTransport) -> None:
+        self._tensors = tensors
+        self._group = group
+        self.checksums = checksums_of(tensors)
+
+    async def send(self, servers: Sequence[VLLMServer]) -> None:
+        await self._group.broadcast(servers, self._tensors)
+
+    def close(self) -> None:
+        self._tensors = {}
 
 
 async def _refuse_shared_cards(servers: Sequence[VLLMServer]) -> None:

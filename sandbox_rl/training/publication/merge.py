@@ -7,19 +7,19 @@ bfloat16 base twice per publication: the frozen weights would drift away from th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
+from torch import nn
 
 from sandbox_rl.errors import ModelError
 
 __all__ = ["checkpoint_tensors"]
 
 
-def checkpoint_tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def checkpoint_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """`(name in the base model's checkpoint, whole tensor)` of every weight a server loads, one at a time.
 
     Of tied weights the first one comes, as in a checkpoint. A shard is gathered from all ranks
@@ -38,7 +38,9 @@ def checkpoint_tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _merged(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
     base = model.get_base_model()
-    adapted: Mapping[str, Any] = {n: m for n, m in base.named_modules() if isinstance(m, BaseTunerLayer)}
+    adapted: Mapping[str, BaseTunerLayer] = {
+        n: m for n, m in base.named_modules() if isinstance(m, BaseTunerLayer)
+    }
     _refuse_tied(base, adapted)
     for raw, parameter in base.named_parameters():
         layer_name, _, inner = raw.partition(".base_layer.")
@@ -57,7 +59,7 @@ def _merged(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
             yield _plain(raw), _plain_weight(base, raw, parameter)
 
 
-def _plain_weight(base: Any, raw: str, parameter: torch.nn.Parameter) -> torch.Tensor:
+def _plain_weight(base: nn.Module, raw: str, parameter: nn.Parameter) -> torch.Tensor:
     """The whole weight; a quantised one as the numbers that are computed with."""
     if parameter.is_floating_point():
         return _whole(parameter)
@@ -70,7 +72,7 @@ def _plain_weight(base: Any, raw: str, parameter: torch.nn.Parameter) -> torch.T
     return weight.detach()
 
 
-def _of_adapter(raw: str, adapted: Mapping[str, Any]) -> bool:
+def _of_adapter(raw: str, adapted: Mapping[str, BaseTunerLayer]) -> bool:
     """Whether a parameter belongs to an adapted module and is not its base weight."""
     while raw:
         raw = raw.rpartition(".")[0]
@@ -79,7 +81,7 @@ def _of_adapter(raw: str, adapted: Mapping[str, Any]) -> bool:
     return False
 
 
-def _with_adapters(weight: torch.Tensor, layer: Any, name: str) -> torch.Tensor:
+def _with_adapters(weight: torch.Tensor, layer: BaseTunerLayer, name: str) -> torch.Tensor:
     """`W + scaling · B A` in float32, of all active adapters."""
     merged = weight.to(torch.float32, copy=True)
     for adapter in layer.active_adapters:
@@ -89,7 +91,7 @@ def _with_adapters(weight: torch.Tensor, layer: Any, name: str) -> torch.Tensor:
     return merged
 
 
-def _refuse_tied(base: Any, adapted: Mapping[str, Any]) -> None:
+def _refuse_tied(base: nn.Module, adapted: Mapping[str, BaseTunerLayer]) -> None:
     """An adapter on one of two tied weights has no place in a checkpoint that has the weight once."""
     names: dict[int, str] = {}
     for name, parameter in base.named_parameters(remove_duplicate=False):

@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 
 from sandbox_rl.errors import EngineFault, SetupError
-from sandbox_rl.policies.base import TurnSampling
+from sandbox_rl.http_client import Address
+from sandbox_rl.policies.base import UNTRAINED, FixedVersion, TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm.api import Address
 from sandbox_rl.policies.vllm.external import ExternalServers
 from sandbox_rl.policies.vllm.fake import FakeVLLM
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
@@ -28,7 +28,7 @@ def settings(**fields) -> VLLMSettings:
 
 
 @asynccontextmanager
-async def policy_on(*fakes: FakeVLLM, version=lambda: 0, needed_context=1, engine=None, **fields):
+async def policy_on(*fakes: FakeVLLM, version=UNTRAINED, needed_context=1, engine=None, **fields):
     # Not tmp_path: the path of a unix socket is short.
     with tempfile.TemporaryDirectory(prefix="fake") as directory:
         sockets = [Path(directory) / str(index) for index in range(len(fakes))]
@@ -45,9 +45,7 @@ async def policy_on(*fakes: FakeVLLM, version=lambda: 0, needed_context=1, engin
                     engine=engine,
                 )
                 chosen = settings(**fields)
-                async with VLLMPolicy(
-                    source, chosen, end_ids=frozenset({END}), weight_version=version
-                ) as policy:
+                async with VLLMPolicy(source, chosen, end_ids=frozenset({END}), version=version) as policy:
                     yield policy
             finally:
                 for run in runs:
@@ -61,7 +59,7 @@ async def act(policy, *, timeout=20.0):
 
 async def test_a_turn_is_ids_in_and_ids_out():
     fake = FakeVLLM()
-    async with policy_on(fake, version=lambda: 7) as policy:
+    async with policy_on(fake, version=FixedVersion(7)) as policy:
         action = await act(policy)
         assert policy.max_context == fake.max_model_len
     assert action.token_ids == (7, 7, 7, END)

@@ -1,6 +1,6 @@
 """Rollouts in a process of their own, for training that does not wait for them.
 
-The trainer's end. Fulfils TRL's `RolloutWorkerProtocol`.
+The trainer's end, with what TRL calls of its `RolloutWorkerProtocol`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sandbox_rl.commands.rollout_loop import Channels, RolloutJob, roll_out
 from sandbox_rl.errors import EngineFault, InfraFault
+from sandbox_rl.policies.base import WeightVersion
+from sandbox_rl.training.asynchronous.rollout_loop import Channels, RolloutJob, roll_out
 
 __all__ = ["RolloutProcess"]
 
@@ -20,9 +21,13 @@ STOP_TIMEOUT_S = 60.0
 
 
 class RolloutProcess:
-    """The trainer's end: queues, the version that is live, and whether the other end still works."""
+    """The trainer's end: queues, and whether the other end still works.
 
-    def __init__(self, job: RolloutJob) -> None:
+    Args:
+        version: of the served weights, in memory that both ends read.
+    """
+
+    def __init__(self, job: RolloutJob, version: WeightVersion) -> None:
         self._job = job
         self._context = multiprocessing.get_context("spawn")
         self._channels = Channels(
@@ -30,7 +35,7 @@ class RolloutProcess:
             finished=self._context.Queue(),
             metrics=self._context.Queue(),
             failure=self._context.Queue(),
-            version=self._context.Value("q", 0),
+            version=version,
             beat=self._context.Value("d", 0.0),
             stop=self._context.Event(),
         )
@@ -76,10 +81,6 @@ class RolloutProcess:
         """Let groups start, as soon as there is room."""
         if numbers:
             self._channels.admitted.put(list(numbers))
-
-    def update_model_version(self, model_version: int) -> None:
-        """Which weights turns are sampled with from now on."""
-        self._channels.version.value = model_version
 
     def check_health(self, stale_after_s: float) -> None:
         """Asked by TRL while it waits.

@@ -1,0 +1,99 @@
+"""What trainers publish weights to, whichever way their policy is sampled."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from sandbox_rl.policies.base import WeightVersion
+
+__all__ = ["InProcessWeights", "Timing", "Weights", "shared_version"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long the last publication took, in seconds."""
+
+    gather_s: float = 0.0
+    pause_s: float = 0.0
+    send_s: float = 0.0
+    resume_s: float = 0.0
+
+    @property
+    def stall_s(self) -> float:
+        """From the pause to the resume, as episodes saw it."""
+        return self.pause_s + self.send_s + self.resume_s
+
+
+class Weights(Protocol):
+    """What a trainer publishes to, however its policy is sampled. Every process of a run has one."""
+
+    served: bool
+    """Whether servers sample, whose log-probs differ a little from the trainer's."""
+
+    @property
+    def version(self) -> WeightVersion:
+        """For readers, in this process or a child: updates that the published weights have received."""
+        ...
+
+    @property
+    def asleep(self) -> bool:
+        """Whether servers sleep and need a `publish` before anything is sampled, the same everywhere."""
+        ...
+
+    @property
+    def timing(self) -> Timing:
+        """Of the last publication of this process."""
+        ...
+
+    def current(self, step: int) -> bool:
+        """Whether what is sampled with are the weights after `step` updates."""
+        ...
+
+    def publish(self, model: nn.Module, step: int) -> int:
+        """Have the policy sample with the weights of `model` from now on; every process calls it.
+
+        Args:
+            model: without wrappers of data parallelism.
+            step: updates that it has received; becomes the version.
+
+        Raises:
+            EngineFault: on every process, when a server did not take them; it stays paused.
+        """
+        ...
+
+    def sleep(self) -> None:
+        """The rollouts of this process are done: have servers give their memory back, if they should."""
+        ...
+
+
+class InProcessWeights:
+    """Of a policy that samples from the very model that is trained."""
+
+    served = False
+
+    def __init__(self) -> None:
+        self.version = shared_version()
+        self.asleep = False
+        self.timing = Timing()
+
+    def current(self, step: int) -> bool:
+        """Whether the version is `step`."""
+        return self.version.value == step
+
+    def publish(self, model: nn.Module, step: int) -> int:
+        """Take note: the model is sampled as it is."""
+        self.version.value = step
+        return step
+
+    def sleep(self) -> None:
+        """Nothing: who samples and who trains is told by the model's lease."""
+
+
+def shared_version() -> ctypes.c_longlong:
+    """A number that a spawned process reads as well; without a lock, which a killed reader would keep."""
+    return multiprocessing.get_context("spawn").RawValue(ctypes.c_longlong, 0)

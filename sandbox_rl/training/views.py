@@ -1,0 +1,120 @@
+"""What we read of TRL's trainers and of their settings, as Protocols of ours: TRL itself is untyped.
+
+Nothing else of `training/` names an attribute of TRL's trainers but the subclasses themselves.
+`tests/smoke/test_trl_contract.py` holds TRL's trainers against these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+__all__ = [
+    "LossArgs",
+    "LossInputs",
+    "LossView",
+    "ModelView",
+    "RhythmArgs",
+    "RolloutFunc",
+    "SamplingArgs",
+    "StateView",
+    "TrainerView",
+]
+
+LossInputs = dict[str, torch.Tensor]
+"""Inputs of TRL's `compute_loss`: `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask`
+(B, C), `advantages` (B,), and where there are any `tool_mask`, `old_per_token_logps`, `ref_per_token_logps`,
+`sampling_per_token_logps` (B, C), `importance_sampling_ratio` (B, C) or (B, 1)."""
+
+
+class StateView(Protocol):
+    """`trainer.state`."""
+
+    global_step: int
+    """Updates that are complete."""
+
+
+class RhythmArgs(Protocol):
+    """How TRL's settings say when is sampled and when updated (`generations.py`)."""
+
+    steps_per_generation: int
+    num_iterations: int
+    gradient_accumulation_steps: int
+    generation_batch_size: int
+    num_generations: int
+
+
+class LossArgs(RhythmArgs, Protocol):
+    """Settings of the loss (`micro_batches.py`, `sampler_correction.py`)."""
+
+    loss_type: str
+    top_entropy_quantile: float
+    entropy_coef: float
+    use_adaptive_entropy: bool
+    vllm_importance_sampling_correction: bool
+    vllm_importance_sampling_mode: str
+    vllm_importance_sampling_clip_min: float | None
+    vllm_importance_sampling_clip_max: float | None
+
+
+class SamplingArgs(Protocol):
+    """How TRL's settings say what is sampled."""
+
+    temperature: float
+    top_p: float
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float
+
+
+class TrainerView(Protocol):
+    """The trainer that a `rollout_func` is called with."""
+
+    @property
+    def state(self) -> StateView:
+        """How far it is."""
+        ...
+
+    @property
+    def args(self) -> RhythmArgs:
+        """Its settings."""
+        ...
+
+    num_generations: int
+    """Rollouts of a group; another number while evaluating."""
+
+
+class ModelView(Protocol):
+    """The trainer that updates a model."""
+
+    @property
+    def state(self) -> StateView:
+        """How far it is."""
+        ...
+
+    accelerator: Accelerator
+    model: nn.Module
+    """Perhaps in wrappers of data parallelism."""
+
+
+class LossView(ModelView, Protocol):
+    """The trainer that computes a loss."""
+
+    @property
+    def args(self) -> LossArgs:
+        """Its settings."""
+        ...
+
+    temperature: float
+    aux_loss_enabled: bool
+    is_deepspeed_enabled: bool
+    vllm_importance_sampling_correction: bool
+    """Read by TRL whenever it scores and whenever it computes a loss."""
+
+
+RolloutFunc = Callable[[Sequence[str], Any], dict[str, list[Any]]]
+"""TRL's `rollout_func`: prompts and the trainer → columns of rows, by name."""
