@@ -18,7 +18,7 @@ SMOOTHING = 0.98
 
 
 class Terminal:
-    """Fulfils `commands.display.Display` with rich; plain lines where there is no terminal."""
+    """Fulfils `display.Display` with rich; plain lines where there is no terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console if console is not None else Console()
@@ -52,7 +52,7 @@ class Terminal:
 
 
 class EpisodeBar:
-    """Fulfils `commands.display.Progress`."""
+    """Fulfils `display.Progress`."""
 
     def __init__(self, bar: Bar, title: str, total: int, done: int = 0) -> None:
         self._bar = bar
