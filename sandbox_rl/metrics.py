@@ -9,7 +9,7 @@ from statistics import fmean
 
 from sandbox_rl.types import Rollout, StopReason, ToolCall
 
-__all__ = ["group_metrics", "pass_at_k", "rollout_metrics"]
+__all__ = ["group_metrics", "known_tool", "pass_at_k", "rollout_metrics"]
 
 SOLVED = 1.0
 """A rollout solves its task when its reward reaches this value."""
@@ -96,13 +96,13 @@ def _tools(rollouts: Sequence[Rollout]) -> dict[str, float]:
     failures: Counter[str] = Counter()
     for rollout in rollouts:
         for turn in rollout.trajectory.turns:
-            calls.update(_known_name(call.name) for call in turn.calls if isinstance(call, ToolCall))
+            calls.update(known_tool(call.name) for call in turn.calls if isinstance(call, ToolCall))
             failures.update(o.failure.value for o in turn.observations if o.failure is not None)
     out = {f"calls/{name}": count / len(rollouts) for name, count in sorted(calls.items())}
     return out | {f"failures/{kind}": count / len(rollouts) for kind, count in sorted(failures.items())}
 
 
-def _known_name(name: str) -> str:
+def known_tool(name: str) -> str:
     """The policy chooses the names that it calls: only those that exist may become metric names."""
     return name if name in ("execute_bash", "str_replace_editor", "submit") else "unknown"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sandbox_rl.display import Display
-from sandbox_rl.evaluation.page import columns_of, difference_text, rows_of
+from sandbox_rl.evaluation.page import columns_of, rows_of
 from sandbox_rl.evaluation.results import Results
 
 __all__ = ["no_calls_hint", "show_results"]
@@ -14,7 +14,7 @@ def show_results(results: Results, display: Display) -> None:
     columns = columns_of([results])
     rows = rows_of([found for _, found in columns])
     if results.comparison is not None:
-        rows.append(["sandbox minus plain", difference_text(results.comparison), ""])
+        rows.append(["sandbox minus plain", str(results.comparison), ""])
     display.table(f"{results.name}, {results.tasks} tasks", ["", *(mode for mode, _ in columns)], rows)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from sandbox_rl.evaluation.tool_mix import Use, uses_of
 from sandbox_rl.journal import read_journal
+from sandbox_rl.metrics import known_tool
 
 __all__ = ["EpisodeRow", "read_ledger", "row_of"]
 
@@ -27,7 +28,9 @@ class EpisodeRow:
         mode: "sandbox" or "plain".
         reward: None when it could not be judged.
         sampled, observed, prompt: tokens; of an endpoint they are those that it reports, else 0.
-        calls: tool calls that could be parsed; `uses` counts them by what they were for.
+        scoring: seconds.
+        calls: tool calls that could be parsed; `tools` counts them by name, `uses` by what they were for.
+        failures: observations that told of a failure, by its kind.
         by_fallback: the judge was down and a rule judged.
     """
 
@@ -45,9 +48,12 @@ class EpisodeRow:
     seconds: float
     generation: float
     execution: float
+    scoring: float
     calls: int
     by_fallback: bool = False
     uses: Mapping[Use, int] = field(default_factory=dict)
+    tools: Mapping[str, int] = field(default_factory=dict)
+    failures: Mapping[str, int] = field(default_factory=dict)
 
 
 def row_of(record: Mapping[str, Any]) -> EpisodeRow:
@@ -75,9 +81,12 @@ def row_of(record: Mapping[str, Any]) -> EpisodeRow:
         seconds=record["seconds"],
         generation=sum(turn["generation_seconds"] for turn in turns),
         execution=sum(turn["execution_seconds"] for turn in turns),
+        scoring=record["scoring_seconds"],
         calls=len(calls),
         by_fallback=bool(record["reward_parts"].get("judge_fallback")),
         uses=dict(uses),
+        tools=dict(Counter(known_tool(call["name"]) for call in calls)),
+        failures=dict(Counter(o["failure"] for turn in turns for o in turn["observations"] if o["failure"])),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sandbox_rl.evaluation.results import ModeResults, Results
 from sandbox_rl.evaluation.statistics import Difference, Mean, paired_difference
 
-__all__ = ["columns_of", "difference_text", "mean_text", "page", "rows_of"]
+__all__ = ["accuracy_rows", "columns_of", "page", "rows_of"]
 
 _COUNTS = {
     "turns": "turns per episode",
@@ -27,19 +27,6 @@ _SHARES = {
 }
 
 
-def mean_text(mean: Mean | None) -> str:
-    """Percent with the half width of the 95 % interval."""
-    if mean is None:
-        return "–"
-    half = "" if mean.half_width is None else f" ± {100 * mean.half_width:.1f}"
-    return f"{100 * mean.value:.1f} %{half}"
-
-
-def difference_text(gap: Difference) -> str:
-    """Percentage points with the 95 % interval."""
-    return f"{100 * gap.value:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
-
-
 def columns_of(runs: Sequence[Results]) -> list[tuple[str, ModeResults]]:
     """(heading, results) of every mode of every run; the run's name is left out where there is one run."""
     single = len(runs) == 1
@@ -52,13 +39,8 @@ def columns_of(runs: Sequence[Results]) -> list[tuple[str, ModeResults]]:
 
 def rows_of(columns: Sequence[ModeResults]) -> list[list[str]]:
     """A title and one cell per column for everything that is reported."""
-    rows = [["accuracy (avg@k)", *(mean_text(c.accuracy) for c in columns)]]
+    rows = accuracy_rows(columns)
     parts = sorted({part for c in columns for part in c.parts})
-    for part in parts:
-        found = [c.parts.get(part) for c in columns]
-        rows.append([f"  {part}", *(mean_text(p.accuracy if p else None) for p in found)])
-    if len(parts) > 1:
-        rows.append(["mean of the parts", *(_percent(c.macro) for c in columns)])
     for k in sorted({k for c in columns for k in c.pass_at}):
         rows.append([f"pass@{k}", *(_percent(c.pass_at.get(k)) for c in columns)])
     for part in parts:
@@ -83,6 +65,18 @@ def rows_of(columns: Sequence[ModeResults]) -> list[list[str]]:
     return rows
 
 
+def accuracy_rows(columns: Sequence[ModeResults]) -> list[list[str]]:
+    """The first rows: accuracy, over all tasks and by part."""
+    rows = [["accuracy (avg@k)", *(_said(c.accuracy) for c in columns)]]
+    parts = sorted({part for c in columns for part in c.parts})
+    for part in parts:
+        found = [c.parts.get(part) for c in columns]
+        rows.append([f"  {part}", *(_said(p.accuracy if p else None) for p in found)])
+    if len(parts) > 1:
+        rows.append(["mean of the parts", *(_percent(c.macro) for c in columns)])
+    return rows
+
+
 def page(runs: Sequence[Results]) -> str:
     """One Markdown page; deterministic for equal results."""
     columns = columns_of(runs)
@@ -101,7 +95,7 @@ def page(runs: Sequence[Results]) -> str:
         lines += _table(
             ["run", "part", "difference, 95 % interval", "tasks"],
             [
-                [run.name, part, difference_text(gap), str(gap.tasks)]
+                [run.name, part, str(gap), str(gap.tasks)]
                 for run in compared
                 for part, gap in (("all", run.comparison), *run.comparison_by_part.items())
                 if gap is not None
@@ -112,9 +106,8 @@ def page(runs: Sequence[Results]) -> str:
         lines += _table(["run", "mode", "difference, 95 % interval", "tasks in common"], _against_first(runs))
     lines += [
         "",
-        "Intervals of accuracy: normal approximation over tasks (3 / N where all came out alike). "
-        "Differences: paired bootstrap over tasks. "
-        "pass@k: unbiased (arXiv 2107.03374). Episodes that were not judged count neither way.",
+        "In brackets: 95 % intervals over tasks (Wilson's, with the effective number of tasks); of differences, "
+        "over tasks in pairs. pass@k: unbiased (arXiv 2107.03374). Episodes that were not judged count neither way.",
         "",
     ]
     return "\n".join(lines)
@@ -134,8 +127,8 @@ def _against_first(runs: Sequence[Results]) -> list[list[str]]:
                 for of in (run, first)
             )
             gap = paired_difference(mine, theirs)
-            said = "–" if gap is None else difference_text(gap)
-            rows.append([f"{run.name}, {run.model}", mode, said, str(0 if gap is None else gap.tasks)])
+            tasks = 0 if gap is None else gap.tasks
+            rows.append([f"{run.name}, {run.model}", mode, _said(gap), str(tasks)])
     return rows
 
 
@@ -153,6 +146,10 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         _line(["---", *("---:" for _ in heading[1:])]),
         *(_line(row) for row in rows),
     ]
+
+
+def _said(number: Mean | Difference | None) -> str:
+    return "–" if number is None else str(number)
 
 
 def _percent(value: float | None) -> str:

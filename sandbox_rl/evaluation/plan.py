@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.evaluation.summary import evaluation_requests
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rollout import EpisodeRequest
+from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Task
 
 __all__ = ["MODES", "EvaluationPlan", "Part", "parts_by_domain"]
@@ -32,7 +32,9 @@ class EvaluationPlan:
     Args:
         modes: of `MODES`.
         skipped: part → why it is not there.
-        share: (index, count): which of the episodes this process runs; all processes share one journal.
+        label: begins the ids of the episodes, where the mode does not: one mode can be measured several times
+            in one journal.
+        share: (index, count): which of the episodes this process runs.
 
     Raises:
         ConfigError: two tasks have one id, or there is no task.
@@ -45,9 +47,14 @@ class EvaluationPlan:
     seed: int
     sampling: Sampling
     skipped: Mapping[str, str] = field(default_factory=dict)
+    label: str = ""
     share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
+        if self.label and len(self.modes) > 1:
+            raise ValueError(
+                f"label {self.label!r} with modes {self.modes}, expected one mode: ids would clash"
+            )
         seen: dict[str, str] = {}
         for part in self.parts:
             for task in part.tasks:
@@ -66,24 +73,29 @@ class EvaluationPlan:
 
     def requests(self, mode: str) -> list[tuple[Part, EpisodeRequest]]:
         """Equal plans give equal requests. Both modes share the seeds of a task's samples."""
+        tasks = [(part, task) for part in self.parts for task in part.tasks]
         return [
-            (part, request)
-            for start, part in self._starts()
-            for request in evaluation_requests(
-                part.tasks, samples=part.samples, seed=self.seed, label=mode, start=start
+            (
+                part,
+                EpisodeRequest(
+                    id=f"{self.label or mode}-{index:05d}-{sample}",
+                    task=task,
+                    seed=derive_seed(self.seed, "evaluation", task.id, sample),
+                ),
             )
+            for index, (part, task) in enumerate(tasks)
+            for sample in range(part.samples)
         ]
+
+    def own_requests(self, mode: str) -> list[tuple[Part, EpisodeRequest]]:
+        """Those of this process."""
+        index, count = self.share
+        return self.requests(mode)[index::count]
 
     @property
     def episodes(self) -> int:
         """How many episodes there are, all modes together."""
         return len(self.modes) * sum(len(part.tasks) * part.samples for part in self.parts)
-
-    def _starts(self) -> Iterator[tuple[int, Part]]:
-        start = 0
-        for part in self.parts:
-            yield start, part
-            start += len(part.tasks)
 
 
 def parts_by_domain(tasks: Sequence[Task], samples: int) -> tuple[Part, ...]:

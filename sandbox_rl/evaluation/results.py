@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from sandbox_rl.evaluation.identity import task_key
 from sandbox_rl.evaluation.ledger import EpisodeRow
@@ -18,7 +21,7 @@ from sandbox_rl.types import StopReason
 
 __all__ = ["FORMAT", "ModeResults", "PartResults", "Results", "results_of"]
 
-FORMAT = 1
+FORMAT = 2
 """Of `results.json`; goes up when a field changes its meaning."""
 
 
@@ -42,7 +45,8 @@ class ModeResults:
         macro: mean of the parts' accuracies, as papers average over benchmarks.
         pass_at: k → unbiased pass@k, for the samples that every task has.
         parts: part → its results.
-        means: per judged episode: turns, calls, tokens/*, seconds/*; shares lie in [0, 1].
+        means: per judged episode: turns, calls, calls/*, failures/*, tokens/*, seconds/*; shares, such as
+            solve_rate and use/*, lie in [0, 1].
         stops: stop reason → share of judged episodes.
         tasks: task id → mean reward of its judged samples.
     """
@@ -96,9 +100,45 @@ class Results:
         """Of them, infrastructure faults."""
         return sum(mode.faults for mode in self.modes.values())
 
+    def headline(self, mode: str = "sandbox") -> str:
+        """The accuracy, and what it rests on: "80.0 % [58.4, 91.9] of 20 tasks judged, 17 not judged"."""
+        found = self.modes[mode]
+        tasks, lost = len(found.tasks), self.tasks - len(found.tasks)
+        if found.accuracy is None:
+            return f"not measured: 0 tasks judged, {lost} not judged"
+        missing = f", {lost} not judged" if lost else ""
+        if found.unjudged and not lost:
+            missing = f", {found.unjudged} episodes not judged"
+        return f"{found.accuracy} of {tasks} tasks judged{missing}"
+
+    def metrics(self, mode: str = "sandbox") -> dict[str, float]:
+        """The numbers by the names that they have in `metrics.jsonl` and in trackers, below a prefix.
+
+        What was not measured is left out: a zero would look like a measurement.
+        """
+        found = self.modes[mode]
+        planned = found.episodes + found.unjudged
+        out = {
+            "tasks": float(len(found.tasks)),
+            "unjudged_tasks": float(self.tasks - len(found.tasks)),
+            "episodes": float(found.episodes),
+            "unjudged": float(found.unjudged),
+            "infra_fault_rate": found.faults / planned,
+        }
+        if found.accuracy is None or found.macro is None:
+            return out
+        mean = found.accuracy
+        out |= {"accuracy": mean.value, "low": mean.low, "high": mean.high, "macro": found.macro}
+        out |= {f"accuracy/{part}": value.accuracy.value for part, value in found.parts.items()}
+        out |= {f"pass_at_{k}": value for k, value in found.pass_at.items()}
+        ends = (stop for stop in StopReason if stop is not StopReason.INFRA_FAULT)
+        out |= {f"stop/{stop.value}": found.stops.get(stop.value, 0.0) for stop in ends}
+        return out | dict(found.means)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"format": FORMAT, **asdict(self)}
+        plain: dict[str, Any] = _plain().dump_python(self, mode="json")
+        return {"format": FORMAT, **plain}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Results:
@@ -109,17 +149,12 @@ class Results:
         """
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']!r}, expected {FORMAT}")
-        return cls(
-            name=value["name"],
-            model=value["model"],
-            seed=value["seed"],
-            parts={name: (tasks, samples) for name, (tasks, samples) in value["parts"].items()},
-            keys=value["keys"],
-            modes={name: _mode_from_json(mode) for name, mode in value["modes"].items()},
-            comparison=Difference(**value["comparison"]) if value["comparison"] else None,
-            comparison_by_part={part: Difference(**gap) for part, gap in value["comparison_by_part"].items()},
-            skipped=value["skipped"],
-        )
+        return _plain().validate_python({name: v for name, v in value.items() if name != "format"})
+
+
+@cache
+def _plain() -> TypeAdapter[Results]:
+    return TypeAdapter(Results)
 
 
 def results_of(rows: Iterable[EpisodeRow], plan: EvaluationPlan) -> Results:
@@ -197,42 +232,31 @@ def _pass_at(rewards: Mapping[str, Sequence[float]]) -> dict[int, float]:
 def _means(rows: Sequence[EpisodeRow]) -> dict[str, float]:
     if not rows:
         return {}
+    count, calls = len(rows), sum(row.calls for row in rows)
     sampled, observed = sum(row.sampled for row in rows), sum(row.observed for row in rows)
-    calls = sum(row.calls for row in rows)
     out = {
+        "solve_rate": fmean(row.reward is not None and row.reward >= SOLVED for row in rows),
         "turns": fmean(row.turns for row in rows),
-        "calls": calls / len(rows),
+        "calls": calls / count,
         "tokens/prompt": fmean(row.prompt for row in rows),
-        "tokens/sampled": sampled / len(rows),
-        "tokens/observed": observed / len(rows),
+        "tokens/sampled": sampled / count,
+        "tokens/observed": observed / count,
         "tokens/observed_share": observed / max(1, sampled + observed),
         "seconds/episode": fmean(row.seconds for row in rows),
         "seconds/generation": fmean(row.generation for row in rows),
         "seconds/execution": fmean(row.execution for row in rows),
+        "seconds/scoring": fmean(row.scoring for row in rows),
+        "seconds/waiting": fmean(max(0.0, row.seconds - row.generation - row.execution) for row in rows),
     }
-    for use in Use:
-        out[f"use/{use.value}"] = sum(row.uses.get(use, 0) for row in rows) / max(1, calls)
-    return out
+    out |= {f"calls/{name}": total / count for name, total in _totals(row.tools for row in rows)}
+    out |= {f"failures/{kind}": total / count for kind, total in _totals(row.failures for row in rows)}
+    uses = dict(_totals(row.uses for row in rows))
+    return out | {f"use/{use.value}": uses.get(use, 0) / max(1, calls) for use in Use}
 
 
-def _mode_from_json(value: Mapping[str, Any]) -> ModeResults:
-    return ModeResults(
-        episodes=value["episodes"],
-        unjudged=value["unjudged"],
-        faults=value["faults"],
-        by_fallback=value["by_fallback"],
-        accuracy=Mean(**value["accuracy"]) if value["accuracy"] else None,
-        macro=value["macro"],
-        pass_at=_by_k(value["pass_at"]),
-        parts={
-            name: PartResults(Mean(**part["accuracy"]), _by_k(part["pass_at"]))
-            for name, part in value["parts"].items()
-        },
-        means=value["means"],
-        stops=value["stops"],
-        tasks=value["tasks"],
-    )
-
-
-def _by_k(value: Mapping[str, float]) -> dict[int, float]:
-    return {int(k): v for k, v in value.items()}
+def _totals(counts: Iterable[Mapping[Any, int]]) -> list[tuple[Any, int]]:
+    """The sums by name, in the order of the names."""
+    totals: Counter[Any] = Counter()
+    for found in counts:
+        totals.update(found)
+    return sorted(totals.items())

@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
-from sandbox_rl.evaluation.ledger import read_ledger, row_of
+from sandbox_rl.evaluation.ledger import EpisodeRow, read_ledger, row_of
 from sandbox_rl.evaluation.plan import EvaluationPlan
 from sandbox_rl.evaluation.results import Results, results_of
 from sandbox_rl.journal import Journal, rollout_record
@@ -28,56 +29,52 @@ CHUNK = 1_000
 async def run_evaluation(
     plan: EvaluationPlan,
     engines: Mapping[str, AbstractAsyncContextManager[RolloutEngine]],
-    journal_path: Path,
+    journal: Journal,
     *,
-    on_episode: Callable[[float | None], None] = lambda _: None,
-) -> Results:
-    """Run what the journal lacks of this process's share, and give the results of all that it holds.
+    known: Mapping[str, EpisodeRow] | None = None,
+    on_episode: Callable[[EpisodeRow, Rollout], None] = lambda row, rollout: None,
+    **context: Any,
+) -> None:
+    """Run this process's share of a plan, and write it to the journal.
 
     Args:
         engines: mode → engine; entered only if there is something to run.
-        on_episode: called with the reward of every judged episode of the journal, then of every new one.
+        known: what the journal holds already (`read_ledger`): what was judged is not run again.
+        on_episode: called in the event loop with every episode as it is in the journal; must not block.
+        context: more fields of the journal's lines.
 
     Raises:
         InfraFault: every episode of a chunk failed on our side.
         UserError: the machine, the endpoint or the model cannot do it at all.
         OSError: the journal cannot be written.
     """
-    index, count = plan.share
-    with Journal(journal_path, repair=index == 0) as journal:
-        rows = read_ledger(journal_path)
-        for row in rows.values():
-            if row.reward is not None:
-                on_episode(row.reward)
-        for mode in plan.modes:
-            done = {id for id, row in rows.items() if row.reward is not None}
-            mine = plan.requests(mode)[index::count]
-            missing = [request for _, request in mine if request.id not in done]
-            if not missing:
-                continue
-            part_of = {request.id: part.name for part, request in mine}
+    done = {id for id, row in (known or {}).items() if row.reward is not None}
+    for mode in plan.modes:
+        missing = [(part, request) for part, request in plan.own_requests(mode) if request.id not in done]
+        if not missing:
+            continue
+        part_of = {request.id: part.name for part, request in missing}
 
-            def keep(
-                request: EpisodeRequest,
-                rollout: Rollout,
-                mode: str = mode,
-                part_of: Mapping[str, str] = part_of,
-            ) -> None:
-                context = {"phase": "eval", "mode": mode, "part": part_of[request.id], "seed": request.seed}
-                journal.write(rollout, **context)
-                rows[request.id] = row_of(rollout_record(rollout, **context))
-                on_episode(rollout.reward.value)
+        def keep(
+            request: EpisodeRequest,
+            rollout: Rollout,
+            mode: str = mode,
+            part_of: Mapping[str, str] = part_of,
+        ) -> None:
+            fields = {"phase": "eval", **context, "mode": mode, "part": part_of[request.id]}
+            fields |= {"seed": request.seed}
+            journal.write(rollout, **fields)
+            on_episode(row_of(rollout_record(rollout, **fields)), rollout)
 
-            async with engines[mode] as engine:
-                for start in range(0, len(missing), CHUNK):
-                    await engine.run(
-                        missing[start : start + CHUNK],
-                        sampling=plan.sampling,
-                        overlong="score",
-                        observer=EachRollout(keep),
-                    )
-                    await asyncio.sleep(0)
-    return results_of(rows.values(), plan)
+        async with engines[mode] as engine:
+            for start in range(0, len(missing), CHUNK):
+                await engine.run(
+                    [request for _, request in missing[start : start + CHUNK]],
+                    sampling=plan.sampling,
+                    overlong="score",
+                    observer=EachRollout(keep),
+                )
+                await asyncio.sleep(0)
 
 
 def results_of_journal(plan: EvaluationPlan, journal_path: Path) -> Results:
