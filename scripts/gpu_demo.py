@@ -200,13 +200,19 @@ def summary(run: Path) -> dict[str, Any]:
         {
             "step": step,
             "accuracy": entry["eval/accuracy"],
-            "half_width": entry["eval/half_width"],
+            "interval": [entry["eval/low"], entry["eval/high"]],
             **{name: entry.get(f"eval/accuracy/{name}") for name in ("sums", "documents")},
         }
         for step, entry in (min(evaluations.items()), max(evaluations.items()))
     ]
     gain = points[1]["accuracy"] - points[0]["accuracy"]
     return {"updates": points[1]["step"], "before": points[0], "after": points[1], "gain": gain}
+
+
+def said(point: dict[str, Any]) -> str:
+    """Accuracy with its 95 % interval, as everything else says it."""
+    low, high = point["interval"]
+    return f"{100 * point['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def draw(runs: dict[int, Path], target: Path, title: str) -> None:
@@ -228,7 +234,10 @@ def draw(runs: dict[int, Path], target: Path, title: str) -> None:
         axes.errorbar(
             steps,
             [evaluations[s]["eval/accuracy"] for s in steps],
-            yerr=[evaluations[s]["eval/half_width"] for s in steps],
+            yerr=[
+                [evaluations[s]["eval/accuracy"] - evaluations[s]["eval/low"] for s in steps],
+                [evaluations[s]["eval/high"] - evaluations[s]["eval/accuracy"] for s in steps],
+            ],
             color=colour,
             marker="o",
             capsize=3,
@@ -281,11 +290,7 @@ def main() -> int:
             found["log"] = (out / f"seed-{seed}.log").read_text().strip().splitlines()[-1:]
         line = f"seed {seed}: {found['state']}, {found['updates']} updates, {found['seconds']:.0f} s"
         if "gain" in found:
-            a, b = found["before"], found["after"]
-            line += (
-                f"; held out {100 * a['accuracy']:.1f} ± {100 * a['half_width']:.1f} % -> "
-                f"{100 * b['accuracy']:.1f} ± {100 * b['half_width']:.1f} %"
-            )
+            line += f"; held out {said(found['before'])} -> {said(found['after'])}"
         print(line, *found.get("log", []), sep="; " if "log" in found else "", flush=True)
     report["seconds"] = round(time.monotonic() - begun, 1)
     gains = [found["gain"] for found in report["seeds"].values() if "gain" in found]

@@ -1,41 +1,30 @@
-"""Evaluation of a model on a recipe's held-out tasks or on a suite: with a sandbox, without one, or both.
-
-::
-
-    OUTPUT/
-      evaluation.json   what makes this measurement itself; `--resume` compares it
-      episodes.jsonl    every episode, whole
-      results.json      see docs/evaluation.md
-      results.md        the same as a page
-"""
+"""`sandbox-rl eval`: a model on held-out tasks or on a suite, with a sandbox, without one, or both."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sandbox_rl.commands.evaluate_engines import Engines, endpoint_engines, local_engines
 from sandbox_rl.commands.evaluate_identity import model_identity, settings_identity
-from sandbox_rl.commands.suite import Subject, open_subject
 from sandbox_rl.config.suite import Suite
 from sandbox_rl.display import Display
-from sandbox_rl.errors import ConfigError, InfraFault, UserError
-from sandbox_rl.evaluation.identity import check_same, identity_of, short_hash
-from sandbox_rl.evaluation.page import page
+from sandbox_rl.errors import ConfigError, InfraFault
+from sandbox_rl.evaluation.directory import EvaluationDirectory
+from sandbox_rl.evaluation.identity import identity_of, short_hash
+from sandbox_rl.evaluation.ledger import read_ledger
 from sandbox_rl.evaluation.plan import MODES, EvaluationPlan
-from sandbox_rl.evaluation.results import Results
+from sandbox_rl.evaluation.results import Results, results_of
 from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
+from sandbox_rl.journal import Journal
 from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.openai_chat import EndpointSettings
-from sandbox_rl.runs.directory import check_output_dir, write_atomically
+from sandbox_rl.runs.directory import check_output_dir
+from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
 
@@ -85,77 +74,58 @@ def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome
     if not set(modes) <= set(MODES):
         raise ConfigError(f"--mode: {options.mode!r}, expected sandbox, plain or both")
     endpoint = _endpoint(options)
-    subject = open_subject(options.target, options.overrides, samples=options.samples)
-    output = _output(subject, options)
-    stored = _stored(output, resume=options.resume)
+    subject = Subject.open(options.target, options.overrides, samples=options.samples)
+    output = EvaluationDirectory(_output(subject, options))
+    stored = output.stored(resume=options.resume)
     model = None if endpoint is not None else _model(subject, options, display)
     name = endpoint.model if endpoint is not None else (model.path if model is not None else "")
-    plan = EvaluationPlan(
-        subject.settings.name,
-        name,
-        subject.parts,
-        modes,
-        subject.settings.seed,
-        subject.sampling,
-        subject.skipped,
-    )
+    plan = subject.plan(name, modes=modes)
     identity = identity_of(
         plan,
         model={"endpoint": name} if model is None else model_identity(model),
         settings=settings_identity(subject.settings, plan, local=model is not None),
     )
-    if stored is not None:
-        check_same(stored, identity, str(output))
     for part, why in subject.skipped.items():
         display.say(f"Left out: {part} ({why})")
-    journal = output / "episodes.jsonl"
-    new_parent = not output.parent.exists()
-    if stored is None:
-        output.mkdir(parents=True)
-        write_atomically(output / "evaluation.json", json.dumps(identity, indent=1) + "\n")
     fault = ""
     try:
-        with _alone(output):
-            results = results_of_journal(plan, journal)
-            if results.unjudged:  # else nothing needs a model
-                with (
-                    LoopThread() as loop,
-                    _engines(
-                        subject, plan, model, endpoint, loop=loop, output=output, display=display
-                    ) as found,
-                    display.progress("Evaluating", plan.episodes) as bar,
-                ):
-                    results = loop.run(run_evaluation(plan, found, journal, on_episode=bar.advance))
-    except (UserError, InfraFault) as error:
-        results = results_of_journal(plan, journal)
-        if stored is None and not (journal.exists() and journal.stat().st_size):
-            shutil.rmtree(output)  # it is ours and holds nothing: the next try may have the name
-            if new_parent:
-                with suppress(OSError):  # somebody else uses it by now
-                    output.parent.rmdir()
-        if isinstance(error, UserError) or not any(mode.episodes for mode in results.modes.values()):
+        with output.opened(identity, stored):
+            _run(subject, plan, model, endpoint, output, display)
+    except InfraFault as error:
+        if not any(row.reward is not None for row in read_ledger(output.journal).values()):
             raise
         fault = str(error)
-    write_atomically(output / "results.json", json.dumps(results.to_json(), indent=1) + "\n")
-    write_atomically(output / "results.md", page([results]))
-    return EvaluationOutcome(output, results, fault)
+    results = results_of_journal(plan, output.journal)
+    output.write(results)
+    return EvaluationOutcome(output.path, results, fault)
 
 
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Two processes at one journal would run everything twice; the lock goes with its process.
-
-    Raises:
-        ConfigError: another one is at it.
-    """
-    with (output / "evaluation.json").open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"--output: another process is at work on {output}; wait for it, or name another directory"
-            ) from error
-        yield
+def _run(
+    subject: Subject,
+    plan: EvaluationPlan,
+    model: ModelSettings | None,
+    endpoint: EndpointSettings | None,
+    output: EvaluationDirectory,
+    display: Display,
+) -> None:
+    """Run what the journal lacks; where it lacks nothing, nothing needs a model."""
+    known = read_ledger(output.journal)
+    if not results_of(known.values(), plan).unjudged:
+        return
+    with (
+        LoopThread() as loop,
+        _engines(subject, plan, model, endpoint, loop=loop, output=output.path, display=display) as engines,
+        display.progress("Evaluating", plan.episodes) as bar,
+        Journal(output.journal) as journal,
+    ):
+        for row in known.values():
+            if row.reward is not None:
+                bar.advance(row.reward)
+        loop.run(
+            run_evaluation(
+                plan, engines, journal, known=known, on_episode=lambda row, _: bar.advance(row.reward)
+            )
+        )
 
 
 def _endpoint(options: EvaluateOptions) -> EndpointSettings | None:
@@ -187,25 +157,6 @@ def _output(subject: Subject, options: EvaluateOptions) -> Path:
         words = re.sub(r"[^A-Za-z0-9._-]+", "-", options.model).strip("-.")[-60:]
         name += f"-{words or short_hash(options.model)}"
     return Path(subject.settings.output_dir) / name
-
-
-def _stored(output: Path, *, resume: bool) -> dict[str, Any] | None:
-    """The identity of the run to go on with; None for a new one."""
-    if not resume:
-        if os.path.lexists(output):
-            raise ConfigError(
-                f"--output: {output} exists; go on with it by --resume, or name another directory"
-            )
-        return None
-    path = output / "evaluation.json"
-    try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--resume: {path} cannot be read ({error}), expected the directory of an earlier evaluation; "
-            "leave --resume away to start one"
-        ) from error
-    return stored
 
 
 def _model(subject: Subject, options: EvaluateOptions, display: Display) -> ModelSettings:

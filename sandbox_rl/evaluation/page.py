@@ -106,8 +106,9 @@ def page(runs: Sequence[Results]) -> str:
         lines += _table(["run", "mode", "difference, 95 % interval", "tasks in common"], _against_first(runs))
     lines += [
         "",
-        "In brackets: 95 % intervals over tasks (Wilson's, with the effective number of tasks); of differences, "
-        "over tasks in pairs. pass@k: unbiased (arXiv 2107.03374). Episodes that were not judged count neither way.",
+        "In brackets: 95 % intervals over tasks (Wilson's, with the effective number of tasks), of "
+        "differences over pairs of tasks. pass@k: unbiased (arXiv 2107.03374). "
+        "Episodes that were not judged count neither way.",
         "",
     ]
     return "\n".join(lines)

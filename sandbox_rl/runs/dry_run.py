@@ -46,8 +46,10 @@ def dry_run(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
 def _check_plan(plan: RunPlan, display: Display) -> None:
     recipe, args = plan.recipe, plan.args
     display.say(f"ok  data: {len(plan.train_tasks)} training tasks, {len(plan.held_out_tasks)} held out")
-    if plan.suite is not None:
-        display.say(f"ok  suite: {plan.suite.summary}")
+    if plan.suite is not None and recipe.evaluation.suite is not None:
+        suite, every = plan.suite, recipe.evaluation.suite.every_steps
+        left_out = f"; left out: {', '.join(suite.skipped)}" if suite.skipped else ""
+        display.say(f"ok  suite: {suite.settings.name}, {suite.tasks} tasks every {every} updates{left_out}")
     sampling_of(args)
     if recipe.mode == "async":
         display.say(f"ok  grpo: asynchronous, {args.max_steps} updates, staleness of {args.max_staleness}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sandbox_rl.commands.parts import build_chat
-from sandbox_rl.commands.results import evaluation_of
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError, ModelError
 from sandbox_rl.outputs import check_new
-from sandbox_rl.runs.labels import data_labels, result_lines
+from sandbox_rl.runs.directory import RunDirectory
+from sandbox_rl.runs.results import card_lines, known_results
 from sandbox_rl.training.checkpoints import is_complete, last_complete
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.export import export_model, whole_weights
@@ -60,8 +59,7 @@ def export(
     adapter = (checkpoint / "adapter_config.json").is_file()
     model: Any = load_adapted(checkpoint, trained) if adapter else load_model(settings)
     dtype = compute_dtype(trained)
-    results_path = run_dir / "results.json"
-    results = json.loads(results_path.read_text()) if results_path.is_file() else {}
+    results = known_results(RunDirectory(run_dir))
     tokenizer = load_tokenizer(settings)
     path = export_model(
         model,
@@ -71,8 +69,8 @@ def export(
         dtype=dtype,
         recipe=recipe_path.read_text(encoding="utf-8"),
         base_model=recipe.model.path,
-        datasets=data_labels(recipe),
-        results=result_lines({when: str(evaluation_of(value)) for when, value in results.items()}),
+        datasets=[source.label for source in recipe.data.sources],
+        results=card_lines(results),
         merge_lora=merge_lora,
         what="OUTPUT",
         weights=whole_weights(model, dtype=dtype, keep=True) if merge_lora else None,

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.commands.parts import training_arguments
-from sandbox_rl.commands.suite_runs import SuiteRuns
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.runs.resume import Earlier, sizes_of
+from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.models import check_quantization
@@ -25,7 +25,8 @@ class RunPlan:
         recipe: with the model's type settled.
         base_dir: what relative paths of the recipe are relative to.
         args: TRL's settings.
-        suite: what is measured every so many updates, beside the held-out tasks.
+        held_out: what is measured before and after training; None where nothing is.
+        suite: what is measured beside it.
         earlier: the run that this start goes on with.
     """
 
@@ -34,7 +35,8 @@ class RunPlan:
     train_tasks: TaskSet
     held_out_tasks: TaskSet
     args: Any
-    suite: SuiteRuns | None
+    held_out: Subject | None
+    suite: Subject | None
     earlier: Earlier | None
 
     @classmethod
@@ -46,15 +48,25 @@ class RunPlan:
                 a suite that cannot be run; with `earlier`, tasks or sizes that are not those of its start.
         """
         tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)
-        held_out = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
+        held_out_tasks = load_tasks(recipe.data, split="held_out", base_dir=base_dir)
         if recipe.curriculum.active:  # refuses weights of domains that are not there, or left out
             Curriculum({task.id: task.domain for task in tasks}, recipe.curriculum, seed=recipe.seed)
         check_quantization(recipe.model)
-        suite = SuiteRuns.of(recipe)
+        held_out = Subject.held_out(recipe, base_dir, held_out_tasks)
+        suite = Subject.scheduled(recipe)
         args = training_arguments(recipe, Path(recipe.output_dir))
         if earlier is not None:
             earlier.check(tasks, sizes_of(args))
-        return cls(recipe, base_dir, tasks, held_out, args, suite, earlier)
+        return cls(
+            recipe,
+            base_dir,
+            tasks,
+            held_out_tasks,
+            args,
+            held_out if held_out.tasks else None,
+            suite,
+            earlier,
+        )
 
     @property
     def checkpoint(self) -> Path | None:

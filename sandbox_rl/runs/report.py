@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sandbox_rl.display import Display
-from sandbox_rl.evaluation import Evaluation
+from sandbox_rl.evaluation.page import accuracy_rows
 from sandbox_rl.runs.train import TrainResult
 
 __all__ = ["show_training"]
@@ -26,23 +26,18 @@ def show_training(result: TrainResult, display: Display) -> None:
             f"{result.run} is finished, after {result.steps} updates; nothing was changed. A higher "
             "grpo.max_steps goes on with it; without --resume a new run is started."
         )
-    shown = [(when, e) for when, e in (("before", result.before), ("after", result.after)) if e is not None]
+    shown = [(when, r) for when, r in (("before", result.before), ("after", result.after)) if r is not None]
     if shown:
-        rows = [["accuracy", *(str(e) for _, e in shown)]]
-        for domain in sorted({d for _, e in shown for d in e.domains}):
-            rows.append([f"  {domain}", *(_of_domain(e, domain) for _, e in shown)])
+        rows = accuracy_rows([r.modes["sandbox"] for _, r in shown])
+        rows[0] = ["accuracy", *(r.headline() for _, r in shown)]
+        numbers = [r.metrics() for _, r in shown]
         for key, title in _SHOWN.items():
-            rows.append([title, *(f"{e.metrics.get(key, 0.0):.2f}" for _, e in shown)])
+            rows.append([title, *(f"{found.get(key, 0.0):.2f}" for found in numbers)])
         display.table(
-            f"{shown[-1][1].tasks + shown[-1][1].unjudged_tasks} held-out tasks, {result.steps} updates",
+            f"{shown[-1][1].tasks} held-out tasks, {result.steps} updates",
             ["", *(when for when, _ in shown)],
             rows,
         )
     display.say(f"Run:   {result.run}")
     if result.export is not None:
         display.say(f"Model: {result.export}")
-
-
-def _of_domain(evaluation: Evaluation, domain: str) -> str:
-    found = evaluation.domains.get(domain)
-    return "not judged" if found is None else f"{100 * found:.1f} %"

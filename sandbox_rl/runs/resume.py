@@ -10,12 +10,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from sandbox_rl.commands.results import known_result
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.runs.directory import RunDirectory, write_atomically
 from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
+from sandbox_rl.runs.results import known_results
 from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.training.checkpoints import last_complete, step_of
 from sandbox_rl.training.generations import Generations
@@ -170,7 +170,7 @@ def _set_aside(earlier: Earlier, *, mode: str, steps: int) -> int:
     run, step = earlier.run, earlier.step
     done = earlier.history.finished_at is not None
     # An evaluation belongs to its step; the one after training, or before it, is done again if it was cut.
-    again = not done and (0 < steps <= step or (step == 0 and known_result(run, "before") is None))
+    again = not done and (0 < steps <= step or (step == 0 and "before" not in known_results(run)))
 
     def episode(line: bytes) -> bool:
         found = step_of_line(line)

@@ -11,7 +11,6 @@ from accelerate import PartialState
 
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.audit.faults import FaultWatch
-from sandbox_rl.commands.held_out import HeldOut
 from sandbox_rl.commands.parts import build_backend, build_engine
 from sandbox_rl.display import Display
 from sandbox_rl.policies.lease import ModelLease
@@ -51,7 +50,6 @@ class Session:
     loop: LoopThread
     engine: RolloutEngine
     records: Records
-    held_out: HeldOut
     finish: FinishOnSignal
     faults: FaultWatch
 
@@ -89,16 +87,4 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
         stack.enter_context(finish.installed())
         if state.is_main_process:
             records.run.write_json("machine.json", machine_facts(backend.info))
-        held_out = HeldOut(
-            engine,
-            loop,
-            records.journal,
-            plan.held_out_tasks,
-            recipe.evaluation,
-            seed=recipe.seed,
-            state=state,
-            display=display,
-            again=records.history.again,
-            on_rollout=faults.add,
-        )
-        yield Session(plan, state, display, model, policy, loop, engine, records, held_out, finish, faults)
+        yield Session(plan, state, display, model, policy, loop, engine, records, finish, faults)

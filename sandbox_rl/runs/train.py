@@ -14,15 +14,15 @@ from typing import Any
 from accelerate import PartialState
 
 from sandbox_rl.commands.parts import settled
-from sandbox_rl.commands.results import known_result, log_evaluation, write_results
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.display import Display, Silent
 from sandbox_rl.errors import InfraFault, NothingTrained
-from sandbox_rl.evaluation import Evaluation
+from sandbox_rl.evaluation.results import Results
 from sandbox_rl.runs.async_training import async_trainer
 from sandbox_rl.runs.directory import RunDirectory, check_output_dir
-from sandbox_rl.runs.labels import data_labels, result_lines
+from sandbox_rl.runs.evaluations import measure_held_out, measure_suite
 from sandbox_rl.runs.plan import RunPlan
+from sandbox_rl.runs.results import card_lines, known_results, write_results
 from sandbox_rl.runs.resume import Earlier
 from sandbox_rl.runs.session import Session, training_session
 from sandbox_rl.runs.sync_training import sync_trainer
@@ -40,8 +40,8 @@ class TrainResult:
 
     run: Path
     export: Path | None
-    before: Evaluation | None
-    after: Evaluation | None
+    before: Results | None
+    after: Results | None
     steps: int
     interrupted: bool
     finished_before: bool = False
@@ -86,18 +86,23 @@ def train(
     return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
 
 
-def _train(session: Session, trainer: Any) -> Evaluation | None:
+def _train(session: Session, trainer: Any) -> Results | None:
     """Evaluate and train; returns what was measured before the first update."""
     plan, suite, run = session.plan, session.plan.suite, session.records.run
     every = plan.recipe.evaluation.every_steps
     if every:
-        trainer.add_callback(AfterSteps(every, lambda step: _measure(session, trainer, f"after step {step}")))
-    if suite is not None:
-        trainer.add_callback(AfterSteps(suite.every_steps, lambda _: suite.measure(session, trainer)))
-    before = known_result(run, "before") if plan.earlier is not None else None
+        trainer.add_callback(
+            AfterSteps(every, lambda step: measure_held_out(session, trainer, f"after step {step}"))
+        )
+    schedule = plan.recipe.evaluation.suite
+    if suite is not None and schedule is not None:
+        trainer.add_callback(
+            AfterSteps(schedule.every_steps, lambda _: measure_suite(session, trainer, suite))
+        )
+    before = known_results(run).get("before") if plan.earlier is not None else None
     if before is None and plan.checkpoint is None:
-        before = _measure(session, trainer, "before training")
-        write_results(run, session.state, before, None)
+        before = measure_held_out(session, trainer, "before training")
+        _write_results(session, before, None)
         _stop_on_faults(session)
     try:
         trainer.train(resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint))
@@ -108,22 +113,20 @@ def _train(session: Session, trainer: Any) -> Evaluation | None:
     return before
 
 
-def _measure_after(session: Session, trainer: Any, before: Evaluation | None) -> Evaluation | None:
+def _measure_after(session: Session, trainer: Any, before: Results | None) -> Results | None:
     """What the run has come to; `results.json` and the suite's directory are written."""
-    after = _measure(session, trainer, "after training")
+    after = measure_held_out(session, trainer, "after training")
     if session.plan.suite is not None:
-        session.plan.suite.measure(session, trainer)
-    write_results(session.records.run, session.state, before, after)
+        measure_suite(session, trainer, session.plan.suite)
+    _write_results(session, before, after)
     _stop_on_faults(session)
     return after
 
 
-def _measure(session: Session, trainer: Any, label: str) -> Evaluation | None:
-    """Held-out accuracy of the policy as it is now."""
-    trainer.sync_policy()
-    evaluation = session.held_out.evaluate(label, int(trainer.state.global_step))
-    log_evaluation(trainer, evaluation)
-    return evaluation
+def _write_results(session: Session, before: Results | None, after: Results | None) -> None:
+    with together():
+        if session.state.is_main_process:
+            write_results(session.records.run, {"before": before, "after": after})
 
 
 def _require_learning(trainer: Any, run: RunDirectory) -> None:
@@ -148,18 +151,25 @@ def _stop_on_faults(session: Session) -> None:
 
 
 def _as_it_was(run: RunDirectory, steps: int) -> TrainResult:
-    before, after = known_result(run, "before"), known_result(run, "after")
+    found = known_results(run)
     export = run.export if run.export.is_dir() else None
-    return TrainResult(run.path, export, before, after, steps, interrupted=False, finished_before=True)
+    return TrainResult(
+        run.path,
+        export,
+        found.get("before"),
+        found.get("after"),
+        steps,
+        interrupted=False,
+        finished_before=True,
+    )
 
 
-def _export(session: Session, trainer: Any, before: Evaluation | None, after: Evaluation | None) -> None:
+def _export(session: Session, trainer: Any, before: Results | None, after: Results | None) -> None:
     """Write the model and close the run's history; all processes take part in gathering the weights."""
     recipe, run, state = session.plan.recipe, session.records.run, session.state
     model = trainer.accelerator.unwrap_model(trainer.model)
     dtype = compute_dtype(recipe.model)
     weights = whole_weights(model, dtype=dtype, keep=state.is_main_process)
-    measured = {"before": before, "after": after}
     with together():
         if not state.is_main_process:
             return
@@ -173,8 +183,8 @@ def _export(session: Session, trainer: Any, before: Evaluation | None, after: Ev
             dtype=dtype,
             recipe=resolved(recipe),
             base_model=recipe.model.path,
-            datasets=data_labels(recipe),
-            results=result_lines({when: str(e) for when, e in measured.items() if e is not None}),
+            datasets=[source.label for source in recipe.data.sources],
+            results=card_lines({"before": before, "after": after}),
             weights=weights,
         )
         session.records.history.with_event("finished", int(trainer.state.global_step))

@@ -51,10 +51,10 @@ def test_recipes_are_valid_on_both_kinds_of_machine(tmp_path, gpu, model):
 def test_a_curve_counts_the_later_of_two_steps(tmp_path):
     demo = load("gpu_demo")
     lines = [
-        '{"step": 0, "eval/accuracy": 0.5, "eval/half_width": 0.1}',
+        '{"step": 0, "eval/accuracy": 0.5, "eval/low": 0.4, "eval/high": 0.85}',
         '{"step": 1, "reward": 0.4}',
         '{"step": 1, "reward": 0.6}',
-        '{"step": 2, "eval/accuracy": 0.75, "eval/half_width": 0.1, "eval/accuracy/sums": 0.9}',
+        '{"step": 2, "eval/accuracy": 0.75, "eval/low": 0.4, "eval/high": 0.85, "eval/accuracy/sums": 0.9}',
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert demo.curve(tmp_path)[1] == {1: 0.6}

@@ -6,7 +6,6 @@ from itertools import combinations
 
 import pytest
 
-from sandbox_rl.evaluation import summarise
 from sandbox_rl.metrics import group_metrics, pass_at_k, rollout_metrics
 from sandbox_rl.types import (
     Action,
@@ -86,23 +85,3 @@ def test_groups():
         [rollout(reward=None)],
     ]
     assert group_metrics(groups) == {"pass_at_group": 0.5, "zero_variance_groups": 0.5}
-
-
-def test_an_evaluation_averages_over_tasks_not_episodes():
-    evaluation = summarise(
-        [rollout("a", 1.0), rollout("a", 0.0), rollout("b", 1.0), rollout("b", 1.0), rollout("b", None)]
-    )
-    assert evaluation.accuracy == pytest.approx(0.75)
-    assert (evaluation.tasks, evaluation.unjudged) == (2, 1)
-    assert evaluation.pass_at == {1: pytest.approx(0.75), 2: 1.0}
-    assert evaluation.half_width == pytest.approx(1.96 * 0.3535534 / 2**0.5, rel=1e-5)
-
-
-def test_a_figure_says_how_many_tasks_it_rests_on():
-    partly = summarise([rollout("a", 1.0), rollout("b", 0.0), rollout("c", None), rollout("d", None)])
-    assert (partly.tasks, partly.unjudged_tasks) == (2, 2)
-    assert str(partly) == "50.0 % ± 98.0 of 2 tasks judged, 2 not judged"
-    nothing = summarise([rollout("a", None), rollout("b", None)])
-    assert str(nothing) == "not measured: 0 tasks judged, 2 not judged"
-    samples = summarise([rollout("a", 1.0), rollout("a", None), rollout("b", 1.0), rollout("b", 1.0)])
-    assert str(samples) == "100.0 % ± 100.0 of 2 tasks judged, 1 episodes not judged"

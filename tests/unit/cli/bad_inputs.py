@@ -26,17 +26,6 @@ BUILD = {
     "source": {"type": "table", "path": "rows.jsonl", "columns": {"context": "context"}},
     "output_dir": "built",
 }
-EVALUATION = {
-    "before": {
-        "tasks": 3,
-        "accuracy": 0.0,
-        "half_width": 0.1,
-        "pass_at": {},
-        "domains": {},
-        "metrics": {},
-        "unjudged": 0,
-    }
-}
 
 
 def prepare(directory: Path) -> None:
@@ -57,7 +46,7 @@ def prepare(directory: Path) -> None:
     run = directory / "trained"
     (run / "checkpoints").mkdir(parents=True)
     (run / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    (run / "results.json").write_text(json.dumps(EVALUATION))
+    (run / "results.json").write_text("{}")
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     broken = directory / "broken_run"
     broken.mkdir()

@@ -9,8 +9,11 @@ import asyncio
 import sys
 from pathlib import Path
 
+from sandbox_rl.evaluation.ledger import read_ledger
 from sandbox_rl.evaluation.plan import EvaluationPlan, parts_by_domain
-from sandbox_rl.evaluation.run import run_evaluation
+from sandbox_rl.evaluation.results import Results
+from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
+from sandbox_rl.journal import Journal
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.types import Task
@@ -36,9 +39,17 @@ def plan() -> EvaluationPlan:
     return EvaluationPlan("kill", "scripted", parts, ("sandbox",), 7, Sampling())
 
 
+async def measured(plan, engine, path, on_episode=lambda row, rollout: None) -> Results:
+    """As `sandbox-rl eval` does it: run what the journal lacks, and read it."""
+    with Journal(path) as journal:
+        known = read_ledger(path)
+        await run_evaluation(plan, {"sandbox": engine}, journal, known=known, on_episode=on_episode)
+    return results_of_journal(plan, path)
+
+
 def main(journal: Path, delay_s: float) -> None:
     engine = make_engine(ScriptedPolicy(script, delay_s=delay_s), rollout={"concurrency": 16})
-    results = asyncio.run(run_evaluation(plan(), {"sandbox": engine}, journal))
+    results = asyncio.run(measured(plan(), engine, journal))
     mode = results.modes["sandbox"]
     print(mode.episodes, mode.accuracy.value if mode.accuracy else None)
 

@@ -11,9 +11,9 @@ from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError, EngineFault, InfraFault
 from sandbox_rl.evaluation.plan import EvaluationPlan, Part
-from sandbox_rl.evaluation.run import run_evaluation
+from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
 from sandbox_rl.fakes import RecordingBackend
-from sandbox_rl.journal import read_journal, rollout_record, trajectory_from_record
+from sandbox_rl.journal import Journal, read_journal, rollout_record, trajectory_from_record
 from sandbox_rl.policies.base import Sampling, TurnSampling
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw, said
 from sandbox_rl.policies.openai_chat import ChatClient, ContextFull, EndpointSettings
@@ -230,7 +230,9 @@ async def test_sandbox_against_plain_over_one_endpoint(tmp_path):
             mode: RolloutEngine(agent=MessageAgent(client(endpoint)), backend=backend, **common())
             for mode, backend in (("sandbox", RecordingBackend()), ("plain", None))
         }
-        results = await run_evaluation(plan, engines, journal)
+        with Journal(journal) as opened:
+            await run_evaluation(plan, engines, opened)
+        results = results_of_journal(plan, journal)
     assert results.modes["sandbox"].accuracy.value == 1.0
     assert results.modes["plain"].accuracy.value == 0.5
     assert results.comparison.value == 0.5

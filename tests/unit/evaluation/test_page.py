@@ -48,6 +48,7 @@ def rows(plan: EvaluationPlan, reward) -> list[EpisodeRow]:
                     seconds=1.0,
                     generation=0.5,
                     execution=0.25,
+                    scoring=0.125,
                     calls=2,
                 )
             )
@@ -70,7 +71,7 @@ def test_the_numbers_of_one_run():
     text = page([results()])
     assert "# Evaluation: demo" in text
     assert "model `m`, 8 tasks, 2 samples each, seed 0" in text
-    assert cells(text, "accuracy (avg@k)") == ["75.0 % ± 18.5", "50.0 % ± 37.0"]
+    assert cells(text, "accuracy (avg@k)") == ["75.0 % [49.2, 90.3]", "50.0 % [21.5, 78.5]"]
     assert cells(text, "easy")[0].startswith("100.0 %")
     assert cells(text, "hard")[0].startswith("50.0 %")
     assert cells(text, "mean of the parts") == ["75.0 %", "50.0 %"]
@@ -79,6 +80,23 @@ def test_the_numbers_of_one_run():
     assert cells(text, "environment's share of tokens") == ["25.0 %", "25.0 %"]
     assert cells(text, "demo | all")[1].startswith("+25.0 points [")
     assert "not judged |" not in text
+
+
+def test_a_figure_says_how_many_tasks_it_rests_on():
+    some = results(reward=lambda mode, part, s: None if part == "hard" else 1.0)
+    assert some.headline() == "100.0 % [51.0, 100.0] of 4 tasks judged, 4 not judged"
+    samples = results(reward=lambda mode, part, s: None if part == "hard" and s else 1.0)
+    assert samples.headline() == "100.0 % [67.6, 100.0] of 8 tasks judged, 4 episodes not judged"
+
+
+def test_an_evaluation_averages_over_tasks_not_episodes():
+    found = results(
+        tasks={"a": TASKS["easy"][:1], "b": TASKS["easy"][1:2]},
+        reward=lambda m, p, s: None if p == "b" and s else float(p == "b" or not s),
+    )
+    mode = found.modes["sandbox"]
+    assert (mode.accuracy.value, mode.episodes, mode.unjudged) == (0.75, 3, 1)
+    assert mode.pass_at == {1: 0.75}
 
 
 def test_what_is_missing_is_said():
@@ -107,7 +125,7 @@ def test_runs_are_paired_over_the_tasks_that_are_the_same():
     text = page([results(), other])
     assert "# Comparison of 2 evaluations" in text
     # Only the easy tasks are the same: 100 % before, 0 % now.
-    assert "| again, n | sandbox | -100.0 points [-100.0, -100.0] | 4 |" in text
+    assert "| again, n | sandbox | -100.0 points [-100.0, -2.0] | 4 |" in text
     nothing = results("third", tasks={"easy": [replace(t, prompt="?") for t in TASKS["easy"]]})
     assert "| third, m | sandbox | – | 0 |" in page([results(), nothing])
 
@@ -124,7 +142,7 @@ def test_names_from_outside_make_no_markup():
 def test_results_survive_json():
     found = results(skipped={"far": "why"})
     assert Results.from_json(json.loads(json.dumps(found.to_json()))) == found
-    with pytest.raises(ValueError, match="format 0, expected 1"):
+    with pytest.raises(ValueError, match="format 0, expected 2"):
         Results.from_json(found.to_json() | {"format": 0})
 
 

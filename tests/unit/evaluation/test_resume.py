@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from sandbox_rl.evaluation.ledger import read_ledger
-from sandbox_rl.evaluation.run import run_evaluation
 from sandbox_rl.policies.scripted import ScriptedPolicy
-from tests.unit.evaluation.scripted_run import SAMPLES, TASKS, is_right, plan, script
+from tests.unit.evaluation.scripted_run import SAMPLES, TASKS, is_right, measured, plan, script
 from tests.unit.rig import ExactScoring, make_engine
 
 ROOT = Path(__file__).parents[3]
@@ -71,13 +70,14 @@ async def test_a_complete_run_runs_nothing_again(tmp_path):
     journal = tmp_path / "episodes.jsonl"
     scoring = ExactScoring()
     engine = make_engine(ScriptedPolicy(script), scoring=scoring)
-    first = await run_evaluation(plan(), {"sandbox": engine}, journal)
+    first = await measured(plan(), engine, journal)
     before = journal.read_bytes()
     seen: list[float | None] = []
-    again = await run_evaluation(plan(), {"sandbox": engine}, journal, on_episode=seen.append)
+    again = await measured(plan(), engine, journal, lambda row, _: seen.append(row.reward))
     assert again == first
     assert journal.read_bytes() == before
-    assert scoring.scored == len(seen) == TASKS * SAMPLES
+    assert seen == []
+    assert scoring.scored == TASKS * SAMPLES
     assert first.modes["sandbox"].accuracy.value == pytest.approx(EXPECTED, abs=1e-12)
 
 
@@ -96,11 +96,11 @@ async def test_unjudged_episodes_are_run_again(tmp_path):
 
     scoring = HalfDown()
     engine = make_engine(ScriptedPolicy(script), scoring=scoring)
-    first = await run_evaluation(plan(), {"sandbox": engine}, journal)
+    first = await measured(plan(), engine, journal)
     unjudged = sum(str(i).endswith("7") for i in range(TASKS)) * SAMPLES
     assert first.unjudged == unjudged
     scoring.down, scoring.scored = False, 0
-    second = await run_evaluation(plan(), {"sandbox": engine}, journal)
+    second = await measured(plan(), engine, journal)
     assert scoring.scored == unjudged
     assert second.unjudged == 0
     assert len(read_ledger(journal)) == TASKS * SAMPLES
@@ -112,7 +112,7 @@ async def test_cancelling_loses_no_finished_episode(tmp_path):
     engine = make_engine(ScriptedPolicy(script, delay_s=0.02))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
-            await run_evaluation(plan(), {"sandbox": engine}, journal)
+            await measured(plan(), engine, journal)
     engine = make_engine(ScriptedPolicy(script))
-    results = await run_evaluation(plan(), {"sandbox": engine}, journal)
+    results = await measured(plan(), engine, journal)
     assert len(journal.read_text().splitlines()) == results.modes["sandbox"].episodes == TASKS * SAMPLES
