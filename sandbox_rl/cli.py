@@ -15,9 +15,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sandbox_rl import __version__, cli_eval
+from sandbox_rl import __version__
 from sandbox_rl.command_line import DONE_IN_PART, INTERRUPTED, Interrupted
-from sandbox_rl.commands import build_data, export, image, python_env, run, self_check, train, warmup
+from sandbox_rl.commands import (
+    build_data,
+    compare,
+    evaluate,
+    export,
+    image,
+    python_env,
+    run,
+    self_check,
+    train,
+    warmup,
+)
 from sandbox_rl.environment_errors import environment_error
 from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, UserError
 from sandbox_rl.registry import Registry
@@ -26,7 +37,7 @@ __all__ = ["COMMANDS", "main", "whole_app"]
 
 DEBUG_VARIABLE = "SANDBOX_RL_DEBUG"
 
-OURS = (train, warmup, export, build_data, self_check, python_env, image, run, cli_eval)
+OURS = (train, warmup, export, build_data, self_check, python_env, image, run, evaluate, compare)
 
 COMMANDS: Registry[typer.Typer] = Registry(
     "command",

@@ -1,60 +1,25 @@
-"""Several evaluations on one page."""
+"""`sandbox-rl compare`: several evaluations on one page."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from sandbox_rl.errors import ConfigError
-from sandbox_rl.evaluation.page import page
-from sandbox_rl.evaluation.results import Results
-from sandbox_rl.outputs import check_new, write_new
+import typer
 
-__all__ = ["compare", "load_results"]
+__all__ = ["app"]
 
-
-def compare(runs: Sequence[Path], *, output: Path | None = None) -> str:
-    """The Markdown page of the runs, the first being what the others are measured against.
-
-    Args:
-        output: file to write the page to as well; must not exist.
-
-    Raises:
-        ConfigError: a run has no results, or the file cannot be written.
-    """
-    if output is not None:
-        check_new(output, "--output")
-    text = page([load_results(run) for run in runs])
-    if output is not None:
-        try:
-            write_new(output, text, "--output")
-        except OSError as error:
-            raise ConfigError(f"--output: {output} cannot be written ({error}); name another file") from error
-    return text
+app = typer.Typer()
 
 
-def load_results(run: Path) -> Results:
-    """The results in a directory that `eval` wrote, or in its `results.json`.
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="What `eval` wrote.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="Also write the page to this file.")
+    ] = None,
+) -> None:
+    """Put evaluations side by side; paired with the first where their tasks are the same."""
+    from sandbox_rl.evaluation.compare import compare as run
 
-    Raises:
-        ConfigError: there are none.
-    """
-    path = run / "results.json" if run.is_dir() else run
-    if (path.parent / "recipe.yaml").is_file() and not (path.parent / "evaluation.json").is_file():
-        raise ConfigError(
-            f"{run}: is a training run, expected what `sandbox-rl eval` wrote; evaluate its export "
-            f"(sandbox-rl eval RECIPE --model {path.parent / 'export'}) and compare that"
-        )
-    try:
-        return Results.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}), expected what `sandbox-rl eval` wrote; name its "
-            "output directory, or finish the run with --resume"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{path}: is not a result of `sandbox-rl eval` ({type(error).__name__}: {error}); evaluate "
-            "again, or write it anew by --resume"
-        ) from error
+    typer.echo(run(runs, output=output), nl=False)

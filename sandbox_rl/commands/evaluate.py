@@ -2,201 +2,78 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
-from sandbox_rl.commands.evaluate_engines import Engines, endpoint_engines, local_engines
-from sandbox_rl.commands.evaluate_identity import model_identity, settings_identity
-from sandbox_rl.config.suite import Suite
-from sandbox_rl.display import Display
-from sandbox_rl.errors import ConfigError, InfraFault
-from sandbox_rl.evaluation.directory import EvaluationDirectory
-from sandbox_rl.evaluation.identity import identity_of, short_hash
-from sandbox_rl.evaluation.ledger import read_ledger
-from sandbox_rl.evaluation.plan import MODES, EvaluationPlan
-from sandbox_rl.evaluation.results import Results, results_of
-from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
-from sandbox_rl.journal import Journal
-from sandbox_rl.outputs import check_place
-from sandbox_rl.policies.openai_chat import EndpointSettings
-from sandbox_rl.runs.directory import check_output_dir
-from sandbox_rl.runs.subjects import Subject
-from sandbox_rl.training.config import ModelSettings
-from sandbox_rl.training.loop import LoopThread
+import typer
 
-__all__ = ["EvaluateOptions", "EvaluationOutcome", "evaluate"]
+from sandbox_rl.command_line import DONE_IN_PART
+
+__all__ = ["app"]
+
+app = typer.Typer()
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluateOptions:
-    """What is asked for on the command line.
+class Mode(StrEnum):
+    """With a computer, without one, or the comparison."""
 
-    Args:
-        target: path of a recipe or a suite, or the name of a shipped suite.
-        model: directory, Hub id, or name at the endpoint; None takes the recipe's own.
-        mode: "sandbox", "plain" or "both".
-        samples: replaces those of the recipe or of every part.
-    """
-
-    target: str
-    overrides: Sequence[str] = ()
-    model: str | None = None
-    base_url: str | None = None
-    api_key_env: str | None = None
-    mode: str = "sandbox"
-    samples: int | None = None
-    output: Path | None = None
-    resume: bool = False
+    SANDBOX = "sandbox"
+    PLAIN = "plain"
+    BOTH = "both"
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationOutcome:
-    """Results and where they lie. `fault` says why the run ended early, "" where it did not."""
-
-    output: Path
-    results: Results
-    fault: str = ""
-
-
-def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome:
-    """Run what is missing, and write `results.json` and `results.md`.
-
-    Raises:
-        UserError: something in the recipe, the data, the model or the machine; nothing is left behind unless
-            episodes had been run.
-        InfraFault: not one episode could be judged because of failures on our side.
-    """
-    modes = MODES if options.mode == "both" else (options.mode,)
-    if not set(modes) <= set(MODES):
-        raise ConfigError(f"--mode: {options.mode!r}, expected sandbox, plain or both")
-    endpoint = _endpoint(options)
-    subject = Subject.open(options.target, options.overrides, samples=options.samples)
-    output = EvaluationDirectory(_output(subject, options))
-    stored = output.stored(resume=options.resume)
-    model = None if endpoint is not None else _model(subject, options, display)
-    name = endpoint.model if endpoint is not None else (model.path if model is not None else "")
-    plan = subject.plan(name, modes=modes)
-    identity = identity_of(
-        plan,
-        model={"endpoint": name} if model is None else model_identity(model),
-        settings=settings_identity(subject.settings, plan, local=model is not None),
-    )
-    for part, why in subject.skipped.items():
-        display.say(f"Left out: {part} ({why})")
-    fault = ""
-    try:
-        with output.opened(identity, stored):
-            _run(subject, plan, model, endpoint, output, display)
-    except InfraFault as error:
-        if not any(row.reward is not None for row in read_ledger(output.journal).values()):
-            raise
-        fault = str(error)
-    results = results_of_journal(plan, output.journal)
-    output.write(results)
-    return EvaluationOutcome(output.path, results, fault)
-
-
-def _run(
-    subject: Subject,
-    plan: EvaluationPlan,
-    model: ModelSettings | None,
-    endpoint: EndpointSettings | None,
-    output: EvaluationDirectory,
-    display: Display,
+@app.command("eval")
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(metavar="RECIPE|SUITE", help="YAML file, or a shipped suite: offline, paper.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Replace values: limit=5.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Directory, Hub id, or name at the endpoint; by default what the recipe trains."),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint: http://HOST:PORT/v1.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Variable with its key; else OPENAI_API_KEY if set.")
+    ] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="In sandboxes, plainly without, or both and their difference.")
+    ] = Mode.SANDBOX,
+    samples: Annotated[int | None, typer.Option(metavar="K", help="Episodes per task, for avg@k.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where results go; must not exist yet.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with OUTPUT: run what has no judged result yet.")
+    ] = False,
 ) -> None:
-    """Run what the journal lacks; where it lacks nothing, nothing needs a model."""
-    known = read_ledger(output.journal)
-    if not results_of(known.values(), plan).unjudged:
-        return
-    with (
-        LoopThread() as loop,
-        _engines(subject, plan, model, endpoint, loop=loop, output=output.path, display=display) as engines,
-        display.progress("Evaluating", plan.episodes) as bar,
-        Journal(output.journal) as journal,
-    ):
-        for row in known.values():
-            if row.reward is not None:
-                bar.advance(row.reward)
-        loop.run(
-            run_evaluation(
-                plan, engines, journal, known=known, on_episode=lambda row, _: bar.advance(row.reward)
-            )
-        )
+    """Measure a model on a recipe's held-out tasks or on a suite.
 
+    Writes results.json and results.md. Exit code 3: something could not be judged, --resume tries it again.
+    """
+    from sandbox_rl.evaluation.report import no_calls_hint, show_results
+    from sandbox_rl.runs.evaluate import EvaluateOptions
+    from sandbox_rl.runs.evaluate import evaluate as run
+    from sandbox_rl.terminal import Terminal
 
-def _endpoint(options: EvaluateOptions) -> EndpointSettings | None:
-    if options.base_url is None:
-        if options.api_key_env is not None:
-            raise ConfigError("--api-key-env: given without --base-url, which names the endpoint; add it")
-        return None
-    if options.model is None:
-        raise ConfigError("--base-url: given without --model; name the model that the endpoint serves")
-    if not re.fullmatch(r"https?://\S+", options.base_url):
-        raise ConfigError(f"--base-url: {options.base_url!r}, expected http://HOST:PORT/v1")
-    settings = EndpointSettings(base_url=options.base_url, model=options.model)
-    if options.api_key_env is None:
-        return settings
-    if not os.environ.get(options.api_key_env):
-        raise ConfigError(
-            f"--api-key-env: variable {options.api_key_env!r} is not set; export it with the key"
-        )
-    return settings.model_copy(update={"api_key_env": options.api_key_env})
-
-
-def _output(subject: Subject, options: EvaluateOptions) -> Path:
-    if options.output is not None:
-        check_place(options.output, "--output")
-        return options.output
-    check_output_dir(Path(subject.settings.output_dir))
-    name = f"{subject.settings.name}-eval"
-    if options.model is not None:
-        words = re.sub(r"[^A-Za-z0-9._-]+", "-", options.model).strip("-.")[-60:]
-        name += f"-{words or short_hash(options.model)}"
-    return Path(subject.settings.output_dir) / name
-
-
-def _model(subject: Subject, options: EvaluateOptions, display: Display) -> ModelSettings:
-    """The local model: the one named, else what the recipe starts from."""
-    settings = subject.settings
-    if options.model is not None:
-        return settings.model.model_copy(update={"path": options.model})
-    if isinstance(settings, Suite):
-        if "path" not in settings.model.model_fields_set:
-            raise ConfigError("--model: missing, expected a directory, a Hub id, or a name with --base-url")
-        return settings.model
-    from accelerate import PartialState
-
-    from sandbox_rl.runs.starting_point import starting_point
-
-    return starting_point(settings, base_dir=subject.base_dir, state=PartialState(), display=display)
-
-
-def _engines(
-    subject: Subject,
-    plan: EvaluationPlan,
-    model: ModelSettings | None,
-    endpoint: EndpointSettings | None,
-    *,
-    loop: LoopThread,
-    output: Path,
-    display: Display,
-) -> AbstractContextManager[Engines]:
-    if endpoint is not None:
-        return nullcontext(
-            endpoint_engines(subject.settings, plan.modes, endpoint, base_dir=subject.base_dir)
-        )
-    assert model is not None
-    return local_engines(
-        subject.settings,
-        plan.modes,
-        model,
-        base_dir=subject.base_dir,
-        tasks=[task for part in plan.parts for task in part.tasks],
-        loop=loop,
-        log=output / "vllm.log",
-        display=display,
+    terminal = Terminal()
+    options = EvaluateOptions(
+        target, overrides or (), model, base_url, api_key_env, mode.value, samples, output, resume
     )
+    outcome = run(options, display=terminal)
+    show_results(outcome.results, terminal)
+    if hint := no_calls_hint(outcome.results, endpoint=base_url is not None):
+        terminal.say(hint)
+    terminal.say(str(outcome.output))
+    if outcome.results.unjudged:
+        because = f": {outcome.fault}" if outcome.fault else ""
+        terminal.say(
+            f"{outcome.results.unjudged} episodes were not judged, {outcome.results.faults} of them were "
+            f"infrastructure faults{because}; --resume tries them again"
+        )
+        raise typer.Exit(DONE_IN_PART)

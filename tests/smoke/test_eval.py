@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sandbox_rl.commands.evaluate import EvaluateOptions, evaluate
 from sandbox_rl.display import Silent
 from sandbox_rl.errors import ConfigError, InfraFault
 from sandbox_rl.evaluation.results import Results
 from sandbox_rl.journal import read_journal
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw, said
+from sandbox_rl.runs.evaluate import EvaluateOptions, evaluate
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from tests import prepared

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sandbox_rl"
 
 LEVELS = (
-    {"__main__", "api", "cli", "cli_eval"},
+    {"__main__", "api", "cli"},
     {"assistant", "commands", "runs", "preflight"},
     {"command_line", "terminal"},
     {"config"},

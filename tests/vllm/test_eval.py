@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from sandbox_rl.commands.evaluate import EvaluateOptions, evaluate
 from sandbox_rl.display import Silent
 from sandbox_rl.journal import read_journal
+from sandbox_rl.runs.evaluate import EvaluateOptions, evaluate
 from tests.vllm.conftest import ARGUMENTS, save_tiny
 
 PROMPTS = Path(__file__).parents[2] / "recipes" / "prompts"

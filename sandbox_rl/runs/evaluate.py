@@ -1,0 +1,202 @@
+"""Evaluation of a model on held-out tasks or on a suite: planned, run or gone on with, and written down."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox_rl.config.suite import Suite
+from sandbox_rl.display import Display
+from sandbox_rl.errors import ConfigError, InfraFault
+from sandbox_rl.evaluation.directory import EvaluationDirectory
+from sandbox_rl.evaluation.identity import identity_of, short_hash
+from sandbox_rl.evaluation.ledger import read_ledger
+from sandbox_rl.evaluation.plan import MODES, EvaluationPlan
+from sandbox_rl.evaluation.results import Results, results_of
+from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
+from sandbox_rl.journal import Journal
+from sandbox_rl.outputs import check_place
+from sandbox_rl.policies.openai_chat import EndpointSettings
+from sandbox_rl.runs.directory import check_output_dir
+from sandbox_rl.runs.evaluation_engines import Engines, endpoint_engines, local_engines
+from sandbox_rl.runs.evaluation_identity import model_identity, settings_identity
+from sandbox_rl.runs.subjects import Subject
+from sandbox_rl.training.config import ModelSettings
+from sandbox_rl.training.loop import LoopThread
+
+__all__ = ["EvaluateOptions", "EvaluationOutcome", "evaluate"]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """What is asked for on the command line.
+
+    Args:
+        target: path of a recipe or a suite, or the name of a shipped suite.
+        model: directory, Hub id, or name at the endpoint; None takes the recipe's own.
+        mode: "sandbox", "plain" or "both".
+        samples: replaces those of the recipe or of every part.
+    """
+
+    target: str
+    overrides: Sequence[str] = ()
+    model: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    mode: str = "sandbox"
+    samples: int | None = None
+    output: Path | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationOutcome:
+    """Results and where they lie. `fault` says why the run ended early, "" where it did not."""
+
+    output: Path
+    results: Results
+    fault: str = ""
+
+
+def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome:
+    """Run what is missing, and write `results.json` and `results.md`.
+
+    Raises:
+        UserError: something in the recipe, the data, the model or the machine; nothing is left behind unless
+            episodes had been run.
+        InfraFault: not one episode could be judged because of failures on our side.
+    """
+    modes = MODES if options.mode == "both" else (options.mode,)
+    if not set(modes) <= set(MODES):
+        raise ConfigError(f"--mode: {options.mode!r}, expected sandbox, plain or both")
+    endpoint = _endpoint(options)
+    subject = Subject.open(options.target, options.overrides, samples=options.samples)
+    output = EvaluationDirectory(_output(subject, options))
+    stored = output.stored(resume=options.resume)
+    model = None if endpoint is not None else _model(subject, options, display)
+    name = endpoint.model if endpoint is not None else (model.path if model is not None else "")
+    plan = subject.plan(name, modes=modes)
+    identity = identity_of(
+        plan,
+        model={"endpoint": name} if model is None else model_identity(model),
+        settings=settings_identity(subject.settings, plan, local=model is not None),
+    )
+    for part, why in subject.skipped.items():
+        display.say(f"Left out: {part} ({why})")
+    fault = ""
+    try:
+        with output.opened(identity, stored):
+            _run(subject, plan, model, endpoint, output, display)
+    except InfraFault as error:
+        if not any(row.reward is not None for row in read_ledger(output.journal).values()):
+            raise
+        fault = str(error)
+    results = results_of_journal(plan, output.journal)
+    output.write(results)
+    return EvaluationOutcome(output.path, results, fault)
+
+
+def _run(
+    subject: Subject,
+    plan: EvaluationPlan,
+    model: ModelSettings | None,
+    endpoint: EndpointSettings | None,
+    output: EvaluationDirectory,
+    display: Display,
+) -> None:
+    """Run what the journal lacks; where it lacks nothing, nothing needs a model."""
+    known = read_ledger(output.journal)
+    if not results_of(known.values(), plan).unjudged:
+        return
+    with (
+        LoopThread() as loop,
+        _engines(subject, plan, model, endpoint, loop=loop, output=output.path, display=display) as engines,
+        display.progress("Evaluating", plan.episodes) as bar,
+        Journal(output.journal) as journal,
+    ):
+        for row in known.values():
+            if row.reward is not None:
+                bar.advance(row.reward)
+        loop.run(
+            run_evaluation(
+                plan, engines, journal, known=known, on_episode=lambda row, _: bar.advance(row.reward)
+            )
+        )
+
+
+def _endpoint(options: EvaluateOptions) -> EndpointSettings | None:
+    if options.base_url is None:
+        if options.api_key_env is not None:
+            raise ConfigError("--api-key-env: given without --base-url, which names the endpoint; add it")
+        return None
+    if options.model is None:
+        raise ConfigError("--base-url: given without --model; name the model that the endpoint serves")
+    if not re.fullmatch(r"https?://\S+", options.base_url):
+        raise ConfigError(f"--base-url: {options.base_url!r}, expected http://HOST:PORT/v1")
+    settings = EndpointSettings(base_url=options.base_url, model=options.model)
+    if options.api_key_env is None:
+        return settings
+    if not os.environ.get(options.api_key_env):
+        raise ConfigError(
+            f"--api-key-env: variable {options.api_key_env!r} is not set; export it with the key"
+        )
+    return settings.model_copy(update={"api_key_env": options.api_key_env})
+
+
+def _output(subject: Subject, options: EvaluateOptions) -> Path:
+    if options.output is not None:
+        check_place(options.output, "--output")
+        return options.output
+    check_output_dir(Path(subject.settings.output_dir))
+    name = f"{subject.settings.name}-eval"
+    if options.model is not None:
+        words = re.sub(r"[^A-Za-z0-9._-]+", "-", options.model).strip("-.")[-60:]
+        name += f"-{words or short_hash(options.model)}"
+    return Path(subject.settings.output_dir) / name
+
+
+def _model(subject: Subject, options: EvaluateOptions, display: Display) -> ModelSettings:
+    """The local model: the one named, else what the recipe starts from."""
+    settings = subject.settings
+    if options.model is not None:
+        return settings.model.model_copy(update={"path": options.model})
+    if isinstance(settings, Suite):
+        if "path" not in settings.model.model_fields_set:
+            raise ConfigError("--model: missing, expected a directory, a Hub id, or a name with --base-url")
+        return settings.model
+    from accelerate import PartialState
+
+    from sandbox_rl.runs.starting_point import starting_point
+
+    return starting_point(settings, base_dir=subject.base_dir, state=PartialState(), display=display)
+
+
+def _engines(
+    subject: Subject,
+    plan: EvaluationPlan,
+    model: ModelSettings | None,
+    endpoint: EndpointSettings | None,
+    *,
+    loop: LoopThread,
+    output: Path,
+    display: Display,
+) -> AbstractContextManager[Engines]:
+    if endpoint is not None:
+        return nullcontext(
+            endpoint_engines(subject.settings, plan.modes, endpoint, base_dir=subject.base_dir)
+        )
+    assert model is not None
+    return local_engines(
+        subject.settings,
+        plan.modes,
+        model,
+        base_dir=subject.base_dir,
+        tasks=[task for part in plan.parts for task in part.tasks],
+        loop=loop,
+        log=output / "vllm.log",
+        display=display,
+    )
