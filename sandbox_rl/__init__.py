@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from sandbox_rl.api import evaluate, open_sandbox, train
     from sandbox_rl.chat.dialects import Dialect
     from sandbox_rl.chat.format import ChatFormat
-    from sandbox_rl.commands.evaluate import EvaluationOutcome
     from sandbox_rl.commands.parts import build_chat, build_engine, build_policy
     from sandbox_rl.config.load import load_recipe
     from sandbox_rl.config.recipe import Recipe
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from sandbox_rl.rewards.config import RewardSettings
     from sandbox_rl.rollout.engine import RolloutEngine
     from sandbox_rl.rollout.settings import RolloutSettings
+    from sandbox_rl.runs.evaluate import EvaluationOutcome
     from sandbox_rl.runs.train import TrainResult
     from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend, SandboxInfo, SandboxLimits
     from sandbox_rl.sandboxes.config import (
@@ -170,7 +170,7 @@ _HOMES = {
     "api": "evaluate open_sandbox train",
     "chat.dialects": "Dialect",
     "chat.format": "ChatFormat",
-    "commands.evaluate": "EvaluationOutcome",
+    "runs.evaluate": "EvaluationOutcome",
     "commands.parts": "build_chat build_engine build_policy",
     "config.load": "load_recipe",
     "config.recipe": "Recipe",

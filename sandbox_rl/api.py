@@ -15,7 +15,7 @@ from sandbox_rl.sandboxes.base import Sandbox
 from sandbox_rl.sandboxes.config import BackendSettings, EmbeddedSettings
 
 if TYPE_CHECKING:  # torch takes seconds, so it is loaded where it is used
-    from sandbox_rl.commands.evaluate import EvaluationOutcome
+    from sandbox_rl.runs.evaluate import EvaluationOutcome
     from sandbox_rl.runs.train import TrainResult
 
 __all__ = ["evaluate", "open_sandbox", "train"]
@@ -83,8 +83,8 @@ def evaluate(
         UserError: something in the recipe, the data, the model or the machine.
         InfraFault: not one episode could be judged because of failures on our side.
     """
-    from sandbox_rl.commands.evaluate import EvaluateOptions
-    from sandbox_rl.commands.evaluate import evaluate as run
+    from sandbox_rl.runs.evaluate import EvaluateOptions
+    from sandbox_rl.runs.evaluate import evaluate as run
 
     options = EvaluateOptions(
         str(target), overrides, model, base_url, api_key_env, mode, samples, output, resume
