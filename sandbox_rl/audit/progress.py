@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from sandbox_rl.audit.alarms import Alarm, AlarmName, Alarms
 
@@ -68,14 +68,7 @@ class ProgressAudit(TrainerCallback):  # type: ignore[misc]
         self._alarms = alarms
         self._steps: deque[dict[str, Any]] = deque(maxlen=max(STEPS_EQUAL, STEPS_WITHOUT_CALLS))
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Look at one step."""
         if not logs or "loss" not in logs or "episodes" not in logs or not state.is_world_process_zero:
             return

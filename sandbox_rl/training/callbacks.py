@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.display import Progress
@@ -54,14 +54,7 @@ class LogMetrics(TrainerCallback):  # type: ignore[misc]
         self._path = path
         self._failed: OSError | None = None
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write one line."""
         if state.is_world_process_zero and logs:
             ours = {"eval_suite/": "suite/", "eval_": "eval/"}
@@ -73,9 +66,7 @@ class LogMetrics(TrainerCallback):  # type: ignore[misc]
             except OSError as error:
                 self._failed = error
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The first process writes, all of them stop if it cannot.
 
         Raises:
@@ -93,9 +84,7 @@ class AfterSteps(TrainerCallback):  # type: ignore[misc]
         self._every = every
         self._action = action
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Act when it is time; the last step is evaluated anyway."""
         if state.global_step % self._every == 0 and state.global_step < state.max_steps:
             self._action(state.global_step)
@@ -129,9 +118,7 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask TRL to save and stop."""
         self.stopped = self.stopped or any_of(self.received)
         if self.stopped:
@@ -149,9 +136,7 @@ class StopOnFaults(TrainerCallback):  # type: ignore[misc]
         self._faults = faults
         self._finish = finish
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask to stop."""
         if self._faults.cause():
             self._finish.received = True
@@ -163,14 +148,7 @@ class ShowSteps(TrainerCallback):  # type: ignore[misc]
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """One update more."""
         if logs and "loss" in logs:
             self._bar.advance(logs.get("reward"))

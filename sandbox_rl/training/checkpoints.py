@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from sandbox_rl.training.agreement import together
 
@@ -33,9 +33,7 @@ class CheckpointManifest(TrainerCallback):  # type: ignore[misc]
     def __init__(self, *save_more: Callable[[Path], None]) -> None:
         self._save_more = save_more
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the manifest once all ranks have written theirs."""
         PartialState().wait_for_everyone()
         with together():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import ceil, lcm
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from sandbox_rl.training.views import RhythmArgs
 
@@ -83,9 +83,7 @@ class StopAtBorders(TrainerCallback):  # type: ignore[misc]
         self._tasks = tasks
         self._save_is_due = False
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Let through or hold back."""
         trained = state.global_step * self._generations.accumulation / self._generations.every
         state.epoch = trained * self._generations.groups / self._tasks
