@@ -10,7 +10,7 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
-from sandbox_rl.policies.vllm.launch import check_socket_room, interpreter
+from sandbox_rl.policies.vllm.launch import check_socket_path, interpreter
 from sandbox_rl.preflight.context import budget_warnings
 from sandbox_rl.preflight.estimates import duration_of, memory_of
 from sandbox_rl.preflight.rewards import check_rewards
@@ -61,7 +61,7 @@ def _check_plan(plan: RunPlan, display: Display) -> None:
     if isinstance(recipe.policy, VLLMSettings):
         if recipe.policy.engine == "managed":
             interpreter(recipe.policy)
-            check_socket_room()
+            check_socket_path()
         display.say(f"ok  policy: vLLM, {recipe.policy.engine}; its own arguments are checked at its start")
 
 

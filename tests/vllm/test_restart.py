@@ -57,14 +57,14 @@ def alive(pid: int) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_supervisor_takes_everything_down_with_the_run(tmp_path, number):
     """Also what left its session and its parent, as engines do."""
-    room = tmp_path / "room"
-    room.mkdir()
+    directory = tmp_path / "directory"
+    directory.mkdir()
     pids = tmp_path / "pids"
     command = f"(setsid sh -c 'echo $$ >>{pids}; sleep 300' &) ; echo $$ >>{pids}; sleep 300 & sleep 300"
     supervisor = str(PLUGIN / "sandbox_rl_supervise.py")
     run = (
         "import subprocess,sys,time\n"
-        f"p=subprocess.Popen([sys.executable,'-I','-S',{supervisor!r},{str(room)!r},"
+        f"p=subprocess.Popen([sys.executable,'-I','-S',{supervisor!r},{str(directory)!r},"
         f"'sh','-c',{command!r}],stdin=subprocess.PIPE,start_new_session=True)\n"
         "print(p.pid,flush=True)\ntime.sleep(300)\n"
     )
@@ -80,7 +80,7 @@ def test_the_supervisor_takes_everything_down_with_the_run(tmp_path, number):
         parent.send_signal(number)
         parent.wait(10)
         deadline = time.monotonic() + 10
-        while any(map(alive, [*started, pid])) or room.exists():
+        while any(map(alive, [*started, pid])) or directory.exists():
             assert time.monotonic() < deadline, [p for p in (*started, pid) if alive(p)]
             time.sleep(0.02)
     finally:

@@ -19,7 +19,7 @@ __all__ = [
     "ENGINES",
     "PLUGIN",
     "STARTING_SOCKET",
-    "check_socket_room",
+    "check_socket_path",
     "environment",
     "interpreter",
     "server_command",
@@ -74,7 +74,7 @@ _FOLLOWS = r"See root cause above|Engine core initialization failed| (WARNING|IN
 """Lines that only say that there was an error before, or might be one."""
 
 
-def check_socket_room() -> None:
+def check_socket_path() -> None:
     """Refuse a place for temporary files in which no unix socket can be made.
 
     Raises:
@@ -109,13 +109,13 @@ def interpreter(settings: VLLMSettings) -> str:
 
 
 def server_command(
-    settings: VLLMSettings, *, python: str, model: str, transfer: str, room: Path, gpu: bool
+    settings: VLLMSettings, *, python: str, model: str, transfer: str, directory: Path, gpu: bool
 ) -> list[str]:
     """What to run, under the supervisor.
 
     Args:
         transfer: `shm`, `ipc`, `nccl` or `gloo`.
-        room: private folder for the socket; removed when the server ends.
+        directory: private folder for the socket; removed when the server ends.
         gpu: whether the server has one.
     """
     arguments: dict[str, Any] = {} if gpu else dict(_CPU_DEFAULTS)
@@ -133,8 +133,8 @@ def server_command(
     }
     if settings.sleep and gpu:
         arguments["enable-sleep-mode"] = True  # refused on CPUs, where sleeping frees nothing
-    arguments |= {"uds": str(room / STARTING_SOCKET)}
-    supervisor = [python, "-I", "-S", str(PLUGIN / "sandbox_rl_supervise.py"), str(room)]
+    arguments |= {"uds": str(directory / STARTING_SOCKET)}
+    supervisor = [python, "-I", "-S", str(PLUGIN / "sandbox_rl_supervise.py"), str(directory)]
     return [*supervisor, python, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
 
 

@@ -18,7 +18,7 @@ from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
 from sandbox_rl.policies.vllm.launch import (
     STARTING_SOCKET,
-    check_socket_room,
+    check_socket_path,
     environment,
     interpreter,
     server_command,
@@ -74,7 +74,7 @@ class ManagedServer:
         self._needed_context = needed_context
         self._say = say
         self._python = interpreter(settings)
-        check_socket_room()
+        check_socket_path()
         self._directory = Path(tempfile.mkdtemp(prefix="sbx-vllm-"))  # short, as socket paths must be
         self._client = VLLMServer(self.address)
         self._private = VLLMServer(Address("http://localhost", str(self._directory / STARTING_SOCKET)))
@@ -119,7 +119,7 @@ class ManagedServer:
             python=self._python,
             model=self._model,
             transfer=self._transfer,
-            room=self._directory,
+            directory=self._directory,
             gpu=self._gpu,
         )
         self._log.parent.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ class Admission:
 
     @property
     def idle(self) -> int:
-        """Groups for which there is room beside those that may run, once sizes are known well enough."""
+        """Groups that there is capacity for beside those that may run, once sizes are known well enough."""
         return self._at_once - self.places if len(self._sizes) >= self._at_once else 0
 
     def ready(self, step: int) -> bool:

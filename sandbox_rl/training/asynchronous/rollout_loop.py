@@ -35,7 +35,7 @@ FAILED_GROUPS = 8
 """Groups in a row of which every episode failed on our side, after which it is no accident."""
 HEARTBEAT_S = 1.0
 POLL_S = 0.05
-"""Between two looks for admitted groups, where there is room for one."""
+"""Between two looks for admitted groups, where another could start."""
 
 
 @dataclass(frozen=True, slots=True)

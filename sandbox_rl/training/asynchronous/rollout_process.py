@@ -78,7 +78,7 @@ class RolloutProcess:
             process.join(STOP_TIMEOUT_S)
 
     def admit(self, numbers: Sequence[int]) -> None:
-        """Let groups start, as soon as there is room."""
+        """Let groups start, as soon as another can run."""
         if numbers:
             self._channels.admitted.put(list(numbers))
 

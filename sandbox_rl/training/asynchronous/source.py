@@ -138,13 +138,13 @@ class RolloutSource:
         if (idle := self._admission.idle) > 0 and not self._told:
             self._told = True
             logger.warning(
-                "grpo.max_staleness lets %d groups be under way, %d fewer than rollout.concurrency has room "
-                "for; to use it, raise that, or grpo.gradient_accumulation_steps for larger updates",
+                "grpo.max_staleness lets %d groups be under way, %d fewer than rollout.concurrency admits; "
+                "to use it, raise that, or grpo.gradient_accumulation_steps for larger updates",
                 self._admission.places,
                 idle,
             )
         self._metrics["off_policy/places"].append(float(self._admission.places))
-        # While this update is computed others are sampled: what it took made room for them.
+        # While this update is computed others are sampled: what it took freed their places.
         self._rollouts.admit(self._admission.admit(step, self._version.value))
         for name, value in age_metrics((s for group in groups for s in group.samples), step).items():
             self._metrics[name].append(value)

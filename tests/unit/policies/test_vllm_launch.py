@@ -13,7 +13,7 @@ from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.launch import (
     LONGEST_DIRECTORY,
-    check_socket_room,
+    check_socket_path,
     environment,
     interpreter,
     server_command,
@@ -90,7 +90,7 @@ def test_only_what_this_start_wrote_counts(tmp_path):
 
 def command(tmp_path, *, gpu=False, transfer="shm", **fields):
     settings = VLLMSettings(type="vllm", **fields)
-    return server_command(settings, python="py", model="m", transfer=transfer, room=tmp_path, gpu=gpu)
+    return server_command(settings, python="py", model="m", transfer=transfer, directory=tmp_path, gpu=gpu)
 
 
 def test_both_transfers_over_a_group_use_one_engine_of_the_plug_in(tmp_path):
@@ -124,10 +124,10 @@ def test_an_interpreter_that_is_none_is_one_line(tmp_path):
 
 def test_a_place_for_temporary_files_that_no_socket_fits_in_is_one_line(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * (LONGEST_DIRECTORY - 1))
-    check_socket_room()
+    check_socket_path()
     long = "/" + "x" * LONGEST_DIRECTORY
     monkeypatch.setattr(tempfile, "tempdir", long)
     with pytest.raises(SetupError, match=f"TMPDIR: '{long}' has 71 bytes, expected at most 70.*set TMPDIR"):
-        check_socket_room()
+        check_socket_path()
     with socket.socket(socket.AF_UNIX) as trial, pytest.raises(OSError, match="too long"):
         trial.bind(f"{long}/{uuid.uuid4()}")

@@ -1,10 +1,10 @@
 """Runs a command and kills all that it became when the parent goes away, however it goes.
 
-    python -I -S sandbox_rl_supervise.py ROOM COMMAND...
+    python -I -S sandbox_rl_supervise.py DIRECTORY COMMAND...
 
 The parent holds the other end of standard input. Its death closes it, a SIGKILL too, and then every
 descendant of the command is killed: an inference server forks engines that outlive their front end.
-ROOM, the folder of its socket, is removed at the end.
+DIRECTORY, the folder of its socket, is removed at the end.
 Linux only; standard library only.
 """
 
@@ -24,7 +24,7 @@ PATIENCE_S = 10.0
 """Seconds that SIGKILL may take to empty the tree."""
 
 
-def main(room, command):
+def main(directory, command):
     """Run the command; its exit code, or 0 when the parent went first."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans come to us, so that none is lost sight of
@@ -52,7 +52,7 @@ def main(room, command):
                 return 0
     finally:
         _kill_descendants(child)
-        shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _kill_descendants(child):
