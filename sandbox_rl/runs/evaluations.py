@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import Any
 
 from accelerate.utils import gather_object
 
@@ -22,12 +21,13 @@ from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.callbacks import for_trackers
+from sandbox_rl.training.views import RunTrainer
 from sandbox_rl.types import Rollout
 
 __all__ = ["measure_held_out", "measure_suite"]
 
 
-def measure_held_out(session: Session, trainer: Any, when: str) -> Results | None:
+def measure_held_out(session: Session, trainer: RunTrainer, when: str) -> Results | None:
     """Evaluate the held-out tasks, with the same seeds each time; None where there are none.
 
     The episodes go to the run's own journal.
@@ -57,7 +57,7 @@ def measure_held_out(session: Session, trainer: Any, when: str) -> Results | Non
     return _results(session, trainer, plan, rows, "eval")
 
 
-def measure_suite(session: Session, trainer: Any, subject: Subject) -> Results:
+def measure_suite(session: Session, trainer: RunTrainer, subject: Subject) -> Results:
     """Run a suite with the run's sandboxes, chat format and policy; everything else is the suite's.
 
     Each measurement has a directory of its own, `suites/<name>-<step>`, as `sandbox-rl eval` writes it.
@@ -113,7 +113,7 @@ def _run(
 
 
 def _results(
-    session: Session, trainer: Any, plan: EvaluationPlan, rows: list[EpisodeRow], prefix: str
+    session: Session, trainer: RunTrainer, plan: EvaluationPlan, rows: list[EpisodeRow], prefix: str
 ) -> Results:
     """The results over all processes, the same on each, and sent to the trackers."""
     everyone: list[EpisodeRow] = gather_object(rows) if session.state.num_processes > 1 else rows

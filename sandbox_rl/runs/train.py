@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 
@@ -30,6 +29,7 @@ from sandbox_rl.training.agreement import together
 from sandbox_rl.training.callbacks import AfterSteps
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.models import compute_dtype
+from sandbox_rl.training.views import RunTrainer
 
 __all__ = ["TrainResult", "train"]
 
@@ -86,7 +86,7 @@ def train(
     return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
 
 
-def _train(session: Session, trainer: Any) -> Results | None:
+def _train(session: Session, trainer: RunTrainer) -> Results | None:
     """Evaluate and train; returns what was measured before the first update."""
     plan, suite, run = session.plan, session.plan.suite, session.records.run
     every = plan.recipe.evaluation.every_steps
@@ -113,7 +113,7 @@ def _train(session: Session, trainer: Any) -> Results | None:
     return before
 
 
-def _measure_after(session: Session, trainer: Any, before: Results | None) -> Results | None:
+def _measure_after(session: Session, trainer: RunTrainer, before: Results | None) -> Results | None:
     """What the run has come to; `results.json` and the suite's directory are written."""
     after = measure_held_out(session, trainer, "after training")
     if session.plan.suite is not None:
@@ -129,8 +129,9 @@ def _write_results(session: Session, before: Results | None, after: Results | No
             write_results(session.records.run, {"before": before, "after": after})
 
 
-def _require_learning(trainer: Any, run: RunDirectory) -> None:
+def _require_learning(trainer: RunTrainer, run: RunDirectory) -> None:
     """A run that trained on nothing is no result, whatever it would look like."""
+    assert trainer.audit is not None, "both trainers of a run have one"
     shares = trainer.audit.shares
     if (became := shares.nothing_trained()) is not None:
         raise NothingTrained(
@@ -164,7 +165,7 @@ def _as_it_was(run: RunDirectory, steps: int) -> TrainResult:
     )
 
 
-def _export(session: Session, trainer: Any, before: Results | None, after: Results | None) -> None:
+def _export(session: Session, trainer: RunTrainer, before: Results | None, after: Results | None) -> None:
     """Write the model and close the run's history; all processes take part in gathering the weights."""
     recipe, run, state = session.plan.recipe, session.records.run, session.state
     model = trainer.accelerator.unwrap_model(trainer.model)
