@@ -3,8 +3,10 @@
 Episodes run side by side; in each the policy makes turns of 64 calls whose output is a megabyte of text
 that is hard to clean and to tokenise, and writes such arguments. A ticker measures how late the loop is.
 Sandboxes are fakes that answer at once: what is measured is our own work on text that the policy controls.
+With `--docker` they are containers of that engine, which print the text for every call.
 
     python scripts/bench_loop.py [--episodes 64] [--turns 3] [--tokenizer DIR] [--json FILE]
+        [--docker HOST --image NAME [--show PATH]] [--kinds digits …]
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from sandbox_rl.observer import EachRollout
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
+from sandbox_rl.sandboxes.base import INPUT_DIR, SandboxBackend
+from sandbox_rl.sandboxes.config import DockerSettings
+from sandbox_rl.sandboxes.docker.backend import DockerBackend
 from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.training.tiny import tiny_tokenizer
 from sandbox_rl.types import Answer, ExecResult, Message, Reward, Rollout, Task, ToolCall
@@ -69,11 +74,19 @@ class _NoScoring:
         return Reward(0.0)
 
 
-async def measure(text: str, *, episodes: int, turns: int, tokenizer: Any, journal: Path) -> dict[str, float]:
+async def measure(
+    text: str,
+    *,
+    episodes: int,
+    turns: int,
+    tokenizer: Any,
+    journal: Path,
+    backend: SandboxBackend | None = None,
+) -> dict[str, float]:
     """Seconds by which the loop was late (p50, p99, longest), and the whole time."""
     toolbox = make_toolbox()
     chat = ChatFormat.from_tokenizer(tokenizer, toolbox.schemas)
-    calls = [ToolCall("execute_bash", {"command": f"echo {text[:8]} # {i}"}) for i in range(CALLS)]
+    calls = [ToolCall("execute_bash", {"command": f"cat {INPUT_DIR}/text # {i}"}) for i in range(CALLS)]
     file = {"command": "create", "path": "/testbed/x", "file_text": text[:TURN_CHARS]}
     turn = chat.render_call("", [*calls[1:], ToolCall("str_replace_editor", file)])
     last = chat.render_call("", [ToolCall("submit", {})])
@@ -87,7 +100,7 @@ async def measure(text: str, *, episodes: int, turns: int, tokenizer: Any, journ
 
     engine = RolloutEngine(
         agent=TokenAgent(ScriptedPolicy(script, max_context=1 << 24), chat),
-        backend=RecordingBackend(answer_exec=tool),
+        backend=backend or RecordingBackend(answer_exec=tool),
         scoring=cast(Any, _NoScoring()),
         toolbox=toolbox,
         render=lambda task: (Message("user", task.prompt),),
@@ -96,7 +109,8 @@ async def measure(text: str, *, episodes: int, turns: int, tokenizer: Any, journ
         settings=RolloutSettings(concurrency=episodes),
     )
     requests = [
-        EpisodeRequest(f"e{i}", Task(id=f"e{i}", prompt="?", answer="42"), seed=i) for i in range(episodes)
+        EpisodeRequest(f"e{i}", Task(id=f"e{i}", prompt="?", answer="42", files={"text": output}), seed=i)
+        for i in range(episodes)
     ]
     late: list[float] = []
 
@@ -144,6 +158,10 @@ def main() -> int:
         "--tokenizer", help="Directory of a tokenizer with a chat template; else the tiny one."
     )
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--kinds", nargs="+", choices=list(hostile_texts(64)), help="of text; all by default")
+    parser.add_argument("--docker", default="", help="address of an engine; without it sandboxes are fakes")
+    parser.add_argument("--image", default="sandbox-rl:latest")
+    parser.add_argument("--show", action="append", default=[], help="path of the engine's machine to show")
     options = parser.parse_args()
     if options.tokenizer:
         from transformers import AutoTokenizer
@@ -151,9 +169,16 @@ def main() -> int:
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     else:
         tokenizer = tiny_tokenizer()
+    backend: SandboxBackend | None = None
+    if options.docker:
+        show = {path: path for path in options.show}
+        values = {"type": "docker", "host": options.docker, "image": options.image, "read_only": show}
+        backend = DockerBackend(settings=DockerSettings.model_validate(values))
     results = {}
     print(f"{options.episodes} episodes, {options.turns} turns of {CALLS} calls with 1 MiB of output each")
     for name, text in hostile_texts().items():
+        if options.kinds and name not in options.kinds:
+            continue
         with tempfile.TemporaryDirectory() as directory:
             results[name] = row = asyncio.run(
                 measure(
@@ -162,6 +187,7 @@ def main() -> int:
                     turns=options.turns,
                     tokenizer=tokenizer,
                     journal=Path(directory) / "episodes.jsonl",
+                    backend=backend,
                 )
             )
         print(

@@ -15,48 +15,34 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import random
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
-import bench_sandbox_docker as containers
+from bench_sandbox_docker import AT_ONCE, docker_figures
+from bench_sandbox_measures import (
+    Figure,
+    at_once,
+    below,
+    groups_of,
+    leaks,
+    proportional_mb,
+    start_time,
+    timed,
+)
 from rich.console import Console
 from rich.table import Table
 
-from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.config import DockerSettings, PoolSettings
-from sandbox_rl.sandboxes.docker.backend import DockerBackend
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.types import ExecStatus
 
-AT_ONCE = 32
 ALIVE = 256
-KEPT = 32  # threads and connections that the docker backend keeps for its next calls
-
-
-@dataclass(frozen=True)
-class Figure:
-    name: str
-    value: float
-    required: float | None  # None: shown for comparison
-    unit: str
-    at_least: bool = False
-
-    @property
-    def holds(self) -> bool:
-        if self.required is None:
-            return True
-        return self.value >= self.required if self.at_least else self.value <= self.required
 
 
 async def alone(backend: EmbeddedBackend, rounds: int) -> list[Figure]:
@@ -135,77 +121,6 @@ async def flood(backend: EmbeddedBackend) -> list[Figure]:
     ]
 
 
-async def leaks(backend: SandboxBackend, cycles: int, cancellations: int) -> list[Figure]:
-    """What is left after many lives, and after many cancelled at random instants."""
-
-    async def life() -> None:
-        async with backend.sandbox({"q": b"?"}) as sandbox:
-            await sandbox.exec("echo ok; sleep 100 &", timeout=30)
-
-    dice = random.Random(0)
-
-    async def cancelled() -> None:
-        task = asyncio.create_task(life())
-        await asyncio.sleep(dice.random() * 0.3)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    await at_once(life, 20, 8)
-    await asyncio.sleep(1)  # until the sandboxes that are kept ready are replaced
-    before, resident = held(), resident_mb()
-    await at_once(life, cycles, 8)
-    await asyncio.sleep(1)
-    after_cycles, grown = held() - before, resident_mb() - resident
-    await at_once(cancelled, cancellations, 8)
-    await asyncio.sleep(1)
-    return [
-        Figure(f"left after {cycles} lives", after_cycles, 0, "things"),
-        Figure(f"left after {cancellations} cancellations", held() - before, 0, "things"),
-        Figure(f"the host grows over {cycles} lives by", grown, 4, "MB"),
-    ]
-
-
-async def docker_figures(settings: DockerSettings, quick: bool) -> list[Figure]:
-    """Containers, the reference way and embedded sandboxes at the same work, by turns."""
-    limit, total, crowd = 8, 16 if quick else 32, 16 if quick else 64
-    reference, floor = containers.Reference(settings, limit), containers.Floor(settings, limit)
-    rounds: dict[str, list[float]] = {"ours": [], "floor": [], "theirs": [], "embedded": []}
-    try:
-        async with DockerBackend(settings=settings) as backend, EmbeddedBackend() as embedded:
-            create, execute = await containers.alone(backend, 5 if quick else 20)
-            alive, among = await containers.crowd(backend, crowd)
-            left = await leaks(backend, *((24, 8) if quick else (200, 50)))
-            for _ in range(1 if quick else 3):
-                for name, work, count, width in (
-                    ("ours", lambda: containers.episode(backend), total, limit),
-                    ("floor", floor.episode, total, limit),
-                    ("theirs", reference.episode, total // 2, limit),
-                    ("embedded", lambda: containers.episode(embedded), 10 * total, AT_ONCE),
-                ):
-                    rounds[name].append(count / await timed(partial(at_once, work, count, width)))
-    finally:
-        reference.close()
-        floor.close()
-    ours, least, theirs, fast = (statistics.median(rates) for rates in rounds.values())
-    enough = min(3, 0.8 * least / theirs)  # nothing can be faster than the engine itself
-    return [
-        Figure("docker: create, p50, alone", create, None, "ms"),
-        Figure("docker: exec of `true`, p50", execute, 5, "ms"),
-        Figure(f"docker: until {crowd} at once are alive", alive, None, "s"),
-        Figure(f"docker: exec among {crowd}, p50", among, None, "ms"),
-        *(Figure(f"docker: {f.name}", f.value, f.required or KEPT, f.unit) for f in left),
-        Figure("docker: containers left", await containers.left(settings), 0, "things"),
-        Figure("reference: exec of `true`, p50", 1000 * statistics.median(reference.executed), None, "ms"),
-        Figure("reference: episodes", theirs, None, "/s"),
-        Figure("engine's floor: the same container, nothing done", least, None, "/s"),
-        Figure("docker: episodes", ours, None, "/s"),
-        Figure("docker: episodes, of the floor", 100 * ours / least, None, "%"),
-        Figure("docker: episodes, against the reference", ours / theirs, enough, "x", at_least=True),
-        Figure("embedded: episodes", fast, None, "/s"),
-        Figure("embedded: episodes, against the reference", fast / theirs, 20, "x", at_least=True),
-    ]
-
-
 OWNER = """
 import asyncio
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
@@ -249,72 +164,6 @@ async def killed_owners(kills: int) -> list[Figure]:
         Figure(f"left after {kills} killed owners", left, 0, "things"),
         Figure("the slowest to be gone after its owner's kill", slowest, 1, "s"),
     ]
-
-
-def start_time(pid: int) -> str:
-    """Start of a process in clock ticks, "" if there is none or it has ended and only waits for init."""
-    try:
-        rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if rest[0] in "ZX" else rest[19]
-
-
-def groups_of(owner: int) -> list[str]:
-    """Control groups of that process's backends, also while they go."""
-    below = (name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names)
-    return [name for name in below if name.startswith("sandbox_rl-") and name.split("-")[2] == str(owner)]
-
-
-async def timed(work: Callable[[], Awaitable[object]]) -> float:
-    started = time.perf_counter()
-    await work()
-    return time.perf_counter() - started
-
-
-async def at_once(work: Callable[[], Awaitable[object]], total: int, limit: int) -> None:
-    free = asyncio.Semaphore(limit)
-
-    async def one() -> None:
-        async with free:
-            await work()
-
-    await asyncio.gather(*(one() for _ in range(total)))
-
-
-def below(top: int | None = None) -> list[int]:
-    """Processes below `top`, which is this one if not given."""
-    top = top or os.getpid()
-    parents = {}
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-    mine = {top}
-    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
-        mine |= more
-    return sorted(mine - {top})
-
-
-def proportional_mb() -> float:
-    """Memory of the processes below this one, shared pages divided among their users."""
-    total = 0
-    for pid in below():
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                total += int(line.split()[1]) if line.startswith("Pss:") else 0
-    return total / 1024
-
-
-def held() -> int:
-    """Processes, descriptors, threads, mounts and cgroups that are ours."""
-    cgroups = sum(1 for _ in Path("/sys/fs/cgroup").glob(f"**/sandbox_rl-*-{os.getpid()}-*/*/"))
-    mounts = len(Path("/proc/self/mountinfo").read_text().splitlines())
-    own = len(os.listdir("/proc/self/fd")) + len(os.listdir("/proc/self/task"))
-    return len(below()) + own + mounts + cgroups
-
-
-def resident_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / (1 << 20)
 
 
 async def embedded_figures(options: argparse.Namespace) -> list[Figure]:

@@ -14,16 +14,24 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+from bench_sandbox_measures import Figure, at_once, leaks, timed
 
 from sandbox_rl.sandboxes.base import ANSWER_FILE, Sandbox, SandboxBackend
 from sandbox_rl.sandboxes.config import DockerSettings
+from sandbox_rl.sandboxes.docker.backend import DockerBackend
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
 from sandbox_rl.sandboxes.docker.options import container_options, host_options
+from sandbox_rl.sandboxes.docker.users import USERS
+from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.ownership import LABEL
 
-__all__ = ["COMMANDS", "EDITS", "Floor", "Reference", "alone", "crowd", "episode", "left"]
+__all__ = ["AT_ONCE", "docker_figures"]
 
+AT_ONCE = 32
+KEPT = 32  # threads and connections that the docker backend keeps for its next calls
 COMMANDS, EDITS = 8, 2
 _TEXT = "one\ntwo\nthree\n"
 _REPLACE = "p='/testbed/notes.txt'; s=open(p).read(); open(p,'w').write(s.replace('two','2'))"
@@ -167,10 +175,53 @@ class Floor:
 
     def _episode(self) -> None:
         name = f"floor-{secrets.token_hex(8)}"
-        options = container_options(self.settings, self.settings.image)
-        self._engine.start(self._engine.create(name, host=host_options(self.settings), container=options))
+        options = container_options(self.settings, self.settings.image, USERS[0])
+        self._engine.start(
+            self._engine.create(name, host=host_options(self.settings, USERS[0]), container=options)
+        )
         self._engine.remove(name)
 
     def close(self) -> None:
         self._threads.shutdown()
         self._engine.close()
+
+
+async def docker_figures(settings: DockerSettings, quick: bool) -> list[Figure]:
+    """Containers, the reference way and embedded sandboxes at the same work, by turns."""
+    limit, total, many = 8, 16 if quick else 32, 16 if quick else 64
+    reference, floor = Reference(settings, limit), Floor(settings, limit)
+    rounds: dict[str, list[float]] = {"ours": [], "floor": [], "theirs": [], "embedded": []}
+    try:
+        async with DockerBackend(settings=settings) as backend, EmbeddedBackend() as embedded:
+            create, execute = await alone(backend, 5 if quick else 20)
+            alive, among = await crowd(backend, many)
+            leaked = await leaks(backend, *((24, 8) if quick else (200, 50)))
+            for _ in range(1 if quick else 3):
+                for name, work, count, width in (
+                    ("ours", lambda: episode(backend), total, limit),
+                    ("floor", floor.episode, total, limit),
+                    ("theirs", reference.episode, total // 2, limit),
+                    ("embedded", lambda: episode(embedded), 10 * total, AT_ONCE),
+                ):
+                    rounds[name].append(count / await timed(partial(at_once, work, count, width)))
+    finally:
+        reference.close()
+        floor.close()
+    ours, least, theirs, fast = (statistics.median(rates) for rates in rounds.values())
+    enough = min(3, 0.8 * least / theirs)  # nothing can be faster than the engine itself
+    return [
+        Figure("docker: create, p50, alone", create, None, "ms"),
+        Figure("docker: exec of `true`, p50", execute, 5, "ms"),
+        Figure(f"docker: until {many} at once are alive", alive, None, "s"),
+        Figure(f"docker: exec among {many}, p50", among, None, "ms"),
+        *(Figure(f"docker: {f.name}", f.value, f.required or KEPT, f.unit) for f in leaked),
+        Figure("docker: containers left", await left(settings), 0, "things"),
+        Figure("reference: exec of `true`, p50", 1000 * statistics.median(reference.executed), None, "ms"),
+        Figure("reference: episodes", theirs, None, "/s"),
+        Figure("engine's floor: the same container, nothing done", least, None, "/s"),
+        Figure("docker: episodes", ours, None, "/s"),
+        Figure("docker: episodes, of the floor", 100 * ours / least, None, "%"),
+        Figure("docker: episodes, against the reference", ours / theirs, enough, "x", at_least=True),
+        Figure("embedded: episodes", fast, None, "/s"),
+        Figure("embedded: episodes, against the reference", fast / theirs, 20, "x", at_least=True),
+    ]

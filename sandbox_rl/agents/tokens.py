@@ -6,7 +6,6 @@ own frame.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from sandbox_rl.agents.base import AgentSession, BudgetSpent, EpisodeRequest, Said, SessionRecord
 from sandbox_rl.agents.settings import EpisodeSettings
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.cooperate import give_way
+from sandbox_rl.cooperate import give_way, off_loop
 from sandbox_rl.policies.base import Policy, PolicySession, Sampling
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import MalformedCall, Message, Observation, ToolCall
@@ -55,7 +54,7 @@ class TokenAgent:
         limits: EpisodeSettings,
     ) -> AsyncIterator[AgentSession]:
         """See `Agent.session`; the chat format knows the tools already."""
-        prompt_ids = await asyncio.to_thread(self.prompt_ids, messages)  # long prompts take long to encode
+        prompt_ids = await off_loop(self.prompt_ids, messages)  # long prompts take long to encode
         async with self.policy.session(request.id) as opened:
             yield _TokenSession(
                 opened,
@@ -160,6 +159,4 @@ class _TokenSession:
         if sum(map(len, texts)) <= INLINE_CHARS:
             return self._chat.render_observations(texts, ended_by=ended_by, calls=self._calls)
         # The tokenizer lets go of the interpreter's lock, so the loop goes on meanwhile.
-        return await asyncio.to_thread(
-            self._chat.render_observations, texts, ended_by=ended_by, calls=self._calls
-        )
+        return await off_loop(self._chat.render_observations, texts, ended_by=ended_by, calls=self._calls)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from sandbox_rl.chat.encoding import Piece, TextEncoder
 from sandbox_rl.chat.frames import Called, Frame, FrameReader, filled
 from sandbox_rl.chat.template import ChatTemplate, Refused
-from sandbox_rl.chat.words import cut_text
 from sandbox_rl.errors import ModelError
 from sandbox_rl.types import MalformedCall, ToolCall
 
@@ -104,7 +103,7 @@ class BetweenTurns:
             nobody = frame.names_call and not any(isinstance(c, ToolCall) for c in calls)
             named = self._user.opens and ended_by == self._first(self._user)
             frame = self._user if nobody or named else frame
-        return frame, frame.pieces([cut_text(text) for text in texts], called), called
+        return frame, frame.pieces(texts, called), called
 
     def _after_turn(self, pieces: Sequence[Piece], frame: Frame, ended_by: int | None) -> tuple[int, ...]:
         """Ids of pieces that begin with the end of the turn, without it if the policy has sampled it."""

@@ -1,4 +1,4 @@
-"""Words that the chat format adds of its own: tools where the template shows none, an example, a cut."""
+"""Words that the chat format adds of its own: tools where the template shows none, and an example."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import Any
 from sandbox_rl.chat.calls import to_json
 from sandbox_rl.types import ToolCall
 
-__all__ = ["MAX_OBSERVATION_CHARS", "cut_text", "example_call", "tool_words"]
-
-MAX_OBSERVATION_CHARS = 65_536
-"""Longer observations are cut before they are encoded: a run of 4 M letters takes BPE seconds."""
+__all__ = ["example_call", "tool_words"]
 
 
 def tool_words(tools: Sequence[Mapping[str, Any]], instructions: str) -> str:
@@ -35,12 +32,3 @@ def example_call(tools: Sequence[Mapping[str, Any]]) -> ToolCall:
     function = tools[0]["function"]
     required = function.get("parameters", {}).get("required", ())
     return ToolCall(function["name"], {k: "ls" if k == "command" else "..." for k in required})
-
-
-def cut_text(text: str) -> str:
-    """Head and tail of a text that is longer than `MAX_OBSERVATION_CHARS`."""
-    if len(text) <= MAX_OBSERVATION_CHARS:
-        return text
-    half = MAX_OBSERVATION_CHARS // 2
-    left_out = len(text) - 2 * half
-    return f"{text[:half]}\n[... {left_out} characters left out ...]\n{text[-half:]}"

@@ -18,10 +18,11 @@ from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.transformers import TransformersPolicy
 from sandbox_rl.rewards.config import RewardSettings
-from sandbox_rl.rewards.places import PROGRAM, Place, PlainPlace
+from sandbox_rl.rewards.places import PROGRAM, FirstPlace, Place, PlainPlace
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.sandboxes.base import SandboxBackend
+from sandbox_rl.sandboxes.config import BackendSettings, DockerSettings
 from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render, render_plain
 from sandbox_rl.tools.toolbox import Toolbox, make_toolbox
@@ -51,7 +52,7 @@ WORKER_MB = 1024
 
 def build_backend(recipe: RunSettings) -> SandboxBackend:
     """The sandbox backend of a recipe, behind a pool that keeps some ready and survives its faults."""
-    return recipe.sandbox.pooled(recipe.pool, run=recipe.name)
+    return recipe.sandbox.hiding(recipe.answer_packages).pooled(recipe.pool, run=recipe.name)
 
 
 def settled(recipe: Recipe) -> Recipe:
@@ -74,15 +75,30 @@ def build_scoring(recipe: RunSettings, base_dir: Path | None = None) -> ScoringP
     Args:
         base_dir: where the recipe lies; a module beside it can be named as a scorer.
     """
-    place = scoring_place(recipe.reward)
+    place = scoring_place(recipe.reward, recipe.sandbox)
     return ScoringPool.from_settings(recipe.reward, place, expected=recipe.scorers, beside=base_dir)
 
 
-def scoring_place(settings: RewardSettings) -> Place:
-    """Where the scoring workers of these settings run."""
+def scoring_place(settings: RewardSettings, sandbox: BackendSettings | None = None) -> Place:
+    """Where the scoring workers of these settings run: sandboxes by bubblewrap, else containers.
+
+    Args:
+        sandbox: where commands run; a Docker engine and image there are used for scoring as well.
+    """
     if settings.isolation == "none":
         return PlainPlace()
-    return ProgramSandboxes(PROGRAM, memory_mb=settings.memory_mb + WORKER_MB)
+    memory_mb = settings.memory_mb + WORKER_MB
+    bubblewrap = ProgramSandboxes(PROGRAM, memory_mb=memory_mb)
+    docker = sandbox if isinstance(sandbox, DockerSettings) else None
+    if settings.docker_image:
+        given = docker or DockerSettings(type="docker")
+        docker = given.model_copy(update={"image": settings.docker_image, "digest": ""})
+    if docker is None:
+        return bubblewrap
+    from sandbox_rl.sandboxes.docker.program import DockerPrograms
+
+    containers = DockerPrograms(PROGRAM, docker, memory_mb=memory_mb)
+    return FirstPlace([("sandboxes", bubblewrap), (f"containers of {docker.image}", containers)])
 
 
 def build_render(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import yaml
@@ -83,6 +84,11 @@ class Recipe(RunSettings):
                 "come back by number, in passes over the data; set rollout.over_sample: 0, or drop the block"
             )
         return self
+
+    @property
+    def sources(self) -> Sequence[object]:
+        """Where tasks come from."""
+        return self.data.sources
 
     @property
     def scorers(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, field_validator
@@ -69,6 +70,19 @@ class RunSettings(Settings):
     @abstractmethod
     def scorers(self) -> list[str]:
         """The scorers that the tasks name."""
+
+    @property
+    @abstractmethod
+    def sources(self) -> Sequence[object]:
+        """Where tasks come from: settings of classes of ours or of a user's own."""
+
+    @property
+    def answer_packages(self) -> tuple[str, ...]:
+        """Import names of packages, but this one, from which tasks come or by which answers are scored."""
+        names = (*self.scorers, self.reward.scorer or "", *self.reward.composite)
+        modules = [*(n for n in names if ":" in n), *(type(source).__module__ for source in self.sources)]
+        tops = {module.partition(":")[0].partition(".")[0] for module in modules}
+        return tuple(sorted(tops - {__package__.partition(".")[0]}))
 
     @field_validator("name")
     @classmethod

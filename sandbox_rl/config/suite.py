@@ -29,6 +29,11 @@ class Suite(RunSettings):
     """How turns are sampled."""
 
     @property
+    def sources(self) -> Sequence[object]:
+        """Where tasks come from."""
+        return [part.source for part in self.parts]
+
+    @property
     def scorers(self) -> list[str]:
         """The scorers that the tasks name; generated sources choose theirs task by task."""
         return sorted({getattr(part.source, "scorer", "exact") for part in self.parts})

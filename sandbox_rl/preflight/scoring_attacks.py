@@ -14,6 +14,7 @@ from sandbox_rl.commands.parts import scoring_place
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.sandboxes.cases import HostWitness
+from sandbox_rl.sandboxes.config import BackendSettings
 from sandbox_rl.sandboxes.self_check import CheckRow, CheckVerdict
 from sandbox_rl.types import Answer, AnswerStatus, Task
 
@@ -52,13 +53,16 @@ ATTACKS = len(_ATTACKS)
 """Rows that `check_scoring` yields."""
 
 
-async def check_scoring() -> AsyncIterator[CheckRow]:
+async def check_scoring(sandbox: BackendSettings | None = None) -> AsyncIterator[CheckRow]:
     """One row per attack, in the place where answers are scored by default.
+
+    Args:
+        sandbox: settings of the sandboxes that commands run in; with a Docker image, a further such place.
 
     Raises:
         SetupError: this machine has no such place.
     """
-    place = scoring_place(RewardSettings())
+    place = scoring_place(RewardSettings(), sandbox)
     with HostWitness() as witness, tempfile.TemporaryDirectory() as directory, _failures_are_expected():
         scorer = Path(directory)
         await asyncio.to_thread((scorer / f"{_NAME}.py").write_text, _SCORER)

@@ -59,7 +59,7 @@ async def self_check(
         return settings.backend()
 
     sandboxes = check_sandboxes(made, cases=cases, lag=every) if cases else None
-    async for row in _one_after_the_other(sandboxes, check_scoring() if scoring else None):
+    async for row in _one_after_the_other(sandboxes, check_scoring(settings) if scoring else None):
         rows.append(row)
         if watch is not None:
             watch.row(row, len(rows), count)

@@ -6,6 +6,7 @@ data set's configuration nor its seed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -122,6 +123,12 @@ AUDITED = frozenset(
 )
 """Data sets whose own verifier neither evaluates the answer nor hands it to what does (`tests/security`
 looks at each of the installed version). Others are refused, unless `gym_verifiers` has one."""
+
+
+def prepare(name: str) -> None:
+    """Load a data set's verifier, which can take a fifth of a second (word lists and the like)."""
+    with contextlib.suppress(Exception):  # said when an answer is scored
+        _verifier(name)
 
 
 def check_gold(task: Task) -> None:

@@ -1,19 +1,22 @@
-"""Where scoring workers run: a Protocol, and the place without isolation."""
+"""Where scoring workers run: a Protocol, the choice among several, and the place without isolation."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from sandbox_rl.errors import SandboxFault
+from sandbox_rl.errors import SandboxFault, SetupError
 
-__all__ = ["PROGRAM", "Place", "PlainPlace", "WorkerHandle"]
+__all__ = ["PROGRAM", "FirstPlace", "Place", "PlainPlace", "WorkerHandle"]
+
+logger = logging.getLogger(__name__)
 
 PROGRAM = "from sandbox_rl.rewards.worker import main\nmain()\n"
 """The source of a worker, for a place that makes programs."""
@@ -38,11 +41,11 @@ class WorkerHandle(Protocol):
 
 
 class Place(Protocol):
-    """Starts workers. `sandboxes.program.ProgramSandboxes` is the one with isolation."""
+    """Starts workers. `sandboxes.program` and `sandboxes.docker.program` have those with isolation."""
 
     @property
     def isolation(self) -> str:
-        """ "sandbox" or "none"."""
+        """ "sandbox", "docker" or "none"."""
         ...
 
     @property
@@ -69,6 +72,58 @@ class Place(Protocol):
     async def close(self) -> None:
         """End all workers; idempotent."""
         ...
+
+
+class FirstPlace:
+    """The first of several places in which workers can be had on this machine.
+
+    Args:
+        places: in order of preference, with what each is called in a warning.
+    """
+
+    def __init__(self, places: Sequence[tuple[str, Place]]) -> None:
+        self._places = places
+        self._chosen = places[0][1]
+
+    @property
+    def isolation(self) -> str:
+        """Of the one that was chosen."""
+        return self._chosen.isolation
+
+    @property
+    def filter(self) -> bytes:
+        """Of the one that was chosen."""
+        return self._chosen.filter
+
+    async def open(self, show: Mapping[Path, str]) -> None:
+        """Try one after another; a worker is started and ended in each but the last.
+
+        Raises:
+            SetupError: workers can be had in none; the message says of each why.
+        """
+        problems: list[str] = []
+        for number, (name, place) in enumerate(self._places, 1):
+            try:
+                await place.open(show)
+                if number < len(self._places):
+                    (await place.start()).kill()
+            except (SetupError, SandboxFault) as error:
+                await place.close()
+                problems.append(str(error))
+                continue
+            if problems:
+                logger.warning("answers are scored in %s: %s", name, "; ".join(problems))
+            self._chosen = place
+            return
+        raise SetupError("; ".join(problems))
+
+    async def start(self) -> WorkerHandle:
+        """A new worker in the chosen place."""
+        return await self._chosen.start()
+
+    async def close(self) -> None:
+        """End all workers; idempotent."""
+        await self._chosen.close()
 
 
 class _PlainWorker:

@@ -29,7 +29,7 @@ PROBED_FIRST = 6
 """that all of them are tried on; those that earn something there are tried on the rest."""
 
 MARGIN = 0.2
-"""How much more than chance an answer that needs no work may earn on average: room for partial credit and
+"""How much more than chance an answer that needs no work may earn on average: space for partial credit and
 for gold answers that are the same in other words."""
 
 _CONSTANTS = ("0", "1", "A", "yes", "no", "True", "[]")
@@ -81,7 +81,7 @@ async def _try_judge(scoring: ScoringPool) -> list[str]:
     if scoring.fallback is not None:
         return [f"reward.judge: {problem}; {scoring.fallback} scores in its place"]
     raise SetupError(
-        f"reward.judge: the endpoint gives no verdict ({problem}); start it, mend base_url or model, or name "
+        f"reward.judge: the endpoint gives no verdict ({problem}); start it, fix base_url or model, or name "
         "a rule with reward.judge.fallback"
     )
 
@@ -115,7 +115,7 @@ async def _try_scorers(scoring: ScoringPool, sample: SourceSample, tasks: Sequen
         earned = f"earns {outcome.value:g}" if outcome.kind == "value" else f"is not scored: {outcome.detail}"
         line = (
             f"source {sample.name}: the gold answer of task {task.id!r} {earned} by {names}; expected 1: "
-            "mend scorer or row, or set gold_is_answer: false on the source if its gold text is no answer"
+            "fix scorer or row, or set gold_is_answer: false on the source if its gold text is no answer"
         )
         if _read_as_text(task, scoring.rules_of(task)):
             warnings.append(line)
@@ -157,7 +157,7 @@ async def _try_degenerate(scoring: ScoringPool, sample: SourceSample, tasks: Seq
     if sample.accept_degenerate:
         return [f"{line}; accepted"]
     raise ConfigError(
-        f"reward: {line}: a policy learns to answer that; mend the scorer, or set accept_degenerate: true on "
+        f"reward: {line}: a policy learns to answer that; fix the scorer, or set accept_degenerate: true on "
         "the source"
     )
 

@@ -23,7 +23,22 @@ import sys
 import time
 from typing import Any, NoReturn
 
-__all__ = ["CONFIG", "JOB", "REPORT", "main"]
+__all__ = [
+    "CONFIG",
+    "EXITED",
+    "FULL_SPEED",
+    "JOB",
+    "JOB_FOLLOWS",
+    "PREPARE",
+    "REPORT",
+    "SLOWED",
+    "WARM_S",
+    "main",
+]
+
+JOB_FOLLOWS, SLOWED, FULL_SPEED, PREPARE = b"J", b"S", b"F", b"P"
+"""What the trainer sends, one byte each: a job comes; leave the processors to others, what runs now and what
+comes later; and not any longer; load what a data set's verifier needs (a byte and its name follow)."""
 
 CONFIG = struct.Struct("<I")
 """Before the configuration, and before what answers it: length of the JSON that follows."""
@@ -42,6 +57,12 @@ _SHARE = 8
 
 _WAITS = 0.1
 """Seconds that a process may wait for anything but a processor, at least."""
+
+WARM_S = 0.005
+"""Processor seconds more that the first item of a process may take: it pays for the pages that they share."""
+
+_RUNS_S, _STOPS_S = 0.005, 0.045
+"""Seconds that a slowed process runs and is stopped, in turn."""
 
 EXITED, OUT_OF_CPU, OUT_OF_TIME = 0, 1, 2
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
@@ -74,7 +95,7 @@ class _Worker:
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # no child may look into this process
         self.filter = _FilterProgram(bytes.fromhex(config["filter"])) if config["filter"] else None
-        os.nice(config["nice"])
+        self.slowed = False
         self.reads = warm(config["scorers"])
         gc.collect()
         gc.freeze()  # the collector would write to every object, and so copy every page in every child
@@ -83,53 +104,84 @@ class _Worker:
     def serve(self) -> None:
         """One job after another."""
         while True:
-            data, descriptors, _, _ = socket.recv_fds(self.control, JOB.size, 1)
-            if not data:
+            kind, descriptors, _, _ = socket.recv_fds(self.control, 1, 1)
+            if not kind:
                 return
-            if len(data) < JOB.size:
-                data += _receive(self.control, JOB.size - len(data))
-            number, cpu, wall, memory_mb, item_cpu = JOB.unpack(data)
+            if kind == PREPARE:
+                self.prepare(_receive(self.control, _receive(self.control, 1)[0]).decode("utf-8", "replace"))
+                continue
+            if kind != JOB_FOLLOWS:
+                self.slowed = kind == SLOWED
+                continue
+            number, cpu, wall, memory_mb, item_cpu = JOB.unpack(_receive(self.control, JOB.size))
             started = time.monotonic()
             pid = os.fork()
             if pid == 0:
                 self.child(descriptors[0], cpu, memory_mb, item_cpu)
             os.close(descriptors[0])
-            how, code, used = self.watch(pid, cpu, started + wall)
-            self.control.sendall(REPORT.pack(number, how, code, used))
+            how = self.watch(pid, cpu, started + wall)
+            self.control.sendall(REPORT.pack(number, how, *self.end(pid)))
 
-    def watch(self, pid: int, cpu: float, deadline: float) -> tuple[int, int, float]:
-        """Wait for a child, and kill it when its time is over; nothing is left of it afterwards.
+    def prepare(self, dataset: str) -> None:
+        """Load once here what every child would load again."""
+        from sandbox_rl.rewards.gym import prepare
+
+        prepare(dataset)
+        gc.freeze()
+
+    def watch(self, pid: int, cpu: float, deadline: float) -> int:
+        """Wait until a child ends or its time is over, and which of them it was.
 
         Its time is `cpu` seconds on processors, and as much of waiting for anything but a processor (but at
-        least _WAITS: the trainer sends what is to be scored after the process was started).
+        least _WAITS: the trainer sends what is to be scored after the process was started). While it is
+        slowed, the time in which it is stopped counts for nothing.
         """
         clock = (~pid << 3) | 2  # CPUCLOCK_SCHED of a process, as clock_getcpuclockid(3) makes it
-        how = EXITED
         handle = os.pidfd_open(pid)
         poller = select.poll()
         poller.register(handle, select.POLLIN)
-        started = time.monotonic()
+        poller.register(self.control, select.POLLIN)
+        started, stopped = time.monotonic(), 0.0
         try:
             while True:
                 now = time.monotonic()
                 try:
                     left = cpu - time.clock_gettime(clock)
-                    idle = now - started - waited_for_processor(pid) - max(cpu, _WAITS)
+                    idle = now - started - stopped - waited_for_processor(pid) - max(cpu, _WAITS)
                 except OSError:
                     left, idle = 1.0, 0.0  # it has just ended
-                if left <= 0 or idle > 0 or now > deadline:
-                    how = OUT_OF_CPU if left <= 0 else OUT_OF_TIME
-                    break
-                if poller.poll(max(1.0, min(left, deadline - now) * 1000)):
-                    break
+                if left <= 0 or idle > 0 or now > deadline + stopped:
+                    return OUT_OF_CPU if left <= 0 else OUT_OF_TIME
+                seconds = min(left, deadline - now)
+                if self.ended(poller, handle, min(seconds, _RUNS_S) if self.slowed else seconds):
+                    return EXITED
+                if self.slowed:
+                    began = time.monotonic()
+                    self.signal(pid, signal.SIGSTOP)
+                    ended = self.ended(poller, handle, _STOPS_S)
+                    self.signal(pid, signal.SIGCONT)
+                    if ended:
+                        return EXITED
+                    stopped += time.monotonic() - began
         finally:
             os.close(handle)
-        return how, *self.bury(pid)
 
-    def bury(self, pid: int) -> tuple[int, float]:
-        """Kill and reap whatever there is; (exit code of the child, its processor seconds)."""
+    def ended(self, poller: select.poll, handle: int, seconds: float) -> bool:
+        """Wait so long for the end of a child; what the trainer says of its speed ends that too."""
+        for descriptor, _ in poller.poll(max(1.0, seconds * 1000)):
+            if descriptor == handle:
+                return True
+            self.slowed = _receive(self.control, 1) == SLOWED
+        return False
+
+    def signal(self, pid: int, number: int) -> None:
+        """Signal a child, and where no other process is in the sandbox whatever it has started."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(-1 if self.first else pid, signal.SIGKILL)
+            os.kill(-1 if self.first else pid, number)
+
+    def end(self, pid: int) -> tuple[int, float]:
+        """Kill and reap whatever there is; (exit code of the child, its processor seconds)."""
+        self.signal(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
         while self.first:
             try:
@@ -155,10 +207,10 @@ class _Worker:
 
             if len(items) > 1:
                 sys.addaudithook(_stop_at_evaluation)
-            for item in items:
+            for number, item in enumerate(items):
                 if item_cpu:
                     # By default the signal kills: the answers before this one have their verdicts.
-                    signal.setitimer(signal.ITIMER_PROF, item_cpu)
+                    signal.setitimer(signal.ITIMER_PROF, item_cpu + (0.0 if number else WARM_S))
                 if len(items) > 1 and _size() > most:
                     os._exit(_ALONE)  # the answers before it have left it too little memory
                 verdict = judge_item(item)

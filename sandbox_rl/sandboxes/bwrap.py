@@ -30,6 +30,8 @@ PYTHON_PREFIX = "/opt/python"
 SITE_PACKAGES = "/opt/site-packages"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 CERTIFICATES_INSIDE = "/opt/ca-certificates.crt"
+# What every run must hide, whatever its recipe names: this program, what it makes tasks from, and the
+# benchmarks whose rules it scores by. `RunSettings.answer_packages` finds the others.
 ANSWER_KEYS = ("reasoning_gym", "sandbox_rl", "instruction_following_eval", "ifbench")
 TAKEN = ("/", "/usr", "/etc", "/proc", "/dev", "/tmp", "/testbed", "/home", "/run", "/sys", PYTHON_PREFIX)
 
@@ -117,6 +119,7 @@ def make_layout(
     python_env: Path | None,
     read_only: Mapping[Path, str],
     environment: Mapping[str, str],
+    hidden_packages: Sequence[str] = (),
 ) -> Layout:
     """Options of `bwrap` (for `--args`), the same for every sandbox of a backend.
 
@@ -165,7 +168,7 @@ def make_layout(
         bwrap_directory=bubblewrap.directory,
         python=python,
         environment={**variables, **environment},
-        hidden=_answer_keys(shown),
+        hidden=_answer_keys(shown, (*ANSWER_KEYS, *hidden_packages)),
     )
 
 
@@ -213,12 +216,12 @@ def _show_environment(env: Path, show: Callable[[Path | str, str], None], variab
     return "" if real.startswith("/usr/") else str(Path(real).parents[1])
 
 
-def _answer_keys(shown: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Packages below what is shown that make tasks with their gold answers, or score them, as seen inside."""
+def _answer_keys(shown: Sequence[tuple[str, str]], names: Sequence[str]) -> tuple[str, ...]:
+    """Where these packages are below what is shown, as seen inside."""
     found = []
     for outside, inside in shown:
         for pattern in ("", "lib/python3*/*-packages/", "local/lib/python3*/*-packages/"):
-            for name in ANSWER_KEYS:
+            for name in names:
                 found += [
                     f"{inside.rstrip('/')}/{path.relative_to(outside)}"
                     for path in Path(outside).glob(f"{pattern}{name}")

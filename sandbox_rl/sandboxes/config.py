@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -108,6 +109,10 @@ class BackendSettings(Variant):
         """The settings by which this machine alone makes such sandboxes."""
         return self
 
+    def hiding(self, packages: Sequence[str]) -> BackendSettings:
+        """With these packages, by import name, hidden from commands where the host's files are shown."""
+        return self
+
 
 class NetworkSettings(BackendSettings):
     """What sandboxes may reach: a part of the settings of the backends that can open a network."""
@@ -160,6 +165,8 @@ class EmbeddedSettings(NetworkSettings):
     """Further host files or directories to show read-only: host path → path in the sandbox."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Variables for commands, beside PATH, HOME, USER, LANG, TERM and PWD."""
+    hidden_packages: tuple[str, ...] = ()
+    """Python packages that are empty where commands would see them, beside what makes and scores tasks."""
     cgroups: bool = True
     """Bound memory, processes and CPU by cgroup where this user may; else by limits and a watchdog."""
     create_concurrency: int = Field(default=16, ge=1)
@@ -170,6 +177,10 @@ class EmbeddedSettings(NetworkSettings):
         from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 
         return EmbeddedBackend(settings=self)
+
+    def hiding(self, packages: Sequence[str]) -> EmbeddedSettings:
+        """See `BackendSettings.hiding`."""
+        return self.model_copy(update={"hidden_packages": (*self.hidden_packages, *packages)})
 
 
 class DockerSettings(NetworkSettings):
@@ -275,6 +286,10 @@ class RaySettings(BackendSettings):
     def on_this_machine(self) -> BackendSettings:
         """The settings of one node's backend, with the limits."""
         return self.node.model_copy(update={"limits": self.limits})
+
+    def hiding(self, packages: Sequence[str]) -> RaySettings:
+        """See `BackendSettings.hiding`."""
+        return self.model_copy(update={"node": self.node.hiding(packages)})
 
 
 BACKENDS: Registry[type[BackendSettings]] = NODE_BACKENDS.with_more(

@@ -20,8 +20,8 @@ from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.bwrap import Bubblewrap, find_bubblewrap, make_layout, show_certificates
 from sandbox_rl.sandboxes.config import EmbeddedSettings
-from sandbox_rl.sandboxes.egress.capacity import SharedRoom
-from sandbox_rl.sandboxes.egress.listener import DOOR_IN_CHANNEL, take_listener
+from sandbox_rl.sandboxes.egress.capacity import SharedCapacity
+from sandbox_rl.sandboxes.egress.listener import HANDOVER_BY_CHANNEL, take_listener
 from sandbox_rl.sandboxes.egress.proxy import FilteringProxy, announce, proxy_environment
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.names import check_files
@@ -69,7 +69,7 @@ class EmbeddedBackend:
     ) -> None:
         settings = settings or EmbeddedSettings()
         self._rules = rules or NetworkRules(settings.network, settings.allowlist)
-        self._room = SharedRoom()
+        self._capacity = SharedCapacity()
         self._settings = settings.model_copy(update={"limits": limits}) if limits else settings
         self._spawner = SpawnerClient()
         self._config: dict[str, Any] = {}
@@ -90,7 +90,7 @@ class EmbeddedBackend:
         environment, read_only = settings.environment, settings.read_only
         if self._rules.mode != "off":
             certificates, read_only = show_certificates(read_only)
-            environment = proxy_environment() | certificates | environment | {"": DOOR_IN_CHANNEL}
+            environment = proxy_environment() | certificates | environment | {"": HANDOVER_BY_CHANNEL}
             announce(self._rules)
         bubblewrap = await asyncio.to_thread(find_bubblewrap, settings.bwrap)
         layout = make_layout(
@@ -98,6 +98,7 @@ class EmbeddedBackend:
             python_env=settings.python_env,
             read_only=read_only,
             environment=environment,
+            hidden_packages=settings.hidden_packages,
         )
         self._config = asdict(layout) | {
             "agent": agent_source(),
@@ -145,7 +146,7 @@ class EmbeddedBackend:
                     made = await self._make(name)
                     if made.listener is not None:
                         proxy = FilteringProxy(
-                            name, made.listener, self._rules, self._settings.network_limits, self._room
+                            name, made.listener, self._rules, self._settings.network_limits, self._capacity
                         )
                         proxy.start()
                     sandbox = AgentSandbox(

@@ -1,4 +1,4 @@
-"""Whether the host has room for one more sandbox."""
+"""Whether the host can take one more sandbox."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from sandbox_rl.sandboxes.base import SandboxLimits
 
-__all__ = ["HostRoom"]
+__all__ = ["HostCapacity"]
 
 POLL_S = 0.2
 PROCESS_SHARE = 0.8  # of the processes that the kernel allows in all
 
 
-class HostRoom:
+class HostCapacity:
     """Admission by the memory and the processes that the host has left.
 
     Limits are not reserved (most sandboxes use a fraction of theirs); one more is admitted while the

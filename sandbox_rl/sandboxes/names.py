@@ -54,9 +54,9 @@ def check_files(files: Mapping[str, bytes], limits: SandboxLimits) -> None:
             )
         if name in directories:
             raise ValueError(f"file name {name!a} is also the directory of another file; rename one")
-    size, room = sum(map(len, files.values())), limits.disk_mb << 20
-    if size > room or len(files) + len(directories) > limits.inodes:
+    size, most = sum(map(len, files.values())), limits.disk_mb << 20
+    if size > most or len(files) + len(directories) > limits.inodes:
         raise ValueError(
             f"{len(files)} files of {size} bytes together do not fit into a sandbox "
-            f"({room} bytes, {limits.inodes} inodes); raise its limits disk_mb and inodes"
+            f"({most} bytes, {limits.inodes} inodes); raise its limits disk_mb and inodes"
         )

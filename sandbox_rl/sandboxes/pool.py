@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError
 from sandbox_rl.sandboxes.base import INPUT_DIR, Sandbox, SandboxBackend, SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.config import PoolSettings
-from sandbox_rl.sandboxes.host_capacity import HostRoom
+from sandbox_rl.sandboxes.host_capacity import HostCapacity
 from sandbox_rl.sandboxes.names import check_files
 
 __all__ = ["SandboxPool"]
@@ -30,14 +30,14 @@ _Context = AbstractAsyncContextManager[Sandbox]
 class SandboxPool:
     """Hands out sandboxes of `backend`.
 
-    A request waits while too many are live, while the host has no room, or while making them fails;
+    A request waits while too many are live, while the host has no capacity, or while making them fails;
     only its own timeout ends the wait. After `breaker_failures` failures in a row one probe at a time
     finds out whether the backend is back, and nobody else tries meanwhile.
 
     Args:
         backend: not yet entered; the pool enters and leaves it.
-        limits: of one sandbox, for the check of input files and of the host's room.
-        room: what the host has left; replaceable for tests.
+        limits: of one sandbox, for the check of input files and of the host's capacity.
+        capacity: what the host has left; replaceable for tests.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class SandboxPool:
         *,
         limits: SandboxLimits | None = None,
         settings: PoolSettings | None = None,
-        room: HostRoom | None = None,
+        capacity: HostCapacity | None = None,
     ) -> None:
         self._backend = backend
         self._limits = limits or SandboxLimits()
         self._settings = settings or PoolSettings()
-        self._room = room or HostRoom(self._limits, self._settings.reserve_mb)
+        self._capacity = capacity or HostCapacity(self._limits, self._settings.reserve_mb)
         self._live = asyncio.Semaphore(self._settings.max_live)
         self._making = asyncio.Semaphore(self._settings.create_concurrency)
         self._warm: deque[tuple[_Context, Sandbox]] = deque()
@@ -133,13 +133,13 @@ class SandboxPool:
         return self._warm.popleft() if self._warm else None
 
     async def _make_patiently(self, deadline: float) -> tuple[_Context, Sandbox]:
-        """Make one, waiting for room, with back-off between attempts, until cancelled by the timeout."""
+        """Make one, waiting for capacity, with back-off between attempts, until cancelled by the timeout."""
         wait = self._settings.backoff_s
         while True:
             try:
                 if self.broken:
                     await self._probe(deadline)
-                await self._room.wait()
+                await self._capacity.wait()
                 async with self._making:
                     return await self._make(deadline)
             except SandboxFault:
@@ -172,7 +172,7 @@ class SandboxPool:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            while len(self._warm) < self._settings.warm and not self.broken and self._room.enough():
+            while len(self._warm) < self._settings.warm and not self.broken and self._capacity.enough():
                 try:
                     async with self._making:
                         self._warm.append(await self._make(time.monotonic() + self._settings.warm_timeout_s))
@@ -185,7 +185,7 @@ class SandboxPool:
             return f"; making them fails: {self._last_fault}"
         if self._live.locked():
             return f"; {self._settings.max_live} are live (sandbox pool: max_live)"
-        return "" if self._room.enough() else f"; {self._room.lacking()}"
+        return "" if self._capacity.enough() else f"; {self._capacity.lacking()}"
 
 
 async def _place(sandbox: Sandbox, files: Mapping[str, bytes]) -> None:

@@ -13,7 +13,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import sandbox_rl
@@ -24,7 +24,7 @@ from sandbox_rl.sandboxes.seccomp import build_filter
 from sandbox_rl.sandboxes.seccomp_compute import build_compute_filter
 from sandbox_rl.sandboxes.spawner_client import Birth, SpawnerClient
 
-__all__ = ["Program", "ProgramSandboxes"]
+__all__ = ["Program", "ProgramSandboxes", "ProgramView", "program_limits", "program_view"]
 
 _OURS = "/opt/sandbox_rl"
 _SITES = "/opt/site"
@@ -36,6 +36,13 @@ _QUIET = {
     "MKL_NUM_THREADS": "1",
 }
 """A program that forks must have no threads that a library made unasked."""
+
+
+def program_limits(memory_mb: int, processes: int) -> SandboxLimits:
+    """Of a sandbox in which a program computes and stores nothing."""
+    return SandboxLimits(
+        memory_mb=memory_mb, pids=processes, disk_mb=1, inodes=64, open_files=256, file_size_mb=1
+    )
 
 
 class Program:
@@ -79,9 +86,7 @@ class ProgramSandboxes:
         self, source: str, *, memory_mb: int, processes: int = 64, bwrap: Path | None = None
     ) -> None:
         self._source = source
-        self._limits = SandboxLimits(
-            memory_mb=memory_mb, pids=processes, disk_mb=1, inodes=64, open_files=256, file_size_mb=1
-        )
+        self._limits = program_limits(memory_mb, processes)
         self._bwrap = bwrap
         self._spawner = SpawnerClient()
         self._config: dict[str, object] = {}
@@ -93,7 +98,7 @@ class ProgramSandboxes:
         Raises:
             SetupError: sandboxes cannot be made here; the message says what is missing.
         """
-        layout = _layout(find_bubblewrap(self._bwrap), show)
+        layout = _layout(find_bubblewrap(self._bwrap), program_view(show))
         self._config = asdict(layout) | {
             "agent": self._source,
             "seccomp": build_filter(platform.machine()).hex(),
@@ -133,7 +138,25 @@ class ProgramSandboxes:
         await self._spawner.stop()
 
 
-def _layout(bubblewrap: Bubblewrap, show: Mapping[Path, str]) -> Layout:
+@dataclass(frozen=True, slots=True)
+class ProgramView:
+    """What a program sees of this machine, read-only.
+
+    Attributes:
+        shown: (path here, path inside).
+        links: place → target of symbolic links.
+        variables: of its environment.
+        python: the interpreter here.
+    """
+
+    shown: tuple[tuple[str, str], ...]
+    links: Mapping[str, str]
+    variables: Mapping[str, str]
+    python: str
+
+
+def program_view(show: Mapping[Path, str]) -> ProgramView:
+    """The interpreter's libraries, the packages that this process can import, and what is shown besides."""
     shown, links = _libraries()
     places = [_OURS]
     package = Path(sandbox_rl.__file__).parent
@@ -147,15 +170,20 @@ def _layout(bubblewrap: Bubblewrap, show: Mapping[Path, str]) -> Layout:
     if any(Path(sys.base_prefix).glob("lib/libpython*.so*")) and sys.base_prefix != "/usr":
         # A shared library is looked for where it was installed, which is elsewhere on the host.
         variables["LD_LIBRARY_PATH"] = f"{PYTHON_PREFIX}/lib"
+    python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    return ProgramView(tuple(shown), links, variables, python)
+
+
+def _layout(bubblewrap: Bubblewrap, view: ProgramView) -> Layout:
     return Layout(
         arguments=program_arguments(),
         command=("/run/agent/python", "-S", "-s", "-B", "/run/agent/agent.pyc"),
-        command_environment=variables,
-        shown=tuple(shown),
-        links=links,
+        command_environment=view.variables,
+        shown=view.shown,
+        links=view.links,
         bwrap=bubblewrap.path,
         bwrap_directory=bubblewrap.directory,
-        python=os.path.realpath(getattr(sys, "_base_executable", sys.executable)),
+        python=view.python,
         environment={},
     )
 

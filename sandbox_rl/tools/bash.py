@@ -11,7 +11,7 @@ from sandbox_rl.cooperate import give_way
 from sandbox_rl.sandboxes.base import WORKING_DIR, Sandbox
 from sandbox_rl.tools.arguments import BadArgumentsError, ToolArguments, bad_arguments, read_arguments
 from sandbox_rl.tools.conditions import DEAD_TEXT
-from sandbox_rl.tools.text import stream_text
+from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS, stream_text
 from sandbox_rl.types import ExecResult, ExecStatus, Observation, ToolFailure
 
 __all__ = ["ExecuteBash"]
@@ -51,7 +51,7 @@ class ExecuteBash:
 
     name = "execute_bash"
 
-    def __init__(self, max_chars: int = 10_000) -> None:
+    def __init__(self, max_chars: int = MAX_OBSERVATION_CHARS) -> None:
         self._max_chars = max_chars
 
     @property
@@ -103,11 +103,11 @@ class ExecuteBash:
         lines = [_headline(result, timeout)]
         if result.exit_code is not None:
             lines.append(f"Exit code: {result.exit_code}")
-        room = self._max_chars - 600  # for the lines above and the headings
-        error = stream_text(result.stderr, room // 2)
-        output = stream_text(result.stdout, room - len(error))
-        if len(output) < room // 2:
-            error = stream_text(result.stderr, room - len(output))
+        left = self._max_chars - 600  # for the lines above and the headings
+        error = stream_text(result.stderr, left // 2)
+        output = stream_text(result.stdout, left - len(error))
+        if len(output) < left // 2:
+            error = stream_text(result.stderr, left - len(output))
         lines += ["[STDOUT]", output]
         if error:
             lines += ["[STDERR]", error]

@@ -17,7 +17,7 @@ from sandbox_rl.tools.arguments import BadArgumentsError, bad_arguments, read_ar
 from sandbox_rl.tools.conditions import from_condition
 from sandbox_rl.tools.editor_arguments import SCHEMA, EditorArguments
 from sandbox_rl.tools.lines import count_lines, insert_lines, line_of, number_lines, occurrences, snippet
-from sandbox_rl.tools.text import clip, quote
+from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS, clip, quote
 from sandbox_rl.types import Observation, ToolFailure
 
 __all__ = ["StrReplaceEditor"]
@@ -42,7 +42,7 @@ class StrReplaceEditor:
 
     name: str = SCHEMA["function"]["name"]
 
-    def __init__(self, max_chars: int = 10_000) -> None:
+    def __init__(self, max_chars: int = MAX_OBSERVATION_CHARS) -> None:
         self._max_chars = max_chars
 
     @property

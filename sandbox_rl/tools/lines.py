@@ -38,20 +38,20 @@ def number_lines(text: str, first: int, last: int, max_chars: int) -> str:
     What does not fit is left out from the end, with a note which line comes next.
     """
     shown: list[str] = []
-    room = max_chars - 200  # for the note
+    left = max_chars - 200  # for the note
     start = _start_of(text, first)
     for number in range(first, last + 1):
         end = text.find("\n", start)
         end = len(text) if end < 0 else end
         raw = text[start : min(end, start + max_chars)].removesuffix("\r").removeprefix("\ufeff")
         line = f"{number:6d}\t{clean(raw).replace(chr(10), ' ')}"
-        if len(line) > room and shown:
+        if len(line) > left and shown:
             return "\n".join([*shown, f"{CLIPPED} Line {number} is next: use view_range to go on."])
-        if len(line) > room:
+        if len(line) > left:
             more = f"Line {number} is longer than what is shown: use execute_bash to see its rest."
-            return f"{line[:room]}\n{CLIPPED} {more}"
+            return f"{line[:left]}\n{CLIPPED} {more}"
         shown.append(line)
-        room -= len(line) + 1
+        left -= len(line) + 1
         start = end + 1
     return "\n".join(shown)
 

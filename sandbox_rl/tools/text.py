@@ -7,7 +7,11 @@ import re
 
 from sandbox_rl.types import Stream
 
-__all__ = ["clean", "clip", "quote", "stream_text"]
+__all__ = ["MAX_OBSERVATION_CHARS", "clean", "clip", "quote", "stream_text"]
+
+MAX_OBSERVATION_CHARS = 10_000
+"""No observation is longer than this, whatever a tool, its arguments or a malformed call make of it. The
+toolbox sees to it; tools that know better where to cut keep to it themselves."""
 
 MAX_LINES = 80
 """Kept lines of one output stream: the first and the last half of them."""
@@ -45,11 +49,11 @@ def clip(text: str, max_chars: int, *, max_lines: int = MAX_LINES, marker: str =
         head, tail = "\n".join(lines[:half]), "\n".join(lines[-half:])
     else:
         head = tail = text
-    room = max_chars - max(len(marker), 80)
-    if len(head) + len(tail) > room:
-        for_head = max(room // 2, room - len(tail))
+    left = max_chars - max(len(marker), 80)
+    if len(head) + len(tail) > left:
+        for_head = max(left // 2, left - len(tail))
         head = head[:for_head]
-        tail = tail[len(tail) - (room - len(head)) :] if len(tail) > room - len(head) else tail
+        tail = tail[len(tail) - (left - len(head)) :] if len(tail) > left - len(head) else tail
     left_out = len(text) - len(head) - len(tail)
     skipped = text[len(head) : len(text) - len(tail)].count("\n")
     return f"{head}\n{marker or _marker(left_out, skipped)}\n{tail}"

@@ -1,4 +1,4 @@
-"""The tools of an episode behind one door: whatever the policy calls, it gets an observation."""
+"""The tools of an episode: whatever the policy calls, it gets an observation of bounded length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sandbox_rl.tools.base import Tool
 from sandbox_rl.tools.bash import ExecuteBash
 from sandbox_rl.tools.editor import StrReplaceEditor
 from sandbox_rl.tools.submit import Submit
-from sandbox_rl.tools.text import clip, quote
+from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS, clip, quote
 from sandbox_rl.types import MalformedCall, Observation, ToolCall, ToolFailure
 
 __all__ = [
@@ -27,9 +27,6 @@ __all__ = [
     "make_toolbox",
 ]
 
-MAX_OBSERVATION_CHARS = 16_000
-"""No observation is longer than this, whatever a tool returns."""
-
 MAX_TURN_CHARS = 32_000
 """The observations of one turn together, but for `_LEAST` characters that each may always have: a turn of 64
 calls whose output is hard to tokenise would otherwise keep a processor busy for seconds."""
@@ -37,14 +34,17 @@ calls whose output is hard to tokenise would otherwise keep a processor busy for
 _LEAST = 200
 
 
-def fitted(observation: Observation, room: int) -> Observation:
-    """`observation` with a text of at most `room` characters; `_LEAST` where there is less room."""
-    room = min(max(room, _LEAST), MAX_OBSERVATION_CHARS)
-    if len(observation.text) <= room:
-        return observation
+def fitted(observation: Observation, most: int) -> Observation:
+    """`observation` with a text of at most `most` characters, or `_LEAST` if that is more."""
     marker = "[... left out: this turn's replies are long; make fewer calls at a time ...]"
-    text = clip(observation.text, room, max_lines=len(observation.text), marker=marker)
-    return replace(observation, text=text[:room])
+    return _cut(observation, min(max(most, _LEAST), MAX_OBSERVATION_CHARS), marker)
+
+
+def _cut(observation: Observation, most: int, marker: str = "") -> Observation:
+    if len(observation.text) <= most:
+        return observation
+    text = clip(observation.text, most, max_lines=len(observation.text), marker=marker)
+    return replace(observation, text=text[:most])
 
 
 class Toolbox:
@@ -71,8 +71,11 @@ class Toolbox:
         Raises:
             SandboxFault: the host side failed. Nothing that the policy wrote raises.
         """
+        return _cut(await self._answer(sandbox, call, timeout), MAX_OBSERVATION_CHARS)
+
+    async def _answer(self, sandbox: Sandbox, call: ToolCall | MalformedCall, timeout: float) -> Observation:
         if isinstance(call, MalformedCall):
-            return Observation(clip(call.reason, MAX_OBSERVATION_CHARS), failure=ToolFailure.MALFORMED)
+            return Observation(call.reason, failure=ToolFailure.MALFORMED)
         tool = self._tools.get(call.name)
         if tool is None:
             near = difflib.get_close_matches(call.name[:80], self._tools, n=1)
@@ -82,10 +85,10 @@ class Toolbox:
                 failure=ToolFailure.UNKNOWN_TOOL,
             )
         observation = await tool.run(sandbox, call.arguments, timeout=min(timeout, self._exec_timeout))
-        note = escape_note(call.arguments)
-        if note is None:
-            return fitted(observation, MAX_OBSERVATION_CHARS)
-        return replace(observation, text=f"{observation.text[: MAX_OBSERVATION_CHARS - 400]}\n{note}")
+        if (note := escape_note(call.arguments)) is None:
+            return observation
+        observation = _cut(observation, MAX_OBSERVATION_CHARS - len(note) - 1)
+        return replace(observation, text=f"{observation.text}\n{note}")
 
     def no_call(self, example: str = "") -> Observation:
         """What to say to a turn without a call; `example` shows how one is written."""
@@ -97,7 +100,7 @@ class Toolbox:
         )
         if example:
             text += f" Write a call exactly like this:\n{example}"
-        return Observation(text, failure=ToolFailure.NO_CALL)
+        return _cut(Observation(text, failure=ToolFailure.NO_CALL), MAX_OBSERVATION_CHARS)
 
     @property
     def _names(self) -> str:

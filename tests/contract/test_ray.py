@@ -112,7 +112,7 @@ async def test_sandboxes_spread_over_the_nodes_and_wait_when_all_are_full(backen
         made = await asyncio.gather(*(stack.enter_async_context(backend.sandbox()) for _ in range(6)))
         nodes = [sandbox.node for sandbox in made]  # type: ignore[attr-defined]
         assert sorted(nodes.count(node) for node in set(nodes)) == [3, 3]
-        with pytest.raises(SandboxFault, match="no sandbox within 2 s; no node has room"):
+        with pytest.raises(SandboxFault, match="no sandbox within 2 s; no node has capacity"):
             async with backend.sandbox(timeout=2):
                 pass
         results = await asyncio.gather(*(sandbox.exec("echo $((6*7))", timeout=10) for sandbox in made))

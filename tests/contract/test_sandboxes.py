@@ -46,14 +46,14 @@ class TestRepair:
             "chmod 000 /",
         ],
     )
-    async def test_a_policy_mends_what_it_did(self, sandbox: Sandbox, damage: str) -> None:
+    async def test_a_policy_repairs_what_it_did(self, sandbox: Sandbox, damage: str) -> None:
         toolbox = make_toolbox()
-        mend = (
+        repair = (
             f"chmod -R u+rwx {WORKING_DIR} /tmp; "
             f"[ -d {WORKING_DIR} ] || {{ rm -f {WORKING_DIR}; mkdir {WORKING_DIR}; }}; "
             f"rm -rf {ANSWER_FILE}; echo 42 > {ANSWER_FILE}"
         )
-        for command in (damage, "pwd", mend):
+        for command in (damage, "pwd", repair):
             call = ToolCall("execute_bash", {"command": command})
             observation = await asyncio.wait_for(toolbox.run(sandbox, call, timeout=20), 30)
             assert observation.failure is None

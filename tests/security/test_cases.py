@@ -41,9 +41,7 @@ async def test_case(backend: SandboxBackend, witness: HostWitness, neighbour: Ne
     baseline = p99(neighbour.seconds or [0.0])
     since, lagged = len(neighbour.seconds), len(neighbour.lags)
     outcome = await run_case(backend, case, witness)
-    if case.id in backend.info.known_limits:
-        return
-    assert outcome.passed, "\n".join(outcome.problems)
+    assert outcome.passed or outcome.excused(backend.info.known_limits), "\n".join(outcome.problems)
     assert not leaked(before)
     assert resident_mb() - memory < _GROWTH_MB
     assert neighbour.failures == 0

@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 
 from sandbox_rl.errors import SetupError
+from sandbox_rl.sandboxes.cases import ALL_CASES, HostWitness, run_case
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.backend import DockerBackend
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
 from sandbox_rl.sandboxes.docker.network import ContainerNetwork
-from sandbox_rl.sandboxes.egress.listener import Doors
+from sandbox_rl.sandboxes.docker.users import USERS
+from sandbox_rl.sandboxes.egress.listener import HandoverDirectory
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.ownership import LABEL, RUN
 
 from ..docker_engine import IMAGE, settings_for
+
+QUOTAS = next(case for case in ALL_CASES if case.id == "RES-20b")
 
 
 def docker(engine: str, *arguments: str) -> str:
@@ -44,6 +48,17 @@ async def test_a_tag_that_moves_changes_no_container(engine: str) -> None:
         docker(engine, "rmi", "-f", tag)
 
 
+async def test_every_container_has_a_user_of_its_own(engine: str, witness: HostWitness) -> None:
+    """What the kernel counts per user, none takes from another: the one case is the whole of it."""
+    async with DockerBackend(settings=settings_for(engine)) as backend:
+        assert (await run_case(backend, QUOTAS, witness, patience=4)).problems == ()
+        async with backend.sandbox() as one, backend.sandbox() as two:
+            users = [
+                (await box.exec("id -u; touch ~/x /tmp/x x", timeout=20)).stdout.head for box in (one, two)
+            ]
+        assert len({int(user) for user in users} & set(USERS)) == 2
+
+
 async def test_containers_carry_the_name_of_their_run(engine: str) -> None:
     host = DockerEngine(engine)
     try:
@@ -55,19 +70,20 @@ async def test_containers_carry_the_name_of_their_run(engine: str) -> None:
 
 
 def test_directories_of_killed_owners_go_at_the_next_start() -> None:
-    made = "from sandbox_rl.sandboxes.egress.listener import Doors; import os, signal\nd = Doors()\n"
-    made += "print(d.door('x').path, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    made = "from sandbox_rl.sandboxes.egress.listener import HandoverDirectory as Made; import os, signal\n"
+    made += "d = Made()\n"
+    made += "print(d.socket('x').path, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     killed = subprocess.run([sys.executable, "-c", made], capture_output=True, text=True, timeout=60)
     left = Path(killed.stdout.strip()).parent
     assert left.is_dir()
-    mine = Doors()
+    mine = HandoverDirectory()
     try:
         assert not left.exists()
-        theirs = Doors()  # of a living owner
+        theirs = HandoverDirectory()  # of a living owner
         theirs.close()
-        door = mine.door("y")
-        assert door.path.exists()
-        door.close()
+        handover = mine.socket("y")
+        assert handover.path.exists()
+        handover.close()
     finally:
         mine.close()
 

@@ -193,7 +193,7 @@ FETCH = "import sys,urllib.request as u; print(u.urlopen(sys.argv[1], timeout=5)
 TUNNEL = """
 import socket, sys
 s = socket.create_connection(("127.0.0.1", 3128), 5); s.settimeout(5)
-s.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\\r\\n\\r\\n".encode())
+s.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode())
 print(s.recv(4096).split(b"\\r\\n")[0])
 s.sendall(b"GET /t HTTP/1.1\\r\\nHost: any\\r\\n\\r\\n")
 while data := s.recv(4096): print(data)
@@ -298,7 +298,7 @@ async def test_connections_bytes_and_time_are_bounded(kind: str) -> None:
 import select, socket, sys, time
 opened = [socket.create_connection(("127.0.0.1", 3128), 5) for _ in range(12)]
 for s in opened:
-    s.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\\r\\n\\r\\n".encode())
+    s.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode())
 time.sleep(1)
 print("TUNNELS", len(select.select(opened, [], [], 0)[0]))
 """
@@ -326,7 +326,7 @@ async def test_many_policies_leave_the_host_its_descriptors() -> None:
 import socket, sys, time
 opened = [socket.create_connection(("127.0.0.1", 3128), 5) for _ in range(32)]
 for s in opened:
-    s.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\\r\\n\\r\\n".encode())
+    s.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode())
 time.sleep(60)
 """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -350,19 +350,20 @@ time.sleep(60)
 HEADS = (
     b"",
     b"\r\n\r\n",
-    b"GET / HTTP/1.1\r\n\r\n",
-    b"GET http://ok.test:{port}/ HTTP/1.1\r\nA: b\r\n continued\r\n\r\n",
-    b"GET http://ok.test:{port}/ HTTP/1.1\r\nno field\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET http://ok.test:{port}/ HTTP/1.1\r\n\r\n",
+    b"GET http://ok.test:{port}/ HTTP/1.1\nHost: x\n\nGET / HTTP/1.1\r\n\r\n",
+    b"GET http://ok.test:{port}/ HTTP/1.1\r\nHost: x\r\nno field\r\n\r\n",
     b"GET http://ok.test:{port}/\nHost: x HTTP/1.1\r\n\r\n",
-    b"GET http://ok.test:{port}/ HTTP/1.1\r\nA: \0\r\n\r\n",
-    b"GET ftp://ok.test:{port}/ HTTP/1.1\r\n\r\n",
-    b"CONNECT ok.test HTTP/1.1\r\n\r\n",
-    b"CONNECT ok.test:x HTTP/1.1\r\n\r\n",
-    b"CONNECT ok.test:99999 HTTP/1.1\r\n\r\n",
-    b"CONNECT \xff\xfe:{port} HTTP/1.1\r\n\r\n",
+    b"GET http://ok.test:{port}/ HTTP/1.1\r\nHost: x\r\nA: \0\r\n\r\n",
+    b"GET ftp://ok.test:{port}/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"CONNECT ok.test HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"CONNECT ok.test:x HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"CONNECT ok.test:99999 HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"CONNECT \xff\xfe:{port} HTTP/1.1\r\nHost: x\r\n\r\n",
     b"\xff" * 500 + b"\r\n\r\n",
     b"A" * 100_000,
-    b"GET http://ok.test:{port}/ HTTP/1.1\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+    b"GET http://ok.test:{port}/ HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
 )
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from typing import ClassVar
 
 import pytest
 
 from sandbox_rl.cooperate import give_way
-from sandbox_rl.fakes import RecordingBackend, RecordingSandbox, exec_ok
+from sandbox_rl.fakes import RecordingBackend, exec_ok
 from sandbox_rl.tools.text import LOOKED_AT, stream_text
-from sandbox_rl.tools.toolbox import MAX_OBSERVATION_CHARS, MAX_TURN_CHARS, Toolbox, fitted
-from sandbox_rl.types import Observation, Stream, ToolCall
+from sandbox_rl.tools.toolbox import MAX_OBSERVATION_CHARS, MAX_TURN_CHARS, fitted
+from sandbox_rl.types import Observation, Stream
 from tests.unit.rig import CHAT, SUBMIT, bash, make_engine, request, say
 
 HOSTILE = {
@@ -116,26 +115,11 @@ async def test_the_observations_of_a_turn_are_bounded_together():
     assert "make fewer calls at a time" in texts[-1]
 
 
-def test_one_cap_holds_for_every_tool():
+def test_what_a_turn_has_left_bounds_an_observation():
     long = Observation("x" * 100_000, tool="mine")
     assert len(fitted(long, 10**9).text) <= MAX_OBSERVATION_CHARS
     assert len(fitted(long, 0).text) <= 200
     assert fitted(Observation("short"), 0).text == "short"
-
-
-async def test_a_tool_of_ones_own_is_capped_too():
-    class Chatty:
-        name = "chatty"
-        schema: ClassVar = {
-            "type": "function",
-            "function": {"name": "chatty", "description": "", "parameters": {}},
-        }
-
-        async def run(self, sandbox, arguments, *, timeout):
-            return Observation("y" * 1_000_000, tool=self.name)
-
-    observation = await Toolbox([Chatty()]).run(RecordingSandbox(), ToolCall("chatty", {}), timeout=1)
-    assert len(observation.text) <= MAX_OBSERVATION_CHARS
 
 
 def test_only_the_ends_of_a_long_stream_are_looked_at():

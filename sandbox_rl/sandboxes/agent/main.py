@@ -269,7 +269,7 @@ def main(argv: list[str]) -> None:
     """Arguments: reader fd, writer fd, MiB for the watchdog or 0, process limit or 0, niceness of commands,
     1 to put processes back to where the kernel first looks for memory or 0, NAME=VALUE …
 
-    A value without a name is the door to the network (`hand_out_listener`).
+    A value without a name is how the egress proxy gets its listener (`hand_out_listener`).
     """
     reader, writer, memory_mb, processes, nice, keep = (int(value) for value in argv[:6])
     hide()
@@ -282,8 +282,8 @@ def main(argv: list[str]) -> None:
     if processes:
         resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
     environment = dict(value.split("=", 1) for value in argv[6:])
-    if door := environment.pop("", ""):
-        hand_out_listener(door, reader)
+    if handover := environment.pop("", ""):
+        hand_out_listener(handover, reader)
     agent = Agent(reader, writer, environment, memory_mb << 20, nice, bool(keep))
     agent.reply(0, OK, [b"%d.%d" % sys.version_info[:2]])
     try:

@@ -7,7 +7,7 @@ by `$HOST_…` words, which the runner replaces (see `HostWitness.fill_in`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from sandbox_rl.sandboxes.base import SandboxLimits
@@ -88,10 +88,16 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run of a case gave. It passed when `problems` is empty."""
+    """What a run of a case gave. It passed when there are no problems.
+
+    Args:
+        claim: what the case's own check found wrong, "" for nothing.
+        invariants: what must hold after every case, and did not.
+    """
 
     case_id: str
-    problems: tuple[str, ...]
+    claim: str
+    invariants: tuple[str, ...]
     seen: Seen | None = None
     seconds: float = 0.0
 
@@ -99,3 +105,12 @@ class Outcome:
     def passed(self) -> bool:
         """Whether everything was as required."""
         return not self.problems
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Everything that was not as required."""
+        return (*filter(None, (self.claim,)), *self.invariants)
+
+    def excused(self, known_limits: Collection[str]) -> bool:
+        """Whether it failed in nothing but the claim of a case that a tier says it cannot keep."""
+        return bool(self.claim) and not self.invariants and self.case_id in known_limits

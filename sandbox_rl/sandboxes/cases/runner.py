@@ -58,12 +58,11 @@ async def run_case(
         problems.append(f"raised {type(error).__name__}: {error}")
     except TimeoutError:
         problems.append("closing the sandbox never ended")
+    claim = case.check(seen) if seen is not None else ""
     if seen is not None:
-        if problem := case.check(seen):
-            problems.append(problem)
         problems.extend(_leaked(seen, witness))
     problems.extend(problem for problem in witness.problems() if problem not in earlier)
-    return Outcome(case.id, tuple(problems), seen, time.monotonic() - started)
+    return Outcome(case.id, claim, tuple(problems), seen, time.monotonic() - started)
 
 
 async def _observe(

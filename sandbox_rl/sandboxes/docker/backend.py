@@ -19,10 +19,10 @@ from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.engine import DockerEngine, EngineFacts
-from sandbox_rl.sandboxes.docker.image import fitted_image, has_python
-from sandbox_rl.sandboxes.docker.network import ContainerNetwork, WayOut
-from sandbox_rl.sandboxes.docker.options import USER, container_options, host_options
-from sandbox_rl.sandboxes.docker.seccomp import seccomp_profile
+from sandbox_rl.sandboxes.docker.image import checked_image, fitted_image, has_python
+from sandbox_rl.sandboxes.docker.network import ContainerNetwork, ContainerProxy
+from sandbox_rl.sandboxes.docker.options import container_options, host_options, podman_profile
+from sandbox_rl.sandboxes.docker.users import USERS, ContainerUsers
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.names import check_files
 from sandbox_rl.sandboxes.oom import kill_counter
@@ -62,6 +62,7 @@ class DockerBackend:
         self._run = settings.run or secrets.token_hex(4)
         self._settings = settings.model_copy(update={"limits": limits}) if limits else settings
         self._threads = ThreadPoolExecutor(2 * settings.create_concurrency, thread_name_prefix="docker")
+        self._users = ContainerUsers()
         self._making = asyncio.Semaphore(settings.create_concurrency)
         self._engine: DockerEngine | None = None
         self._reaper: asyncio.Task[None] | None = None
@@ -83,7 +84,8 @@ class DockerBackend:
         try:
             self._engine = await self._in_thread(DockerEngine, self._settings.host, self._settings.tls)
             facts = await self._in_thread(self._engine.facts)
-            self._image = await self._in_thread(self._checked_image, self._engine)
+            image, digest = self._settings.image, self._settings.digest
+            self._image = await self._in_thread(checked_image, self._engine, image, digest)
             self._network = ContainerNetwork(self._rules, self._settings, local=self._engine.local)
             self._settings = self._network.settings
             if self._settings.runtime and self._settings.runtime not in facts.runtimes:
@@ -126,15 +128,16 @@ class DockerBackend:
         """A new sandbox; see `SandboxBackend.sandbox`."""
         check_files(files or {}, self._settings.limits)
         name = f"sandbox-rl-{secrets.token_hex(8)}"
+        user = self._users.take()
         channel = AgentChannel()
         making: asyncio.Task[int] | None = None
-        way_out: WayOut | None = None
+        way_out: ContainerProxy | None = None
         try:
             try:
                 async with asyncio.timeout(timeout), self._making:
                     engine = self._running_engine()
-                    way_out = self._network.way_out(name) if self._network else None
-                    making = asyncio.create_task(self._make(name, channel, way_out))
+                    way_out = self._network.proxy_for(name) if self._network else None
+                    making = asyncio.create_task(self._make(name, user, channel, way_out))
                     check_host = partial(self._check_host, engine.breaks)
                     pid = await asyncio.shield(making)
                     await channel.hello
@@ -165,19 +168,20 @@ class DockerBackend:
                 way_out.close()
             if making is not None:
                 await _to_the_end(self._destroy(name, making))
+            self._users.give_back(user)
 
-    async def _make(self, name: str, channel: AgentChannel, way_out: WayOut | None) -> int:
+    async def _make(self, name: str, user: int, channel: AgentChannel, way_out: ContainerProxy | None) -> int:
         """Create, attach, start; returns the first process's id on the engine's machine.
 
         It runs to its end even when nobody waits any more, so that `_destroy` finds what it made.
         """
         engine = self._running_engine()
         settings = self._settings
-        options = container_options(settings, self._image, self._python)
+        options = container_options(settings, self._image, user, self._python)
         options |= {"labels": owner_labels(settings.lifetime_s, self._run)}
 
         def create() -> str:
-            host = host_options(settings, podman_profile=_podman_profile(engine))
+            host = host_options(settings, user, podman_profile=podman_profile(engine))
             if way_out is not None:
                 way_out.into(host, options)
             return engine.create(name, host=host, container=options)
@@ -224,26 +228,6 @@ class DockerBackend:
             with contextlib.suppress(SandboxFault):
                 await self._reap()
 
-    def _checked_image(self, engine: DockerEngine) -> str:
-        """The image's id, of which containers are made whatever its tag points to later.
-
-        Raises:
-            SetupError: it is missing, or another one than was asked for.
-        """
-        image, wanted = self._settings.image, self._settings.digest
-        identity, found = engine.image(image)
-        if not identity:
-            raise SetupError(
-                f"sandbox.image: the engine has no image {image!r}; build it with `docker build -t {image} "
-                f"configs/sandbox`, or fetch it with `docker pull {image}`"
-            )
-        if wanted and wanted not in found:
-            raise SetupError(
-                f"sandbox.digest: image {image!r} has {', '.join(sorted(found))}, expected {wanted}; fetch "
-                "that one or correct the digest"
-            )
-        return identity
-
     async def _probe(self) -> None:
         """Make one sandbox as a trial; where the image has no Python for the agent, put one in."""
         try:
@@ -251,7 +235,7 @@ class DockerBackend:
                 await probe.ping()
         except SandboxFault:
             engine, python = self._running_engine(), self._settings.python
-            host = host_options(self._settings, podman_profile=_podman_profile(engine))
+            host = host_options(self._settings, USERS[0], podman_profile=podman_profile(engine))
             if await self._in_thread(has_python, engine, self._image, python, host):
                 raise
             self._image, self._python = await self._in_thread(fitted_image, engine, self._image)
@@ -262,11 +246,6 @@ class DockerBackend:
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
-
-
-def _podman_profile(engine: DockerEngine) -> str | None:
-    """See `host_options`."""
-    return engine.file_for_engine(seccomp_profile()) if engine.podman else None
 
 
 async def _to_the_end(work: Any) -> None:
@@ -292,17 +271,14 @@ def _describe(
         if what not in facts.limits
     ]
     lacks.append("disk_mb and inodes hold for each of four writable directories, not for all together.")
-    lacks.append(
-        f"All containers run as uid {USER} of the engine's machine: terminals, inotify instances, queued "
-        "signals and buffers of pipes are counted for all of them, and for that user, together."
-    )
+    lacks.append("The terminals of the engine's machine are counted for all containers together.")
     if settings.read_only:
         lacks.append(
             "A sandbox can hold an advisory lock on what `read_only` shows, also against this machine."
         )
     if engine.podman:
         lacks.append("The number of files is not bounded, and what /tmp holds only by memory_mb.")
-    if _podman_profile(engine) == "":
+    if podman_profile(engine) == "":
         lacks.append("System calls are filtered by the engine's own profile, not by ours.")
     if engine.podman or not engine.local:
         lacks.append("A command that was killed for its memory is told by exit code 137 alone.")
@@ -311,10 +287,10 @@ def _describe(
         tier=f"container+{settings.runtime or 'default runtime'}",
         version=f"{facts.name} {facts.version}",
         lacks=tuple(lacks),
-        known_limits=("RES-20", "RES-20b"),
+        known_limits=("RES-20",),
         details={
             "image": f"{settings.image} ({image})",
-            "user": f"uid {USER} of the engine's machine",
+            "user": f"one per container, uid {USERS[0]} to {USERS[-1]} as the engine counts them",
             "network": network,
         },
     )

@@ -8,8 +8,9 @@ from typing import Any
 from sandbox_rl.errors import SetupError
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
 from sandbox_rl.sandboxes.docker.image_python import PLACE, portable_python
+from sandbox_rl.sandboxes.docker.users import GROUP, USERS
 
-__all__ = ["check_digest", "fitted_image", "has_python"]
+__all__ = ["check_digest", "checked_image", "fitted_image", "has_python"]
 
 FITTED = "sandbox-rl-fitted"
 BASE = "sandbox-rl-base"
@@ -28,9 +29,33 @@ def check_digest(engine: DockerEngine, image: str, wanted: str) -> str:
     return identity
 
 
+def checked_image(engine: DockerEngine, image: str, wanted: str = "") -> str:
+    """The image's id, of which containers are made whatever its tag points to later.
+
+    Raises:
+        SetupError: it is missing, or another one than was asked for.
+    """
+    identity, found = engine.image(image)
+    if not identity:
+        raise SetupError(
+            f"sandbox.image: the engine has no image {image!r}; build it with `docker build -t {image} "
+            f"configs/sandbox`, or fetch it with `docker pull {image}`"
+        )
+    if wanted and wanted not in found:
+        raise SetupError(
+            f"sandbox.digest: image {image!r} has {', '.join(sorted(found))}, expected {wanted}; fetch "
+            "that one or correct the digest"
+        )
+    return identity
+
+
 def has_python(engine: DockerEngine, image: str, python: str, host: Mapping[str, Any]) -> bool:
     """Whether the agent's interpreter starts in a container made with these host options."""
-    trial = {"entrypoint": [python, "-I", "-S", "-B", "-c", TRIAL], "command": [], "user": "1000:1000"}
+    trial = {
+        "entrypoint": [python, "-I", "-S", "-B", "-c", TRIAL],
+        "command": [],
+        "user": f"{USERS[0]}:{GROUP}",
+    }
     return engine.exit_code(image, host=host, container=trial) == 0
 
 

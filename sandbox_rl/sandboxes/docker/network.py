@@ -1,4 +1,4 @@
-"""The network of containers that have one: a proxy of this process, and a door to it that is open once."""
+"""The network of containers that have one: a proxy of this process; its listener comes over a unix socket."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 from sandbox_rl.errors import SandboxFault, SetupError
 from sandbox_rl.sandboxes.config import DockerSettings
-from sandbox_rl.sandboxes.egress.capacity import SharedRoom
-from sandbox_rl.sandboxes.egress.listener import DOOR_IN_CONTAINER, Door, Doors
+from sandbox_rl.sandboxes.egress.capacity import SharedCapacity
+from sandbox_rl.sandboxes.egress.listener import HANDOVER_IN_CONTAINER, HandoverDirectory, HandoverSocket
 from sandbox_rl.sandboxes.egress.proxy import FilteringProxy, announce, proxy_environment
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
 
-__all__ = ["ContainerNetwork", "WayOut"]
+__all__ = ["ContainerNetwork", "ContainerProxy"]
 
 
-class WayOut:
+class ContainerProxy:
     """Of one container. The container itself has no network but its own loopback.
 
     Raises:
@@ -22,32 +22,37 @@ class WayOut:
     """
 
     def __init__(
-        self, name: str, doors: Doors, rules: NetworkRules, settings: DockerSettings, room: SharedRoom
+        self,
+        name: str,
+        handovers: HandoverDirectory,
+        rules: NetworkRules,
+        settings: DockerSettings,
+        capacity: SharedCapacity,
     ) -> None:
         self._name = name
-        self._room = room
+        self._capacity = capacity
         self._rules = rules
         self._limits = settings.network_limits
         self._proxy: FilteringProxy | None = None
         try:
-            self._door: Door = doors.door(name)
+            self._handover: HandoverSocket = handovers.socket(name)
         except OSError as error:
-            raise SandboxFault(f"no door to the network can be made: {error}") from error
+            raise SandboxFault(f"the socket of the egress proxy cannot be made: {error}") from error
 
     def into(self, host: dict[str, Any], container: dict[str, Any]) -> None:
-        """Show the door in the container, and tell the agent of it."""
-        host["binds"] = [*host["binds"], f"{self._door.path}:{DOOR_IN_CONTAINER}"]
-        container["command"] = [*container["command"], f"={DOOR_IN_CONTAINER}"]
+        """Show the socket in the container, and tell the agent of it."""
+        host["binds"] = [*host["binds"], f"{self._handover.path}:{HANDOVER_IN_CONTAINER}"]
+        container["command"] = [*container["command"], f"={HANDOVER_IN_CONTAINER}"]
 
     async def open(self) -> None:
         """Serve the agent's listener; before any command runs. Raises SandboxDead."""
-        listener = await self._door.listener()
-        self._proxy = FilteringProxy(self._name, listener, self._rules, self._limits, self._room)
+        listener = await self._handover.listener()
+        self._proxy = FilteringProxy(self._name, listener, self._rules, self._limits, self._capacity)
         self._proxy.start()
 
     def close(self) -> None:
         """End it; idempotent."""
-        self._door.close()
+        self._handover.close()
         if self._proxy is not None:
             self._proxy.close()
 
@@ -61,8 +66,8 @@ class ContainerNetwork:
 
     def __init__(self, rules: NetworkRules, settings: DockerSettings, *, local: bool) -> None:
         self._rules = rules
-        self._doors: Doors | None = None
-        self._room = SharedRoom()
+        self._handovers: HandoverDirectory | None = None
+        self._capacity = SharedCapacity()
         variables = (
             proxy_environment() | settings.environment if rules.mode != "off" else settings.environment
         )
@@ -81,13 +86,17 @@ class ContainerNetwork:
                 "network: off, or leave `runtime` out"
             )
         announce(rules)
-        self._doors = Doors()
+        self._handovers = HandoverDirectory()
 
-    def way_out(self, name: str) -> WayOut | None:
+    def proxy_for(self, name: str) -> ContainerProxy | None:
         """For the container `name`; None where there is no network."""
-        return WayOut(name, self._doors, self._rules, self.settings, self._room) if self._doors else None
+        return (
+            ContainerProxy(name, self._handovers, self._rules, self.settings, self._capacity)
+            if self._handovers
+            else None
+        )
 
     def close(self) -> None:
         """Remove what is shared."""
-        if self._doors is not None:
-            self._doors.close()
+        if self._handovers is not None:
+            self._handovers.close()

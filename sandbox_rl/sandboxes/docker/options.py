@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from sandbox_rl.sandboxes.config import DockerSettings
+from sandbox_rl.sandboxes.docker.engine import DockerEngine
 from sandbox_rl.sandboxes.docker.seccomp import seccomp_profile
 from sandbox_rl.sandboxes.docker.stream import LOADER
+from sandbox_rl.sandboxes.docker.users import GROUP
 
-__all__ = ["USER", "container_options", "host_options"]
+__all__ = ["container_options", "host_options", "podman_profile"]
 
-USER = 1000
 AGENT_PROCESSES = 1
 FIRST_TO_GO = 1000  # of 1000: before anything else when the machine has no memory left
 QUEUED_SIGNALS, MESSAGE_BYTES, LOCKED_BYTES = 1024, 1 << 16, 1 << 16
@@ -21,7 +22,9 @@ PODMAN_PROCESSES = 32_768
 WRITABLE = {"/testbed": "0755", "/tmp": "1777", "/dev/shm": "1777", "/home/sandbox": "0700"}
 
 
-def container_options(settings: DockerSettings, image: str, python: Sequence[str] = ()) -> dict[str, Any]:
+def container_options(
+    settings: DockerSettings, image: str, user: int, python: Sequence[str] = ()
+) -> dict[str, Any]:
     """Arguments of `create_container`: `python`, else the settings', becomes the agent and first process.
 
     No other init is needed: the agent reaps what is orphaned, and nothing inside can signal it.
@@ -47,7 +50,7 @@ def container_options(settings: DockerSettings, image: str, python: Sequence[str
             keeps_place,
             *(f"{k}={v}" for k, v in variables.items()),
         ],
-        "user": f"{USER}:{USER}",
+        "user": f"{user}:{GROUP}",
         "working_dir": "/",
         "hostname": "sandbox",
         "stdin_open": True,
@@ -57,10 +60,16 @@ def container_options(settings: DockerSettings, image: str, python: Sequence[str
     }
 
 
-def host_options(settings: DockerSettings, *, podman_profile: str | None = None) -> dict[str, Any]:
+def podman_profile(engine: DockerEngine) -> str | None:
+    """The system-call profile as `host_options` wants it."""
+    return engine.file_for_engine(seccomp_profile()) if engine.podman else None
+
+
+def host_options(settings: DockerSettings, user: int, *, podman_profile: str | None = None) -> dict[str, Any]:
     """Arguments of `create_host_config`.
 
     Args:
+        user: id of the owner of the writable directories.
         podman_profile: for Podman, which takes no profile itself but the path of one on its machine, and no
             bound for inodes and no owner of a mount; "" leaves system calls to its own profile.
     """
@@ -71,7 +80,7 @@ def host_options(settings: DockerSettings, *, podman_profile: str | None = None)
     if podman_profile is not None:
         size += ",notmpcopyup"
     else:
-        size += f",nr_inodes={limits.inodes},uid={USER},gid={USER}"
+        size += f",nr_inodes={limits.inodes},uid={user},gid={GROUP}"
     profile = seccomp_profile() if podman_profile is None else podman_profile
     file_size = limits.file_size_mb << 20
     options: dict[str, Any] = {

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import resource
 
-__all__ = ["SharedRoom"]
+__all__ = ["SharedCapacity"]
 
 BETWEEN_ALL_S = 0.001  # of all sandboxes
 MOST_CONNECTIONS = 4096
 DESCRIPTORS_SHARE = 8  # two of each connection: a quarter of what this process may open
 
 
-class SharedRoom:
+class SharedCapacity:
     """What the proxies of all sandboxes together may take of this process: descriptors, and of its loop.
 
     Without it a few hundred policies could leave the trainer without descriptors. Whoever comes first is

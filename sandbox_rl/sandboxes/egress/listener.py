@@ -18,10 +18,16 @@ from sandbox_rl.errors import SandboxDead
 from sandbox_rl.sandboxes.agent.network import LISTENER_SENT
 from sandbox_rl.sandboxes.ownership import owner_name, owner_of_name_is_gone
 
-__all__ = ["DOOR_IN_CHANNEL", "DOOR_IN_CONTAINER", "Door", "Doors", "take_listener"]
+__all__ = [
+    "HANDOVER_BY_CHANNEL",
+    "HANDOVER_IN_CONTAINER",
+    "HandoverDirectory",
+    "HandoverSocket",
+    "take_listener",
+]
 
-DOOR_IN_CHANNEL = "-"
-DOOR_IN_CONTAINER = "/run/sandbox-network.sock"
+HANDOVER_BY_CHANNEL = "-"
+HANDOVER_IN_CONTAINER = "/run/sandbox-network.sock"
 PREFIX = "sandbox_rl-net-"
 _NO_LISTENER = "the agent sent no listener"
 
@@ -66,7 +72,7 @@ def _is_listener(fd: int) -> bool:
         return False
 
 
-class Door:
+class HandoverSocket:
     """A unix socket on the host for one container, which lets one connection in."""
 
     def __init__(self, path: Path) -> None:
@@ -81,14 +87,18 @@ class Door:
             self.close()
             raise
 
-    async def listener(self) -> socket.socket:
-        """What the agent hands out. Raises SandboxDead."""
+    async def connection(self) -> socket.socket:
+        """The one that is let in, non-blocking."""
         try:
             way, _ = await asyncio.get_running_loop().sock_accept(self._socket)
         finally:
             self.close()
-        with way:
-            way.setblocking(False)
+        way.setblocking(False)
+        return way
+
+    async def listener(self) -> socket.socket:
+        """What the agent hands out. Raises SandboxDead."""
+        with await self.connection() as way:
             return await take_listener(way)
 
     def close(self) -> None:
@@ -97,8 +107,8 @@ class Door:
         self.path.unlink(missing_ok=True)
 
 
-class Doors:
-    """A directory of this machine for the doors of one backend.
+class HandoverDirectory:
+    """A directory of this machine for the sockets of one backend.
 
     Making one removes those of processes that were killed and could not do it themselves.
     """
@@ -110,9 +120,9 @@ class Doors:
         self._directory = tempfile.TemporaryDirectory(prefix=owner_name(PREFIX))
         os.chmod(self._directory.name, 0o711)
 
-    def door(self, name: str) -> Door:
-        """For the container `name`. Raises OSError."""
-        return Door(Path(self._directory.name, name))
+    def socket(self, name: str) -> HandoverSocket:
+        """The socket for the container `name`. Raises OSError."""
+        return HandoverSocket(Path(self._directory.name, name))
 
     def close(self) -> None:
         """Remove the directory; idempotent."""

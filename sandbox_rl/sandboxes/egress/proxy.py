@@ -14,7 +14,7 @@ import socket
 
 from sandbox_rl.sandboxes.agent.network import PROXY_PORT
 from sandbox_rl.sandboxes.config import NetworkLimits
-from sandbox_rl.sandboxes.egress.capacity import SharedRoom
+from sandbox_rl.sandboxes.egress.capacity import SharedCapacity
 from sandbox_rl.sandboxes.egress.request import BadRequest, ProxyRequest, parse_head
 from sandbox_rl.sandboxes.egress.rules import Destination, NetworkRules, Refused
 
@@ -47,7 +47,7 @@ class FilteringProxy:
     Args:
         sandbox: identity, for the log.
         listener: the socket that the sandbox connects to; owned by this object from now on.
-        room: shared with the other sandboxes of this process.
+        capacity: shared with the other sandboxes of this process.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class FilteringProxy:
         listener: socket.socket,
         rules: NetworkRules,
         limits: NetworkLimits,
-        room: SharedRoom,
+        capacity: SharedCapacity,
     ) -> None:
         self.refused = 0
         self._sandbox = sandbox
         self._listener = listener
         self._rules = rules
         self._limits = limits
-        self._room = room
+        self._capacity = capacity
         self._bytes_left = limits.megabytes << 20
         self._free = asyncio.Semaphore(limits.connections)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,7 +98,7 @@ class FilteringProxy:
         inside = None
         try:
             inside, _ = await asyncio.get_running_loop().sock_accept(self._listener)
-            await self._room.enter()
+            await self._capacity.enter()
         except BaseException as error:
             if inside is not None:
                 inside.close()
@@ -108,7 +108,7 @@ class FilteringProxy:
         try:
             reader, writer = await asyncio.open_connection(sock=inside, limit=HEAD_BYTES)
         except BaseException as error:
-            self._room.leave()
+            self._capacity.leave()
             inside.close()
             if isinstance(error, OSError):
                 return False
@@ -119,7 +119,7 @@ class FilteringProxy:
 
     def _served(self, writer: asyncio.StreamWriter) -> None:
         self._free.release()
-        self._room.leave()
+        self._capacity.leave()
         writer.transport.abort()  # closed already, unless it was cancelled before its first step
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

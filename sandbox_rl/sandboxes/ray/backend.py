@@ -1,4 +1,4 @@
-"""Sandboxes on the nodes of a Ray cluster: new ones go where most room is, and stay there."""
+"""Sandboxes on the nodes of a Ray cluster: new ones go to the node with most capacity, and stay there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.config import PoolSettings, RaySettings
 from sandbox_rl.sandboxes.names import check_files
-from sandbox_rl.sandboxes.ray.cluster import NodeActor, NodeFacts, alive_nodes, apart, connection, ray_version
+from sandbox_rl.sandboxes.ray.cluster import (
+    NodeActor,
+    NodeFacts,
+    alive_nodes,
+    connection,
+    in_own_thread,
+    ray_version,
+)
 from sandbox_rl.sandboxes.ray.node import NodeReport
 from sandbox_rl.sandboxes.ray.sandbox import RemoteSandbox
 
@@ -43,7 +50,7 @@ class _Node:
         self.task: asyncio.Task[None] | None = None
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """Further sandboxes that fit, as far as is known."""
         return 0 if self.report.trouble else self.report.live + self.report.free - len(self.names)
 
@@ -103,9 +110,9 @@ class RayBackend:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 joined = connection(settings.address)
-                await apart(joined.__enter__)
+                await in_own_thread(joined.__enter__)
                 self._connection = joined
-                nodes = await apart(alive_nodes, settings.resources)
+                nodes = await in_own_thread(alive_nodes, settings.resources)
             await asyncio.gather(*(self._add(node) for node in nodes))
             if not self._nodes:
                 raise SetupError(self._why_no_node())
@@ -142,7 +149,7 @@ class RayBackend:
             leaving, self._connection = self._connection, None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    await apart(leaving.__exit__, None, None, None)
+                    await in_own_thread(leaving.__exit__, None, None, None)
 
     @asynccontextmanager
     async def sandbox(
@@ -163,7 +170,7 @@ class RayBackend:
 
     async def _open(self, files: Mapping[str, bytes], deadline: float, timeout: float) -> tuple[_Node, str]:
         """Where the new sandbox is, and its name there."""
-        fault = "no node has room"
+        fault = "no node has capacity"
         tried: set[str] = set()
         while (left := deadline - time.monotonic()) > 0:
             node = self._roomiest(tried)
@@ -191,9 +198,9 @@ class RayBackend:
         raise SandboxFault(f"no sandbox within {timeout:g} s; {fault}")
 
     def _roomiest(self, tried: set[str]) -> _Node | None:
-        """The node with most room that has not failed this request."""
-        nodes = [node for id, node in self._nodes.items() if id not in tried and node.room > 0]
-        return max(nodes, key=lambda node: node.room, default=None)
+        """The node with most capacity that has not failed this request."""
+        nodes = [node for id, node in self._nodes.items() if id not in tried and node.capacity > 0]
+        return max(nodes, key=lambda node: node.capacity, default=None)
 
     async def _close(self, node: _Node, name: str) -> None:
         """Destroy it whatever happens; one that cannot be reached falls to the node itself."""
@@ -252,7 +259,7 @@ class RayBackend:
             await asyncio.sleep(SCAN_INTERVAL_S)
             with contextlib.suppress(SandboxFault, TimeoutError):
                 async with asyncio.timeout(SCAN_TIMEOUT_S):
-                    found = await apart(alive_nodes, self._settings.resources)
+                    found = await in_own_thread(alive_nodes, self._settings.resources)
                 alive = {node.id for node in found}
                 self._refused = {id: kept for id, kept in self._refused.items() if id in alive}
                 for id in set(self._nodes) - alive:

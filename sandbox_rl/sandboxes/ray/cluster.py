@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 from sandbox_rl.errors import SandboxFault, SetupError
 from sandbox_rl.sandboxes.ray.node import Failure, SandboxNode
 
-__all__ = ["NodeActor", "NodeFacts", "alive_nodes", "apart", "connection", "ray_version"]
+__all__ = ["NodeActor", "NodeFacts", "alive_nodes", "connection", "in_own_thread", "ray_version"]
 
 T = TypeVar("T")
 
@@ -211,7 +211,7 @@ class NodeActor:
             self._ray.kill(self._actor)
 
 
-async def apart(function: Callable[..., T], *args: Any) -> T:
+async def in_own_thread(function: Callable[..., T], *args: Any) -> T:
     """Await one of Ray's blocking calls, which no deadline of ours can end: its thread holds up no exit."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

@@ -25,7 +25,7 @@ from sandbox_rl.errors import (
 )
 from sandbox_rl.sandboxes.base import Sandbox, SandboxInfo
 from sandbox_rl.sandboxes.config import BackendSettings, PoolSettings
-from sandbox_rl.sandboxes.host_capacity import HostRoom
+from sandbox_rl.sandboxes.host_capacity import HostCapacity
 from sandbox_rl.sandboxes.pool import SandboxPool
 
 __all__ = ["SERVED", "Failure", "NodeReport", "SandboxNode"]
@@ -77,7 +77,7 @@ _KINDS: dict[str, type[Exception]] = {
 class NodeReport:
     """How a node is.
 
-    `free`: further sandboxes that it has room for, below 0 when it has too many. `trouble`: why it makes
+    `free`: further sandboxes that it can take, below 0 when it has too many. `trouble`: why it makes
     none now.
     """
 
@@ -108,8 +108,10 @@ class SandboxNode:
     """
 
     def __init__(self, settings: BackendSettings, pool: PoolSettings, lease_s: float) -> None:
-        self._room = HostRoom(settings.limits, pool.reserve_mb)
-        self._pool = SandboxPool(settings.backend(), limits=settings.limits, settings=pool, room=self._room)
+        self._capacity = HostCapacity(settings.limits, pool.reserve_mb)
+        self._pool = SandboxPool(
+            settings.backend(), limits=settings.limits, settings=pool, capacity=self._capacity
+        )
         self._memory_mb = settings.limits.memory_mb
         self._max_live = pool.max_live
         self._lease_s = lease_s
@@ -147,8 +149,8 @@ class SandboxNode:
         for name in unclaimed & self._unclaimed:
             self._let_go(self._held[name])
         self._unclaimed = unclaimed
-        free = min(self._max_live - len(self._held), self._room.free_mb() // self._memory_mb)
-        trouble = "making sandboxes fails there" if self._pool.broken else self._room.lacking()
+        free = min(self._max_live - len(self._held), self._capacity.free_mb() // self._memory_mb)
+        trouble = "making sandboxes fails there" if self._pool.broken else self._capacity.lacking()
         return NodeReport(free=free, live=len(self._held), trouble=trouble)
 
     async def open(self, name: str, files: Mapping[str, bytes], timeout: float) -> Failure | None:

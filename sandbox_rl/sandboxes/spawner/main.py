@@ -1,4 +1,4 @@
-"""The spawner's loop: make, kill and bury sandboxes for the process at the other end."""
+"""The spawner's loop: make, kill and remove sandboxes for the process at the other end."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Spawner:
                 self.cgroups.make(group)
             sandbox = Live(self.launcher, group, FIRST_UID + self.next_uid)
         except OSError:
-            self.bury(group)
+            self.remove(group)
             raise
         self.live[sandbox.pid] = sandbox
         return sandbox
@@ -175,7 +175,7 @@ class Spawner:
             else:
                 self.tell({"dead": sandbox.name, "error": sandbox.last_words(), "status": status})
             sandbox.close()
-            self.bury(sandbox.group)
+            self.remove(sandbox.group)
         if self.cgroups:
             self.unburied = {name for name in self.unburied if not self.cgroups.remove(name)}
 
@@ -196,7 +196,7 @@ class Spawner:
             sandbox.press(found)
         self.next_press = time.monotonic() + PRESS_INTERVAL
 
-    def bury(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """Remove the groups of that name, now or as soon as nothing lives in them."""
         if self.cgroups and not self.cgroups.remove(name):
             self.unburied.add(name)

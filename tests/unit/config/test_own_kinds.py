@@ -164,3 +164,13 @@ def test_every_kind_has_the_same_messages(folder, registry, wrong, expected):
     with pytest.raises(ConfigError) as caught:
         registry.find(wrong)
     assert expected in str(caught.value)
+
+
+def test_commands_do_not_see_the_packages_of_ones_own_sources_and_scorers(folder):
+    """Whatever a recipe names: what makes its tasks or scores them knows the gold answers."""
+    changes = ["reward.composite={'graders.math:score': 1, exact: 1}", "sandbox={type: embedded}"]
+    recipe = load_recipe(folder / "r.yaml", changes)
+    assert recipe.answer_packages == ("graders", "own_kinds")
+    hidden = recipe.sandbox.hiding(recipe.answer_packages)
+    assert isinstance(hidden, EmbeddedSettings)
+    assert hidden.hidden_packages == ("graders", "own_kinds")

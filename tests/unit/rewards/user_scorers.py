@@ -24,6 +24,11 @@ def hangs(answer: str, task: Task) -> float:
     return 1.0
 
 
+def spins(answer: str, task: Task) -> float:
+    while True:
+        pass
+
+
 def dies(answer: str, task: Task) -> float:
     os._exit(11)
 

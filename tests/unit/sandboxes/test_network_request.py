@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,8 @@ HEADS = st.one_of(st.binary(max_size=200), st.lists(PIECES, max_size=16).map(b""
 @given(HEADS)
 def test_any_bytes_are_refused_or_name_one_host(data: bytes) -> None:
     first, _, _ = data.partition(b"\r\n\r\n")  # a head ends there
-    for head in (first, b"GET http://a.test:8/" + first, b"GET http://a.test/ HTTP/1.1\r\n" + first):
+    host = b"GET http://a.test/ HTTP/1.1\r\nHost: c.test\r\n"
+    for head in (first, b"GET http://a.test:8/" + first, host + first):
         request: ProxyRequest | None = None
         with contextlib.suppress(BadRequest):
             request = parse_head(head + b"\r\n\r\n")
@@ -52,4 +54,24 @@ def test_an_ordinary_request_is_taken() -> None:
     assert (request.host, request.port, request.tunnel) == ("a.test", 81, False)
     wanted = b"GET /x?y HTTP/1.1\r\nHost: a.test:81\r\nConnection: close\r\nA: b\r\n\r\n"
     assert request.head == wanted
-    assert parse_head(b"CONNECT a.test:443 HTTP/1.1\r\n\r\n") == ProxyRequest("a.test", 443, b"")
+    assert parse_head(b"CONNECT a.test:443 HTTP/1.1\r\nHost: x\r\n\r\n") == ProxyRequest("a.test", 443, b"")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET http://a.test/ HTTP/1.1\nHost: a.test\n\nGET http://b.test/ HTTP/1.1\r\n\r\n",
+        b"GET http://a.test/ HTTP/1.1\r\n\r\n",
+        b"GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\nHost: b.test\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n",
+        b"GET https://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n",
+        b"POST http://a.test/ HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST http://a.test/ HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"GET http://u@a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n",
+        b"CONNECT a.test HTTP/1.1\r\nHost: a.test\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\r\n\r\n",
+    ],
+)
+def test_what_is_no_single_request_to_a_proxy_is_refused(head: bytes) -> None:
+    with pytest.raises(BadRequest):
+        parse_head(head)

@@ -1,4 +1,4 @@
-"""Names, filter, bundles, layout, room: the parts that need no sandbox."""
+"""Names, filter, bundles, layout, capacity: the parts that need no sandbox."""
 
 import ast
 import os
@@ -11,7 +11,8 @@ from sandbox_rl.errors import ConfigError, SandboxFileError, SetupError
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source, spawner_source
 from sandbox_rl.sandboxes.bwrap import find_bubblewrap, make_layout
-from sandbox_rl.sandboxes.host_capacity import HostRoom
+from sandbox_rl.sandboxes.cases.model import Outcome
+from sandbox_rl.sandboxes.host_capacity import HostCapacity
 from sandbox_rl.sandboxes.names import check_files, checked_path
 from sandbox_rl.sandboxes.seccomp import DENIED, build_filter
 from sandbox_rl.sandboxes.spawner.cgroups import owner_name, remove_orphans
@@ -153,16 +154,16 @@ def test_a_path_that_does_not_exist_is_told(tmp_path: Path) -> None:
 
 def host(
     tmp_path: Path, *, free_kb: int = 1 << 24, processes: int = 100, pid_max: int = 4_000_000
-) -> HostRoom:
+) -> HostCapacity:
     (tmp_path / "sys/kernel").mkdir(parents=True)
     (tmp_path / "meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:   {free_kb} kB\n")
     (tmp_path / "loadavg").write_text(f"0.00 0.01 0.05 1/{processes} 77\n")
     (tmp_path / "sys/kernel/pid_max").write_text(f"{pid_max}\n")
     (tmp_path / "sys/kernel/threads-max").write_text("9000000\n")
-    return HostRoom(SandboxLimits(), 1024, proc=tmp_path, cgroup=tmp_path / "cgroup")
+    return HostCapacity(SandboxLimits(), 1024, proc=tmp_path, cgroup=tmp_path / "cgroup")
 
 
-def test_room(tmp_path: Path) -> None:
+def test_capacity(tmp_path: Path) -> None:
     assert host(tmp_path / "a").enough()
     assert "MiB of memory" in host(tmp_path / "b", free_kb=1024).lacking()
     assert "processes run" in host(tmp_path / "c", processes=900, pid_max=1000).lacking()
@@ -178,17 +179,17 @@ def test_room(tmp_path: Path) -> None:
 def test_a_containers_own_limit_counts_where_it_is_less(
     tmp_path: Path, limit: str, usage: str, cached: str
 ) -> None:
-    room = host(tmp_path)
-    assert room.free_mb() == (1 << 14) - 1024
+    capacity = host(tmp_path)
+    assert capacity.free_mb() == (1 << 14) - 1024
     (tmp_path / "cgroup" / limit).parent.mkdir(parents=True)
     for name, text in ((limit, f"{4 << 30}\n"), (usage, f"{3 << 30}\n")):
         (tmp_path / "cgroup" / name).write_text(text)
-    assert room.free_mb() == 0
-    assert "1024 MiB of memory are free" in room.lacking()
+    assert capacity.free_mb() == 0
+    assert "1024 MiB of memory are free" in capacity.lacking()
     (tmp_path / "cgroup" / limit).parent.joinpath("memory.stat").write_text(f"anon 1\n{cached} {2 << 30}\n")
-    assert room.free_mb() == 2048
+    assert capacity.free_mb() == 2048
     (tmp_path / "cgroup" / limit).write_text("max\n")
-    assert room.free_mb() == (1 << 14) - 1024
+    assert capacity.free_mb() == (1 << 14) - 1024
 
 
 def test_only_groups_of_the_provably_dead_are_removed(tmp_path: Path) -> None:
@@ -206,3 +207,11 @@ def test_only_groups_of_the_provably_dead_are_removed(tmp_path: Path) -> None:
     remove_orphans(str(tmp_path))
     assert set(os.listdir(tmp_path)) == kept
     assert all((tmp_path / name / "child").exists() for name in kept)
+
+
+def test_a_known_limit_excuses_the_claim_of_its_case_and_nothing_else() -> None:
+    known = ("RES-07",)
+    assert Outcome("RES-07", "BURNT 9", ()).excused(known)
+    assert not Outcome("RES-08", "BURNT 9", ()).excused(known)
+    assert not Outcome("RES-07", "BURNT 9", ("a canary of the host came out",)).excused(known)
+    assert not Outcome("RES-07", "", ("the next exec gave timeout",)).excused(known)

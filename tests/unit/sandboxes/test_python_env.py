@@ -39,7 +39,7 @@ def test_failures_of_pip_are_one_line(tmp_path: Path) -> None:
 
 def test_packages_that_make_tasks_are_hidden_wherever_they_are_shown(tmp_path: Path) -> None:
     site = tmp_path / "env" / "lib" / "python3.11" / "site-packages"
-    for name in ("reasoning_gym", "numpy"):
+    for name in ("reasoning_gym", "numpy", "our_graders"):
         (site / name).mkdir(parents=True)
     (tmp_path / "env" / "bin").mkdir()
     (tmp_path / "env" / "bin" / "python3").symlink_to("/usr/bin/python3")
@@ -48,7 +48,9 @@ def test_packages_that_make_tasks_are_hidden_wherever_they_are_shown(tmp_path: P
         python_env=tmp_path / "env",
         read_only={tmp_path / "env": "/opt/mine"},
         environment={},
+        hidden_packages=("our_graders",),
     )
+    assert "/opt/site-packages/our_graders" in layout.hidden
     assert {
         "/opt/site-packages/reasoning_gym",
         "/opt/mine/lib/python3.11/site-packages/reasoning_gym",

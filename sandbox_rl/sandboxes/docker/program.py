@@ -1,0 +1,198 @@
+"""Containers for a Python program of our own, such as a scoring worker: no agent, one socket.
+
+The image gives nothing but a root: the interpreter, its libraries and the packages that this process can
+import are shown from this machine, read-only, as `sandboxes.program` shows them. The program connects once to
+a unix socket that is shown as well, so descriptors can be handed to it; the engine must be on this machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import secrets
+import socket
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sandbox_rl.errors import SandboxFault, SetupError
+from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX
+from sandbox_rl.sandboxes.config import DockerSettings
+from sandbox_rl.sandboxes.docker.engine import DockerEngine
+from sandbox_rl.sandboxes.docker.image import checked_image
+from sandbox_rl.sandboxes.docker.options import host_options, podman_profile
+from sandbox_rl.sandboxes.docker.users import GROUP, ContainerUsers
+from sandbox_rl.sandboxes.egress.listener import HandoverDirectory
+from sandbox_rl.sandboxes.ownership import owner_labels
+from sandbox_rl.sandboxes.program import ProgramView, program_limits, program_view
+from sandbox_rl.sandboxes.seccomp_compute import build_compute_filter
+
+__all__ = ["ContainedProgram", "DockerPrograms"]
+
+_START_TIMEOUT_S = 60.0
+_LIFETIME_S = 365 * 86_400.0  # a run may be long, and a program ends with its owner's socket
+_PYTHON = f"{PYTHON_PREFIX}/bin/python"
+_SOCKET = "/run/sandbox-program.sock"
+_CONNECT = f"""\
+import socket, sys
+_connection = socket.socket(socket.AF_UNIX)
+_connection.connect({_SOCKET!r})
+sys.argv[1:] = [str(_connection.detach())]
+"""
+
+
+class ContainedProgram:
+    """A running program.
+
+    Attributes:
+        socket: its standing connection, non-blocking.
+        complaint: why it ended: a container's output goes nowhere, so never known.
+    """
+
+    complaint = ""
+
+    def __init__(self, name: str, connection: socket.socket, owner: DockerPrograms) -> None:
+        self.socket = connection
+        self._name = name
+        self._owner = owner
+
+    def kill(self) -> None:
+        """End it and everything in its container; idempotent."""
+        self.socket.close()
+        self._owner.remove(self._name)
+
+
+class DockerPrograms:
+    """Starts programs in containers of their own, without network, capability or writable directory.
+
+    Args:
+        source: of the program, Python; `sys.argv[1]` is the descriptor of its socket.
+        settings: engine, image and runtime.
+        memory_mb: what one container may hold, MiB.
+        processes: processes and threads in one container.
+    """
+
+    isolation = "docker"
+    """How it is called in reports."""
+
+    def __init__(self, source: str, settings: DockerSettings, *, memory_mb: int, processes: int = 64) -> None:
+        limits = program_limits(memory_mb, processes)
+        self._source = source
+        self._settings = settings.model_copy(update={"limits": limits, "read_only": {}})
+        self._view = ProgramView((), {}, {}, "")
+        self._image = ""
+        self._engine: DockerEngine | None = None
+        self._handovers: HandoverDirectory | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._names: set[str] = set()
+        self._users = ContainerUsers()
+        self.filter = build_compute_filter(platform.machine())
+
+    async def open(self, show: Mapping[Path, str]) -> None:
+        """Make ready to start programs that see these paths of the host besides, read-only.
+
+        Raises:
+            SetupError: no engine answers, it is not on this machine, or it has no such image.
+        """
+        settings = self._settings
+        self._view = await asyncio.to_thread(program_view, show)
+        self._engine = engine = await asyncio.to_thread(DockerEngine, settings.host, settings.tls)
+        try:
+            if not engine.local:
+                raise SetupError(
+                    "programs in containers need an engine on this machine; this one is elsewhere"
+                )
+            self._image = await asyncio.to_thread(checked_image, engine, settings.image, settings.digest)
+            self._handovers = HandoverDirectory()
+        except SandboxFault as error:
+            await self.close()
+            raise SetupError(str(error)) from error
+        except BaseException:
+            await self.close()
+            raise
+        self._threads = ThreadPoolExecutor(settings.create_concurrency, thread_name_prefix="programs")
+
+    async def start(self) -> ContainedProgram:
+        """A new program.
+
+        Raises:
+            SandboxFault: it cannot be made.
+        """
+        engine, handovers = self._engine, self._handovers
+        if engine is None or handovers is None:
+            raise SandboxFault("containers for programs are not open")
+        name = f"sandbox-rl-program-{secrets.token_hex(8)}"
+        handover = handovers.socket(name)
+        self._names.add(name)
+        making = self._in_thread(self._make, engine, name, str(handover.path))
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                await asyncio.shield(making)
+                connection = await handover.connection()
+        except BaseException as error:
+            handover.close()
+            if making.done():  # else `close` removes what comes of it
+                self.remove(name)
+            if isinstance(error, TimeoutError):
+                why = f"in a container of {self._settings.image} a program does not start"
+                raise SandboxFault(why) from None
+            raise
+        return ContainedProgram(name, connection, self)
+
+    def remove(self, name: str) -> None:
+        """Begin to remove a container; what cannot be removed ends by itself, as its socket is closed."""
+        if self._engine is not None and self._threads is not None and name in self._names:
+            self._names.discard(name)
+            self._threads.submit(_remove, self._engine, name)
+
+    async def close(self) -> None:
+        """End all programs; idempotent."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            await asyncio.to_thread(threads.shutdown)  # nothing is being made any more
+        if self._engine is not None:
+            names, self._names = self._names, set()
+            await asyncio.gather(*(asyncio.to_thread(_remove, self._engine, name) for name in names))
+            await asyncio.to_thread(self._engine.close)
+            self._engine = None
+        if self._handovers is not None:
+            self._handovers.close()
+            self._handovers = None
+
+    def _make(self, engine: DockerEngine, name: str, handover: str) -> None:
+        engine.start(engine.create(name, **self._options(engine, handover)))
+
+    def _options(self, engine: DockerEngine, handover: str) -> dict[str, dict[str, Any]]:
+        view = self._view
+        user = self._users.take()  # a program is made once a run and worker: there are enough
+        host = host_options(self._settings, user, podman_profile=podman_profile(engine))
+        # A link of this machine may be a directory of the image: what it leads to is shown there as well.
+        linked = [(str(Path(place).resolve()), place) for place in view.links]
+        shown = [*view.shown, *linked, (view.python, _PYTHON)]
+        host |= {
+            "binds": [*(f"{outside}:{inside}:ro" for outside, inside in shown), f"{handover}:{_SOCKET}"],
+            "tmpfs": dict.fromkeys(("/home", "/root"), "ro,size=4k,mode=0555"),  # not even the image's own
+            "ipc_mode": "none",  # and so no /dev/shm
+        }
+        container = {
+            "image": self._image,
+            "entrypoint": [_PYTHON, "-S", "-s", "-B", "-c", _CONNECT + self._source],
+            "command": [],
+            "environment": dict(view.variables),
+            "user": f"{user}:{GROUP}",
+            "working_dir": "/",
+            "hostname": "sandbox",
+            "healthcheck": {"test": ["NONE"]},
+            "labels": owner_labels(_LIFETIME_S, self._settings.run),
+        }
+        return {"host": host, "container": container}
+
+    def _in_thread(self, function: Any, *args: Any) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+
+def _remove(engine: DockerEngine, name: str) -> None:
+    with contextlib.suppress(SandboxFault):
+        engine.remove(name)
