@@ -10,7 +10,7 @@ import pytest
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.cases import HostWitness
-from sandbox_rl.tools.toolbox import make_toolbox
+from sandbox_rl.tools.toolbox import MAX_OBSERVATION_CHARS, make_toolbox
 from sandbox_rl.types import MalformedCall, ToolCall
 
 from ..unit.chat.tokenizers_for_tests import tokenizer_for
@@ -116,7 +116,7 @@ async def test_editor_on_special_files(backend: SandboxBackend, witness: HostWit
                 seen = await TOOLBOX.run(sandbox, ToolCall("str_replace_editor", arguments), timeout=10)
                 assert time.monotonic() - started < 2, (name, command)
                 assert seen.text.strip()
-                assert len(seen.text) <= 16_000
+                assert len(seen.text) <= MAX_OBSERVATION_CHARS
                 assert witness.canary not in seen.text
 
 
@@ -134,7 +134,7 @@ async def test_visible_output_is_clean_and_bounded(backend: SandboxBackend) -> N
     async with backend.sandbox() as sandbox:
         for command, timeout in commands.items():
             seen = await TOOLBOX.run(sandbox, ToolCall("execute_bash", {"command": command}), timeout=timeout)
-            assert len(seen.text) <= 16_000, command
+            assert len(seen.text) <= MAX_OBSERVATION_CHARS, command
             assert not set(seen.text) & set(map(chr, [*range(9), 11, 12, *range(14, 32), 127])), command
             assert "\r" not in seen.text
             seen.text.encode("utf-8")

@@ -51,9 +51,14 @@ async def workers(count: int) -> AsyncIterator[list[Worker]]:
     place = ProgramSandboxes(PROGRAM, memory_mb=2048)
     await place.open(find_modules([SPINS]))
     config = {"scorers": [SPINS], "path": [SHOWN_BELOW]}
+    made: list[Worker] = []
     try:
-        yield [await Worker.start(place, config, 512) for _ in range(count)]
+        for _ in range(count):
+            made.append(await Worker.start(place, config, 512))
+        yield made
     finally:
+        for worker in made:
+            worker.kill()
         await place.close()
 
 
