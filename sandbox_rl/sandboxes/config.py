@@ -96,7 +96,7 @@ class BackendSettings(Variant):
         raise NotImplementedError(f"{type(self).__name__} does not say how its backend is made")
 
     def pooled(self, pool: PoolSettings, *, run: str = "") -> SandboxBackend:
-        """The backend, for the run of that name, behind a pool that keeps some ready and survives its faults."""
+        """The backend, for the run of that name, behind a pool that keeps some ready and survives faults."""
         from sandbox_rl.sandboxes.pool import SandboxPool
 
         return SandboxPool(self.backend(), limits=self.limits, settings=pool)
