@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from sandbox_rl.agents.base import Agent, EpisodeRequest
     from sandbox_rl.agents.tokens import TokenAgent
     from sandbox_rl.api import evaluate, open_sandbox, train
+    from sandbox_rl.builders import build_chat, build_engine, build_policy
     from sandbox_rl.chat.dialects import Dialect
     from sandbox_rl.chat.format import ChatFormat
-    from sandbox_rl.commands.parts import build_chat, build_engine, build_policy
     from sandbox_rl.config.load import load_recipe
     from sandbox_rl.config.recipe import Recipe
     from sandbox_rl.config.suite import Suite, load_suite
@@ -171,7 +171,7 @@ _HOMES = {
     "chat.dialects": "Dialect",
     "chat.format": "ChatFormat",
     "runs.evaluate": "EvaluationOutcome",
-    "commands.parts": "build_chat build_engine build_policy",
+    "builders": "build_chat build_engine build_policy",
     "config.load": "load_recipe",
     "config.recipe": "Recipe",
     "config.suite": "Suite load_suite",

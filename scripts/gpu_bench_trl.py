@@ -22,7 +22,7 @@ from transformers import PrinterCallback
 from trl import GRPOTrainer
 from trl.chat_template_utils import qwen3_template
 
-from sandbox_rl.commands.parts import (
+from sandbox_rl.builders import (
     build_backend,
     build_chat,
     build_render,

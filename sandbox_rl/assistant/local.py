@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.assistant.settings import AssistantSettings
+from sandbox_rl.builders import build_policy
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.commands.parts import build_policy
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.tools.toolbox import make_toolbox

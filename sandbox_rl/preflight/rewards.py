@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from sandbox_rl.commands.parts import build_scoring
+from sandbox_rl.builders import build_scoring
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import DataError
 from sandbox_rl.rewards.golds import GoldReport, check_golds

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sandbox_rl.commands.parts import scoring_place
+from sandbox_rl.builders import scoring_place
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.sandboxes.cases import HostWitness

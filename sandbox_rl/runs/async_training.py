@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 
 from sandbox_rl.audit.progress import ProgressAudit
-from sandbox_rl.commands.parts import async_arguments
+from sandbox_rl.builders import async_arguments
 from sandbox_rl.runs.rollouts import build_rollouts
 from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit, watchers

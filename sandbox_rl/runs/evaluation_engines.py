@@ -11,14 +11,14 @@ from accelerate import PartialState
 
 from sandbox_rl.agents.messages import MessageAgent
 from sandbox_rl.agents.tokens import TokenAgent
-from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.commands.parts import (
+from sandbox_rl.builders import (
     build_backend,
     build_chat,
     build_engine,
     build_policy,
     build_render,
 )
+from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.run import RunSettings
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 
 from accelerate.utils import gather_object
 
-from sandbox_rl.commands.parts import build_render, build_scoring, build_toolbox
+from sandbox_rl.builders import build_render, build_scoring, build_toolbox
 from sandbox_rl.errors import InfraFault
 from sandbox_rl.evaluation.directory import EvaluationDirectory
 from sandbox_rl.evaluation.ledger import EpisodeRow

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from sandbox_rl.builders import build_chat
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.commands.parts import build_chat
 from sandbox_rl.preflight.context import check_prompts
 from sandbox_rl.runs.plan import RunPlan
 from sandbox_rl.training.config import ModelSettings

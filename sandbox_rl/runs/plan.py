@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox_rl.commands.parts import training_arguments
+from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.runs.resume import Earlier, sizes_of
 from sandbox_rl.runs.subjects import Subject

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from sandbox_rl.commands.parts import build_policy
+from sandbox_rl.builders import build_policy
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
 from sandbox_rl.policies.base import Policy

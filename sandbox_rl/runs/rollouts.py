@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sandbox_rl.agents.tokens import TokenAgent
-from sandbox_rl.commands.parts import build_backend, build_chat, build_engine
+from sandbox_rl.builders import build_backend, build_chat, build_engine
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.http_client import Address
 from sandbox_rl.policies.base import Sampling, WeightVersion

@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.audit.faults import FaultWatch
-from sandbox_rl.commands.parts import build_backend, build_engine
+from sandbox_rl.builders import build_backend, build_engine
 from sandbox_rl.display import Display
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.preflight.rewards import check_rewards

@@ -12,7 +12,7 @@ from transformers import PrinterCallback
 
 from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.audit.run import RunAudit
-from sandbox_rl.commands.parts import grpo_arguments
+from sandbox_rl.builders import grpo_arguments
 from sandbox_rl.display import Progress
 from sandbox_rl.observer import EachRollout
 from sandbox_rl.rollout import EpisodeRequest

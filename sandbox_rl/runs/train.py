@@ -12,7 +12,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from sandbox_rl.commands.parts import settled
+from sandbox_rl.builders import settled
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.display import Display, Silent
 from sandbox_rl.errors import InfraFault, NothingTrained

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, TrainerCallback
 
 import sandbox_rl
 from sandbox_rl.agents.tokens import TokenAgent
+from sandbox_rl.builders import build_backend, build_chat, build_engine, settled
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.commands.parts import build_backend, build_chat, build_engine, settled
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display, Progress
 from sandbox_rl.episode import EpisodeSettings

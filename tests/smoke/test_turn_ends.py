@@ -11,8 +11,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
+from sandbox_rl.builders import build_policy
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.commands.parts import build_policy
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.training.config import ModelSettings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_rl.commands.parts import grpo_arguments
+from sandbox_rl.builders import grpo_arguments
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.training.duration import (
     DEVICES,

@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 
-from sandbox_rl.commands.parts import training_arguments
+from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.load import load_recipe
 from tests import prepared
 from tests.unit.test_gpu_scripts import SCRIPTS, load

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from sandbox_rl.commands.parts import training_arguments
+from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.load import load_recipe
 from tests import prepared
 

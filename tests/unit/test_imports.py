@@ -14,8 +14,11 @@ PACKAGE = Path(__file__).parents[2] / "sandbox_rl"
 
 LEVELS = (
     {"__main__", "api", "cli"},
-    {"assistant", "commands", "runs", "preflight"},
+    {"commands"},
     {"command_line", "terminal"},
+    {"assistant", "runs"},
+    {"preflight"},
+    {"builders"},
     {"config"},
     {"training"},
     {"audit", "build_data", "rollout", "evaluation", "journal", "metrics"},
@@ -38,19 +41,10 @@ LEVELS = (
     },
 )
 SIBLINGS_APART = ({"tasks", "rewards", "sandboxes", "policies"}, {"tools", "chat"})
-BUILDERS = ("assistant/local", "training/", "runs/", "preflight/", "commands/")
+BUILDERS = ("assistant/local", "training/", "runs/", "preflight/", "builders")
 """What loads models or stands on them."""
 HEAVY = {
-    "torch": (
-        "assistant/local",
-        "training/",
-        "audit/",
-        "commands/",
-        "runs/",
-        "preflight/",
-        "policies/transformers",
-        "policies/vllm/plugin",
-    ),
+    "torch": (*BUILDERS, "audit/", "policies/transformers", "policies/vllm/plugin"),
     "trl": ("training/",),
     "transformers": (*BUILDERS, "audit/", "policies/transformers"),
     "docker": ("sandboxes/docker",),
@@ -109,6 +103,18 @@ def test_heavy_libraries_have_their_places(library):
     }
     strangers = {user for user in users if not user.startswith(HEAVY[library])}
     assert not strangers, f"{library} is imported by {sorted(strangers)}"
+
+
+COMMANDS = sorted(set((PACKAGE / "commands").glob("*.py")) - {PACKAGE / "commands" / "__init__.py"})
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda p: p.stem)
+def test_commands_holds_commands(path):
+    tree = ast.parse(path.read_text())
+    made = {
+        t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
+    }
+    assert "app" in made, f"{path} is no command: it has no typer app"
 
 
 def run(code: str) -> str:

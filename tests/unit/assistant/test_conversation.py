@@ -11,7 +11,7 @@ from sandbox_rl.agents.messages import MessageAgent
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.assistant.conversation import converse
 from sandbox_rl.assistant.settings import AssistantSettings, load_assistant
-from sandbox_rl.commands.parts import build_chat, build_engine
+from sandbox_rl.builders import build_chat, build_engine
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend
