@@ -18,7 +18,7 @@ from typing import Any
 
 from sandbox_rl.runs.directory import RunDirectory
 
-__all__ = ["History", "set_lines_aside", "step_of_line"]
+__all__ = ["History", "group_of_line", "set_lines_aside", "step_of_line"]
 
 FILE = "history.jsonl"
 
@@ -97,6 +97,12 @@ def step_of_line(line: bytes) -> tuple[str, int] | None:
         return None
     phase = re.search(r'"phase": ?"(\w+)"', head)
     return phase.group(1) if phase else "", int(step.group(1))
+
+
+def group_of_line(line: bytes) -> int | None:
+    """The group's number in the id of an asynchronous episode; None for any other line."""
+    found = re.search(r'"episode_id": ?"train-(\d+)-', line[:400].decode("utf-8", "replace"))
+    return None if found is None else int(found.group(1))
 
 
 def set_lines_aside(path: Path, replaced: Callable[[bytes], bool], aside: Path) -> int:

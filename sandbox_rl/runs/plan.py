@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.recipe import Recipe
-from sandbox_rl.runs.resume import Earlier, sizes_of
+from sandbox_rl.runs.resume import Earlier, prompt_digests, sizes_of
 from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.curriculum import Curriculum
@@ -24,6 +25,7 @@ class RunPlan:
     Args:
         recipe: with the model's type settled.
         base_dir: what relative paths of the recipe are relative to.
+        prompts: domain → digest of the words around its problems.
         args: TRL's settings.
         held_out: what is measured before and after training; None where nothing is.
         suite: what is measured beside it.
@@ -34,6 +36,7 @@ class RunPlan:
     base_dir: Path
     train_tasks: TaskSet
     held_out_tasks: TaskSet
+    prompts: Mapping[str, str]
     args: Any
     held_out: Subject | None
     suite: Subject | None
@@ -55,13 +58,18 @@ class RunPlan:
         held_out = Subject.held_out(recipe, base_dir, held_out_tasks)
         suite = Subject.scheduled(recipe)
         args = training_arguments(recipe, Path(recipe.output_dir))
+        prompts = prompt_digests(
+            (task.domain for task in (*tasks, *held_out_tasks)),
+            [base_dir / folder for folder in recipe.prompts],
+        )
         if earlier is not None:
-            earlier.check(tasks, sizes_of(args))
+            earlier.check(tasks, sizes_of(args), prompts)
         return cls(
             recipe,
             base_dir,
             tasks,
             held_out_tasks,
+            prompts,
             args,
             held_out if held_out.tasks else None,
             suite,

@@ -63,6 +63,7 @@ def _begin(plan: RunPlan, state: PartialState) -> History:
                     recipe,
                     tasks=plan.train_tasks,
                     sizes=sizes_of(plan.args),
+                    prompts=plan.prompts,
                     steps=plan.args.max_steps,
                     processes=state.num_processes,
                 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,23 @@ from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.runs.directory import RunDirectory, write_atomically
-from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
+from sandbox_rl.runs.history import History, group_of_line, set_lines_aside, step_of_line
 from sandbox_rl.runs.results import known_results
 from sandbox_rl.tasks.load import TaskSet
-from sandbox_rl.training.checkpoints import last_complete, step_of
+from sandbox_rl.tasks.prompts import load_prompt_set
+from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.checkpoints import last_complete, step_of, torn_checkpoints
 from sandbox_rl.training.generations import Generations
 
-__all__ = ["Earlier", "begin", "find_run", "sizes_of", "tasks_digest"]
+__all__ = ["Earlier", "begin", "find_run", "prompt_digests", "sizes_of", "tasks_digest"]
 
 SETTLED = (
-    *("seed", "model", "chat", "data", "prompts", "mode", "estimator", "warmup", "curriculum"),
+    *("seed", "model", "chat", "data", "mode", "estimator", "warmup", "curriculum"),
     *("rollout.over_sample", "policy.type", "grpo.shuffle_dataset", "grpo.optim"),
 )
 """Blocks and fields that a run keeps for good: another model, other tasks, another order, or a checkpoint
-that would not fit. All others may change from a checkpoint on, and are recorded."""
+that would not fit. All others may change from a checkpoint on, and are recorded. Prompts keep their words,
+wherever their files lie."""
 
 OF_THE_DIRECTORY = ("name", "output_dir")
 """Said by `--resume` itself."""
@@ -77,8 +81,8 @@ class Earlier:
         # As the recipe says it: the model need not be in reach to tell whether there is more to do.
         return None if int(recipe.grpo.get("max_steps", -1)) > done else done
 
-    def check(self, tasks: TaskSet, sizes: Mapping[str, Any]) -> None:
-        """Whether tasks and sizes are those of the first start.
+    def check(self, tasks: TaskSet, sizes: Mapping[str, Any], prompts: Mapping[str, str]) -> None:
+        """Whether tasks, sizes and the words of prompts (`prompt_digests`) are those of the first start.
 
         Raises:
             ConfigError: which is not.
@@ -88,6 +92,12 @@ class Earlier:
             raise ConfigError(
                 f"--resume: data: the training tasks are not those that the run {self.run.path} was started "
                 "with, expected the same files and options; restore them, or start a run of its own"
+            )
+        words = self.history.started_with("prompts") or prompts
+        if changed := [domain for domain in prompts if words.get(domain) != prompts[domain]]:
+            raise ConfigError(
+                f"--resume: prompts: {changed[0]}.yaml has other words than when the run {self.run.path} was "
+                "started, expected the same; restore them, or start a run of its own"
             )
         before = self.history.started_with("sizes") or sizes
         for name, value in sizes.items():
@@ -135,6 +145,20 @@ def tasks_digest(tasks: TaskSet) -> str:
     return digest.hexdigest()
 
 
+def prompt_digests(domains: Iterable[str], folders: Sequence[Path]) -> dict[str, str]:
+    """Of the words around problems, by domain, whatever file they come from.
+
+    Raises:
+        ConfigError: a domain has no prompt set.
+    """
+    return {
+        domain: hashlib.blake2b(
+            json.dumps(asdict(load_prompt_set(domain, folders)), sort_keys=True).encode(), digest_size=16
+        ).hexdigest()
+        for domain in sorted(set(domains))
+    }
+
+
 def begin(
     run: RunDirectory,
     earlier: Earlier | None,
@@ -142,6 +166,7 @@ def begin(
     *,
     tasks: TaskSet,
     sizes: Mapping[str, Any],
+    prompts: Mapping[str, str],
     steps: int,
     processes: int,
 ) -> History:
@@ -152,11 +177,18 @@ def begin(
     """
     if earlier is None:
         history = History(run, ()).with_event(
-            "started", 0, tasks=tasks_digest(tasks), sizes=dict(sizes), processes=processes
+            "started",
+            0,
+            tasks=tasks_digest(tasks),
+            sizes=dict(sizes),
+            prompts=dict(prompts),
+            processes=processes,
         )
     else:
         history, step = earlier.history, earlier.step
         highest = _set_aside(earlier, mode=recipe.mode, steps=steps)
+        for torn in torn_checkpoints(run.checkpoints):  # they would count among those that are kept
+            shutil.rmtree(torn)
         for field, (old, new) in earlier.changes.items():
             history = history.with_event("changed", step, field=field, **{"from": old, "to": new})
         history = history.with_event("resumed", step, replaced_to=highest, processes=processes)
@@ -172,11 +204,19 @@ def _set_aside(earlier: Earlier, *, mode: str, steps: int) -> int:
     # An evaluation belongs to its step; the one after training, or before it, is done again if it was cut.
     again = not done and (0 < steps <= step or (step == 0 and "before" not in known_results(run)))
 
+    behind: frozenset[int] = frozenset()
+    if mode == "async" and earlier.checkpoint is not None:
+        behind = GroupProgress().restore(earlier.checkpoint)
+
     def episode(line: bytes) -> bool:
         found = step_of_line(line)
         if found is None:
             return False
         phase, at = found
+        if (
+            mode == "async" and phase == "train"
+        ):  # a group is sampled again unless it is behind the checkpoint
+            return group_of_line(line) not in behind
         return at > step or (at == step and (again or phase != "eval"))
 
     def metric(line: bytes) -> bool:
@@ -186,9 +226,7 @@ def _set_aside(earlier: Earlier, *, mode: str, steps: int) -> int:
         )
 
     number = earlier.history.starts
-    highest = -1
-    if mode == "sync":  # else an episode is used in parts, over several updates; its id has the attempt
-        highest = set_lines_aside(run.episodes, episode, run.path / "replaced" / f"episodes-{number}.jsonl")
+    highest = set_lines_aside(run.episodes, episode, run.path / "replaced" / f"episodes-{number}.jsonl")
     for path in (run.metrics, run.path / "alarms.jsonl"):
         set_lines_aside(path, metric, run.path / "replaced" / f"{path.stem}-{number}.jsonl")
     return highest

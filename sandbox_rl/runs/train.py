@@ -25,6 +25,7 @@ from sandbox_rl.runs.results import card_lines, known_results, write_results
 from sandbox_rl.runs.resume import Earlier
 from sandbox_rl.runs.session import Session, training_session
 from sandbox_rl.runs.sync_training import sync_trainer
+from sandbox_rl.runs.watching import purge_replayed
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.callbacks import AfterSteps
 from sandbox_rl.training.export import export_model, whole_weights
@@ -104,6 +105,8 @@ def _train(session: Session, trainer: RunTrainer) -> Results | None:
         before = measure_held_out(session, trainer, "before training")
         _write_results(session, before, None)
         _stop_on_faults(session)
+    if plan.earlier is not None:
+        purge_replayed(trainer, plan.earlier.step)
     try:
         trainer.train(resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint))
     except InfraFault as fault:

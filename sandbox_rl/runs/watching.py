@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from peft import LoraConfig
+from transformers.integrations import TensorBoardCallback
 
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.runs.session import Session
@@ -15,7 +17,7 @@ from sandbox_rl.training.callbacks import LogMetrics
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.probe import PublicationProbe
 
-__all__ = ["adapters_of", "publication_probe", "start_audit", "watchers"]
+__all__ = ["adapters_of", "publication_probe", "purge_replayed", "start_audit", "watchers"]
 
 PROBE_TOKENS = 96
 """Of the prompt that publications are probed with."""
@@ -46,6 +48,13 @@ def publication_probe(session: Session, audit: RunAudit) -> PublicationProbe | N
 def watchers(session: Session) -> list[Any]:
     """Callbacks that write metrics."""
     return [LogMetrics(session.records.run.metrics)]
+
+
+def purge_replayed(trainer: Any, step: int) -> None:
+    """Have TensorBoard show no update twice: those after `step` are done again."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            callback._SummaryWriter = partial(callback._SummaryWriter, purge_step=step + 1)
 
 
 def adapters_of(settings: LoraSettings | None) -> LoraConfig | None:

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from sandbox_rl.training.agreement import together
 
-__all__ = ["CheckpointManifest", "is_complete", "last_complete", "step_of"]
+__all__ = ["CheckpointManifest", "is_complete", "last_complete", "step_of", "torn_checkpoints"]
 
 MANIFEST = "complete.json"
 
@@ -81,10 +81,14 @@ def step_of(checkpoint: Path) -> int:
 
 def last_complete(directory: Path) -> Path | None:
     """The complete checkpoint of the highest step, if any."""
-    found: list[tuple[int, Path]] = []
-    if directory.is_dir():
-        for path in directory.iterdir():
-            match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-            if match and is_complete(path):
-                found.append((int(match.group(1)), path))
-    return max(found)[1] if found else None
+    return max((path for path in _checkpoints(directory) if is_complete(path)), key=step_of, default=None)
+
+
+def torn_checkpoints(directory: Path) -> list[Path]:
+    """What kills have left of saves; the trainer would count it among the checkpoints that it keeps."""
+    return [path for path in _checkpoints(directory) if not is_complete(path)]
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    paths = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [path for path in paths if re.fullmatch(r"checkpoint-\d+", path.name)]

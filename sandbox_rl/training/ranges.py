@@ -32,12 +32,13 @@ _AT_LEAST = {
     "beta": 0.0,
     "epsilon": 0.0,
     "epsilon_high": 0.0,
-    "adam_epsilon": 0.0,
     "token_budget": 1,
     "max_staleness": 0,
 }
-_ABOVE = {"save_steps": 0, "logging_steps": 0, "num_train_epochs": 0}
+_ABOVE = {"save_steps": 0, "logging_steps": 0, "num_train_epochs": 0, "adam_epsilon": 0, "temperature": 0}
 _BELOW_ONE = ("warmup_ratio", "adam_beta1", "adam_beta2")
+
+_MAY_BE_NULL = ("steps_per_generation", "generation_batch_size", "save_total_limit", "epsilon_high")
 
 
 def check_numbers(block: Mapping[str, Any]) -> None:
@@ -48,7 +49,10 @@ def check_numbers(block: Mapping[str, Any]) -> None:
     """
     if (loss := block.get("loss_type", "dapo")) not in LOSS_TYPES:
         raise ConfigError(f"grpo.loss_type: {loss!r}, expected one of {', '.join(LOSS_TYPES)}")
+    known = {*_AT_LEAST, *_ABOVE, *_BELOW_ONE, "max_steps"}.difference(_MAY_BE_NULL)
     for name, value in block.items():
+        if value is None and name in known:
+            raise ConfigError(f"grpo.{name}: null, expected a number; give one, or leave it out")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         expected = ""

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers.integrations import TensorBoardCallback
 
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.journal import Journal
 from sandbox_rl.runs.directory import RunDirectory, set_aside
 from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
-from sandbox_rl.runs.resume import Earlier, begin, find_run, sizes_of
+from sandbox_rl.runs.resume import Earlier, begin, find_run, prompt_digests, sizes_of
+from sandbox_rl.runs.watching import purge_replayed
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import mark_complete
 from sandbox_rl.training.grpo import grpo_config
+from sandbox_rl.training.ranges import check_numbers
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory
 
 SOURCE = {"type": "reasoning_gym", "dataset": "chain_sum", "size": 5, "domain": "arithmetic"}
@@ -26,6 +32,8 @@ RECIPE = {
     "data": {"sources": [SOURCE]},
     "grpo": {"max_steps": 4, "per_device_train_batch_size": 8, "num_generations": 4, "learning_rate": 1e-6},
 }
+
+WORDS = {"arithmetic": "a digest"}
 
 
 def recipe(tmp_path, **changes):
@@ -58,7 +66,9 @@ def start(tmp_path, earlier=None, *, name="r", **changes):
     args, found = sizes(loaded, tmp_path)
     tasks = load_tasks(loaded.data, split="train", base_dir=tmp_path)
     run = RunDirectory.new(tmp_path / "runs", name) if earlier is None else earlier.run
-    return begin(run, earlier, loaded, tasks=tasks, sizes=found, steps=args.max_steps, processes=1)
+    return begin(
+        run, earlier, loaded, tasks=tasks, sizes=found, prompts=WORDS, steps=args.max_steps, processes=1
+    )
 
 
 def checkpoint(run, step):
@@ -200,7 +210,8 @@ def test_other_sizes_are_refused_and_the_same_ones_in_other_words_are_not(tmp_pa
 
     def check(**grpo):
         loaded = recipe(tmp_path, **{f"grpo__{name}": value for name, value in grpo.items()})
-        earlier.check(load_tasks(loaded.data, split="train", base_dir=tmp_path), sizes(loaded, tmp_path)[1])
+        tasks = load_tasks(loaded.data, split="train", base_dir=tmp_path)
+        earlier.check(tasks, sizes(loaded, tmp_path)[1], WORDS)
 
     check()
     check(per_device_train_batch_size=4, gradient_accumulation_steps=2)
@@ -217,7 +228,7 @@ def test_other_tasks_are_refused(tmp_path):
     tasks = list(load_tasks(recipe(tmp_path).data, split="train", base_dir=tmp_path))
     earlier = Earlier.of(recipe(tmp_path), "")
     with pytest.raises(ConfigError, match="data: the training tasks are not those"):
-        earlier.check(tasks[::-1], sizes(recipe(tmp_path), tmp_path)[1])
+        earlier.check(tasks[::-1], sizes(recipe(tmp_path), tmp_path)[1], WORDS)
 
 
 def test_a_finished_run_is_finished_until_it_is_asked_for_more(tmp_path):
@@ -260,3 +271,89 @@ def test_a_directory_is_set_aside_under_a_free_name(tmp_path):
     set_aside(tmp_path / "suite")
     found = {p.name: (p / "results.json").read_text() for p in tmp_path.iterdir()}
     assert found == {"suite.replaced-1": "a", "suite.replaced-2": "b"}
+
+
+def test_prompts_are_known_by_their_words_not_by_their_place(tmp_path):
+    for place, words in (("here", "Compute."), ("there", "Compute."), ("other", "Guess.")):
+        (tmp_path / place).mkdir()
+        text = yaml.safe_dump({"system": words, "instance": "{problem_statement}"})
+        (tmp_path / place / "arithmetic.yaml").write_text(text)
+    here, there, other = (
+        prompt_digests(["arithmetic"], [tmp_path / place]) for place in ("here", "there", "other")
+    )
+    assert here == there != other
+    history = start(tmp_path)
+    history = History(history.run, ()).with_event("started", 0, prompts=here)
+    earlier = replace(Earlier.of(recipe(tmp_path, prompts=["there"]), ""), history=history)
+    assert set(earlier.changes) == {"prompts"}, "the place is recorded"
+    loaded = recipe(tmp_path)
+    tasks, found = load_tasks(loaded.data, split="train", base_dir=tmp_path), sizes(loaded, tmp_path)[1]
+    earlier.check(tasks, found, there)
+    with pytest.raises(ConfigError, match=r"prompts: .* has other words"):
+        earlier.check(tasks, found, other)
+
+
+def test_asynchronous_episodes_that_are_sampled_again_stand_once(tmp_path):
+    """A group stays if it is behind the checkpoint, whatever version its episodes were journaled with."""
+    served = {"mode": "async", "policy": {"type": "vllm"}}
+    run = start(tmp_path, **served).run
+    checkpoint(run, 2)
+    state = {"first": 2, "ahead": [3], "partly": {}, "under_way": [2], "ends": {}}
+    (run.checkpoints / "checkpoint-2" / "groups.json").write_text(json.dumps(state))
+    mark_complete(run.checkpoints / "checkpoint-2")
+    ids = [f"train-{group:06d}-0000" for group in range(5)]
+    lines = [{"phase": "train", "step": 1 + n % 3, "episode_id": name} for n, name in enumerate(ids)]
+    write(run.episodes, *lines)
+    start(tmp_path, Earlier.of(recipe(tmp_path, **served), ""), **served)
+
+    def groups(path):
+        return [json.loads(line)["episode_id"] for line in path.read_text().splitlines()]
+
+    assert groups(run.episodes) == [ids[0], ids[1], ids[3]]
+    assert groups(run.path / "replaced" / "episodes-1.jsonl") == [ids[2], ids[4]]
+
+
+def test_what_a_kill_has_left_of_a_save_is_removed(tmp_path):
+    """Or the trainer, which counts checkpoints, would drop a whole one in its favour."""
+    run = start(tmp_path).run
+    checkpoint(run, 2)
+    (run.checkpoints / "checkpoint-3").mkdir()
+    (run.checkpoints / "checkpoint-3" / "weights").write_bytes(b"x")
+    (run.checkpoints / "notes").mkdir()
+    start(tmp_path, Earlier.of(recipe(tmp_path), ""))
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["checkpoint-2", "notes"]
+
+
+def test_tensorboard_shows_no_update_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
+    state = SimpleNamespace(is_world_process_zero=True, is_hyper_param_search=False, global_step=0)
+    args = SimpleNamespace(to_json_string=lambda: "{}", output_dir=str(tmp_path))
+
+    def log(loss, steps, resumed_from=None):
+        callback = TensorBoardCallback()
+        if resumed_from is not None:
+            handler = SimpleNamespace(callbacks=[callback])
+            purge_replayed(SimpleNamespace(callback_handler=handler), resumed_from)
+        callback.on_train_begin(args, state, None)
+        for state.global_step in steps:
+            callback.on_log(args, state, None, logs={"loss": loss})
+        callback.on_train_end(args, state, None)
+
+    log(1.0, (1, 2, 3))
+    log(2.0, (3, 4), resumed_from=2)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [
+        (1, 1.0),
+        (2, 1.0),
+        (3, 2.0),
+        (4, 2.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("adam_epsilon", 0, "more than 0"), ("num_generations", None, "null"), ("temperature", None, "null")],
+)
+def test_numbers_that_cannot_be_meant_are_one_line(field, value, said):
+    with pytest.raises(ConfigError, match=rf"grpo.{field}: .*{said}"):
+        check_numbers({field: value})

@@ -165,11 +165,10 @@ def test_asynchronous_survives_a_kill(write_recipe):
     state = json.loads((checkpoint / "groups.json").read_text())
     behind = set(range(state["first"])) | set(state["ahead"])
     assert behind
-    journaled = sum(1 for _ in read_journal(run / "episodes.jsonl"))
-
     finish(start(str(recipe), "--resume"))
-    later = list(read_journal(run / "episodes.jsonl"))[journaled:]
-    groups = {int(r["episode_id"].split("-")[1]) for r in later if r["phase"] == "train"}
+    names = [r["episode_id"] for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]
+    assert len({name.removesuffix("-r1") for name in names}) == len(names), "no group stands twice"
+    groups = {int(name.split("-")[1]) for name in names if name.endswith("-r1")}
     assert groups
     assert not groups & behind
     steps = [line for line in metrics(run) if "grad_norm" in line]
