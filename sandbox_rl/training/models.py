@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
@@ -21,6 +25,7 @@ from transformers import (
 )
 
 from sandbox_rl.chat.turn_ends import TurnEnds
+from sandbox_rl.environment_errors import environment_error
 from sandbox_rl.errors import ModelError
 from sandbox_rl.training.config import ModelSettings
 
@@ -39,6 +44,9 @@ __all__ = [
     "stored_dtype",
     "with_compute_dtype",
 ]
+
+HUB_TIMEOUT_S = 20.0
+"""Within which the Hub must say whether it has a model."""
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
@@ -226,6 +234,7 @@ def load_config(settings: ModelSettings) -> PretrainedConfig:
 
 def _from_pretrained(loader: Any, settings: ModelSettings, **extra: Any) -> Any:
     try:
+        _look_for(settings.path, settings.revision)
         return loader.from_pretrained(
             settings.path,
             revision=settings.revision,
@@ -239,3 +248,27 @@ def _from_pretrained(loader: Any, settings: ModelSettings, **extra: Any) -> Any:
             f"model.path: {settings.path!r} cannot be loaded as a {place} ({first_line}); "
             "give a directory made by save_pretrained, or an id that this machine can reach"
         ) from error
+
+
+@cache
+def _look_for(path: str, revision: str | None) -> None:
+    """Ask the Hub once whether a model is there: its loaders try for a minute, for each file, if it is not.
+
+    Raises:
+        OSError, ValueError: it is not, or the Hub is out of reach and the model is not in the cache.
+    """
+    if Path(path).exists() or HF_HUB_OFFLINE:
+        return
+    if isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
+        return
+    try:
+        HfApi().model_info(path, revision=revision, timeout=HUB_TIMEOUT_S)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        code = error.response.status_code
+        raise OSError(f"the Hub answers {code}: it has no such model, or not for you") from error
+    except HFValidationError:
+        raise
+    except Exception as error:
+        if (said := environment_error(error)) is not None:
+            raise OSError(said) from error
+        # A mirror may not know this request: its files decide.
