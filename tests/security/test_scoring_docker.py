@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from sandbox_rl.commands.parts import scoring_place
 
+from sandbox_rl.builders import scoring_place
 from sandbox_rl.errors import SetupError
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.places import PROGRAM, FirstPlace, PlainPlace
