@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class RunPlan:
         suite = Subject.scheduled(recipe)
         args = training_arguments(recipe, Path(recipe.output_dir))
         prompts = prompt_digests(
-            (task.domain for task in (*tasks, *held_out_tasks)),
+            (task.domain for task in chain(tasks, held_out_tasks)),
             [base_dir / folder for folder in recipe.prompts],
         )
         if earlier is not None:
