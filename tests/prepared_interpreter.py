@@ -33,7 +33,6 @@ SLOW = (
     "sympy",
     "pint",
     "aiohttp",
-    "httpx2",
     "pydantic",
     "typer",
     "rich.console",

@@ -77,10 +77,10 @@ def test_weights_that_did_not_arrive_are_noticed(shared):
     shared.publish()
     (server,) = shared.server.servers
     ours = dict(shared.model.named_parameters())
-    shared.loop.run(routes.finish_update([server], checksums_of(ours)))
+    shared.loop.run(routes.verify(server, checksums_of(ours)))
     others = {name: tensor + 1 for name, tensor in ours.items()}
     with pytest.raises(EngineFault, match="differs from the trainer's"):
-        shared.loop.run(routes.finish_update([server], checksums_of(others)))
+        shared.loop.run(routes.verify(server, checksums_of(others)))
 
 
 def test_what_a_real_server_computes_with_is_audited(shared):

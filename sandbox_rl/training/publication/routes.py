@@ -12,7 +12,7 @@ from sandbox_rl.http_client import Refused, Unreachable
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.training.publication.payload import Checksums
 
-__all__ = ["control", "control_all", "finish_update", "pause", "resume", "rpc", "sleep"]
+__all__ = ["control", "control_all", "finish_update", "pause", "resume", "rpc", "sleep", "verify"]
 
 
 async def control(
@@ -92,13 +92,18 @@ async def finish_update(servers: Sequence[VLLMServer], expected: Checksums) -> N
     await control_all(servers, "/finish_weight_update")
     for server in servers:
         await rpc(server, "sandbox_rl_after_update")
-        await _verify(server, expected)
+        await verify(server, expected)
     # Requests salt their prefixes by version, so that stale blocks are unreachable already; this only
     # frees them, and fails harmlessly while frozen requests hold some.
     await control_all(servers, "/reset_prefix_cache")
 
 
-async def _verify(server: VLLMServer, checksums: Checksums) -> None:
+async def verify(server: VLLMServer, checksums: Checksums) -> None:
+    """Hold a server's own checksums of some tensors against the trainer's.
+
+    Raises:
+        EngineFault: it holds something else, or none of them.
+    """
     rows = json.dumps({name: shape[0] for name, (shape, _) in checksums.items()})
     compared = 0
     for worker in await rpc(server, "sandbox_rl_checksums", rows):

@@ -19,7 +19,7 @@ from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.policies.vllm.supervisor import SupervisedServer
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.payload import checksums_of
-from sandbox_rl.training.publication.routes import finish_update
+from sandbox_rl.training.publication.routes import verify
 from sandbox_rl.training.publication.weights import PublishedWeights
 
 WEIGHTS = {"model.norm.weight": torch.ones(3)}
@@ -59,7 +59,8 @@ class Served:
 
     def holds(self, model: Model) -> None:
         """Raises if the server has other weights."""
-        self.loop.run(finish_update(self.server.servers, checksums_of(model.tensors)))
+        (server,) = self.server.servers
+        self.loop.run(verify(server, checksums_of(model.tensors)))
 
 
 @contextmanager
