@@ -37,9 +37,9 @@ def environment_error(error: BaseException) -> str | None:
         if number not in _DISKS:
             number = next((code for text, code in _SAID.items() if text in str(found)), None)
         if number in _DISKS:
-            what, mend = _DISKS[number]
+            what, fix = _DISKS[number]
             where = getattr(found, "filename", None) or "writing"
-            return f"{where}: {what}; {mend}"
+            return f"{where}: {what}; {fix}"
         if type(found).__name__ in _NETWORK or isinstance(found, ConnectionError):
             said = " ".join(str(found).split())[:200]
             return f"network: a server cannot be reached ({said}); check the connection, or use local files"

@@ -153,7 +153,7 @@ async def _answer_calls(
         observer.observed(episode, observation)
         return (observation,)
     observations: list[Observation] = []
-    room = MAX_TURN_CHARS
+    chars_left = MAX_TURN_CHARS
     for call in said.calls:
         budget = deadline - time.monotonic()
         if budget <= 0:
@@ -167,9 +167,9 @@ async def _answer_calls(
                 f"sandbox {sandbox.id}: a tool call did not return within its {budget:.0f} s "
                 f"and {HOST_GRACE_S:.0f} s of grace; the host side of the sandbox hangs"
             ) from error
-        observations.append(fitted(observation, room))
+        observations.append(fitted(observation, chars_left))
         observer.observed(episode, observations[-1])
-        room -= len(observations[-1].text)
+        chars_left -= len(observations[-1].text)
         if observation.submitted or observation.failure is ToolFailure.SANDBOX_DEAD:
             break
     return tuple(observations)

@@ -21,13 +21,13 @@ def start(command: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
     The caller ends it by `stop`.
     """
     # As the command line does, whose processes share the cores with servers and sandboxes.
-    calm = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+    passive = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
     paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         command,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env=os.environ | calm | {"PYTHONPATH": paths},
+        env=os.environ | passive | {"PYTHONPATH": paths},
         start_new_session=True,
         preexec_fn=_die_with_parent,
     )

@@ -88,10 +88,10 @@ class _MessageSession:
         self._calls: tuple[ChatCall, ...] = ()
 
     async def act(self, *, timeout: float) -> Said:
-        room = min(self._limits.turn_tokens, self._limits.max_tokens - self._count.spent)
-        if room <= 0:
+        left = min(self._limits.turn_tokens, self._limits.max_tokens - self._count.spent)
+        if left <= 0:
             raise BudgetSpent
-        asked = self._sampling.turn(max_tokens=room, seed=derive_seed(self._seed, self._turn))
+        asked = self._sampling.turn(max_tokens=left, seed=derive_seed(self._seed, self._turn))
         try:
             reply = await self._client.reply(self._history, self._tools, asked, timeout=timeout)
         except ContextFull as error:

@@ -106,10 +106,10 @@ class _TokenSession:
         return self._chat.call_example
 
     async def act(self, *, timeout: float) -> Said:
-        room = min(self._limits.turn_tokens, self._end - len(self._sequence))
-        if room <= 0:
+        left = min(self._limits.turn_tokens, self._end - len(self._sequence))
+        if left <= 0:
             raise BudgetSpent
-        asked = self._sampling.turn(max_tokens=room, seed=derive_seed(self._seed, self._turn))
+        asked = self._sampling.turn(max_tokens=left, seed=derive_seed(self._seed, self._turn))
         action = await self._policy.act(self._sequence, asked, timeout=timeout)
         self._turn += 1
         self._sequence.extend(action.token_ids)

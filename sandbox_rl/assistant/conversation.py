@@ -99,8 +99,8 @@ async def converse(
         opened = agent.session(request, messages, tools=toolbox.schemas, sampling=sampling, limits=limits)
         async with opened as session:
             viewer.opened(backend.info, len(task.files))
-            talk = _Talk(request, session, sandbox, toolbox, limits, record, viewer)
-            stop, fault = await _ended(talk.until_over(next_message))
+            exchanges = _Exchanges(request, session, sandbox, toolbox, limits, record, viewer)
+            stop, fault = await _ended(exchanges.until_over(next_message))
             files, notes, answer = await _collect(sandbox, task, max_output_bytes)
     kept = session.record()
     trajectory = Trajectory(
@@ -117,10 +117,10 @@ async def converse(
     return Conversation(trajectory, files, notes, interrupted=fault == INTERRUPTED)
 
 
-async def _ended(talk: Awaitable[StopReason]) -> tuple[StopReason, str]:
+async def _ended(exchanges: Awaitable[StopReason]) -> tuple[StopReason, str]:
     """Why it ended, and what went wrong: our fault, or `INTERRUPTED`."""
     try:
-        return await talk, ""
+        return await exchanges, ""
     except InfraFault as error:
         return StopReason.INFRA_FAULT, f"{type(error).__name__}: {error}"
     except asyncio.CancelledError:
@@ -131,7 +131,7 @@ async def _ended(talk: Awaitable[StopReason]) -> tuple[StopReason, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Talk:
+class _Exchanges:
     """One session in one sandbox."""
 
     request: EpisodeRequest

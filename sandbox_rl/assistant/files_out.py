@@ -107,7 +107,7 @@ def save_trajectory(directory: Path, rollout: Rollout, **context: Any) -> str:
 def _unwritable(directory: Path, error: OSError) -> DataError:
     return DataError(
         f"--output {directory}: cannot be written to ({error.strerror or error}); give a directory of yours "
-        "with room"
+        "with free space"
     )
 
 

@@ -39,7 +39,7 @@ class AlarmName(StrEnum):
     SAMPLER_DIFFERS = "sampler_differs"  # sampler and trainer disagree about sampled tokens
     EQUAL_REWARDS = "equal_rewards"  # no group's rewards have differed for many steps
     NO_CALLS = "no_calls"  # no tool call of the last steps could be read
-    NO_ROOM = "no_room"  # prompts leave no room: every episode ends in its first turn
+    NO_CONTEXT_LEFT = "no_context_left"  # every episode ends in its first turn, out of tokens
 
 
 @dataclass(frozen=True, slots=True)

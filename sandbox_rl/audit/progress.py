@@ -15,7 +15,7 @@ __all__ = ["ProgressAudit", "findings"]
 STEPS_EQUAL = 10
 """Steps in a row whose groups all had equal rewards until it is an alarm; fewer happen to healthy runs."""
 STEPS_WITHOUT_CALLS = 3
-STEPS_WITHOUT_ROOM = 2
+STEPS_WITHOUT_CONTEXT = 2
 
 
 def findings(steps: Sequence[Mapping[str, Any]]) -> dict[AlarmName, str]:
@@ -40,13 +40,13 @@ def findings(steps: Sequence[Mapping[str, Any]]) -> dict[AlarmName, str]:
             f"in {STEPS_WITHOUT_CALLS} steps no tool call could be read ({turns:.1f} turns per episode), "
             "expected some: does the model know its tools (warmup), is chat.call_format what it writes?"
         )
-    last = steps[-STEPS_WITHOUT_ROOM:]
-    if len(last) == STEPS_WITHOUT_ROOM and all(_no_room(step) for step in last):
+    last = steps[-STEPS_WITHOUT_CONTEXT:]
+    if len(last) == STEPS_WITHOUT_CONTEXT and all(_no_context_left(step) for step in last):
         prompt = last[-1].get("tokens/prompt", 0.0)
-        found[AlarmName.NO_ROOM] = (
-            f"in {STEPS_WITHOUT_ROOM} steps every episode ran out of tokens in its first turn (prompts of "
-            f"{prompt:.0f} tokens on average): they leave no room to act; raise episode.max_tokens, place "
-            "the context in files, or use a model with a longer context"
+        found[AlarmName.NO_CONTEXT_LEFT] = (
+            f"in {STEPS_WITHOUT_CONTEXT} steps every episode ran out of tokens in its first turn (prompts of "
+            f"{prompt:.0f} tokens on average): they leave too little context to act in; raise "
+            "episode.max_tokens, place the context in files, or use a model with a longer context"
         )
     return found
 
@@ -57,7 +57,7 @@ def _called(step: Mapping[str, Any]) -> bool:
     return any(name.startswith("calls/") and value for name, value in step.items())
 
 
-def _no_room(step: Mapping[str, Any]) -> bool:
+def _no_context_left(step: Mapping[str, Any]) -> bool:
     return bool(step.get("turns", 0.0) == 1.0 and step.get("stop/max_tokens", 0.0) >= 0.99)
 
 

@@ -32,18 +32,18 @@ def _cut(text: str, limit: int, level: int) -> list[str]:
     if level == len(_BORDERS):
         return [text[at : at + limit] for at in range(0, len(text), limit)]
     pieces: list[str] = []
-    room = 0  # what the last piece can still take; 0 after a piece that was cut finer
+    left = 0  # what the last piece can still take; 0 after a piece that was cut finer
     start = 0
     for end in [match.start() for match in _BORDERS[level].finditer(text)] + [len(text)]:
         part = text[start:end]
         start = end
         if len(part) > limit:
             pieces += _cut(part, limit, level + 1)
-            room = 0
-        elif pieces and len(part) <= room:
+            left = 0
+        elif pieces and len(part) <= left:
             pieces[-1] += part
-            room -= len(part)
+            left -= len(part)
         else:
             pieces.append(part)
-            room = limit - len(part)
+            left = limit - len(part)
     return pieces

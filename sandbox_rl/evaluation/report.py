@@ -23,10 +23,10 @@ def no_calls_hint(results: Results, *, endpoint: bool) -> str:
     sandbox = results.modes.get("sandbox")
     if sandbox is None or not sandbox.episodes or sandbox.means.get("calls", 1.0) > 0:
         return ""
-    mend = (
+    fix = (
         "start vLLM with --enable-auto-tool-choice and the --tool-call-parser of this model, SGLang with "
         "--tool-call-parser, llama.cpp with --jinja"
         if endpoint
         else "look at episodes.jsonl; is chat.call_format the one that the model writes?"
     )
-    return f"warning: no tool call could be read in {sandbox.episodes} episodes, expected some: {mend}"
+    return f"warning: no tool call could be read in {sandbox.episodes} episodes, expected some: {fix}"

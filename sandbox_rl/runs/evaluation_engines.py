@@ -61,7 +61,7 @@ def local_engines(
     """A model in this process, or in a vLLM server of ours where the recipe says so; the same for all modes.
 
     Args:
-        tasks: what will be asked; a server is given room for the longest.
+        tasks: what will be asked; a server is given context for the longest.
         loop: where the engines will run.
         log: where the server's log goes.
 

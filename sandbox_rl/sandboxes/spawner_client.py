@@ -30,7 +30,7 @@ class Birth:
 
     Attributes:
         group: name of its control groups, once it is there.
-        death: done when nothing is left of it: its launcher's last words, "" in peace.
+        death: done when nothing is left of it: the end of its launcher's stderr, "" where there is none.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Birth:
             self._told.set_exception(SandboxFault(NO_DESCRIPTOR))
 
     def has_ended(self, words: str) -> None:
-        """The spawner has buried it."""
+        """The spawner has cleaned up after it."""
         if not self._told.done():
             self._told.set_result(None)
         if not self.death.done():

@@ -157,7 +157,7 @@ class Spawner:
             return
 
     def reap(self) -> None:
-        """Bury what has ended and tell the host."""
+        """Clean up after what has ended and tell the host."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

@@ -36,7 +36,11 @@ def logged(steps):
         ({"zero_variance_groups": 1.0, "reward/mean": 0.0}, AlarmName.EQUAL_REWARDS, "easier tasks"),
         ({"zero_variance_groups": 1.0, "reward/mean": 1.0}, AlarmName.EQUAL_REWARDS, "harder tasks"),
         ({"calls/execute_bash": 0.0, "failures/no_call": 2.0}, AlarmName.NO_CALLS, "chat.call_format"),
-        ({"turns": 1.0, "stop/max_tokens": 1.0, "tokens/prompt": 931.0}, AlarmName.NO_ROOM, "931 tokens"),
+        (
+            {"turns": 1.0, "stop/max_tokens": 1.0, "tokens/prompt": 931.0},
+            AlarmName.NO_CONTEXT_LEFT,
+            "931 tokens",
+        ),
     ],
 )
 def test_what_cannot_learn_is_named_with_its_cause(change, name, said):
