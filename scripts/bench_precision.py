@@ -1,23 +1,30 @@
 """Whether bfloat16 with float32 masters learns as float32 does: the quickstart's loss and reward, run by run.
 
-The tiny policy is warmed up once, in real sandboxes; then each run does as many GRPO updates from there.
-Float32 with several seeds says how far runs differ by chance. The mean of bfloat16's last updates has to be
-no further from float32's mean than float32's own largest and smallest are apart.
+The tiny policy is warmed up once, in real sandboxes; then each run does as many GRPO updates from there, with
+several seeds in each precision. Of the last updates' loss and solve rate the means over seeds are compared:
 
-    python scripts/bench_precision.py [--updates 30] [--episodes 16] [--float32-seeds 3] [--bfloat16-seeds 1]
+- differs: of all ways to deal the runs out to two precisions at most 5 % set the means as far apart (an exact
+  permutation test, two-sided; it needs four seeds of each);
+- alike: the difference and twice its standard error lie within three standard deviations of float32's seeds:
+  another precision is no further away than another seed may be;
+- undecided: neither; more seeds tell.
 
-Exit code 1: bfloat16 lies outside.
+    python scripts/bench_precision.py [--updates 30] [--episodes 16] [--seeds 4]
+
+Exit code 1: it differs in one of them; 2: undecided.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, variance
 
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.display import Silent
@@ -27,6 +34,8 @@ from sandbox_rl.runs.warmup import warmup
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 LAST = 10
 """Updates at the end of a run that are averaged."""
+MARGIN = 3.0
+"""Standard deviations of float32's seeds within which a precision is as near as another seed."""
 
 
 def warmed_up(directory: Path, episodes: int, steps: int) -> Path:
@@ -66,31 +75,45 @@ def run(model: Path, directory: Path, dtype: str, seed: int, updates: int, episo
     }
 
 
-def within(wide: Sequence[float], low: Sequence[float]) -> bool:
-    """Whether the mean of `low` is as near to that of `wide` as the latter's extremes are to each other."""
-    return abs(fmean(low) - fmean(wide)) <= max(wide) - min(wide)
+def compared(wide: Sequence[float], low: Sequence[float]) -> tuple[str, float, float]:
+    """`differs`, `alike` or `undecided`; low - wide of the means; twice its standard error.
+
+    Args:
+        wide, low: a figure of each seed, at least two of each.
+    """
+    difference = fmean(low) - fmean(wide)
+    error = 2 * math.sqrt(variance(wide) / len(wide) + variance(low) / len(low))
+    runs = [*wide, *low]
+    apart = [
+        abs(fmean(runs[i] for i in chosen) - fmean(runs[i] for i in range(len(runs)) if i not in chosen))
+        for chosen in combinations(range(len(runs)), len(low))
+    ]
+    as_far = sum(distance >= abs(difference) - 1e-12 for distance in apart) / len(apart)
+    if as_far <= 0.05:
+        return "differs", difference, error
+    alike = abs(difference) + error <= MARGIN * math.sqrt(variance(wide))
+    return ("alike" if alike else "undecided"), difference, error
 
 
 def main() -> int:
-    """Exit code 1 if bfloat16 lies outside float32's spread."""
+    """See the exit codes above."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--updates", type=int, default=30)
     parser.add_argument("--episodes", type=int, default=16, help="per update, a multiple of 8")
-    parser.add_argument("--float32-seeds", type=int, default=3)
-    parser.add_argument("--bfloat16-seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=4, help="runs in each precision")
     parser.add_argument("--warmup-episodes", type=int, default=2400)
     parser.add_argument("--warmup-steps", type=int, default=250)
     parser.add_argument("--model", type=Path, help="a policy that is warmed up already")
     options = parser.parse_args()
-    if options.float32_seeds < 2:
-        parser.error("--float32-seeds: one run has no spread, expected at least 2")
+    if options.seeds < 4:
+        parser.error(f"--seeds: {options.seeds}, expected at least 4; fewer tell nothing from chance")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         model = options.model or warmed_up(directory, options.warmup_episodes, options.warmup_steps)
         found: dict[str, list[dict[str, float]]] = {"float32": [], "bfloat16": []}
         print(f"{'':10} seed  loss      solved   (means of the last {LAST} of {options.updates} updates)")
-        for dtype, seeds in (("float32", options.float32_seeds), ("bfloat16", options.bfloat16_seeds)):
-            for seed in range(seeds):
+        for dtype in found:
+            for seed in range(options.seeds):
                 figures = run(model, directory, dtype, seed, options.updates, options.episodes)
                 found[dtype].append(figures)
                 print(
@@ -98,16 +121,16 @@ def main() -> int:
                     f"    at first {figures['solved at first']:.3f}",
                     flush=True,
                 )
-    failed = False
+    verdicts = []
     for name in ("loss", "solved"):
         wide, low = ([figures[name] for figures in found[dtype]] for dtype in ("float32", "bfloat16"))
-        good = within(wide, low)
-        failed |= not good
+        verdict, difference, error = compared(wide, low)
+        verdicts.append(verdict)
         print(
-            f"{name}: float32 {fmean(wide):+.5f} ± {max(wide) - min(wide):.5f}, bfloat16 {fmean(low):+.5f}: "
-            f"{'within' if good else 'OUTSIDE'}"
+            f"{name}: float32 {fmean(wide):+.5f} (a seed's deviation {math.sqrt(variance(wide)):.5f}), "
+            f"bfloat16 {difference:+.5f} ± {error:.5f} from it: {verdict}"
         )
-    return int(failed)
+    return 1 if "differs" in verdicts else 2 * ("undecided" in verdicts)
 
 
 if __name__ == "__main__":
