@@ -253,4 +253,4 @@ async def run(
 
 
 if __name__ == "__main__":
-    asyncio.run(run(int(sys.argv[1]) if len(sys.argv) > 1 else 12))
+    asyncio.run(run(int(sys.argv[1]) if len(sys.argv) > 1 else 16))

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sandbox_rl.config.load import load_recipe
+from sandbox_rl.config.load import anchored, load_recipe
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display, Silent
 from sandbox_rl.registry import look_beside
@@ -54,7 +54,7 @@ def train(
         path = Path(recipe)
         recipe, base_dir = load_recipe(path, overrides), path.resolve().parent
     look_beside(base_dir)
-    return run(recipe, base_dir=base_dir, resume=resume, display=display)
+    return run(anchored(recipe, base_dir), base_dir=base_dir, resume=resume, display=display)
 
 
 def evaluate(

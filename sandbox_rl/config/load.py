@@ -36,13 +36,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     """Read settings and apply overrides such as `grpo.learning_rate=1e-6` or `data.sources.0.size=50`.
 
-    What they name by an import path may lie in modules beside the file.
+    What they name by an import path may lie in the folders of the key `modules`, by default beside the file.
 
     Raises:
         ConfigError: one line naming file and line (or the override), key, value and what was expected.
     """
-    look_beside(path.parent)
-    validated: S = _validated(model, read_source(path), overrides)
+    validated: S = _validated(model, read_source(path), overrides, path.parent)
     return validated
 
 
@@ -52,10 +51,10 @@ def load_block(block: Any, values: Mapping[str, Any], overrides: Sequence[str] =
     Raises:
         ConfigError: as `load_settings`, naming the override.
     """
-    return _validated(block, RecipeSource(dict(values), {}), overrides)
+    return _validated(block, RecipeSource(dict(values), {}), overrides, Path())
 
 
-def _validated(block: Any, source: RecipeSource, overrides: Sequence[str]) -> Any:
+def _validated(block: Any, source: RecipeSource, overrides: Sequence[str], folder: Path) -> Any:
     values = copy.deepcopy(source.values)
     places = dict(source.places)
     for override in overrides:
@@ -65,6 +64,9 @@ def _validated(block: Any, source: RecipeSource, overrides: Sequence[str]) -> An
         for end in range(1, len(place) + 1):
             places.setdefault(place[:end], f"override {override!r}")
     merged = RecipeSource(values, places)
+    modules = values.get("modules")  # before it is validated: the other keys need it
+    for directory in modules if isinstance(modules, list) else ["."]:
+        look_beside(folder / str(directory))
     try:
         return TypeAdapter(block).validate_python(values)
     except ValidationError as error:
@@ -86,6 +88,7 @@ def anchored(recipe: Recipe, base_dir: Path) -> Recipe:
     return recipe.model_copy(
         update={
             "prompts": tuple(str(base_dir / directory) for directory in recipe.prompts),
+            "modules": tuple(str(base_dir / directory) for directory in recipe.modules),
             "evaluation": recipe.evaluation.model_copy(update={"suite": schedule}),
             "data": recipe.data.model_copy(update={"sources": sources}),
         }

@@ -55,6 +55,8 @@ class RunSettings(Settings):
     """What the policy can call: names of ours, or `package.module:tool` of your own."""
     prompts: tuple[str, ...] = ()
     """Directories of prompt sets, relative to the file; looked at before the package's own."""
+    modules: tuple[str, ...] = (".",)
+    """Directories in which modules of your own are found, relative to the file, besides the Python path."""
     sandbox: SandboxSettings = EmbeddedSettings()
     """Where the policy's commands run."""
     pool: PoolSettings = PoolSettings()

@@ -56,7 +56,11 @@ def load_suite(path: Path, overrides: Sequence[str] = ()) -> Suite:
     base = path.resolve().parent
     parts = tuple(part.model_copy(update={"source": part.source.anchored(base)}) for part in suite.parts)
     return suite.model_copy(
-        update={"parts": parts, "prompts": tuple(str(base / directory) for directory in suite.prompts)}
+        update={
+            "parts": parts,
+            "prompts": tuple(str(base / directory) for directory in suite.prompts),
+            "modules": tuple(str(base / directory) for directory in suite.modules),
+        }
     )
 
 

@@ -26,7 +26,7 @@ from sandbox_rl.training.generations import Generations
 __all__ = ["Earlier", "begin", "find_run", "prompt_digests", "sizes_of", "tasks_digest"]
 
 SETTLED = (
-    *("seed", "model", "chat", "data", "mode", "estimator", "warmup", "curriculum"),
+    *("seed", "model", "chat", "data", "tools", "mode", "estimator", "warmup", "curriculum"),
     *("rollout.over_sample", "policy.type", "grpo.shuffle_dataset", "grpo.optim"),
 )
 """Blocks and fields that a run keeps for good: another model, other tasks, another order, or a checkpoint

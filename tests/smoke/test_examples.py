@@ -20,7 +20,7 @@ def beside():
 @pytest.mark.slow
 async def test_one_file_learns_that_reading_pays():
     """It starts at two ways of which one pays, half of the time each."""
-    means = await importlib.import_module("one_file_grpo").run(8)
+    means = await importlib.import_module("one_file_grpo").run(12)
     assert sum(means[-2:]) / 2 > sum(means[:2]) / 2 + 0.2, means
 
 

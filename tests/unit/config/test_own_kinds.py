@@ -69,10 +69,26 @@ def test_modules_beside_the_recipe_bring_their_own_settings(folder):
     assert {task.scorer for task in train} == {"exact"}
 
 
-def test_the_resolved_recipe_names_them_again(folder):
+def test_a_recipe_that_a_run_keeps_finds_them_again(folder, monkeypatch):
+    """Whatever reads it: a warm-up in a process of its own, an export, an evaluation."""
+    (folder / "run").mkdir()
     recipe = load_recipe(folder / "r.yaml")
-    (folder / "again.yaml").write_text(resolved(recipe))
-    assert load_recipe(folder / "again.yaml") == recipe
+    (folder / "run" / "recipe.yaml").write_text(resolved(recipe))
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(folder)])
+    del sys.modules["own_kinds"]
+    again = load_recipe(folder / "run" / "recipe.yaml")
+    assert resolved(again) == resolved(recipe)
+    assert type(again.sandbox).__module__ == "own_kinds"
+
+
+def test_modules_can_lie_elsewhere(folder):
+    (folder / "lib").mkdir()
+    (folder / "own_kinds.py").rename(folder / "lib" / "own_kinds.py")
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        load_recipe(folder / "r.yaml")
+    assert load_recipe(folder / "r.yaml", ["modules=[lib]"]).sandbox.floor == 3
+    with pytest.raises(ConfigError, match="key 'modules': 'lib'"):
+        load_recipe(folder / "r.yaml", ["modules=lib"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,23 @@
+"""Limits of the engine that are not ours are handed on; what would loosen the isolation is not among them."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from sandbox_rl.sandboxes.config import DockerSettings
+from sandbox_rl.sandboxes.docker.options import host_options
+
+
+def test_further_limits_are_added_and_nothing_else_changes():
+    plain = host_options(DockerSettings())
+    more = host_options(DockerSettings(more_limits={"cpuset_cpus": "0-3", "blkio_weight": 300}))
+    assert more == plain | {"cpuset_cpus": "0-3", "blkio_weight": 300}
+
+
+@pytest.mark.parametrize(
+    "name", ["privileged", "cap_add", "devices", "binds", "network_mode", "mem_limit", "pids_limit"]
+)
+def test_nothing_that_loosens_the_isolation_can_be_said(name):
+    with pytest.raises(ValidationError, match="cpuset_cpus"):
+        DockerSettings(more_limits={name: 1})
