@@ -11,6 +11,7 @@ import yaml
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.evaluation.results import Results
 from sandbox_rl.journal import read_journal
+from tests.smoke.support import saved_model
 from tests.smoke.test_training import RECIPE, sandbox_rl
 
 SUITE = {
@@ -35,7 +36,10 @@ def run(tmp_path_factory) -> Path:
     (directory / "sums.yaml").write_text(yaml.safe_dump(SUITE))
     recipe = RECIPE | {
         "output_dir": str(directory / "runs"),
-        "grpo": RECIPE["grpo"] | {"max_steps": 3},
+        "model": {"path": saved_model(directory / "model"), "dtype": "float32"},
+        "warmup": None,
+        # So raw a policy earns nothing; the entropy bonus gives a gradient all the same.
+        "grpo": RECIPE["grpo"] | {"max_steps": 3, "entropy_coef": 1.0},
         "evaluation": {"tasks": 0, "suite": {"path": "sums.yaml", "every_steps": 2}},
     }
     (directory / "r.yaml").write_text(yaml.safe_dump(recipe))

@@ -22,6 +22,8 @@ from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 SMALL = {
     "dtype": "float32",
     "kv-cache-memory-bytes": 256 << 20,
+    # In the engine's process, as vLLM does by itself on one card: a process less that imports vLLM.
+    "distributed-executor-backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
 }
 ARGUMENTS = SMALL | {"max-model-len": 1024}
 ON_A_CARD = {"dtype": "bfloat16", "gpu-memory-utilization": 0.3, "max-model-len": 1024}
