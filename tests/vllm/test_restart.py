@@ -14,14 +14,9 @@ import pytest
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.vllm.launch import PLUGIN
-from tests.vllm.support import PROMPT, Broken, ask, disturb, gap
+from tests.vllm.support import PROMPT, Broken, ask, disturb, fronts, gap
 
 SAME = 1e-5
-
-
-def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
 
 
 def test_a_broken_transfer_is_never_sampled_from_and_a_restart_serves_the_last_good_weights(shared):
@@ -38,7 +33,7 @@ def test_a_broken_transfer_is_never_sampled_from_and_a_restart_serves_the_last_g
     with pytest.raises((EngineFault, TimeoutError)):
         ask(shared, timeout=2.0)
 
-    (front,) = children(shared.server._process.pid)
+    (front,) = fronts(shared)
     os.kill(front, signal.SIGKILL)
     action = ask(shared, timeout=240.0)  # waits for the restart within the episode's time
     assert gap(good, PROMPT, action) < SAME

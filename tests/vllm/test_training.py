@@ -25,7 +25,7 @@ from tests import prepared
 from tests.smoke.dying_judge import dying_judge, judged_recipe
 from tests.smoke.test_agreement import ends, one, two
 from tests.vllm.conftest import SMALL
-from tests.vllm.support import logprobs
+from tests.vllm.support import descendants, logprobs
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = {
@@ -287,21 +287,6 @@ def test_asynchronous_with_adapters(write_recipe):
     assert min(stale) > 1e-3
     # A turn that an update froze carries the version that it began with and went on with the next one.
     assert sum(gap < 1e-4 for gap in right) >= len(right) / 4, right
-
-
-def descendants(root: int) -> set[int]:
-    parents = {}
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-    found, front = set(), {root}
-    while front:
-        front = {pid for pid, parent in parents.items() if parent in front} - found
-        found |= front
-    return found
 
 
 def alive(pid: int) -> bool:
