@@ -91,7 +91,7 @@ def _prepared() -> _Prepared:
 
 def _fits(command: list[str], env: dict[str, str]) -> bool:
     """Whether the prepared interpreter does what a new one would."""
-    if command[0] != sys.executable or not (command[1] == "-m" or command[1].endswith(".py")):
+    if command[0] != sys.executable or not (command[1] in ("-c", "-m") or command[1].endswith(".py")):
         return False
     have = _prepared().environment
     return all(
@@ -102,7 +102,7 @@ def _fits(command: list[str], env: dict[str, str]) -> bool:
 
 
 class Popen(subprocess.Popen):
-    """`subprocess.Popen` that forks `[sys.executable, "-m", …]`, or a script, from the prepared interpreter.
+    """`subprocess.Popen` that forks `[sys.executable, …]` from the prepared interpreter where it can.
 
     SIGINT ends such a child, as from a terminal, though whoever runs the tests has it ignored.
     """

@@ -80,8 +80,9 @@ def become(request: dict[str, Any], files: list[int]) -> str:
     sys.modules["numpy"].random.seed()  # the only generator that a fork does not seed anew
     sys.stdout.reconfigure(line_buffering=os.isatty(1))
     program, *rest = request["arguments"]
-    sys.argv = rest if program == "-m" else [program, *rest]
-    sys.path[0] = request["cwd"] if program == "-m" else os.path.dirname(os.path.abspath(program))
+    named = program in ("-c", "-m")  # sys.argv then begins with the code, or the module
+    sys.argv = rest if named else [program, *rest]
+    sys.path[0] = request["cwd"] if named else os.path.dirname(os.path.abspath(program))
     return program
 
 
@@ -98,5 +99,8 @@ if __name__ == "__main__":
     if (program := serve(socket.socket(fileno=int(sys.argv[1])))) is not None:
         if program == "-m":
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        elif program == "-c":
+            code, sys.argv[0] = sys.argv[0], program
+            exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
         else:
             runpy.run_path(program, run_name="__main__")

@@ -52,8 +52,11 @@ def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [("--dry-run",), ()], ids=["dry run", "start"])
-@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [*((kind, ("--dry-run",)) for kind in BAD), ("raises", ())],
+    ids=[*BAD, "raises, without --dry-run"],
+)
 def test_a_scorer_beside_the_recipe_that_cannot_work_is_refused(kind, more, tmp_path):
     (tmp_path / "mine.py").write_text(BAD[kind])
     recipe(tmp_path, scorer="mine:score")

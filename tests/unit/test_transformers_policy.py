@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from sandbox_rl.policies.transformers import TransformersPolicy
 from sandbox_rl.policies.transformers_sampling import sample_batch
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
+from tests import prepared
 
 TOKENIZER = tiny_tokenizer()
 MODEL = tiny_model(TOKENIZER, seed=0)
@@ -211,14 +211,7 @@ def test_the_model_comes_back_when_rollouts_are_interrupted():
     program = (
         f"from {__name__} import the_model_comes_back_after as act\nact(KeyboardInterrupt)\nprint('done')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=Path(__file__).parents[2],
-        check=False,
-    )
+    done = prepared.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2])
     assert done.stdout.endswith("done\n"), done.stderr
 
 
