@@ -29,16 +29,21 @@ RECIPE = {
 }
 
 
-def sandbox_rl(*arguments, cwd, **environment):
+def sandbox_rl(*arguments, cwd, run=prepared.run, **environment):
     command = [sys.executable, "-m", "sandbox_rl.cli", *map(str, arguments)]
-    return prepared.run(command, cwd=cwd, env=os.environ | environment)
+    return run(command, cwd=cwd, env=os.environ | environment)
 
 
-def refused(tmp_path, *overrides, command=("train",)):
+def from_nothing(command, **how):
+    """In an interpreter of its own, which also says what libraries say while they are imported."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **how)
+
+
+def refused(tmp_path, *overrides, command=("train",), run=prepared.run):
     """The one line with which a run is refused; nothing else may be there afterwards."""
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(RECIPE))
     before = sorted(tmp_path.rglob("*"))
-    done = sandbox_rl(*command, "r.yaml", *overrides, cwd=tmp_path)
+    done = sandbox_rl(*command, "r.yaml", *overrides, cwd=tmp_path, run=run)
     assert done.returncode == 2, done.stdout + done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
@@ -68,7 +73,7 @@ def models(tmp_path_factory):
 
 @pytest.mark.parametrize("command", ["", "train", "eval", "warmup", "export"])
 def test_every_command_explains_itself(tmp_path, command):
-    done = sandbox_rl(*filter(None, [command]), "--help", cwd=tmp_path)
+    done = sandbox_rl(*filter(None, [command]), "--help", cwd=tmp_path, run=from_nothing)
     assert done.returncode == 0
     assert "Usage:" in done.stdout
     assert "--help" in done.stdout
@@ -76,7 +81,7 @@ def test_every_command_explains_itself(tmp_path, command):
 
 @pytest.mark.parametrize("command", ["train", "eval", "warmup"])
 def test_an_unknown_key_is_refused_by_every_command(tmp_path, command):
-    message = refused(tmp_path, "episode.max_turn=3", command=(command,))
+    message = refused(tmp_path, "episode.max_turn=3", command=(command,), run=from_nothing)
     assert "did you mean 'max_turns'?" in message
 
 
