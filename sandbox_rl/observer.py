@@ -34,7 +34,10 @@ class Observer:
         """What came of it, or what answers a turn without a call."""
 
     def turn(self, episode: EpisodeRequest, turn: Turn) -> None:
-        """A turn is complete, before the next one is asked for."""
+        """A turn is complete, before the next one is asked for.
+
+        Its observation ids are part of the trajectory only if a further turn is sampled.
+        """
 
     def ended(self, episode: EpisodeRequest, stop: StopReason | None) -> None:
         """The agent is done. None: cancelled, or it failed on our side. Always follows `started`."""
