@@ -17,7 +17,7 @@ from sandbox_rl.errors import SandboxFault
 from sandbox_rl.observer import Observer
 from sandbox_rl.sandboxes.base import Sandbox
 from sandbox_rl.tools.toolbox import MAX_TURN_CHARS, Toolbox, fitted
-from sandbox_rl.types import Observation, StopReason, ToolFailure, Turn, TurnTiming
+from sandbox_rl.types import MalformedCall, Observation, StopReason, ToolCall, ToolFailure, Turn, TurnTiming
 
 __all__ = ["EpisodeSettings", "Transcript", "closed", "run_episode"]
 
@@ -30,7 +30,7 @@ class Transcript:
     """What the loop hands back. The answer is read afterwards.
 
     Args:
-        reply: the text of the last turn; without a sandbox the answer is in it.
+        reply: without a sandbox, the text that the answer is in.
     """
 
     turns: tuple[Turn, ...]
@@ -59,131 +59,117 @@ async def run_episode(
     """
     observer.started(episode)
     stop = None
+    loop = _Loop(episode, session, toolbox, deadline, observer)
     try:
-        if sandbox is None:
-            transcript = await _reply(episode, session, deadline, observer)
-        else:
-            transcript = await _turns(episode, session, toolbox, sandbox, settings, deadline, observer)
+        transcript = await (loop.reply() if sandbox is None else loop.turns(sandbox, settings.max_turns))
         stop = transcript.stop
         return transcript
     finally:
         observer.ended(episode, stop)
 
 
-async def _turns(
-    episode: EpisodeRequest,
-    session: AgentSession,
-    toolbox: Toolbox,
-    sandbox: Sandbox,
-    settings: EpisodeSettings,
-    deadline: float,
-    observer: Observer,
-) -> Transcript:
-    turns: list[Turn] = []
-    reply = ""
-    for steps_left in reversed(range(settings.max_turns)):
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    episode: EpisodeRequest
+    session: AgentSession
+    toolbox: Toolbox
+    deadline: float
+    observer: Observer
+
+    async def turns(self, sandbox: Sandbox, max_turns: int) -> Transcript:
+        """Act, answer the calls, show what came of them, until there is a reason to stop."""
+        turns: list[Turn] = []
+        for steps_left in reversed(range(max_turns)):
+            started = time.monotonic()
+            said = await self._act()
+            if isinstance(said, StopReason):
+                return Transcript(closed(turns), said)
+            sampled = time.monotonic()
+            observations = await self._answer_calls(said, sandbox)
+            timing = TurnTiming(sampled - started, time.monotonic() - sampled)
+            stop = self._why_stop(observations, steps_left)
+            ids = await self.session.observe(observations, steps_left, last=stop is not None)
+            if ids is None:
+                stop, ids = StopReason.MAX_TOKENS, ()
+            turns.append(Turn(said.action, said.calls, observations, ids, timing))
+            self.observer.turn(self.episode, turns[-1])
+            if stop is not None:
+                return Transcript(tuple(turns), stop)
+        raise AssertionError("the last turn has a reason to stop")
+
+    async def reply(self) -> Transcript:
+        """The only turn of an episode without a sandbox."""
         started = time.monotonic()
-        said = await _act(episode, session, deadline, observer)
+        said = await self._act()
         if isinstance(said, StopReason):
-            return Transcript(closed(turns), said, reply)
-        sampled, reply = time.monotonic(), said.text
-        observations = await _answer_calls(
-            episode, said, toolbox, sandbox, deadline, session.call_example, observer
-        )
-        executed = time.monotonic()
-        stop = _why_stop(observations, deadline, steps_left)
-        ids = await session.observe(observations, steps_left, last=stop is not None)
-        if ids is None:
-            stop, ids = StopReason.MAX_TOKENS, ()
-        timing = TurnTiming(sampled - started, executed - sampled)
-        turns.append(Turn(said.action, said.calls, observations, ids, timing))
-        observer.turn(episode, turns[-1])
-        if stop is not None:
-            return Transcript(tuple(turns), stop, reply)
-    raise AssertionError("the last turn has a reason to stop")
+            return Transcript((), said)
+        turn = Turn(said.action, timing=TurnTiming(time.monotonic() - started))
+        self.observer.turn(self.episode, turn)
+        cut = said.action.finish_reason == "length"
+        return Transcript((turn,), StopReason.MAX_TOKENS if cut else StopReason.SUBMITTED, said.text)
 
-
-async def _reply(
-    episode: EpisodeRequest, session: AgentSession, deadline: float, observer: Observer
-) -> Transcript:
-    """The only turn of an episode without a sandbox."""
-    started = time.monotonic()
-    said = await _act(episode, session, deadline, observer)
-    if isinstance(said, StopReason):
-        return Transcript((), said)
-    turn = Turn(said.action, timing=TurnTiming(time.monotonic() - started))
-    observer.turn(episode, turn)
-    cut = said.action.finish_reason == "length"
-    return Transcript((turn,), StopReason.MAX_TOKENS if cut else StopReason.SUBMITTED, said.text)
-
-
-async def _act(
-    episode: EpisodeRequest, session: AgentSession, deadline: float, observer: Observer
-) -> Said | StopReason:
-    """The agent's next turn, or which budget is used up."""
-    observer.sampling(episode)
-    try:
-        said = await session.act(timeout=max(deadline - time.monotonic(), 0.001))
-    except TimeoutError:
-        return StopReason.TIMEOUT
-    except BudgetSpent:
-        return StopReason.MAX_TOKENS
-    observer.said(episode, said)
-    return said
-
-
-async def _answer_calls(
-    episode: EpisodeRequest,
-    said: Said,
-    toolbox: Toolbox,
-    sandbox: Sandbox,
-    deadline: float,
-    example: str,
-    observer: Observer,
-) -> tuple[Observation, ...]:
-    """Run the calls of a turn in order; what follows a submit or the deadline is not run.
-
-    All their observations together are bounded: the later ones get what the earlier ones have left.
-
-    Raises:
-        SandboxFault: the host side failed, or hangs beyond its grace.
-    """
-    if not said.calls:
-        observation = toolbox.no_call(example)
-        observer.observed(episode, observation)
-        return (observation,)
-    observations: list[Observation] = []
-    chars_left = MAX_TURN_CHARS
-    for call in said.calls:
-        budget = deadline - time.monotonic()
-        if budget <= 0:
-            break
-        observer.calling(episode, call)
+    async def _act(self) -> Said | StopReason:
+        """The agent's next turn, or which budget is used up."""
+        self.observer.sampling(self.episode)
         try:
-            async with asyncio.timeout(budget + HOST_GRACE_S):
-                observation = await toolbox.run(sandbox, call, timeout=budget)
-        except TimeoutError as error:
-            raise SandboxFault(
-                f"sandbox {sandbox.id}: a tool call did not return within its {budget:.0f} s "
-                f"and {HOST_GRACE_S:.0f} s of grace; the host side of the sandbox hangs"
-            ) from error
-        observations.append(fitted(observation, chars_left))
-        observer.observed(episode, observations[-1])
-        chars_left -= len(observations[-1].text)
-        if observation.submitted or observation.failure is ToolFailure.SANDBOX_DEAD:
-            break
-    return tuple(observations)
+            said = await self.session.act(timeout=max(self.deadline - time.monotonic(), 0.001))
+        except TimeoutError:
+            return StopReason.TIMEOUT
+        except BudgetSpent:
+            return StopReason.MAX_TOKENS
+        self.observer.said(self.episode, said)
+        return said
+
+    async def _answer_calls(self, said: Said, sandbox: Sandbox) -> tuple[Observation, ...]:
+        """Run the calls of a turn in order; what follows a submit or the deadline is not run.
+
+        All their observations together are bounded: the later ones get what the earlier ones have left.
+
+        Raises:
+            SandboxFault: the host side failed, or hangs beyond its grace.
+        """
+        if not said.calls:
+            observation = self.toolbox.no_call(self.session.call_example)
+            self.observer.observed(self.episode, observation)
+            return (observation,)
+        observations: list[Observation] = []
+        chars_left = MAX_TURN_CHARS
+        for call in said.calls:
+            budget = self.deadline - time.monotonic()
+            if budget <= 0:
+                break
+            self.observer.calling(self.episode, call)
+            observation = fitted(await _run(self.toolbox, call, sandbox, budget), chars_left)
+            self.observer.observed(self.episode, observation)
+            observations.append(observation)
+            chars_left -= len(observation.text)
+            if observation.submitted or observation.failure is ToolFailure.SANDBOX_DEAD:
+                break
+        return tuple(observations)
+
+    def _why_stop(self, observations: Sequence[Observation], steps_left: int) -> StopReason | None:
+        """Why the episode ends after these observations; None if it goes on."""
+        if any(o.submitted for o in observations):
+            return StopReason.SUBMITTED
+        if any(o.failure is ToolFailure.SANDBOX_DEAD for o in observations):
+            return StopReason.SANDBOX_DEAD
+        if time.monotonic() >= self.deadline:
+            return StopReason.TIMEOUT
+        return None if steps_left else StopReason.MAX_TURNS
 
 
-def _why_stop(observations: Sequence[Observation], deadline: float, steps_left: int) -> StopReason | None:
-    """Why the episode ends after these observations; None if it goes on."""
-    if any(o.submitted for o in observations):
-        return StopReason.SUBMITTED
-    if any(o.failure is ToolFailure.SANDBOX_DEAD for o in observations):
-        return StopReason.SANDBOX_DEAD
-    if time.monotonic() >= deadline:
-        return StopReason.TIMEOUT
-    return None if steps_left else StopReason.MAX_TURNS
+async def _run(
+    toolbox: Toolbox, call: ToolCall | MalformedCall, sandbox: Sandbox, budget: float
+) -> Observation:
+    """One call, within the seconds that are left of the episode and the host's grace."""
+    try:
+        async with asyncio.timeout(budget + HOST_GRACE_S):
+            return await toolbox.run(sandbox, call, timeout=budget)
+    except TimeoutError as error:
+        raise SandboxFault(
+            f"sandbox {sandbox.id}: a tool call did not return within its {budget:.0f} s "
+            f"and {HOST_GRACE_S:.0f} s of grace; the host side of the sandbox hangs"
+        ) from error
 
 
 def closed(turns: Sequence[Turn]) -> tuple[Turn, ...]:
