@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 from sandbox_rl.agents.base import Agent, EpisodeRequest
+from sandbox_rl.cooperate import off_loop
 from sandbox_rl.episode import EpisodeSettings, run_episode
 from sandbox_rl.observer import Observer, Observers
 from sandbox_rl.policies.base import Sampling
@@ -154,7 +154,7 @@ class RolloutEngine:
         """One episode to its answer."""
         started = time.monotonic()
         task, settings = request.task, self._episode
-        messages = await asyncio.to_thread(self._render, task)  # it may hold whole documents
+        messages = await off_loop(self._render, task)  # it may hold whole documents
         async with AsyncExitStack() as stack:
             sandbox = None
             if self.backend is not None:
