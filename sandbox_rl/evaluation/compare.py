@@ -56,7 +56,8 @@ def load_results(run: Path) -> Results:
             "output directory, or finish the run with --resume"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        first = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{path}: is not a result of `sandbox-rl eval` ({type(error).__name__}: {error}); evaluate "
+            f"{path}: is not a result of `sandbox-rl eval` ({type(error).__name__}: {first}); evaluate "
             "again, or write it anew by --resume"
         ) from error

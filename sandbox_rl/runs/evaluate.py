@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from sandbox_rl.journal import Journal
 from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.openai_chat import EndpointSettings
 from sandbox_rl.runs.directory import check_output_dir
-from sandbox_rl.runs.evaluation_engines import Engines, endpoint_engines, local_engines
+from sandbox_rl.runs.evaluation_engines import engines_of
 from sandbox_rl.runs.evaluation_identity import model_identity, settings_identity
 from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.training.config import ModelSettings
@@ -73,24 +72,24 @@ def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome
     modes = MODES if options.mode == "both" else (options.mode,)
     if not set(modes) <= set(MODES):
         raise ConfigError(f"--mode: {options.mode!r}, expected sandbox, plain or both")
-    endpoint = _endpoint(options)
+    endpoint = _endpoint(options)  # before anything is loaded
     subject = Subject.open(options.target, options.overrides, samples=options.samples)
     output = EvaluationDirectory(_output(subject, options))
     stored = output.stored(resume=options.resume)
-    model = None if endpoint is not None else _model(subject, options, display)
-    name = endpoint.model if endpoint is not None else (model.path if model is not None else "")
-    plan = subject.plan(name, modes=modes)
+    model = endpoint or _local_model(subject, options, display)
+    local = isinstance(model, ModelSettings)
+    plan = subject.plan(model.path if isinstance(model, ModelSettings) else model.model, modes=modes)
     identity = identity_of(
         plan,
-        model={"endpoint": name} if model is None else model_identity(model),
-        settings=settings_identity(subject.settings, plan, local=model is not None),
+        model=model_identity(model),
+        settings=settings_identity(subject.settings, plan, local=local),
     )
     for part, why in subject.skipped.items():
         display.say(f"Left out: {part} ({why})")
     fault = ""
     try:
         with output.opened(identity, stored):
-            _run(subject, plan, model, endpoint, output, display)
+            _run(subject, plan, model, output, display)
     except InfraFault as error:
         if not any(row.reward is not None for row in read_ledger(output.journal).values()):
             raise
@@ -103,8 +102,7 @@ def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome
 def _run(
     subject: Subject,
     plan: EvaluationPlan,
-    model: ModelSettings | None,
-    endpoint: EndpointSettings | None,
+    model: ModelSettings | EndpointSettings,
     output: EvaluationDirectory,
     display: Display,
 ) -> None:
@@ -114,7 +112,7 @@ def _run(
         return
     with (
         LoopThread() as loop,
-        _engines(subject, plan, model, endpoint, loop=loop, output=output.path, display=display) as engines,
+        engines_of(subject, plan, model, loop=loop, log=output.path / "vllm.log", display=display) as engines,
         display.progress("Evaluating", plan.episodes) as bar,
         Journal(output.journal) as journal,
     ):
@@ -159,7 +157,7 @@ def _output(subject: Subject, options: EvaluateOptions) -> Path:
     return Path(subject.settings.output_dir) / name
 
 
-def _model(subject: Subject, options: EvaluateOptions, display: Display) -> ModelSettings:
+def _local_model(subject: Subject, options: EvaluateOptions, display: Display) -> ModelSettings:
     """The local model: the one named, else what the recipe starts from."""
     settings = subject.settings
     if options.model is not None:
@@ -173,30 +171,3 @@ def _model(subject: Subject, options: EvaluateOptions, display: Display) -> Mode
     from sandbox_rl.runs.starting_point import starting_point
 
     return starting_point(settings, base_dir=subject.base_dir, state=PartialState(), display=display)
-
-
-def _engines(
-    subject: Subject,
-    plan: EvaluationPlan,
-    model: ModelSettings | None,
-    endpoint: EndpointSettings | None,
-    *,
-    loop: LoopThread,
-    output: Path,
-    display: Display,
-) -> AbstractContextManager[Engines]:
-    if endpoint is not None:
-        return nullcontext(
-            endpoint_engines(subject.settings, plan.modes, endpoint, base_dir=subject.base_dir)
-        )
-    assert model is not None
-    return local_engines(
-        subject.settings,
-        plan.modes,
-        model,
-        base_dir=subject.base_dir,
-        tasks=[task for part in plan.parts for task in part.tasks],
-        loop=loop,
-        log=output / "vllm.log",
-        display=display,
-    )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from heapq import nlargest
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 
+from sandbox_rl.agents.base import Agent
 from sandbox_rl.agents.messages import MessageAgent
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.builders import (
@@ -22,22 +31,20 @@ from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.run import RunSettings
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.evaluation.plan import MODES
-from sandbox_rl.policies.base import Policy, PolicySession, Sampling, TurnSampling
+from sandbox_rl.evaluation.plan import MODES, EvaluationPlan
+from sandbox_rl.policies.base import Policy, PolicySession, TurnSampling
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
 from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import configured_context, generation_ends, load_model, load_tokenizer
 from sandbox_rl.training.publication.served import ServedModel, serve, starting_log
-from sandbox_rl.types import Message, Task
 
-__all__ = ["Engines", "endpoint_engines", "local_engines"]
+__all__ = ["Engines", "endpoint_engines", "engines_of", "local_engines"]
 
 Engines = Mapping[str, AbstractAsyncContextManager[RolloutEngine]]
-
-Render = Callable[[Task], Sequence[Message]]
 
 LONGEST = 16
 """How many of the longest prompts are counted in tokens."""
@@ -46,29 +53,41 @@ GREETING_S = 120.0
 """Seconds that an endpoint has for its first, short reply; some load the model then."""
 
 
+def engines_of(
+    subject: Subject,
+    plan: EvaluationPlan,
+    model: ModelSettings | EndpointSettings,
+    *,
+    loop: LoopThread,
+    log: Path,
+    display: Display,
+) -> AbstractContextManager[Engines]:
+    """An engine for each mode of a plan; see `local_engines` and `endpoint_engines`."""
+    if isinstance(model, EndpointSettings):
+        return nullcontext(endpoint_engines(subject, plan, model))
+    return local_engines(subject, plan, model, loop=loop, log=log, display=display)
+
+
 @contextmanager
 def local_engines(
-    recipe: RunSettings,
-    modes: Sequence[str],
+    subject: Subject,
+    plan: EvaluationPlan,
     model: ModelSettings,
     *,
-    base_dir: Path,
-    tasks: Sequence[Task],
     loop: LoopThread,
     log: Path,
     display: Display,
 ) -> Iterator[Engines]:
-    """A model in this process, or in a vLLM server of ours where the recipe says so; the same for all modes.
+    """A model in this process, or in a vLLM server of ours where the settings say so; the same for all modes.
 
     Args:
-        tasks: what will be asked; a server is given context for the longest.
         loop: where the engines will run.
         log: where the server's log goes.
 
     Raises:
         ModelError: it cannot be used.
         SetupError: no interpreter with vLLM.
-        ConfigError: several processes were started, or the recipe names servers of someone else.
+        ConfigError: several processes were started, or the settings name servers of someone else.
     """
     state = PartialState()
     if state.num_processes > 1:
@@ -76,39 +95,26 @@ def local_engines(
             f"eval: started in {state.num_processes} processes, expected one; serve the model on several "
             "GPUs and give its address by --base-url"
         )
-    tokenizer = load_tokenizer(model)
-    ends = generation_ends(model)
-    chats = {mode: build_chat(recipe, tokenizer, ends, tools=mode == "sandbox") for mode in MODES}
-    chat = chats["sandbox"]
+    settings, tokenizer, ends = subject.settings, load_tokenizer(model), generation_ends(model)
+    chats = {mode: build_chat(settings, tokenizer, ends, tools=mode == "sandbox") for mode in MODES}
     with ExitStack() as stack:
         policy: Policy
-        if isinstance(recipe.policy, TransformersSettings):
-            policy = build_policy(recipe.policy, load_model(model).to(state.device), tokenizer, chat)
+        if isinstance(settings.policy, TransformersSettings):
+            loaded = load_model(model).to(state.device)
+            policy = build_policy(settings.policy, loaded, tokenizer, chats["sandbox"])
             stack.enter_context(loop.entered(policy))
         else:
-            if recipe.policy.engine == "external":
+            if settings.policy.engine == "external":
                 raise ConfigError(
                     "policy.engine: 'external' servers are given what the trainer publishes; evaluate what "
                     "they serve with --base-url, or set policy.engine=managed"
                 )
-            context = configured_context(model)
-            longest = max(
-                _longest(chats[mode], build_render(recipe, base_dir, plain=mode == "plain"), tasks)
-                for mode in modes
-            )
-            longest_prompt = min(longest, context - 1)
+            longest = max(_longest(chats[mode], subject, mode) for mode in plan.modes)
             served = serve(
-                recipe.policy,
-                ServedModel(
-                    model.path,
-                    model.dtype,
-                    tokenizer,
-                    end_ids=chat.ends.ids,
-                    longest_prompt=longest_prompt,
-                    longest=min(context, longest_prompt + recipe.episode.max_tokens),
-                ),
+                settings.policy,
+                _served(settings, model, tokenizer, chats["sandbox"], longest),
                 loop=loop,
-                log=starting_log(Path(recipe.output_dir), recipe.name),
+                log=starting_log(Path(settings.output_dir), settings.name),
                 say=display.say,
             )
             stack.callback(served.stop)
@@ -116,16 +122,34 @@ def local_engines(
             stack.enter_context(loop.entered(policy))
             served.keep_log(log)
         borrowed = _Borrowed(policy)
-        yield {
-            mode: build_engine(
-                recipe,
-                base_dir=base_dir,
-                agent=TokenAgent(borrowed, chats[mode]),
-                sampling=Sampling(),
-                backend=build_backend(recipe) if mode == "sandbox" else None,
-            )
-            for mode in modes
-        }
+        yield {mode: _engine(subject, TokenAgent(borrowed, chats[mode]), mode) for mode in plan.modes}
+
+
+def _served(
+    settings: RunSettings, model: ModelSettings, tokenizer: Any, chat: ChatFormat, longest: int
+) -> ServedModel:
+    """The model with space for a prompt of `longest` tokens and for what an episode adds to it."""
+    context = configured_context(model)
+    prompt = min(longest, context - 1)
+    return ServedModel(
+        model.path,
+        model.dtype,
+        tokenizer,
+        end_ids=chat.ends.ids,
+        longest_prompt=prompt,
+        longest=min(context, prompt + settings.episode.max_tokens),
+    )
+
+
+def _engine(subject: Subject, agent: Agent, mode: str) -> RolloutEngine:
+    settings = subject.settings
+    return build_engine(
+        settings,
+        base_dir=subject.base_dir,
+        agent=agent,
+        sampling=subject.sampling,
+        backend=build_backend(settings) if mode == "sandbox" else None,
+    )
 
 
 class _Borrowed:
@@ -148,29 +172,19 @@ class _Borrowed:
         return None
 
 
-def _longest(chat: ChatFormat, render: Render, tasks: Sequence[Task]) -> int:
+def _longest(chat: ChatFormat, subject: Subject, mode: str) -> int:
     """Tokens of the longest prompt, among those of the most characters."""
-    messages = (render(task) for task in tasks)
+    render = build_render(subject.settings, subject.base_dir, plain=mode == "plain")
+    messages = (render(task) for part in subject.parts for task in part.tasks)
     most = nlargest(LONGEST, messages, key=lambda found: sum(len(message.content) for message in found))
     return max(len(chat.render_prompt(found)) for found in most)
 
 
-def endpoint_engines(
-    recipe: RunSettings, modes: Sequence[str], endpoint: EndpointSettings, *, base_dir: Path
-) -> Engines:
+def endpoint_engines(subject: Subject, plan: EvaluationPlan, endpoint: EndpointSettings) -> Engines:
     """A model behind a chat endpoint."""
     return {
-        mode: _greeted(
-            endpoint,
-            build_engine(
-                recipe,
-                base_dir=base_dir,
-                agent=MessageAgent(ChatClient(endpoint)),
-                sampling=Sampling(),
-                backend=build_backend(recipe) if mode == "sandbox" else None,
-            ),
-        )
-        for mode in modes
+        mode: _greeted(endpoint, _engine(subject, MessageAgent(ChatClient(endpoint)), mode))
+        for mode in plan.modes
     }
 
 

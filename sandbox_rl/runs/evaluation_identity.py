@@ -8,6 +8,7 @@ from typing import Any
 from sandbox_rl.config.run import RunSettings
 from sandbox_rl.evaluation.identity import short_hash
 from sandbox_rl.evaluation.plan import EvaluationPlan
+from sandbox_rl.policies.openai_chat import EndpointSettings
 from sandbox_rl.settings import Settings
 from sandbox_rl.tasks.prompts import load_prompt_set
 from sandbox_rl.training.config import ModelSettings
@@ -20,8 +21,13 @@ _JUDGE_ADDRESS = {
 """Where a judge is and how it is asked does not change what it says."""
 
 
-def model_identity(model: ModelSettings) -> dict[str, Any]:
-    """Path, dtype, and of a directory what its files begin and end with: enough to tell checkpoints apart."""
+def model_identity(model: ModelSettings | EndpointSettings) -> dict[str, Any]:
+    """Path, dtype, and of a directory what its files begin and end with: enough to tell checkpoints apart.
+
+    Of an endpoint only its name for the model is known.
+    """
+    if isinstance(model, EndpointSettings):
+        return {"endpoint": model.model}
     value: dict[str, Any] = {"path": model.path, "revision": model.revision, "dtype": model.dtype}
     folder = Path(model.path)
     if not folder.is_dir():
