@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox_rl.config.load import load_recipe
-from sandbox_rl.config.recipe import resolved
+from sandbox_rl.config.load import load_block, load_recipe
+from sandbox_rl.config.recipe import Recipe, resolved
+from sandbox_rl.config.run import RunSettings
+from sandbox_rl.config.suite import Suite
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.sandboxes.base import SandboxLimits
+from sandbox_rl.sandboxes.config import SandboxSettings
+from sandbox_rl.training.config import EvaluationSettings
 
 BASE = """\
 name: r
@@ -136,3 +141,23 @@ def test_a_file_that_cannot_be_read(tmp_path):
     assert "cannot be read" in refusal(tmp_path / "missing.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     assert "cannot be read" in refusal(tmp_path / "binary.yaml")
+
+
+def test_a_block_is_set_from_the_command_line_alone():
+    """As `self-check` does it: the same keys with dots, without the block's own name."""
+    block = load_block(SandboxSettings, {"type": "embedded"}, ["limits.memory_mb=256", "limits.pids=64"])
+    assert (block.limits.memory_mb, block.limits.pids) == (256, 64)
+    assert block.limits.disk_mb == SandboxLimits().disk_mb
+    with pytest.raises(ConfigError, match=r"override 'limits.pids=many': key 'limits.pids': 'many'"):
+        load_block(SandboxSettings, {"type": "embedded"}, ["limits.pids=many"])
+
+
+def test_a_recipe_and_a_suite_have_the_same_blocks():
+    """What episodes depend on has one name, one default and one meaning in both."""
+    shared = set(RunSettings.model_fields)
+    assert shared <= Recipe.model_fields.keys()
+    assert shared <= Suite.model_fields.keys()
+    for name in shared - {"name"}:
+        mine, theirs = Recipe.model_fields[name], Suite.model_fields[name]
+        assert (mine.annotation, mine.default) == (theirs.annotation, theirs.default)
+    assert Suite.model_fields["sampling"].annotation is EvaluationSettings.model_fields["sampling"].annotation
