@@ -22,8 +22,8 @@ _STOP_WORDS = frozenset(
         "that these those he she they we you i his her their our your do does did has have had",
     )
 )
-_WORD = re.compile(r"(?<![\w.])-\d+(?:\.\d+)?|(?<![\w.])\.\d+|\d+\.\d+|[^\W_]+")
-"""Words, and numbers with their sign and decimal point."""
+_WORD = re.compile(r"\^-?\d+[+-]?(?!\w)|(?<![\w.])-\d+(?:\.\d+)?|(?<![\w.])\.\d+|\d+\.\d+|[^\W_]+")
+"""Words, numbers with their sign and decimal point, and what is raised: powers and charges."""
 _CELLS = 2_000_000
 """Most cells of the table of common subsequences: about a second of work."""
 

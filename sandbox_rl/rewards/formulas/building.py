@@ -5,7 +5,7 @@ from __future__ import annotations
 from sandbox_rl.rewards.formulas.nodes import Node
 from sandbox_rl.rewards.formulas.tokens import Unread
 
-__all__ = ["apply", "cross", "times"]
+__all__ = ["apply", "cross", "is_unit_vector", "times"]
 
 _COUNTS = {"over": 2, "root": 2, "binom": 2, "log": 1, "gcd": 0, "lcm": 0, "max": 0, "min": 0}
 
@@ -42,3 +42,8 @@ def apply(name: str, arguments: tuple[Node, ...], base: Node | None) -> Node:
     if name == "over":
         return Node("div", arguments)
     return arguments[0] if name == "same" else Node("func", arguments, name)
+
+
+def is_unit_vector(letter: Node) -> bool:
+    """Whether a letter with a hat is one of i, j, k: bold, plain or with a hat, it is the same vector."""
+    return letter.kind in ("const", "sym") and letter.name in ("i", "j", "k")

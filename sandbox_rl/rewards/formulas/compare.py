@@ -39,6 +39,8 @@ def _same(said: Node, gold: Node) -> bool:
         return _same(said, several)
     if is_set_like(gold) or is_set_like(said):
         return _sets(said, gold)
+    if gold.kind == "list" and (each := _each_named(said)) is not None:
+        return _same(each, gold)
     if "rel" in (said.kind, gold.kind):
         return _relations(said, gold)
     if said.kind == "text" or gold.kind == "text":
@@ -162,6 +164,17 @@ def _equal(said: Node, gold: Node) -> bool:
     if said.kind in VALUES and gold.kind in VALUES:
         return same_value(said, gold)
     return _same(said, gold)
+
+
+def _each_named(said: Node) -> Node | None:
+    """x = 1, y = 2 for (x, y) = (1, 2); None for anything else."""
+    if said.kind != "rel" or len(said.args) != 2 or {arg.kind for arg in said.args} != {"tuple"}:
+        return None
+    names, values = said.args
+    if len(names.args) != len(values.args) or not all(is_name(name) for name in names.args):
+        return None
+    pairs = zip(names.args, values.args, strict=True)
+    return Node("list", tuple(Node("rel", pair, said.name) for pair in pairs))
 
 
 def _pairs(gold: Node, said: Node) -> bool:

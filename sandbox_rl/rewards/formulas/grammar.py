@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from sandbox_rl.rewards.formulas.building import apply, cross, times
+from sandbox_rl.rewards.formulas.building import apply, cross, is_unit_vector, times
 from sandbox_rl.rewards.formulas.cursor import MAX_DEPTH, Cursor, closing_of, number
 from sandbox_rl.rewards.formulas.names import CONSTANTS, ENGLISH, FUNCTIONS, GREEK, OPAQUE
 from sandbox_rl.rewards.formulas.nodes import Node
@@ -270,7 +270,12 @@ class Expression(Cursor):
             return Node("const", name="pi" if name == "pi" else "inf")
         if name == "imath":
             return Node("const", name="i")
-        if name in ("overline", "vec", "hat", "tilde", "widehat"):
+        if name == "jmath":
+            return self._symbol("j")
+        if name in ("hat", "widehat"):
+            inner = self._group()
+            return inner if is_unit_vector(inner) else Node("func", (inner,), f"mark:{name}")
+        if name in ("overline", "vec", "tilde"):
             return Node("func", (self._group(),), f"mark:{name}")
         if name in ("angle", "triangle"):
             return Node("func", (self._primary(),), f"mark:{name}")

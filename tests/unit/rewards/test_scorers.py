@@ -154,6 +154,12 @@ def test_f1_is_squads() -> None:
     assert points("f1", "the a an", "Eiffel Tower") == 0.0
 
 
+def test_rouge_reads_powers_and_charges_with_their_signs() -> None:
+    for gold, other in (("a length of 10⁻³ m", "a length of 10³ m"), ("the ion Fe³⁺", "the ion Fe³⁻")):
+        assert points("rouge_l", gold.replace("⁻³", "^-3").replace("³⁺", "^3+"), gold) == 1.0
+        assert points("rouge_l", other, gold) < 1.0
+
+
 def test_rouge_gives_nothing_for_stop_words_or_chance() -> None:
     gold = "the cat sat on the mat in the house of a king"
     assert points("rouge_l", "the of a and in to", gold) == 0.0
