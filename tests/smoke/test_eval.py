@@ -75,7 +75,7 @@ class Endpoint:
 
     @property
     def requests(self):
-        """What was asked, the greeting apart."""
+        """What was asked, except the greeting."""
         return [r for r in self._fake.requests if r["messages"][-1]["content"] != "Say hello."]
 
 
@@ -191,7 +191,7 @@ def test_faults_end_with_3_and_resume_retries_them_alone(suite, endpoint):
 
 
 def test_an_endpoint_that_dies_after_its_greeting(suite, endpoint):
-    """Nothing judged is our failure; the journal stays, and a mended endpoint goes on from it."""
+    """Nothing judged is our failure; the journal stays, and a repaired endpoint goes on from it."""
 
     def greets(body, number):
         return said("Hello") if "Say hello." in body["messages"][-1]["content"] else Raw(b"", 400)
@@ -225,8 +225,8 @@ def test_a_judge_that_is_down_leaves_rows_unjudged_until_it_is_back(suite, endpo
         return said(f"Same.\n{marker} CORRECT")
 
     with Endpoint(verdict) as up:
-        mended = (judge[0], f"reward.judge={{base_url: '{up.url}', model: j, requests_per_second: 1000}}")
-        again = options(suite, endpoint, mode="plain", overrides=mended, resume=True)
+        repaired = (judge[0], f"reward.judge={{base_url: '{up.url}', model: j, requests_per_second: 1000}}")
+        again = options(suite, endpoint, mode="plain", overrides=repaired, resume=True)
         outcome = evaluate(again, display=Silent())
     assert outcome.results.unjudged == 0
     assert outcome.results.modes["plain"].accuracy.value == 1.0
