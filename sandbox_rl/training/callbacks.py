@@ -87,7 +87,10 @@ class AfterSteps(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Act when it is time; the last step is evaluated anyway."""
         if state.global_step % self._every == 0 and state.global_step < state.max_steps:
+            logs = control.should_log
             self._action(state.global_step)
+            # Whatever an action logs takes the step's own log as done (transformers' `on_log`).
+            control.should_log = logs
 
 
 class FinishOnSignal(TrainerCallback):  # type: ignore[misc]

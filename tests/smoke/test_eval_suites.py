@@ -73,7 +73,7 @@ def test_it_is_logged_beside_the_training_metrics(run):
         "suite/sums/pass_at_1",
     ):
         assert name in logged[2]
-    assert any("loss" in line for line in lines)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3], "also of the measured step"
 
 
 def test_the_resolved_recipe_finds_the_suite_from_anywhere(run):
