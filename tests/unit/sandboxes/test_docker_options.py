@@ -10,8 +10,8 @@ from sandbox_rl.sandboxes.docker.options import host_options
 
 
 def test_further_limits_are_added_and_nothing_else_changes():
-    plain = host_options(DockerSettings())
-    more = host_options(DockerSettings(more_limits={"cpuset_cpus": "0-3", "blkio_weight": 300}))
+    plain = host_options(DockerSettings(), user=1000)
+    more = host_options(DockerSettings(more_limits={"cpuset_cpus": "0-3", "blkio_weight": 300}), user=1000)
     assert more == plain | {"cpuset_cpus": "0-3", "blkio_weight": 300}
 
 
