@@ -214,17 +214,18 @@ class HttpClient:
         """
         if self._session is None:
             raise RuntimeError("the client is not open; enter it with 'async with'")
+        content = None if body is None else _encoded(body)
         try:
             async with self._session.request(
                 method,
                 self.address.url + route,
-                data=None if body is None else _encoded(body),
+                data=content,
                 params=query,
                 allow_redirects=False,  # a POST would become a GET
                 timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=min(CONNECT_S, timeout)),
             ) as response:
                 content = await _read(response)
-        except aiohttp.InvalidURL as error:
+        except ValueError as error:  # `InvalidURL`, or a password in it beside a key
             raise BadAddress(str(error)) from error
         except TimeoutError as error:
             raise Unreachable(f"{route}: Timeout, no answer within {timeout:g} s") from error

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.http_client import Address, GaveUp, HttpClient, Refused, Retries, Unreachable
+from sandbox_rl.http_client import Address, BadAddress, GaveUp, HttpClient, Refused, Retries, Unreachable
 from sandbox_rl.rewards.config import JudgeSettings
 from sandbox_rl.rewards.judge_prompt import PROMPT_VERSION, body_of, verdict_of
 from sandbox_rl.types import Reward, Task
@@ -197,6 +197,10 @@ class Judge:
                 content = await self._client.json(
                     "POST", "/chat/completions", body, timeout=self.settings.timeout_s
                 )
+            except BadAddress as error:
+                raise ConfigError(
+                    f"reward.judge.base_url: {self.settings.base_url!r}: {error}; give http://HOST:PORT/v1"
+                ) from error
             except Refused as error:  # by this judge perhaps, by the next try perhaps not
                 raise Unreachable(str(error), status=error.status) from error
         try:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from sandbox_rl import http_client
-from sandbox_rl.http_client import Address, GaveUp, HttpClient, Refused, Retries, Unreachable
+from sandbox_rl.http_client import Address, BadAddress, GaveUp, HttpClient, Refused, Retries, Unreachable
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw
 
 ROUTE = "/chat/completions"
@@ -63,6 +63,13 @@ async def test_what_will_not_is_refused_and_never_tried_again(status):
     with pytest.raises(Refused, match="https://other" if status == 301 else "no") as refused:
         await Retries(3, 0.0).run(attempt)
     assert (refused.value.status, len(tries)) == (status, 1)
+
+
+@pytest.mark.parametrize("url", ["http://", "http://user:secret@127.0.0.1:9/v1", "http://[::1/v1"])
+async def test_an_address_that_is_none_is_told(url):
+    async with HttpClient(Address(url), headers={"Authorization": "Bearer x"}) as client:
+        with pytest.raises(BadAddress):
+            await client.json("POST", ROUTE, {}, timeout=1.0)
 
 
 async def test_a_reply_without_an_end_is_cut(monkeypatch):
