@@ -311,9 +311,11 @@ def test_two_processes_share_the_work_and_make_one_model(recipe):
     run = recipe.parent / "runs" / "two"
     train = records(run, "train")
     assert len(train) == 2 * 8
-    ranks = {record["episode_id"]: record["episode_id"].split("-")[2] for record in train}
-    assert set(ranks.values()) == {"0", "1"}
-    groups = Counter((record["step"], record["task_id"], ranks[record["episode_id"]]) for record in train)
+    # One group on each process in each step; its number is that of the group in the whole run.
+    groups = Counter((r["step"], r["episode_id"].rpartition("-")[0], r["task_id"]) for r in train)
+    assert sorted((step, name) for step, name, _ in groups) == [
+        (step, f"train-{2 * step + rank:06d}") for step in range(2) for rank in range(2)
+    ]
     assert set(groups.values()) == {4}
     assert len(records(run, "eval")) == 2 * 4
     assert [path.name for path in (recipe.parent / "runs").iterdir() if path.name.startswith("two")] == [
