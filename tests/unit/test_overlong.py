@@ -62,4 +62,4 @@ async def test_a_masked_episode_is_not_counted_as_our_fault():
         lambda _, turn, ids: RIGHT[turn], episode={"max_turns": 2}, rollout={"overlong": "mask"}
     ) as engine:
         metrics = rollout_metrics(await engine.run([request("a"), request("b")]))
-    assert metrics == {"episodes": 2.0, "infra_fault_rate": 0.0, "masked_rate": 1.0}
+    assert metrics == {"episodes": 2.0, "judged": 0.0, "infra_fault_rate": 0.0, "masked_rate": 1.0}
