@@ -8,6 +8,7 @@ it is asked for.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from collections.abc import Callable, Mapping
@@ -81,14 +82,9 @@ class Registry(Generic[T]):
 
     def with_more(self, ours: Mapping[str, str | T], *, kind: str = "") -> Registry[T]:
         """A registry that knows these as well."""
-        return Registry(
-            kind or self.kind,
-            {**self.ours, **ours},
-            group=self.group,
-            check=self._check,
-            expected=self._expected,
-            special=self._special,
-        )
+        more = copy.copy(self)
+        more.kind, more.ours = kind or self.kind, {**self.ours, **ours}
+        return more
 
     @property
     def installed(self) -> Mapping[str, str]:
