@@ -6,9 +6,11 @@ Each component defines its own model beside itself (`tasks/config.py`, `sandboxe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
@@ -37,8 +39,14 @@ class Variant(Settings):
     def _named_by_its_class(cls, values: Any) -> Any:
         """One without a short name, made in Python, can be written into a recipe and read again."""
         if isinstance(values, Mapping) and "type" not in values and not cls.model_fields["type"].default:
-            return {**values, "type": f"{cls.__module__}:{cls.__qualname__}"}
+            return {**values, "type": f"{_importable(cls.__module__)}:{cls.__qualname__}"}
         return values
+
+
+def _importable(module: str) -> str:
+    """The name by which other processes import a module; a program that runs is imported by its file's."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return Path(file).stem if module == "__main__" and file else module
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from sandbox_rl.registry import look_beside
 
 from ..unit.test_examples import EXAMPLES
 
+pytestmark = pytest.mark.filterwarnings("default")  # of torch and transformers, as in any program
+
 
 @pytest.fixture(scope="module", autouse=True)
 def beside():
@@ -32,7 +34,9 @@ def test_training_from_python_returns_what_it_made(tmp_path):
     assert result.export is not None
     assert (result.export / "model.safetensors").is_file()
     assert result.before is not None
-    assert result.before.judged == 16
+    assert result.before.tasks == 16
+    kept = sandbox_rl.load_recipe(result.run / "recipe.yaml")
+    assert type(kept.data.sources[0]).__name__ == "Secrets"
 
 
 def test_everything_of_one_s_own_passes_the_dry_run(tmp_path):
