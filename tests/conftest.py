@@ -20,7 +20,7 @@ from .docker_engine import docker_engine
 # Before torch is imported. The models are so small that a second thread costs more than it gives.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["HF_HUB_OFFLINE"] = "1"  # read once; what asks the Hub in vain waits for most of a minute
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once; who asks the Hub in vain waits for most of a minute
 
 TOGETHER = {"security": "sandboxes", "contract": "sandboxes", "vllm": "vllm"}
 ORDER = ("vllm", "contract", "security", "smoke")
