@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -176,11 +177,11 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 
 def sampled(run: Path) -> dict[int, list]:
-    """Step → its episodes: task and sampled ids, in the order of the ids' ranks and positions."""
+    """Step → its episodes: task and sampled ids, in the order of the groups' numbers and their samples."""
     steps: dict[int, list] = {}
     for record in read_journal(run / "episodes.jsonl"):
         turns = tuple(tuple(turn["token_ids"]) for turn in record["turns"])
-        _, place = record["episode_id"].split("-", 2)[1:]
+        place = re.sub(r"-r\d+$", "", record["episode_id"])
         steps.setdefault(record["step"], []).append((place, record["task_id"], turns))
     return {step: [(task, turns) for _, task, turns in sorted(found)] for step, found in steps.items()}
 

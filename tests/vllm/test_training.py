@@ -129,7 +129,8 @@ def test_two_processes_share_one_server(write_recipe):
     assert printed.count("export") == 1
     run = recipe.parent / "runs" / "two"
     records = [r for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]
-    assert {r["episode_id"].split("-")[2] for r in records} == {"0", "1"}
+    # Two groups on each process in each step; a group's number is that in the whole run.
+    assert {r["episode_id"].rpartition("-")[0] for r in records} == {f"train-{n:06d}" for n in range(8)}
     assert {(r["step"], t["weight_version"]) for r in records for t in r["turns"]} == {(0, 0), (1, 1)}
     assert all(line["mismatch/mean"] < 1e-4 for line in metrics(run) if "grad_norm" in line)
 
