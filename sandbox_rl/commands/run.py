@@ -76,8 +76,7 @@ def run(
     from sandbox_rl.assistant import AssistRequest, TerminalView, load_assistant
 
     _check_question(question, interactive=interactive)
-    named = model if base_url is None else None
-    settings = load_assistant(recipe, overrides or (), network=network, model=named)
+    settings = load_assistant(recipe, overrides or (), network=network, model=None if base_url else model)
     view = TerminalView(Console(stderr=True), answers=interactive)
     endpoint = _endpoint(base_url, model, api_key_env)
     done = _assist(AssistRequest(question, domain, endpoint, input, output, interactive), settings, view)
