@@ -330,6 +330,7 @@ def _sandboxes() -> list[Row]:
         (("self-check", "limits.memory=256"), ("limits.memory", "memory_mb")),
         (("self-check", "limits.pids=many"), ("limits.pids", "'many'")),
         (("self-check", "limits={processes: [}"), ("limits",)),
+        (("python-env", "env", "--requirements", "missing.txt"), ("--requirements", "missing.txt")),
         (("image", "paint"), ("paint",)),
         (("image", "build", "missing"), ("missing", "Dockerfile")),
         (("image", "build", "docker"), ("docker", "Dockerfile")),
