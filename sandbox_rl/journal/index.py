@@ -1,0 +1,206 @@
+"""The index of a journal: one row per episode, for listing, searching and opening.
+
+A SQLite file beside the journal. It holds nothing that the journal does not: it can be deleted at any time
+and is then made again. Only readers write it, a run never does. `refresh` reads what has been appended since.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sandbox_rl.errors import DataError
+from sandbox_rl.journal.reader import read_chain, whole_lines, writers
+
+__all__ = ["Index", "read_journal"]
+
+FILE = "index.sqlite"
+VERSION = 1
+ANSWER_CHARS = 1_000
+"""Of an answer that can be searched."""
+
+_SCHEMA = f"""
+PRAGMA user_version = {VERSION};
+CREATE TABLE files (writer TEXT PRIMARY KEY, read INTEGER NOT NULL);
+CREATE TABLE episodes (
+  id TEXT PRIMARY KEY, writer TEXT NOT NULL, last INTEGER NOT NULL, live INTEGER NOT NULL,
+  phase TEXT, step INTEGER, mode TEXT, part TEXT, task_id TEXT, domain TEXT,
+  stop TEXT, fault TEXT, reward REAL, masked INTEGER, turns INTEGER,
+  prompt INTEGER, sampled INTEGER, observed INTEGER,
+  seconds REAL, generation_seconds REAL, execution_seconds REAL,
+  answer_status TEXT, answer TEXT, started REAL, ended REAL
+);
+CREATE INDEX by_step ON episodes (phase, step);
+CREATE INDEX by_task ON episodes (task_id);
+"""
+
+_CONTEXT = ("phase", "step", "mode", "part")
+_END = (
+    "stop",
+    "fault",
+    "reward",
+    "masked",
+    "turns",
+    "sampled",
+    "observed",
+    "seconds",
+    "generation_seconds",
+    "execution_seconds",
+)
+_EPISODE_ID = re.compile(rb'"episode_id":\s*("(?:[^"\\]|\\.)*")')
+
+
+class Index:
+    """A context manager. Rows of `episodes` are what SQL may be asked about.
+
+    Args:
+        directory: of the journal.
+        memory: keep the index in memory, as where the directory cannot be written to.
+
+    Raises:
+        DataError: there is no journal in the directory.
+    """
+
+    def __init__(self, directory: Path, *, memory: bool = False) -> None:
+        if not directory.is_dir():
+            raise DataError(f"{directory}: there is no journal, expected the directory that a run writes")
+        self.directory = directory
+        self._path = ":memory:" if memory else str(directory / FILE)
+
+    def __enter__(self) -> Index:
+        self._db = sqlite3.connect(self._path, timeout=30, isolation_level=None)
+        self._db.row_factory = sqlite3.Row
+        if self._path != ":memory:":
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = OFF")  # it can be made again
+        with _transaction(self._db):
+            if self._db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+                for (name,) in self._db.execute(
+                    "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+                ).fetchall():
+                    self._db.execute(f"DROP TABLE {name}")
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._db.close()
+
+    def refresh(self) -> int:
+        """Take in what has been written since the last time; returns how many episodes have ended."""
+        with _transaction(self._db):
+            for writer in writers(self.directory):
+                self._refresh(writer)
+        return int(self._db.execute("SELECT count(*) FROM episodes WHERE NOT live").fetchone()[0])
+
+    def select(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """The rows that a query of the table `episodes` gives."""
+        return self._db.execute(sql, values).fetchall()
+
+    def record(self, episode_id: str) -> dict[str, Any]:
+        """One episode as `records.rollout_record` gives it; if it is under way, as far as it has come.
+
+        Raises:
+            DataError: no such episode, or its tokens are not what was written.
+        """
+        found = self._db.execute("SELECT writer, last FROM episodes WHERE id = ?", (episode_id,)).fetchone()
+        if found is None:
+            raise DataError(f"{self.directory}: no episode {episode_id!r}")
+        try:
+            events = read_chain(self.directory, found["writer"], found["last"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.directory}: episode {episode_id!r} cannot be read: {error}") from error
+        return _record(events)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """All episodes that have ended, in the order in which they did, one at a time."""
+        rows = self._db.execute("SELECT id FROM episodes WHERE NOT live ORDER BY ended, rowid")
+        for row in rows.fetchall():
+            yield self.record(row["id"])
+
+    def _refresh(self, writer: str) -> None:
+        found = self._db.execute("SELECT read FROM files WHERE writer = ?", (writer,)).fetchone()
+        at = 0 if found is None else int(found["read"])
+        live: dict[str, tuple[int, int]] = {}  # last turn and how many, of episodes that have not ended since
+        for place, line in whole_lines(self.directory / f"{writer}.jsonl", at):
+            at = place + len(line)
+            if line.startswith(b'{"event":"turn"') or line.startswith(b'{"event": "turn"'):
+                head = _EPISODE_ID.search(line[:1_000])  # a line can be megabytes
+                if head is not None:
+                    id = json.loads(head.group(1))
+                    live[id] = place, live.get(id, (0, 0))[1] + 1
+                continue
+            try:
+                event = json.loads(line)
+                live.pop(event["episode_id"], None)
+                self._take(writer, place, event)
+            except (ValueError, KeyError, TypeError):
+                continue  # not a line of ours
+        self._db.executemany(
+            "UPDATE episodes SET last = ?, turns = turns + ? WHERE id = ? AND writer = ?",
+            [(place, turns, id, writer) for id, (place, turns) in live.items()],
+        )
+        self._db.execute("REPLACE INTO files VALUES (?, ?)", (writer, at))
+
+    def _take(self, writer: str, at: int, event: Mapping[str, Any]) -> None:
+        if event["event"] == "started":
+            row = {"id": event["episode_id"], "writer": writer, "last": at, "live": 1, "turns": 0}
+            row |= {name: event.get(name) for name in (*_CONTEXT, "task_id", "domain")}
+            row |= {"prompt": event["columns"]["lengths"][0], "started": event["time"]}
+            self._db.execute(f"REPLACE INTO episodes ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
+        elif event["event"] == "ended":
+            answer = event["answer"]
+            row = {name: event.get(name) for name in _END} | {"last": at, "live": 0, "ended": event["time"]}
+            row |= {name: event[name] for name in _CONTEXT if name in event}
+            row |= {"answer_status": answer["status"], "answer": answer["text"][:ANSWER_CHARS]}
+            self._db.execute(
+                f"UPDATE episodes SET {', '.join(f'{name} = :{name}' for name in row)} "
+                "WHERE id = :id AND writer = :writer",
+                row | {"id": event["episode_id"], "writer": writer},
+            )
+
+
+def read_journal(directory: Path) -> Iterator[dict[str, Any]]:
+    """All episodes of a journal that have ended, whole, in the order in which they did.
+
+    Raises:
+        DataError: as `Index`.
+    """
+    with Index(directory, memory=True) as index:
+        index.refresh()
+        yield from index.records()
+
+
+def _record(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    start, end = events[0], events[-1]
+    turns = [
+        {k: v for k, v in e.items() if k not in (*_PLACE, "episode_id")}
+        for e in events
+        if e["event"] == "turn"
+    ]
+    if end["event"] == "ended" and turns:
+        turns[-1]["observation_ids"] = []  # no action followed
+    record = {k: v for k, v in start.items() if k not in _PLACE}
+    if end["event"] == "ended":
+        record |= {k: v for k, v in end.items() if k not in (*_PLACE, "turns")}
+    return record | {"turns": turns}
+
+
+_PLACE = ("event", "prev", "columns", "index", "time")
+
+
+class _transaction:
+    """All or nothing, and alone with the file."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")

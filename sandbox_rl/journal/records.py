@@ -1,0 +1,137 @@
+"""Episodes as JSON values, whole, and back: what is exported and what a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sandbox_rl.types import (
+    Action,
+    Answer,
+    AnswerStatus,
+    ChatRecord,
+    MalformedCall,
+    Observation,
+    Rollout,
+    StopReason,
+    ToolCall,
+    ToolFailure,
+    Trajectory,
+    Turn,
+    TurnTiming,
+)
+
+__all__ = ["chat_text", "rollout_record", "trajectory_from_record", "turn_text"]
+
+
+def rollout_record(rollout: Rollout, **context: Any) -> dict[str, Any]:
+    """A rollout as JSON values: every token, log-prob, call, observation, timing and reward.
+
+    Args:
+        context: more fields of the line, such as the step or the phase.
+    """
+    t = rollout.trajectory
+    return {
+        **context,
+        "episode_id": t.episode_id,
+        "task_id": t.task_id,
+        "domain": rollout.task.domain,
+        "stop": t.stop.value,
+        "fault": t.fault,
+        "reward": rollout.reward.value,
+        "reward_parts": dict(rollout.reward.parts),
+        "reward_detail": rollout.reward.detail,
+        "scoring_seconds": rollout.reward.seconds,
+        "answer": {"status": t.answer.status.value, "text": t.answer.text},
+        "seconds": t.seconds,
+        "prompt_ids": list(t.prompt_ids),
+        "turns": [_turn_record(turn) for turn in t.turns],
+        **chat_text(t.chat),
+    }
+
+
+def chat_text(chat: ChatRecord | None) -> dict[str, Any]:
+    """What an endpoint's trajectory has instead of ids; nothing for others."""
+    return {} if chat is None else {"messages": list(chat.messages), "usage": dict(chat.usage)}
+
+
+def _turn_record(turn: Turn) -> dict[str, Any]:
+    logprobs = turn.action.logprobs
+    return {
+        "token_ids": list(turn.action.token_ids),
+        "logprobs": None if logprobs is None else list(logprobs),
+        **turn_text(turn),
+        "observation_ids": list(turn.observation_ids),
+    }
+
+
+def turn_text(turn: Turn) -> dict[str, Any]:
+    """A turn without its tokens."""
+    action = turn.action
+    return {
+        "finish_reason": action.finish_reason,
+        "weight_version": action.weight_version,
+        "calls": [
+            {"malformed": call.reason}
+            if isinstance(call, MalformedCall)
+            else {"name": call.name, "arguments": dict(call.arguments)}
+            for call in turn.calls
+        ],
+        "observations": [
+            {
+                "tool": o.tool,
+                "text": o.text,
+                "failure": o.failure.value if o.failure else None,
+                "submitted": o.submitted,
+                "exit_code": o.exit_code,
+                "seconds": o.seconds,
+            }
+            for o in turn.observations
+        ],
+        "generation_seconds": turn.timing.generation,
+        "execution_seconds": turn.timing.execution,
+    }
+
+
+def trajectory_from_record(record: Mapping[str, Any]) -> Trajectory:
+    """The trajectory of such a record, equal to the one that it was made of."""
+    return Trajectory(
+        task_id=record["task_id"],
+        prompt_ids=tuple(record["prompt_ids"]),
+        turns=tuple(
+            Turn(
+                action=Action(
+                    tuple(turn["token_ids"]),
+                    None if turn["logprobs"] is None else tuple(turn["logprobs"]),
+                    turn["finish_reason"],
+                    turn["weight_version"],
+                ),
+                calls=tuple(
+                    MalformedCall(call["malformed"])
+                    if "malformed" in call
+                    else ToolCall(call["name"], call["arguments"])
+                    for call in turn["calls"]
+                ),
+                observations=tuple(
+                    Observation(
+                        text=o["text"],
+                        tool=o["tool"],
+                        failure=ToolFailure(o["failure"]) if o["failure"] else None,
+                        submitted=o["submitted"],
+                        exit_code=o["exit_code"],
+                        seconds=o["seconds"],
+                    )
+                    for o in turn["observations"]
+                ),
+                observation_ids=tuple(turn["observation_ids"]),
+                timing=TurnTiming(turn["generation_seconds"], turn["execution_seconds"]),
+            )
+            for turn in record["turns"]
+        ),
+        stop=StopReason(record["stop"]),
+        answer=Answer(AnswerStatus(record["answer"]["status"]), record["answer"]["text"]),
+        episode_id=record["episode_id"],
+        fault=record["fault"],
+        seconds=record["seconds"],
+        chat=ChatRecord(tuple(record["messages"]), record["usage"]) if "messages" in record else None,
+    )

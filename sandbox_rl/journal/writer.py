@@ -1,0 +1,171 @@
+"""Writing: each event of an episode is in the files before the next one happens.
+
+A process writes two files of its own, so that none waits for another and a kill tears only what was being
+written:
+
+- `<process>-<start>.jsonl`: a readable line per event: `started`, each `turn`, `ended` with answer and reward.
+  `prev` is the offset of the line before of the same episode, so that it can be read from its end.
+- `<process>-<start>.tokens`: the numbers of the lines' `columns`. They are written before their line, so that
+  a line that is whole has all its numbers.
+
+Nothing is buffered here: what a process has written survives its death. `sync` brings it to the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sandbox_rl.journal.columns import pack
+from sandbox_rl.journal.records import turn_text
+from sandbox_rl.types import Rollout, Task, Turn
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """One process's part of a journal; a context manager, safe to call from any thread.
+
+    Args:
+        directory: of the journal; all processes of a run share it.
+        process: number of this process.
+
+    Raises:
+        ValueError: from every writing method, on a log-prob that is not finite.
+        OSError: likewise, when the file system refuses or takes only a part (no space left).
+    """
+
+    def __init__(self, directory: Path, *, process: int = 0) -> None:
+        self._directory = directory
+        self._process = process
+        self._one_at_a_time = threading.Lock()
+        self._lines = self._tokens = -1
+        self._lines_end = self._tokens_end = 0
+        self._last: dict[str, tuple[int, int]] = {}
+        """Of each episode under way: offset of its last line, and how many turns are written."""
+
+    def __enter__(self) -> Journal:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        start = 0
+        while True:
+            stem = self._directory / f"{self._process:04d}-{start:04d}"
+            try:
+                self._lines = _new_file(stem.with_suffix(".jsonl"))
+                break
+            except FileExistsError:  # an earlier start's, or another process's with the same number
+                start += 1
+        self._tokens = _new_file(stem.with_suffix(".tokens"))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for fd in (self._lines, self._tokens):
+            os.close(fd)
+
+    def started(self, episode_id: str, task: Task, prompt_ids: Sequence[int], **context: Any) -> None:
+        """An episode begins; where one of that id has begun before, this is a new try.
+
+        Args:
+            context: more fields, such as the phase or the step.
+        """
+        event: dict[str, Any] = {"event": "started", "episode_id": episode_id, "task_id": task.id}
+        event |= {"domain": task.domain, "time": time.time(), **context}
+        with self._one_at_a_time:
+            self._last[episode_id] = self._append(event, [prompt_ids], (), None), 0
+
+    def turn(self, episode_id: str, turn: Turn) -> None:
+        """A turn is over: the action has been answered."""
+        with self._one_at_a_time:
+            self._turn(episode_id, turn)
+
+    def ended(self, rollout: Rollout, **context: Any) -> None:
+        """An episode is over and scored. What was not told of its turns, or of its start, is written now."""
+        trajectory = rollout.trajectory
+        id = trajectory.episode_id
+        if not math.isfinite(rollout.reward.value or 0.0):
+            raise ValueError(
+                f"episode {id!r} has the reward {rollout.reward.value}, expected a finite number"
+            )
+        if id not in self._last:
+            self.started(id, rollout.task, trajectory.prompt_ids, **context)
+        with self._one_at_a_time:
+            for turn in trajectory.turns[self._last[id][1] :]:
+                self._turn(id, turn)
+            before, turns = self._last.pop(id)
+            event = {"event": "ended", "episode_id": id, "prev": before, "turns": turns, "time": time.time()}
+            self._append(event | _end_of(rollout) | context, (), (), before)
+
+    def sync(self) -> None:
+        """Bring everything to the disk: it then survives the machine."""
+        for fd in (self._tokens, self._lines):
+            os.fsync(fd)
+
+    def _turn(self, episode_id: str, turn: Turn) -> None:
+        before, turns = self._last[episode_id]
+        event = {"event": "turn", "episode_id": episode_id, "prev": before, "index": turns, **turn_text(turn)}
+        columns = (turn.action.token_ids, turn.observation_ids)
+        self._last[episode_id] = self._append(event, columns, turn.action.logprobs, before), turns + 1
+
+    def _append(
+        self,
+        event: Mapping[str, Any],
+        ids: Sequence[Sequence[int]],
+        logprobs: Sequence[float] | None,
+        before: int | None,
+    ) -> int:
+        """Write one event; returns the offset of its line."""
+        content, columns = pack(ids, logprobs or (), self._tokens_end)
+        where = {"at": columns.at, "lengths": columns.lengths, "crc": columns.crc}
+        line = _line({**event, "columns": where | {"logprobs": None if logprobs is None else len(logprobs)}})
+        _write_whole(self._tokens, content, self._tokens_end)
+        self._tokens_end += len(content)
+        at = self._lines_end
+        _write_whole(self._lines, line, at)
+        self._lines_end += len(line)
+        return at
+
+
+def _end_of(rollout: Rollout) -> dict[str, Any]:
+    t, reward = rollout.trajectory, rollout.reward
+    return {
+        "stop": t.stop.value,
+        "fault": t.fault,
+        "answer": {"status": t.answer.status.value, "text": t.answer.text},
+        "reward": reward.value,
+        "reward_parts": dict(reward.parts),
+        "reward_detail": reward.detail,
+        "scoring_seconds": reward.seconds,
+        "masked": reward.masked,
+        "seconds": t.seconds,
+        "sampled": sum(len(turn.action.token_ids) for turn in t.turns),
+        "observed": sum(len(turn.observation_ids) for turn in t.turns),
+        "generation_seconds": sum(turn.timing.generation for turn in t.turns),
+        "execution_seconds": sum(turn.timing.execution for turn in t.turns),
+    }
+
+
+def _line(event: Mapping[str, Any]) -> bytes:
+    """An event as one line; the event loop waits for it, so the quick way comes first."""
+    try:
+        return orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # half a surrogate pair or an integer of more than 64 bits, in a call's arguments
+        return json.dumps(event, ensure_ascii=True, allow_nan=False, default=str).encode() + b"\n"
+
+
+def _new_file(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+
+
+def _write_whole(fd: int, content: bytes, at: int) -> None:
+    """Write at an offset, so that what follows a write that failed replaces what it left."""
+    left = memoryview(content)
+    while left:
+        written = os.pwrite(fd, left, at)
+        left, at = left[written:], at + written
