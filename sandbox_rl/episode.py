@@ -57,7 +57,7 @@ async def run_episode(
     Raises:
         EngineFault, SandboxFault: our failures; the episode is lost.
     """
-    observer.started(episode)
+    observer.started(episode, session.record().prompt_ids)
     stop = None
     loop = _Loop(episode, session, toolbox, deadline, observer)
     try:

@@ -18,7 +18,7 @@ __all__ = ["EachRollout", "Observer", "ObserverFailed", "Observers"]
 class Observer:
     """Sees every step of every episode, and does nothing; a subclass overrides what it wants to see."""
 
-    def started(self, episode: EpisodeRequest) -> None:
+    def started(self, episode: EpisodeRequest, prompt_ids: tuple[int, ...]) -> None:
         """Its sandbox is there, and the agent is about to act; again for each `attempt`."""
 
     def sampling(self, episode: EpisodeRequest) -> None:
@@ -71,9 +71,9 @@ class Observers(Observer):
     def __init__(self, *observers: Observer | None) -> None:
         self._observers = tuple(observer for observer in observers if observer is not None)
 
-    def started(self, episode: EpisodeRequest) -> None:
+    def started(self, episode: EpisodeRequest, prompt_ids: tuple[int, ...]) -> None:
         """See `Observer.started`."""
-        self._tell(lambda observer: observer.started(episode))
+        self._tell(lambda observer: observer.started(episode, prompt_ids))
 
     def sampling(self, episode: EpisodeRequest) -> None:
         """See `Observer.sampling`."""

@@ -27,8 +27,9 @@ _SCHEMA = f"""
 PRAGMA user_version = {VERSION};
 CREATE TABLE files (writer TEXT PRIMARY KEY, read INTEGER NOT NULL);
 CREATE TABLE episodes (
-  id TEXT PRIMARY KEY, writer TEXT NOT NULL, last INTEGER NOT NULL, live INTEGER NOT NULL,
-  phase TEXT, step INTEGER, mode TEXT, part TEXT, task_id TEXT, domain TEXT,
+  id TEXT PRIMARY KEY, writer TEXT NOT NULL, last INTEGER NOT NULL,
+  state TEXT NOT NULL, replaced INTEGER NOT NULL DEFAULT 0,
+  phase TEXT, step INTEGER, mode TEXT, part TEXT, task_id TEXT, domain TEXT, seed INTEGER,
   stop TEXT, fault TEXT, reward REAL, masked INTEGER, turns INTEGER,
   prompt INTEGER, sampled INTEGER, observed INTEGER,
   seconds REAL, generation_seconds REAL, execution_seconds REAL,
@@ -40,22 +41,19 @@ CREATE INDEX by_task ON episodes (task_id);
 
 _CONTEXT = ("phase", "step", "mode", "part")
 _END = (
-    "stop",
-    "fault",
-    "reward",
-    "masked",
-    "turns",
-    "sampled",
-    "observed",
-    "seconds",
-    "generation_seconds",
-    "execution_seconds",
+    *("stop", "fault", "reward", "masked", "turns", "sampled", "observed"),
+    *("seconds", "generation_seconds", "execution_seconds"),
 )
+_TURN = (b'{"event":"turn"', b'{"event": "turn"')
 _EPISODE_ID = re.compile(rb'"episode_id":\s*("(?:[^"\\]|\\.)*")')
 
 
 class Index:
-    """A context manager. Rows of `episodes` are what SQL may be asked about.
+    """A context manager. Rows of the table `episodes` are what SQL may be asked about.
+
+    `state` is `live`, `ended` (scored, or lost to a fault for good) or `abandoned` (cancelled, or failed on
+    our side before another try). `replaced` is 1 where the run was resumed from before that step and the
+    episode was not used again.
 
     Args:
         directory: of the journal.
@@ -95,7 +93,7 @@ class Index:
         with _transaction(self._db):
             for writer in writers(self.directory):
                 self._refresh(writer)
-        return int(self._db.execute("SELECT count(*) FROM episodes WHERE NOT live").fetchone()[0])
+        return int(self._db.execute("SELECT count(*) FROM episodes WHERE state = 'ended'").fetchone()[0])
 
     def select(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """The rows that a query of the table `episodes` gives."""
@@ -117,8 +115,10 @@ class Index:
         return _record(events)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """All episodes that have ended, in the order in which they did, one at a time."""
-        rows = self._db.execute("SELECT id FROM episodes WHERE NOT live ORDER BY ended, rowid")
+        """All episodes that have ended and stand, in the order in which they ended, one at a time."""
+        rows = self._db.execute(
+            "SELECT id FROM episodes WHERE state = 'ended' AND NOT replaced ORDER BY ended, rowid"
+        )
         for row in rows.fetchall():
             yield self.record(row["id"])
 
@@ -128,7 +128,7 @@ class Index:
         live: dict[str, tuple[int, int]] = {}  # last turn and how many, of episodes that have not ended since
         for place, line in whole_lines(self.directory / f"{writer}.jsonl", at):
             at = place + len(line)
-            if line.startswith(b'{"event":"turn"') or line.startswith(b'{"event": "turn"'):
+            if line.startswith(_TURN):
                 head = _EPISODE_ID.search(line[:1_000])  # a line can be megabytes
                 if head is not None:
                     id = json.loads(head.group(1))
@@ -136,32 +136,45 @@ class Index:
                 continue
             try:
                 event = json.loads(line)
-                live.pop(event["episode_id"], None)
+                live.pop(event.get("episode_id"), None)
                 self._take(writer, place, event)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # not a line of ours
-        self._db.executemany(
-            "UPDATE episodes SET last = ?, turns = turns + ? WHERE id = ? AND writer = ?",
-            [(place, turns, id, writer) for id, (place, turns) in live.items()],
-        )
+        for id, (place, turns) in live.items():
+            sql = "UPDATE episodes SET last = ?, turns = turns + ? WHERE id = ? AND writer = ?"
+            self._db.execute(sql, (place, turns, id, writer))
         self._db.execute("REPLACE INTO files VALUES (?, ?)", (writer, at))
 
     def _take(self, writer: str, at: int, event: Mapping[str, Any]) -> None:
-        if event["event"] == "started":
-            row = {"id": event["episode_id"], "writer": writer, "last": at, "live": 1, "turns": 0}
-            row |= {name: event.get(name) for name in (*_CONTEXT, "task_id", "domain")}
-            row |= {"prompt": event["columns"]["lengths"][0], "started": event["time"]}
+        kind, time = event["event"], event["time"]
+        if kind == "started":
+            row = {"id": event["episode_id"], "writer": writer, "last": at, "state": "live", "turns": 0}
+            row |= {name: event.get(name) for name in (*_CONTEXT, "task_id", "domain", "seed")}
+            row |= {"prompt": event["columns"]["lengths"][0], "started": time}
             self._db.execute(f"REPLACE INTO episodes ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
-        elif event["event"] == "ended":
-            answer = event["answer"]
-            row = {name: event.get(name) for name in _END} | {"last": at, "live": 0, "ended": event["time"]}
+        elif kind == "ended":
+            answer, usage = event["answer"], event.get("usage", {})
+            row = {name: event.get(name) for name in _END} | {"last": at, "state": "ended", "ended": time}
             row |= {name: event[name] for name in _CONTEXT if name in event}
+            row |= {name: usage[name] for name in ("prompt", "sampled", "observed") if name in usage}
             row |= {"answer_status": answer["status"], "answer": answer["text"][:ANSWER_CHARS]}
+            self._update(writer, event["episode_id"], row)
+        elif kind == "abandoned":
+            self._update(writer, event["episode_id"], {"last": at, "state": "abandoned", "ended": time})
+        elif kind == "used_again":
+            self._db.execute("UPDATE episodes SET replaced = 0 WHERE id = ?", (event["episode_id"],))
+        elif kind == "resumed":
+            phases = event["phases"]
             self._db.execute(
-                f"UPDATE episodes SET {', '.join(f'{name} = :{name}' for name in row)} "
-                "WHERE id = :id AND writer = :writer",
-                row | {"id": event["episode_id"], "writer": writer},
+                "UPDATE episodes SET replaced = 1 WHERE writer < ? AND "
+                f"(step > ? OR (step = ? AND phase IN ({', '.join('?' for _ in phases)})))",
+                (writer[: writer.index("-")], event["step"], event["step"], *phases),
             )
+
+    def _update(self, writer: str, id: str, row: dict[str, Any]) -> None:
+        fields = ", ".join(f"{name} = :{name}" for name in row)
+        sql = f"UPDATE episodes SET {fields} WHERE id = :id AND writer = :writer"
+        self._db.execute(sql, row | {"id": id, "writer": writer})
 
 
 def read_journal(directory: Path) -> Iterator[dict[str, Any]]:

@@ -3,9 +3,9 @@
 A process writes two files of its own, so that none waits for another and a kill tears only what was being
 written:
 
-- `<process>-<start>.jsonl`: a readable line per event: `started`, each `turn`, `ended` with answer and reward.
+- `<start>-<process>.jsonl`: a readable line per event: `started`, each `turn`, `ended` with the reward …
   `prev` is the offset of the line before of the same episode, so that it can be read from its end.
-- `<process>-<start>.tokens`: the numbers of the lines' `columns`. They are written before their line, so that
+- `<start>-<process>.tokens`: the numbers of the lines' `columns`. They are written before their line, so that
   a line that is whole has all its numbers.
 
 Nothing is buffered here: what a process has written survives its death. `sync` brings it to the disk.
@@ -19,13 +19,14 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from sandbox_rl.journal.columns import pack
-from sandbox_rl.journal.records import turn_text
+from sandbox_rl.journal.records import chat_text, turn_text
 from sandbox_rl.types import Rollout, Task, Turn
 
 __all__ = ["Journal"]
@@ -36,6 +37,7 @@ class Journal:
 
     Args:
         directory: of the journal; all processes of a run share it.
+        start: which start of the run this is; the next that is free where nobody counts.
         process: number of this process.
 
     Raises:
@@ -43,8 +45,9 @@ class Journal:
         OSError: likewise, when the file system refuses or takes only a part (no space left).
     """
 
-    def __init__(self, directory: Path, *, process: int = 0) -> None:
+    def __init__(self, directory: Path, *, start: int | None = None, process: int = 0) -> None:
         self._directory = directory
+        self._start = start
         self._process = process
         self._one_at_a_time = threading.Lock()
         self._lines = self._tokens = -1
@@ -54,14 +57,14 @@ class Journal:
 
     def __enter__(self) -> Journal:
         self._directory.mkdir(parents=True, exist_ok=True)
-        start = 0
-        while True:
-            stem = self._directory / f"{self._process:04d}-{start:04d}"
+        for start in count() if self._start is None else [self._start]:
+            stem = self._directory / f"{start:04d}-{self._process:04d}"
             try:
                 self._lines = _new_file(stem.with_suffix(".jsonl"))
                 break
-            except FileExistsError:  # an earlier start's, or another process's with the same number
-                start += 1
+            except FileExistsError:
+                if self._start is not None:
+                    raise
         self._tokens = _new_file(stem.with_suffix(".tokens"))
         return self
 
@@ -78,7 +81,7 @@ class Journal:
         event: dict[str, Any] = {"event": "started", "episode_id": episode_id, "task_id": task.id}
         event |= {"domain": task.domain, "time": time.time(), **context}
         with self._one_at_a_time:
-            self._last[episode_id] = self._append(event, [prompt_ids], (), None), 0
+            self._last[episode_id] = self._append(event, [prompt_ids], ()), 0
 
     def turn(self, episode_id: str, turn: Turn) -> None:
         """A turn is over: the action has been answered."""
@@ -93,14 +96,34 @@ class Journal:
             raise ValueError(
                 f"episode {id!r} has the reward {rollout.reward.value}, expected a finite number"
             )
-        if id not in self._last:
+        if id not in self._last or self._last[id][1] > len(trajectory.turns):
             self.started(id, rollout.task, trajectory.prompt_ids, **context)
         with self._one_at_a_time:
             for turn in trajectory.turns[self._last[id][1] :]:
                 self._turn(id, turn)
             before, turns = self._last.pop(id)
             event = {"event": "ended", "episode_id": id, "prev": before, "turns": turns, "time": time.time()}
-            self._append(event | _end_of(rollout) | context, (), (), before)
+            self._append(event | _end_of(rollout) | context, (), ())
+
+    def abandoned(self, episode_id: str) -> None:
+        """An episode under way was cancelled, or failed on our side."""
+        with self._one_at_a_time:
+            if episode_id in self._last:
+                before, _ = self._last.pop(episode_id)
+                event = {"event": "abandoned", "episode_id": episode_id, "prev": before, "time": time.time()}
+                self._append(event, (), ())
+
+    def resumed(self, step: int, phases: Sequence[str]) -> None:
+        """This start goes on after `step` updates: what earlier ones recorded of later steps is replaced.
+
+        Args:
+            phases: of which what belongs to `step` itself is replaced, too.
+        """
+        self._note({"event": "resumed", "step": step, "phases": list(phases)})
+
+    def used_again(self, episode_id: str) -> None:
+        """An episode of an earlier start was not sampled again: it stands."""
+        self._note({"event": "used_again", "episode_id": episode_id})
 
     def sync(self) -> None:
         """Bring everything to the disk: it then survives the machine."""
@@ -111,14 +134,17 @@ class Journal:
         before, turns = self._last[episode_id]
         event = {"event": "turn", "episode_id": episode_id, "prev": before, "index": turns, **turn_text(turn)}
         columns = (turn.action.token_ids, turn.observation_ids)
-        self._last[episode_id] = self._append(event, columns, turn.action.logprobs, before), turns + 1
+        self._last[episode_id] = self._append(event, columns, turn.action.logprobs), turns + 1
+
+    def _note(self, event: Mapping[str, Any]) -> None:
+        with self._one_at_a_time:
+            self._append({**event, "time": time.time()}, (), ())
 
     def _append(
         self,
         event: Mapping[str, Any],
         ids: Sequence[Sequence[int]],
         logprobs: Sequence[float] | None,
-        before: int | None,
     ) -> int:
         """Write one event; returns the offset of its line."""
         content, columns = pack(ids, logprobs or (), self._tokens_end)
@@ -148,6 +174,7 @@ def _end_of(rollout: Rollout) -> dict[str, Any]:
         "observed": sum(len(turn.observation_ids) for turn in t.turns),
         "generation_seconds": sum(turn.timing.generation for turn in t.turns),
         "execution_seconds": sum(turn.timing.execution for turn in t.turns),
+        **chat_text(t.chat),
     }
 
 

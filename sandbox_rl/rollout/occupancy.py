@@ -30,7 +30,7 @@ class Occupancy(Observer):
         self._since = clock()
         self._alive_s = self._idle_s = self._turn_s = 0.0
 
-    def started(self, episode: EpisodeRequest) -> None:
+    def started(self, episode: EpisodeRequest, prompt_ids: tuple[int, ...]) -> None:
         """An episode is alive until it has ended."""
         self._advance()
         self._alive.add(episode.id)

@@ -131,9 +131,43 @@ def test_an_episode_under_way_is_seen_turn_by_turn(tmp_path):
         assert index.record("e-1")["turns"] == []
         journal.turn("e-1", rollout().trajectory.turns[0])
         index.refresh()
-        (row,) = index.select("SELECT live, turns, step FROM episodes")
-        assert tuple(row) == (1, 1, 4)
+        (row,) = index.select("SELECT state, turns, step FROM episodes")
+        assert tuple(row) == ("live", 1, 4)
         assert index.record("e-1")["turns"][0]["token_ids"] == [5, 6, 2]
+
+
+def test_what_a_resumed_run_does_again_replaces_what_was_recorded_of_it(tmp_path):
+    def stand() -> list[str]:
+        return sorted(record["episode_id"] for record in read_journal(tmp_path))
+
+    with Journal(tmp_path, start=0) as journal:
+        for step in range(3):
+            for phase in ("train", "eval"):
+                write(journal, rollout(id=f"{phase}-{step}"), phase=phase, step=step)
+    with Journal(tmp_path, start=1) as journal:
+        journal.resumed(1, ["train"])
+        assert stand() == ["eval-0", "eval-1", "train-0"]
+        journal.used_again("train-1")
+        write(journal, rollout(id="train-2-r1"), phase="train", step=2)
+    assert stand() == ["eval-0", "eval-1", "train-0", "train-1", "train-2-r1"]
+
+
+def test_turns_of_an_episode_that_was_lost_to_a_fault_do_not_count(tmp_path):
+    trajectory = Trajectory("task-1", (1, 2), (), StopReason.INFRA_FAULT, Answer(AnswerStatus.MISSING), "e-1")
+    with Journal(tmp_path) as journal:
+        journal.started("e-1", rollout().task, (1, 2))
+        journal.turn("e-1", rollout().trajectory.turns[0])
+        journal.ended(Rollout(trajectory, Reward(None), rollout().task))
+    (record,) = read_journal(tmp_path)
+    assert trajectory_from_record(record) == trajectory
+
+
+def test_an_episode_that_was_cancelled_is_not_under_way(tmp_path):
+    with Journal(tmp_path) as journal, Index(tmp_path) as index:
+        journal.started("e-1", rollout().task, (1, 2))
+        journal.abandoned("e-1")
+        assert index.refresh() == 0
+        assert [row["state"] for row in index.select("SELECT state FROM episodes")] == ["abandoned"]
 
 
 def test_starts_and_processes_have_files_of_their_own(tmp_path):

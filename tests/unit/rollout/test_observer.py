@@ -22,7 +22,7 @@ class Notes(Observer):
         self.seen = []
         self.turns = []
 
-    def started(self, episode):
+    def started(self, episode, prompt_ids):
         self.seen.append(f"started {episode.attempt}")
 
     def sampling(self, episode):

@@ -29,7 +29,7 @@ def test_by_hand():
     clock.now += 1  # nobody is alive: not counted
     first, second = request("a"), request("b")
     for episode in (first, second):
-        occupancy.started(episode)
+        occupancy.started(episode, ())
     occupancy.sampling(first)
     clock.now += 2
     occupancy.sampling(second)
@@ -48,7 +48,7 @@ def test_by_hand():
 def test_an_interval_may_begin_within_a_turn():
     clock = Clock()
     occupancy = Occupancy(clock)
-    occupancy.started(request())
+    occupancy.started(request(), ())
     occupancy.sampling(request())
     clock.now += 3
     occupancy.take()
@@ -60,7 +60,7 @@ def test_an_episode_that_ends_within_a_turn_samples_no_more():
     clock = Clock()
     occupancy = Occupancy(clock)
     for name in "ab":
-        occupancy.started(request(name))
+        occupancy.started(request(name), ())
     occupancy.sampling(request("a"))
     occupancy.ended(request("a"), None)
     clock.now += 2

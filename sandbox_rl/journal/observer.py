@@ -1,0 +1,41 @@
+"""The journal as an observer of episodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sandbox_rl.agents.base import EpisodeRequest
+from sandbox_rl.journal.writer import Journal
+from sandbox_rl.observer import Observer
+from sandbox_rl.types import Rollout, StopReason, Turn
+
+__all__ = ["JournalObserver"]
+
+
+class JournalObserver(Observer):
+    """Writes what happens, when it happens.
+
+    Args:
+        context: further fields of each episode, such as the phase or the step.
+    """
+
+    def __init__(self, journal: Journal, **context: Any) -> None:
+        self._journal = journal
+        self._context = context
+
+    def started(self, episode: EpisodeRequest, prompt_ids: tuple[int, ...]) -> None:
+        """See `Observer.started`."""
+        self._journal.started(episode.id, episode.task, prompt_ids, seed=episode.seed, **self._context)
+
+    def turn(self, episode: EpisodeRequest, turn: Turn) -> None:
+        """See `Observer.turn`."""
+        self._journal.turn(episode.id, turn)
+
+    def ended(self, episode: EpisodeRequest, stop: StopReason | None) -> None:
+        """See `Observer.ended`."""
+        if stop is None:
+            self._journal.abandoned(episode.id)
+
+    def rolled_out(self, episode: EpisodeRequest, rollout: Rollout) -> None:
+        """See `Observer.rolled_out`."""
+        self._journal.ended(rollout, seed=episode.seed, **self._context)
