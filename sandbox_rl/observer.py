@@ -107,5 +107,7 @@ class Observers(Observer):
         for observer in self._observers:
             try:
                 event(observer)
+            except ObserverFailed:
+                raise
             except Exception as error:
                 raise ObserverFailed(error) from error

@@ -4,7 +4,7 @@
 
     OUTPUT/
       evaluation.json   what makes this measurement itself; `--resume` compares it
-      episodes.jsonl    every episode, whole
+      journal/          every episode, turn by turn
       results.json      see docs/evaluation.md
       results.md        the same as a page
 """
@@ -39,7 +39,7 @@ class EvaluationDirectory:
     @property
     def journal(self) -> Path:
         """Of its episodes."""
-        return self.path / "episodes.jsonl"
+        return self.path / "journal"
 
     def stored(self, *, resume: bool) -> dict[str, Any] | None:
         """The identity of the evaluation to go on with; None for a new one.
@@ -85,7 +85,7 @@ class EvaluationDirectory:
             with self._alone():
                 yield
         except BaseException:
-            if new and not (self.journal.exists() and self.journal.stat().st_size):
+            if new and not any(path.stat().st_size for path in self.journal.glob("*.jsonl")):
                 shutil.rmtree(self.path)
                 if new_parent:
                     with suppress(OSError):  # somebody else uses it by now

@@ -1,6 +1,6 @@
-"""The journal as a ledger: an episode counts once its line is whole and its answer was judged.
+"""The journal as a ledger: an episode counts once its end is in it and its answer was judged.
 
-Everything that an evaluation reports is computed from these lines, so a run that was killed and resumed
+Everything that an evaluation reports is computed from it, so a run that was killed and resumed
 and one that was not are the same thing.
 """
 
@@ -57,7 +57,7 @@ class EpisodeRow:
 
 
 def row_of(record: Mapping[str, Any]) -> EpisodeRow:
-    """The row of a line of `episodes.jsonl`; `usage` in it stands for ids that an endpoint hides."""
+    """The row of a record of the journal; `usage` in it stands for ids that an endpoint hides."""
     turns = record["turns"]
     calls = [call for turn in turns for call in turn["calls"] if "malformed" not in call]
     uses = Counter(use for call in calls for use in uses_of(call["name"], call["arguments"]))
@@ -91,13 +91,7 @@ def row_of(record: Mapping[str, Any]) -> EpisodeRow:
 
 
 def read_ledger(path: Path) -> dict[str, EpisodeRow]:
-    """Episode id → row; of several lines of one episode a judged one wins, then the last."""
-    rows: dict[str, EpisodeRow] = {}
-    if not path.is_file():
-        return rows
-    for record in read_journal(path):
-        row = row_of(record)
-        known = rows.get(row.episode_id)
-        if known is None or known.reward is None:
-            rows[row.episode_id] = row
-    return rows
+    """Episode id → row; of several tries of one episode the last."""
+    if not path.is_dir():
+        return {}
+    return {row.episode_id: row for row in map(row_of, read_journal(path))}

@@ -1,7 +1,7 @@
 """Running an evaluation so that it can be killed at any instant and gone on with.
 
-An episode is known by its id, which follows from mode, task and sample; so does its seed. Its journal
-line is written when it ends. Resuming runs exactly the episodes that have no judged line yet.
+An episode is known by its id, which follows from mode, task and sample; so does its seed. Resuming runs
+exactly the episodes of which the journal holds no judged end.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from sandbox_rl.evaluation.ledger import EpisodeRow, read_ledger, row_of
 from sandbox_rl.evaluation.plan import EvaluationPlan
 from sandbox_rl.evaluation.results import Results, results_of
-from sandbox_rl.journal import Journal, rollout_record
-from sandbox_rl.observer import EachRollout
+from sandbox_rl.journal import Journal, JournalObserver, rollout_record
+from sandbox_rl.observer import EachRollout, Observers
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.types import Rollout
 
@@ -41,7 +41,7 @@ async def run_evaluation(
         engines: mode → engine; entered only if there is something to run.
         known: what the journal holds already (`read_ledger`): what was judged is not run again.
         on_episode: called in the event loop with every episode as it is in the journal; must not block.
-        context: more fields of the journal's lines.
+        context: more fields of each episode in the journal.
 
     Raises:
         InfraFault: every episode of a chunk failed on our side.
@@ -55,16 +55,17 @@ async def run_evaluation(
             continue
         part_of = {request.id: part.name for part, request in missing}
 
-        def keep(
+        def fields(
+            request: EpisodeRequest, mode: str = mode, part_of: Mapping[str, str] = part_of
+        ) -> dict[str, Any]:
+            return {"phase": "eval", **context, "mode": mode, "part": part_of[request.id]}
+
+        def ended(
             request: EpisodeRequest,
             rollout: Rollout,
-            mode: str = mode,
-            part_of: Mapping[str, str] = part_of,
+            fields: Callable[[EpisodeRequest], dict[str, Any]] = fields,
         ) -> None:
-            fields = {"phase": "eval", **context, "mode": mode, "part": part_of[request.id]}
-            fields |= {"seed": request.seed}
-            journal.write(rollout, **fields)
-            on_episode(row_of(rollout_record(rollout, **fields)), rollout)
+            on_episode(row_of(rollout_record(rollout, **fields(request))), rollout)
 
         async with engines[mode] as engine:
             for start in range(0, len(missing), CHUNK):
@@ -72,11 +73,11 @@ async def run_evaluation(
                     [request for _, request in missing[start : start + CHUNK]],
                     sampling=plan.sampling,
                     overlong="score",
-                    observer=EachRollout(keep),
+                    observer=Observers(JournalObserver(journal, fields), EachRollout(ended)),
                 )
                 await asyncio.sleep(0)
 
 
-def results_of_journal(plan: EvaluationPlan, journal_path: Path) -> Results:
+def results_of_journal(plan: EvaluationPlan, journal: Path) -> Results:
     """The results of what a journal holds of a plan, whole or not."""
-    return results_of(read_ledger(journal_path).values(), plan)
+    return results_of(read_ledger(journal).values(), plan)

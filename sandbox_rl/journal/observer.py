@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sandbox_rl.agents.base import EpisodeRequest
@@ -16,16 +17,18 @@ class JournalObserver(Observer):
     """Writes what happens, when it happens.
 
     Args:
-        context: further fields of each episode, such as the phase or the step.
+        context: gives further fields of an episode, such as the phase or the step.
     """
 
-    def __init__(self, journal: Journal, **context: Any) -> None:
+    def __init__(
+        self, journal: Journal, context: Callable[[EpisodeRequest], Mapping[str, Any]] = lambda _: {}
+    ) -> None:
         self._journal = journal
         self._context = context
 
     def started(self, episode: EpisodeRequest, prompt_ids: tuple[int, ...]) -> None:
         """See `Observer.started`."""
-        self._journal.started(episode.id, episode.task, prompt_ids, seed=episode.seed, **self._context)
+        self._journal.started(episode.id, episode.task, prompt_ids, **self._fields(episode))
 
     def turn(self, episode: EpisodeRequest, turn: Turn) -> None:
         """See `Observer.turn`."""
@@ -38,4 +41,7 @@ class JournalObserver(Observer):
 
     def rolled_out(self, episode: EpisodeRequest, rollout: Rollout) -> None:
         """See `Observer.rolled_out`."""
-        self._journal.ended(rollout, seed=episode.seed, **self._context)
+        self._journal.ended(rollout, **self._fields(episode))
+
+    def _fields(self, episode: EpisodeRequest) -> dict[str, Any]:
+        return {"seed": episode.seed, **self._context(episode)}

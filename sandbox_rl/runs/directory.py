@@ -8,7 +8,7 @@
       history.jsonl    when it was started, resumed from which step, changed in what, and finished
       replaced/        what was recorded of updates that were done again after a --resume
       metrics.jsonl    one line per logged step
-      episodes.jsonl   every episode, whole
+      journal/         every episode, turn by turn
       results.json     held-out results
       checkpoints/     Hugging Face checkpoints, each complete once it holds complete.json
       logs/            TensorBoard

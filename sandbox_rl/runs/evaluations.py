@@ -73,7 +73,7 @@ def measure_suite(session: Session, trainer: RunTrainer, subject: Subject) -> Re
         if session.state.is_main_process:
             # A run that was killed and resumed comes here again, with weights of its own.
             set_aside(output.path)
-    with together(), Journal(output.journal, repair=False) as journal:
+    with together(), Journal(output.journal, process=session.state.process_index) as journal:
         engine = _suite_engine(session, subject)
         try:
             _run(session, plan, engine, journal, lambda row, _: rows.append(row), step=step, title=title)

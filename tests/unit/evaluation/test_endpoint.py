@@ -224,7 +224,7 @@ async def test_sandbox_against_plain_over_one_endpoint(tmp_path):
 
     tasks = [Task(f"t{i}", "even" if i % 2 == 0 else "odd", "42") for i in range(20)]
     plan = EvaluationPlan("both", "m", (Part("halves", tasks, 2),), ("sandbox", "plain"), 0, Sampling())
-    journal = tmp_path / "episodes.jsonl"
+    journal = tmp_path / "journal"
     async with FakeEndpoint(script) as endpoint:
         engines = {
             mode: RolloutEngine(agent=MessageAgent(client(endpoint)), backend=backend, **common())
