@@ -9,10 +9,11 @@ Names of the other kinds are added likewise, by the groups `sandbox_rl.sandboxes
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
+
+from sandbox_rl import read_journal
 
 app = typer.Typer()
 
@@ -20,6 +21,5 @@ app = typer.Typer()
 @app.command()
 def count(run: Path) -> None:
     """Say how many episodes of a run earned something."""
-    lines = (run / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
-    rewards = [json.loads(line)["reward"]["value"] for line in lines]
+    rewards = [episode["reward"] for episode in read_journal(run / "journal")]
     typer.echo(f"{sum(bool(value) for value in rewards)} of {len(rewards)} episodes earned something")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         SetupError,
         UserError,
     )
+    from sandbox_rl.journal import Journal, read_journal
     from sandbox_rl.policies.base import Policy, PolicySession, Sampling
     from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
     from sandbox_rl.policies.scripted import ScriptedPolicy
@@ -103,6 +104,7 @@ __all__ = [
     "Expert",
     "ExpertTurn",
     "InfraFault",
+    "Journal",
     "Message",
     "ModelError",
     "ModelSettings",
@@ -158,6 +160,7 @@ __all__ = [
     "load_tasks",
     "make_toolbox",
     "open_sandbox",
+    "read_journal",
     "reads_with",
     "tiny_model",
     "tiny_tokenizer",
@@ -181,6 +184,7 @@ _HOMES = {
         "ConfigError DataError InfraFault ModelError NothingTrained SandboxFault "
         "SandboxRLError SetupError UserError"
     ),
+    "journal": "Journal read_journal",
     "policies.base": "Policy PolicySession Sampling",
     "policies.config": "TransformersSettings VLLMSettings",
     "policies.scripted": "ScriptedPolicy",

@@ -26,8 +26,7 @@ from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend, exec_ok
-from sandbox_rl.journal import Journal
-from sandbox_rl.observer import EachRollout
+from sandbox_rl.journal import Journal, JournalObserver
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
@@ -36,7 +35,7 @@ from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.backend import DockerBackend
 from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.training.tiny import tiny_tokenizer
-from sandbox_rl.types import Answer, ExecResult, Message, Reward, Rollout, Task, ToolCall
+from sandbox_rl.types import Answer, ExecResult, Message, Reward, Task, ToolCall
 
 REQUIRED_P99_S = 0.1
 TICK_S = 0.005
@@ -122,14 +121,10 @@ async def measure(
             late.append(max(0.0, time.perf_counter() - due))
 
     with Journal(journal) as kept:
-
-        def keep(_: EpisodeRequest, rollout: Rollout) -> None:
-            kept.write(rollout, phase="bench")
-
         async with engine:
             ticker = asyncio.create_task(tick())
             started = time.perf_counter()
-            await engine.run(requests, observer=EachRollout(keep))
+            await engine.run(requests, observer=JournalObserver(kept))
             seconds = time.perf_counter() - started
             ticker.cancel()
     late.sort()
@@ -186,7 +181,7 @@ def main() -> int:
                     episodes=options.episodes,
                     turns=options.turns,
                     tokenizer=tokenizer,
-                    journal=Path(directory) / "episodes.jsonl",
+                    journal=Path(directory) / "journal",
                     backend=backend,
                 )
             )

@@ -83,7 +83,7 @@ def save_files(directory: Path, files: Mapping[str, bytes]) -> SavedFiles:
 def save_trajectory(directory: Path, rollout: Rollout, **context: Any) -> str:
     """Write the conversation to `trajectory.json`, else `trajectory-2.json` …; returns the name.
 
-    One JSON object as a line of `episodes.jsonl` (`journal.trajectory_from_record` reads it), with the
+    One JSON object as `rollout_record` makes it (`journal.trajectory_from_record` reads it), with the
     question, the messages of a chat endpoint, and `context`.
 
     Raises:

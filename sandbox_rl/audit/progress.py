@@ -28,7 +28,7 @@ def findings(steps: Sequence[Mapping[str, Any]]) -> dict[AlarmName, str]:
     last = steps[-STEPS_EQUAL:]
     if len(last) == STEPS_EQUAL and all(step.get("zero_variance_groups") == 1.0 for step in last):
         mean = sum(step.get("reward/mean", 0.0) for step in last) / len(last)
-        what = "easier tasks, a warm-up, or a look at episodes.jsonl" if mean < 0.5 else "harder tasks"
+        what = "easier tasks, a warm-up, or a look at the journal" if mean < 0.5 else "harder tasks"
         found[AlarmName.EQUAL_REWARDS] = (
             f"in {STEPS_EQUAL} steps the rewards of each group were all equal (mean {mean:.2f}), expected "
             f"groups that differ: nothing is learned; it needs {what}, or curriculum.refill_rounds"

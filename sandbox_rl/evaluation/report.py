@@ -27,6 +27,6 @@ def no_calls_hint(results: Results, *, endpoint: bool) -> str:
         "start vLLM with --enable-auto-tool-choice and the --tool-call-parser of this model, SGLang with "
         "--tool-call-parser, llama.cpp with --jinja"
         if endpoint
-        else "look at episodes.jsonl; is chat.call_format the one that the model writes?"
+        else "look at the journal; is chat.call_format the one that the model writes?"
     )
     return f"warning: no tool call could be read in {sandbox.episodes} episodes, expected some: {fix}"

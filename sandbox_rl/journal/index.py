@@ -52,8 +52,8 @@ class Index:
     """A context manager. Rows of the table `episodes` are what SQL may be asked about.
 
     `state` is `live`, `ended` (scored, or lost to a fault for good) or `abandoned` (cancelled, or failed on
-    our side before another try). `replaced` is 1 where the run was resumed from before that step and the
-    episode was not used again.
+    our side before another try). `replaced` is 1 where the run was resumed from before its update, which
+    is done again.
 
     Args:
         directory: of the journal.
@@ -105,14 +105,16 @@ class Index:
         Raises:
             DataError: no such episode, or its tokens are not what was written.
         """
-        found = self._db.execute("SELECT writer, last FROM episodes WHERE id = ?", (episode_id,)).fetchone()
+        sql = "SELECT writer, last, phase FROM episodes WHERE id = ?"
+        found = self._db.execute(sql, (episode_id,)).fetchone()
         if found is None:
             raise DataError(f"{self.directory}: no episode {episode_id!r}")
         try:
             events = read_chain(self.directory, found["writer"], found["last"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{self.directory}: episode {episode_id!r} cannot be read: {error}") from error
-        return _record(events)
+        record = _record(events)
+        return record | {"phase": found["phase"]} if "phase" in record else record
 
     def records(self) -> Iterator[dict[str, Any]]:
         """All episodes that have ended and stand, in the order in which they ended, one at a time."""
@@ -161,15 +163,13 @@ class Index:
             self._update(writer, event["episode_id"], row)
         elif kind == "abandoned":
             self._update(writer, event["episode_id"], {"last": at, "state": "abandoned", "ended": time})
-        elif kind == "used_again":
-            self._db.execute("UPDATE episodes SET replaced = 0 WHERE id = ?", (event["episode_id"],))
-        elif kind == "resumed":
-            phases = event["phases"]
-            self._db.execute(
-                "UPDATE episodes SET replaced = 1 WHERE writer < ? AND "
-                f"(step > ? OR (step = ? AND phase IN ({', '.join('?' for _ in phases)})))",
-                (writer[: writer.index("-")], event["step"], event["step"], *phases),
-            )
+        elif kind == "cancelled":
+            self._db.execute("UPDATE episodes SET phase = ? WHERE id = ?", (kind, event["episode_id"]))
+        elif kind == "replaced":
+            # Of earlier starts: an id may have come again since.
+            sql = "UPDATE episodes SET replaced = 1 WHERE id = ? AND writer < ?"
+            start = writer[: writer.index("-")]
+            self._db.executemany(sql, [(id, start) for id in event["episode_ids"]])
 
     def _update(self, writer: str, id: str, row: dict[str, Any]) -> None:
         fields = ", ".join(f"{name} = :{name}" for name in row)

@@ -113,17 +113,13 @@ class Journal:
                 event = {"event": "abandoned", "episode_id": episode_id, "prev": before, "time": time.time()}
                 self._append(event, (), ())
 
-    def resumed(self, step: int, phases: Sequence[str]) -> None:
-        """This start goes on after `step` updates: what earlier ones recorded of later steps is replaced.
+    def replaced(self, episode_ids: Sequence[str]) -> None:
+        """What earlier starts recorded of these episodes no longer counts: their updates are done again."""
+        self._note({"event": "replaced", "episode_ids": list(episode_ids)})
 
-        Args:
-            phases: of which what belongs to `step` itself is replaced, too.
-        """
-        self._note({"event": "resumed", "step": step, "phases": list(phases)})
-
-    def used_again(self, episode_id: str) -> None:
-        """An episode of an earlier start was not sampled again: it stands."""
-        self._note({"event": "used_again", "episode_id": episode_id})
+    def cancelled(self, episode_id: str) -> None:
+        """This episode has ended, and its group was cancelled: it is sampled again later."""
+        self._note({"event": "cancelled", "episode_id": episode_id})
 
     def sync(self) -> None:
         """Bring everything to the disk: it then survives the machine."""

@@ -98,7 +98,7 @@ def _rollout_process(session: Session, served: ServedPolicy, group_size: int) ->
         advantage=advantage_of(recipe.estimator),
         leave_out_equal=recipe.curriculum.refill_rounds > 0,
         max_fault_share=recipe.reward.max_fault_share,
-        journal=session.records.run.episodes,
+        journal=session.records.run.journal,
         attempt=session.records.history.starts - 1,
     )
     return RolloutProcess(job, served.weights.version)

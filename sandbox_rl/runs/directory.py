@@ -6,7 +6,7 @@
       recipe.yaml      the resolved recipe, with the changes that --resume made as comments
       machine.json     versions, devices, which sandbox runs and what it lacks
       history.jsonl    when it was started, resumed from which step, changed in what, and finished
-      replaced/        what was recorded of updates that were done again after a --resume
+      replaced/        metrics and alarms of updates that were done again after a --resume
       metrics.jsonl    one line per logged step
       journal/         every episode, turn by turn
       results.json     held-out results
@@ -76,9 +76,9 @@ class RunDirectory:
         return self.path / "recipe.yaml"
 
     @property
-    def episodes(self) -> Path:
-        """The journal of episodes."""
-        return self.path / "episodes.jsonl"
+    def journal(self) -> Path:
+        """Of all episodes."""
+        return self.path / "journal"
 
     @property
     def metrics(self) -> Path:

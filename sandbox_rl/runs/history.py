@@ -1,8 +1,8 @@
 """What became of a run's directory: starts, changes of its recipe, its end; and records that were replaced.
 
-A run that goes on from a checkpoint does the updates after it again. What had been recorded of them moves to
-`replaced/`, so that each step stands once in the run's files and nothing is lost; episodes that are sampled
-again have their attempt in their id.
+A run that goes on from a checkpoint does the updates after it again. Metrics and alarms of them move to
+`replaced/`, so that each step stands once in the run's files and nothing is lost. The journal keeps its
+episodes and names those that are replaced; what is sampled again has its attempt in its id.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from sandbox_rl.runs.directory import RunDirectory
 
-__all__ = ["History", "group_of_line", "set_lines_aside", "step_of_line"]
+__all__ = ["History", "set_lines_aside", "step_of_line"]
 
 FILE = "history.jsonl"
 
@@ -85,55 +85,36 @@ class History:
                 yield f"changed at step {e['step']}: {e['field']}: {old} -> {new}"
 
 
-def step_of_line(line: bytes) -> tuple[str, int] | None:
-    """Phase ("" where there is none) and step of a line of ours; None for any other.
-
-    Read off its beginning, where they stand: a line can be megabytes. Journals are written without spaces,
-    metrics with them.
-    """
-    head = line[:400].decode("utf-8", "replace")
-    step = re.search(r'"step": ?(\d+)', head)
-    if step is None or not line.endswith(b"\n"):
-        return None
-    phase = re.search(r'"phase": ?"(\w+)"', head)
-    return phase.group(1) if phase else "", int(step.group(1))
+def step_of_line(line: bytes) -> int | None:
+    """The step of a line of ours, which stands at its beginning; None for any other."""
+    found = re.search(rb'"step": ?(\d+)', line[:400])
+    return int(found.group(1)) if found and line.endswith(b"\n") else None
 
 
-def group_of_line(line: bytes) -> int | None:
-    """The group's number in the id of an asynchronous episode; None for any other line."""
-    found = re.search(r'"episode_id": ?"train-(\d+)-', line[:400].decode("utf-8", "replace"))
-    return None if found is None else int(found.group(1))
-
-
-def set_lines_aside(path: Path, replaced: Callable[[bytes], bool], aside: Path) -> int:
+def set_lines_aside(path: Path, replaced: Callable[[bytes], bool], aside: Path) -> None:
     """Move the lines that are replaced from one file to another, whole or not at all.
 
     A kill in between leaves them in both; the next call moves them again, so none is ever lost.
-
-    Returns:
-        The highest step of what was moved; -1 if nothing was.
     """
     if not path.exists():
-        return -1
-    highest = -1
+        return
+    moved = False
     kept_path, aside_path = path.with_name(f".{path.name}.kept"), path.with_name(f".{path.name}.aside")
     try:
         with path.open("rb") as lines, kept_path.open("wb") as kept, aside_path.open("wb") as out:
             for line in lines:
                 if replaced(line):
                     out.write(line)
-                    found = step_of_line(line)
-                    highest = max(highest, 0 if found is None else found[1])
+                    moved = True
                 else:
                     kept.write(line)
             for file in (kept, out):
                 file.flush()
                 os.fsync(file.fileno())
-        if highest >= 0:
+        if moved:
             aside.parent.mkdir(exist_ok=True)
             os.replace(aside_path, aside)
             os.replace(kept_path, path)
     finally:
         kept_path.unlink(missing_ok=True)
         aside_path.unlink(missing_ok=True)
-    return highest

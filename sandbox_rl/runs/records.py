@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,15 +42,17 @@ def open_records(plan: RunPlan, state: PartialState) -> Iterator[Records]:
 
     The first process does it, the others wait.
     """
-    history = _begin(plan, state)
+    history, replaced = _begin(plan, state)
     run = history.run
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "logs")
-    with Journal(run.episodes, repair=state.is_main_process) as journal:
-        state.wait_for_everyone()  # nobody writes before the first process has repaired the journal
+    with Journal(run.journal, process=state.process_index) as journal:
+        if replaced and state.is_main_process:
+            journal.replaced(replaced)
         yield Records(run, history, journal)
 
 
-def _begin(plan: RunPlan, state: PartialState) -> History:
+def _begin(plan: RunPlan, state: PartialState) -> tuple[History, Sequence[str]]:
+    """The history, and the episodes in the journal that this start replaces."""
     recipe, earlier = plan.recipe, plan.earlier
     found: list[Any] = [None]
     with together():
@@ -69,5 +71,5 @@ def _begin(plan: RunPlan, state: PartialState) -> History:
                 )
             ]
     broadcast_object_list(found)
-    history: History = found[0]
-    return history
+    begun: tuple[History, Sequence[str]] = found[0]
+    return begun

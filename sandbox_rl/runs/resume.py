@@ -14,14 +14,16 @@ from typing import Any
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.journal import Index
 from sandbox_rl.runs.directory import RunDirectory, write_atomically
-from sandbox_rl.runs.history import History, group_of_line, set_lines_aside, step_of_line
+from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
 from sandbox_rl.runs.results import known_results
 from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.tasks.prompts import load_prompt_set
 from sandbox_rl.training.asynchronous.ledger import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete, step_of, torn_checkpoints
 from sandbox_rl.training.generations import Generations
+from sandbox_rl.training.groups import group_of
 
 __all__ = ["Earlier", "begin", "find_run", "prompt_digests", "sizes_of", "tasks_digest"]
 
@@ -169,12 +171,16 @@ def begin(
     prompts: Mapping[str, str],
     steps: int,
     processes: int,
-) -> History:
+) -> tuple[History, list[str]]:
     """Bring a run's records to where training begins, before anything is added; on the main process only.
 
     Args:
         steps: updates that the recipe asks for; not above 0 where it does not say.
+
+    Returns:
+        The history, and the episodes in the journal that are replaced: their updates are done again.
     """
+    replaced: list[str] = []
     if earlier is None:
         history = History(run, ()).with_event(
             "started",
@@ -186,7 +192,9 @@ def begin(
         )
     else:
         history, step = earlier.history, earlier.step
-        highest = _set_aside(earlier, mode=recipe.mode, steps=steps)
+        again = _evaluates_again(earlier, steps)
+        replaced, highest = _replaced(earlier, again, mode=recipe.mode)
+        _set_aside(earlier, again)
         for torn in torn_checkpoints(run.checkpoints):  # they would count among those that are kept
             shutil.rmtree(torn)
         for field, (old, new) in earlier.changes.items():
@@ -194,42 +202,48 @@ def begin(
         history = history.with_event("resumed", step, replaced_to=highest, processes=processes)
     notes = "".join(f"# {line}\n" for line in history.changes)
     write_atomically(run.recipe, notes + resolved(recipe))
-    return history
+    return history, replaced
 
 
-def _set_aside(earlier: Earlier, *, mode: str, steps: int) -> int:
-    """What is behind the checkpoint stays; returns the highest step of an episode that does not."""
-    run, step = earlier.run, earlier.step
-    done = earlier.history.finished_at is not None
-    # An evaluation belongs to its step; the one after training, or before it, is done again if it was cut.
-    again = not done and (0 < steps <= step or (step == 0 and "before" not in known_results(run)))
+def _evaluates_again(earlier: Earlier, steps: int) -> bool:
+    """Whether the evaluation that belongs to the checkpoint's step was cut, and is done again."""
+    if earlier.history.finished_at is not None:
+        return False
+    before = "before" in known_results(earlier.run)
+    return 0 < steps <= earlier.step or (earlier.step == 0 and not before)
 
+
+def _replaced(earlier: Earlier, again: bool, *, mode: str) -> tuple[list[str], int]:
+    """The episodes that are not behind the checkpoint, and the highest step of those that ended, or -1."""
+    if not earlier.run.journal.is_dir():
+        return [], -1
     behind: frozenset[int] = frozenset()
     if mode == "async" and earlier.checkpoint is not None:
         behind = GroupProgress().restore(earlier.checkpoint)
 
-    def episode(line: bytes) -> bool:
-        found = step_of_line(line)
-        if found is None:
-            return False
-        phase, at = found
-        if (
-            mode == "async" and phase == "train"
-        ):  # a group is sampled again unless it is behind the checkpoint
-            return group_of_line(line) not in behind
-        return at > step or (at == step and (again or phase != "eval"))
+    def stays(id: str, phase: str | None, step: int) -> bool:
+        if mode == "async" and phase == "train":  # else its group is sampled again
+            return group_of(id) in behind
+        return step < earlier.step or (step == earlier.step and phase == "eval" and not again)
+
+    with Index(earlier.run.journal) as index:
+        index.refresh()
+        rows = index.select("SELECT id, phase, step, state FROM episodes WHERE NOT replaced AND step >= 0")
+    gone = [row for row in rows if not stays(row["id"], row["phase"], row["step"])]
+    return [row["id"] for row in gone], max((r["step"] for r in gone if r["state"] == "ended"), default=-1)
+
+
+def _set_aside(earlier: Earlier, again: bool) -> None:
+    """Metrics and alarms of updates that are done again."""
+    run, step = earlier.run, earlier.step
 
     def metric(line: bytes) -> bool:
         found = step_of_line(line)
-        return found is not None and (
-            found[1] > step or (found[1] == step and again and b'"eval/' in line[:4000])
-        )
+        return found is not None and (found > step or (found == step and again and b'"eval/' in line[:4000]))
 
-    number = earlier.history.starts
-    highest = set_lines_aside(run.episodes, episode, run.path / "replaced" / f"episodes-{number}.jsonl")
     for path in (run.metrics, run.path / "alarms.jsonl"):
-        set_lines_aside(path, metric, run.path / "replaced" / f"{path.stem}-{number}.jsonl")
-    return highest
+        aside = run.path / "replaced" / f"{path.stem}-{earlier.history.starts}.jsonl"
+        set_lines_aside(path, metric, aside)
 
 
 def _changes(old: Recipe, new: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,8 +99,7 @@ def _rollouts(
         again=session.records.history.again,
         curriculum=curriculum,
         over_sampling=over_sampling,
-        on_step=_journal(session, "train"),
-        on_cut=_journal(session, "cancelled"),
+        journal=session.records.journal,
         observer=EachRollout(ended),
         audit=audit.samples,
     )
@@ -147,10 +146,6 @@ def _bar(session: Session, args: Any, rhythm: Generations) -> Any:
     checkpoint = session.plan.checkpoint
     done = 0 if checkpoint is None else episodes(step_of(checkpoint))
     return session.display.progress("Training", episodes(args.max_steps), done=done)
-
-
-def _journal(session: Session, phase: str) -> Callable[[int, Sequence[Rollout]], None]:
-    return lambda step, batch: session.records.journal.write_all(batch, phase=phase, step=step)
 
 
 def _numbers(groups: int) -> Dataset:

@@ -14,8 +14,9 @@ from typing import Any
 
 from sandbox_rl.audit.rows import TokenClass
 from sandbox_rl.audit.samples import SampleAudit
+from sandbox_rl.journal import Journal, JournalObserver
 from sandbox_rl.metrics import group_metrics, rollout_metrics
-from sandbox_rl.observer import Observer
+from sandbox_rl.observer import Observer, Observers
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.rollout.over_sampling import OverSampling
@@ -33,7 +34,6 @@ from sandbox_rl.types import Rollout, Task
 __all__ = ["GroupRollouts", "outcome_reward"]
 
 Group = Sequence[Rollout]
-OnStep = Callable[[int, Sequence[Rollout]], None]
 
 
 def outcome_reward(
@@ -91,8 +91,7 @@ class GroupRollouts:
         shuffle: whether each pass over the tasks has an order of its own.
         curriculum: draws the tasks and refills groups that teach nothing.
         over_sampling: starts more groups than are trained on and cancels the slowest; no curriculum then.
-        on_step: called with the step and all its rollouts, replaced ones too, once they are all there.
-        on_cut: called with the step and the episodes that had ended in groups that were cancelled.
+        journal: gets every episode as it happens.
         again: step → how often it was sampled before; part of the episodes' ids.
         observer: sees the episodes as they happen.
         audit: is told what was sampled before the trainer gets it.
@@ -112,8 +111,7 @@ class GroupRollouts:
         shuffle: bool = True,
         curriculum: Curriculum | None = None,
         over_sampling: OverSampling | None = None,
-        on_step: OnStep | None = None,
-        on_cut: OnStep | None = None,
+        journal: Journal | None = None,
         observer: Observer | None = None,
         audit: SampleAudit | None = None,
         again: Callable[[int], int] = lambda step: 0,
@@ -132,8 +130,7 @@ class GroupRollouts:
         self._last: int | None = None
         self._curriculum = curriculum
         self._over_sampling = over_sampling
-        self._on_step = on_step
-        self._on_cut = on_cut
+        self._journal = journal
         self._observer = observer
         self._audit = audit
         self._again = again
@@ -188,10 +185,17 @@ class GroupRollouts:
             retried=retried,
         )
 
-    def _roll_out(self, requests: Sequence[Sequence[EpisodeRequest]]) -> tuple[Group, ...]:
+    def _observers(self, now: _Generation) -> Observer:
+        """Whoever sees the episodes of a generation."""
+        if self._journal is None:
+            return Observers(self._observer)
+        context = {"phase": "train", "step": now.step}
+        return Observers(JournalObserver(self._journal, lambda _: context), self._observer)
+
+    def _roll_out(self, now: _Generation, requests: Sequence[Sequence[EpisodeRequest]]) -> tuple[Group, ...]:
         """A group for each list of requests."""
         flat = [request for group in requests for request in group]
-        rollouts = iter(self._loop.run(self._engine.run(flat, observer=self._observer)))
+        rollouts = iter(self._loop.run(self._engine.run(flat, observer=self._observers(now))))
         return tuple([next(rollouts) for _ in group] for group in requests)
 
     def _draw(self, now: _Generation, count: int) -> _Drawn:
@@ -201,7 +205,7 @@ class GroupRollouts:
             names = self._curriculum.draw(names, now.number)
         requests = [self._requests(now, now.first + place, name) for place, name in enumerate(names)]
         with together():
-            return _Drawn(self._roll_out(requests))
+            return _Drawn(self._roll_out(now, requests))
 
     def _draw_over_sampled(self, now: _Generation, count: int) -> _Drawn:
         """No step waits for its slowest groups (`rollout.over_sample`)."""
@@ -212,7 +216,8 @@ class GroupRollouts:
             for group in plan.groups
         ]
         with together():
-            found = self._loop.run(self._engine.run_groups(requests, keep=plan.keep, observer=self._observer))
+            running = self._engine.run_groups(requests, keep=plan.keep, observer=self._observers(now))
+            found = self._loop.run(running)
         metrics = self._over_sampling.record(plan, now.number, found.seconds, found.cut_after)
         return _Drawn(tuple(found.ended.values()), found.cut, metrics)
 
@@ -223,7 +228,7 @@ class GroupRollouts:
 
         def roll_out(chosen: Sequence[tuple[int, str]], number: int) -> Sequence[Group]:
             return self._roll_out(
-                [self._requests(now, now.first + place, name, refill=number) for place, name in chosen]
+                now, [self._requests(now, now.first + place, name, refill=number) for place, name in chosen]
             )
 
         return refill(drawn, curriculum, now.number, roll_out)
@@ -232,10 +237,10 @@ class GroupRollouts:
         """Everybody who wants to know what was rolled out, before the trainer gets it."""
         everything = (*refilled.groups, *refilled.left_out)
         with together():
-            if self._on_cut is not None and drawn.cut:
-                self._on_cut(now.step, drawn.cut)
-            if self._on_step is not None:
-                self._on_step(now.step, [rollout for group in everything for rollout in group])
+            if self._journal is not None:
+                for rollout in drawn.cut:
+                    self._journal.cancelled(rollout.trajectory.episode_id)
+                self._journal.sync()
         if self._curriculum is not None:
             self._curriculum.record([outcome_of(group) for group in everything])
         if self._audit is not None:

@@ -6,6 +6,7 @@ on: all of it follows from the group's number and its rewards alone.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Rollout, Task
 
-__all__ = ["Advantage", "GroupRow", "advantages", "group_requests", "group_rows", "teaches"]
+__all__ = ["Advantage", "GroupRow", "advantages", "group_of", "group_requests", "group_rows", "teaches"]
 
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
 
@@ -54,6 +55,12 @@ def group_requests(
         )
         for sample in range(size)
     ]
+
+
+def group_of(episode_id: str) -> int | None:
+    """The group's number in the id of a training episode; None for any other id."""
+    found = re.match(r"train-(\d+)[-.]", episode_id)
+    return None if found is None else int(found.group(1))
 
 
 def teaches(group: Sequence[Rollout]) -> bool:

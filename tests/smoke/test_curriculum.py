@@ -55,7 +55,7 @@ def counts(run: Path, step: int) -> dict[str, list[float]]:
 def journal(run: Path, step: int) -> list[tuple[str, float, int]]:
     """The groups of a step, as drawn and then those of refills: task, sum of rewards, judged rollouts."""
     groups: dict[tuple[bool, str], list[dict]] = {}
-    for record in read_journal(run / "episodes.jsonl"):
+    for record in read_journal(run / "journal"):
         if record["phase"] == "train" and record["step"] == step:
             name = re.sub(r"-\d{4}(-r\d+)?$", "", record["episode_id"])
             groups.setdefault((".refill" in name, name), []).append(record)

@@ -179,7 +179,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 def sampled(run: Path) -> dict[int, list]:
     """Step → its episodes: task and sampled ids, in the order of the groups' numbers and their samples."""
     steps: dict[int, list] = {}
-    for record in read_journal(run / "episodes.jsonl"):
+    for record in read_journal(run / "journal"):
         turns = tuple(tuple(turn["token_ids"]) for turn in record["turns"])
         place = re.sub(r"-r\d+$", "", record["episode_id"])
         steps.setdefault(record["step"], []).append((place, record["task_id"], turns))

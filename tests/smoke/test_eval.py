@@ -114,7 +114,7 @@ def sandbox_rl(command):
 
 
 def records(suite) -> list[dict]:
-    return list(read_journal(suite.parent / "out" / "episodes.jsonl"))
+    return list(read_journal(suite.parent / "out" / "journal"))
 
 
 def test_both_modes_and_what_is_left_behind(suite, endpoint):
@@ -129,8 +129,8 @@ def test_both_modes_and_what_is_left_behind(suite, endpoint):
     assert results.unjudged == 0
     out = suite.parent / "out"
     assert sorted(p.name for p in out.iterdir()) == [
-        "episodes.jsonl",
         "evaluation.json",
+        "journal",
         "results.json",
         "results.md",
     ]
@@ -149,9 +149,9 @@ def test_a_kill_on_the_command_line_loses_and_repeats_nothing(suite, endpoint):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    journal = suite.parent / "out" / "episodes.jsonl"
+    journal = suite.parent / "out" / "journal"
     deadline = time.monotonic() + 100
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 10:
+    while sum(path.read_bytes().count(b'"ended"') for path in journal.glob("*.jsonl")) < 10:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -246,12 +246,12 @@ def test_a_judge_that_is_down_leaves_rows_unjudged_until_it_is_back(suite, endpo
 )
 def test_resume_refuses_another_measurement(suite, endpoint, changes, named):
     evaluate(options(suite, endpoint, mode="plain"), display=Silent())
-    before = (suite.parent / "out" / "episodes.jsonl").read_bytes()
+    before = sorted((suite.parent / "out" / "journal").iterdir())
     fields = {"mode": "plain", "resume": True, **changes}
     with pytest.raises(ConfigError, match=rf"^--resume: {named}.*the run has .*, now ") as caught:
         evaluate(options(suite, endpoint, **fields), display=Silent())
     assert "\n" not in str(caught.value)
-    assert (suite.parent / "out" / "episodes.jsonl").read_bytes() == before
+    assert sorted((suite.parent / "out" / "journal").iterdir()) == before
 
 
 def test_resume_refuses_other_prompts_and_other_rows(suite, endpoint):
@@ -435,8 +435,8 @@ def test_ctrl_c_says_how_to_go_on(suite, endpoint):
     watchdog = threading.Timer(100, process.kill)
     watchdog.start()
     try:
-        journal = suite.parent / "out" / "episodes.jsonl"
-        while process.poll() is None and not (journal.exists() and journal.stat().st_size):
+        journal = suite.parent / "out" / "journal"
+        while process.poll() is None and not any(path.stat().st_size for path in journal.glob("*.jsonl")):
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate()

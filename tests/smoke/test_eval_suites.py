@@ -58,7 +58,7 @@ def test_it_is_measured_every_n_updates_and_at_the_end(run):
         assert (results.modes["sandbox"].episodes, results.unjudged) == (6, 0)
         assert "| one |" in (folder / "results.md").read_text()
         # The very policy of that step: its samples carry the number of updates.
-        versions = {t["weight_version"] for r in read_journal(folder / "episodes.jsonl") for t in r["turns"]}
+        versions = {t["weight_version"] for r in read_journal(folder / "journal") for t in r["turns"]}
         assert versions == {step}
 
 

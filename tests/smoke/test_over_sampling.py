@@ -58,7 +58,7 @@ def start(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def episodes(run: Path, phase: str) -> list[dict]:
-    return [record for record in read_journal(run / "episodes.jsonl") if record["phase"] == phase]
+    return [record for record in read_journal(run / "journal") if record["phase"] == phase]
 
 
 def test_a_killed_run_goes_on_with_the_groups_that_waited(tmp_path):

@@ -85,7 +85,7 @@ def trained(recipe) -> tuple[Path, str]:
 
 
 def records(run: Path, phase: str) -> list[dict]:
-    return [record for record in read_journal(run / "episodes.jsonl") if record["phase"] == phase]
+    return [record for record in read_journal(run / "journal") if record["phase"] == phase]
 
 
 def test_a_person_sees_results_and_the_model_s_path(trained):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import json
 import random
 import re
 from pathlib import Path
@@ -14,13 +13,20 @@ import yaml
 from typer.testing import CliRunner
 
 from sandbox_rl import (
+    Answer,
+    AnswerStatus,
     ChatFormat,
     ExecResult,
     ExecStatus,
+    Journal,
+    Reward,
+    Rollout,
+    StopReason,
     Stream,
     Task,
     ToolCall,
     ToolFailure,
+    Trajectory,
     cli,
     load_recipe,
     load_tasks,
@@ -105,8 +111,11 @@ def test_an_installed_package_adds_a_command(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "sandbox_rl.registry.entry_points", lambda group: [entry] * (group == cli.COMMANDS.group)
     )
-    lines = [{"reward": {"value": value}} for value in (1.0, 0.0, None, 0.5)]
-    (tmp_path / "episodes.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with Journal(tmp_path / "journal") as journal:
+        for number, value in enumerate((1.0, 0.0, None, 0.5)):
+            answer, name = Answer(AnswerStatus.OK, "4"), f"e-{number}"
+            trajectory = Trajectory("t", (1,), (), StopReason.SUBMITTED, answer, name)
+            journal.ended(Rollout(trajectory, Reward(value), Task("t", "?", "4")))
     done = CliRunner().invoke(cli.whole_app(), ["count", str(tmp_path)])
     assert (done.exit_code, done.stdout) == (0, "2 of 4 episodes earned something\n")
 

@@ -145,9 +145,9 @@ def test_what_a_resumed_run_does_again_replaces_what_was_recorded_of_it(tmp_path
             for phase in ("train", "eval"):
                 write(journal, rollout(id=f"{phase}-{step}"), phase=phase, step=step)
     with Journal(tmp_path, start=1) as journal:
-        journal.resumed(1, ["train"])
+        journal.replaced(["train-1", "train-2", "eval-2"])
         assert stand() == ["eval-0", "eval-1", "train-0"]
-        journal.used_again("train-1")
+        write(journal, rollout(id="train-1"), phase="train", step=1)
         write(journal, rollout(id="train-2-r1"), phase="train", step=2)
     assert stand() == ["eval-0", "eval-1", "train-0", "train-1", "train-2-r1"]
 
@@ -160,6 +160,13 @@ def test_turns_of_an_episode_that_was_lost_to_a_fault_do_not_count(tmp_path):
         journal.ended(Rollout(trajectory, Reward(None), rollout().task))
     (record,) = read_journal(tmp_path)
     assert trajectory_from_record(record) == trajectory
+
+
+def test_an_episode_of_a_group_that_is_sampled_again_is_told_apart(tmp_path):
+    with Journal(tmp_path) as journal:
+        write(journal, rollout(), phase="train", step=3)
+        journal.cancelled("e-1")
+    assert [record["phase"] for record in read_journal(tmp_path)] == ["cancelled"]
 
 
 def test_an_episode_that_was_cancelled_is_not_under_way(tmp_path):

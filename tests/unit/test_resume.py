@@ -14,7 +14,7 @@ from transformers.integrations import TensorBoardCallback
 
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.journal import Journal
+from sandbox_rl.journal import Index, Journal, read_journal
 from sandbox_rl.runs.directory import RunDirectory, set_aside
 from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
 from sandbox_rl.runs.resume import Earlier, begin, find_run, prompt_digests, sizes_of
@@ -66,9 +66,13 @@ def start(tmp_path, earlier=None, *, name="r", **changes):
     args, found = sizes(loaded, tmp_path)
     tasks = load_tasks(loaded.data, split="train", base_dir=tmp_path)
     run = RunDirectory.new(tmp_path / "runs", name) if earlier is None else earlier.run
-    return begin(
+    history, replaced = begin(
         run, earlier, loaded, tasks=tasks, sizes=found, prompts=WORDS, steps=args.max_steps, processes=1
     )
+    if replaced:
+        with Journal(run.journal) as journal:
+            journal.replaced(replaced)
+    return history
 
 
 def checkpoint(run, step):
@@ -87,34 +91,32 @@ def steps(path):
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def train(step):
-    return {"phase": "train", "step": step, "episode_id": f"train-{step:06d}.0-0-0000"}
+def record(run, *episodes):
+    """Episodes in the journal: (id, phase, step)."""
+    with Journal(run.journal) as journal:
+        for name, phase, step in episodes:
+            trajectory = Trajectory("t", (1,), (), StopReason.TIMEOUT, Answer(AnswerStatus.MISSING), name)
+            journal.ended(Rollout(trajectory, Reward(0.0), Task("t", "?", "1")), phase=phase, step=step)
+
+
+def standing(run):
+    return [r["episode_id"] for r in read_journal(run.journal)]
 
 
 def test_updates_that_are_done_again_stand_once_and_nothing_is_lost(tmp_path):
     run = start(tmp_path).run
     checkpoint(run, 2)
     write(run.metrics, *({"step": step, "loss": 0.0} for step in (1, 2, 3)), {"step": 3, "eval/accuracy": 1})
-    write(run.episodes, {"phase": "eval", "step": 0}, *(train(step) for step in range(4)))
-    write(run.episodes, {"phase": "eval", "step": 2}, {"phase": "eval", "step": 3})
-    write(run.episodes, {"phase": "cancelled", "step": 2})
-    with run.episodes.open("ab") as file:
-        file.write(b'{"phase": "train", "step": 3, "epi')  # torn by the kill
-    before = run.episodes.read_bytes(), run.metrics.read_bytes()
+    record(run, ("eval-0", "eval", 0), *((f"train-{step}", "train", step) for step in range(4)))
+    record(run, ("eval-2", "eval", 2), ("eval-3", "eval", 3), ("cut-2", "cancelled", 2))
 
     earlier = Earlier.of(recipe(tmp_path), "")
     assert earlier.step == 2
     history = start(tmp_path, earlier)
     assert steps(run.metrics) == [1, 2]
-    kept = run.episodes.read_bytes().splitlines(keepends=True)
-    assert [step_of_line(line) for line in kept if line.endswith(b"}\n")] == [
-        ("eval", 0),
-        ("train", 0),
-        ("train", 1),
-        ("eval", 2),
-    ]
-    aside = (run.path / "replaced" / "episodes-1.jsonl").read_bytes().splitlines(keepends=True)
-    assert sorted(kept + aside) == sorted(before[0].splitlines(keepends=True))
+    assert standing(run) == ["eval-0", "train-0", "train-1", "eval-2"]
+    with Index(run.journal) as index:
+        assert index.refresh() == 8, "nothing is lost"
     assert steps(run.path / "replaced" / "metrics-1.jsonl") == [3, 3]
     assert [history.again(step) for step in range(6)] == [0, 0, 1, 1, 0, 0]
     assert (history.starts, history.finished_at) == (2, None)
@@ -122,30 +124,33 @@ def test_updates_that_are_done_again_stand_once_and_nothing_is_lost(tmp_path):
 
 def test_a_kill_while_records_are_moved_loses_none(tmp_path):
     """Between the two renames they stand in both files; the next start moves them again."""
-    path = tmp_path / "episodes.jsonl"
-    write(path, train(0), train(1))
+    path = tmp_path / "metrics.jsonl"
+    write(path, {"step": 0}, {"step": 1})
     (tmp_path / "replaced").mkdir()
-    write(tmp_path / "replaced" / "episodes-1.jsonl", train(1))
-    assert set_lines_aside(path, lambda line: b'"step": 1' in line, tmp_path / "replaced" / "b.jsonl") == 1
+    write(tmp_path / "replaced" / "metrics-1.jsonl", {"step": 1})
+    set_lines_aside(path, lambda line: step_of_line(line) == 1, tmp_path / "replaced" / "b.jsonl")
     assert steps(path) == [0]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["episodes.jsonl", "replaced"]
+    assert steps(tmp_path / "replaced" / "b.jsonl") == [1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "replaced"]
 
 
-def test_lines_are_known_as_the_journal_writes_them(tmp_path):
-    path = tmp_path / "episodes.jsonl"
-    trajectory = Trajectory("t", (1,), (), StopReason.TIMEOUT, Answer(AnswerStatus.MISSING))
-    rollout = Rollout(trajectory, Reward(0.0), Task("t", "?", "1"))
-    with Journal(path) as journal:
-        journal.write(rollout, phase="eval", step=12)
-        journal.write(rollout, phase="train", step=3)
-    assert [step_of_line(line) for line in path.read_bytes().splitlines(True)] == [("eval", 12), ("train", 3)]
+def test_a_second_resume_replaces_what_the_first_has_sampled_again(tmp_path):
+    run = start(tmp_path).run
+    checkpoint(run, 1)
+    record(run, ("train-0", "train", 0), ("train-1", "train", 1))
+    start(tmp_path, Earlier.of(recipe(tmp_path), ""))
+    record(run, ("train-1-r1", "train", 1))
+    assert standing(run) == ["train-0", "train-1-r1"]
+    history = start(tmp_path, Earlier.of(recipe(tmp_path), ""))
+    assert standing(run) == ["train-0"]
+    assert history.again(1) == 2
 
 
 def test_nothing_moves_where_nothing_is_replaced(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, {"step": 1})
     inode = path.stat().st_ino
-    assert set_lines_aside(path, lambda line: False, tmp_path / "replaced" / "m.jsonl") == -1
+    set_lines_aside(path, lambda line: False, tmp_path / "replaced" / "m.jsonl")
     assert path.stat().st_ino == inode
     assert not (tmp_path / "replaced").exists()
 
@@ -154,10 +159,10 @@ def test_an_evaluation_that_is_done_again_is_replaced(tmp_path):
     """Killed in the evaluation after training: it belongs to the step of the checkpoint, and comes again."""
     run = start(tmp_path).run
     checkpoint(run, 4)
-    write(run.episodes, train(3), {"phase": "eval", "step": 4})
+    record(run, ("train-3", "train", 3), ("eval-4", "eval", 4))
     write(run.metrics, {"step": 4, "loss": 0.0}, {"step": 4, "eval/accuracy": 1})
     start(tmp_path, Earlier.of(recipe(tmp_path), ""))
-    assert steps(run.episodes) == [3]
+    assert standing(run) == ["train-3"]
     assert ["loss" in line for line in run.metrics.read_text().splitlines()] == [True]
 
 
@@ -302,15 +307,9 @@ def test_asynchronous_episodes_that_are_sampled_again_stand_once(tmp_path):
     (run.checkpoints / "checkpoint-2" / "groups.json").write_text(json.dumps(state))
     mark_complete(run.checkpoints / "checkpoint-2")
     ids = [f"train-{group:06d}-0000" for group in range(5)]
-    lines = [{"phase": "train", "step": 1 + n % 3, "episode_id": name} for n, name in enumerate(ids)]
-    write(run.episodes, *lines)
+    record(run, *((name, "train", 1 + n % 3) for n, name in enumerate(ids)))
     start(tmp_path, Earlier.of(recipe(tmp_path, **served), ""), **served)
-
-    def groups(path):
-        return [json.loads(line)["episode_id"] for line in path.read_text().splitlines()]
-
-    assert groups(run.episodes) == [ids[0], ids[1], ids[3]]
-    assert groups(run.path / "replaced" / "episodes-1.jsonl") == [ids[2], ids[4]]
+    assert standing(run) == [ids[0], ids[1], ids[3]]
 
 
 def test_what_a_kill_has_left_of_a_save_is_removed(tmp_path):

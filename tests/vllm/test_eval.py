@@ -32,7 +32,7 @@ def test_both_modes_of_a_served_model(tmp_path, vllm_python):
     results = evaluate(asked, display=Silent()).results
     assert {mode: found.episodes for mode, found in results.modes.items()} == {"sandbox": 6, "plain": 6}
     assert results.unjudged == 0
-    records = list(read_journal(output / "episodes.jsonl"))
+    records = list(read_journal(output / "journal"))
     assert all(turn["token_ids"] for record in records for turn in record["turns"])
     assert {len(record["turns"]) for record in records if record["mode"] == "plain"} == {1}
     assert (output / "vllm.log").stat().st_size > 0

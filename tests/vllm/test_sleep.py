@@ -87,7 +87,7 @@ def test_a_run_whose_server_sleeps_trains_on_what_it_published(write_recipe):
     # The second rollouts were sampled from the weights after the first update, or the gap would be wide.
     assert all(0 < line["mismatch/mean"] < 1e-4 and line["mismatch/max"] < 1e-2 for line in steps)
     assert any(line["grad_norm"] > 0 for line in steps)
-    records = [r for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]
+    records = [r for r in read_journal(run / "journal") if r["phase"] == "train"]
     versions = {(r["step"], turn["weight_version"]) for r in records for turn in r["turns"]}
     assert versions == {(0, 0), (1, 1)}
     (warm,) = (recipe.parent / "runs" / "warmup").glob("*/model.safetensors")

@@ -128,7 +128,7 @@ def test_two_processes_share_one_server(write_recipe):
     printed = "".join(finish(process) for process in prepared.ranks(2, "sandbox_rl.cli", "train", recipe))
     assert printed.count("export") == 1
     run = recipe.parent / "runs" / "two"
-    records = [r for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]
+    records = [r for r in read_journal(run / "journal") if r["phase"] == "train"]
     # Two groups on each process in each step; a group's number is that in the whole run.
     assert {r["episode_id"].rpartition("-")[0] for r in records} == {f"train-{n:06d}" for n in range(8)}
     assert {(r["step"], t["weight_version"]) for r in records for t in r["turns"]} == {(0, 0), (1, 1)}
@@ -167,7 +167,7 @@ def test_asynchronous_survives_a_kill(write_recipe):
     behind = set(range(state["first"])) | set(state["ahead"])
     assert behind
     finish(start(str(recipe), "--resume"))
-    names = [r["episode_id"] for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]
+    names = [r["episode_id"] for r in read_journal(run / "journal") if r["phase"] == "train"]
     assert len({name.removesuffix("-r1") for name in names}) == len(names), "no group stands twice"
     groups = {int(name.split("-")[1]) for name in names if name.endswith("-r1")}
     assert groups
@@ -183,7 +183,7 @@ def test_asynchronous_survives_a_kill(write_recipe):
         ("resumed", step_of(checkpoint)),
         ("finished", 4),
     ]
-    ids = [r["episode_id"] for r in read_journal(run / "episodes.jsonl")]
+    ids = [r["episode_id"] for r in read_journal(run / "journal")]
     assert len(ids) == len(set(ids)), "an id names one episode"
     used = GroupProgress().restore(last_complete(run / "checkpoints"))
     assert behind < used
@@ -272,7 +272,7 @@ def test_asynchronous_with_adapters(write_recipe):
     finish(start(str(recipe)))
     run = recipe.parent / "runs" / "adapters"
     (warm,) = (recipe.parent / "runs" / "warmup").glob("*/model.safetensors")
-    records = [r for r in read_journal(run / "episodes.jsonl") if r["phase"] == "train"]
+    records = [r for r in read_journal(run / "journal") if r["phase"] == "train"]
     right, stale = [], []
     for checkpoint in sorted((run / "checkpoints").glob("checkpoint-*")):
         version = int(checkpoint.name.partition("-")[2])  # the number of updates

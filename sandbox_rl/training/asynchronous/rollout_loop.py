@@ -19,7 +19,7 @@ from typing import Any
 
 from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.errors import InfraFault
-from sandbox_rl.journal import Journal
+from sandbox_rl.journal import Journal, JournalObserver
 from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.policies.base import WeightVersion
 from sandbox_rl.rollout import RolloutEngine
@@ -34,6 +34,8 @@ PR_SET_PDEATHSIG = 1
 FAILED_GROUPS = 8
 """Groups in a row of which every episode failed on our side, after which it is no accident."""
 HEARTBEAT_S = 1.0
+ROLLOUT_PROCESS = 9_000
+"""Number of the rollouts' process in the journal, beside the trainer's ranks."""
 POLL_S = 0.05
 """Between two looks for admitted groups, where another could start."""
 
@@ -103,7 +105,7 @@ def roll_out(job: RolloutJob, channels: Channels) -> None:
 
 async def _roll_out(job: RolloutJob, channels: Channels) -> None:
     engine, tasks = job.build(channels.version)
-    with Journal(job.journal) as journal:
+    with Journal(job.journal, process=ROLLOUT_PROCESS) as journal:
         async with engine:
             groups = _Groups(job, channels, engine, tasks, journal)
             live: set[asyncio.Task[None]] = set()
@@ -147,7 +149,9 @@ class _Groups:
         self._channels = channels
         self._engine = engine
         self._tasks = tasks
-        self._journal = journal
+        self._observer = JournalObserver(
+            journal, lambda _: {"phase": "train", "step": channels.version.value}
+        )
         self._failed_in_a_row = 0
         self._faults = _FaultsInOrder(FaultWatch(job.max_fault_share))
 
@@ -165,7 +169,7 @@ class _Groups:
         task = of_group(self._tasks, number, seed=job.seed)
         requests = group_requests(task, number, seed=job.seed, size=job.group_size, again=job.attempt)
         try:
-            rollouts = await self._engine.run(requests)
+            rollouts = await self._engine.run(requests, observer=self._observer)
         except InfraFault as fault:
             self._faults.ended(number, [str(fault)] * job.group_size)
             self._failed_in_a_row += 1
@@ -174,8 +178,6 @@ class _Groups:
             channels.finished.put(failed_group(number, job.group_size))
             return
         self._failed_in_a_row = 0
-        step = channels.version.value
-        await asyncio.to_thread(self._journal.write_all, rollouts, phase="train", step=step)
         self._faults.ended(number, rollouts)
         occupancy = self._engine.occupancy.take()
         channels.metrics.put(rollout_metrics(rollouts) | group_metrics([rollouts]) | occupancy)
