@@ -7,9 +7,9 @@ from fractions import Fraction
 
 from sandbox_rl.rewards.base import BadGold
 from sandbox_rl.rewards.formulas.answers import read
-from sandbox_rl.rewards.formulas.compare import quantities
 from sandbox_rl.rewards.formulas.exact import exact_or_none
 from sandbox_rl.rewards.formulas.nodes import Node, is_name, is_plain
+from sandbox_rl.rewards.formulas.quantities import quantities
 from sandbox_rl.rewards.formulas.tokens import Unread
 from sandbox_rl.rewards.units import NO_UNIT, converted, parse_unit
 from sandbox_rl.types import Task

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 
 from sandbox_rl.rewards.formulas.exact import TooLarge, exact_or_none
 from sandbox_rl.rewards.formulas.nodes import Node, is_name, is_plain, symbols, walk
+from sandbox_rl.rewards.formulas.quantities import same_quantities
 from sandbox_rl.rewards.formulas.readings import VALUES, both_signs, readings
 from sandbox_rl.rewards.formulas.realsets import NotASet, flattened, is_set_like, same_set
 from sandbox_rl.rewards.formulas.values import proportional, same_value
-from sandbox_rl.rewards.units import NO_UNIT, Unit, converted, parse_unit
 
-__all__ = ["quantities", "same"]
+__all__ = ["same"]
 
 _ARITHMETIC = frozenset({"num", "add", "mul", "div", "neg"})
-
-
-_SPACED = Node("text", name="spaced")
 
 
 def same(said: Node, gold: Node) -> bool:
@@ -32,7 +28,7 @@ def _same(said: Node, gold: Node) -> bool:
     if said == gold:
         return True
     if "quantity" in (said.kind, gold.kind) and not {"rel", "list", "tuple", "set"} & {said.kind, gold.kind}:
-        return _quantities(said, gold)
+        return same_quantities(said, gold, _same)
     if (several := both_signs(said)) is not None:
         return _same(several, gold)
     if (several := both_signs(gold)) is not None:
@@ -268,67 +264,3 @@ def _matched(said: Sequence[Node], gold: Sequence[Node]) -> bool:
             return False
         left.remove(match)
     return True
-
-
-def quantities(node: Node) -> tuple[Node, str]:
-    """A value and its unit's spelling, "" without one."""
-    return (node.args[0], node.name) if node.kind == "quantity" else (node, "")
-
-
-def _quantities(said: Node, gold: Node) -> bool:
-    readings = [_product(node) for node in (said, gold)]
-    if readings[0] is not None and readings[1] is not None and _same(readings[0], readings[1]):
-        return True
-    (value, spelled), (wanted, unit) = quantities(said), quantities(gold)
-    if spelled and unit:
-        return _with_units(value, spelled, wanted, unit)
-    if spelled:  # a unit beside a bare gold
-        known = parse_unit(spelled)
-        return known is not None and _is_unit(said) and _without(value, known, gold)
-    known = parse_unit(unit) or NO_UNIT
-    if not _is_unit(gold):
-        return False
-    if _same(said, wanted):
-        return True
-    return known.dimension in ("percent", "degree") and _same(said, _scaled(wanted, known))
-
-
-def _product(node: Node) -> Node | None:
-    if node.kind != "quantity":
-        return node
-    return node.args[1] if len(node.args) > 1 else None
-
-
-def _is_unit(node: Node) -> bool:
-    """Whether the letters behind the value are surely a unit."""
-    return len(node.args) == 1 or _SPACED in node.args
-
-
-def _without(value: Node, unit: Unit, gold: Node) -> bool:
-    if unit.dimension == "percent":
-        return _same(_scaled(value, unit), gold)
-    return _same(value, gold) or (unit.dimension == "degree" and _same(_scaled(value, unit), gold))
-
-
-def _scaled(value: Node, unit: Unit) -> Node:
-    return Node("func", (value,), "percent" if unit.dimension == "percent" else "degrees")
-
-
-def _angle(value: Node, unit: Unit) -> Node:
-    return _scaled(value, unit) if unit.dimension == "degree" else value
-
-
-def _with_units(value: Node, spelled: str, wanted: Node, unit: str) -> bool:
-    first, second = parse_unit(spelled), parse_unit(unit)
-    if first is None or second is None:
-        return first is second and spelled.casefold() == unit.casefold() and _same(value, wanted)
-    if first == second:
-        return _same(value, wanted)
-    if first.dimension != second.dimension:
-        turned = {unit.dimension: _angle(node, unit) for node, unit in ((value, first), (wanted, second))}
-        return turned.keys() == {"degree", "radian"} and _same(turned["degree"], turned["radian"])
-    if first.offset or second.offset:
-        number = exact_or_none(value)
-        return number is not None and exact_or_none(wanted) == converted(number, first, second)
-    factor = Node("num", number=Fraction(first.factor / second.factor))
-    return same_value(Node("mul", (factor, value)), wanted)
