@@ -19,6 +19,13 @@ from typing import Any, Self, TypeVar
 
 import aiohttp
 import orjson  # prompts of 32,768 ids block the loop of all episodes while they are written and read
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+)
 
 __all__ = ["Address", "BadAddress", "GaveUp", "HttpClient", "Refused", "Retries", "Unreachable"]
 
@@ -123,26 +130,43 @@ class Retries:
             GaveUp: too many tries failed, or the time was up after the first.
         """
         failures: list[Unreachable] = []
+
+        async def pause(seconds: float) -> None:
+            await asyncio.sleep(max(seconds, failures[-1].wait_s))
+            if between is not None:
+                await between()
+
+        async def one_try() -> T:
+            try:
+                return await attempt()
+            except Unreachable as error:
+                failures.append(error)
+                raise
+
+        tries = AsyncRetrying(
+            stop=stop_after_attempt(self.count + 1),
+            wait=self.wait,
+            retry=retry_if_exception_type(Unreachable),
+            sleep=pause,
+            reraise=True,
+        )
         try:
             async with asyncio.timeout(timeout):
-                while len(failures) <= self.count:
-                    if failures:
-                        await asyncio.sleep(self._wait(failures))
-                        if between is not None:
-                            await between()
-                    try:
-                        return await attempt()
-                    except Unreachable as error:
-                        failures.append(error)
+                return await tries(one_try)
         except TimeoutError:
             if not failures:
                 raise
+        except Unreachable:
+            pass
         raise GaveUp(failures)
 
-    def _wait(self, failures: Sequence[Unreachable]) -> float:
-        wait = min(LONGEST_WAIT_S, self.first_wait_s * 2.0 ** (len(failures) - 1))
-        # Jitter: those who share a server fail together and must not come back together.
-        return max(wait * random.uniform(0.5, 1.5), failures[-1].wait_s)
+    def wait(self, state: RetryCallState) -> float:
+        """Seconds before the next try: doubling, up to `LONGEST_WAIT_S`, times 0.5 to 1.5.
+
+        Those who share a server fail together and must not come back together.
+        """
+        doubling = wait_exponential(multiplier=self.first_wait_s, max=LONGEST_WAIT_S)
+        return doubling(state) * random.uniform(0.5, 1.5)
 
 
 class HttpClient:

@@ -7,6 +7,7 @@ import email.utils
 import time
 
 import pytest
+from tenacity import AsyncRetrying, RetryCallState
 
 from sandbox_rl import http_client
 from sandbox_rl.http_client import Address, BadAddress, GaveUp, HttpClient, Refused, Retries, Unreachable
@@ -94,15 +95,31 @@ async def test_the_time_that_an_endpoint_asks_for_is_kept_within_reason(header, 
     assert low <= busy.value.wait_s <= high
 
 
+def waited(attempts: int) -> list[float]:
+    state = RetryCallState(AsyncRetrying(), None, (), {})
+    state.attempt_number = attempts
+    return [Retries(9, 1.0).wait(state) for _ in range(50)]
+
+
 def test_waits_double_up_to_a_bound_and_differ():
     """Episodes of one server fail together and must not come back together."""
-    failures = [Unreachable("x")] * 20
-    first = {Retries(9, 1.0)._wait(failures[:1]) for _ in range(50)}
-    assert len(first) > 40
-    assert all(0.5 <= wait <= 1.5 for wait in first)
-    assert all(2.0 <= Retries(9, 1.0)._wait(failures[:3]) <= 6.0 for _ in range(50))
-    assert all(10.0 <= Retries(9, 1.0)._wait(failures) <= 30.0 for _ in range(50))
-    assert Retries(9, 0.0)._wait([Unreachable("x", wait_s=4.0)]) == 4.0
+    assert len(set(waited(1))) > 40
+    assert all(0.5 <= wait <= 1.5 for wait in waited(1))
+    assert all(2.0 <= wait <= 6.0 for wait in waited(3))
+    assert all(10.0 <= wait <= 30.0 for wait in waited(20))
+
+
+async def test_no_try_comes_before_the_time_that_the_endpoint_asked_for():
+    times: list[float] = []
+
+    async def busy():
+        times.append(time.monotonic())
+        if len(times) < 2:
+            raise Unreachable("busy", wait_s=0.2)
+        return "done"
+
+    assert await Retries(2, 0.0).run(busy) == "done"
+    assert times[1] - times[0] >= 0.2
 
 
 async def test_every_try_is_counted_and_something_may_be_waited_for_between():
