@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from itertools import takewhile
 from pathlib import Path
 
 from sandbox_rl.builders import build_scoring
@@ -52,7 +54,11 @@ async def check_gold(recipe: Recipe, tasks: TaskSet, scoring: ScoringPool) -> Go
     """
     reward = recipe.reward
     names = (reward.scorer,) if reward.scorer is not None else tuple(reward.composite)
-    report = await asyncio.to_thread(check_golds, tasks, names)
+    left = threading.Event()  # whoever interrupts does not wait for hundreds of thousands of rows
+    try:
+        report = await asyncio.to_thread(check_golds, takewhile(lambda _: not left.is_set(), tasks), names)
+    finally:
+        left.set()
     bad = {**report.bad, **await scoring.check_gold([tasks[place] for place in report.in_workers])}
     if bad:
         first, reason = next(iter(bad.items()))

@@ -39,10 +39,14 @@ def gradients(directory: Path, budget: int | None) -> tuple[dict[str, torch.Tens
         def __init__(self, *args, **kwargs):
             super().__init__(*args, micro_batch_tokens=budget, **kwargs)
 
-        def _parts(self, inputs):
-            parts = super()._parts(inputs)
-            counts.append(len(parts))
-            return parts
+        def compute_loss(self, *args, **kwargs):
+            counts.append(0)
+            return super().compute_loss(*args, **kwargs)
+
+        def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+            if counts:  # else it is not of a loss yet
+                counts[-1] += 1
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
     with LoopThread() as loop:
         tasks = {r.task.id: r.task for r in rollouts}

@@ -68,7 +68,7 @@ def test_any_field_of_trl_is_taken(tmp_path, field, value):
         ({"use_vllm": True}, "belongs elsewhere"),
         ({"per_device_train_batch_size": 6}, "splits groups of num_generations=4"),
         ({"num_generations": 1}, "grpo.num_generations: 1, expected at least 2"),
-        ({"temperature": 0.0}, "cannot explore"),
+        ({"temperature": 0.0}, "grpo.temperature: 0.0, expected more than 0"),
         ({"top_p": 0.9}, "biases the gradient"),
         ({"top_k": 20}, "biases the gradient"),
         ({"save_total_limit": 1}, "expected at least 2"),

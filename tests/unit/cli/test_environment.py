@@ -79,7 +79,7 @@ def test_whatever_a_command_raises_is_one_line(monkeypatch, capsys, error, code,
     def command() -> None:
         raise error
 
-    monkeypatch.setattr(cli, "app", failing)
+    monkeypatch.setattr(cli, "whole_app", lambda: failing)
     with pytest.raises(SystemExit) as ended:
         cli.main([])
     assert ended.value.code == code
