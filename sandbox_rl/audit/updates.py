@@ -164,7 +164,8 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
         known = {name: u for name, u in updates.items() if not math.isnan(u.applied)}
         if known:
             self._metrics["update/applied"] = min(u.applied for u in known.values())
-        self._judge(updates, step)
+        if not _starts_or_ends(inner):
+            self._judge(updates, step)
 
     def _look_for_movement(
         self, optimizer: torch.optim.Optimizer, step: int, *, expected: bool, alone: bool
@@ -239,3 +240,11 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
                 )
         updates = {name: summary(parts) for name, parts in sorted(found.items())}
         return {name: update for name, update in updates.items() if update.expected}
+
+
+def _starts_or_ends(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a schedule holds the learning rate at less than a quarter of what it is for.
+
+    Steps so small are lost in the rounding of any type, and are meant to be next to nothing.
+    """
+    return all(float(g["lr"]) < float(g.get("initial_lr", g["lr"])) / 4 for g in optimizer.param_groups)

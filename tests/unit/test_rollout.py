@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from contextlib import asynccontextmanager
 
@@ -17,6 +18,20 @@ from tests.unit.rig import SUBMIT, ExactScoring, bash, make_engine, request, say
 
 def solve(episode_id, turn, ids):
     return [say(write("42")), say(SUBMIT)][turn]
+
+
+async def test_collections_of_garbage_leave_out_what_was_there_before_the_episodes():
+    """A full one over what torch and the libraries have made holds up every episode for 0.2 s."""
+    found: list[int] = []
+
+    def looking(episode_id, turn, ids):
+        found.append(gc.get_freeze_count())
+        return solve(episode_id, turn, ids)
+
+    async with make_engine(looking) as engine:
+        await engine.run([request("e")])
+    assert min(found) > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 async def test_results_come_in_the_order_of_the_requests():
