@@ -8,33 +8,20 @@ fault it is, the callers say.
 
 from __future__ import annotations
 
-import asyncio
 import email.utils
 import json
-import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import aiohttp
 import orjson  # prompts of 32,768 ids block the loop of all episodes while they are written and read
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_exponential,
-)
 
-__all__ = ["Address", "BadAddress", "GaveUp", "HttpClient", "Refused", "Retries", "Unreachable"]
-
-T = TypeVar("T")
+__all__ = ["Address", "BadAddress", "HttpClient", "Refused", "Unreachable"]
 
 MAX_REPLY_BYTES = 32 << 20
 """A longer reply is nonsense."""
-LONGEST_WAIT_S = 20.0
-"""Between two tries, unless the endpoint asks for more."""
 LONGEST_ASKED_S = 60.0
 """What an endpoint may ask for."""
 CONNECT_S = 10.0
@@ -90,83 +77,6 @@ class Unreachable(Exception):
         super().__init__(reason)
         self.status = status
         self.wait_s = wait_s
-
-
-class GaveUp(Exception):
-    """Every try failed; `failures` are all of them."""
-
-    def __init__(self, failures: Sequence[Unreachable]) -> None:
-        super().__init__(str(failures[-1]))
-        self.failures = tuple(failures)
-
-
-@dataclass(frozen=True, slots=True)
-class Retries:
-    """The one rule.
-
-    Args:
-        count: further tries after the first.
-        first_wait_s: before the first of them; doubles each time.
-    """
-
-    count: int
-    first_wait_s: float = 0.5
-
-    async def run(
-        self,
-        attempt: Callable[[], Awaitable[T]],
-        *,
-        timeout: float | None = None,
-        between: Callable[[], Awaitable[None]] | None = None,
-    ) -> T:
-        """What `attempt` returns at last.
-
-        Args:
-            timeout: seconds for all of it, waits included.
-            between: awaited before each further try.
-
-        Raises:
-            TimeoutError: the time was up before any try had failed.
-            GaveUp: too many tries failed, or the time was up after the first.
-        """
-        failures: list[Unreachable] = []
-
-        async def pause(seconds: float) -> None:
-            await asyncio.sleep(max(seconds, failures[-1].wait_s))
-            if between is not None:
-                await between()
-
-        async def one_try() -> T:
-            try:
-                return await attempt()
-            except Unreachable as error:
-                failures.append(error)
-                raise
-
-        tries = AsyncRetrying(
-            stop=stop_after_attempt(self.count + 1),
-            wait=self.wait,
-            retry=retry_if_exception_type(Unreachable),
-            sleep=pause,
-            reraise=True,
-        )
-        try:
-            async with asyncio.timeout(timeout):
-                return await tries(one_try)
-        except TimeoutError:
-            if not failures:
-                raise
-        except Unreachable:
-            pass
-        raise GaveUp(failures)
-
-    def wait(self, state: RetryCallState) -> float:
-        """Seconds before the next try: doubling, up to `LONGEST_WAIT_S`, times 0.5 to 1.5.
-
-        Those who share a server fail together and must not come back together.
-        """
-        doubling = wait_exponential(multiplier=self.first_wait_s, max=LONGEST_WAIT_S)
-        return doubling(state) * random.uniform(0.5, 1.5)
 
 
 class HttpClient:

@@ -21,8 +21,9 @@ from typing import Any
 from pydantic import Field
 
 from sandbox_rl.errors import ConfigError, EngineFault
-from sandbox_rl.http_client import Address, BadAddress, GaveUp, HttpClient, Refused, Retries, Unreachable
+from sandbox_rl.http_client import Address, BadAddress, HttpClient, Refused, Unreachable
 from sandbox_rl.policies.base import TurnSampling
+from sandbox_rl.retries import GaveUp, Retries
 from sandbox_rl.settings import Settings
 from sandbox_rl.types import MalformedCall, ToolCall
 

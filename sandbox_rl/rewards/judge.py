@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.http_client import Address, BadAddress, GaveUp, HttpClient, Refused, Retries, Unreachable
+from sandbox_rl.http_client import Address, BadAddress, HttpClient, Refused, Unreachable
+from sandbox_rl.retries import GaveUp, Retries
 from sandbox_rl.rewards.config import JudgeSettings
 from sandbox_rl.rewards.judge_prompt import PROMPT_VERSION, body_of, verdict_of
 from sandbox_rl.types import Reward, Task

@@ -10,8 +10,9 @@ import pytest
 from tenacity import AsyncRetrying, RetryCallState
 
 from sandbox_rl import http_client
-from sandbox_rl.http_client import Address, BadAddress, GaveUp, HttpClient, Refused, Retries, Unreachable
+from sandbox_rl.http_client import Address, BadAddress, HttpClient, Refused, Unreachable
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw
+from sandbox_rl.retries import GaveUp, Retries
 
 ROUTE = "/chat/completions"
 

@@ -31,6 +31,7 @@ LEVELS = (
         "display",
         "environment_errors",
         "http_client",
+        "retries",
         "outputs",
         "registry",
         "settings",

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.http_client import GaveUp, Refused, Retries, Unreachable
+from sandbox_rl.http_client import Refused, Unreachable
 from sandbox_rl.policies.base import UNTRAINED, PolicySession, TurnSampling, WeightVersion
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.api import VLLMServer
+from sandbox_rl.retries import GaveUp, Retries
 from sandbox_rl.types import Action
 
 __all__ = ["ServerSource", "VLLMPolicy"]

@@ -1,0 +1,103 @@
+"""The one rule of what is tried again, how often and when: requests to servers, endpoints and judges."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+)
+
+from sandbox_rl.http_client import Unreachable
+
+__all__ = ["GaveUp", "Retries"]
+
+T = TypeVar("T")
+
+LONGEST_WAIT_S = 20.0
+"""Between two tries, unless the endpoint asks for more."""
+
+
+class GaveUp(Exception):
+    """Every try failed; `failures` are all of them."""
+
+    def __init__(self, failures: Sequence[Unreachable]) -> None:
+        super().__init__(str(failures[-1]))
+        self.failures = tuple(failures)
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """The one rule.
+
+    Args:
+        count: further tries after the first.
+        first_wait_s: before the first of them; doubles each time.
+    """
+
+    count: int
+    first_wait_s: float = 0.5
+
+    async def run(
+        self,
+        attempt: Callable[[], Awaitable[T]],
+        *,
+        timeout: float | None = None,
+        between: Callable[[], Awaitable[None]] | None = None,
+    ) -> T:
+        """What `attempt` returns at last.
+
+        Args:
+            timeout: seconds for all of it, waits included.
+            between: awaited before each further try.
+
+        Raises:
+            TimeoutError: the time was up before any try had failed.
+            GaveUp: too many tries failed, or the time was up after the first.
+        """
+        failures: list[Unreachable] = []
+
+        async def pause(seconds: float) -> None:
+            await asyncio.sleep(max(seconds, failures[-1].wait_s))
+            if between is not None:
+                await between()
+
+        async def one_try() -> T:
+            try:
+                return await attempt()
+            except Unreachable as error:
+                failures.append(error)
+                raise
+
+        tries = AsyncRetrying(
+            stop=stop_after_attempt(self.count + 1),
+            wait=self.wait,
+            retry=retry_if_exception_type(Unreachable),
+            sleep=pause,
+            reraise=True,
+        )
+        try:
+            async with asyncio.timeout(timeout):
+                return await tries(one_try)
+        except TimeoutError:
+            if not failures:
+                raise
+        except Unreachable:
+            pass
+        raise GaveUp(failures)
+
+    def wait(self, state: RetryCallState) -> float:
+        """Seconds before the next try: doubling, up to `LONGEST_WAIT_S`, times 0.5 to 1.5.
+
+        Those who share a server fail together and must not come back together.
+        """
+        doubling = wait_exponential(multiplier=self.first_wait_s, max=LONGEST_WAIT_S)
+        return doubling(state) * random.uniform(0.5, 1.5)
