@@ -45,7 +45,8 @@ def open_records(plan: RunPlan, state: PartialState) -> Iterator[Records]:
     history, replaced = _begin(plan, state)
     run = history.run
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "logs")
-    with Journal(run.journal, process=state.process_index) as journal:
+    start = history.starts - 1  # the same on all processes, however many there were before
+    with Journal(run.journal, start=start, process=state.process_index) as journal:
         if replaced and state.is_main_process:
             journal.replaced(replaced)
         yield Records(run, history, journal)

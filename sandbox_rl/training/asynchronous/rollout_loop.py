@@ -105,7 +105,7 @@ def roll_out(job: RolloutJob, channels: Channels) -> None:
 
 async def _roll_out(job: RolloutJob, channels: Channels) -> None:
     engine, tasks = job.build(channels.version)
-    with Journal(job.journal, process=ROLLOUT_PROCESS) as journal:
+    with Journal(job.journal, start=job.attempt, process=ROLLOUT_PROCESS) as journal:
         async with engine:
             groups = _Groups(job, channels, engine, tasks, journal)
             live: set[asyncio.Task[None]] = set()
