@@ -21,7 +21,7 @@ LEVELS = (
     {"builders"},
     {"config"},
     {"training"},
-    {"audit", "build_data", "rollout", "evaluation", "journal", "metrics"},
+    {"audit", "build_data", "rollout", "evaluation", "journal", "ledger", "metrics"},
     {"episode", "observer"},
     {"agents"},
     {"tools", "chat"},

@@ -1,0 +1,148 @@
+"""What the ledger says about an update: its groups, and of each sample how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["Group", "Sample", "SampleEnd", "Update", "as_line", "from_line"]
+
+
+class SampleEnd(StrEnum):
+    """How a sample ended; the docstring of each member answers "why was this not trained?"."""
+
+    USED = "used", "It was trained: its tokens were in the loss of this update with its advantage."
+    NOT_JUDGED = (
+        "not_judged",
+        "It has no reward because something on our side failed, so it counts for nothing, also not in its "
+        "group's mean.",
+    )
+    EQUAL_REWARDS = (
+        "equal_rewards",
+        "All judged samples of its group have the same reward, so its advantage is 0 and the reward gives no "
+        "gradient.",
+    )
+    STALE = (
+        "stale",
+        "The weights that sampled it were older than grpo.max_staleness allows when its update began.",
+    )
+    REFILLED = (
+        "refilled",
+        "Its group taught nothing, or no more than another one, and a group of another task took its place.",
+    )
+    CUT = (
+        "cut",
+        "Its group was among the slowest of an over-sampled step and was cancelled; it is sampled again "
+        "later with the same task and seeds.",
+    )
+    OVERLONG = "overlong", "A budget ended the episode, and the recipe leaves such samples out of the loss."
+    NO_TOKENS = "no_tokens", "The policy sampled no token in it, so there is nothing to take a gradient of."
+
+    def __new__(cls, value: str, why: str) -> SampleEnd:
+        """A member whose docstring is `why`."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.__doc__ = why
+        return member
+
+    @property
+    def why(self) -> str:
+        """One sentence for a person: why this sample was not trained, or that it was."""
+        return str(self.__doc__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One episode of a group, in the order of the group's samples.
+
+    Args:
+        episode: id in the journal.
+        advantage: that it has in its group; None where it has no reward, or its group never ended.
+    """
+
+    episode: str
+    end: SampleEnd
+    advantage: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The samples of one group's number, or of a round that took the place of the group of that number.
+
+    Args:
+        number: in the whole run, all processes together, from 0.
+        task: id.
+        refill: number of the round, from 0; None for the group as it was drawn.
+    """
+
+    number: int
+    task: str
+    refill: int | None
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One finished optimizer step, and everything that was decided since the one before.
+
+    Args:
+        number: of the update, counted from 1.
+        time: when it had finished, in Unix seconds.
+    """
+
+    number: int
+    time: float
+    groups: tuple[Group, ...]
+
+
+def as_line(update: Update) -> dict[str, Any]:
+    """As JSON values."""
+    return {
+        "update": update.number,
+        "time": update.time,
+        "groups": [
+            {
+                "number": group.number,
+                "task": group.task,
+                "refill": group.refill,
+                "samples": [
+                    {"episode": s.episode, "end": s.end.value, "advantage": s.advantage}
+                    for s in group.samples
+                ],
+            }
+            for group in update.groups
+        ],
+    }
+
+
+def from_line(line: Mapping[str, Any]) -> Update:
+    """Back from JSON values.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are not those of an update.
+    """
+    return Update(
+        int(line["update"]),
+        float(line["time"]),
+        tuple(
+            Group(
+                int(group["number"]),
+                str(group["task"]),
+                None if group["refill"] is None else int(group["refill"]),
+                tuple(
+                    Sample(
+                        str(s["episode"]),
+                        _ENDS[s["end"]],
+                        None if s["advantage"] is None else float(s["advantage"]),
+                    )
+                    for s in group["samples"]
+                ),
+            )
+            for group in line["groups"]
+        ),
+    )
+
+
+_ENDS = {end.value: end for end in SampleEnd}
