@@ -164,11 +164,11 @@ def main() -> int:
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     else:
         tokenizer = tiny_tokenizer()
-    backend: SandboxBackend | None = None
+    docker: DockerSettings | None = None
     if options.docker:
         show = {path: path for path in options.show}
         values = {"type": "docker", "host": options.docker, "image": options.image, "read_only": show}
-        backend = DockerBackend(settings=DockerSettings.model_validate(values))
+        docker = DockerSettings.model_validate(values)
     results = {}
     print(f"{options.episodes} episodes, {options.turns} turns of {CALLS} calls with 1 MiB of output each")
     for name, text in hostile_texts().items():
@@ -182,7 +182,7 @@ def main() -> int:
                     turns=options.turns,
                     tokenizer=tokenizer,
                     journal=Path(directory) / "journal",
-                    backend=backend,
+                    backend=DockerBackend(settings=docker) if docker else None,
                 )
             )
         print(

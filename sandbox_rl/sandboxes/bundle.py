@@ -25,7 +25,7 @@ def agent_source() -> str:
 @cache
 def spawner_source() -> str:
     """The spawner as one file; its only argument is the descriptor of its control socket."""
-    return _join("spawner", ("system", "cgroups", "tree", "stage", "launch", "live", "main"))
+    return _join("spawner", ("system", "cgroups", "users", "tree", "stage", "launch", "live", "main"))
 
 
 def _join(package: str, modules: Sequence[str]) -> str:

@@ -272,9 +272,9 @@ def _describe(bubblewrap: Bubblewrap, found: Mapping[str, Any], rules: NetworkRu
     if not ("" in controllers or "cpu" in controllers):
         lacks.append("CPU time is not bounded: one sandbox can slow the others down.")
         known_limits += ("RES-07", "CTL-06")
-    if not found["root"]:
+    if found["users_shared"]:
         lacks.append(
-            "All sandboxes run as the same host user (in separate user namespaces): buffers of pipes, "
+            f"All sandboxes run as the same host user, since {found['users_shared']}: buffers of pipes, "
             "descriptors in flight and epoll watches are counted for all of them and for you together."
         )
     if not found["divided"]:
@@ -294,7 +294,7 @@ def _describe(bubblewrap: Bubblewrap, found: Mapping[str, Any], rules: NetworkRu
         known_limits=known_limits,
         details={
             "cgroup": ", ".join(c or "v2" for c in controllers) or f"none ({found['refused']})",
-            "user": "one unused host uid per sandbox" if found["root"] else "the user's own uid",
+            "user": "the user's own uid" if found["users_shared"] else "one unused host uid per sandbox",
             "network": str(rules),
         },
     )

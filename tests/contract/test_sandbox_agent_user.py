@@ -1,20 +1,9 @@
 """The embedded backend run by an ordinary user: no cgroups, the watchdog, the same promises."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-import sandbox_rl
+from .ordinary_user import run_as_ordinary_user
 
-USER = 54_321  # nobody's
 SCRIPT = """
 import asyncio, json
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
@@ -47,36 +36,8 @@ asyncio.run(main())
 
 
 @pytest.fixture(scope="module")
-def found() -> Iterator[dict[str, object]]:
-    """What the script found out; it runs on a copy of the package that everyone may read."""
-    if os.geteuid() != 0:
-        pytest.skip("the whole suite already runs as an ordinary user")
-    directory = Path(tempfile.mkdtemp(prefix="ordinary-user-"))
-    try:
-        directory.chmod(0o755)
-        shutil.copytree(Path(sandbox_rl.__file__).parent, directory / "sandbox_rl")
-        (directory / "script.py").write_text(SCRIPT)
-        paths = f"{directory}:{sysconfig.get_path('purelib')}"
-        for interpreter in (sys.executable, "/usr/bin/python3"):
-            try:
-                tried = subprocess.run(
-                    [interpreter, "-S", "-B", str(directory / "script.py")],
-                    env={"PYTHONPATH": paths, "PATH": "/usr/bin:/bin", "HOME": "/"},
-                    user=USER,
-                    group=USER,
-                    extra_groups=[],
-                    cwd="/",
-                    capture_output=True,
-                    timeout=120,
-                )
-            except PermissionError:
-                continue  # this interpreter lies where only root can go
-            assert tried.returncode == 0, tried.stderr.decode()
-            yield json.loads(tried.stdout)
-            return
-        pytest.skip("no interpreter here that an ordinary user can run")
-    finally:
-        shutil.rmtree(directory)
+def found() -> dict[str, object]:
+    return run_as_ordinary_user(SCRIPT)
 
 
 def test_tier_says_what_it_lacks(found: dict[str, object]) -> None:

@@ -9,8 +9,9 @@ import signal
 from typing import Any
 
 from sandbox_rl.sandboxes.spawner.cgroups import Cgroups
-from sandbox_rl.sandboxes.spawner.stage import Stage, lower_limit
+from sandbox_rl.sandboxes.spawner.stage import Stage
 from sandbox_rl.sandboxes.spawner.system import PR_SET_PDEATHSIG, prctl
+from sandbox_rl.sandboxes.spawner.users import lower_limit
 
 AGENT_FD, ARGUMENTS_FD = 3, 4  # the others stand in the arguments: 5 seccomp, 6 info, 7 gate
 

@@ -17,6 +17,7 @@ class Live:
     Attributes:
         pid: of its launcher, later bubblewrap's.
         group: name of its control groups.
+        uid: of its processes, as the spawner sees it.
         name: "" for a spare one.
         killed: when its end was asked for; 0 before.
         agent: the host's end of the agent's socket, until it has been handed over.
@@ -31,6 +32,7 @@ class Live:
         self.name = ""
         self.killed = 0.0
         self.group = group
+        self.uid = uid
         self.said = b""
         self.fds: list[int] = []
         self.agent, theirs = socket.socketpair()

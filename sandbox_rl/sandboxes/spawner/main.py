@@ -15,17 +15,16 @@ from typing import Any
 from sandbox_rl.sandboxes.spawner.cgroups import Cgroups, kill_process
 from sandbox_rl.sandboxes.spawner.launch import AGENT_FD, Launcher
 from sandbox_rl.sandboxes.spawner.live import Live, all_parents, descendants, parent_of
-from sandbox_rl.sandboxes.spawner.stage import Stage, enter_private_namespaces
+from sandbox_rl.sandboxes.spawner.stage import Stage
 from sandbox_rl.sandboxes.spawner.system import (
     CAP_SYS_RESOURCE,
     PR_SET_CHILD_SUBREAPER,
     has_capability,
     prctl,
 )
+from sandbox_rl.sandboxes.spawner.users import enter_private_namespaces
 
 MESSAGE = 1 << 20
-FIRST_UID = 0x70000000  # above what distributions, container engines and directories hand out
-UIDS = 1 << 20
 NICE, MOST_NICE = 5, 19  # of commands: behind the agent, and where nothing else bounds them behind the host
 CLOSING_TIME = 10.0  # seconds for all sandboxes to go when the host has gone
 SLOW = 0.05  # seconds in which a sandbox that does not resist has ended
@@ -48,11 +47,9 @@ class Spawner:
         self.made = 0
         self.next_press = 0.0
         self.unburied: set[str] = set()
-        self.next_uid = int.from_bytes(os.urandom(4), "big") % UIDS
-        self.root = os.geteuid() == 0
         self.cgroups = Cgroups(config["owner"], self.limits) if config["cgroups"] else None
-        keeps_place = not (self.root and has_capability(CAP_SYS_RESOURCE))  # the first to go without memory
-        self.divided = enter_private_namespaces()
+        keeps_place = not has_capability(CAP_SYS_RESOURCE)  # as the first to go without memory
+        self.users = enter_private_namespaces([path for path, _ in config["shown"]])
         bounded = bool(self.cgroups and self.cgroups.memory)
         stage = Stage(
             config, config["seccomp" if bounded or "seccomp_uncharged" not in config else "seccomp_uncharged"]
@@ -74,8 +71,8 @@ class Spawner:
         bounded = bool(groups and groups.memory)
         return {
             "ready": True,
-            "root": self.root,
-            "divided": self.divided,
+            "users_shared": self.users.shared_because,
+            "divided": self.users.divided,
             "locks_shared": self.launcher.stage.tree.locks_shared,
             "controllers": sorted(groups.roots) if groups else [],
             "memory": bounded,
@@ -136,12 +133,12 @@ class Spawner:
             OSError: it cannot be made.
         """
         self.made += 1
-        self.next_uid = (self.next_uid + 1) % UIDS
+        uid = self.users.take({sandbox.uid for sandbox in self.live.values()})
         group = f"{self.made:x}"
         try:
             if self.cgroups:
                 self.cgroups.make(group)
-            sandbox = Live(self.launcher, group, FIRST_UID + self.next_uid)
+            sandbox = Live(self.launcher, group, uid)
         except OSError:
             self.remove(group)
             raise

@@ -6,29 +6,22 @@ The spawner's mount namespace is its own, so nothing here is visible on the host
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 from typing import Any
 
 from sandbox_rl.sandboxes.spawner.system import (
     CLONE_NEWNS,
-    CLONE_NEWUSER,
     MS_BIND,
     MS_NODEV,
     MS_NOSUID,
-    MS_PRIVATE,
     MS_REC,
     mount,
     unshare,
 )
 from sandbox_rl.sandboxes.spawner.tree import WRITABLE, Tree
+from sandbox_rl.sandboxes.spawner.users import SHARE, own_user_namespace
 
-COUNTED_LIMITS = (resource.RLIMIT_SIGPENDING, resource.RLIMIT_MSGQUEUE, resource.RLIMIT_MEMLOCK)
-INOTIFY = {"max_inotify_instances": "max_user_instances", "max_inotify_watches": "max_user_watches"}
-"""What the kernel counts per user: limits of processes, and its settings by namespace → for all."""
-SHARE = {"max_inotify_instances": 8, "max_inotify_watches": 4096}
-"""Of one sandbox, where all count as one user."""
 PLACES = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 ETC_COPIES = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types")
 ETC_FILES = {
@@ -47,64 +40,6 @@ COMPILE = (
     "sys.stdout.buffer.write(u.MAGIC_NUMBER+bytes(12)+marshal.dumps(c))"
 )
 """Leaves out docstrings and the import of `__future__`: both cost every sandbox start-up time."""
-
-
-def enter_private_namespaces() -> bool:
-    """A mount namespace of our own; an ordinary user first needs a user namespace for that.
-
-    Returns whether what the kernel counts per user is divided: True for root, whose sandboxes are users of
-    their own. An ordinary user's count as him, and he keeps the other half of everything countable.
-    """
-    divided = True
-    if os.geteuid() == 0:
-        unshare(CLONE_NEWNS)
-    else:
-        for kind in COUNTED_LIMITS:
-            lower_limit(kind, resource.getrlimit(kind)[1] // 2)
-        most = [read_number(f"/proc/sys/fs/inotify/{INOTIFY[name]}") // 2 for name in INOTIFY]
-        divided = own_user_namespace(dict(zip(INOTIFY, most, strict=True)))
-    mount("none", "/", None, MS_REC | MS_PRIVATE)
-    return divided
-
-
-def own_user_namespace(counted: dict[str, int]) -> bool:
-    """A user and a mount namespace in which this user may have so much of what is counted per user.
-
-    False if the kernel's settings cannot be written here, so that nothing bounds it.
-    """
-    uid, gid = os.geteuid(), os.getegid()
-    unshare(CLONE_NEWUSER | CLONE_NEWNS)
-    for file, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{uid} {uid} 1"),
-        ("gid_map", f"{gid} {gid} 1"),
-    ):
-        with open(f"/proc/self/{file}", "w", encoding="ascii") as out:
-            out.write(text)
-    try:
-        for name, value in counted.items():
-            with open(f"/proc/sys/user/{name}", "w", encoding="ascii") as out:
-                out.write(str(value))
-    except OSError:
-        return False
-    return True
-
-
-def lower_limit(kind: int, value: int) -> None:
-    """Both limits of this process, at most what they are."""
-    hard = resource.getrlimit(kind)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    if value >= 0:
-        resource.setrlimit(kind, (value, value))
-
-
-def read_number(path: str) -> int:
-    """What a file of the kernel's settings says; a small number if it is not there."""
-    try:
-        with open(path, encoding="ascii") as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return 16
 
 
 class Stage:
