@@ -37,7 +37,7 @@ from sandbox_rl.rollout.groups import FirstGroups
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.training.asynchronous.config import async_config
-from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
 from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.training.curriculum import Curriculum

@@ -14,7 +14,7 @@ from sandbox_rl.builders import async_arguments
 from sandbox_rl.runs.rollouts import build_rollouts
 from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit, watchers
-from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.rollout_loop import RolloutJob, groups_at_once
 from sandbox_rl.training.asynchronous.rollout_process import RolloutProcess
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
@@ -35,7 +35,7 @@ def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:
     recipe, checkpoint, served = session.plan.recipe, session.plan.checkpoint, session.policy.served
     assert served is not None, "checked with the recipe"
     args = async_arguments(recipe, session.records.run.checkpoints, longest=session.model.longest)
-    progress, worker = GroupProgress(), None
+    progress, worker, ledger = GroupProgress(), None, session.records.ledger
     if session.state.is_main_process:
         if checkpoint is not None:
             progress.restore(checkpoint)
@@ -52,6 +52,7 @@ def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:
             args=args,
             at_once=groups_at_once(recipe.rollout.concurrency, args.num_generations),
             progress=progress,
+            ledger=ledger,
             stop=lambda: session.finish.received,
             stopped=session.finish.agree,
             # TRL hands prompts on as they are; ours are task ids.
@@ -67,7 +68,7 @@ def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:
                 *watchers(session),
                 ProgressAudit(audit.alarms),
                 ShowSteps(bar),
-                CheckpointManifest(progress.save),
+                CheckpointManifest(progress.save, *([] if ledger is None else [ledger.commit])),
             ],
         )
         end_turns_with(trainer.model, session.model.chat.ends)

@@ -6,8 +6,9 @@
       recipe.yaml      the resolved recipe, with the changes that --resume made as comments
       machine.json     versions, devices, which sandbox runs and what it lacks
       history.jsonl    when it was started, resumed from which step, changed in what, and finished
-      replaced/        metrics and alarms of updates that were done again after a --resume
+      replaced/        metrics, alarms and the ledger's lines of updates that were done again after a --resume
       metrics.jsonl    one line per logged step
+      ledger.jsonl     one line per finished update: how each of its samples ended
       journal/         every episode, turn by turn
       results.json     held-out results
       checkpoints/     Hugging Face checkpoints, each complete once it holds complete.json
@@ -84,6 +85,11 @@ class RunDirectory:
     def metrics(self) -> Path:
         """One JSON line per logged step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """One JSON line per finished update."""
+        return self.path / "ledger.jsonl"
 
     @property
     def checkpoints(self) -> Path:

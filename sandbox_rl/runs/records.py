@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from sandbox_rl.journal import Journal
+from sandbox_rl.ledger import Ledger
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
 from sandbox_rl.runs.plan import RunPlan
@@ -29,11 +30,13 @@ class Records:
     Args:
         history: this start included.
         journal: of this process's episodes.
+        ledger: on the main process; None elsewhere.
     """
 
     run: RunDirectory
     history: History
     journal: Journal
+    ledger: Ledger | None
 
 
 @contextmanager
@@ -49,7 +52,7 @@ def open_records(plan: RunPlan, state: PartialState) -> Iterator[Records]:
     with Journal(run.journal, start=start, process=state.process_index) as journal:
         if replaced and state.is_main_process:
             journal.replaced(replaced)
-        yield Records(run, history, journal)
+        yield Records(run, history, journal, Ledger(run.ledger) if state.is_main_process else None)
 
 
 def _begin(plan: RunPlan, state: PartialState) -> tuple[History, Sequence[str]]:

@@ -15,12 +15,13 @@ from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.journal import Index
+from sandbox_rl.ledger import Ledger
 from sandbox_rl.runs.directory import RunDirectory, write_atomically
 from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
 from sandbox_rl.runs.results import known_results
 from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.tasks.prompts import load_prompt_set
-from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete, step_of, torn_checkpoints
 from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.groups import group_of
@@ -192,9 +193,10 @@ def begin(
         )
     else:
         history, step = earlier.history, earlier.step
+        committed = Ledger.committed(run.ledger, earlier.checkpoint)
         again = _evaluates_again(earlier, steps)
         replaced, highest = _replaced(earlier, again, mode=recipe.mode)
-        _set_aside(earlier, again)
+        _set_aside(earlier, again, committed)
         for torn in torn_checkpoints(run.checkpoints):  # they would count among those that are kept
             shutil.rmtree(torn)
         for field, (old, new) in earlier.changes.items():
@@ -233,17 +235,28 @@ def _replaced(earlier: Earlier, again: bool, *, mode: str) -> tuple[list[str], i
     return [row["id"] for row in gone], max((r["step"] for r in gone if r["state"] == "ended"), default=-1)
 
 
-def _set_aside(earlier: Earlier, again: bool) -> None:
-    """Metrics and alarms of updates that are done again."""
+def _set_aside(earlier: Earlier, again: bool, committed: int) -> None:
+    """Metrics, alarms and the ledger's lines of updates that are done again.
+
+    Args:
+        committed: bytes of the ledger that belong to the checkpoint.
+    """
     run, step = earlier.run, earlier.step
+    at = 0
+
+    def not_committed(line: bytes) -> bool:
+        nonlocal at
+        at += len(line)
+        return at > committed
 
     def metric(line: bytes) -> bool:
         found = step_of_line(line)
         return found is not None and (found > step or (found == step and again and b'"eval/' in line[:4000]))
 
-    for path in (run.metrics, run.path / "alarms.jsonl"):
+    replaced = {run.metrics: metric, run.path / "alarms.jsonl": metric, run.ledger: not_committed}
+    for path, goes in replaced.items():
         aside = run.path / "replaced" / f"{path.stem}-{earlier.history.starts}.jsonl"
-        set_lines_aside(path, metric, aside)
+        set_lines_aside(path, goes, aside)
 
 
 def _changes(old: Recipe, new: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -23,6 +23,7 @@ from sandbox_rl.training.callbacks import StopOnFaults
 from sandbox_rl.training.checkpoints import CheckpointManifest, step_of
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.estimator import advantage_rule
+from sandbox_rl.training.generation_ledger import GenerationLedger
 from sandbox_rl.training.generations import Generations, StopAtBorders
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
@@ -40,7 +41,10 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
     if args.max_steps <= 0:
         args.max_steps = rhythm.steps_for(args.num_train_epochs * len(plan.train_tasks))
     curriculum, over_sampling = _curriculum(session), _over_sampling(session)
+    records = session.records
     saved = [part.save for part in (curriculum, over_sampling) if part is not None]
+    saved += [] if records.ledger is None else [records.ledger.commit]
+    ledger = GenerationLedger(rhythm, records.ledger)
     with _bar(session, args, rhythm) as bar:
         audit = start_audit(
             session,
@@ -51,7 +55,7 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
             model=session.policy.model,
             args=args,
             reward_funcs=outcome_reward,
-            rollout_func=_rollouts(session, args, audit, bar, curriculum, over_sampling),
+            rollout_func=_rollouts(session, args, audit, bar, ledger, curriculum, over_sampling),
             train_dataset=_numbers(rhythm.count(args.max_steps) * rhythm.groups),
             processing_class=session.model.tokenizer,
             peft_config=adapters_of(recipe.model.lora),
@@ -59,7 +63,9 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
             micro_batch_tokens=recipe.update.micro_batch_tokens,
             audit=audit,
             probe=publication_probe(session, audit),
+            ledger=ledger,
             callbacks=[
+                ledger,
                 StopOnFaults(session.faults, session.finish),
                 session.finish,
                 *watchers(session),
@@ -77,6 +83,7 @@ def _rollouts(
     args: Any,
     audit: RunAudit,
     bar: Progress,
+    ledger: GenerationLedger,
     curriculum: Curriculum | None,
     over_sampling: OverSampling | None,
 ) -> GroupRollouts:
@@ -100,6 +107,7 @@ def _rollouts(
         curriculum=curriculum,
         over_sampling=over_sampling,
         journal=session.records.journal,
+        ledger=ledger,
         observer=EachRollout(ended),
         audit=audit.samples,
     )

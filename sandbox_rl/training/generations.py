@@ -63,6 +63,10 @@ class Generations:
         """Generations that so many updates take."""
         return ceil(steps * self.accumulation / self.every)
 
+    def ended_by(self, step: int) -> int:
+        """Generations that nothing is left of after `step` updates."""
+        return step * self.accumulation // self.every
+
     def steps_for(self, groups: float) -> int:
         """Updates, up to a border, until at least so many groups were trained on."""
         generations = ceil(groups / self.groups)

@@ -15,6 +15,7 @@ from typing import Any
 from sandbox_rl.audit.rows import TokenClass
 from sandbox_rl.audit.samples import SampleAudit
 from sandbox_rl.journal import Journal, JournalObserver
+from sandbox_rl.ledger import Group, SampleEnd
 from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.observer import Observer, Observers
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
@@ -23,17 +24,16 @@ from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.curriculum import Curriculum, outcome_of
 from sandbox_rl.training.estimator import Estimator
+from sandbox_rl.training.generation_ledger import GenerationLedger
 from sandbox_rl.training.generations import Generations
-from sandbox_rl.training.groups import group_requests
+from sandbox_rl.training.groups import NumberedGroup, group_requests, left_out_group
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.refill import Refilled, refill
+from sandbox_rl.training.refill import Chosen, Refilled, refill
 from sandbox_rl.training.rows import to_rows
 from sandbox_rl.training.views import TrainerView
 from sandbox_rl.types import Rollout, Task
 
 __all__ = ["GroupRollouts", "outcome_reward"]
-
-Group = Sequence[Rollout]
 
 
 def outcome_reward(
@@ -71,11 +71,13 @@ class _Drawn:
     """The groups that a generation begins with.
 
     Args:
-        cut: episodes that had ended in groups that were cancelled.
+        cut: groups that were cancelled.
+        cut_rollouts: episodes that had ended in them.
     """
 
-    groups: tuple[Group, ...]
-    cut: Sequence[Rollout] = ()
+    groups: tuple[NumberedGroup, ...]
+    cut: tuple[Group, ...] = ()
+    cut_rollouts: Sequence[Rollout] = ()
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -92,6 +94,7 @@ class GroupRollouts:
         curriculum: draws the tasks and refills groups that teach nothing.
         over_sampling: starts more groups than are trained on and cancels the slowest; no curriculum then.
         journal: gets every episode as it happens.
+        ledger: is told which groups the trainer gets, and which it does not.
         again: step → how often it was sampled before; part of the episodes' ids.
         observer: sees the episodes as they happen.
         audit: is told what was sampled before the trainer gets it.
@@ -112,6 +115,7 @@ class GroupRollouts:
         curriculum: Curriculum | None = None,
         over_sampling: OverSampling | None = None,
         journal: Journal | None = None,
+        ledger: GenerationLedger | None = None,
         observer: Observer | None = None,
         audit: SampleAudit | None = None,
         again: Callable[[int], int] = lambda step: 0,
@@ -131,6 +135,7 @@ class GroupRollouts:
         self._curriculum = curriculum
         self._over_sampling = over_sampling
         self._journal = journal
+        self._ledger = ledger
         self._observer = observer
         self._audit = audit
         self._again = again
@@ -149,12 +154,15 @@ class GroupRollouts:
         drawn = self._draw_over_sampled(now, count) if over_sampled else self._draw(now, count)
         refilled = self._refill(now, drawn.groups)
         self._tell(now, drawn, refilled)
-        rows = to_rows(refilled.groups, estimator=self._estimator, eos_id=self._eos_id)
+        rows = to_rows(
+            [group.rollouts for group in refilled.groups], estimator=self._estimator, eos_id=self._eos_id
+        )
         assert len(rows["prompt_ids"]) == len(prompts), "TRL needs one row per prompt"
         # Of the groups as drawn: refilling selects, so what is trained on says nothing about the policy.
-        everyone = [rollout for group in drawn.groups for rollout in group]
-        metrics = rollout_metrics(everyone) | group_metrics(drawn.groups)
-        metrics |= refilled.metrics | self._engine.occupancy.take() | drawn.metrics
+        as_drawn = [group.rollouts for group in drawn.groups]
+        everyone = [rollout for group in as_drawn for rollout in group]
+        metrics = rollout_metrics(everyone) | group_metrics(as_drawn)
+        metrics |= dict(refilled.metrics) | self._engine.occupancy.take() | drawn.metrics
         return {**rows, "rollout_metrics": [metrics] * len(prompts)}
 
     def _generation(self, trainer: TrainerView, local: int) -> _Generation:
@@ -192,11 +200,13 @@ class GroupRollouts:
         context = {"phase": "train", "step": now.step}
         return Observers(JournalObserver(self._journal, lambda _: context), self._observer)
 
-    def _roll_out(self, now: _Generation, requests: Sequence[Sequence[EpisodeRequest]]) -> tuple[Group, ...]:
+    def _roll_out(
+        self, now: _Generation, requests: Sequence[Sequence[EpisodeRequest]]
+    ) -> list[Sequence[Rollout]]:
         """A group for each list of requests."""
         flat = [request for group in requests for request in group]
         rollouts = iter(self._loop.run(self._engine.run(flat, observer=self._observers(now))))
-        return tuple([next(rollouts) for _ in group] for group in requests)
+        return [[next(rollouts) for _ in group] for group in requests]
 
     def _draw(self, now: _Generation, count: int) -> _Drawn:
         """A fault of one process is every process's."""
@@ -205,7 +215,8 @@ class GroupRollouts:
             names = self._curriculum.draw(names, now.number)
         requests = [self._requests(now, now.first + place, name) for place, name in enumerate(names)]
         with together():
-            return _Drawn(self._roll_out(now, requests))
+            found = self._roll_out(now, requests)
+        return _Drawn(tuple(NumberedGroup(now.first + i, None, group) for i, group in enumerate(found)))
 
     def _draw_over_sampled(self, now: _Generation, count: int) -> _Drawn:
         """No step waits for its slowest groups (`rollout.over_sample`)."""
@@ -219,33 +230,60 @@ class GroupRollouts:
             running = self._engine.run_groups(requests, keep=plan.keep, observer=self._observers(now))
             found = self._loop.run(running)
         metrics = self._over_sampling.record(plan, now.number, found.seconds, found.cut_after)
-        return _Drawn(tuple(found.ended.values()), found.cut, metrics)
+        cut = [
+            left_out_group(group, asked[0].task.id, [request.id for request in asked], SampleEnd.CUT)
+            for place, (group, asked) in enumerate(zip(plan.groups, requests, strict=True))
+            if place not in found.ended
+        ]
+        groups = [NumberedGroup(plan.groups[place], None, group) for place, group in found.ended.items()]
+        return _Drawn(tuple(groups), tuple(cut), found.cut, metrics)
 
-    def _refill(self, now: _Generation, drawn: Sequence[Group]) -> Refilled:
+    def _refill(self, now: _Generation, drawn: Sequence[NumberedGroup]) -> Refilled:
         curriculum = self._curriculum
         if curriculum is None or not curriculum.refill_rounds:
-            return Refilled(tuple(drawn), (), {})
+            return Refilled(tuple(drawn))
 
-        def roll_out(chosen: Sequence[tuple[int, str]], number: int) -> Sequence[Group]:
-            return self._roll_out(
-                now, [self._requests(now, now.first + place, name, refill=number) for place, name in chosen]
-            )
+        def roll_out(chosen: Sequence[Chosen], number: int) -> Sequence[Sequence[Rollout]]:
+            return self._roll_out(now, self._substitutes(now, chosen, number))
 
         return refill(drawn, curriculum, now.number, roll_out)
+
+    def _substitutes(
+        self, now: _Generation, chosen: Sequence[Chosen], number: int
+    ) -> list[list[EpisodeRequest]]:
+        """Of a round of refilling."""
+        return [self._requests(now, now.first + place, name, refill=number) for place, name in chosen]
 
     def _tell(self, now: _Generation, drawn: _Drawn, refilled: Refilled) -> None:
         """Everybody who wants to know what was rolled out, before the trainer gets it."""
         everything = (*refilled.groups, *refilled.left_out)
         with together():
             if self._journal is not None:
-                for rollout in drawn.cut:
+                for rollout in drawn.cut_rollouts:
                     self._journal.cancelled(rollout.trajectory.episode_id)
                 self._journal.sync()
         if self._curriculum is not None:
-            self._curriculum.record([outcome_of(group) for group in everything])
+            self._curriculum.record([outcome_of(group.rollouts) for group in everything])
         if self._audit is not None:
             left_out = {
-                TokenClass.REFILLED: [rollout for group in refilled.left_out for rollout in group],
-                TokenClass.CUT: drawn.cut,
+                TokenClass.REFILLED: [r for group in refilled.left_out for r in group.rollouts],
+                TokenClass.CUT: drawn.cut_rollouts,
             }
-            self._audit.rolled_out(refilled.groups, now.step, left_out=left_out)
+            handed = [group.rollouts for group in refilled.groups]
+            self._audit.rolled_out(handed, now.step, left_out=left_out)
+        if self._ledger is not None:
+            failed = [
+                left_out_group(
+                    now.first + place,
+                    name,
+                    [request.id for request in requests],
+                    SampleEnd.NOT_JUDGED,
+                    refill=number,
+                )
+                for number, chosen in refilled.failed.items()
+                for (place, name), requests in zip(
+                    chosen, self._substitutes(now, chosen, number), strict=True
+                )
+            ]
+            left = [group.left_out(SampleEnd.REFILLED) for group in refilled.left_out]
+            self._ledger.rolled_out(now.number, refilled.groups, (*left, *drawn.cut, *failed))

@@ -12,11 +12,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sandbox_rl.ledger import Group, Sample, SampleEnd
 from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Rollout, Task
 
-__all__ = ["Advantage", "GroupRow", "advantages", "group_of", "group_requests", "group_rows", "teaches"]
+__all__ = [
+    "Advantage",
+    "GroupRow",
+    "NumberedGroup",
+    "advantages",
+    "end_of",
+    "group_of",
+    "group_requests",
+    "group_rows",
+    "left_out_group",
+    "teaches",
+]
 
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
 
@@ -66,6 +78,50 @@ def group_of(episode_id: str) -> int | None:
 def teaches(group: Sequence[Rollout]) -> bool:
     """Whether the rewards of a group differ; if not, every advantage in it is 0."""
     return len({r.reward.value for r in group if r.reward.value is not None}) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedGroup:
+    """The rollouts of a group's number.
+
+    Args:
+        number: in the whole run.
+        refill: round in which they took the place of the group as it was drawn; None for that one.
+    """
+
+    number: int
+    refill: int | None
+    rollouts: Sequence[Rollout]
+
+    @property
+    def task(self) -> str:
+        """Id."""
+        return self.rollouts[0].task.id
+
+    def left_out(self, end: SampleEnd) -> Group:
+        """What the ledger says of it if no trainer gets it."""
+        episodes = [rollout.trajectory.episode_id for rollout in self.rollouts]
+        return left_out_group(self.number, self.task, episodes, end, refill=self.refill)
+
+
+def end_of(rollout: Rollout, *, equal: bool) -> SampleEnd:
+    """How a sample of a group ends that is handed to a trainer, once its update has finished.
+
+    Args:
+        equal: whether its group does not teach anything.
+    """
+    if rollout.reward.value is None:
+        return SampleEnd.OVERLONG if rollout.reward.masked else SampleEnd.NOT_JUDGED
+    if not any(rollout.trajectory.action_mask):
+        return SampleEnd.NO_TOKENS
+    return SampleEnd.EQUAL_REWARDS if equal else SampleEnd.USED
+
+
+def left_out_group(
+    number: int, task: str, episodes: Sequence[str], end: SampleEnd, *, refill: int | None = None
+) -> Group:
+    """A group that is not handed to a trainer; none of its samples has an advantage."""
+    return Group(number, task, refill, tuple(Sample(episode, end, None) for episode in episodes))
 
 
 def advantages(rewards: Sequence[float | None], kind: Advantage) -> list[float | None]:

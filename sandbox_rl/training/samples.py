@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sandbox_rl.training.groups import Advantage, GroupRow, group_rows, teaches
+from sandbox_rl import ledger
+from sandbox_rl.ledger import SampleEnd
+from sandbox_rl.training.groups import Advantage, GroupRow, end_of, group_rows, left_out_group, teaches
 from sandbox_rl.types import Rollout
 
-__all__ = ["FinishedGroup", "LeftOut", "Sample", "failed_group", "finished_group"]
-
-
-class LeftOut(StrEnum):
-    """Why a sample of a finished group is in no update."""
-
-    NOT_JUDGED = "not_judged"  # our fault: no reward
-    MASKED = "masked"  # by the recipe's choice: a budget ended the episode
-    NO_TOKENS = "no_tokens"  # nothing was sampled
-    EQUAL_REWARDS = "equal_rewards"  # of the whole group, with curriculum.refill_rounds
-    USED_BEFORE = "used_before"  # in an update before the checkpoint that the run was resumed from
+__all__ = ["FinishedGroup", "Sample", "failed_group", "finished_group"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +60,25 @@ class FinishedGroup:
     """All episodes of a group's number, none of them running any more.
 
     Args:
-        left_out: index → why that sample is not among `samples`.
-        left_tokens: index → how many tokens were sampled for it.
+        record: how each of its samples ends once the update of `samples` has finished.
+        samples: to train on.
+        left_tokens: index → how many tokens were sampled for a sample that is not among `samples`.
     """
 
-    number: int
+    record: ledger.Group
     samples: tuple[Sample, ...]
-    left_out: Mapping[int, LeftOut] = field(default_factory=dict)
     left_tokens: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        """In the whole run."""
+        return self.record.number
+
+    @property
+    def left_out(self) -> Mapping[int, SampleEnd]:
+        """Index → why that sample is not among `samples`."""
+        kept = {sample.index for sample in self.samples}
+        return {i: sample.end for i, sample in enumerate(self.record.samples) if i not in kept}
 
     @property
     def tokens(self) -> int:
@@ -99,25 +101,23 @@ def finished_group(
     Raises:
         ValueError: a rollout without log-probs.
     """
+    equal = not teaches(group)
     samples: list[Sample] = []
-    left_out: dict[int, LeftOut] = {}
-    equal = leave_out_equal and not teaches(group)
+    ends: list[ledger.Sample] = []
     for index, row in enumerate(group_rows(group, kind)):
-        if equal:
-            left_out[index] = LeftOut.EQUAL_REWARDS
-        elif row.advantage is None:
-            left_out[index] = LeftOut.MASKED if row.rollout.reward.masked else LeftOut.NOT_JUDGED
-        elif not any(row.rollout.trajectory.action_mask):
-            left_out[index] = LeftOut.NO_TOKENS
-        else:
+        end = end_of(row.rollout, equal=equal)
+        ends.append(ledger.Sample(row.rollout.trajectory.episode_id, end, row.advantage))
+        if end is SampleEnd.USED or (end is SampleEnd.EQUAL_REWARDS and not leave_out_equal):
+            assert row.advantage is not None, "it has a reward"
             samples.append(_sample(row, number, index, row.advantage))
-    tokens = {index: sum(group[index].trajectory.action_mask) for index in left_out}
-    return FinishedGroup(number, tuple(samples), left_out, tokens)
+    kept = {sample.index for sample in samples}
+    tokens = {i: sum(r.trajectory.action_mask) for i, r in enumerate(group) if i not in kept}
+    return FinishedGroup(ledger.Group(number, group[0].task.id, None, tuple(ends)), tuple(samples), tokens)
 
 
-def failed_group(number: int, size: int) -> FinishedGroup:
+def failed_group(number: int, task: str, episodes: Sequence[str]) -> FinishedGroup:
     """A group of which every episode failed on our side."""
-    return FinishedGroup(number, (), dict.fromkeys(range(size), LeftOut.NOT_JUDGED))
+    return FinishedGroup(left_out_group(number, task, episodes, SampleEnd.NOT_JUDGED), ())
 
 
 def _sample(row: GroupRow, group: int, index: int, advantage: float) -> Sample:

@@ -10,6 +10,7 @@ from torch import nn
 from trl import GRPOTrainer
 
 from sandbox_rl.audit.run import RunAudit
+from sandbox_rl.training.generation_ledger import GenerationLedger
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.loss_watch import LossWatch
 from sandbox_rl.training.micro_batches import PartedLoss
@@ -40,6 +41,7 @@ class SandboxGRPOTrainer(AgreedSaves, GRPOTrainer):  # type: ignore[misc]
             (`vllm_importance_sampling_mode`), as with its own vLLM modes.
         audit: looks at what the loss is computed from; its metrics are logged with each step's.
         probe: looks at some of the publications, where servers sample.
+        ledger: is told the advantages of what is trained on; one of the callbacks as well.
 
     Raises:
         ConfigError: parts are asked for with a loss that cannot be taken apart.
@@ -52,10 +54,12 @@ class SandboxGRPOTrainer(AgreedSaves, GRPOTrainer):  # type: ignore[misc]
         micro_batch_tokens: int | None = None,
         audit: RunAudit | None = None,
         probe: PublicationProbe | None = None,
+        ledger: GenerationLedger | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.audit = audit
+        self._ledger = ledger
         if audit is not None:
             self.add_callback(audit.updates)
         settle_precision(self)
@@ -139,6 +143,9 @@ class SandboxGRPOTrainer(AgreedSaves, GRPOTrainer):  # type: ignore[misc]
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         with nullcontext() if self._late is None else self._late.left_out():
             output = super()._generate_and_score_completions(inputs)
+        if self._ledger is not None and self.model.training:
+            counted = output["completion_mask"] * output.get("tool_mask", 1)
+            self._ledger.weighed(output["advantages"].tolist(), (counted.sum(1) > 0).tolist())
         if self._outcomes is not None and self.model.training:
             (name,) = self.reward_func_names
             correct_reward_metrics(

@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.training.agreement import together
-from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete
 from tests.smoke.async_support import PlayedRollouts, PlayedWeights, make_async_trainer, save_model
 from tests.smoke.support import RecordGradients

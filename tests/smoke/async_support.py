@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from sandbox_rl.ledger import Ledger
 from sandbox_rl.training.asynchronous.config import async_config
-from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
 from sandbox_rl.training.checkpoints import CheckpointManifest
 from sandbox_rl.training.publication.base import Timing, shared_version
@@ -153,6 +154,7 @@ def make_async_trainer(
     """A trainer; `block` is its recipe's `grpo`."""
     save_model(directory)
     progress = progress or GroupProgress()
+    ledger = Ledger(directory / "ledger.jsonl")
     defaults = {
         "max_steps": 4,
         "num_generations": SIZE,
@@ -174,6 +176,7 @@ def make_async_trainer(
         ),
         at_once=at_once,
         progress=progress,
+        ledger=ledger,
         stop=stop,
         stopped=stopped,
         train_dataset=Dataset.from_dict({"prompt": ["a"]}),
@@ -181,7 +184,7 @@ def make_async_trainer(
         rollout_worker=worker,
         weights=worker.weights,
         audit=audit,
-        callbacks=[*callbacks, CheckpointManifest(progress.save)],
+        callbacks=[*callbacks, CheckpointManifest(progress.save, ledger.commit)],
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,14 @@ def make_trainer(
     tasks: Sequence[str] = ("a", "b"),
     callbacks: Sequence[TrainerCallback] = (),
     seed: int = 0,
+    parts: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> GRPOTrainer:
-    """A trainer over one generation batch of whole groups, from the same initial weights each time."""
+    """A trainer over one generation batch of whole groups, from the same initial weights each time.
+
+    Args:
+        parts: further arguments of `cls`; `fields` are those of its settings.
+    """
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
@@ -114,6 +119,7 @@ def make_trainer(
         reward_funcs=reward_func,
         rollout_func=rollout_func,
         callbacks=list(callbacks),
+        **(parts or {}),
     )
 
 

@@ -14,7 +14,8 @@ from trl.experimental.async_grpo import async_grpo_trainer
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.ledger import Ledger, SampleEnd, read_ledger
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete
 from tests.smoke.async_support import (
     SIZE,
@@ -35,7 +36,8 @@ class Used(TrainerCallback):
         self.steps: dict[int, set[tuple[int, int]]] = {}
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.steps[state.global_step] = set(self.trainer.progress._packed)
+        packed = self.trainer.progress._packed
+        self.steps[state.global_step] = {(group, index) for group in packed for index in range(SIZE)}
 
 
 class Killed(Exception):
@@ -76,6 +78,16 @@ def test_updates_are_made_of_whole_groups_each_trained_once(tmp_path):
         groups = {group for group, _ in samples}
         assert samples == {(group, index) for group in groups for index in range(SIZE)}
     assert trainer.progress.behind == {group for group, _ in trained}
+    written = list(read_ledger(tmp_path / "ledger.jsonl"))
+    assert [update.number for update in written] == [1, 2, 3, 4, 5, 6]
+    for update in written:  # numbered from 1
+        groups = {group for group, _ in steps[update.number - 1]}
+        assert {group.number for group in update.groups} == groups
+        for group in update.groups:
+            made = played_group(group.number, 0).samples
+            assert [s.end for s in group.samples] == [SampleEnd.USED] * SIZE
+            assert [s.advantage for s in group.samples] == [sample.advantage for sample in made]
+            assert [s.episode for s in group.samples] == [f"{group.number}-{i}" for i in range(SIZE)]
     assert worker.weights.published == list(range(7)), "a version is the number of updates"
     metrics = logged(trainer)
     assert {"", "pause_", "barrier_", "transfer_"} == {
@@ -119,8 +131,9 @@ def test_a_checkpoint_knows_nothing_of_what_runs_waits_or_is_computed(tmp_path):
         used |= {group for group, _ in steps[step]}
         state = json.loads((tmp_path / "run" / f"checkpoint-{step + 1}" / "groups.json").read_text())
         assert set(range(state["first"])) | set(state["ahead"]) == used
-        assert state["partly"] == {}
-        assert state["ends"]["used"] == SIZE * len(used)
+        ledger = tmp_path / "ledger.jsonl"
+        committed = Ledger.committed(ledger, tmp_path / "run" / f"checkpoint-{step + 1}")
+        assert ledger.read_bytes()[:committed].count(b"\n") == step + 2  # the first line is no update's
 
 
 @pytest.mark.parametrize("tokens", [50, 60, 400])

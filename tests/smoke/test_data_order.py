@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from sandbox_rl.journal import read_journal
+from sandbox_rl.ledger import Ledger, SampleEnd, read_ledger
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.training.checkpoints import CheckpointManifest, is_complete, last_complete
 from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.training.curriculum import Curriculum
+from sandbox_rl.training.generation_ledger import GenerationLedger
 from sandbox_rl.training.generations import Generations, StopAtBorders
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
+from sandbox_rl.training.groups import advantages
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Task
@@ -41,7 +46,12 @@ class Noted:
 
     async def run(self, requests, observer=None):
         self.asked += [(r.id, r.task.id, r.seed) for r in requests]
-        return [make_rollout(r.task.id, float(r.seed % 3 == 0), seed=r.seed) for r in requests]
+        return [played(r) for r in requests]
+
+
+def played(request):
+    rollout = make_rollout(request.task.id, float(request.seed % 3 == 0), seed=request.seed)
+    return replace(rollout, trajectory=replace(rollout.trajectory, episode_id=request.id))
 
 
 def asked(directory, *, steps, resume=None, stop_after=None, curriculum=None, **fields):
@@ -62,15 +72,27 @@ def asked(directory, *, steps, resume=None, stop_after=None, curriculum=None, **
         drawer = Curriculum(dict.fromkeys(TASKS, "x"), CurriculumSettings(**curriculum), seed=3)
         if resume is not None:
             drawer.restore(resume)
+    written = GenerationLedger(rhythm, Ledger(directory / "ledger.jsonl"))
     with LoopThread() as loop:
-        func = GroupRollouts(engine, loop, TASKS, estimator="trl", seed=3, eos_id=EOS, curriculum=drawer)
+        func = GroupRollouts(
+            engine,
+            loop,
+            TASKS,
+            estimator="trl",
+            seed=3,
+            eos_id=EOS,
+            curriculum=drawer,
+            ledger=written,
+        )
         trainer = make_trainer(
             directory,
             func,
             outcome_reward,
             cls=SandboxGRPOTrainer,
             tasks=[str(i) for i in range(rhythm.count(steps) * rhythm.groups)],
+            parts={"ledger": written},
             callbacks=[
+                written,
                 StopWanted(rhythm, len(TASKS)),
                 CheckpointManifest(*([] if drawer is None else [drawer.save])),
             ],
@@ -93,6 +115,31 @@ RHYTHMS = {
 }
 
 
+def check_ledger(directory, whole, rhythm):
+    """Each group stands in the line of the last update that was taken from it, with what TRL made of it."""
+    left = {name: (task, float(seed % 3 == 0)) for name, task, seed in whole}
+    written = list(read_ledger(directory / "ledger.jsonl"))
+    assert [update.number for update in written] == list(range(1, 7))
+    for update in written:
+        for group in update.groups:
+            last = (group.number // rhythm.groups + 1) * rhythm.every / rhythm.accumulation
+            assert update.number == math.ceil(last)
+            tasks, rewards = zip(*(left.pop(sample.episode) for sample in group.samples), strict=True)
+            assert tasks == (group.task,) * SIZE
+            ends = {sample.end for sample in group.samples}
+            if ends == {SampleEnd.REFILLED}:
+                assert {sample.advantage for sample in group.samples} == {None}
+                continue
+            assert ends == {SampleEnd.USED if len(set(rewards)) > 1 else SampleEnd.EQUAL_REWARDS}
+            expected = advantages(rewards, "grpo")
+            assert [s.advantage for s in group.samples] == pytest.approx(expected, abs=1e-5)
+    assert not left, "every group that was sampled ends"
+
+
+def without_times(path):
+    return [replace(update, time=0.0) for update in read_ledger(path)]
+
+
 @pytest.mark.parametrize("curriculum", [None, {"sampling": "difficulty", "refill_rounds": 1}])
 @pytest.mark.parametrize("rhythm", RHYTHMS.values(), ids=RHYTHMS)
 def test_a_resumed_run_asks_for_what_the_uninterrupted_one_asks_for(tmp_path, rhythm, curriculum):
@@ -112,6 +159,9 @@ def test_a_resumed_run_asks_for_what_the_uninterrupted_one_asks_for(tmp_path, rh
     assert int(checkpoint.name.split("-")[1]) == 3 + 3 % period
     second, resumed = asked(tmp_path / "parts", resume=checkpoint, **fields)
     assert first + second == whole
+    check_ledger(tmp_path / "whole", whole, Generations.of(trainer.args))
+    (tmp_path / "parts" / "ledger.jsonl").rename(tmp_path / "ledger.jsonl")
+    assert without_times(tmp_path / "ledger.jsonl") == without_times(tmp_path / "whole" / "ledger.jsonl")
     if curriculum is None:
         groups = [name for _, name, _ in whole[::SIZE]]
         passes = [groups[i : i + 3] for i in range(0, len(groups) - 2, 3)]

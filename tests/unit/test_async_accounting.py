@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sandbox_rl.errors import ModelError
-from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.ledger import Group, Sample, SampleEnd
+from sandbox_rl.training import samples
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.rows import micro_batches
-from sandbox_rl.training.samples import FinishedGroup, LeftOut, Sample
+from sandbox_rl.training.samples import FinishedGroup
 
 
-def sample(group: int, index: int, tokens: int = 100, versions: int = 0) -> Sample:
+def sample(group: int, index: int, tokens: int = 100, versions: int = 0) -> samples.Sample:
     """One of 100 tokens that shares none with others, as in a group without a common prompt."""
-    return Sample(
+    return samples.Sample(
         group=group,
         index=index,
         input_ids=np.arange(1000 * index, 1000 * index + tokens),
@@ -27,8 +31,11 @@ def sample(group: int, index: int, tokens: int = 100, versions: int = 0) -> Samp
     )
 
 
-def group(number: int, size: int = 8, **left_out: LeftOut) -> FinishedGroup:
-    return FinishedGroup(number, tuple(sample(number, i) for i in range(size)), left_out)
+def group(number: int, size: int = 8, left_out: Sequence[SampleEnd] = ()) -> FinishedGroup:
+    """`size` samples to train on, then those that are left out."""
+    ends = [SampleEnd.USED] * size + list(left_out)
+    record = Group(number, "t", None, tuple(Sample(f"{number}-{i}", end, 0.0) for i, end in enumerate(ends)))
+    return FinishedGroup(record, tuple(sample(number, i) for i in range(size)))
 
 
 def arrived(count: int) -> GroupProgress:
@@ -45,99 +52,74 @@ def behind(progress: GroupProgress, tmp_path) -> set[int]:
     return set(GroupProgress().restore(tmp_path))
 
 
-def test_a_group_is_behind_us_once_all_its_samples_are_in_finished_updates(tmp_path):
-    progress = arrived(1)
-    first, second = group(0).samples[:4], group(0).samples[4:]
-    progress.pack(first)
+def test_a_group_is_behind_us_once_its_update_has_finished(tmp_path):
+    progress = arrived(2)
     assert behind(progress, tmp_path) == set()
-    progress.finish_update()
-    assert behind(progress, tmp_path) == set()
-    progress.pack(second)
+    progress.pack([group(0)])
     assert behind(progress, tmp_path) == set()  # collated, being computed: nothing of it is certain
-    progress.finish_update()
+    assert progress.finish_update() == [group(0).record]
     assert behind(progress, tmp_path) == {0}
 
 
 def test_what_a_loader_has_looked_ahead_at_is_not_trained(tmp_path):
     progress = arrived(3)
-    progress.pack(group(0).samples)
+    progress.pack([group(0)])
     progress.finish_update()
-    progress.pack(group(1).samples)
+    progress.pack([group(1)])
     assert behind(progress, tmp_path) == {0}
     assert [g.number for _, g in progress.waiting] == [2]
 
 
-def test_of_a_partly_used_group_the_rest_is_trained_after_a_resume(tmp_path):
-    progress = arrived(2)
-    progress.pack(group(0).samples[:3])
-    progress.finish_update()
-    assert [len(g.samples) for _, g in progress.waiting] == [5, 8]
-    progress.save(tmp_path)
-
-    resumed = GroupProgress()
-    resumed.restore(tmp_path)
-    assert [resumed.admit(version=1) for _ in range(2)] == [0, 1]
-    again = resumed.arrive(group(0))
-    assert [s.index for s in again.samples] == [3, 4, 5, 6, 7]
-    assert {i for i, why in again.left_out.items() if why is LeftOut.USED_BEFORE} == {0, 1, 2}
-    resumed.pack(again.samples)
-    resumed.finish_update()
-    assert behind(resumed, tmp_path) == {0}
-    assert resumed.ends == {"used": 8}
-
-
 def test_what_is_left_out_is_named_and_leaves_no_hole(tmp_path):
+    """A group with nothing to train on ends with the next update; until then it is not in the ledger."""
     progress = GroupProgress()
     numbers = [progress.admit(version=0) for _ in range(4)]
-    progress.arrive(FinishedGroup(0, (), dict.fromkeys(range(8), LeftOut.NOT_JUDGED)))
-    progress.arrive(FinishedGroup(3, (), dict.fromkeys(range(8), LeftOut.EQUAL_REWARDS)))
-    progress.arrive(FinishedGroup(1, group(1).samples[:6], {6: LeftOut.MASKED, 7: LeftOut.NO_TOKENS}))
-    progress.pack(group(1).samples[:6])
-    progress.finish_update()
+    gone = group(0, 0, [SampleEnd.NOT_JUDGED] * 8), group(3, 0, [SampleEnd.EQUAL_REWARDS] * 8)
+    partly = group(1, 6, [SampleEnd.OVERLONG, SampleEnd.NO_TOKENS])
+    for one in (*gone, partly):
+        progress.arrive(one)
+    assert partly.left_out == {6: SampleEnd.OVERLONG, 7: SampleEnd.NO_TOKENS}
+    assert [g.number for _, g in progress.waiting] == [1]
+    assert set(progress.running) == {2}
+    assert behind(progress, tmp_path) == set()
+    progress.pack([partly])
+    assert progress.finish_update() == [gone[0].record, partly.record, gone[1].record]
     assert numbers == [0, 1, 2, 3]
     assert behind(progress, tmp_path) == {0, 1, 3}
     state = json.loads((tmp_path / "groups.json").read_text())
-    assert (state["first"], state["ahead"]) == (2, [3])
-    assert state["ends"] == {"equal_rewards": 8, "masked": 1, "no_tokens": 1, "not_judged": 8, "used": 6}
+    assert (state["first"], state["ahead"], state["under_way"]) == (2, [3], [2])
     resumed = GroupProgress()
     resumed.restore(tmp_path)
     assert [resumed.admit(version=0) for _ in range(3)] == [2, 4, 5]
 
 
-def test_a_run_killed_and_resumed_at_any_update_trains_every_sample_once(tmp_path):
+def test_a_run_killed_and_resumed_at_any_update_has_every_group_once_in_its_ledger(tmp_path):
     """Kills lose the process's memory; what a checkpoint says decides what is done again."""
     rng = np.random.default_rng(0)
-    used: dict[tuple[int, int], int] = {}  # what the weights of the last checkpoint have seen
-    since: list[tuple[int, int]] = []
+    ledger: list[int] = []  # what the weights of the last checkpoint have seen
+    since: list[int] = []
     progress = GroupProgress()
     for _ in range(400):
         if rng.random() < 0.1:
             progress, since = GroupProgress(), []
             if (tmp_path / "groups.json").exists():
                 progress.restore(tmp_path)
-        progress.arrive(group(progress.admit(version=0), size=4))
-        waiting = [s for _, g in progress.waiting for s in g.samples]
+        number = progress.admit(version=0)
+        progress.arrive(group(number, size=int(rng.integers(0, 3))))
+        waiting = [g for _, g in progress.waiting]
         chosen = [waiting[i] for i in rng.permutation(len(waiting))[: rng.integers(1, 7)]]
         progress.pack(chosen)
         if rng.random() < 0.3:
             continue  # another micro-batch of the same update
-        packed = list(progress._packed)
-        progress.finish_update()
-        since += packed
+        since += [record.number for record in progress.finish_update()]
         if rng.random() < 0.2:
             progress.save(tmp_path)
-            for key in since:
-                used[key] = used.get(key, 0) + 1
-            since = []
-    assert set(used.values()) == {1}
-    checkpoint = GroupProgress()
-    for number in checkpoint.restore(tmp_path):
-        assert all((number, index) in used for index in range(4)), number
-    partly = json.loads((tmp_path / "groups.json").read_text())["partly"]
-    assert len(used) == 4 * len(checkpoint.behind) + sum(map(len, partly.values()))
+            ledger, since = ledger + since, []
+    assert len(set(ledger)) == len(ledger) > 100
+    assert set(ledger) == GroupProgress().restore(tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, "{}", "[1]", '{"first": 1, "ahead": []}', '{"first": "x"'])
+@pytest.mark.parametrize("content", [None, "{}", "[1]", '{"first": 1}', '{"first": "x"'])
 def test_a_checkpoint_without_the_groups_is_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "groups.json").write_text(content)
@@ -177,8 +159,8 @@ def test_a_group_is_never_split_between_updates_and_every_rank_has_a_row(ranks):
 
 
 def test_a_single_sample_is_shared_by_two_ranks():
-    lone = FinishedGroup(0, (sample(0, 0, tokens=9),))
+    lone = FinishedGroup(group(0, 1).record, (sample(0, 0, tokens=9),))
     (batch,) = micro_batches([lone], ranks=2, token_budget=50)
     assert [row.trained for row in batch] == [4, 4]
-    (batch,) = micro_batches([FinishedGroup(0, (sample(0, 0, tokens=2),))], ranks=2, token_budget=50)
+    (batch,) = micro_batches([replace(lone, samples=(sample(0, 0, tokens=2),))], ranks=2, token_budget=50)
     assert sorted(row.samples[0]["advantage"] for row in batch) == [0.0, 1.0]

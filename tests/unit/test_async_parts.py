@@ -15,6 +15,7 @@ from trl.experimental.async_grpo.packing import TREE_ATTENTION, TreeRow
 
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.training import grpo
 from sandbox_rl.training.asynchronous.config import async_config
@@ -22,7 +23,7 @@ from sandbox_rl.training.asynchronous.rows import age_metrics
 from sandbox_rl.training.estimator import advantage_of
 from sandbox_rl.training.groups import advantages, group_requests
 from sandbox_rl.training.rows import to_rows
-from sandbox_rl.training.samples import LeftOut, finished_group
+from sandbox_rl.training.samples import finished_group
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.types import Task
@@ -53,7 +54,7 @@ def test_groups_that_teach_nothing_have_no_advantage(kind):
 def test_samples_are_the_tokens_as_sampled():
     group = [make_rollout("a", reward, seed=i) for i, reward in enumerate((1.0, 0.0, None))]
     made = finished_group(group, number=9, kind="dr_grpo")
-    assert made.left_out == {2: LeftOut.NOT_JUDGED}  # our failure is no sample
+    assert made.left_out == {2: SampleEnd.NOT_JUDGED}  # our failure is no sample
     for index, (sample, rollout) in enumerate(zip(made.samples, group[:2], strict=True)):
         trajectory = rollout.trajectory
         assert sample.input_ids.tolist() == [*trajectory.prompt_ids, *trajectory.completion_ids]
@@ -94,7 +95,7 @@ def test_what_is_not_trained_is_said_why():
     silent = replace(silent, trajectory=replace(silent.trajectory, turns=()))
     made = finished_group([make_rollout("a", 1.0, seed=0), masked, silent], number=0, kind="rloo")
     assert [s.index for s in made.samples] == [0]
-    assert made.left_out == {1: LeftOut.MASKED, 2: LeftOut.NO_TOKENS}
+    assert made.left_out == {1: SampleEnd.OVERLONG, 2: SampleEnd.NO_TOKENS}
 
 
 def test_seeds_and_tasks_follow_from_the_number_alone_and_ids_name_one_attempt():
@@ -142,7 +143,7 @@ def test_both_ways_of_training_take_the_same_advantages():
 def test_a_group_without_differences_is_left_out_where_others_take_its_place():
     group = [make_rollout("a", 1.0, seed=i) for i in range(3)]
     made = finished_group(group, number=0, kind="rloo", leave_out_equal=True)
-    assert set(made.left_out.values()) == {LeftOut.EQUAL_REWARDS}
+    assert set(made.left_out.values()) == {SampleEnd.EQUAL_REWARDS}
     assert sum(made.left_tokens.values()) == sum(sum(r.trajectory.action_mask) for r in group)
     assert len(finished_group(group, number=0, kind="rloo").samples) == 3
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from sandbox_rl.ledger import Group
 from sandbox_rl.training.asynchronous.admission import Admission
-from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.groups import advantages
-from sandbox_rl.training.samples import FinishedGroup, LeftOut, Sample
+from sandbox_rl.training.samples import FinishedGroup, Sample, failed_group
 
 SIZE = 4
 """Samples of a group."""
@@ -116,7 +117,7 @@ class World:
             )
             for i in range(SIZE)
         )
-        return FinishedGroup(number, samples)
+        return FinishedGroup(Group(number, "", None, ()), samples)
 
     def _enough(self) -> bool:
         return len(self.progress.waiting) >= self.groups_per_update
@@ -124,10 +125,10 @@ class World:
     def _first_to_arrive(self) -> list[FinishedGroup]:
         """What TRL does: single samples whose oldest turn is too old are gone."""
         groups = [group for _, group in self.progress.waiting]
-        self.progress.pack(s for group in groups for s in group.samples)
+        self.progress.pack(groups)
         return [
             FinishedGroup(
-                g.number, tuple(s for s in g.samples if s.ages(self.step).max() <= self.max_staleness)
+                g.record, tuple(s for s in g.samples if s.ages(self.step).max() <= self.max_staleness)
             )
             for g in groups
         ]
@@ -271,7 +272,7 @@ def test_groups_that_cannot_be_trained_make_room_at_once():
     for round_ in range(5):
         assert admission.admit(0, 0) == [2 * round_, 2 * round_ + 1]
         for number in (2 * round_, 2 * round_ + 1):
-            admission.arrive(FinishedGroup(number, (), dict.fromkeys(range(SIZE), LeftOut.EQUAL_REWARDS)))
+            admission.arrive(failed_group(number, "", ()))
         assert not admission.ready(0)
 
 

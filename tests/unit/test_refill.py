@@ -7,6 +7,7 @@ import pytest
 from sandbox_rl.errors import InfraFault
 from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.training.curriculum import Curriculum
+from sandbox_rl.training.groups import NumberedGroup
 from sandbox_rl.training.refill import refill
 from tests.unit.test_curriculum import group
 
@@ -16,6 +17,10 @@ TASKS = [f"{kind}{i}" for kind in REWARDS for i in range(3)]
 
 def rolled(names):
     return [group(name, *REWARDS[name.rstrip("0123456789")]) for name in names]
+
+
+def numbered(names):
+    return [NumberedGroup(10 + place, None, rollouts) for place, rollouts in enumerate(rolled(names))]
 
 
 def run(drawn, rounds, *, tasks=TASKS):
@@ -28,17 +33,23 @@ def run(drawn, rounds, *, tasks=TASKS):
         return rolled(names)
 
     curriculum = Curriculum(dict.fromkeys(tasks, "x"), CurriculumSettings(refill_rounds=rounds), seed=0)
-    return refill(rolled(drawn), curriculum, 0, roll_out), calls
+    return refill(numbered(drawn), curriculum, 0, roll_out), calls
 
 
 def names(groups):
-    return [g[0].task.id for g in groups]
+    return [g.task for g in groups]
 
 
 def test_places_stay_and_what_was_left_out_is_kept():
     done, calls = run(["good0", "bad0", "good1"], 1, tasks=["good0", "bad0", "good1", "good2"])
     assert names(done.groups) == ["good0", "good2", "good1"]
     assert names(done.left_out) == ["bad0"]
+    assert [(g.number, g.refill) for g in (*done.groups, *done.left_out)] == [
+        (10, None),
+        (11, 0),
+        (12, None),
+        (11, None),
+    ]
     assert calls == [(("good2",), 0)]
     assert done.metrics == {
         "refill/extra_groups": 1,
@@ -73,9 +84,10 @@ def test_a_fault_of_ours_leaves_what_was_drawn():
         raise InfraFault("the host is full")
 
     curriculum = Curriculum(dict.fromkeys(TASKS, "x"), CurriculumSettings(refill_rounds=2), seed=0)
-    done = refill(rolled(["bad0", "good0"]), curriculum, 0, broken)
+    done = refill(numbered(["bad0", "good0"]), curriculum, 0, broken)
     assert names(done.groups) == ["bad0", "good0"]
     assert done.metrics["refill/extra_groups"] == 0
+    assert {number: [place for place, _ in chosen] for number, chosen in done.failed.items()} == {0: [0]}
 
 
 def test_a_rank_that_has_nothing_to_replace_asks_in_every_round_all_the_same():
@@ -90,6 +102,6 @@ def test_a_rank_that_has_nothing_to_replace_asks_in_every_round_all_the_same():
     curriculum = Curriculum(
         dict.fromkeys(tasks, "x"), CurriculumSettings(refill_rounds=2), seed=0, world=2, share=share
     )
-    done = refill(rolled(["good0"]), curriculum, 0, lambda *_: pytest.fail("nothing to roll out"))
+    done = refill(numbered(["good0"]), curriculum, 0, lambda *_: pytest.fail("nothing to roll out"))
     assert names(done.groups) == ["good0"]
     assert asked == [([], ["good0"])] * 2

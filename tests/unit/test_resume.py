@@ -13,8 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers.integrations import TensorBoardCallback
 
 from sandbox_rl.config.load import load_recipe
-from sandbox_rl.errors import ConfigError
+from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.journal import Index, Journal, read_journal
+from sandbox_rl.ledger import Ledger, Update, read_ledger
 from sandbox_rl.runs.directory import RunDirectory, set_aside
 from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
 from sandbox_rl.runs.resume import Earlier, begin, find_run, prompt_digests, sizes_of
@@ -79,6 +80,7 @@ def checkpoint(run, step):
     path = run.checkpoints / f"checkpoint-{step}"
     path.mkdir(parents=True)
     (path / "weights").write_bytes(b"x")
+    Ledger(run.ledger).commit(path)
     mark_complete(path)
 
 
@@ -120,6 +122,35 @@ def test_updates_that_are_done_again_stand_once_and_nothing_is_lost(tmp_path):
     assert steps(run.path / "replaced" / "metrics-1.jsonl") == [3, 3]
     assert [history.again(step) for step in range(6)] == [0, 0, 1, 1, 0, 0]
     assert (history.starts, history.finished_at) == (2, None)
+
+
+def test_the_ledger_s_lines_beyond_the_checkpoint_are_set_aside(tmp_path):
+    run = start(tmp_path).run
+    ledger = Ledger(run.ledger)
+    for number in (1, 2):
+        ledger.write(Update(number, 0.0, ()))
+    checkpoint(run, 2)
+    before = run.ledger.read_bytes()
+    ledger.write(Update(3, 0.0, ()))
+    run.ledger.write_bytes(run.ledger.read_bytes() + b'{"update":4')
+    history = start(tmp_path, Earlier.of(recipe(tmp_path), ""))
+    assert run.ledger.read_bytes() == before
+    assert b'"update":3' in (run.path / "replaced" / "ledger-1.jsonl").read_bytes()
+    ledger = Ledger(run.ledger)
+    ledger.write(Update(3, 1.0, ()))
+    assert [update.number for update in read_ledger(history.run.ledger)] == [1, 2, 3]
+
+
+def test_a_ledger_that_is_not_the_checkpoint_s_is_refused_before_anything_moves(tmp_path):
+    run = start(tmp_path).run
+    Ledger(run.ledger).write(Update(1, 0.0, ()))
+    checkpoint(run, 1)
+    write(run.metrics, {"step": 2, "loss": 0.0})
+    run.ledger.write_bytes(run.ledger.read_bytes().replace(b'"update":1', b'"update":9'))
+    with pytest.raises(DataError, match=r"ledger.jsonl: the first \d+ bytes are not those"):
+        start(tmp_path, Earlier.of(recipe(tmp_path), ""))
+    assert steps(run.metrics) == [2]
+    assert not (run.path / "replaced").exists()
 
 
 def test_a_kill_while_records_are_moved_loses_none(tmp_path):
@@ -303,7 +334,7 @@ def test_asynchronous_episodes_that_are_sampled_again_stand_once(tmp_path):
     served = {"mode": "async", "policy": {"type": "vllm"}}
     run = start(tmp_path, **served).run
     checkpoint(run, 2)
-    state = {"first": 2, "ahead": [3], "partly": {}, "under_way": [2], "ends": {}}
+    state = {"first": 2, "ahead": [3], "under_way": [2]}
     (run.checkpoints / "checkpoint-2" / "groups.json").write_text(json.dumps(state))
     mark_complete(run.checkpoints / "checkpoint-2")
     ids = [f"train-{group:06d}-0000" for group in range(5)]

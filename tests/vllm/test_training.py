@@ -19,7 +19,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from sandbox_rl.journal import read_journal
-from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete, step_of
 from tests import prepared
 from tests.smoke.dying_judge import dying_judge, judged_recipe

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.samples import FinishedGroup
 
 __all__ = ["Admission"]
@@ -50,12 +50,11 @@ class Admission:
         self._at_once = at_once
         self._sizes: deque[int] = deque(maxlen=REMEMBERED)
 
-    def arrive(self, group: FinishedGroup) -> FinishedGroup:
-        """A group's episodes have ended; returns it as it will be trained on."""
-        kept = self._progress.arrive(group)
-        if kept.samples:
-            self._sizes.append(kept.tokens)
-        return kept
+    def arrive(self, group: FinishedGroup) -> None:
+        """A group's episodes have ended."""
+        self._progress.arrive(group)
+        if group.samples:
+            self._sizes.append(group.tokens)
 
     def admit(self, step: int, version: int) -> list[int]:
         """Numbers that may start now.
@@ -105,5 +104,5 @@ class Admission:
         samples = [sample for group in chosen for sample in group.samples]
         oldest = max(int(sample.ages(step).max()) for sample in samples)
         assert oldest <= self._max_staleness, f"a token of age {oldest} at step {step}"
-        self._progress.pack(samples)
+        self._progress.pack(chosen)
         return chosen

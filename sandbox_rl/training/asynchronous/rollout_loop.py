@@ -175,7 +175,7 @@ class _Groups:
             self._failed_in_a_row += 1
             if self._failed_in_a_row >= FAILED_GROUPS:
                 raise
-            channels.finished.put(failed_group(number, job.group_size))
+            channels.finished.put(failed_group(number, task.id, [request.id for request in requests]))
             return
         self._failed_in_a_row = 0
         self._faults.ended(number, rollouts)

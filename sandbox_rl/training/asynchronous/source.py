@@ -14,11 +14,12 @@ from trl.experimental.async_grpo.async_grpo_trainer import DataCollatorForRollou
 
 from sandbox_rl.audit.packed import PackedAudit
 from sandbox_rl.audit.rows import TokenClass
+from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.policies.base import WeightVersion
 from sandbox_rl.training.asynchronous.admission import Admission
 from sandbox_rl.training.asynchronous.rows import age_metrics, micro_batches
 from sandbox_rl.training.asynchronous.updates import Composed
-from sandbox_rl.training.samples import FinishedGroup, LeftOut
+from sandbox_rl.training.samples import FinishedGroup
 
 __all__ = ["AGE", "RolloutSource", "Rollouts"]
 
@@ -27,11 +28,10 @@ AGE = "age_mean"
 """Key of a micro-batch: mean age of the update's tokens, in updates; TRL's loss does not read it."""
 
 CLASS_OF = {
-    LeftOut.NOT_JUDGED: TokenClass.NOT_JUDGED,
-    LeftOut.MASKED: TokenClass.OVERLONG,
-    LeftOut.NO_TOKENS: TokenClass.NOT_JUDGED,
-    LeftOut.EQUAL_REWARDS: TokenClass.REFILLED,
-    LeftOut.USED_BEFORE: TokenClass.UNUSED,
+    SampleEnd.NOT_JUDGED: TokenClass.NOT_JUDGED,
+    SampleEnd.OVERLONG: TokenClass.OVERLONG,
+    SampleEnd.NO_TOKENS: TokenClass.NOT_JUDGED,
+    SampleEnd.EQUAL_REWARDS: TokenClass.REFILLED,  # the next group has taken its place
 }
 """What the audit calls the tokens of a sample that is left out."""
 
@@ -124,14 +124,14 @@ class RolloutSource:
                 return
 
     def _take(self, group: FinishedGroup) -> None:
-        kept = self._admission.arrive(group)
-        for why in LeftOut:
+        self._admission.arrive(group)
+        for why in CLASS_OF:
             # A zero too: TRL's sum over what was logged would otherwise miss that nothing was left out.
-            count = sum(reason is why for reason in kept.left_out.values())
+            count = sum(reason is why for reason in group.left_out.values())
             self._metrics[f"left_out/{why}_total"].append(float(count))
         if self._audit is not None:
-            for index, why in kept.left_out.items():
-                self._audit.left_out(CLASS_OF[why], kept.left_tokens.get(index, 0))
+            for index, why in group.left_out.items():
+                self._audit.left_out(CLASS_OF[why], group.left_tokens.get(index, 0))
 
     def _compose(self, step: int) -> Composed:
         groups = self._admission.compose(step)

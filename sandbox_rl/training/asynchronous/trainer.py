@@ -15,9 +15,10 @@ from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer, async
 from trl.trainer.utils import FusedCausalLMOutput
 
 from sandbox_rl.audit.run import RunAudit
+from sandbox_rl.ledger import Ledger, SampleEnd, Update
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.asynchronous.admission import Admission
-from sandbox_rl.training.asynchronous.ledger import GroupProgress
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.ratios import select_terms
 from sandbox_rl.training.asynchronous.source import AGE, RolloutSource
 from sandbox_rl.training.asynchronous.updates import UpdateStream
@@ -48,6 +49,7 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         weights: what the rollouts sample with.
         at_once: groups that are sampled side by side.
         progress: the groups so far; on the main process.
+        ledger: gets a line for each finished update; on the main process.
         stop, stopped: see `UpdateStream`.
         audit: looks at what the loss is computed from; its metrics are logged with each step's.
         probe: looks at some of the publications.
@@ -60,6 +62,7 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         weights: Weights,
         at_once: int,
         progress: GroupProgress | None = None,
+        ledger: Ledger | None = None,
         stop: Callable[[], bool] = lambda: False,
         stopped: Callable[[], None] = lambda: None,
         callbacks: Iterable[TrainerCallback] = (),
@@ -74,6 +77,7 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         args = copy.copy(args)
         args.gradient_accumulation_steps = 1  # what the loop of transformers sees: one item is one update
         self.progress = progress or GroupProgress()
+        self._ledger = ledger
         self._at_once = at_once
         self._border = _Border(self, stop, stopped)
         with _without_peak_flops():
@@ -178,9 +182,17 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         return sum(super(SandboxAsyncTrainer, self).floating_point_ops(b) for b in inputs["micro_batches"])
 
     def update_finished(self) -> None:
-        """The optimizer has taken a step: what was packed for it is used."""
-        behind = self.progress.finish_update()
-        self._trained_groups.update(behind)  # TRL's metric of groups per step
+        """The optimizer has taken a step: what was packed for it is used.
+
+        Raises:
+            SetupError: on every rank, when the ledger cannot be written.
+        """
+        with together():
+            groups = self.progress.finish_update()
+            used = {g.number for g in groups if any(s.end is SampleEnd.USED for s in g.samples)}
+            self._trained_groups |= used  # TRL's metric of groups per step
+            if self._ledger is not None:
+                self._ledger.write(Update(int(self.state.global_step), time.time(), tuple(groups)))
 
     def _sync_weight(self) -> None:
         """Publish the weights; TRL calls it before the first update and after every n-th.

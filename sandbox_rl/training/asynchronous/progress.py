@@ -1,24 +1,24 @@
-"""Which samples of which groups are in finished updates: what a checkpoint says about the data.
+"""Which groups are behind an asynchronous run: what its ledger gets with each update, and its checkpoints.
 
 A group's number decides its task and its seeds. It goes through
 
-    admitted (number, weight version) → arrived (its samples, or why one is left out) → packed → used
+    admitted (number, weight version) → arrived (its samples, or why one is left out) → packed → behind us
 
-and is *behind us* once every one of its samples is used or left out for a named reason. Only a finished
-optimizer step makes packed samples used: what was collated, looked ahead at or is being computed when a
-process dies is not. A resumed run starts with the lowest number that is not behind it.
+Groups are packed whole. Only a finished optimizer step puts them behind us: what was collated, looked ahead
+at or is being computed when a process dies is not used. A group of which nothing can be trained on is behind
+us with the next update that finishes, in whose line of the ledger it stands. A resumed run starts with the
+lowest number that is not behind it.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from sandbox_rl.errors import ModelError
-from sandbox_rl.training.samples import FinishedGroup, LeftOut, Sample
+from sandbox_rl.ledger import Group
+from sandbox_rl.training.samples import FinishedGroup
 
 __all__ = ["STATE_FILE", "GroupProgress"]
 
@@ -35,10 +35,7 @@ class GroupProgress:
         self._next = 0
         self._admitted: dict[int, int] = {}
         self._arrived: dict[int, FinishedGroup] = {}
-        self._packed: set[tuple[int, int]] = set()
-        self._used: dict[int, set[int]] = {}
-        self.ends: Counter[str] = Counter()
-        """Samples by how they ended, since the run began: `used`, or the reason."""
+        self._packed: set[int] = set()
 
     # --- the way of a group ---------------------------------------------------------------------------
 
@@ -49,54 +46,37 @@ class GroupProgress:
         self._admitted[self._next] = version
         return self._next
 
-    def arrive(self, group: FinishedGroup) -> FinishedGroup:
-        """Take over a group whose episodes have ended; returns it without samples that are used already.
+    def arrive(self, group: FinishedGroup) -> None:
+        """Take over a group whose episodes have ended.
 
         Raises:
             ValueError: nobody admitted it, or it came before.
         """
         if group.number not in self._admitted or group.number in self._arrived:
             raise ValueError(f"group {group.number} was not admitted, or came twice")
-        before = self._used.get(group.number, set())
-        rest = replace(
-            group,
-            samples=tuple(s for s in group.samples if s.index not in before),
-            left_out=dict(group.left_out) | dict.fromkeys(before, LeftOut.USED_BEFORE),
-        )
-        self._arrived[group.number] = rest
-        self.ends.update(str(why) for why in rest.left_out.values() if why is not LeftOut.USED_BEFORE)
-        self._pass(group.number)
-        return rest
+        self._arrived[group.number] = group
 
-    def pack(self, samples: Iterable[Sample]) -> None:
-        """These samples are in the update that is being computed."""
-        self._packed.update((sample.group, sample.index) for sample in samples)
+    def pack(self, groups: Iterable[FinishedGroup]) -> None:
+        """These groups are in the update that is being computed."""
+        self._packed.update(group.number for group in groups)
 
-    def finish_update(self) -> set[int]:
-        """The optimizer has taken the step that the packed samples are in; returns their groups."""
-        packed, self._packed = self._packed, set()
-        self.ends["used"] += len(packed)
-        for group, index in packed:
-            self._used.setdefault(group, set()).add(index)
-        groups = {group for group, _ in packed}
-        for group in groups:
-            self._pass(group)
-        return groups
+    def finish_update(self) -> list[Group]:
+        """The optimizer has taken the step that the packed groups are in.
 
-    def _pass(self, number: int) -> None:
-        """Put a group behind us if nothing of it is left to train on."""
-        group, used = self._arrived.get(number), self._used.get(number, set())
-        if group is None:
-            return
-        if rest := tuple(sample for sample in group.samples if sample.index not in used):
-            self._arrived[number] = replace(group, samples=rest)
-            return
-        del self._arrived[number], self._admitted[number]
-        self._used.pop(number, None)
-        self._behind.add(number)
+        Returns:
+            What the ledger gets: those, and the groups that have arrived with nothing to train on.
+        """
+        empty = {number for number, group in self._arrived.items() if not group.samples}
+        ended, self._packed = self._packed | empty, set()
+        records = []
+        for number in sorted(ended):
+            records.append(self._arrived.pop(number).record)
+            del self._admitted[number]
+            self._behind.add(number)
         while self._behind_before in self._behind:
             self._behind.remove(self._behind_before)
             self._behind_before += 1
+        return records
 
     def _is_behind(self, number: int) -> bool:
         return number < self._behind_before or number in self._behind
@@ -110,9 +90,13 @@ class GroupProgress:
 
     @property
     def waiting(self) -> list[tuple[int, FinishedGroup]]:
-        """(version, group) of those that have arrived and are in no update yet, the oldest first."""
-        packed = {group for group, _ in self._packed}
-        found = [(self._admitted[n], group) for n, group in self._arrived.items() if n not in packed]
+        """(version, group) of those that have arrived with something to train on and are in no update yet,
+        the oldest first."""
+        found = [
+            (self._admitted[n], group)
+            for n, group in self._arrived.items()
+            if group.samples and n not in self._packed
+        ]
         return sorted(found, key=lambda entry: (entry[0], entry[1].number))
 
     @property
@@ -132,17 +116,12 @@ class GroupProgress:
         state = {
             "first": self._behind_before,
             "ahead": sorted(self._behind),
-            "partly": {str(group): sorted(used) for group, used in sorted(self._used.items())},
             "under_way": sorted(self._admitted),
-            "ends": dict(sorted(self.ends.items())),
         }
         (checkpoint / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> frozenset[int]:
         """Go on from a checkpoint; returns the groups that it has behind it.
-
-        Of a group that is partly used all episodes are sampled again, from the same seeds, and those not used
-        yet are trained on.
 
         Raises:
             ModelError: the file is missing or not one of ours.
@@ -151,8 +130,6 @@ class GroupProgress:
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
             self._behind_before, self._behind = int(state["first"]), {int(n) for n in state["ahead"]}
-            self._used = {int(n): {int(i) for i in used} for n, used in state["partly"].items()}
-            self.ends = Counter({str(name): int(count) for name, count in state["ends"].items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"--resume: {path} does not hold the groups behind the checkpoint ({type(error).__name__}); "
