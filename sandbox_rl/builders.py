@@ -13,10 +13,12 @@ from sandbox_rl.agents.base import Agent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.config.run import RunSettings
+from sandbox_rl.fault_injection import ChaosSettings, FaultyAgent, FaultyBackend, FaultyScoring, Injector
 from sandbox_rl.policies.base import UNTRAINED, Sampling, WeightVersion
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.transformers import TransformersPolicy
+from sandbox_rl.rewards.base import Scores
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.places import PROGRAM, FirstPlace, Place, PlainPlace
 from sandbox_rl.rewards.pool import ScoringPool
@@ -178,16 +180,23 @@ def build_engine(
     agent: Agent,
     sampling: Sampling,
     backend: SandboxBackend | None,
+    chaos: ChaosSettings | None = None,
 ) -> RolloutEngine:
     """The rollout engine around an agent; enter it to start its parts.
 
     Args:
         backend: None for episodes of one reply, without a sandbox.
+        chaos: faults that are injected into the engine's parts.
     """
+    scoring: Scores = build_scoring(recipe, base_dir)
+    if chaos is not None and chaos.share:
+        injector = Injector(chaos)
+        agent, scoring = FaultyAgent(agent, injector), FaultyScoring(scoring, injector)
+        backend = None if backend is None else FaultyBackend(backend, injector)
     return RolloutEngine(
         agent=agent,
         backend=backend,
-        scoring=build_scoring(recipe, base_dir),
+        scoring=scoring,
         toolbox=build_toolbox(recipe),
         render=build_render(recipe, base_dir, plain=backend is None),
         episode=recipe.episode,

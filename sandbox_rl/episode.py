@@ -79,15 +79,17 @@ class _Loop:
     async def turns(self, sandbox: Sandbox, max_turns: int) -> Transcript:
         """Act, answer the calls, show what came of them, until there is a reason to stop."""
         turns: list[Turn] = []
+        deadline = self.deadline
         for steps_left in reversed(range(max_turns)):
             started = time.monotonic()
-            said = await self._act()
+            said = await self._act(deadline)
             if isinstance(said, StopReason):
                 return Transcript(closed(turns), said)
+            deadline += said.action.lost_s  # what we have lost is not the episode's
             sampled = time.monotonic()
-            observations = await self._answer_calls(said, sandbox)
+            observations = await self._answer_calls(said, sandbox, deadline)
             timing = TurnTiming(sampled - started, time.monotonic() - sampled)
-            stop = self._why_stop(observations, steps_left)
+            stop = _why_stop(observations, steps_left, deadline)
             ids = await self.session.observe(observations, steps_left, last=stop is not None)
             if ids is None:
                 stop, ids = StopReason.MAX_TOKENS, ()
@@ -100,7 +102,7 @@ class _Loop:
     async def reply(self) -> Transcript:
         """The only turn of an episode without a sandbox."""
         started = time.monotonic()
-        said = await self._act()
+        said = await self._act(self.deadline)
         if isinstance(said, StopReason):
             return Transcript((), said)
         turn = Turn(said.action, timing=TurnTiming(time.monotonic() - started))
@@ -108,11 +110,11 @@ class _Loop:
         cut = said.action.finish_reason == "length"
         return Transcript((turn,), StopReason.MAX_TOKENS if cut else StopReason.SUBMITTED, said.text)
 
-    async def _act(self) -> Said | StopReason:
+    async def _act(self, deadline: float) -> Said | StopReason:
         """The agent's next turn, or which budget is used up."""
         self.observer.sampling(self.episode)
         try:
-            said = await self.session.act(timeout=max(self.deadline - time.monotonic(), 0.001))
+            said = await self.session.act(timeout=max(deadline - time.monotonic(), 0.001))
         except TimeoutError:
             return StopReason.TIMEOUT
         except BudgetSpent:
@@ -120,7 +122,7 @@ class _Loop:
         self.observer.said(self.episode, said)
         return said
 
-    async def _answer_calls(self, said: Said, sandbox: Sandbox) -> tuple[Observation, ...]:
+    async def _answer_calls(self, said: Said, sandbox: Sandbox, deadline: float) -> tuple[Observation, ...]:
         """Run the calls of a turn in order; what follows a submit or the deadline is not run.
 
         All their observations together are bounded: the later ones get what the earlier ones have left.
@@ -135,7 +137,7 @@ class _Loop:
         observations: list[Observation] = []
         chars_left = MAX_TURN_CHARS
         for call in said.calls:
-            budget = self.deadline - time.monotonic()
+            budget = deadline - time.monotonic()
             if budget <= 0:
                 break
             self.observer.calling(self.episode, call)
@@ -147,15 +149,16 @@ class _Loop:
                 break
         return tuple(observations)
 
-    def _why_stop(self, observations: Sequence[Observation], steps_left: int) -> StopReason | None:
-        """Why the episode ends after these observations; None if it goes on."""
-        if any(o.submitted for o in observations):
-            return StopReason.SUBMITTED
-        if any(o.failure is ToolFailure.SANDBOX_DEAD for o in observations):
-            return StopReason.SANDBOX_DEAD
-        if time.monotonic() >= self.deadline:
-            return StopReason.TIMEOUT
-        return None if steps_left else StopReason.MAX_TURNS
+
+def _why_stop(observations: Sequence[Observation], steps_left: int, deadline: float) -> StopReason | None:
+    """Why the episode ends after these observations; None if it goes on."""
+    if any(o.submitted for o in observations):
+        return StopReason.SUBMITTED
+    if any(o.failure is ToolFailure.SANDBOX_DEAD for o in observations):
+        return StopReason.SANDBOX_DEAD
+    if time.monotonic() >= deadline:
+        return StopReason.TIMEOUT
+    return None if steps_left else StopReason.MAX_TURNS
 
 
 async def _run(

@@ -18,7 +18,7 @@ from typing import Any, Self
 import aiohttp
 import orjson  # prompts of 32,768 ids block the loop of all episodes while they are written and read
 
-__all__ = ["Address", "BadAddress", "HttpClient", "Refused", "Unreachable"]
+__all__ = ["Address", "BadAddress", "BadReply", "HttpClient", "Refused", "Unreachable"]
 
 MAX_REPLY_BYTES = 32 << 20
 """A longer reply is nonsense."""
@@ -77,6 +77,15 @@ class Unreachable(Exception):
         super().__init__(reason)
         self.status = status
         self.wait_s = wait_s
+
+    @property
+    def away(self) -> bool:
+        """Whether it says that the server does not work, and nothing of the request."""
+        return not isinstance(self, BadReply) and (self.status is None or self.status >= 500)
+
+
+class BadReply(Unreachable):
+    """An answer that makes no sense; whoever gave it is there."""
 
 
 class HttpClient:
@@ -203,7 +212,7 @@ def _decoded(route: str, content: bytes) -> Any:
             return json.loads(content)
     except (ValueError, RecursionError) as error:
         shown = content[:120].decode(errors="replace")
-        raise Unreachable(f"{route}: answered {shown!r}, expected JSON") from error
+        raise BadReply(f"{route}: answered {shown!r}, expected JSON") from error
 
 
 def _detail(content: bytes) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,7 +14,6 @@ from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_exception_type,
-    stop_after_attempt,
     wait_exponential,
 )
 
@@ -41,10 +42,13 @@ class Retries:
     Args:
         count: further tries after the first.
         first_wait_s: before the first of them; doubles each time.
+        patience_s: seconds from the first failure in which tries go on beyond `count` while `run` is told
+            that the server is away.
     """
 
     count: int
     first_wait_s: float = 0.5
+    patience_s: float = 0.0
 
     async def run(
         self,
@@ -52,18 +56,21 @@ class Retries:
         *,
         timeout: float | None = None,
         between: Callable[[], Awaitable[None]] | None = None,
+        away: Callable[[Unreachable], bool] = lambda _: False,
     ) -> T:
         """What `attempt` returns at last.
 
         Args:
             timeout: seconds for all of it, waits included.
             between: awaited before each further try.
+            away: whether a failure, the last one, says that the server serves nobody.
 
         Raises:
             TimeoutError: the time was up before any try had failed.
             GaveUp: too many tries failed, or the time was up after the first.
         """
         failures: list[Unreachable] = []
+        patient_until = math.inf
 
         async def pause(seconds: float) -> None:
             await asyncio.sleep(max(seconds, failures[-1].wait_s))
@@ -74,11 +81,17 @@ class Retries:
             try:
                 return await attempt()
             except Unreachable as error:
+                nonlocal patient_until
                 failures.append(error)
+                patient_until = min(patient_until, time.monotonic() + self.patience_s)
                 raise
 
+        def enough(state: RetryCallState) -> bool:
+            gone = away(failures[-1])  # asked each time: it may compare with the last time
+            return state.attempt_number > self.count and not (gone and time.monotonic() < patient_until)
+
         tries = AsyncRetrying(
-            stop=stop_after_attempt(self.count + 1),
+            stop=enough,
             wait=self.wait,
             retry=retry_if_exception_type(Unreachable),
             sleep=pause,

@@ -55,13 +55,22 @@ def train(
         bool,
         typer.Option("--dry-run", help="Check recipe, data, model and sandbox, print the recipe, and leave."),
     ] = False,
+    chaos: Annotated[
+        str | None,
+        typer.Option(
+            "--chaos",
+            metavar="SHARE",
+            help="Inject faults into this share of the episodes' tries, e.g. 0.05: chaos.share=SHARE.",
+        ),
+    ] = None,
 ) -> None:
     """Train a policy in sandboxes and export it.
 
     Ends with held-out accuracy before and after, and the path of the exported model.
     The same under `accelerate launch`: python -m sandbox_rl train RECIPE [KEY=VALUE]...
     """
-    loaded, base_dir = open_recipe(recipe, overrides)
+    chosen = [] if chaos is None else [f"chaos.share={chaos}"]
+    loaded, base_dir = open_recipe(recipe, [*(overrides or []), *chosen])
     display = terminal()
     if dry_run:
         from sandbox_rl.config.recipe import resolved

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from sandbox_rl.config.run import RunSettings
+from sandbox_rl.fault_injection.settings import ChaosSettings
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.tasks.config import DataSettings
 from sandbox_rl.training.config import (
@@ -41,6 +42,8 @@ class Recipe(RunSettings):
     """Supervised warm-up from expert episodes."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Held-out evaluation."""
+    chaos: ChaosSettings = ChaosSettings()
+    """Faults injected into the run's episodes."""
     report_to: tuple[str, ...] = ("tensorboard",)
     """Trackers by the names that transformers knows: tensorboard, wandb, trackio …"""
 

@@ -63,6 +63,8 @@ class VLLMSettings(Settings):
     """Further tries of a turn whose request failed on the server's side."""
     backoff_s: float = Field(0.5, ge=0)
     """First wait before a retry; doubles each time, with jitter."""
+    outage_s: float = Field(1800.0, ge=0)
+    """Seconds for which tries go on while the server answers nobody: it is away, hangs or fails all."""
     restarts: int = Field(3, ge=0)
     """How often a managed server that died is started again, with the newest weights."""
     transfer: Literal["auto", "shm", "ipc", "nccl", "gloo"] = "auto"

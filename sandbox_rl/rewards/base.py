@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sandbox_rl.registry import Registry
-from sandbox_rl.types import Task
+from sandbox_rl.types import Answer, Reward, Task
 
 __all__ = [
     "BUILT_IN",
@@ -22,6 +22,7 @@ __all__ = [
     "ComparedAsText",
     "LoadedScorer",
     "Scorer",
+    "Scores",
     "load_scorer",
     "reads_with",
 ]
@@ -47,6 +48,18 @@ class Scorer(Protocol):
     """
 
     def __call__(self, answer: str, task: Task, /) -> float | Mapping[str, float]: ...
+
+
+class Scores(Protocol):
+    """Gives answers their rewards, for an engine; an async context manager (`pool.ScoringPool`)."""
+
+    async def score(self, task: Task, answer: Answer) -> Reward:
+        """The reward of an answer; `value` None where it could not be judged."""
+        ...
+
+    async def __aenter__(self) -> Any: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

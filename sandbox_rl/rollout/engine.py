@@ -12,7 +12,7 @@ from sandbox_rl.cooperate import off_loop
 from sandbox_rl.episode import EpisodeSettings, run_episode
 from sandbox_rl.observer import Observer, Observers
 from sandbox_rl.policies.base import Sampling
-from sandbox_rl.rewards.pool import ScoringPool
+from sandbox_rl.rewards.base import Scores
 from sandbox_rl.rewards.reply import answer_of_reply
 from sandbox_rl.rollout.groups import FirstGroups, first_groups
 from sandbox_rl.rollout.occupancy import Occupancy
@@ -43,7 +43,7 @@ class RolloutEngine:
         *,
         agent: Agent,
         backend: SandboxBackend | None,
-        scoring: ScoringPool,
+        scoring: Scores,
         toolbox: Toolbox,
         render: Callable[[Task], Sequence[Message]],
         episode: EpisodeSettings,

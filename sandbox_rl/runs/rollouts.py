@@ -51,5 +51,6 @@ def build_rollouts(
         agent=TokenAgent(policy, chat),
         sampling=sampling,
         backend=build_backend(recipe),
+        chaos=recipe.chaos,
     )
     return engine, list(load_tasks(recipe.data, split="train", base_dir=base_dir))

@@ -66,6 +66,11 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
         notes = asyncio.run(check_rewards(recipe, plan.base_dir, plan.train_tasks))
     for note in notes:
         display.say(note)
+    if recipe.chaos.share:
+        display.say(
+            f"chaos: faults are injected into {recipe.chaos.share:.0%} of the episodes' tries (seed "
+            f"{recipe.chaos.seed}): sandboxes killed or hanging, servers that hang up, scorers lost"
+        )
     settings = starting_point(recipe, base_dir=plan.base_dir, state=state, display=display)
     model = RunModel.of(plan, settings)
     finish, faults, lease = FinishOnSignal(), FaultWatch(recipe.reward.max_fault_share), ModelLease()
@@ -79,6 +84,7 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
             agent=TokenAgent(policy.policy, model.chat),
             sampling=sampling_of(plan.args),
             backend=backend,
+            chaos=recipe.chaos,
         )
         stack.enter_context(loop.entered(engine))
         records = stack.enter_context(open_records(plan, state))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -72,12 +72,14 @@ class Action:
             None when the engine gives none (then the turn can be evaluated, not trained on).
         finish_reason: "stop" (an end-of-turn id was sampled) or "length" (the cap was reached).
         weight_version: number of weight updates that the sampling policy had received.
+        lost_s: seconds that failures of ours took before it could be sampled; they are not the episode's.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
     finish_reason: str
     weight_version: int = 0
+    lost_s: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
         if self.logprobs is not None and len(self.logprobs) != len(self.token_ids):

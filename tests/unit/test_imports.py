@@ -23,6 +23,7 @@ LEVELS = (
     {"training"},
     {"audit", "build_data", "rollout", "evaluation", "journal", "ledger", "metrics"},
     {"episode", "observer"},
+    {"fault_injection"},
     {"agents"},
     {"tools", "chat"},
     {"tasks", "rewards", "sandboxes", "policies", "fakes"},

@@ -44,6 +44,10 @@ class FakeVLLM:
         control: the developer routes called, in their order, with their query.
         control_faults: route → how often it still fails with a 500.
         instead: route → what answers a body in its place, in a thread of its own.
+        outage: answers all turns while it is set, as one of `faults` does; of `strikes` where that is set.
+        strikes: which turns `outage` and `extra_s` are for; all by default.
+        extra_s: further seconds before the answer to such a turn.
+        hung: connections are accepted and nothing is answered, not even how it is.
     """
 
     delay_s: float = 0.0
@@ -59,6 +63,10 @@ class FakeVLLM:
     control: list[str] = field(default_factory=list)
     control_faults: dict[str, int] = field(default_factory=dict)
     instead: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
+    outage: Fault | None = None
+    strikes: Callable[[dict[str, Any]], bool] = lambda body: True
+    extra_s: float = 0.0
+    hung: bool = False
     paused: bool = False
     asleep: set[str] = field(default_factory=set)
     """What sleeps: `weights`, `kv_cache`."""
@@ -68,7 +76,7 @@ class FakeVLLM:
     @asynccontextmanager
     async def serving(self, socket: Path) -> AsyncIterator[None]:
         """Listen on a unix socket while open."""
-        app = web.Application(client_max_size=1 << 28)
+        app = web.Application(client_max_size=1 << 28, middlewares=[self._perhaps_hung])
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_get("/health", self._health)
         app.router.add_get("/version", self._version)
@@ -89,17 +97,26 @@ class FakeVLLM:
             await runner.cleanup()
             socket.unlink(missing_ok=True)  # noqa: ASYNC240
 
+    @web.middleware
+    async def _perhaps_hung(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        while self.hung:  # noqa: ASYNC110 (set from outside)
+            await asyncio.sleep(0.01)
+        response: web.StreamResponse = await handler(request)
+        return response
+
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         body: dict[str, Any] = orjson.loads(await request.read())
         self.requests.append(body)
-        if self.faults:
-            response = self.faults.popleft()(body)
+        struck = self.strikes(body)
+        fault = self.faults.popleft() if self.faults else self.outage if struck else None
+        if fault is not None:
+            response = fault(body)
             if response is not None:
                 return response
             assert request.transport is not None
             request.transport.close()
             return web.Response()
-        await asyncio.sleep(self.delay_s)
+        await asyncio.sleep(self.delay_s + (self.extra_s if struck else 0.0))
         # Requests freeze then; a test may set it from outside, so that there is nothing to wait on.
         while self.paused or self.asleep:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

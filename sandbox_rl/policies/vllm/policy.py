@@ -5,20 +5,22 @@ server with the fewest. Cached prefixes are salted with the weight version, so t
 sampled on a mixture of keys computed by different weights.
 
 Whose fault is it? A turn that outlasts the episode's own time is the policy's (`TimeoutError`). What
-the server does is retried within that time and then an `EngineFault`. A 4xx is one at once: the same
-request would be refused again.
+the server does is retried within that time and then an `EngineFault`: some times where it fails this request
+alone, up to `outage_s` where it answers nobody. The time that went is not the episode's (`Action.lost_s`). A
+4xx is a fault at once: the same request would be refused again.
 """
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.http_client import Refused, Unreachable
+from sandbox_rl.http_client import BadReply, Refused, Unreachable
 from sandbox_rl.policies.base import UNTRAINED, PolicySession, TurnSampling, WeightVersion
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.api import VLLMServer
@@ -26,6 +28,10 @@ from sandbox_rl.retries import GaveUp, Retries
 from sandbox_rl.types import Action
 
 __all__ = ["ServerSource", "VLLMPolicy"]
+
+
+HEALTH_S = 5.0
+"""Seconds within which a server that has kept a turn waiting to the end must say that it is there."""
 
 
 class ServerSource(Protocol):
@@ -63,6 +69,8 @@ class ServerSource(Protocol):
 class _Slot:
     server: VLLMServer
     live: int = field(default=0)
+    answered: int = field(default=0)
+    away: bool = field(default=False)
 
 
 class VLLMPolicy:
@@ -109,11 +117,11 @@ class VLLMPolicy:
 
     @asynccontextmanager
     async def session(self, episode_id: str) -> AsyncIterator[PolicySession]:
-        """A session on the server with the fewest episodes."""
-        slot = min(self._slots, key=lambda slot: slot.live)
+        """A session on the server with the fewest episodes, of those that answer."""
+        slot = min(self._slots, key=lambda slot: (slot.away, slot.live))
         slot.live += 1
         try:
-            yield _Session(self, slot.server)
+            yield _Session(self, slot)
         finally:
             slot.live -= 1
 
@@ -146,21 +154,40 @@ class VLLMPolicy:
         return scores
 
     async def _act(
-        self, server: VLLMServer, prompt_ids: Sequence[int], sampling: TurnSampling, timeout: float
+        self, slot: _Slot, prompt_ids: Sequence[int], sampling: TurnSampling, timeout: float
     ) -> Action:
+        server, answered, started = slot.server, slot.answered, time.monotonic()
+
         async def attempt() -> Action:
+            lost_s = time.monotonic() - started
             version = self._version.value  # known before any token is sampled
             body = self._body(prompt_ids, sampling, version)
             answer = await server.call(
                 "POST", "/v1/completions", body, timeout=self._settings.request_timeout_s
             )
-            return _action(answer, prompt_ids, version)
+            slot.answered += 1
+            slot.away = False
+            return replace(_action(answer, prompt_ids, version), lost_s=lost_s)
 
-        retries = Retries(self._settings.retries, self._settings.backoff_s)
+        def away(failure: Unreachable) -> bool:
+            """Whether nobody has had an answer since the failure before; else only this request fails."""
+            nonlocal answered
+            nobody, answered = slot.answered == answered, slot.answered
+            slot.away = failure.away and nobody
+            return slot.away
+
+        settings = self._settings
+        retries = Retries(settings.retries, settings.backoff_s, settings.outage_s)
         try:
-            return await retries.run(attempt, timeout=timeout, between=lambda: self._source.recovered(server))
+            return await retries.run(
+                attempt, timeout=timeout, between=lambda: self._source.recovered(server), away=away
+            )
         except Refused as error:
             raise EngineFault(f"{server.address} refused a turn: {error}") from error
+        except TimeoutError:
+            if await server.healthy(timeout=HEALTH_S):
+                raise
+            raise EngineFault(f"{server.address} does not answer; the turn waited {timeout:.0f} s") from None
         except GaveUp as error:
             # Where the time went to a server that was away, that is not the policy's doing.
             raise EngineFault(f"{server.address}: {error}; {len(error.failures)} tries") from error
@@ -189,19 +216,19 @@ class VLLMPolicy:
 
 
 class _Session:
-    def __init__(self, policy: VLLMPolicy, server: VLLMServer) -> None:
+    def __init__(self, policy: VLLMPolicy, slot: _Slot) -> None:
         self._policy = policy
-        self._server = server
+        self._slot = slot
 
     async def act(self, prompt_ids: Sequence[int], sampling: TurnSampling, *, timeout: float) -> Action:
-        return await self._policy._act(self._server, prompt_ids, sampling, timeout)
+        return await self._policy._act(self._slot, prompt_ids, sampling, timeout)
 
 
 def _action(answer: Any, prompt_ids: Sequence[int], version: int) -> Action:
     """The action in a reply, checked: what is trained on must be what was sampled.
 
     Raises:
-        Unreachable: a reply without token ids, of another prompt, or with other than one log-prob each.
+        BadReply: a reply without token ids, of another prompt, or with other than one log-prob each.
     """
     try:
         choice = answer["choices"][0]
@@ -210,11 +237,11 @@ def _action(answer: Any, prompt_ids: Sequence[int], version: int) -> Action:
         echoed = choice.get("prompt_token_ids")
         finish_reason = choice["finish_reason"]
     except (TypeError, KeyError, IndexError) as error:
-        raise Unreachable(f"a reply without {error}, expected token_ids and logprobs") from error
+        raise BadReply(f"a reply without {error}, expected token_ids and logprobs") from error
     if echoed is not None and echoed != list(prompt_ids):
-        raise Unreachable("the server says that it sampled after another prompt than the one sent")
+        raise BadReply("the server says that it sampled after another prompt than the one sent")
     if len(logprobs) != len(token_ids) or not all(isinstance(p, int | float) for p in logprobs):
-        raise Unreachable(f"a reply with {len(token_ids)} token ids and {len(logprobs)} log-probs")
+        raise BadReply(f"a reply with {len(token_ids)} token ids and {len(logprobs)} log-probs")
     if not token_ids or finish_reason not in ("stop", "length"):
-        raise Unreachable(f"a reply of {len(token_ids)} tokens that ended by {finish_reason!r}")
+        raise BadReply(f"a reply of {len(token_ids)} tokens that ended by {finish_reason!r}")
     return Action(token_ids, logprobs, finish_reason, version)

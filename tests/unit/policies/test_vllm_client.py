@@ -23,7 +23,7 @@ PROMPT = (5, 6, 7)
 
 
 def settings(**fields) -> VLLMSettings:
-    fields = {"backoff_s": 0.01, "retries": 2, "request_timeout_s": 5.0} | fields
+    fields = {"backoff_s": 0.01, "retries": 2, "request_timeout_s": 5.0, "outage_s": 0.0} | fields
     return VLLMSettings(type="vllm", engine="external", base_urls=("unix:///x",), **fields)
 
 

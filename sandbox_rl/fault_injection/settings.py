@@ -1,0 +1,19 @@
+"""Settings of faults on purpose."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sandbox_rl.settings import Settings
+
+__all__ = ["ChaosSettings"]
+
+
+class ChaosSettings(Settings):
+    """Faults injected into a real run, to watch that it survives them (`sandbox-rl train … --chaos 0.05`)."""
+
+    share: float = Field(0.0, ge=0, le=0.5)
+    """Share of the episodes' tries that get a fault: a sandbox that is killed or that hangs, a server that
+    breaks the connection, a scorer that is lost. 0: none."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of which tries get one."""

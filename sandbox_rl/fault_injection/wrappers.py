@@ -1,0 +1,272 @@
+"""The parts of an engine, each with faults in it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from sandbox_rl.agents.base import Agent, AgentSession, EpisodeRequest, Said
+from sandbox_rl.agents.settings import EpisodeSettings
+from sandbox_rl.errors import EngineFault, SandboxFault
+from sandbox_rl.fault_injection.settings import ChaosSettings
+from sandbox_rl.policies.base import Sampling
+from sandbox_rl.rewards.base import Scores
+from sandbox_rl.sandboxes.base import ANSWER_FILE, WORKING_DIR, Sandbox, SandboxBackend, SandboxInfo
+from sandbox_rl.seeds import derive_seed
+from sandbox_rl.types import Answer, ExecResult, Message, Observation, Reward, Task
+
+__all__ = ["KINDS", "FaultyAgent", "FaultyBackend", "FaultyScoring", "Injector"]
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("sandbox killed", "sandbox hangs", "server reset", "scorer lost")
+"""What can be injected; each is as likely as the others."""
+CALLS = 3
+"""A sandbox breaks in one of its first calls: most episodes have few."""
+
+
+class Injector:
+    """Decides which tries get a fault, and counts them. One for all parts of an engine.
+
+    Args:
+        kinds: those that are injected.
+
+    Attributes:
+        injected: kind → how often.
+    """
+
+    def __init__(self, settings: ChaosSettings, kinds: Sequence[str] = KINDS) -> None:
+        self._settings = settings
+        self._kinds = tuple(kinds)
+        self._asked: Counter[str] = Counter()
+        self.injected: Counter[str] = Counter()
+
+    def strikes(self, kind: str) -> int | None:
+        """For the next thing that a fault of this kind could befall: a number for details; None if spared.
+
+        The n-th of a kind is struck or spared by the seed alone; which episode that is depends on which comes
+        first.
+        """
+        self._asked[kind] += 1
+        if kind not in self._kinds:
+            return None
+        drawn = derive_seed(self._settings.seed, "chaos", kind, self._asked[kind])
+        each = self._settings.share / len(self._kinds)
+        return drawn & 0xFFFF if drawn / 2**63 < each else None
+
+    def inject(self, kind: str, where: str) -> str:
+        """Count one and say so; returns the words for the fault."""
+        self.injected[kind] += 1
+        logger.warning("injected fault: %s (%s)", kind, where)
+        return f"injected fault: {kind}"
+
+
+class FaultyBackend:
+    """Sandboxes of another backend, some of which are killed or hang in the middle of a call."""
+
+    def __init__(self, backend: SandboxBackend, injector: Injector) -> None:
+        self._backend = backend
+        self._injector = injector
+
+    @property
+    def info(self) -> SandboxInfo:
+        """The backend's."""
+        return self._backend.info
+
+    async def __aenter__(self) -> FaultyBackend:
+        await self._backend.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._backend.__aexit__(*exc)
+
+    @asynccontextmanager
+    async def sandbox(
+        self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
+    ) -> AsyncIterator[Sandbox]:
+        """See `SandboxBackend.sandbox`."""
+        killed, hangs = self._injector.strikes("sandbox killed"), self._injector.strikes("sandbox hangs")
+        async with AsyncExitStack() as stack:
+            sandbox = await stack.enter_async_context(self._backend.sandbox(files, timeout=timeout))
+            if killed is not None:
+                yield _Breaking(sandbox, self._injector, "sandbox killed", killed % CALLS, stack)
+            elif hangs is not None:
+                yield _Breaking(sandbox, self._injector, "sandbox hangs", hangs % CALLS, None)
+            else:
+                yield sandbox
+
+
+class _Breaking:
+    """A sandbox that breaks in its n-th call, counted from 0, or when its answer is read if that is sooner.
+
+    Args:
+        destroy: holds the real one, which is destroyed then; None: it is there and never answers.
+    """
+
+    def __init__(
+        self, sandbox: Sandbox, injector: Injector, kind: str, call: int, destroy: AsyncExitStack | None
+    ) -> None:
+        self._sandbox = sandbox
+        self._injector = injector
+        self._kind = kind
+        self._calls_left = call
+        self._destroy = destroy
+        self._broken = False
+
+    @property
+    def id(self) -> str:
+        """The real one's."""
+        return self._sandbox.id
+
+    async def exec(self, command: str, *, timeout: float, cwd: str = WORKING_DIR) -> ExecResult:
+        """See `Sandbox.exec`."""
+        await self._perhaps(timeout)
+        return await self._sandbox.exec(command, timeout=timeout, cwd=cwd)
+
+    async def read_file(self, path: str, *, max_bytes: int) -> bytes:
+        """See `Sandbox.read_file`."""
+        await self._perhaps()
+        return await self._sandbox.read_file(path, max_bytes=max_bytes)
+
+    async def write_file(self, path: str, data: bytes) -> None:
+        """See `Sandbox.write_file`."""
+        await self._perhaps()
+        await self._sandbox.write_file(path, data)
+
+    async def list_dir(self, path: str, *, max_entries: int) -> tuple[str, ...]:
+        """See `Sandbox.list_dir`."""
+        await self._perhaps()
+        return await self._sandbox.list_dir(path, max_entries=max_entries)
+
+    async def get_files(self, root: str, *, max_bytes: int) -> Mapping[str, bytes]:
+        """See `Sandbox.get_files`."""
+        await self._perhaps()
+        return await self._sandbox.get_files(root, max_bytes=max_bytes)
+
+    async def read_answer(self, path: str = ANSWER_FILE, *, max_bytes: int = 65_536) -> Answer:
+        """See `Sandbox.read_answer`."""
+        self._calls_left = 0
+        await self._perhaps()
+        return await self._sandbox.read_answer(path, max_bytes=max_bytes)
+
+    async def _perhaps(self, timeout: float = 0.0) -> None:
+        if not self._broken:
+            if self._calls_left > 0:
+                self._calls_left -= 1
+                return
+            self._broken = True
+            self._injector.inject(self._kind, f"sandbox {self.id}")
+        if self._destroy is None:
+            await asyncio.Event().wait()  # whoever owns the deadline of the call ends this
+        else:
+            await self._destroy.aclose()
+        raise SandboxFault(f"injected fault: {self._kind}")
+
+
+class FaultyAgent:
+    """Sessions of another agent, some of which lose their engine in the middle of a turn."""
+
+    def __init__(self, agent: Agent, injector: Injector) -> None:
+        self._agent = agent
+        self._injector = injector
+
+    async def __aenter__(self) -> FaultyAgent:
+        await self._agent.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._agent.__aexit__(*exc)
+
+    @asynccontextmanager
+    async def session(
+        self,
+        request: EpisodeRequest,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]],
+        sampling: Sampling,
+        limits: EpisodeSettings,
+    ) -> AsyncIterator[AgentSession]:
+        """See `Agent.session`."""
+        opened = self._agent.session(request, messages, tools=tools, sampling=sampling, limits=limits)
+        async with opened as session:
+            struck = self._injector.strikes("server reset")
+            if struck is None:
+                yield session
+            else:
+                yield _Losing(session, self._injector, struck % CALLS, request.id)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """See `Agent.prompt_ids`."""
+        return self._agent.prompt_ids(messages)
+
+    def spoken(self, said: Said) -> tuple[str, str]:
+        """See `Agent.spoken`."""
+        return self._agent.spoken(said)
+
+
+class _Losing:
+    """A session whose engine hangs up in its n-th turn, after it has begun to sample it."""
+
+    def __init__(self, session: AgentSession, injector: Injector, turn: int, episode: str) -> None:
+        self._session = session
+        self._injector = injector
+        self._turns_left = turn
+        self._episode = episode
+
+    @property
+    def call_example(self) -> str:
+        """See `AgentSession.call_example`."""
+        return self._session.call_example
+
+    async def act(self, *, timeout: float) -> Said:
+        """See `AgentSession.act`."""
+        if self._turns_left:
+            self._turns_left -= 1
+            return await self._session.act(timeout=timeout)
+        begun = asyncio.ensure_future(self._session.act(timeout=timeout))
+        try:
+            await asyncio.wait([begun], timeout=0.01)
+        finally:
+            begun.cancel()
+            await asyncio.gather(begun, return_exceptions=True)
+        raise EngineFault(self._injector.inject("server reset", f"episode {self._episode}"))
+
+    async def observe(
+        self, observations: Sequence[Observation], steps_left: int, *, last: bool
+    ) -> tuple[int, ...] | None:
+        """See `AgentSession.observe`."""
+        return await self._session.observe(observations, steps_left, last=last)
+
+    def add_user(self, text: str) -> tuple[int, ...]:
+        """See `AgentSession.add_user`."""
+        return self._session.add_user(text)
+
+    def record(self) -> Any:
+        """See `AgentSession.record`."""
+        return self._session.record()
+
+
+class FaultyScoring:
+    """Another's rewards, some of which are lost."""
+
+    def __init__(self, scoring: Scores, injector: Injector) -> None:
+        self._scoring = scoring
+        self._injector = injector
+
+    async def __aenter__(self) -> FaultyScoring:
+        await self._scoring.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._scoring.__aexit__(*exc)
+
+    async def score(self, task: Task, answer: Answer) -> Reward:
+        """See `ScoringPool.score`."""
+        if self._injector.strikes("scorer lost") is not None:
+            return Reward(None, detail=self._injector.inject("scorer lost", f"task {task.id}"))
+        return await self._scoring.score(task, answer)
