@@ -1,7 +1,8 @@
 """The index of a journal: one row per episode, for listing, searching and opening.
 
-A SQLite file beside the journal. It holds nothing that the journal does not: it can be deleted at any time
-and is then made again. Only readers write it, a run never does. `refresh` reads what has been appended since.
+A SQLite file beside the journal, or wherever a reader wants it. It holds nothing that the journal does not:
+it can be deleted at any time and is then made again, as it is by itself where other files lie in the place of
+those it was made of. Only readers write it, a run never does. `refresh` reads what has been appended since.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +22,27 @@ from sandbox_rl.journal.reader import read_chain, whole_lines, writers
 __all__ = ["Index", "read_journal"]
 
 FILE = "index.sqlite"
-VERSION = 1
+VERSION = 2
 ANSWER_CHARS = 1_000
-"""Of an answer that can be searched."""
+"""Of an answer, and of what the scorer says of it, that can be searched."""
+HEAD_BYTES = 400
+"""Of a file, by which it is known again."""
 
 _SCHEMA = f"""
 PRAGMA user_version = {VERSION};
-CREATE TABLE files (writer TEXT PRIMARY KEY, read INTEGER NOT NULL);
+CREATE TABLE files (writer TEXT PRIMARY KEY, read INTEGER NOT NULL, head INTEGER NOT NULL);
 CREATE TABLE episodes (
   id TEXT PRIMARY KEY, writer TEXT NOT NULL, last INTEGER NOT NULL,
   state TEXT NOT NULL, replaced INTEGER NOT NULL DEFAULT 0,
-  phase TEXT, step INTEGER, mode TEXT, part TEXT, task_id TEXT, domain TEXT, seed INTEGER,
+  phase TEXT, step INTEGER, mode TEXT, part TEXT, task_id TEXT, domain TEXT, seed INTEGER, siblings TEXT,
   stop TEXT, fault TEXT, reward REAL, masked INTEGER, turns INTEGER,
   prompt INTEGER, sampled INTEGER, observed INTEGER,
   seconds REAL, generation_seconds REAL, execution_seconds REAL,
-  answer_status TEXT, answer TEXT, started REAL, ended REAL
+  answer_status TEXT, answer TEXT, detail TEXT, started REAL, ended REAL
 );
 CREATE INDEX by_step ON episodes (phase, step);
 CREATE INDEX by_task ON episodes (task_id);
+CREATE INDEX by_siblings ON episodes (siblings);
 """
 
 _CONTEXT = ("phase", "step", "mode", "part")
@@ -46,6 +52,8 @@ _END = (
 )
 _TURN = (b'{"event":"turn"', b'{"event": "turn"')
 _EPISODE_ID = re.compile(rb'"episode_id":\s*("(?:[^"\\]|\\.)*")')
+_SAMPLE = re.compile(r"(.+)-\d+(-r\d+)?")
+"""An id is its group's name, the sample's number, and how often it was sampled before."""
 
 
 class Index:
@@ -53,21 +61,22 @@ class Index:
 
     `state` is `live`, `ended` (scored, or lost to a fault for good) or `abandoned` (cancelled, or failed on
     our side before another try). `replaced` is 1 where the run was resumed from before its update, which
-    is done again.
+    is done again. `siblings` is the same for all episodes of a group and for none besides.
 
     Args:
         directory: of the journal.
         memory: keep the index in memory, as where the directory cannot be written to.
+        file: keep it in this file.
 
     Raises:
         DataError: there is no journal in the directory.
     """
 
-    def __init__(self, directory: Path, *, memory: bool = False) -> None:
+    def __init__(self, directory: Path, *, memory: bool = False, file: Path | None = None) -> None:
         if not directory.is_dir():
             raise DataError(f"{directory}: there is no journal, expected the directory that a run writes")
         self.directory = directory
-        self._path = ":memory:" if memory else str(directory / FILE)
+        self._path = ":memory:" if memory else str(file or directory / FILE)
 
     def __enter__(self) -> Index:
         self._db = sqlite3.connect(self._path, timeout=30, isolation_level=None)
@@ -90,14 +99,35 @@ class Index:
 
     def refresh(self) -> int:
         """Take in what has been written since the last time; returns how many episodes have ended."""
-        with _transaction(self._db):
-            for writer in writers(self.directory):
-                self._refresh(writer)
+        self.advance(float("inf"))
         return int(self._db.execute("SELECT count(*) FROM episodes WHERE state = 'ended'").fetchone()[0])
+
+    def advance(self, seconds: float) -> int:
+        """Take in what has been written since, for about so long; returns how many bytes are left."""
+        until, left = time.monotonic() + seconds, 0
+        with _transaction(self._db):
+            known = {row["writer"]: row for row in self._db.execute("SELECT * FROM files").fetchall()}
+            if not all(self._is_same(**row) for row in known.values()):
+                self._db.execute("DELETE FROM files")
+                self._db.execute("DELETE FROM episodes")
+                known = {}
+            for writer in writers(self.directory):
+                left += self._refresh(writer, known[writer]["read"] if writer in known else 0, until)
+        return left
 
     def select(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """The rows that a query of the table `episodes` gives."""
         return self._db.execute(sql, values).fetchall()
+
+    def write(self, sql: str, rows: Iterable[Sequence[Any]] = ((),)) -> None:
+        """Run a statement for each row of values, all or none: a reader's own tables and indices."""
+        with _transaction(self._db):
+            self._db.executemany(sql, rows) if "?" in sql else self._db.execute(sql)
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """For those who guard what they ask."""
+        return self._db
 
     def record(self, episode_id: str) -> dict[str, Any]:
         """One episode as `records.rollout_record` gives it; if it is under way, as far as it has come.
@@ -124,16 +154,22 @@ class Index:
         for row in rows.fetchall():
             yield self.record(row["id"])
 
-    def _refresh(self, writer: str) -> None:
-        found = self._db.execute("SELECT read FROM files WHERE writer = ?", (writer,)).fetchone()
-        at = 0 if found is None else int(found["read"])
+    def _is_same(self, writer: str, read: int, head: int) -> bool:
+        """Whether a file is the one that was read, and not another run's in its place."""
+        path = self.directory / f"{writer}.jsonl"
+        return path.exists() and path.stat().st_size >= read and (not read or _head(path) == head)
+
+    def _refresh(self, writer: str, at: int, until: float) -> int:
+        path = self.directory / f"{writer}.jsonl"
         live: dict[str, tuple[int, int]] = {}  # last turn and how many, of episodes that have not ended since
-        for place, line in whole_lines(self.directory / f"{writer}.jsonl", at):
+        for place, line in whole_lines(path, at):
+            if time.monotonic() > until:
+                break
             at = place + len(line)
             if line.startswith(_TURN):
-                head = _EPISODE_ID.search(line[:1_000])  # a line can be megabytes
-                if head is not None:
-                    id = json.loads(head.group(1))
+                named = _EPISODE_ID.search(line[:1_000])  # a line can be megabytes
+                if named is not None:
+                    id = json.loads(named.group(1))
                     live[id] = place, live.get(id, (0, 0))[1] + 1
                 continue
             try:
@@ -145,7 +181,8 @@ class Index:
         for id, (place, turns) in live.items():
             sql = "UPDATE episodes SET last = ?, turns = turns + ? WHERE id = ? AND writer = ?"
             self._db.execute(sql, (place, turns, id, writer))
-        self._db.execute("REPLACE INTO files VALUES (?, ?)", (writer, at))
+        self._db.execute("REPLACE INTO files VALUES (?, ?, ?)", (writer, at, _head(path) if at else 0))
+        return path.stat().st_size - at
 
     def _take(self, writer: str, at: int, event: Mapping[str, Any]) -> None:
         kind, time = event["event"], event["time"]
@@ -153,6 +190,7 @@ class Index:
             row = {"id": event["episode_id"], "writer": writer, "last": at, "state": "live", "turns": 0}
             row |= {name: event.get(name) for name in (*_CONTEXT, "task_id", "domain", "seed")}
             row |= {"prompt": event["columns"]["lengths"][0], "started": time}
+            row |= {"siblings": _siblings(event["episode_id"])}
             self._db.execute(f"REPLACE INTO episodes ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
         elif kind == "ended":
             answer, usage = event["answer"], event.get("usage", {})
@@ -160,6 +198,7 @@ class Index:
             row |= {name: event[name] for name in _CONTEXT if name in event}
             row |= {name: usage[name] for name in ("prompt", "sampled", "observed") if name in usage}
             row |= {"answer_status": answer["status"], "answer": answer["text"][:ANSWER_CHARS]}
+            row |= {"detail": event.get("reward_detail", "")[:ANSWER_CHARS]}
             self._update(writer, event["episode_id"], row)
         elif kind == "abandoned":
             self._update(writer, event["episode_id"], {"last": at, "state": "abandoned", "ended": time})
@@ -186,6 +225,16 @@ def read_journal(directory: Path) -> Iterator[dict[str, Any]]:
     with Index(directory, memory=True) as index:
         index.refresh()
         yield from index.records()
+
+
+def _head(path: Path) -> int:
+    with path.open("rb") as file:
+        return zlib.crc32(file.read(HEAD_BYTES).partition(b"\n")[0])
+
+
+def _siblings(id: str) -> str:
+    found = _SAMPLE.fullmatch(id)
+    return id if found is None else found.group(1) + (found.group(2) or "")
 
 
 def _record(events: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -128,7 +128,14 @@ class Journal:
 
     def _turn(self, episode_id: str, turn: Turn) -> None:
         before, turns = self._last[episode_id]
-        event = {"event": "turn", "episode_id": episode_id, "prev": before, "index": turns, **turn_text(turn)}
+        event = {
+            "event": "turn",
+            "episode_id": episode_id,
+            "prev": before,
+            "index": turns,
+            "time": time.time(),
+        }
+        event |= turn_text(turn)
         columns = (turn.action.token_ids, turn.observation_ids)
         self._last[episode_id] = self._append(event, columns, turn.action.logprobs), turns + 1
 

@@ -273,3 +273,40 @@ def test_what_a_killed_process_had_finished_is_all_there(tmp_path):
         numbers = [int(r["episode_id"][2:]) for r in records if r["episode_id"].startswith(f"{process}-")]
         assert numbers == list(range(len(numbers)))
         assert len(numbers) > 20
+
+
+def test_an_index_of_other_files_is_made_anew(tmp_path):
+    """A run's directory can be removed and made again by another run, with as many or more bytes."""
+    where = tmp_path / "index.sqlite"
+    for name in ("first", "second"):
+        directory = tmp_path / "journal"
+        with Journal(directory) as journal:
+            for number in range(2):
+                write(journal, rollout(id=f"{name}-{number}"))
+        with Index(directory, file=where) as index:
+            assert index.refresh() == 2
+            assert {row["id"] for row in index.select("SELECT id FROM episodes")} == {
+                f"{name}-0",
+                f"{name}-1",
+            }
+        assert not (directory / "index.sqlite").exists()
+        for path in directory.iterdir():
+            path.unlink()
+
+
+def test_an_index_is_made_in_pieces_as_at_once(tmp_path):
+    with Journal(tmp_path) as journal:
+        for number in range(20):
+            write(journal, rollout(id=f"train-{number // 4:06d}-{number % 4:04d}-r1"), phase="train", step=1)
+    with Index(tmp_path, memory=True) as whole, Index(tmp_path, memory=True) as pieces:
+        whole.refresh()
+        calls = 1
+        while pieces.advance(0.0001):
+            calls += 1
+        sql = "SELECT * FROM episodes ORDER BY id"
+        assert calls > 1
+        assert [tuple(row) for row in pieces.select(sql)] == [tuple(row) for row in whole.select(sql)]
+        groups = whole.select(
+            "SELECT siblings, count(*) AS n FROM episodes GROUP BY siblings ORDER BY siblings"
+        )
+        assert [tuple(row) for row in groups] == [(f"train-{number:06d}-r1", 4) for number in range(5)]
