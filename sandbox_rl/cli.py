@@ -27,6 +27,7 @@ from sandbox_rl.commands import (
     run,
     self_check,
     train,
+    view,
     warmup,
 )
 from sandbox_rl.environment_errors import environment_error
@@ -37,7 +38,7 @@ __all__ = ["COMMANDS", "main", "whole_app"]
 
 DEBUG_VARIABLE = "SANDBOX_RL_DEBUG"
 
-OURS = (train, warmup, export, build_data, self_check, python_env, image, run, evaluate, compare)
+OURS = (train, warmup, export, build_data, self_check, python_env, image, run, evaluate, compare, view)
 
 COMMANDS: Registry[typer.Typer] = Registry(
     "command",

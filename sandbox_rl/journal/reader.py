@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sandbox_rl.journal.columns import Columns, unpack
 
-__all__ = ["read_chain", "whole_lines", "writers"]
+__all__ = ["places_of", "read_chain", "read_events", "whole_lines", "writers"]
+
+_HEAD_BYTES = 1_000
+_BEFORE = re.compile(rb'"prev":\s*(-?\d+)')
+"""It comes before anything of an event that a policy can write."""
 
 
 def writers(directory: Path) -> list[str]:
@@ -40,21 +45,44 @@ def read_chain(directory: Path, writer: str, at: int) -> list[dict[str, Any]]:
         ColumnError: the numbers are not what was written.
         ValueError: there is no event at that place.
     """
+    return read_events(directory, writer, places_of(directory, writer, at))
+
+
+def places_of(directory: Path, writer: str, at: int) -> list[int]:
+    """Offsets of the events of one episode from its start to the event at an offset.
+
+    Raises:
+        ValueError: there is no event at one of these places.
+    """
+    path = directory / f"{writer}.jsonl"
+    places = [at]
+    with path.open("rb") as lines:
+        while True:
+            head = os.pread(lines.fileno(), _HEAD_BYTES, places[-1])
+            if not head.startswith(b'{"event"'):
+                raise ValueError(f"{path}: no event at byte {places[-1]}")
+            found = _BEFORE.search(head.partition(b"\n")[0])
+            if found is None:
+                return places[::-1]
+            if not int(found.group(1)) < places[-1]:
+                raise ValueError(
+                    f"{path}: the event at byte {places[-1]} follows one at {int(found.group(1))}"
+                )
+            places.append(int(found.group(1)))
+
+
+def read_events(directory: Path, writer: str, places: Sequence[int]) -> list[dict[str, Any]]:
+    """The events at these places, each with its numbers; raises as `read_chain`."""
     events: list[dict[str, Any]] = []
-    place: int | None = at
     path = directory / f"{writer}.jsonl"
     with path.open("rb") as lines, path.with_suffix(".tokens").open("rb") as tokens:
-        while place is not None:
+        for place in places:
             lines.seek(place)
             event = json.loads(lines.readline())
             if not isinstance(event, dict) or "event" not in event:
                 raise ValueError(f"{path}: no event at byte {place}")
-            before = event.get("prev")
-            if before is not None and not 0 <= before < place:
-                raise ValueError(f"{path}: the event at byte {place} follows one at {before}")
             events.append(event | _numbers(event, tokens))
-            place = before
-    return events[::-1]
+    return events
 
 
 def _numbers(event: Mapping[str, Any], tokens: BinaryIO) -> dict[str, Any]:

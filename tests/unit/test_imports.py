@@ -16,7 +16,7 @@ LEVELS = (
     {"__main__", "api", "cli"},
     {"commands"},
     {"command_line", "terminal"},
-    {"assistant", "runs"},
+    {"assistant", "runs", "view"},
     {"preflight"},
     {"builders"},
     {"config"},

@@ -1,0 +1,195 @@
+"""One episode as people read it: turns with thought, calls and observations, a page of them at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sandbox_rl.errors import DataError
+from sandbox_rl.journal.reader import places_of, read_events
+from sandbox_rl.view.opened import OpenRun
+from sandbox_rl.view.why import why_not_trained
+
+__all__ = ["TURNS", "episode", "event_pages", "read_all", "thought_of", "turn_text", "whole_text"]
+
+TURNS = 40
+"""Turns that are sent at once."""
+CHARS = 6_000
+"""Of a text that are sent at once; the rest when somebody asks."""
+
+_CALL = re.compile(
+    r"<tool_call>|<function=|\[TOOL_CALLS\]|<｜tool▁calls?▁begin｜>|<\|python_tag\|>|<\|tool_call>"
+    r"|<start_function_call>"
+)
+
+
+def episode(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
+    """The facts of an episode, and the turns from `offset` on.
+
+    Args:
+        query: `id`, `offset`.
+
+    Raises:
+        DataError: there is none, or its tokens are not what was written.
+    """
+    row, places = event_pages(run, query.get("id", ""))
+    offset = max(0, int(query.get("offset", 0)))
+    first, last = read_all(run, row, [places[0], places[-1]])
+    turn_places = places[1:] if row["state"] == "live" else places[1:-1]
+    events = read_all(run, row, turn_places[offset : offset + TURNS])
+    messages = [m for m in last.get("messages", []) if m.get("role") == "assistant"]
+    turns = [_turn(run, event, offset + i, messages) for i, event in enumerate(events)]
+    answer = last.get("answer") or {}
+    prompt = run.vocabulary.text(first["prompt_ids"])
+    sibling_rows = run.select(
+        "SELECT id, reward, state FROM episodes WHERE siblings = ? ORDER BY id LIMIT 128", [row["siblings"]]
+    )
+    return {
+        "episode": {k: v for k, v in row.items() if k not in ("writer", "last")},
+        "why": why_not_trained(run, row),
+        "answer": cut(answer.get("text") or ""),
+        "answer_status": answer.get("status"),
+        "reward_parts": last.get("reward_parts") or {},
+        "reward_detail": cut(last.get("reward_detail") or ""),
+        "scoring_seconds": last.get("scoring_seconds"),
+        "gold": cut(run.golds.answer(row["task_id"])) if run.golds.answer(row["task_id"]) else None,
+        "prompt": cut(prompt),
+        "decoded": run.vocabulary.known or bool(messages),
+        "prompt_tokens": len(first["prompt_ids"]),
+        "turns": turns,
+        "turns_total": len(turn_places),
+        "offset": offset,
+        "siblings": sibling_rows,
+        "flags": run.select("SELECT name, detail FROM flags WHERE episode = ?", [row["id"]]),
+    }
+
+
+def whole_text(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
+    """One text of an episode, uncut.
+
+    Args:
+        query: `id`; `what`: prompt, answer, detail; with `turn` raw or thought; with `number` besides call or
+            observation.
+    """
+    row, places = event_pages(run, query.get("id", ""))
+    what, number = query.get("what", ""), int(query.get("number", 0))
+    if what == "prompt":
+        return {"text": run.vocabulary.text(read_all(run, row, places[:1])[0]["prompt_ids"])}
+    if what in ("answer", "detail"):
+        (last,) = read_all(run, row, places[-1:])
+        return {"text": last["answer"]["text"] if what == "answer" else last["reward_detail"]}
+    try:
+        (event,) = read_all(run, row, [places[1:][int(query["turn"])]])
+        if what in ("raw", "thought"):
+            raw = run.vocabulary.text(event["token_ids"])
+            return {"text": raw if what == "raw" else thought_of(raw, event["calls"])}
+        if what == "call":
+            return {"text": _shown_call(run, event, number, whole=True)["text"]}
+        return {"text": event["observations"][number]["text"]}
+    except (KeyError, IndexError, ValueError):
+        raise DataError(f"episode {row['id']!r} has no such text: {dict(query)}") from None
+
+
+def event_pages(run: OpenRun, id: str) -> tuple[dict[str, Any], Sequence[int]]:
+    """An episode's row in the index, and where its events lie in the journal, from its start on.
+
+    Raises:
+        DataError: no such episode, or its events cannot be found.
+    """
+    rows = run.select(
+        "SELECT e.*, s.end, s.advantage, s.trained FROM episodes e LEFT JOIN samples s ON s.episode = e.id "
+        "WHERE id = ?",
+        [id],
+    )
+    if not rows:
+        raise DataError(f"{run.path}: no episode {id!r}; `sandbox-rl show {run.path}` lists them")
+    try:
+        return rows[0], places_of(run.index.directory, rows[0]["writer"], rows[0]["last"])
+    except (OSError, ValueError) as error:
+        raise DataError(f"{run.path}: episode {id!r} cannot be read: {error}") from error
+
+
+def read_all(run: OpenRun, row: Mapping[str, Any], places: Sequence[int]) -> list[dict[str, Any]]:
+    """The events at these places, with their numbers.
+
+    Raises:
+        DataError: they are not what was written.
+    """
+    try:
+        return read_events(run.index.directory, row["writer"], places)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{run.path}: episode {row['id']!r} cannot be read: {error}") from error
+
+
+def _turn(
+    run: OpenRun, event: Mapping[str, Any], index: int, messages: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    logprobs = event["logprobs"]
+    return {
+        "index": index,
+        "thought": cut(turn_text(run, event, index, messages)),
+        "calls": [_shown_call(run, event, number) for number in range(len(event["calls"]))],
+        "observations": [{**o, **cut(o["text"])} for o in event["observations"]],
+        "sampled": len(event["token_ids"]),
+        "observed": len(event["observation_ids"]),
+        "generation": event["generation_seconds"],
+        "execution": event["execution_seconds"],
+        "version": event["weight_version"],
+        "finish": event["finish_reason"],
+        "logprob": sum(logprobs) / len(logprobs) if logprobs else None,
+    }
+
+
+def turn_text(
+    run: OpenRun, event: Mapping[str, Any], index: int, messages: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """What the policy said in a turn beside its calls."""
+    if not event["token_ids"] and index < len(messages):
+        return str(messages[index].get("content") or "")
+    return thought_of(run.vocabulary.text(event["token_ids"], control=False), event["calls"])
+
+
+def thought_of(text: str, calls: Sequence[object]) -> str:
+    """The text before the first call; all of it where no call was found."""
+    found = _CALL.search(text) if calls else None
+    return text[: found.start()].strip() if found else text.strip()
+
+
+def cut(text: str) -> dict[str, Any]:
+    """The beginning of a text, and how long it is."""
+    return {"text": text[:CHARS], "chars": len(text)}
+
+
+def _shown_call(
+    run: OpenRun, event: Mapping[str, Any], number: int, *, whole: bool = False
+) -> dict[str, Any]:
+    call = _call(event["calls"][number])
+    if call["kind"] == "malformed" and len(event["calls"]) == 1:  # what is wrong with it its observation says
+        raw = run.vocabulary.text(event["token_ids"])
+        found = _CALL.search(raw)
+        call["text"] = raw[found.start() :] if found else call["text"]
+    return call if whole else call | cut(call["text"])
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call by what a person wants to see of it: the command, the edit, or its arguments."""
+    if "malformed" in call:
+        return {"kind": "malformed", "name": "", "text": str(call["malformed"])}
+    name, arguments = str(call["name"]), call["arguments"]
+    command = arguments.get("command")
+    if name == "execute_bash" and isinstance(command, str):
+        return {"kind": "bash", "name": name, "text": command}
+    lines = [
+        f"{key}: {value}"
+        for key, value in arguments.items()
+        if key not in ("old_str", "new_str", "file_text")
+    ]
+    before, after = (
+        str(arguments.get("old_str") or ""),
+        str(arguments.get("new_str") or arguments.get("file_text") or ""),
+    )
+    if name == "str_replace_editor" and (before or after):
+        lines += [f"- {line}" for line in before.splitlines()] + [f"+ {line}" for line in after.splitlines()]
+        return {"kind": "edit", "name": name, "text": "\n".join(lines)}
+    return {"kind": "call", "name": name, "text": "\n".join(lines)}

@@ -1,0 +1,78 @@
+"""The gold answers and questions of a run's tasks, which its journal does not hold.
+
+They are made again from the recipe that lies in the run, by a process of its own (`python -m
+sandbox_rl.view.golds RUN`), since that loads whatever the sources of the tasks need.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+__all__ = ["Golds"]
+
+MOST = 200_000
+"""Tasks whose answers are kept."""
+
+
+class Golds:
+    """What is known so far; filled in the background from the first question on.
+
+    Args:
+        run: directory with a `recipe.yaml`.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._answers: dict[str, str] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.done = not (run / "recipe.yaml").exists()
+        """Whether no more will come."""
+
+    def start(self) -> None:
+        """Begin, unless it has begun already."""
+        if self._process is None and not self.done:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sandbox_rl.view.golds", str(self._run)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+
+    def close(self) -> None:
+        """End what still runs."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def answer(self, task_id: str | None) -> str:
+        """The gold answer of a task; empty where it is not known."""
+        return self._answers.get(task_id or "", "")
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            id, answer = json.loads(line)
+            self._answers[id] = answer
+        process.wait()
+        self.done = True
+
+
+def _main(run: Path) -> None:
+    from itertools import chain, islice
+
+    from sandbox_rl.config.load import load_recipe
+    from sandbox_rl.tasks.load import load_tasks
+
+    recipe = load_recipe(run / "recipe.yaml", ())
+    splits = (load_tasks(recipe.data, split=split, base_dir=run) for split in ("train", "held_out"))
+    for task in islice(chain.from_iterable(splits), MOST):
+        print(json.dumps([task.id, task.answer]))
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

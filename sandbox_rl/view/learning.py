@@ -1,0 +1,179 @@
+"""Is it learning, and if not why: what the metrics of a run say, in sentences.
+
+The rules compare the first quarter of the updates with the last one (at least three each), by the difference
+of two means with its normal 95 % interval; measurements on held-out tasks by their own intervals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+from typing import Any
+
+__all__ = ["Finding", "findings", "headline", "tool_use_falls"]
+
+ENOUGH = 6
+"""Updates before anything is said about a trend."""
+REWARD = ("reward/mean", "reward")
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One sentence, and whether it is `good`, `note`, `warn` or `bad`."""
+
+    level: str
+    text: str
+
+
+def headline(rows: Rows) -> Finding:
+    """The answer to "is it learning?".
+
+    Args:
+        rows: of `metrics.jsonl`.
+    """
+    held = [row for row in rows if "eval/accuracy" in row]
+    rewards = _values(rows, *REWARD)
+    said = _trend(rewards)
+    if len(held) >= 2:
+        first, last = held[0], held[-1]
+        change = f"{_percent(first['eval/accuracy'])} → {_percent(last['eval/accuracy'])}"
+        if last.get("eval/low", 0) > first.get("eval/high", 1):
+            return Finding("good", f"It is learning: held-out accuracy {change}.")
+        if last.get("eval/high", 1) < first.get("eval/low", 0):
+            return Finding("bad", f"It is getting worse: held-out accuracy {change}.")
+        if said.level == "good":
+            return Finding("note", f"{said.text} Held-out accuracy {change} is within its intervals.")
+        return Finding("note", f"{said.text} Held-out accuracy {change} does not tell yet.")
+    return said
+
+
+def _trend(rewards: Sequence[float]) -> Finding:
+    if len(rewards) < ENOUGH:
+        return Finding("note", f"Too early to say: {len(rewards)} updates so far.")
+    size = max(3, len(rewards) // 4)
+    first, last = rewards[:size], rewards[-size:]
+    change = fmean(last) - fmean(first)
+    half = 1.96 * math.sqrt(variance(first) / size + variance(last) / size)
+    words = f"training reward {fmean(first):.2f} → {fmean(last):.2f} over {len(rewards)} updates"
+    if change > half:
+        return Finding("good", f"It is learning: {words}.")
+    if change < -half:
+        return Finding("bad", f"It is getting worse: {words}.")
+    return Finding("warn", f"No trend yet: {words}.")
+
+
+def findings(rows: Rows, alarms: Rows) -> list[Finding]:
+    """What stands in the way of learning, or may do so soon; worst first."""
+    steps = [row for row in rows if "loss" in row]
+    late = steps[-max(3, len(steps) // 4) :]
+    found = [
+        *_alarms(alarms),
+        *_rewards(late),
+        *_episodes(late),
+        *_optimizer(late),
+        *_distribution(steps, late),
+    ]
+    order = {"bad": 0, "warn": 1, "note": 2, "good": 3}
+    return sorted(found, key=lambda f: order[f.level])
+
+
+def _alarms(alarms: Rows) -> Iterable[Finding]:
+    counts = Counter(str(alarm.get("name")) for alarm in alarms)
+    last = {str(alarm.get("name")): alarm for alarm in alarms}
+    for name, count in counts.most_common():
+        times = f", {count} times" if count > 1 else ""
+        yield Finding(
+            "bad", f"Alarm {name} at step {last[name].get('step')}{times}: {last[name].get('detail')}"
+        )
+
+
+def _rewards(late: Rows) -> Iterable[Finding]:
+    equal, reward = _mean(late, "zero_variance_groups", "frac_reward_zero_std"), _mean(late, *REWARD)
+    if equal is not None and equal > 0.5:
+        why = "."
+        if reward is not None:
+            hard = "easy" if reward > 0.7 else "hard" if reward < 0.3 else None
+            why = f": most tasks are too {hard} for the policy." if hard else "."
+        yield Finding("warn", f"{_percent(equal)} of the groups have equal rewards and teach nothing{why}")
+
+
+def _episodes(late: Rows) -> Iterable[Finding]:
+    faults = _mean(late, "infra_fault_rate")
+    if faults:
+        level = "bad" if faults > 0.05 else "note"
+        yield Finding(level, f"{_percent(faults)} of the episodes were lost to faults of ours.")
+    ends = {
+        "max_tokens": "run out of tokens",
+        "max_turns": "run out of turns",
+        "timeout": "run out of time",
+        "sandbox_dead": "destroy their sandbox",
+    }
+    for stop, words in ends.items():
+        share = _mean(late, f"stop/{stop}")
+        if share is not None and share > 0.2:
+            yield Finding("warn", f"{_percent(share)} of the episodes {words}.")
+    failures = {"no_call": "turns without a tool call", "malformed": "calls that cannot be read"}
+    for kind, words in failures.items():
+        count = _mean(late, f"failures/{kind}")
+        if count is not None and count > 0.3:
+            yield Finding("warn", f"{count:.1f} {words} per episode.")
+
+
+def _optimizer(late: Rows) -> Iterable[Finding]:
+    if _mean(late, "update/changed") == 0:
+        yield Finding("bad", "The weights do not change.")
+    trained = _mean(late, "samples/trained")
+    if trained is not None and trained < 0.5:
+        yield Finding("warn", f"Only {_percent(trained)} of the sampled tokens are trained on.")
+    kl = _mean(late, "mismatch/kl")
+    if kl is not None and kl > 0.01:
+        yield Finding("warn", f"Sampler and trainer disagree by {kl:.3f} nats per token.")
+    clipped = _mean(late, "clip_ratio/region_mean")
+    if clipped is not None and clipped > 0.2:
+        yield Finding("warn", f"{_percent(clipped)} of the tokens are clipped: the updates are large.")
+
+
+def _distribution(steps: Rows, late: Rows) -> Iterable[Finding]:
+    early, now = _mean(steps[:5], "entropy"), _mean(late, "entropy")
+    if early and now is not None and len(steps) >= ENOUGH and now < early / 10:
+        yield Finding(
+            "warn", f"Entropy fell from {early:.3f} to {now:.3f}: the policy hardly explores any more."
+        )
+    if (falls := tool_use_falls(steps)) is not None:
+        yield falls
+
+
+def tool_use_falls(rows: Rows) -> Finding | None:
+    """Whether rewards rise while tools are used less and less."""
+    steps = [row for row in rows if "loss" in row]
+    calls = _values(steps, "calls/execute_bash")
+    if len(calls) < ENOUGH:
+        return None
+    size = max(3, len(calls) // 4)
+    before, after = fmean(calls[:size]), fmean(calls[-size:])
+    if after >= before / 2 or _trend(_values(steps, *REWARD)).level != "good":
+        return None
+    words = f"{before:.1f} to {after:.1f} calls of the shell per episode"
+    return Finding("warn", f"Rewards rise while tool use falls, from {words}: look at what pays.")
+
+
+def _values(rows: Rows, *names: str) -> list[float]:
+    """Of the first of the names that the rows have."""
+    for name in names:
+        found = [float(row[name]) for row in rows if isinstance(row.get(name), int | float)]
+        if found:
+            return found
+    return []
+
+
+def _mean(rows: Rows, *names: str) -> float | None:
+    found = _values(rows, *names)
+    return fmean(found) if found else None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"

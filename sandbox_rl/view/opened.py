@@ -1,0 +1,203 @@
+"""One run's directory, opened for looking at: what is in its files, and an index of its episodes.
+
+Nothing is ever written into the run. The index lies in the user's cache directory, or in memory where that
+cannot be written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sandbox_rl.errors import DataError
+from sandbox_rl.evaluation.results import FORMAT
+from sandbox_rl.journal import Index
+from sandbox_rl.ledger import read_ledger
+from sandbox_rl.view.golds import Golds
+from sandbox_rl.view.lines import GrowingLines, json_file
+from sandbox_rl.view.vocabulary import Vocabulary, vocabulary_of
+
+__all__ = ["OpenRun", "open_run"]
+
+SORTED = ("step", "reward", "turns", "sampled", "seconds", "started", "stop", "domain")
+"""Columns by which a million rows are listed at once."""
+SILENT_S = 120
+"""Without any sign of life a run that has not said its end is taken for dead."""
+
+_OWN_TABLES = (
+    "CREATE TABLE IF NOT EXISTS samples "
+    "(episode TEXT PRIMARY KEY, end TEXT, advantage REAL, trained INTEGER)",
+    "CREATE TABLE IF NOT EXISTS flags (episode TEXT, name TEXT, detail TEXT, PRIMARY KEY (episode, name))",
+    "CREATE TABLE IF NOT EXISTS looked (episode TEXT PRIMARY KEY, work INTEGER NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS by_flag ON flags (name)",
+    "CREATE INDEX IF NOT EXISTS by_end ON samples (end)",
+)
+
+
+class OpenRun:
+    """A context manager, for one thread.
+
+    Args:
+        path: of a training run or of an evaluation.
+        cache: directory for the index; None keeps it in memory.
+
+    Raises:
+        DataError: the directory is none of these, or of a newer version.
+    """
+
+    def __init__(self, path: Path, cache: Path | None = None) -> None:
+        self.path = path.resolve()
+        self.name = self.path.name
+        _check(path)
+        self.kind = "evaluation" if (path / "evaluation.json").exists() else "training"
+        self.metrics = GrowingLines(path / "metrics.jsonl")
+        self.history = GrowingLines(path / "history.jsonl")
+        self.alarms = GrowingLines(path / "alarms.jsonl")
+        self.behind = 0
+        """Bytes of the journal that are not in the index yet."""
+        self.golds = Golds(self.path)
+        self._cache = cache
+        self._sorted = False
+        self._vocabulary: Vocabulary | None = None
+        self._ledger_size = 0
+        self._ledger_due = 0.0
+
+    def __enter__(self) -> OpenRun:
+        self._stack = ExitStack()
+        self.index = self._stack.enter_context(self._open_index())
+        for statement in _OWN_TABLES:
+            self.index.write(statement)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.golds.close()
+        self._stack.close()
+
+    def _open_index(self) -> Index:
+        journal = self.path / "journal"
+        if not journal.is_dir():  # a run that has just begun
+            journal = self._stack.enter_context(_empty_directory())
+        if self._cache is not None:
+            name = hashlib.blake2b(os.fsencode(journal), digest_size=12).hexdigest()
+            try:
+                self._cache.mkdir(parents=True, exist_ok=True)
+                index = Index(journal, file=self._cache / f"{name}.sqlite")
+                with index:
+                    return Index(journal, file=self._cache / f"{name}.sqlite")
+            except (OSError, sqlite3.Error):
+                pass
+        return Index(journal, memory=True)
+
+    def refresh(self, seconds: float = 0.3) -> None:
+        """Take in what has been written since, for about so long."""
+        for lines in (self.metrics, self.history, self.alarms):
+            lines.refresh()
+        self.behind = self.index.advance(seconds)
+        if not self.behind:
+            self._read_ledger()
+            if not self._sorted:
+                for column in SORTED:
+                    self.index.write(f"CREATE INDEX IF NOT EXISTS sorted_{column} ON episodes ({column})")
+                self._sorted = True
+
+    def select(self, sql: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Rows of the index."""
+        return [dict(row) for row in self.index.select(sql, values)]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What token ids say; of a run without a tokenizer in reach it knows nothing."""
+        if self._vocabulary is None:
+            self._vocabulary = vocabulary_of(self.path)
+        return self._vocabulary
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has said that it is done."""
+        if self.kind == "evaluation":
+            return (self.path / "results.json").exists()
+        said = [e["event"] for e in self.history.values if e.get("event") != "changed"]
+        return bool(said) and said[-1] == "finished"
+
+    @property
+    def state(self) -> str:
+        """`finished`, `running`, or `silent`: no sign of life for some minutes and no end either."""
+        if self.finished:
+            return "finished"
+        return "running" if time.time() - self.last_sign < SILENT_S else "silent"
+
+    @property
+    def last_sign(self) -> float:
+        """When it last wrote anything, Unix seconds."""
+        files = [self.path / "metrics.jsonl", self.path / "history.jsonl", *self.path.glob("journal/*.jsonl")]
+        return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+
+    def results(self) -> dict[str, Any]:
+        """What `results.json` holds."""
+        return json_file(self.path / "results.json")
+
+    def _read_ledger(self) -> None:
+        """Bring what the ledger says of each sample into the index, seldom if that takes long."""
+        path = self.path / "ledger.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        started = time.monotonic()
+        if size == self._ledger_size or started < self._ledger_due:
+            return
+        self.index.write("DELETE FROM samples")
+        self.index.write("REPLACE INTO samples VALUES (?, ?, ?, ?)", _samples(path))
+        self._ledger_size = size
+        self._ledger_due = time.monotonic() + 20 * (time.monotonic() - started)
+
+
+@contextmanager
+def open_run(path: Path, *, whole: bool = False) -> Iterator[OpenRun]:
+    """A run with its index in the user's cache directory.
+
+    Args:
+        whole: return only once everything that is written is in the index.
+
+    Raises:
+        DataError: as `OpenRun`.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    with OpenRun(path, Path(base).expanduser() / "sandbox-rl" / "view") as run:
+        run.refresh(float("inf") if whole else 0.3)
+        yield run
+
+
+def _samples(ledger: Path) -> Iterator[tuple[str, str, float | None, int]]:
+    for update in read_ledger(ledger):
+        for group in update.groups:
+            for sample in group.samples:
+                yield sample.episode, sample.end.value, sample.advantage, update.number
+
+
+@contextmanager
+def _empty_directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
+def _check(path: Path) -> None:
+    if not path.is_dir():
+        raise DataError(f"{path}: there is no such directory, expected one that `train` or `eval` wrote")
+    if not any((path / name).exists() for name in ("journal", "metrics.jsonl", "evaluation.json")):
+        raise DataError(
+            f"{path}: this is no run, expected a directory with a journal/ or metrics.jsonl in it, as "
+            "`train` and `eval` write it; name the run itself, such as runs/quickstart"
+        )
+    found = json_file(path / "results.json")
+    formats = [part.get("format") for part in (found, *found.values()) if isinstance(part, dict)]
+    newer = [f for f in formats if isinstance(f, int) and f > FORMAT]
+    if newer:
+        raise DataError(
+            f"{path / 'results.json'}: format {newer[0]}, expected at most {FORMAT}; a newer version has "
+            "written it: update sandbox_rl"
+        )

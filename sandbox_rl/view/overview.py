@@ -1,0 +1,173 @@
+"""The first screen of a run: is it learning, what is happening, and its curves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from sandbox_rl.view.learning import findings, headline
+from sandbox_rl.view.opened import OpenRun
+
+__all__ = ["overview", "runs_of"]
+
+POINTS = 800
+"""Of a curve: of more updates, means of neighbours are shown."""
+MOST_ALARMS = 200
+IN_FLIGHT = 12
+"""Episodes under way that are named, the longest first."""
+
+
+def runs_of(runs: Sequence[OpenRun]) -> list[dict[str, Any]]:
+    """What the page's menu shows."""
+    return [
+        {"run": number, "name": run.name, "path": str(run.path), "kind": run.kind, "state": run.state}
+        for number, run in enumerate(runs)
+    ]
+
+
+def overview(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
+    """Everything on the first screen; without its curves where `have` names the version that is known."""
+    version = f"{run.metrics.version} {run.history.version} {run.alarms.version}"
+    rows = run.metrics.values
+    found: dict[str, Any] = {
+        "name": run.name,
+        "path": str(run.path),
+        "kind": run.kind,
+        "state": run.state,
+        "last_sign": run.last_sign,
+        "clock": time.time(),
+        "version": version,
+        "behind": run.behind,
+        "now": _now(run),
+        "progress": _progress(run),
+    }
+    if query.get("have") == version:
+        return found
+    return found | {
+        "headline": headline(rows),
+        "findings": findings(rows, run.alarms.values),
+        "curves": _curves([row for row in rows if "loss" in row]),
+        "held_out": _curves([row for row in rows if "eval/accuracy" in row]),
+        "events": _events(run),
+        "alarms": run.alarms.values[-MOST_ALARMS:],
+        "results": {when: _result(found) for when, found in _measurements(run).items()},
+    }
+
+
+def _now(run: OpenRun) -> dict[str, Any]:
+    states = run.select("SELECT state, count(*) AS n FROM episodes GROUP BY state")
+    counts = {row["state"]: row["n"] for row in states}
+    live = []
+    if run.state == "running":
+        live = run.select(
+            "SELECT id, task_id, domain, turns, started FROM episodes WHERE state = 'live' AND NOT replaced "
+            "ORDER BY started LIMIT ?",
+            [IN_FLIGHT],
+        )
+    done = counts.get("ended", 0)
+    return {
+        "episodes": done,
+        "abandoned": counts.get("abandoned", 0),
+        "in_flight": counts.get("live", 0),
+        "live": live,
+    }
+
+
+def _progress(run: OpenRun) -> dict[str, Any]:
+    """Updates done and planned, and when the last of them should be done, by the median of the latest."""
+    steps = [row for row in run.metrics.values if "loss" in row]
+    done = int(steps[-1]["step"]) if steps else 0
+    total = _steps_planned(run)
+    recent = [row["time"] for row in steps[-21:] if isinstance(row.get("time"), int | float)]
+    gaps = [b - a for a, b in pairwise(recent)]
+    pace = median(gaps) if gaps else None
+    left = None if not total or pace is None or run.finished else pace * max(0, total - done)
+    return {"done": done, "total": total, "seconds_per_step": pace, "seconds_left": left}
+
+
+def _steps_planned(run: OpenRun) -> int | None:
+    import yaml
+
+    if run.finished and run.history.values:
+        return int(run.history.values[-1].get("step", 0))
+    try:
+        recipe = yaml.safe_load((run.path / "recipe.yaml").read_text(encoding="utf-8"))
+        steps = int(recipe["grpo"]["max_steps"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    return steps if steps > 0 else None
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """`step`, and every number that was logged, a column each; None where one is missing."""
+    names = sorted(
+        {name for row in rows for name, v in row.items() if isinstance(v, int | float)} - {"epoch"}
+    )
+    size = -(-len(rows) // POINTS) or 1
+    pieces = [rows[at : at + size] for at in range(0, len(rows), size)]
+    columns: dict[str, list[Any]] = {}
+    for name in names:
+        values = [
+            [float(row[name]) for row in piece if isinstance(row.get(name), int | float)] for piece in pieces
+        ]
+        columns[name] = [float(f"{fmean(v):.6g}") if v else None for v in values]
+    columns["step"] = [piece[-1]["step"] for piece in pieces]
+    return columns
+
+
+def _events(run: OpenRun) -> list[dict[str, Any]]:
+    """What happened to the run, at which update."""
+    events = [
+        {"step": e.get("step", 0), "time": e.get("time"), "what": e["event"], "detail": _change(e)}
+        for e in run.history.values
+        if "event" in e
+    ]
+    seen = set()
+    for alarm in run.alarms.values:
+        if alarm.get("name") not in seen:
+            seen.add(alarm.get("name"))
+            what = f"alarm {alarm.get('name')}"
+            events.append(
+                {"step": alarm.get("step", 0), "time": alarm.get("time"), "what": what, "detail": ""}
+            )
+    saved = [
+        int(p.name.rpartition("-")[2]) for p in run.path.glob("checkpoints/checkpoint-*") if _is_complete(p)
+    ]
+    return events + [
+        {"step": step, "time": None, "what": "checkpoint", "detail": ""} for step in sorted(saved)
+    ]
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    return checkpoint.name.rpartition("-")[2].isdigit() and (checkpoint / "complete.json").exists()
+
+
+def _change(event: Mapping[str, Any]) -> str:
+    return (
+        f"{event.get('field')}: {event.get('from')} → {event.get('to')}"
+        if event["event"] == "changed"
+        else ""
+    )
+
+
+def _measurements(run: OpenRun) -> dict[str, Any]:
+    found = run.results()
+    return {"": found} if "modes" in found else {k: v for k, v in found.items() if isinstance(v, dict)}
+
+
+def _result(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Accuracy of each mode and part, with intervals."""
+    modes = found.get("modes") or {}
+    return {
+        mode: {
+            "accuracy": value.get("accuracy"),
+            "parts": {name: part.get("accuracy") for name, part in (value.get("parts") or {}).items()},
+            "episodes": value.get("episodes"),
+            "unjudged": value.get("unjudged"),
+        }
+        for mode, value in modes.items()
+    }

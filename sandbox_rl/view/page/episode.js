@@ -1,0 +1,157 @@
+import { ask } from "./data.js";
+import { address, duration, fill, h, link, number, picked, rewardBadge } from "./dom.js";
+import { addCommand, addDiff, addText, pieces, shortLines } from "./text.js";
+
+const LINES = 16; // of an observation before it is folded
+const CHUNK = 1500; // tokens that are drawn at once
+
+export async function episodeScreen(state, main) {
+  const id = state.episode, query = { run: state.run, id };
+  const e = await ask("episode", query);
+  const tab = state.tab || "turns";
+  const facts = e.episode;
+  const to = (tab) => ({ run: state.run, view: "episode", episode: id, tab: tab === "turns" ? "" : tab });
+  const at = e.siblings.findIndex((s) => s.id === id);
+  const strip = h("nav.siblings", { "aria-label": "Siblings" }, e.siblings.length > 1 ? e.siblings.map((s) => {
+    const box = h("a." + (s.reward === null ? "none" : s.reward >= 1 ? "full" : s.reward > 0 ? "part" : "zero"), { href: address({ ...to(tab), episode: s.id }), title: `${s.id}: reward ${number(s.reward)}`, "aria-label": `sibling ${s.id}, reward ${number(s.reward)}`, "aria-current": s.id === id ? "page" : null });
+    return box;
+  }) : null, e.siblings.length > 1 ? link({ run: state.run, view: "group", episode: e.siblings[0].id }, "side by side") : null);
+  const head = h("section.facts", {},
+    h("h1.mono", {}, id),
+    strip,
+    h("p.why", {}, rewardBadge(facts.reward, facts.state), " ", h("span", {}, e.why.sentence), e.why.advantage === null ? null : h("b", {}, ` Advantage ${number(e.why.advantage)}.`)),
+    h("dl.row", {}, pairs([
+      ["Task", link({ run: state.run, view: "task", task: facts.task_id }, facts.task_id || "–")], ["Domain", facts.domain], ["Phase", facts.phase],
+      ["Step", facts.step === null ? "–" : link({ run: state.run, view: "timeline", step: facts.step, phase: facts.phase }, facts.step)], ["Ended by", (facts.stop || facts.state).replaceAll("_", " ")],
+      ["Turns", number(e.turns_total)], ["Tokens", `${number(e.prompt_tokens)} prompt, ${number(facts.sampled)} sampled, ${number(facts.observed)} observed`],
+      ["Time", `${duration(facts.seconds)}: ${duration(facts.generation_seconds)} generating, ${duration(facts.execution_seconds)} in tools`],
+    ])),
+    e.flags.length ? h("ul.findings", {}, e.flags.map((f) => h("li.warn", {}, h("span.mark"), h("span", {}, f.name.replaceAll("_", " "), ": ", f.detail)))) : null);
+  const tabs = h("nav.tabs", { "aria-label": "Views of the episode" }, ["turns", "tokens"].map((name) => h("a", { href: address(to(name)), "aria-current": tab === name ? "page" : null }, name === "turns" ? "Turns" : "Tokens")));
+  const body = h("div");
+  fill(main, head, tabs, body);
+  if (tab === "tokens") await tokensTab(state, query, body);
+  else turnsTab(query, e, body);
+  const neighbour = (step) => {
+    const next = e.siblings[at + step];
+    if (next) location.hash = address({ ...to(tab), episode: next.id });
+  };
+  return { keys: { "[": () => neighbour(-1), "]": () => neighbour(1), t: () => (location.hash = address(to(tab === "tokens" ? "turns" : "tokens"))) } };
+}
+
+const pairs = (facts) => facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)));
+
+function turnsTab(query, e, body) {
+  const list = h("div.turns");
+  const outcome = h("section.turn.outcome", {}, h("h2", {}, "Outcome"), h("div.columns", {},
+    part("Answer", block(query, e.answer, { what: "answer" }), e.answer_status && e.answer_status !== "ok" ? e.answer_status : ""),
+    e.gold ? part("Gold answer", block(query, e.gold, {})) : null,
+    part("Score", h("div", {}, rewardBadge(e.episode.reward, e.episode.state), Object.entries(e.reward_parts).map(([name, value]) => h("span.partial", {}, `${name} ${number(value)}`)), e.reward_detail.text ? block(query, e.reward_detail, { what: "detail" }) : null, e.episode.fault ? h("p.bad", {}, e.episode.fault) : null))));
+  const prompt = h("section.turn.prompt", {}, h("h2", {}, "Prompt ", h("span.soft", {}, `${number(e.prompt_tokens)} tokens`)),
+    e.decoded ? block(query, e.prompt, { what: "prompt" }) : h("p.soft", {}, "The ids cannot be shown as text: no tokenizer is in the run or in the model's cache."));
+  const more = h("button.more");
+  let have = 0;
+  const take = (turns) => {
+    list.append(...turns.map((turn) => turnCard(query, turn)));
+    have += turns.length;
+    more.hidden = have >= e.turns_total;
+    more.textContent = `Show turns ${have + 1} to ${Math.min(have + 40, e.turns_total)} of ${e.turns_total}`;
+  };
+  more.onclick = async () => take((await ask("episode", { ...query, offset: have })).turns);
+  take(e.turns);
+  fill(body, prompt, list, more, outcome);
+}
+
+function turnCard(query, turn) {
+  const about = [`${number(turn.sampled)} tokens`, duration(turn.generation), turn.logprob === null ? "" : `mean log-prob ${number(turn.logprob)}`, `weights ${turn.version}`, turn.finish === "length" ? "cut off" : ""].filter(Boolean).join(" · ");
+  const calls = turn.calls.map((call, number_) => h("div.call." + call.kind, {}, h("div.label", {}, call.kind === "malformed" ? "a call that cannot be read" : call.name || "call"), block(query, call, { what: "call", turn: turn.index, number: number_ }, call.kind)));
+  const seen = turn.observations.map((o, number_) => {
+    const about = [o.failure ? o.failure.replaceAll("_", " ") : "", o.exit_code ? `exit code ${o.exit_code}` : "", o.submitted ? "submitted" : "", duration(o.seconds)].filter(Boolean).join(" · ");
+    return h("div.observation" + (o.failure ? ".failed" : ""), {}, h("div.label", {}, "observation ", h("span.soft", {}, about)), o.text ? block(query, o, { what: "observation", turn: turn.index, number: number_ }) : null);
+  });
+  const raw = h("details", {}, h("summary", {}, "as sampled"));
+  raw.addEventListener("toggle", async () => raw.childElementCount === 1 && raw.append(addText(h("pre.raw"), (await ask("text", { ...query, what: "raw", turn: turn.index })).text)));
+  return picked(h("section.turn", { id: "turn-" + turn.index }, h("h2", {}, `Turn ${turn.index + 1} `, h("span.soft", {}, about)), turn.thought.text ? h("div.thought", {}, block(query, turn.thought, { what: "thought", turn: turn.index }, "thought")) : null, calls, seen, turn.sampled ? raw : null), {});
+}
+
+const part = (title, content, note = "") => h("div", {}, h("h3", {}, title, note ? h("span.soft", {}, " " + note) : ""), content);
+
+// A text, folded beyond some lines; the whole of it is asked for when somebody wants it.
+function block(query, given, where, kind = "") {
+  const { text, cut } = shortLines(given.text);
+  const lines = text.split("\n");
+  const folded = lines.length > LINES || given.chars > given.text.length || cut;
+  const pre = h("pre" + (kind ? "." + kind : ""));
+  const put = (text) => (kind === "bash" ? addCommand(pre, text) : kind === "edit" ? addDiff(pre, text) : addText(pre, text));
+  put(folded && kind !== "thought" ? lines.slice(0, LINES).join("\n") : text);
+  if (!folded || (kind === "thought" && given.chars <= given.text.length && !cut)) return text ? pre : h("p.soft", {}, "empty");
+  const button = h("button.more", {}, `Show all: ${number(given.chars)} characters`);
+  button.onclick = async () => {
+    const whole = given.chars > given.text.length ? (await ask("text", { ...query, ...where })).text : given.text;
+    pre.replaceChildren();
+    const parts = pieces(whole);
+    put(parts.shift());
+    button.hidden = !parts.length;
+    button.textContent = "Show more";
+    button.onclick = () => { addText(pre, parts.shift()); button.hidden = !parts.length; };
+  };
+  return h("div", {}, pre, button);
+}
+
+const HEATS = {
+  "log-prob": (t, i) => (t.logprob[i] === null ? null : Math.min(1, -t.logprob[i] / 4)),
+  origin: () => null,
+  "weight version": (t, i, range) => (t.version[i] === null || range[0] === range[1] ? null : (t.version[i] - range[0]) / (range[1] - range[0])),
+  advantage: (t, i) => (t.origin[i] === 1 && t.advantage !== null ? Math.min(1, Math.abs(t.advantage) / 2) : null),
+};
+
+async function tokensTab(state, query, body) {
+  const t = await ask("tokens", query);
+  const control = new Set(t.control), versions = t.version.filter((v) => v !== null);
+  const range = [Math.min(...versions.slice(0, 1e5)), Math.max(...versions.slice(0, 1e5))];
+  const details = h("dl.row.token-facts", { "aria-live": "polite" });
+  const view = h("div.tokens", { tabindex: "0", role: "region", "aria-label": "Tokens" });
+  const select = h("select", { id: "heat", onchange: () => draw() }, Object.keys(HEATS).map((name) => h("option", { value: name }, name)));
+  const origins = ["prompt", "sampled", "observed"];
+  const word = (i) => t.words[t.ids[i]] ?? "";
+  const show = (i) => fill(details, pairs([
+    ["Token", `${i + 1} of ${number(t.total)}`], ["Text", h("code", {}, JSON.stringify(word(i)))], ["Id", t.ids[i]], ["Origin", origins[t.origin[i]] + (control.has(t.ids[i]) ? ", control token" : "")],
+    ["Trained on", t.origin[i] !== 1 ? "no, not sampled" : t.end === null ? "not recorded" : t.end === "used" ? "yes" : "no"], ["Log-prob, sampler", t.logprob[i] === null ? "–" : number(t.logprob[i], 4)],
+    ["Log-prob, trainer", "not recorded"], ["Weights", t.version[i] ?? "–"], ["Advantage", t.origin[i] === 1 && t.advantage !== null ? number(t.advantage) : "–"],
+    ["Share of the step", t.origin[i] === 1 && t.weight !== null ? percentOf(t.weight) : "–"],
+  ]));
+  const percentOf = (w) => (100 * w).toPrecision(2) + " % (its episode)";
+  function piece(from) {
+    const made = h("span.chunk");
+    for (let i = from; i < Math.min(from + CHUNK, t.ids.length); i++) {
+      const heat = HEATS[select.value](t, i, range);
+      const token = addText(h("span.token." + origins[t.origin[i]] + (control.has(t.ids[i]) ? ".control" : "")), word(i) || `⟨${t.ids[i]}⟩`);
+      token.dataset.i = i;
+      if (heat !== null && heat > 0.02) token.style.backgroundColor = `color-mix(in srgb, var(--heat) ${Math.round(72 * heat)}%, transparent)`;
+      if (i === 0 || t.turn[i] !== t.turn[i - 1] || t.origin[i] !== t.origin[i - 1]) made.append(h("span.border", {}, t.origin[i] === 0 ? "prompt" : `turn ${t.turn[i] + 1} ${origins[t.origin[i]]}`));
+      made.append(token);
+    }
+    return made;
+  }
+  function draw() {
+    view.replaceChildren();
+    let at = 0;
+    const end = h("span.end");
+    view.append(end);
+    const watch = new IntersectionObserver((seen) => {
+      if (!seen.some((s) => s.isIntersecting)) return;
+      end.before(piece(at));
+      at += CHUNK;
+      watch.unobserve(end);
+      if (at < t.ids.length) watch.observe(end);
+    });
+    watch.observe(end);
+  }
+  view.addEventListener("mouseover", (event) => event.target.dataset.i && show(Number(event.target.dataset.i)));
+  view.addEventListener("click", (event) => event.target.dataset.i && show(Number(event.target.dataset.i)));
+  const sampled = t.logprob.filter((v) => v !== null);
+  fill(body, h("div.heat", {}, h("label", { for: "heat" }, "Heat by "), select, h("span.soft", {}, ` darker is ${"less likely, older or weightier"}; control tokens have a frame; grey was observed`), t.total > t.ids.length ? h("span.warn", {}, ` the first ${number(t.ids.length)} of ${number(t.total)} tokens`) : null), details, view);
+  show(t.origin.indexOf(1) >= 0 ? t.origin.indexOf(1) : 0);
+  if (!sampled.length) view.before(h("p.soft", {}, t.total ? "No log-probs were recorded." : "The endpoint hides the tokens of this episode."));
+  draw();
+}

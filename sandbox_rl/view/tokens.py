@@ -1,0 +1,79 @@
+"""The tokens of an episode, with everything that training knows about each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sandbox_rl.view.episode import event_pages, read_all
+from sandbox_rl.view.opened import OpenRun
+
+__all__ = ["TOKENS", "tokens"]
+
+TOKENS = 20_000
+"""Tokens that are sent at once."""
+PROMPT, SAMPLED, OBSERVED = 0, 1, 2
+
+
+def tokens(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
+    """Columns with one entry per token, from `offset` on; `words` gives the text of each id that occurs.
+
+    Args:
+        query: `id`, `offset`.
+
+    Returns:
+        `ids`; `origin` (0 prompt, 1 sampled, 2 observed); `turn` (-1: prompt); `logprob` of the sampler, None
+        where nothing was sampled; `version` of the weights; `control` ids; `advantage` of the episode, and
+        its `weight`: its share of all sampled tokens' absolute advantage in its update.
+
+    Raises:
+        DataError: as `episode`.
+    """
+    row, places = event_pages(run, query.get("id", ""))
+    columns = columns_of(read_all(run, row, places))
+    total, offset = len(columns["ids"]), max(0, int(query.get("offset", 0)))
+    page = {name: column[offset : offset + TOKENS] for name, column in columns.items()}
+    used = sorted(set(page["ids"]))
+    return {
+        **page,
+        "total": total,
+        "offset": offset,
+        "words": dict(zip(map(str, used), run.vocabulary.words(used), strict=True)),
+        "control": sorted(run.vocabulary.control_ids & set(used)),
+        "end": row["end"],
+        "advantage": row["advantage"],
+        "weight": _weight(run, row),
+    }
+
+
+def columns_of(events: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The columns of `tokens`, of a whole episode."""
+    found: dict[str, list[Any]] = {name: [] for name in ("ids", "origin", "turn", "logprob", "version")}
+
+    def extend(
+        ids: list[int], origin: int, turn: int, logprobs: list[float] | None, version: int | None
+    ) -> None:
+        found["ids"] += ids
+        found["origin"] += [origin] * len(ids)
+        found["turn"] += [turn] * len(ids)
+        found["logprob"] += [None] * len(ids) if logprobs is None else [round(v, 6) for v in logprobs]
+        found["version"] += [version] * len(ids)
+
+    turns = [event for event in events if event["event"] == "turn"]
+    extend(events[0]["prompt_ids"], PROMPT, -1, None, None)
+    for number, event in enumerate(turns):
+        extend(event["token_ids"], SAMPLED, number, event["logprobs"], event["weight_version"])
+        if number + 1 < len(turns):
+            extend(event["observation_ids"], OBSERVED, number, None, None)
+    return found
+
+
+def _weight(run: OpenRun, row: Mapping[str, Any]) -> float | None:
+    if row["end"] != "used" or not row["advantage"]:
+        return 0.0 if row["end"] else None
+    (found,) = run.select(
+        "SELECT sum(abs(s.advantage) * e.sampled) AS weight FROM samples s JOIN episodes e ON e.id = "
+        "s.episode WHERE s.trained = ? AND s.end = 'used'",
+        [row["trained"]],
+    )
+    return abs(row["advantage"]) * row["sampled"] / found["weight"] if found["weight"] else None
