@@ -21,6 +21,7 @@ __all__ = [
     "DENIED_FCNTLS",
     "DENIED_IOCTLS",
     "FIRST",
+    "HUGE_PAGES",
     "PRIO_PROCESS",
     "UNCHARGED",
     "build_filter",
@@ -49,6 +50,7 @@ DENIED: dict[str, tuple[int, int]] = {
     "fspick": (433, 433),
     "get_mempolicy": (239, 236),
     "init_module": (175, 105),
+    "io_setup": (206, 0),  # takes from a number that the whole machine has
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
     "io_uring_setup": (425, 425),
@@ -125,6 +127,8 @@ _JUDGED: dict[str, tuple[int, int]] = {
     "clone3": (435, 435),
     "fcntl": (72, 25),
     "ioctl": (16, 29),
+    "memfd_create": (319, 279),
+    "mmap": (9, 222),
     "prlimit64": (302, 261),
     "sched_setaffinity": (203, 122),
     "setpriority": (141, 140),
@@ -137,6 +141,9 @@ DENIED_IOCTLS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: put characters into a te
 DENIED_FCNTLS = (1024, 1026)
 """F_SETLEASE, F_NOTIFY: a lease on a shown file would hold up whoever opens it on the host for 45 s, and
 a directory's notices tell of others' doings."""
+HUGE_PAGES = {"mmap": (3, 0x40000), "memfd_create": (1, 0x4)}
+"""Call → (argument, bit): MAP_HUGETLB, MFD_HUGETLB. Such pages are of a pool of the machine's, and no bound
+of memory counts them. ENOMEM, as where the pool is empty: programs then take ordinary ones."""
 PRIO_PROCESS = 0
 _FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK (getifaddrs)
 
@@ -144,7 +151,7 @@ _Step = tuple[int, int, int, int]  # code, steps to skip if true, if false, oper
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCH, _ARG0, _ARG1, _ARG2 = 0, 4, 16, 24, 32  # offsets in struct seccomp_data, low words first
 _ALLOW = 0x7FFF0000
-_EPERM, _ENOSYS, _EAFNOSUPPORT = (0x00050000 | number for number in (1, 38, 97))
+_EPERM, _ENOMEM, _ENOSYS, _EAFNOSUPPORT = (0x00050000 | number for number in (1, 12, 38, 97))
 
 
 def build_filter(machine: str, *, charged: bool = True) -> bytes:
@@ -188,7 +195,11 @@ def _judgements() -> dict[str, list[_Step]]:
     """Per call, what refuses it by its arguments."""
     families = [step for value in _FAMILIES for step in ((_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ALLOW))]
     only_known: list[_Step] = [(_LOAD, 0, 0, _ARG0), *families, (_RETURN, 0, 0, _EAFNOSUPPORT)]
-    return {
+    huge: dict[str, list[_Step]] = {
+        call: [(_LOAD, 0, 0, _ARG0 + 8 * argument), (_ANY_BIT, 0, 1, bit), (_RETURN, 0, 0, _ENOMEM)]
+        for call, (argument, bit) in HUGE_PAGES.items()
+    }
+    return huge | {
         "clone": [(_LOAD, 0, 0, _ARG0), (_ANY_BIT, 0, 1, _NAMESPACE_FLAGS), (_RETURN, 0, 0, _EPERM)],
         "fcntl": [(_LOAD, 0, 0, _ARG1), *_refuse(*DENIED_FCNTLS)],
         "ioctl": [(_LOAD, 0, 0, _ARG1), *_refuse(*DENIED_IOCTLS)],

@@ -21,7 +21,7 @@ from sandbox_rl.sandboxes.ownership import LABEL, RUN
 
 from ..docker_engine import IMAGE, settings_for
 
-QUOTAS = next(case for case in ALL_CASES if case.id == "RES-20b")
+QUOTAS, TERMINALS = (next(case for case in ALL_CASES if case.id == name) for name in ("RES-20b", "RES-20"))
 
 
 def docker(engine: str, *arguments: str) -> str:
@@ -57,6 +57,17 @@ async def test_every_container_has_a_user_of_its_own(engine: str, witness: HostW
                 (await box.exec("id -u; touch ~/x /tmp/x x", timeout=20)).stdout.head for box in (one, two)
             ]
         assert len({int(user) for user in users} & set(USERS)) == 2
+
+
+async def test_every_container_has_terminals_of_its_own(engine: str, witness: HostWitness) -> None:
+    """A few, which work; the volume that they are on goes with the container."""
+    async with DockerBackend(settings=settings_for(engine)) as backend:
+        assert (await run_case(backend, TERMINALS, witness, patience=4)).problems == ()
+        async with backend.sandbox() as sandbox:
+            told = await sandbox.exec("python3 -c 'import pty; pty.spawn([\"tty\"])'", timeout=20)
+            assert told.stdout.head.split() == [b"/dev/pts/0"]
+            assert docker(engine, "volume", "ls", "-q")
+    assert docker(engine, "volume", "ls", "-q") == ""
 
 
 async def test_containers_carry_the_name_of_their_run(engine: str) -> None:

@@ -77,6 +77,19 @@ STARVATION = (
         "print('STARVED' if any(libc.sigqueue(os.getpid(),40,None) for _ in range(8)) else 'signals')\nEOF",
     ),
     Case(
+        "RES-20c",
+        "take from what the machine has once for all: contexts of asynchronous I/O, huge pages",
+        "Nothing of it: no user and no group is counted there, so that one sandbox could take all.",
+        "python3 - <<'EOF'\nimport ctypes,mmap,os,platform\nlibc=ctypes.CDLL(None)\n"
+        "context=ctypes.c_ulong(0); call=206 if platform.machine()=='x86_64' else 0\n"
+        "if libc.syscall(call,1,ctypes.byref(context))==0: print('TAKEN: asynchronous I/O')\n"
+        "try: os.memfd_create('x',os.MFD_HUGETLB); print('TAKEN: a file of huge pages')\n"
+        "except OSError: pass\n"
+        "try: mmap.mmap(-1,1<<21,flags=0x40022); print('TAKEN: huge pages')\n"
+        "except OSError: pass\nEOF\necho end",
+        both("TAKEN"),
+    ),
+    Case(
         "RES-21",
         "be the last that the kernel ends when memory runs out",
         "Sandboxes go first: the trainer's place in that order is never above theirs.",

@@ -21,7 +21,7 @@ from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.engine import DockerEngine, EngineFacts
 from sandbox_rl.sandboxes.docker.image import checked_image, fitted_image, has_python
 from sandbox_rl.sandboxes.docker.network import ContainerNetwork, ContainerProxy
-from sandbox_rl.sandboxes.docker.options import container_options, host_options, podman_profile
+from sandbox_rl.sandboxes.docker.options import container_options, host_options, own_terminals, podman_profile
 from sandbox_rl.sandboxes.docker.users import USERS, ContainerUsers
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.names import check_files
@@ -271,7 +271,8 @@ def _describe(
         if what not in facts.limits
     ]
     lacks.append("disk_mb and inodes hold for each of four writable directories, not for all together.")
-    lacks.append("The terminals of the engine's machine are counted for all containers together.")
+    if not (few_terminals := own_terminals(settings, podman=engine.podman)):
+        lacks.append("The terminals of the engine's machine are counted for all containers together.")
     if settings.read_only:
         lacks.append(
             "A sandbox can hold an advisory lock on what `read_only` shows, also against this machine."
@@ -287,7 +288,7 @@ def _describe(
         tier=f"container+{settings.runtime or 'default runtime'}",
         version=f"{facts.name} {facts.version}",
         lacks=tuple(lacks),
-        known_limits=("RES-20",),
+        known_limits=() if few_terminals else ("RES-20",),
         details={
             "image": f"{settings.image} ({image})",
             "user": f"one per container, uid {USERS[0]} to {USERS[-1]} as the engine counts them",

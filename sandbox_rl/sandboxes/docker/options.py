@@ -12,12 +12,29 @@ from sandbox_rl.sandboxes.docker.seccomp import seccomp_profile
 from sandbox_rl.sandboxes.docker.stream import LOADER
 from sandbox_rl.sandboxes.docker.users import GROUP
 
-__all__ = ["container_options", "host_options", "podman_profile"]
+__all__ = ["container_options", "host_options", "own_terminals", "podman_profile"]
 
 AGENT_PROCESSES = 1
 FIRST_TO_GO = 1000  # of 1000: before anything else when the machine has no memory left
 QUEUED_SIGNALS, MESSAGE_BYTES, LOCKED_BYTES = 1024, 1 << 16, 1 << 16
 MOST_NICE = 19  # a container's share of the processors is its group's: this holds among its own processes
+RUNTIMES_OF_THIS_KERNEL = ("", "runc", "crun", "nvidia")
+TERMINALS = {
+    "Target": "/dev/pts",
+    "Type": "volume",
+    "VolumeOptions": {
+        "NoCopy": True,
+        "DriverConfig": {
+            "Name": "local",
+            "Options": {
+                "type": "devpts",
+                "device": "devpts",
+                "o": "newinstance,nosuid,noexec,ptmxmode=0666,mode=0620,max=8",
+            },
+        },
+    },
+}
+"""In the place of the engine's own: a few for each container. The volume goes with its container."""
 PODMAN_PROCESSES = 32_768
 WRITABLE = {"/testbed": "0755", "/tmp": "1777", "/dev/shm": "1777", "/home/sandbox": "0700"}
 
@@ -65,6 +82,14 @@ def podman_profile(engine: DockerEngine) -> str | None:
     return engine.file_for_engine(seccomp_profile()) if engine.podman else None
 
 
+def own_terminals(settings: DockerSettings, *, podman: bool) -> bool:
+    """Whether a container has a few terminals of its own, rather than as many as the machine has left.
+
+    Podman does not let its own be replaced; a runtime with a kernel of its own has its own.
+    """
+    return not podman and settings.runtime in RUNTIMES_OF_THIS_KERNEL
+
+
 def host_options(settings: DockerSettings, user: int, *, podman_profile: str | None = None) -> dict[str, Any]:
     """Arguments of `create_host_config`.
 
@@ -108,6 +133,8 @@ def host_options(settings: DockerSettings, user: int, *, podman_profile: str | N
         "oom_score_adj": FIRST_TO_GO,
         "binds": [f"{outside}:{inside}:ro" for outside, inside in settings.read_only.items()],
     }
+    if own_terminals(settings, podman=podman_profile is not None):
+        options["mounts"] = [TERMINALS]
     if podman_profile is not None:
         # Its own default may be more than it is allowed to give itself; what bounds processes is pids_limit.
         most = min(PODMAN_PROCESSES, *(n for n in resource.getrlimit(resource.RLIMIT_NPROC) if n > 0))

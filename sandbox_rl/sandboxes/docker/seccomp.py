@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sandbox_rl.sandboxes.seccomp import DENIED, DENIED_FCNTLS, DENIED_IOCTLS, FIRST, PRIO_PROCESS
+from sandbox_rl.sandboxes.seccomp import (
+    DENIED,
+    DENIED_FCNTLS,
+    DENIED_IOCTLS,
+    FIRST,
+    HUGE_PAGES,
+    PRIO_PROCESS,
+)
 
 __all__ = ["seccomp_profile"]
 
-_EPERM, _ENOSYS, _EAFNOSUPPORT = 1, 38, 97
+_EPERM, _ENOMEM, _ENOSYS, _EAFNOSUPPORT = 1, 12, 38, 97
 _NAMESPACE_FLAGS = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
 _FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
 
@@ -24,6 +31,8 @@ def seccomp_profile() -> str:
         rules.append(_rule(["clone"], _EPERM, 0, "SCMP_CMP_MASKED_EQ", flag, flag))
     for call, requests in (("ioctl", DENIED_IOCTLS), ("fcntl", DENIED_FCNTLS)):
         rules += [_low_half([call], 1, request) for request in requests]
+    for call, (argument, bit) in HUGE_PAGES.items():
+        rules.append(_rule([call], _ENOMEM, argument, "SCMP_CMP_MASKED_EQ", bit, bit))
     rules.append(_low_half(["sched_setaffinity"], 0, FIRST))
     rules.append(_rule(["setpriority"], _EPERM, 0, "SCMP_CMP_NE", PRIO_PROCESS))
     rules.append(_low_half(["setpriority"], 1, FIRST))

@@ -15,6 +15,14 @@ def test_further_limits_are_added_and_nothing_else_changes():
     assert more == plain | {"cpuset_cpus": "0-3", "blkio_weight": 300}
 
 
+@pytest.mark.parametrize("runtime", ["", "runsc"])
+def test_terminals_are_replaced_where_the_kernel_is_the_machines(runtime):
+    settings = DockerSettings(runtime=runtime)
+    mounts = host_options(settings, user=1000).get("mounts", [])
+    assert [mount["Target"] for mount in mounts] == ([] if runtime else ["/dev/pts"])
+    assert "mounts" not in host_options(settings, user=1000, podman_profile="")
+
+
 @pytest.mark.parametrize(
     "name", ["privileged", "cap_add", "devices", "binds", "network_mode", "mem_limit", "pids_limit"]
 )

@@ -18,7 +18,7 @@ from sandbox_rl.sandboxes.seccomp import DENIED, build_filter
 from sandbox_rl.sandboxes.spawner.cgroups import owner_name, remove_orphans
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-ALLOW, EPERM, ENOSYS, EAFNOSUPPORT = 0x7FFF0000, 0x50001, 0x50026, 0x50061
+ALLOW, EPERM, ENOMEM, ENOSYS, EAFNOSUPPORT = 0x7FFF0000, 0x50001, 0x5000C, 0x50026, 0x50061
 
 
 def decide(program: bytes, number: int, arch: int, args: tuple[int, ...] = ()) -> int:
@@ -53,6 +53,11 @@ def test_filter_decides_as_it_says(machine: str) -> None:
     assert decide(program, ioctl, arch, (0, 0x5401)) == ALLOW
     assert decide(program, socket, arch, (2,)) == ALLOW
     assert decide(program, socket, arch, (40,)) == EAFNOSUPPORT
+    mmap, memfd = ((9, 319), (222, 279))[column]
+    assert decide(program, mmap, arch, (0, 4096, 3, 0x40022)) == ENOMEM
+    assert decide(program, mmap, arch, (0, 4096, 3, 0x22)) == ALLOW
+    assert decide(program, memfd, arch, (0, 5)) == ENOMEM
+    assert decide(program, memfd, arch, (0, 1)) == ALLOW
     assert decide(program, 1 << 20, arch) == ALLOW
     assert decide(program, 0, 0x40000003) == EPERM
 
