@@ -13,6 +13,8 @@ _PATH_BYTES = 1024
 _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 _VARIANTS = (("\u180b", "\u180f"), ("\ufe00", "\ufe0f"), ("\U000e0100", "\U000e01ef"))
 """Letters, marks and symbols that are drawn as nothing, beside those of the categories."""
+_LIKE_SEPARATORS = frozenset("\u2024\u2044\u2215\u2571\u29f8\uff0e\uff0f\uff3c\ufe52")
+"""Drawn like a slash, a backslash or a dot: one name shows as a path, or as one with another extension."""
 
 
 def problem_of_name(name: str) -> str | None:
@@ -43,6 +45,8 @@ def deception(name: str) -> str | None:
     """
     if any(_is_unseen(char) for char in name):
         return "holds a character that is invisible or changes the direction of what is shown"
+    if not _LIKE_SEPARATORS.isdisjoint(name):
+        return "holds a character that looks like a slash or a dot"
     segments = name.split("/")
     if any(segment.startswith("-") for segment in segments):
         return "begins with a hyphen, which programs take for an option"

@@ -108,6 +108,8 @@ HOSTILE_NAMES = [
     "-rf",
     "sub/--help",
     "photo_\u202egpj.exe",
+    "etc\u2044passwd",
+    "report\u2024pdf.exe",
     "re\u2066versed\u2069.txt",
     "zero\u200bwidth.txt",
     "joined\u200d.txt",
