@@ -61,6 +61,7 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
             peft_config=adapters_of(recipe.model.lora),
             weights=session.policy.weights,
             micro_batch_tokens=recipe.update.micro_batch_tokens,
+            share_prefixes=recipe.update.share_prefixes,
             audit=audit,
             probe=publication_probe(session, audit),
             ledger=ledger,

@@ -61,6 +61,9 @@ class UpdateSettings(Settings):
     """Tokens of one forward and backward pass, padding included: the rows of a micro-batch are taken in
     parts, those of like length together, and a longer row alone. None: `grpo.per_device_train_batch_size`
     rows at once. In mode `async` set `grpo.token_budget`."""
+    share_prefixes: bool = True
+    """What the rows of a forward pass have in common from their beginning, such as the prompt of a group, is
+    computed once, where the model can (the log says why it cannot). Mode `async` always does."""
 
 
 class WarmupSettings(Settings):

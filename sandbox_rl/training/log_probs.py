@@ -1,26 +1,30 @@
 """Log-probs of long rows: float32, tile by tile, without padding and without an attention mask.
 
 TRL 1.16 gives a model a head that projects onto the vocabulary in tiles of 4,096 tokens by 32,768 entries,
-forward and again backward, so full logits (B, T, V) never exist. Two things are put right here, through the
+forward and again backward, so full logits (B, T, V) never exist. Three things are put right here, through the
 model's forward, which both trainers call:
 
 - The tiles are computed in float32. Under bf16 they would be rounded to 8 bits before the softmax.
 - Rows are moved to the left, and the attention mask is left out. Padding then comes after every token that
   counts, where causal attention cannot see it. With a mask, transformers makes one of (B, 1, T, T) as soon as
   one row is shorter than another (4 GiB per row of 65,536 tokens), which fast attention kernels do not take.
+- What rows have in common from their beginning is computed once (`shared_prefixes`), where the model can.
 """
 
 from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from sandbox_rl.training.micro_batches import agreed_lengths, plan_parts
+from sandbox_rl.training.shared_prefixes import pack_rows, plan_packed, rows_of
 
 __all__ = ["PER_TOKEN", "align_rows", "float32_log_probs"]
 
@@ -46,13 +50,16 @@ def float32_log_probs(
     return base
 
 
-def align_rows(model: PreTrainedModel, *, token_budget: int | None = None) -> None:
+def align_rows(
+    model: PreTrainedModel, *, token_budget: int | None = None, share_prefixes: bool = False
+) -> None:
     """Make a forward with `fused_lm_head=True` compute on rows aligned at the left, without a mask.
 
     Args:
         model: with TRL's head, not wrapped.
         token_budget: tokens at once where no gradient is needed; there the rows are computed in parts.
             With a gradient all rows are computed at once: who wants parts takes them beforehand.
+        share_prefixes: whether what rows have in common is computed once; `shares_prefixes` tells who can.
     """
     inner = model.forward
 
@@ -71,7 +78,8 @@ def align_rows(model: PreTrainedModel, *, token_budget: int | None = None) -> No
             and labels is not None
             and {name for name, value in kwargs.items() if value is not None} == {"input_ids"}
         ):
-            return _in_parts(inner, kwargs["input_ids"], attention_mask, labels, token_budget)
+            ids = kwargs["input_ids"]
+            return _in_parts(inner, ids, attention_mask, labels, token_budget, share_prefixes)
         given = {"attention_mask": attention_mask, "labels": labels, "fused_lm_head": fused_lm_head or None}
         return inner(*args, **kwargs, **{name: value for name, value in given.items() if value is not None})
 
@@ -79,17 +87,29 @@ def align_rows(model: PreTrainedModel, *, token_budget: int | None = None) -> No
 
 
 def _in_parts(
-    inner: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, token_budget: int | None
+    inner: Any,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    labels: torch.Tensor,
+    token_budget: int | None,
+    share_prefixes: bool,
 ) -> FusedCausalLMOutput:
     first, lengths = mask.argmax(-1), mask.sum(-1).clamp(min=2)
-    sizes: list[int] = lengths.tolist()
     budget = None if torch.is_grad_enabled() else token_budget
-    bounds = None if budget is None else agreed_lengths(sizes, ids.device)
-    parts = plan_parts(sizes, budget, bounds=bounds)
+    rows = rows_of(ids, mask) if share_prefixes else []
+    parts = plan_packed(rows, budget, ids.device) if share_prefixes else None
+    packed = parts is not None
+    if parts is None:
+        sizes: list[int] = lengths.tolist()
+        bounds = None if budget is None else agreed_lengths(sizes, ids.device)
+        parts = plan_parts(sizes, budget, bounds=bounds)
     computed = []
-    for rows in parts:
-        chosen = torch.tensor(rows, device=ids.device)
-        computed.append(_aligned(inner, ids[chosen], labels[chosen], first[chosen], lengths[chosen]))
+    for part in parts:
+        chosen = torch.tensor(part, device=ids.device)
+        given = ids[chosen], labels[chosen], first[chosen], lengths[chosen]
+        computed.append(
+            _packed(inner, [rows[i] for i in part], *given) if packed else _aligned(inner, *given)
+        )
     back = torch.tensor([row for part in parts for row in part], device=ids.device).argsort()
     return FusedCausalLMOutput(
         **{name: torch.cat([output[name] for output in computed])[back] for name in computed[0]}
@@ -105,19 +125,63 @@ def _aligned(
         ids, labels: shape (B, T); -100 labels what does not count.
         first, lengths: shape (B,), where each row's tokens begin and how many there are.
     """
-    width = int(lengths.max())
-    column = torch.arange(width, device=ids.device)
-    source = (first[:, None] + column).clamp(max=ids.size(1) - 1)
-    moved = labels.gather(1, source).masked_fill(column >= lengths[:, None], -100)
+    source, moved = _at_the_left(labels, first, lengths)
     output = inner(input_ids=ids.gather(1, source), labels=moved, fused_lm_head=True)
-
-    target = torch.arange(ids.size(1) - 1, device=ids.device) - first[:, None]
-    within = (target >= 0) & (target < lengths[:, None] - 1)
-    target = target.clamp(0, width - 2)
-
     found = {name: getattr(output, name) for name in PER_TOKEN}
     return {
-        name: values.gather(1, target).masked_fill(~within, 0)
+        name: _moved_back(values, ids.size(1), first, lengths)
         for name, values in found.items()
         if values is not None
     }
+
+
+def _packed(
+    inner: Any,
+    rows: Sequence[np.ndarray],
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    first: torch.Tensor,
+    lengths: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """As `_aligned`, with what the rows have in common computed once.
+
+    Args:
+        rows: the tokens of each.
+    """
+    packed, device = pack_rows(rows), ids.device
+    _, moved = _at_the_left(labels, first, lengths)
+    at, following = packed.places[:, :-1].to(device), moved[:, 1 : packed.places.size(1)]
+    counts = following != -100
+    shift_labels = torch.full_like(packed.ids, -100, device=device)
+    shift_labels[at[counts]] = following[counts]
+    output = inner(
+        input_ids=packed.ids[None].to(device),
+        position_ids=packed.positions[None].to(device),
+        # Of four dimensions, it is handed on as it is; without it one of (1, 1, N, N) would be made.
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+        shift_labels=shift_labels[None],
+        fused_lm_head=True,
+        **{k: v.to(device) if torch.is_tensor(v) else v for k, v in packed.attention.items()},
+    )
+    found = {name: getattr(output, name) for name in PER_TOKEN}
+    return {
+        name: _moved_back(values[0][at].masked_fill(~counts, 0), ids.size(1), first, lengths)
+        for name, values in found.items()
+        if values is not None
+    }
+
+
+def _at_the_left(
+    labels: torch.Tensor, first: torch.Tensor, lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of rows moved to the left, (B, W): the column that each token comes from, and the labels."""
+    column = torch.arange(int(lengths.max()), device=labels.device)
+    source = (first[:, None] + column).clamp(max=labels.size(1) - 1)
+    return source, labels.gather(1, source).masked_fill(column >= lengths[:, None], -100)
+
+
+def _moved_back(values: torch.Tensor, width: int, first: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Values of aligned positions, (B, W - 1), where the rows were, (B, T - 1); zero where none was."""
+    target = torch.arange(width - 1, device=values.device) - first[:, None]
+    within = (target >= 0) & (target < lengths[:, None] - 1)
+    return values.gather(1, target.clamp(0, values.size(1) - 1)).masked_fill(~within, 0)

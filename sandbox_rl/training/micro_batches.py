@@ -20,6 +20,7 @@ __all__ = [
     "PartedLoss",
     "agreed_lengths",
     "coupling",
+    "largest_of",
     "lengths_of",
     "loss_share",
     "part_of",
@@ -54,14 +55,21 @@ class PartedLoss:
     Args:
         tokens: computed at once, padding included; a single longer row is computed alone. None: the whole
             micro-batch.
+        plan: takes rows of inputs in parts of so many tokens, or says None where rows are to be padded.
 
     Raises:
         ConfigError: parts are asked for with a loss that cannot be taken apart.
     """
 
-    def __init__(self, trainer: LossView, tokens: int | None) -> None:
+    def __init__(
+        self,
+        trainer: LossView,
+        tokens: int | None,
+        plan: Callable[[LossInputs, int], list[list[int]] | None] | None = None,
+    ) -> None:
         self._trainer = trainer
         self._tokens = tokens
+        self._plan = plan
         if tokens is None:
             return
         coupled = "router_aux_loss_coef" if trainer.aux_loss_enabled else coupling(trainer.args)
@@ -100,9 +108,11 @@ class PartedLoss:
     def _parts(self, inputs: LossInputs) -> list[LossInputs]:
         if self._tokens is None:
             return [inputs]
-        lengths = lengths_of(inputs)
-        bounds = agreed_lengths(lengths, inputs["completion_mask"].device)
-        plan = plan_parts(lengths, self._tokens, bounds=bounds)
+        plan = None if self._plan is None else self._plan(inputs, self._tokens)
+        if plan is None:
+            lengths = lengths_of(inputs)
+            bounds = agreed_lengths(lengths, inputs["completion_mask"].device)
+            plan = plan_parts(lengths, self._tokens, bounds=bounds)
         return [inputs] if len(plan) == 1 else [part_of(inputs, rows) for rows in plan]
 
     def _share(self, inputs: LossInputs, part: LossInputs) -> torch.Tensor | float:
@@ -143,10 +153,14 @@ def agreed_lengths(lengths: Sequence[int], device: torch.device) -> list[int]:
     Parts planned by it hold equally many rows on each process: sharded models compute together, and TRL
     gathers metrics row by row. Every process must have the same number of rows.
     """
-    ordered = sorted(lengths, reverse=True)
+    return largest_of(sorted(lengths, reverse=True), device)
+
+
+def largest_of(values: Sequence[int], device: torch.device) -> list[int]:
+    """Each value's largest of all processes, which have equally many."""
     if not (distributed.is_available() and distributed.is_initialized()):
-        return ordered
-    largest = torch.tensor(ordered, device=device)
+        return list(values)
+    largest = torch.tensor(values, device=device)
     distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
     agreed: list[int] = largest.tolist()
     return agreed

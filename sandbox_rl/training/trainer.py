@@ -20,6 +20,7 @@ from sandbox_rl.training.publication.base import InProcessWeights, Weights
 from sandbox_rl.training.reward_metrics import correct_reward_metrics, outcomes_of
 from sandbox_rl.training.sampler_correction import LateCorrection
 from sandbox_rl.training.saving import AgreedSaves
+from sandbox_rl.training.shared_prefixes import plan_inputs, shares_prefixes
 from sandbox_rl.training.trl_hooks import PolicyHooks
 from sandbox_rl.training.views import LossInputs
 
@@ -36,6 +37,7 @@ class SandboxGRPOTrainer(AgreedSaves, GRPOTrainer):  # type: ignore[misc]
     Args:
         micro_batch_tokens: tokens computed at once, padding included; a single longer row is computed alone.
             None: the whole micro-batch.
+        share_prefixes: whether what rows have in common is computed once, where the model can.
         weights: what the policy samples with, published before rollouts; by default the model itself. Where
             servers sample, TRL corrects for their log-probs differing from its own
             (`vllm_importance_sampling_mode`), as with its own vLLM modes.
@@ -52,6 +54,7 @@ class SandboxGRPOTrainer(AgreedSaves, GRPOTrainer):  # type: ignore[misc]
         *args: Any,
         weights: Weights | None = None,
         micro_batch_tokens: int | None = None,
+        share_prefixes: bool = True,
         audit: RunAudit | None = None,
         probe: PublicationProbe | None = None,
         ledger: GenerationLedger | None = None,
@@ -64,21 +67,22 @@ class SandboxGRPOTrainer(AgreedSaves, GRPOTrainer):  # type: ignore[misc]
             self.add_callback(audit.updates)
         settle_precision(self)
         weights = InProcessWeights() if weights is None else weights
-        self._parted = PartedLoss(self, micro_batch_tokens)
+        base = float32_log_probs(self.model, temperature=self.temperature)
+        share = share_prefixes and shares_prefixes(base, low=bool(self.args.bf16))
+        self._parted = PartedLoss(self, micro_batch_tokens, plan_inputs if share else None)
         self._watch = LossWatch(self, audit)
         self._late = LateCorrection(self) if weights.served else None
         self._policy = PolicyHooks(self, weights, probe)
         self._policy.install(self)
         self._outcomes: torch.Tensor | None = None
         self._in_loss: LossInputs | None = None
-        align_rows(
-            float32_log_probs(self.model, temperature=self.temperature), token_budget=micro_batch_tokens
-        )
+        align_rows(base, token_budget=micro_batch_tokens, share_prefixes=share)
         if self.ref_model is not None:
             reference = self.accelerator.unwrap_model(self.ref_model)
             align_rows(
                 float32_log_probs(reference, temperature=self.temperature, outputs=("log_probs",)),
                 token_budget=micro_batch_tokens,
+                share_prefixes=share,
             )
 
     def sync_policy(self) -> None:

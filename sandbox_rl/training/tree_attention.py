@@ -17,7 +17,7 @@ from trl.experimental.async_grpo.packing import TREE_ATTENTION
 
 from sandbox_rl.errors import ModelError
 
-__all__ = ["register_tree_attention", "tree_attention"]
+__all__ = ["PackingError", "register_tree_attention", "tree_attention"]
 
 _OF_OTHERS = frozenset(
     {
@@ -31,6 +31,18 @@ _OF_OTHERS = frozenset(
     | {"num_items_in_batch", "logits_to_keep"}
 )
 """Arguments that reach every attention with the model's own and say nothing to it."""
+
+
+class PackingError(ModelError):
+    """Packed rows cannot be computed with this model.
+
+    Args:
+        reason: what is in the way, for those who can do without.
+    """
+
+    def __init__(self, reason: str, rest: str = ", which mode 'async' does not implement") -> None:
+        super().__init__(f"{reason}{rest}; set mode: sync, or train another architecture")
+        self.reason = reason
 
 
 def tree_attention(
@@ -67,11 +79,11 @@ def tree_attention(
         shape (1, N, H, D), and None for the weights.
 
     Raises:
-        ModelError: the model asks for what is not implemented.
+        PackingError: the model asks for what is not implemented.
     """
     _refuse(module, attention_mask, is_causal, sliding_window, others)
     if query.is_cuda and (softcap or s_aux is not None):
-        raise ModelError(_not_done(module, "softcap" if softcap else "s_aux", "on CUDA"))
+        raise _not_done(module, "softcap" if softcap else "s_aux", "on CUDA")
     q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))
     k, v = k.index_select(0, tree_kv_index), v.index_select(0, tree_kv_index)
     attend = _varlen if q.is_cuda else partial(_loop, softcap=softcap, sinks=s_aux)
@@ -191,24 +203,21 @@ def _refuse(
 ) -> None:
     """Raise where an argument, or the layer itself, wants more than causal attention."""
     if attention_mask is not None:
-        raise ModelError(_not_done(module, "attention_mask"))
+        raise _not_done(module, "attention_mask")
     if is_causal is False or getattr(module, "is_causal", True) is False:
-        raise ModelError(_not_done(module, "is_causal: false"))
+        raise _not_done(module, "is_causal: false")
     for name, value in others.items():
         neutral = value is None or (isinstance(value, bool | int | float) and not value)
         if not neutral and name not in _OF_OTHERS:
             shown = f"{name}: {value}" if isinstance(value, bool | int | float | str) else name
-            raise ModelError(_not_done(module, shown))
+            raise _not_done(module, shown)
     kinds = getattr(getattr(module, "config", None), "layer_types", None)
     place = getattr(module, "layer_idx", None)
     kind = kinds[place] if kinds and place is not None and place < len(kinds) else "full_attention"
     if kind == "chunked_attention" or (kind == "sliding_attention" and not window):
-        raise ModelError(_not_done(module, kind))
+        raise _not_done(module, kind)
 
 
-def _not_done(module: torch.nn.Module, what: str, where: str = "") -> str:
-    place = f" {where}" if where else ""
-    return (
-        f"{type(module).__name__} asks its attention for {what}, which mode 'async' does not "
-        f"implement{place}; set mode: sync, or train another architecture"
-    )
+def _not_done(module: torch.nn.Module, what: str, where: str = "") -> PackingError:
+    rest = f", which mode 'async' does not implement{f' {where}' if where else ''}"
+    return PackingError(f"{type(module).__name__} asks its attention for {what}", rest)

@@ -15,9 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from trl.experimental.async_grpo.packing import TreeRow
 
-from sandbox_rl.errors import ModelError
 from sandbox_rl.training.precision import computing
 from sandbox_rl.training.probe import plain_forward
+from sandbox_rl.training.tree_attention import PackingError
 
 __all__ = ["LARGEST_GAP", "check_packing", "check_tree_config", "packing_gap"]
 
@@ -28,7 +28,6 @@ LARGEST_GAP_LOW = 0.1
 """The same where a kernel computes in bfloat16."""
 
 _COMMON, _TAILS = 12, (9, 5)
-_ADVICE = "set mode: sync, or train another architecture"
 
 
 def check_tree_config(
@@ -40,18 +39,18 @@ def check_tree_config(
         cuda: the kernel of CUDA will compute, which has neither softcap nor sinks.
 
     Raises:
-        ModelError: the first such thing.
+        PackingError: the first such thing.
     """
     text: Any = config.get_text_config()
     others = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if others:
-        raise ModelError(_message(path, f"layers of type {sorted(others)[0]!r}"))
+        raise _refused(path, f"layers of type {sorted(others)[0]!r}")
     for name in ("attention_dropout", "attn_dropout", "attn_pdrop"):
         if getattr(text, name, None):
-            raise ModelError(_message(path, f"{name}: {getattr(text, name)}"))
+            raise _refused(path, f"{name}: {getattr(text, name)}")
     softcap = getattr(text, "attn_logit_softcapping", None)
     if cuda and softcap:
-        raise ModelError(_message(path, f"attn_logit_softcapping: {softcap}", " on CUDA"))
+        raise _refused(path, f"attn_logit_softcapping: {softcap}", " on CUDA")
     try:
         with torch.device("meta"):  # the shape alone
             model = AutoModelForCausalLM.from_config(
@@ -60,9 +59,9 @@ def check_tree_config(
     except Exception:  # loading the weights will say why, and then the model itself is tried
         return
     if model._is_stateful:
-        raise ModelError(_message(path, "a state that layers carry from token to token"))
+        raise _refused(path, "a state that layers carry from token to token")
     if cuda and any(name.endswith("sinks") for name, _ in model.named_parameters()):
-        raise ModelError(_message(path, "attention sinks", " on CUDA"))
+        raise _refused(path, "attention sinks", " on CUDA")
 
 
 def check_packing(model: Any, *, low: bool, path: str) -> None:
@@ -74,16 +73,17 @@ def check_packing(model: Any, *, low: bool, path: str) -> None:
         low: whether forward passes of training are computed in bfloat16.
 
     Raises:
-        ModelError: they differ, or an argument of the model's attention is not implemented.
+        PackingError: they differ, or an argument of the model's attention is not implemented.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         return
     gap = packing_gap(model, torch.bfloat16 if low else torch.float32)
     largest = LARGEST_GAP_LOW if low or model.device.type == "cuda" else LARGEST_GAP
     if not gap <= largest:
-        raise ModelError(
+        raise PackingError(
             f"model.path: {path!r} ({type(model).__name__}): packed and plain rows differ by {gap:.3f} nats "
-            f"per token on average, expected at most {largest:g}; {_ADVICE}"
+            f"per token on average, expected at most {largest:g}",
+            "",
         )
 
 
@@ -92,7 +92,7 @@ def packing_gap(model: Any, dtype: torch.dtype) -> float:
     """Mean absolute difference of log-probs of two rows with a common start, packed and one by one.
 
     Raises:
-        ModelError: an argument of the model's attention is not implemented.
+        PackingError: an argument of the model's attention is not implemented.
     """
     generator = torch.Generator().manual_seed(0)
     vocabulary = int(model.config.get_text_config().vocab_size)
@@ -151,5 +151,5 @@ def _plain(model: Any, row: Sequence[int]) -> torch.Tensor:
     return found
 
 
-def _message(path: str, what: str, where: str = "") -> str:
-    return f"model.path: {path!r} has {what}, which mode 'async' does not implement{where}; {_ADVICE}"
+def _refused(path: str, what: str, where: str = "") -> PackingError:
+    return PackingError(f"model.path: {path!r} has {what}", f", which mode 'async' does not implement{where}")

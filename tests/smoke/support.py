@@ -39,10 +39,10 @@ def saved_model(directory: Path) -> str:
 def make_rollout(
     task_id: str, reward: float | None, *, seed: int, turns: int = 2, length: int = 6, observed: int = 4
 ) -> Rollout:
-    """Random tokens in the shape of an episode; log-probs are those of nobody in particular."""
-    rng = random.Random(seed)
+    """Random tokens in the shape of an episode, the prompt of its task; log-probs of nobody in particular."""
+    rng, prompt = random.Random(seed), random.Random(task_id)
 
-    def ids(count: int) -> tuple[int, ...]:
+    def ids(count: int, rng: random.Random = rng) -> tuple[int, ...]:
         return tuple(rng.randrange(10, 200) for _ in range(count))
 
     made = []
@@ -56,7 +56,7 @@ def make_rollout(
         )
     trajectory = Trajectory(
         task_id=task_id,
-        prompt_ids=ids(rng.randrange(5, 9)),
+        prompt_ids=ids(prompt.randrange(5, 9), prompt),
         turns=tuple(made),
         stop=StopReason.SUBMITTED if reward is not None else StopReason.INFRA_FAULT,
         answer=Answer(AnswerStatus.OK, "42"),

@@ -130,6 +130,9 @@ def test_masked_tokens_get_exactly_zero_gradient(tmp_path):
     checked = []
 
     class Spy(SandboxGRPOTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, share_prefixes=False, **kwargs)  # each row's positions are its own
+
         def compute_loss(self, model, inputs, *args, **kwargs):
             inputs = trim_padding(inputs)
             kept = {}

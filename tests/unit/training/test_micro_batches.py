@@ -46,15 +46,15 @@ def test_every_row_is_in_one_part_and_processes_take_as_many_at_a_time(processes
         )
 
 
-def update(directory, rollouts, *, budget=None, **fields):
-    """The gradients of one update, its trainer, and how many rows each forward saw."""
+def update(directory, rollouts, *, budget=None, share=False, **fields):
+    """The gradients of one update, its trainer, and the shape of what each forward saw."""
     gradients, rows = RecordGradients(), []
 
     class Counting(SandboxGRPOTrainer):
         def __init__(self, *args, **kwargs):
-            super().__init__(*args, micro_batch_tokens=budget, **kwargs)
+            super().__init__(*args, micro_batch_tokens=budget, share_prefixes=share, **kwargs)
             self.model.model.register_forward_pre_hook(
-                lambda _, args, kwargs: rows.append(kwargs["input_ids"].size(0)), with_kwargs=True
+                lambda _, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True
             )
 
     with LoopThread() as loop:
@@ -81,11 +81,25 @@ def test_the_gradient_of_the_parts_is_that_of_the_whole(tmp_path, loss_type, acc
     }
     expected, whole, _ = update(tmp_path / "whole", rollouts, **fields)
     found, parts, rows = update(tmp_path / "parts", rollouts, budget=60, **fields)
-    assert max(rows) < 8 // accumulation
+    assert max(shape[0] for shape in rows) < 8 // accumulation
     assert whole.state.log_history[0]["loss"] == pytest.approx(parts.state.log_history[0]["loss"], abs=1e-6)
     for name, gradient in expected.items():
         assert (found[name] - gradient).abs().max() <= 1e-6 + 1e-5 * gradient.abs().max(), name
     assert max(float(g.abs().max()) for g in expected.values()) > 1e-4
+
+
+def test_common_beginnings_are_computed_once_in_parts_too(tmp_path):
+    rollouts = [
+        make_rollout("a" if i < 4 else "b", float(i % 2), seed=i, turns=1 + i % 4, length=3) for i in range(8)
+    ]
+    fields = {"max_completion_length": 64, "num_iterations": 2, "max_steps": 2}  # old log-probs come first
+    expected, _, padded = update(tmp_path / "whole", rollouts, **fields)
+    found, _, packed = update(tmp_path / "parts", rollouts, budget=60, share=True, **fields)
+    assert len(packed) > 2
+    assert all(shape[0] == 1 and shape[1] <= 60 for shape in packed)
+    assert sum(shape.numel() for shape in packed) < 0.7 * sum(shape.numel() for shape in padded)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= 1e-6 + 1e-5 * gradient.abs().max(), name
 
 
 @pytest.mark.parametrize(
