@@ -38,7 +38,7 @@ def test_two_processes_compute_their_rows_in_parts(tmp_path):
     """Under data parallelism, with rows of other lengths on each: the gradient is the whole batch's."""
     in_two_processes("data_parallel", tmp_path)
     said = [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)]
-    assert said == ["3 parts", "3 parts"]
+    assert said == ["2 parts", "2 parts"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
