@@ -19,6 +19,7 @@ from sandbox_rl import __version__
 from sandbox_rl.command_line import DONE_IN_PART, INTERRUPTED, Interrupted
 from sandbox_rl.commands import (
     build_data,
+    check,
     compare,
     evaluate,
     export,
@@ -38,7 +39,7 @@ __all__ = ["COMMANDS", "main", "whole_app"]
 
 DEBUG_VARIABLE = "SANDBOX_RL_DEBUG"
 
-OURS = (train, warmup, export, build_data, self_check, python_env, image, run, evaluate, compare, view)
+OURS = (train, warmup, export, build_data, self_check, python_env, image, run, evaluate, compare, view, check)
 
 COMMANDS: Registry[typer.Typer] = Registry(
     "command",

@@ -5,6 +5,7 @@
     runs/<name>/
       recipe.yaml      the resolved recipe, with the changes that --resume made as comments
       machine.json     versions, devices, which sandbox runs and what it lacks
+      tasks.json       ids of the training tasks, in the order of the data
       history.jsonl    when it was started, resumed from which step, changed in what, and finished
       replaced/        metrics, alarms and the ledger's lines of updates that were done again after a --resume
       metrics.jsonl    one line per logged step
@@ -75,6 +76,11 @@ class RunDirectory:
     def recipe(self) -> Path:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
+
+    @property
+    def tasks(self) -> Path:
+        """Ids of the training tasks, in the order of the data."""
+        return self.path / "tasks.json"
 
     @property
     def journal(self) -> Path:

@@ -203,6 +203,7 @@ def begin(
             history = history.with_event("changed", step, field=field, **{"from": old, "to": new})
         history = history.with_event("resumed", step, replaced_to=highest, processes=processes)
     notes = "".join(f"# {line}\n" for line in history.changes)
+    write_atomically(run.tasks, json.dumps({"ids": [task.id for task in tasks]}) + "\n")
     write_atomically(run.recipe, notes + resolved(recipe))
     return history, replaced
 

@@ -18,7 +18,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from sandbox_rl.training.agreement import together
 
-__all__ = ["CheckpointManifest", "is_complete", "last_complete", "step_of", "torn_checkpoints"]
+__all__ = [
+    "CheckpointManifest",
+    "complete_checkpoints",
+    "is_complete",
+    "last_complete",
+    "step_of",
+    "torn_checkpoints",
+]
 
 MANIFEST = "complete.json"
 
@@ -79,9 +86,14 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def complete_checkpoints(directory: Path) -> list[Path]:
+    """All complete checkpoints, in no order."""
+    return [path for path in _checkpoints(directory) if is_complete(path)]
+
+
 def last_complete(directory: Path) -> Path | None:
     """The complete checkpoint of the highest step, if any."""
-    return max((path for path in _checkpoints(directory) if is_complete(path)), key=step_of, default=None)
+    return max(complete_checkpoints(directory), key=step_of, default=None)
 
 
 def torn_checkpoints(directory: Path) -> list[Path]:

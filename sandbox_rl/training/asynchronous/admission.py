@@ -27,7 +27,12 @@ from collections import deque
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.samples import FinishedGroup
 
-__all__ = ["Admission"]
+__all__ = ["MAX_STALENESS", "Admission"]
+
+MAX_STALENESS = 4
+"""Updates that any trained token may be old: the update waits rather than train on an
+older one, and nothing is dropped. 0: sampling and updates take turns. Lower is nearer to on-policy, higher
+waits less for episodes that outlast several updates."""
 
 REMEMBERED = 64
 """Groups whose mean size tells how many make an update."""

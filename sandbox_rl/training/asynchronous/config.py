@@ -10,17 +10,13 @@ import torch
 from trl.experimental.async_grpo import AsyncGRPOConfig
 
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.training.asynchronous.admission import MAX_STALENESS
 from sandbox_rl.training.grpo import OURS, common_fields, refuse_misplaced, settled_arguments
 
 __all__ = ["async_config"]
 
 TOKEN_BUDGET = 16_384
 """Tokens of one forward pass, unless an episode can be longer or the recipe says otherwise."""
-
-MAX_STALENESS = 4
-"""Updates that any trained token may be old (`admission.py`): the update waits rather than train on an
-older one, and nothing is dropped. 0: sampling and updates take turns. Lower is nearer to on-policy, higher
-waits less for episodes that outlast several updates."""
 
 _OURS = {
     "vllm_server_base_url": "set policy.base_urls",

@@ -72,7 +72,7 @@ Row = tuple[tuple[str, ...], tuple[str, ...]]
 
 def rows() -> list[Row]:
     """Command line → what the error must name. All end with exit code 2."""
-    return [*_train(), *_dry(), *_export(), *_build(), *_eval(), *_compare(), *_run(), *_sandboxes()]
+    return [*_train(), *_dry(), *_export(), *_build(), *_eval(), *_compare(), *_check(), *_run(), *_sandboxes()]
 
 
 def _with(base: tuple[str, ...], *cases: tuple[str, ...]) -> list[Row]:
@@ -295,6 +295,17 @@ def _compare() -> list[Row]:
         (("compare", "trained", "trained", "--output", "page.md"), ("--output", "page.md", "exists already")),
         (("compare", "trained", "trained", "--output", "nowhere"), ("--output", "nowhere")),
         (("compare", "trained", "trained", "--output", "r.yaml/p.md"), ("--output", "r.yaml")),
+    ]
+
+
+def _check() -> list[Row]:
+    return [
+        (("check",), ("RUN",)),
+        (("check", "missing"), ("missing", "no such file")),
+        (("check", "r.yaml"), ("r.yaml/recipe.yaml",)),
+        (("check", "hollow"), ("hollow/recipe.yaml", "a run's directory")),
+        (("check", "trained"), ("trained/ledger.jsonl",)),
+        (("check", "broken_run"), ("broken_run/ledger.jsonl",)),
     ]
 
 

@@ -1,0 +1,105 @@
+"""What a journal says about its episodes, by id, in a temporary file of the system: memory stays flat."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox_rl.journal.audit import Note, audited
+
+__all__ = ["Fact", "Facts"]
+
+_SCHEMA = """
+CREATE TABLE episodes (
+  id TEXT PRIMARY KEY, start INTEGER, phase TEXT, task TEXT, seed INTEGER, reward REAL, masked INTEGER,
+  sampled INTEGER, oldest INTEGER, damage TEXT, replaced INTEGER DEFAULT 0, seen INTEGER DEFAULT 0
+) WITHOUT ROWID
+"""
+_COLUMNS = "id, phase, task, seed, reward, masked, sampled, oldest, damage, replaced"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """An episode that has ended; see `journal.audit.EndedEpisode`."""
+
+    id: str
+    phase: str
+    task: str
+    seed: int | None
+    reward: float | None
+    masked: bool
+    sampled: int
+    oldest: int | None
+    damage: str
+    replaced: bool
+
+
+class Facts:
+    """A context manager.
+
+    Args:
+        directory: of the journal, which is only read.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> Facts:
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute(_SCHEMA)
+        self._db.execute("BEGIN")
+        self._read()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._db.close()
+
+    def _read(self) -> None:
+        for found in audited(self._directory):
+            if isinstance(found, Note):
+                sql = {
+                    "replaced": "UPDATE episodes SET replaced = 1 WHERE id = ? AND start < ?",
+                    "cancelled": "UPDATE episodes SET phase = 'cancelled' WHERE id = ? AND start <= ?",
+                }[found.kind]
+                self._db.executemany(sql, [(id, found.start) for id in found.episodes])
+                continue
+            event, damage = found.event, found.damage
+            before = self.get(found.id)
+            if before is not None and not before.replaced:
+                damage = damage or "it has ended twice"
+            row = (
+                *(found.id, found.start, str(event.get("phase")), found.task, found.seed, event["reward"]),
+                *(int(bool(event.get("masked"))), found.sampled, found.oldest, damage),
+            )
+            sql = f"REPLACE INTO episodes VALUES ({', '.join('?' * len(row))}, 0, 0)"
+            self._db.execute(sql, row)
+
+    def get(self, id: str) -> Fact | None:
+        """The episode of an id, if it has ended."""
+        row = self._db.execute(f"SELECT {_COLUMNS} FROM episodes WHERE id = ?", (id,)).fetchone()
+        return None if row is None else _fact(row)
+
+    def saw(self, ids: Iterator[str]) -> None:
+        """Remember that the ledger names these episodes."""
+        self._db.executemany("UPDATE episodes SET seen = 1 WHERE id = ?", ((id,) for id in ids))
+
+    def unseen(self) -> Iterator[Fact]:
+        """Episodes of training that stand and that the ledger does not name."""
+        sql = (
+            f"SELECT {_COLUMNS} FROM episodes WHERE phase = 'train' AND NOT replaced AND NOT seen ORDER BY id"
+        )
+        return map(_fact, self._db.execute(sql))
+
+    def damaged(self) -> Fact | None:
+        """The first standing episode, of whatever phase, that is not as it was written."""
+        sql = f"SELECT {_COLUMNS} FROM episodes WHERE damage != '' AND NOT replaced ORDER BY id LIMIT 1"
+        row = self._db.execute(sql).fetchone()
+        return None if row is None else _fact(row)
+
+
+def _fact(row: tuple[object, ...]) -> Fact:
+    id, phase, task, seed, reward, masked, sampled, oldest, damage, replaced = row
+    return Fact(id, phase, task, seed, reward, bool(masked), sampled, oldest, damage, bool(replaced))  # type: ignore[arg-type]

@@ -1,0 +1,154 @@
+"""What a run was to do with each group, from its recipe and its history alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+from types import SimpleNamespace
+from typing import Any
+
+from sandbox_rl.config.load import load_recipe
+from sandbox_rl.errors import DataError
+from sandbox_rl.runs.directory import RunDirectory
+from sandbox_rl.runs.history import History
+from sandbox_rl.training.asynchronous.admission import MAX_STALENESS
+from sandbox_rl.training.estimator import advantage_of, advantage_rule, estimator_fields
+from sandbox_rl.training.groups import advantages
+
+__all__ = ["Schedule"]
+
+Rule = Callable[[Sequence[float | None]], Sequence[float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What follows from a run's recipe.
+
+    Args:
+        tasks: ids in the order of the data.
+        size: of a group.
+        groups: of a generation; 0 in an asynchronous run, which has none.
+        per_update: generations of an update.
+        drawn: whether a curriculum decides which tasks come.
+        refill_rounds: of the curriculum.
+        over_sampled: whether slow groups are cancelled and sampled again.
+        rule: rewards of a group → its advantages; None where they depend on more than the group.
+        masks_truncated: whether TRL may mask whole rows.
+        staleness: (update from which on it holds, bound), in order.
+        resumed_at: updates that the run had when it was resumed last.
+        processes: of each start.
+    """
+
+    asynchronous: bool
+    seed: int
+    tasks: Sequence[str]
+    shuffle: bool
+    size: int
+    groups: int
+    per_update: Fraction
+    drawn: bool
+    refill_rounds: int
+    over_sampled: bool
+    rule: Rule | None
+    masks_truncated: bool
+    staleness: Sequence[tuple[int, int]]
+    resumed_at: int
+    processes: frozenset[int]
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> Schedule:
+        """Read the recipe, the tasks and the history of a run.
+
+        Raises:
+            ConfigError: the recipe cannot be read.
+            DataError: the history or the tasks cannot.
+        """
+        recipe, history = load_recipe(run.recipe), History.read(run)
+        sizes = history.started_with("sizes")
+        try:
+            size = int(sizes["episodes per group"])
+            groups = int(sizes.get("groups per generation", 0))
+            per_update = Fraction(sizes.get("generations per update", "1"))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{run.path / 'history.jsonl'}: it does not say the sizes that the run was started with, "
+                "expected its first line; name a run's directory as training left it"
+            ) from error
+        grpo = {**estimator_fields(recipe.estimator), **recipe.grpo}
+        resumed = [event["step"] for event in history.events if event["event"] == "resumed"]
+        starts = [e.get("processes", 1) for e in history.events if e["event"] in ("started", "resumed")]
+        return cls(
+            asynchronous=recipe.mode == "async",
+            seed=recipe.seed,
+            tasks=_task_ids(run),
+            shuffle=bool(grpo.get("shuffle_dataset", True)),
+            size=size,
+            groups=groups,
+            per_update=per_update,
+            drawn=recipe.mode != "async"
+            and (recipe.curriculum.sampling == "difficulty" or bool(recipe.curriculum.domain_weights)),
+            refill_rounds=recipe.curriculum.refill_rounds,
+            over_sampled=bool(recipe.rollout.over_sample),
+            rule=_rule(recipe.mode, recipe.estimator, grpo),
+            masks_truncated=bool(grpo.get("mask_truncated_completions", False)),
+            staleness=_staleness(history, grpo),
+            resumed_at=max(resumed, default=0),
+            processes=frozenset(starts),
+        )
+
+    def ended_by(self, update: int) -> int:
+        """Generations that nothing is left of after so many updates."""
+        return int(update * self.per_update)
+
+    def update_of(self, group: int) -> int:
+        """The update at which the generation of a group's number ends."""
+        return ceil((group // self.groups + 1) / self.per_update)
+
+    def bound(self, update: int) -> int:
+        """How old a token of an update may be, in updates."""
+        return [bound for first, bound in self.staleness if first <= update][-1]
+
+
+def _task_ids(run: RunDirectory) -> list[str]:
+    try:
+        ids = json.loads(run.tasks.read_text(encoding="utf-8"))["ids"]
+        if not ids or not all(isinstance(id, str) for id in ids):
+            raise ValueError("no list of ids")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{run.tasks}: it does not hold the ids of the training tasks ({type(error).__name__}: {error}); "
+            "name a run's directory as training left it"
+        ) from error
+    return list(ids)
+
+
+def _rule(mode: str, estimator: Any, grpo: Mapping[str, Any]) -> Rule | None:
+    if mode == "async":
+        kind = advantage_of(estimator)
+        return lambda rewards: advantages(rewards, kind)
+    scale = grpo.get("scale_rewards", "group")
+    names = {True: "group", False: "none"}
+    args = SimpleNamespace(
+        scale_rewards=names.get(scale, scale) if isinstance(scale, bool) else scale,
+        reward_weights=grpo.get("reward_weights"),
+        multi_objective_aggregation=grpo.get("multi_objective_aggregation", "sum_then_normalize"),
+    )
+    return advantage_rule(estimator, args)
+
+
+def _staleness(history: History, grpo: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """The recipe holds the newest value; the history, what it was before each change."""
+    now = int(grpo.get("max_staleness", MAX_STALENESS))
+    changes = [
+        (int(event["step"]), event["from"])
+        for event in history.events
+        if event["event"] == "changed" and event.get("field") == "grpo.max_staleness"
+    ]
+    bounds, first = [], 0
+    for step, before in changes:
+        bounds.append((first, MAX_STALENESS if before is None else int(before)))
+        first = step + 1
+    return [*bounds, (first, now)]
