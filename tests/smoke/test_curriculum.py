@@ -12,6 +12,7 @@ import yaml
 
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.journal import read_journal
+from sandbox_rl.runs.check import check_run
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.curriculum import STATE_FILE, Curriculum
 from tests import prepared
@@ -105,6 +106,8 @@ def test_solve_rates_lie_in_the_checkpoint_and_a_resumed_run_goes_on_from_them(t
     assert sum(visits for visits, *_ in counts(run, 4).values()) > sum(v for v, *_ in before.values())
 
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = check_run(run)
+    assert (found.violation, found.updates) == (None, 4), found
     refills = [m["refill/extra_groups"] for m in metrics if "refill/extra_groups" in m]
     assert refills == [len(journal(run, step)) - GROUPS for step in range(4)]
 

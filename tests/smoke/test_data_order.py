@@ -19,6 +19,7 @@ import yaml
 from sandbox_rl.journal import read_journal
 from sandbox_rl.ledger import Ledger, SampleEnd, read_ledger
 from sandbox_rl.rollout.occupancy import Occupancy
+from sandbox_rl.runs.check import check_run
 from sandbox_rl.training.checkpoints import CheckpointManifest, is_complete, last_complete
 from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.training.curriculum import Curriculum
@@ -236,6 +237,12 @@ def sampled(run: Path) -> dict[int, list]:
     return {step: [(task, turns) for _, task, turns in sorted(found)] for step, found in steps.items()}
 
 
+def holds(run: Path, steps: int = 6) -> None:
+    """Every sample is accounted for."""
+    found = check_run(run)
+    assert (found.violation, found.updates) == (None, steps), found
+
+
 @pytest.mark.slow
 def test_killed_after_step_4_and_on_two_processes_it_trains_on_the_same(tmp_path):
     """Twelve tasks, four groups a step: the second pass begins at step 3."""
@@ -256,14 +263,41 @@ def test_killed_after_step_4_and_on_two_processes_it_trains_on_the_same(tmp_path
     killed.communicate()
     finish(start(path, "name=killed", "--resume"))
     assert sampled(runs / "killed") == whole
+    holds(runs / "order")
+    holds(runs / "killed")
     steps = [json.loads(line) for line in (runs / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
     arguments = ("sandbox_rl.cli", "train", path, "name=two", "grpo.per_device_train_batch_size=4")
     for process in prepared.ranks(2, *arguments):
         finish(process)
+    holds(runs / "two")
     two = sampled(runs / "two")
     assert {step: [task for task, _ in rows] for step, rows in two.items()} == {
         step: [task for task, _ in rows] for step, rows in whole.items()
     }
     assert two[0] == whole[0]  # later ones differ by the rounding of the averaged gradient
+
+
+@pytest.mark.slow
+def test_killed_on_one_process_it_goes_on_with_two(tmp_path):
+    """The files of the second start have names that none of the first has, on both processes."""
+    path, run = tmp_path / "r.yaml", tmp_path / "runs" / "grown"
+    model = {"path": saved_model(tmp_path / "model"), "dtype": "float32"}
+    path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(run.parent), "model": model, "name": "grown"}))
+    killed = start(path, "grpo.max_steps=4")
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_complete(run / "checkpoints" / "checkpoint-1"):
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    arguments = ("sandbox_rl.cli", "train", path, "--resume", "grpo.max_steps=4")
+    for process in prepared.ranks(2, *arguments, "grpo.per_device_train_batch_size=4"):
+        finish(process)
+    names = sorted(file.stem for file in (run / "journal").glob("*.jsonl"))
+    assert names == ["0000-0000", "0001-0000", "0001-0001"]
+    holds(run, steps=4)
+    events = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [e["processes"] for e in events if "processes" in e] == [1, 2]

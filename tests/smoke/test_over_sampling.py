@@ -17,6 +17,7 @@ from sandbox_rl.config.load import load_recipe
 from sandbox_rl.journal import read_journal
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.rollout.over_sampling import STATE_FILE
+from sandbox_rl.runs.check import check_run
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import is_complete
 from tests import prepared
@@ -81,6 +82,8 @@ def test_a_killed_run_goes_on_with_the_groups_that_waited(tmp_path):
     output, _ = second.communicate(timeout=DEADLINE_S)
     assert second.returncode == 0, output
 
+    found = check_run(run)
+    assert (found.violation, found.updates) == (None, STEPS), found
     trained = episodes(run, "train")
     assert len(trained) == STEPS * GROUPS * SIZE
     aside = [r for path in (run / "replaced").glob("episodes*") for r in read_journal(path)]

@@ -19,6 +19,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from sandbox_rl.journal import read_journal
+from sandbox_rl.runs.check import check_run
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete, step_of
 from tests import prepared
@@ -187,6 +188,8 @@ def test_asynchronous_survives_a_kill(write_recipe):
     assert len(ids) == len(set(ids)), "an id names one episode"
     used = GroupProgress().restore(last_complete(run / "checkpoints"))
     assert behind < used
+    found = check_run(run)
+    assert (found.violation, found.updates) == (None, 4), found
     assert (run / "export" / "model.safetensors").is_file()
 
 

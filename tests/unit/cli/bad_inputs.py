@@ -72,7 +72,17 @@ Row = tuple[tuple[str, ...], tuple[str, ...]]
 
 def rows() -> list[Row]:
     """Command line → what the error must name. All end with exit code 2."""
-    return [*_train(), *_dry(), *_export(), *_build(), *_eval(), *_compare(), *_check(), *_run(), *_sandboxes()]
+    return [
+        *_train(),
+        *_dry(),
+        *_export(),
+        *_build(),
+        *_eval(),
+        *_compare(),
+        *_check(),
+        *_run(),
+        *_sandboxes(),
+    ]
 
 
 def _with(base: tuple[str, ...], *cases: tuple[str, ...]) -> list[Row]:
