@@ -19,6 +19,7 @@ from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.settings import OverlongPolicy, RolloutSettings
 from sandbox_rl.rollout.slots import RunOne, episode_runner, run_requests
 from sandbox_rl.sandboxes.base import SandboxBackend
+from sandbox_rl.sandboxes.watched import WatchedSandbox
 from sandbox_rl.tools.toolbox import Toolbox
 from sandbox_rl.types import Message, Reward, Rollout, StopReason, Task, Trajectory
 
@@ -165,7 +166,7 @@ class RolloutEngine:
             sandbox = None
             if self.backend is not None:
                 opened = self.backend.sandbox(task.files or None, timeout=settings.boot_timeout_s)
-                sandbox = await stack.enter_async_context(opened)
+                sandbox = WatchedSandbox(await stack.enter_async_context(opened))
             async with self.agent.session(
                 request,
                 messages,

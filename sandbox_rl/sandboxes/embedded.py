@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import platform
 import re
@@ -12,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError, SandboxRLError, SetupError
@@ -154,7 +154,7 @@ class EmbeddedBackend:
                         made.channel,
                         self._settings.limits,
                         out_of_memory=self._kill_counter(made.birth.group),
-                        check_host=self._check_host,
+                        check_host=partial(self._check_host, name, made.birth),
                     )
                     await sandbox.put_files(files or {})
             except TimeoutError as error:
@@ -215,9 +215,11 @@ class EmbeddedBackend:
             channel.close()
         birth.close()
         self._spawner.kill(name)
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(DEATH_TIMEOUT_S):
                 await asyncio.shield(birth.death)
+        except TimeoutError:
+            await self._spawner.end_if_hung()
 
     async def _ensure_spawner(self) -> None:
         """Start another one if it has been killed; the sandboxes of the old one are gone with it."""
@@ -232,12 +234,10 @@ class EmbeddedBackend:
             except SetupError as error:
                 raise SandboxFault(f"the sandbox spawner cannot be started again: {error}") from error
 
-    async def _check_host(self) -> None:
-        """Raises SandboxFault if the spawner is gone."""
-        if self._spawner.alive:
-            await asyncio.sleep(0.01)  # the news of its end may be on the way
-        if not self._spawner.alive:
-            raise SandboxFault("the sandbox spawner has ended")
+    async def _check_host(self, name: str, birth: Birth) -> None:
+        """Raises SandboxFault if it is not the policy's doing that a sandbox is dead."""
+        if why := await self._spawner.blame(name, birth):
+            raise SandboxFault(why)
 
     def _kill_counter(self, group: str) -> Callable[[], bool] | None:
         """Whether the kernel's count of out-of-memory kills has risen since the last call."""

@@ -18,6 +18,10 @@ from sandbox_rl.sandboxes.bundle import spawner_source
 __all__ = ["Birth", "SpawnerClient"]
 
 START_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 5.0
+"""Seconds within which a spawner says that it is there; it does nothing that takes long."""
+END_NEWS_S = 1.0
+"""Seconds within which the spawner has heard of the end of a sandbox that no longer speaks."""
 STOP_TIMEOUT_S = 15.0
 MESSAGE = 1 << 20
 NO_DESCRIPTOR = (
@@ -31,11 +35,13 @@ class Birth:
     Attributes:
         group: name of its control groups, once it is there.
         death: done when nothing is left of it: the end of its launcher's stderr, "" where there is none.
+        killed_outside: whether something killed it that was neither the policy nor the kernel nor us.
     """
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.group = ""
+        self.killed_outside = False
         self.death: asyncio.Future[str] = loop.create_future()
         self._agent: socket.socket | None = None
         self._told: asyncio.Future[None] = loop.create_future()
@@ -76,8 +82,9 @@ class Birth:
         else:
             self._told.set_exception(SandboxFault(NO_DESCRIPTOR))
 
-    def has_ended(self, words: str) -> None:
+    def has_ended(self, words: str, *, killed_outside: bool = False) -> None:
         """The spawner has cleaned up after it."""
+        self.killed_outside = killed_outside
         if not self._told.done():
             self._told.set_result(None)
         if not self.death.done():
@@ -91,6 +98,7 @@ class SpawnerClient:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._births: dict[str, Birth] = {}
+        self._looks: dict[str, asyncio.Future[bool]] = {}
 
     @property
     def alive(self) -> bool:
@@ -138,6 +146,47 @@ class SpawnerClient:
             with contextlib.suppress(SandboxFault):  # gone itself, and with it all sandboxes
                 self._send({"do": "kill", "name": name})
 
+    async def blame(self, name: str, birth: Birth) -> str:
+        """Why it is not the policy's doing that a sandbox no longer answers; "" where it is.
+
+        No process inside can kill or stop the first one. A spawner that hangs is ended, and another is
+        started for the next sandbox.
+        """
+        if self.alive:
+            await asyncio.sleep(0.01)  # the news of its end may be on the way
+        if not self.alive:
+            return "the sandbox spawner has ended"
+        stopped = await self._look(name)
+        if stopped is None:
+            return "the sandbox spawner hangs"
+        if stopped:
+            return "something outside has stopped the sandbox"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_NEWS_S):
+                await asyncio.shield(birth.death)
+        return "something outside has killed the sandbox" if birth.killed_outside else ""
+
+    async def end_if_hung(self) -> None:
+        """See whether it answers, and end it if not: its sandboxes go with it."""
+        if self.alive:
+            await self._look("")
+
+    async def _look(self, name: str) -> bool | None:
+        """Whether something has stopped a sandbox; None where the spawner hangs, which is ended then."""
+        if name not in self._looks:
+            self._looks[name] = asyncio.get_running_loop().create_future()
+            with contextlib.suppress(SandboxFault):
+                self._send({"do": "look", "name": name})
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                return await asyncio.shield(self._looks[name])
+        except TimeoutError:
+            if (process := self._process) is not None:
+                process.kill()
+                await asyncio.to_thread(process.wait)
+            self._lost()
+            return None
+
     def _send(self, message: Mapping[str, Any]) -> None:
         if self._control is None:
             raise SandboxFault("the sandbox spawner is not running")
@@ -164,10 +213,13 @@ class SpawnerClient:
                 self._lost()
                 return
             message = json.loads(data)
-            if "made" in message:
+            if "seen" in message:
+                if look := self._looks.pop(message["seen"], None):
+                    look.set_result(bool(message["stopped"]))
+            elif "made" in message:
                 self._births[message["made"]].has_come(descriptors, message["group"])
             elif birth := self._births.pop(message["dead"], None):
-                birth.has_ended(message["error"])
+                birth.has_ended(message["error"], killed_outside=message.get("outside", False))
 
     def _lost(self) -> None:
         """The spawner has gone, and with it every sandbox."""
@@ -178,6 +230,10 @@ class SpawnerClient:
         for birth in self._births.values():
             birth.has_ended("the spawner is gone")
         self._births.clear()
+        for look in self._looks.values():
+            if not look.done():
+                look.set_result(False)
+        self._looks.clear()
 
     async def stop(self) -> None:
         """Let it kill all sandboxes, remove their groups and leave; idempotent."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from sandbox_rl import cli, episode
+from sandbox_rl import cli
 from sandbox_rl.commands import train
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import UserError
@@ -13,6 +13,7 @@ from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.fault_injection import ChaosSettings, FaultyAgent, FaultyBackend, FaultyScoring, Injector
 from sandbox_rl.fault_injection.wrappers import KINDS
 from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.sandboxes import watched
 from sandbox_rl.types import StopReason
 from tests.unit.rig import SUBMIT, ExactScoring, bash, make_engine, request, say, write
 
@@ -32,6 +33,7 @@ def faulty(
         backend=FaultyBackend(backend, injector),
         scoring=FaultyScoring(ExactScoring(), injector),
         rollout={"retries": retries, "concurrency": 32},
+        episode={"timeout_s": 300},
     )
     engine.agent = FaultyAgent(engine.agent, injector)
     return engine, injector, backend
@@ -44,14 +46,13 @@ async def rolled(engine: RolloutEngine, count: int):
 
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch):
-    monkeypatch.setattr(episode, "HOST_GRACE_S", 0.05)
+    monkeypatch.setattr(watched, "GRACE_S", -119.5)  # after the 120 s of a command
+    monkeypatch.setattr(watched, "FILES_S", 0.5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_fault_that_lasts_is_no_reward_and_touches_no_other_episode(kind):
     engine, injector, backend = faulty(0.3, (kind,), retries=0)
-    if kind == "sandbox hangs":
-        engine._episode = engine._episode.model_copy(update={"timeout_s": 1.0})
     rollouts = await rolled(engine, 60)
     lost = [r for r in rollouts if r.reward.value is None]
     assert len(lost) == sum(injector.injected.values()) == injector.injected[kind]

@@ -34,6 +34,8 @@ __all__ = ["DockerBackend"]
 T = TypeVar("T")
 
 REMOVE_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 8.0
+"""Seconds within which an engine says that it is there, after a sandbox of it has gone."""
 REAP_INTERVAL_S = 60.0
 
 
@@ -213,7 +215,11 @@ class DockerBackend:
             await asyncio.sleep(0.1)  # the news of a break may be on the way
         if engine.breaks != breaks:
             raise SandboxFault(f"the connection to {self._settings.host or 'the engine'} broke")
-        await self._in_thread(engine.facts)
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await self._in_thread(engine.facts)
+        except TimeoutError as error:
+            raise SandboxFault(f"the Docker engine is silent for {ANSWER_TIMEOUT_S:.0f} s") from error
 
     async def _reap(self) -> None:
         """Remove the containers whose owner is provably gone."""

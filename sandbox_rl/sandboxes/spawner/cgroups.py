@@ -146,6 +146,14 @@ class Cgroups:
             while not remove_group(root) and time.monotonic() < deadline:
                 time.sleep(0.005)
 
+    def kills(self, name: str) -> int | None:
+        """How many of its processes the kernel has killed for their memory; None where nobody counts."""
+        try:
+            lines = read_text(self.events().format(group=name)).splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
     def events(self) -> str:
         """Path, with {group}, of the file that counts out-of-memory kills; "" where there is none."""
         if "" in self.roots:

@@ -86,6 +86,10 @@ class Live:
         except (ValueError, KeyError):
             return 0
 
+    def stopped(self) -> bool:
+        """Whether its first process was stopped, as only something outside can."""
+        return state_of(self.first_process()) in ("T", "t")
+
     def kill(self) -> None:
         """Its first process, if known, takes all others with it; else the launcher.
 
@@ -137,6 +141,15 @@ def parent_of(pid: int) -> int:
             return int(file.read().rpartition(b")")[2].split()[1])
     except OSError:
         return 0
+
+
+def state_of(pid: int) -> str:
+    """State of a process as the kernel writes it, "" if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0].decode()
+    except OSError:
+        return ""
 
 
 def all_parents() -> dict[int, int]:

@@ -110,10 +110,14 @@ class Spawner:
         if not data:
             return False
         request = json.loads(data)
+        if request["do"] == "look":
+            named = next((live for live in self.live.values() if live.name == request["name"]), None)
+            self.tell({"seen": request["name"], "stopped": named is not None and named.stopped()})
+            return True
         if request["do"] == "kill":
-            for named in self.live.values():
-                if named.name == request["name"]:
-                    named.kill()
+            for live in self.live.values():
+                if live.name == request["name"]:
+                    live.kill()
             return True
         sandbox: Live | None = None
         try:
@@ -170,11 +174,21 @@ class Spawner:
             if sandbox in self.spares:
                 self.spares.remove(sandbox)
             else:
-                self.tell({"dead": sandbox.name, "error": sandbox.last_words(), "status": status})
+                outside = self.killed_outside(sandbox, status)
+                self.tell({"dead": sandbox.name, "error": sandbox.last_words(), "outside": outside})
             sandbox.close()
             self.remove(sandbox.group)
         if self.cgroups:
             self.unburied = {name for name in self.unburied if not self.cgroups.remove(name)}
+
+    def killed_outside(self, sandbox: Live, status: int) -> bool:
+        """Whether somebody else has killed it: no process inside can, and neither did we or the kernel.
+
+        Where nobody counts what the kernel kills for its memory, it may have been that.
+        """
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        killed = killed or os.waitstatus_to_exitcode(status) == 128 + signal.SIGKILL  # its first process
+        return killed and not sandbox.killed and bool(self.cgroups and self.cgroups.kills(sandbox.group) == 0)
 
     def dying(self) -> list[Live]:
         """Those whose end was asked for."""

@@ -1,0 +1,110 @@
+"""FI-05 and relatives: what stops, kills or hangs outside a sandbox is ours; the same from inside is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from sandbox_rl.errors import SandboxFault
+from sandbox_rl.sandboxes import agent_sandbox, embedded, spawner_client
+from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+from sandbox_rl.sandboxes.spawner.live import all_parents, descendants
+from sandbox_rl.types import ExecStatus
+
+
+@pytest.fixture
+async def backend(monkeypatch):
+    monkeypatch.setattr(spawner_client, "ANSWER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(embedded, "DEATH_TIMEOUT_S", 1.0)
+    async with EmbeddedBackend() as backend:
+        yield backend
+
+
+def counted(backend) -> None:
+    if backend.info.tier != "namespaces+cgroup":
+        pytest.skip("without a memory group nobody counts what the kernel kills")
+
+
+async def processes(backend, sandbox) -> tuple[int, int]:
+    """Host-side ids of bubblewrap and of the first process of the one sandbox that runs a long command."""
+    spawner = backend._spawner._process.pid
+    parents = all_parents()
+    for pid in descendants(spawner, parents):
+        if b"mark-of-this-test" in Path(f"/proc/{pid}/cmdline").read_bytes():  # noqa: ASYNC240
+            line = [pid]
+            while parents[line[-1]] != spawner:
+                line.append(parents[line[-1]])
+            return line[-1], line[-2]
+    raise AssertionError("the command does not run")
+
+
+async def running(sandbox, timeout=60.0):
+    call = asyncio.ensure_future(sandbox.exec("exec -a mark-of-this-test sleep 60", timeout=timeout))
+    await asyncio.sleep(0.5)
+    return call
+
+
+@pytest.mark.parametrize("which", ["bubblewrap", "first process"])
+async def test_a_sandbox_killed_from_outside_is_our_fault(backend, which):
+    counted(backend)
+    async with backend.sandbox() as sandbox:
+        call = await running(sandbox)
+        outer, first = await processes(backend, sandbox)
+        os.kill(outer if which == "bubblewrap" else first, signal.SIGKILL)
+        with pytest.raises(SandboxFault, match="outside has killed"):
+            await call
+        with pytest.raises(SandboxFault):  # and stays so
+            await sandbox.read_answer()
+
+
+async def test_a_sandbox_stopped_from_outside_is_our_fault_in_time(backend, monkeypatch):
+    monkeypatch.setattr(agent_sandbox, "KILL_GRACE_S", 1.0)
+    async with backend.sandbox() as sandbox:
+        call = await running(sandbox, timeout=1.0)
+        _, first = await processes(backend, sandbox)
+        os.kill(first, signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(SandboxFault, match="outside has stopped"):
+            await call
+        assert time.monotonic() - started < 11
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "kill -9 1; kill -STOP 1; kill -9 -1; sleep 1; echo alive",
+        "for p in /proc/[0-9]*; do kill -9 ${p#/proc/}; kill -STOP ${p#/proc/}; done; sleep 1",
+        "python3 -c 'import os; [os.kill(1, n) for n in range(1, 64)]'",
+    ],
+)
+async def test_what_a_policy_does_to_its_first_process_is_never_our_fault(backend, command):
+    async with backend.sandbox() as sandbox:
+        result = await sandbox.exec(command, timeout=5)
+        assert result.status in (ExecStatus.OK, ExecStatus.SANDBOX_DEAD, ExecStatus.TIMEOUT)
+        await sandbox.read_answer()
+
+
+async def test_memory_that_the_kernel_kills_for_is_never_our_fault(backend):
+    async with backend.sandbox() as sandbox:
+        hog = "python3 -c 'x = [bytearray(1 << 26) for _ in range(64)]'; " * 3
+        result = await sandbox.exec(f"{hog} true", timeout=60)
+        assert result.status is not ExecStatus.SANDBOX_DEAD or await sandbox.read_answer()
+
+
+async def test_a_spawner_that_hangs_is_replaced(backend):
+    """Nothing can be made while it is stopped; it is found out, ended, and the next sandbox has another."""
+    first = backend._spawner._process.pid
+    os.kill(first, signal.SIGSTOP)
+    started = time.monotonic()
+    with pytest.raises(SandboxFault):
+        async with backend.sandbox(timeout=1):
+            raise AssertionError("nobody can have made it")
+    async with backend.sandbox(timeout=10) as sandbox:
+        assert (await sandbox.exec("echo 1", timeout=5)).exit_code == 0
+    assert backend._spawner._process.pid != first
+    assert time.monotonic() - started < 15
