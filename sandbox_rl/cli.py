@@ -1,7 +1,7 @@
 """The command line. The commands are in `commands/`; here their exceptions become one line and an exit code.
 
-Exit codes: 0 done, 1 a self-check that failed, 2 the user's mistake, 3 our failure or done in part, 130
-interrupted.
+Exit codes: 0 done, 1 a check that failed or a replay that differs, 2 the user's mistake, 3 our failure or
+done in part, 130 interrupted.
 Everything heavy is imported inside the commands, so that `--help` is quick.
 """
 
@@ -19,15 +19,18 @@ from sandbox_rl import __version__
 from sandbox_rl.command_line import DONE_IN_PART, INTERRUPTED, Interrupted
 from sandbox_rl.commands import (
     build_data,
+    bundle,
     check,
     compare,
     evaluate,
     export,
     image,
     python_env,
+    replay,
     run,
     self_check,
     train,
+    verify,
     view,
     warmup,
 )
@@ -39,7 +42,23 @@ __all__ = ["COMMANDS", "main", "whole_app"]
 
 DEBUG_VARIABLE = "SANDBOX_RL_DEBUG"
 
-OURS = (train, warmup, export, build_data, self_check, python_env, image, run, evaluate, compare, view, check)
+OURS = (
+    train,
+    warmup,
+    export,
+    build_data,
+    self_check,
+    python_env,
+    image,
+    run,
+    evaluate,
+    compare,
+    replay,
+    bundle,
+    verify,
+    view,
+    check,
+)
 
 COMMANDS: Registry[typer.Typer] = Registry(
     "command",

@@ -21,7 +21,7 @@ from sandbox_rl.types import (
     TurnTiming,
 )
 
-__all__ = ["chat_text", "rollout_record", "trajectory_from_record", "turn_text"]
+__all__ = ["chat_text", "rollout_record", "trajectory_from_record", "turn_record", "turn_text"]
 
 
 def rollout_record(rollout: Rollout, **context: Any) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def rollout_record(rollout: Rollout, **context: Any) -> dict[str, Any]:
         "answer": {"status": t.answer.status.value, "text": t.answer.text},
         "seconds": t.seconds,
         "prompt_ids": list(t.prompt_ids),
-        "turns": [_turn_record(turn) for turn in t.turns],
+        "turns": [turn_record(turn) for turn in t.turns],
         **chat_text(t.chat),
     }
 
@@ -55,7 +55,8 @@ def chat_text(chat: ChatRecord | None) -> dict[str, Any]:
     return {} if chat is None else {"messages": list(chat.messages), "usage": dict(chat.usage)}
 
 
-def _turn_record(turn: Turn) -> dict[str, Any]:
+def turn_record(turn: Turn) -> dict[str, Any]:
+    """A turn with its tokens."""
     logprobs = turn.action.logprobs
     return {
         "token_ids": list(turn.action.token_ids),

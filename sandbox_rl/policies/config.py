@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,7 +10,7 @@ from pydantic import Field, model_validator
 from sandbox_rl.registry import Registry
 from sandbox_rl.settings import ByType, Settings
 
-__all__ = ["PolicySettings", "TransformersSettings", "VLLMSettings"]
+__all__ = ["PolicySettings", "RecordedPolicySettings", "TransformersSettings", "VLLMSettings"]
 
 _OURS = {
     "model": "set model.path",
@@ -95,14 +96,24 @@ class VLLMSettings(Settings):
         return self
 
 
+class RecordedPolicySettings(Settings):
+    """Nothing is sampled: every turn is what the run of a journal sampled, with its log-probs."""
+
+    type: Literal["recorded"]
+    journal: Path
+    """A run's directory, or its journal, relative to the working directory."""
+    mismatch_alarm: float = Field(0.1, gt=0)
+    """Warn when sampler and trainer differ by more than this on average per token (nats)."""
+
+
 PolicySettings = Annotated[
-    TransformersSettings | VLLMSettings,
+    TransformersSettings | VLLMSettings | RecordedPolicySettings,
     ByType(
         Registry(
             "policy engine",
-            {"transformers": TransformersSettings, "vllm": VLLMSettings},
+            {"transformers": TransformersSettings, "vllm": VLLMSettings, "recorded": RecordedPolicySettings},
         ),
         default="transformers",
     ),
 ]
-"""Either engine, told apart by `type`."""
+"""Any engine, told apart by `type`."""

@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig
 
 from sandbox_rl.config.recipe import Recipe
-from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
 from sandbox_rl.training.duration import (
     DurationEstimate,
     device_named,
@@ -32,10 +32,9 @@ def memory_of(
         prompt, context: tokens of the longest prompt and of the model's longest sequence.
     """
     # A server has memory of its own.
+    policy = recipe.policy
     sampled = (
-        0
-        if isinstance(recipe.policy, VLLMSettings)
-        else min(recipe.policy.max_batch, recipe.rollout.concurrency)
+        min(policy.max_batch, recipe.rollout.concurrency) if isinstance(policy, TransformersSettings) else 0
     )
     return estimate_memory(
         model_shape(config),

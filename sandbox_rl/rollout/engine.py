@@ -15,13 +15,14 @@ from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rewards.base import Scores
 from sandbox_rl.rewards.reply import answer_of_reply
 from sandbox_rl.rollout.groups import FirstGroups, first_groups
+from sandbox_rl.rollout.judging import judge
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.settings import OverlongPolicy, RolloutSettings
 from sandbox_rl.rollout.slots import RunOne, episode_runner, run_requests
-from sandbox_rl.sandboxes.base import SandboxBackend
-from sandbox_rl.sandboxes.watched import WatchedSandbox
+from sandbox_rl.sandboxes.base import SandboxBackend, of_episode
+from sandbox_rl.sandboxes.watched import watched
 from sandbox_rl.tools.toolbox import Toolbox
-from sandbox_rl.types import Message, Reward, Rollout, StopReason, Task, Trajectory
+from sandbox_rl.types import Message, Rollout, Task, Trajectory
 
 __all__ = ["END_GRACE_S", "RolloutEngine"]
 
@@ -146,16 +147,15 @@ class RolloutEngine:
         observer: Observer,
     ) -> Rollout:
         trajectory = await self._play(request, sampling, observer)
-        stop, task = trajectory.stop, request.task
-        if stop.is_overlong:
-            timed_out = stop is StopReason.TIMEOUT
-            choice = overlong or (self._settings.timed_out if timed_out else self._settings.overlong)
-            detail = f"ended by {stop.value}"
-            if choice == "zero":
-                return Rollout(trajectory, Reward(0.0, detail=detail), task)
-            if choice == "mask":
-                return Rollout(trajectory, Reward(None, detail=detail, masked=True), task)
-        return Rollout(trajectory, await self.scoring.score(task, trajectory.answer), task)
+        reward = await judge(
+            self.scoring,
+            request.task,
+            trajectory.stop,
+            trajectory.answer,
+            settings=self._settings,
+            overlong=overlong,
+        )
+        return Rollout(trajectory, reward, request.task)
 
     async def _play(self, request: EpisodeRequest, sampling: Sampling, observer: Observer) -> Trajectory:
         """One episode to its answer."""
@@ -165,8 +165,9 @@ class RolloutEngine:
         async with AsyncExitStack() as stack:
             sandbox = None
             if self.backend is not None:
-                opened = self.backend.sandbox(task.files or None, timeout=settings.boot_timeout_s)
-                sandbox = WatchedSandbox(await stack.enter_async_context(opened))
+                maker = of_episode(self.backend, request.id)
+                opened = maker.sandbox(task.files or None, timeout=settings.boot_timeout_s)
+                sandbox = watched(await stack.enter_async_context(opened))
             async with self.agent.session(
                 request,
                 messages,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from datasets import Dataset
 from transformers import PrinterCallback
@@ -14,6 +15,8 @@ from sandbox_rl.builders import async_arguments
 from sandbox_rl.runs.rollouts import build_rollouts
 from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit, watchers
+from sandbox_rl.training.asynchronous.compositions import FILE as COMPOSITIONS
+from sandbox_rl.training.asynchronous.compositions import CompositionLog
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.rollout_loop import RolloutJob, groups_at_once
 from sandbox_rl.training.asynchronous.rollout_process import RolloutProcess
@@ -26,20 +29,39 @@ from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.models import end_turns_with
 from sandbox_rl.training.publication.served import ServedPolicy
 
-__all__ = ["async_trainer"]
+__all__ = ["async_trainer", "trainer_of"]
 
 
 @contextmanager
 def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:
     """A trainer that updates while a process of its own goes on rolling out; shows its updates while open."""
-    recipe, checkpoint, served = session.plan.recipe, session.plan.checkpoint, session.policy.served
+    checkpoint, served = session.plan.checkpoint, session.policy.served
     assert served is not None, "checked with the recipe"
-    args = async_arguments(recipe, session.records.run.checkpoints, longest=session.model.longest)
-    progress, worker, ledger = GroupProgress(), None, session.records.ledger
+    progress, worker, log = GroupProgress(), None, None
     if session.state.is_main_process:
         if checkpoint is not None:
             progress.restore(checkpoint)
-        worker = _rollout_process(session, served, args.num_generations)
+        worker = _rollout_process(session, served, session.plan.args.num_generations)
+        log = CompositionLog(session.records.run.path / COMPOSITIONS)
+    with trainer_of(session, progress, rollout_worker=worker, compositions=log) as trainer:
+        try:
+            yield trainer
+        finally:
+            if worker is not None:
+                worker.stop()
+
+
+@contextmanager
+def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> Iterator[SandboxAsyncTrainer]:
+    """The trainer of a recipe, wherever its groups come from; shows its updates while open.
+
+    Args:
+        progress: the groups so far.
+        rollouts: what `SandboxAsyncTrainer` is told of where they come from and what is written of them.
+    """
+    recipe, checkpoint = session.plan.recipe, session.plan.checkpoint
+    ledger = session.records.ledger
+    args = async_arguments(recipe, session.records.run.checkpoints, longest=session.model.longest)
     done = 0 if checkpoint is None else step_of(checkpoint)
     with session.display.progress("Training", args.max_steps, done=done) as bar:
         audit = start_audit(
@@ -59,8 +81,7 @@ def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:
             train_dataset=Dataset.from_dict({"prompt": [task.id for task in session.plan.train_tasks]}),
             processing_class=session.model.tokenizer,
             peft_config=adapters_of(recipe.model.lora),
-            rollout_worker=worker,
-            weights=served.weights,
+            weights=session.policy.weights,
             audit=audit,
             probe=publication_probe(session, audit),
             callbacks=[
@@ -70,14 +91,11 @@ def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:
                 ShowSteps(bar),
                 CheckpointManifest(progress.save, *([] if ledger is None else [ledger.commit])),
             ],
+            **rollouts,
         )
         end_turns_with(trainer.model, session.model.chat.ends)
         trainer.remove_callback(PrinterCallback)
-        try:
-            yield trainer
-        finally:
-            if worker is not None:
-                worker.stop()
+        yield trainer
 
 
 def _rollout_process(session: Session, served: ServedPolicy, group_size: int) -> RolloutProcess:

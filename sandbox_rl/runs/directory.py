@@ -10,6 +10,7 @@
       replaced/        metrics, alarms and the ledger's lines of updates that were done again after a --resume
       metrics.jsonl    one line per logged step
       ledger.jsonl     one line per finished update: how each of its samples ended
+      compositions.jsonl  what each update of an asynchronous run was composed of
       journal/         every episode, turn by turn
       results.json     held-out results
       checkpoints/     Hugging Face checkpoints, each complete once it holds complete.json

@@ -19,6 +19,7 @@ from sandbox_rl.runs.directory import check_output_dir
 from sandbox_rl.runs.model import RunModel
 from sandbox_rl.runs.plan import RunPlan
 from sandbox_rl.runs.starting_point import needs_warmup
+from sandbox_rl.sandboxes.base import PlaysEpisodes
 from sandbox_rl.training.experts import EXPERTS
 from sandbox_rl.training.grpo import sampling_of
 
@@ -82,6 +83,9 @@ def _check_model(plan: RunPlan, model: RunModel, display: Display) -> None:
 
 async def _try_sandbox(plan: RunPlan, display: Display) -> None:
     async with build_backend(plan.recipe) as backend:
+        if isinstance(backend, PlaysEpisodes):
+            display.say("ok  sandbox: recorded; no command runs at all")
+            return
         async with backend.sandbox(plan.train_tasks[0].files or None) as sandbox:
             done = await sandbox.exec("echo 42 > answer.txt", timeout=10)
             answer = await sandbox.read_answer()

@@ -27,14 +27,16 @@ from sandbox_rl.builders import (
     build_policy,
     build_render,
 )
+from sandbox_rl.cassette import recordings
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.run import RunSettings
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.plan import MODES, EvaluationPlan
 from sandbox_rl.policies.base import Policy, PolicySession, TurnSampling
-from sandbox_rl.policies.config import TransformersSettings
+from sandbox_rl.policies.config import RecordedPolicySettings, TransformersSettings
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
+from sandbox_rl.policies.recorded import RecordedPolicy
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.training.config import ModelSettings
@@ -102,6 +104,10 @@ def local_engines(
         if isinstance(settings.policy, TransformersSettings):
             loaded = load_model(model).to(state.device)
             policy = build_policy(settings.policy, loaded, tokenizer, chats["sandbox"])
+            stack.enter_context(loop.entered(policy))
+        elif isinstance(settings.policy, RecordedPolicySettings):
+            context = configured_context(model)
+            policy = RecordedPolicy(recordings(settings.policy.journal), max_context=context)
             stack.enter_context(loop.entered(policy))
         else:
             if settings.policy.engine == "external":

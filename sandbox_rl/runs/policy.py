@@ -10,18 +10,20 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from sandbox_rl.builders import build_policy
+from sandbox_rl.cassette import recordings
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
 from sandbox_rl.policies.base import Policy
-from sandbox_rl.policies.config import TransformersSettings
+from sandbox_rl.policies.config import RecordedPolicySettings, TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
+from sandbox_rl.policies.recorded import RecordedPolicy
 from sandbox_rl.runs.model import RunModel
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import compute_dtype, end_turns_with, load_trained
 from sandbox_rl.training.publication.base import InProcessWeights, Weights
 from sandbox_rl.training.publication.served import ServedModel, ServedPolicy, serve, starting_log
 
-__all__ = ["RunPolicy", "run_policy"]
+__all__ = ["RunPolicy", "loaded_model", "run_policy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def run_policy(
 ) -> Iterator[RunPolicy]:
     """Load the model, and start its servers where the recipe has some; entering the engine waits for them."""
     if isinstance(recipe.policy, TransformersSettings):
-        loaded, weights = _load(model), InProcessWeights()
+        loaded, weights = loaded_model(model), InProcessWeights()
         policy = build_policy(
             recipe.policy,
             loaded,
@@ -62,6 +64,10 @@ def run_policy(
             compute=compute_dtype(model.settings),
         )
         yield RunPolicy(policy, loaded, None, weights)
+        return
+    if isinstance(recipe.policy, RecordedPolicySettings):
+        played = RecordedPolicy(recordings(recipe.policy.journal), max_context=model.context)
+        yield RunPolicy(played, loaded_model(model), None, InProcessWeights())
         return
     served = serve(
         recipe.policy,
@@ -78,13 +84,14 @@ def run_policy(
         say=display.say,
     )
     try:
-        loaded_too = _load(model) if recipe.mode == "sync" else None  # while the server starts
+        loaded_too = loaded_model(model) if recipe.mode == "sync" else None  # while the server starts
         yield RunPolicy(served.policy, loaded_too, served, served.weights)
     finally:
         served.stop()
 
 
-def _load(model: RunModel) -> PreTrainedModel:
+def loaded_model(model: RunModel) -> PreTrainedModel:
+    """The model that is trained, which ends its turns as it is talked to."""
     loaded = load_trained(model.settings)
     end_turns_with(loaded, model.chat.ends)
     return loaded

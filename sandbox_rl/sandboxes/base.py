@@ -10,18 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from sandbox_rl.types import Answer, ExecResult
+from sandbox_rl.types import Answer, ExecResult, MalformedCall, Observation, ToolCall
 
 __all__ = [
     "ANSWER_FILE",
     "INPUT_DIR",
     "WORKING_DIR",
+    "AnswersCalls",
+    "PlaysEpisodes",
     "Sandbox",
     "SandboxBackend",
     "SandboxInfo",
     "SandboxLimits",
+    "of_episode",
 ]
 
 WORKING_DIR = "/testbed"
@@ -171,3 +174,26 @@ class SandboxBackend(Protocol):
     async def __aenter__(self) -> SandboxBackend: ...
 
     async def __aexit__(self, *exc: object) -> None: ...
+
+
+@runtime_checkable
+class AnswersCalls(Protocol):
+    """A sandbox that knows what came of whole calls, so that no tool runs."""
+
+    async def answer(self, call: ToolCall | MalformedCall) -> Observation:
+        """What answers this call."""
+        ...
+
+
+@runtime_checkable
+class PlaysEpisodes(Protocol):
+    """A backend that must know whose sandbox it makes, since it plays what was recorded of that episode."""
+
+    def of_episode(self, episode_id: str) -> SandboxBackend:
+        """What makes the sandbox of this episode."""
+        ...
+
+
+def of_episode(backend: SandboxBackend, episode_id: str) -> SandboxBackend:
+    """What makes the sandbox of an episode: the backend itself, for nearly all of them."""
+    return backend.of_episode(episode_id) if isinstance(backend, PlaysEpisodes) else backend

@@ -289,7 +289,8 @@ class RaySettings(BackendSettings):
 
 
 BACKENDS: Registry[type[BackendSettings]] = NODE_BACKENDS.with_more(
-    {"ray": RaySettings}, kind="sandbox backend"
+    {"ray": RaySettings, "recorded": "sandbox_rl.cassette.sandboxes:RecordedSettings"},
+    kind="sandbox backend",
 )
 """What makes sandboxes."""
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from sandbox_rl.registry import Registry
-from sandbox_rl.sandboxes.base import ANSWER_FILE, Sandbox
+from sandbox_rl.sandboxes.base import ANSWER_FILE, AnswersCalls, Sandbox
 from sandbox_rl.tools.arguments import escape_note
 from sandbox_rl.tools.base import Tool
 from sandbox_rl.tools.bash import ExecuteBash
@@ -74,6 +74,8 @@ class Toolbox:
         return _cut(await self._answer(sandbox, call, timeout), MAX_OBSERVATION_CHARS)
 
     async def _answer(self, sandbox: Sandbox, call: ToolCall | MalformedCall, timeout: float) -> Observation:
+        if isinstance(sandbox, AnswersCalls):
+            return await sandbox.answer(call)
         if isinstance(call, MalformedCall):
             return Observation(call.reason, failure=ToolFailure.MALFORMED)
         tool = self._tools.get(call.name)

@@ -44,8 +44,9 @@ class Sample:
         return ages
 
     def as_row(self) -> dict[str, Any]:
-        """What TRL's packing reads."""
+        """What TRL's packing reads, and which sample it is."""
         return {
+            "index": self.index,
             "input_ids": self.input_ids,
             "completion_mask": self.completion_mask,
             "old_log_probs": self.old_log_probs,

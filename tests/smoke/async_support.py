@@ -20,6 +20,7 @@ from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
 from sandbox_rl.training.checkpoints import CheckpointManifest
 from sandbox_rl.training.publication.base import Timing, shared_version
 from sandbox_rl.training.samples import FinishedGroup, finished_group
+from sandbox_rl.types import Rollout
 from tests.smoke.support import TOKENIZER, make_rollout, tiny_model
 
 SIZE = 4
@@ -86,12 +87,16 @@ class PlayedRollouts:
         if self._failure is not None:
             raise self._failure
 
+    def group(self, number: int, version: int) -> FinishedGroup:
+        """What becomes of a number."""
+        return played_group(number, version)
+
     def admit(self, numbers: Sequence[int]) -> None:
         for number in numbers:
             self.admitted.append((number, self.weights.version.value))
             if self._silent_after is not None and number >= self._silent_after:
                 continue
-            group = played_group(number, self.weights.version.value)
+            group = self.group(number, self.weights.version.value)
             if number in self._late:
                 self._held.append(group)
             else:
@@ -106,6 +111,11 @@ class PlayedRollouts:
 
 def played_group(number: int, version: int) -> FinishedGroup:
     """The same tokens for the same number, as sampled with weights of that version."""
+    return finished_group(played_rollouts(number, version), number=number, kind="rloo")
+
+
+def played_rollouts(number: int, version: int) -> list[Rollout]:
+    """The episodes of such a group."""
     rollouts = []
     for index, reward in enumerate(REWARDS):
         rollout = make_rollout(str(number), reward, seed=100 * number + index, turns=2, length=6)
@@ -130,7 +140,7 @@ def played_group(number: int, version: int) -> FinishedGroup:
             episode_id=f"{number}-{index}",
         )
         rollouts.append(replace(rollout, trajectory=trajectory))
-    return finished_group(rollouts, number=number, kind="rloo")
+    return rollouts
 
 
 def save_model(directory: Path) -> None:

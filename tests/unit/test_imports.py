@@ -16,12 +16,13 @@ LEVELS = (
     {"__main__", "api", "cli"},
     {"commands"},
     {"command_line", "terminal"},
+    {"replay"},
     {"assistant", "runs", "view"},
     {"preflight"},
     {"builders"},
     {"config"},
     {"training"},
-    {"audit", "build_data", "rollout", "evaluation", "journal", "ledger", "metrics"},
+    {"audit", "build_data", "rollout", "evaluation", "journal", "ledger", "metrics", "cassette"},
     {"episode", "observer"},
     {"fault_injection"},
     {"agents"},
@@ -43,7 +44,7 @@ LEVELS = (
     },
 )
 SIBLINGS_APART = ({"tasks", "rewards", "sandboxes", "policies"}, {"tools", "chat"})
-BUILDERS = ("assistant/local", "training/", "runs/", "preflight/", "builders")
+BUILDERS = ("assistant/local", "training/", "runs/", "replay/", "preflight/", "builders")
 """What loads models or stands on them."""
 HEAVY = {
     "torch": (*BUILDERS, "audit/", "policies/transformers", "policies/vllm/plugin"),

@@ -61,6 +61,10 @@ class Admission:
         if group.samples:
             self._sizes.append(group.tokens)
 
+    def version_of(self, number: int) -> int:
+        """That a group which has not arrived yet was admitted with; -1 of any other."""
+        return self._progress.running.get(number, -1)
+
     def admit(self, step: int, version: int) -> list[int]:
         """Numbers that may start now.
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from trl.experimental.async_grpo.async_grpo_trainer import DataCollatorForRollout
 from trl.experimental.async_grpo.packing import TreeRow
 
 from sandbox_rl.training.samples import FinishedGroup, Sample
 
-__all__ = ["age_metrics", "micro_batches"]
+__all__ = ["AGE", "age_metrics", "collator", "micro_batches", "packed_as", "tensors_of"]
+
+AGE = "age_mean"
+"""Key of a micro-batch: mean age of the update's tokens, in updates; TRL's loss does not read it."""
 
 OLDEST_SHARE = 8
 """Ages from which on there is one share for all."""
@@ -33,6 +39,31 @@ def micro_batches(groups: Sequence[FinishedGroup], *, ranks: int, token_budget: 
         _split(rows)
     rows.sort(key=lambda row: row.load, reverse=True)  # rows of a micro-batch take about as long
     return [rows[i : i + ranks] for i in range(0, len(rows), ranks)]
+
+
+def collator(
+    pad_token_id: int, ranks: int, *, metrics: Any = None, token_budget: int = 0
+) -> DataCollatorForRollout:
+    """TRL's, which makes tensors of packed rows.
+
+    Args:
+        metrics: its sink of metrics, name → values; `token_budget` matters to these alone.
+    """
+    sink = defaultdict(list) if metrics is None else metrics
+    return DataCollatorForRollout(pad_token_id, ranks, metrics=sink, token_budget=token_budget)
+
+
+def tensors_of(
+    packed: Sequence[Sequence[TreeRow]],
+    groups: Iterable[FinishedGroup],
+    step: int,
+    *,
+    collate: DataCollatorForRollout,
+) -> tuple[dict[str, torch.Tensor], ...]:
+    """Micro-batches as TRL's loss takes them, each with the mean age of all the update's tokens (`AGE`)."""
+    ages = np.concatenate([sample.ages(step) for group in groups for sample in group.samples])
+    age = torch.full((collate.num_processes,), float(ages.mean()))
+    return tuple({**collate.torch_call([batch]), AGE: age} for batch in packed)
 
 
 def _row_for(sample: Sample, rows: list[TreeRow], token_budget: int) -> TreeRow:
@@ -66,10 +97,34 @@ def _split(rows: list[TreeRow]) -> None:
 def _halves(sample: dict[str, Any]) -> list[dict[str, Any]]:
     """One sample twice, its first trained tokens in one and the others in the other."""
     mask = sample["completion_mask"]
+    first, second = (sample | {"part": sample.get("part", "") + half} for half in "ab")
     if mask.sum() < 2:
-        return [sample, sample | {"advantage": 0.0}]
+        return [first, second | {"advantage": 0.0}]
     middle = np.cumsum(mask) > int(mask.sum()) // 2
-    return [sample | {"completion_mask": mask * ~middle}, sample | {"completion_mask": mask * middle}]
+    return [first | {"completion_mask": mask * ~middle}, second | {"completion_mask": mask * middle}]
+
+
+def packed_as(
+    rows: Iterable[Iterable[tuple[int, int, str]]], samples: Mapping[tuple[int, int], Sample], *, ranks: int
+) -> list[list[TreeRow]]:
+    """Micro-batches as they were packed before, whatever `micro_batches` would do today.
+
+    Args:
+        rows: parts of samples (`compositions.Part`), by rows.
+        samples: by group and index.
+
+    Raises:
+        KeyError: a sample is not there.
+    """
+    packed = []
+    for row in rows:
+        packed.append(TreeRow())
+        for group, index, part in row:
+            sample = samples[group, index].as_row()
+            for half in part:
+                sample = _halves(sample)["ab".index(half)]
+            packed[-1].add(sample)
+    return [packed[i : i + ranks] for i in range(0, len(packed), ranks)]
 
 
 def age_metrics(samples: Iterable[Sample], step: int) -> dict[str, float | tuple[float, float]]:

@@ -8,24 +8,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-import torch
-from trl.experimental.async_grpo.async_grpo_trainer import DataCollatorForRollout
-
 from sandbox_rl.audit.packed import PackedAudit
 from sandbox_rl.audit.rows import TokenClass
 from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.policies.base import WeightVersion
 from sandbox_rl.training.asynchronous.admission import Admission
-from sandbox_rl.training.asynchronous.rows import age_metrics, micro_batches
+from sandbox_rl.training.asynchronous.compositions import CompositionLog
+from sandbox_rl.training.asynchronous.rows import age_metrics, collator, micro_batches, tensors_of
 from sandbox_rl.training.asynchronous.updates import Composed
 from sandbox_rl.training.samples import FinishedGroup
 
-__all__ = ["AGE", "RolloutSource", "Rollouts"]
-
-
-AGE = "age_mean"
-"""Key of a micro-batch: mean age of the update's tokens, in updates; TRL's loss does not read it."""
+__all__ = ["RolloutSource", "Rollouts"]
 
 CLASS_OF = {
     SampleEnd.NOT_JUDGED: TokenClass.NOT_JUDGED,
@@ -68,6 +61,7 @@ class RolloutSource:
         metrics: TRL's sink, name → values; ours are added to it.
         token_budget: tokens of a row.
         audit: is told what updates are composed of.
+        log: is told what arrives, and what updates are composed of.
         stale_after_s: seconds without a beat after which the rollouts count as hung.
     """
 
@@ -84,8 +78,10 @@ class RolloutSource:
         pad_token_id: int,
         stale_after_s: float,
         audit: PackedAudit | None = None,
+        log: CompositionLog | None = None,
     ) -> None:
         self._audit = audit
+        self._log = log
         self._rollouts = rollouts
         self._admission = admission
         self._step = step
@@ -124,6 +120,8 @@ class RolloutSource:
                 return
 
     def _take(self, group: FinishedGroup) -> None:
+        if self._log is not None:
+            self._log.arrived(group.number, self._admission.version_of(group.number))
         self._admission.arrive(group)
         for why in CLASS_OF:
             # A zero too: TRL's sum over what was logged would otherwise miss that nothing was left out.
@@ -148,15 +146,13 @@ class RolloutSource:
         self._rollouts.admit(self._admission.admit(step, self._version.value))
         for name, value in age_metrics((s for group in groups for s in group.samples), step).items():
             self._metrics[name].append(value)
-        collate = DataCollatorForRollout(
-            self._pad_token_id,
-            self._ranks,
-            metrics=self._metrics,
-            token_budget=self._token_budget,
+        collate = collator(
+            self._pad_token_id, self._ranks, metrics=self._metrics, token_budget=self._token_budget
         )
         if self._audit is not None:
             self._audit.composed((s for group in groups for s in group.samples), step)
         rows = micro_batches(groups, ranks=self._ranks, token_budget=self._token_budget)
-        ages = [sample.ages(step) for group in groups for sample in group.samples]
-        age = torch.full((self._ranks,), float(np.concatenate(ages).mean()))
-        return Composed(tuple({**collate.torch_call([row]), AGE: age} for row in rows))
+        tensors = tensors_of(rows, groups, step, collate=collate)
+        if self._log is not None:
+            self._log.composed(step + 1, [group.number for group in groups], rows, tensors)
+        return Composed(tensors)

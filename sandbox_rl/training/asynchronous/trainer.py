@@ -18,10 +18,12 @@ from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.ledger import Ledger, SampleEnd, Update
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.asynchronous.admission import Admission
+from sandbox_rl.training.asynchronous.compositions import CompositionLog
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.ratios import select_terms
-from sandbox_rl.training.asynchronous.source import AGE, RolloutSource
-from sandbox_rl.training.asynchronous.updates import UpdateStream
+from sandbox_rl.training.asynchronous.rows import AGE
+from sandbox_rl.training.asynchronous.source import RolloutSource
+from sandbox_rl.training.asynchronous.updates import Source, UpdateStream
 from sandbox_rl.training.log_probs import float32_log_probs
 from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe
@@ -53,6 +55,8 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         stop, stopped: see `UpdateStream`.
         audit: looks at what the loss is computed from; its metrics are logged with each step's.
         probe: looks at some of the publications.
+        compositions: where what updates consist of is written down, on the main process.
+        recorded: gives updates that were composed before, instead of the rollout worker; on the main process.
     """
 
     def __init__(
@@ -68,9 +72,13 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         callbacks: Iterable[TrainerCallback] = (),
         audit: RunAudit | None = None,
         probe: PublicationProbe | None = None,
+        compositions: CompositionLog | None = None,
+        recorded: Source | None = None,
         **kwargs: Any,
     ) -> None:
         self.audit = audit
+        self._compositions = compositions
+        self._recorded = recorded
         self._weights = weights
         self._policy = PolicyHooks(self, weights, probe)
         self._rows_per_update = int(args.gradient_accumulation_steps)
@@ -94,8 +102,8 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> UpdateStream:
         """One item per update, on every rank."""
-        source = None
-        if self.accelerator.is_main_process:
+        source: Source | None = self._recorded
+        if source is None and self.accelerator.is_main_process:
             ranks = self.accelerator.num_processes
             admission = Admission(
                 self.progress,
@@ -114,6 +122,7 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
                 pad_token_id=self.processing_class.pad_token_id,
                 stale_after_s=self.args.heartbeat_stale_after_s,
                 audit=None if self.audit is None else self.audit.packed,
+                log=self._compositions,
             )
         self._rollout_dataset = UpdateStream(
             source, self.accelerator.state, stop=self._border.stop, stopped=self._border.stopped
@@ -185,12 +194,14 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         """The optimizer has taken a step: what was packed for it is used.
 
         Raises:
-            SetupError: on every rank, when the ledger cannot be written.
+            SetupError: on every rank, when the ledger, or what the update consisted of, cannot be written.
         """
         with together():
             groups = self.progress.finish_update()
             used = {g.number for g in groups if any(s.end is SampleEnd.USED for s in g.samples)}
             self._trained_groups |= used  # TRL's metric of groups per step
+            if self._compositions is not None:
+                self._compositions.finished()
             if self._ledger is not None:
                 self._ledger.write(Update(int(self.state.global_step), time.time(), tuple(groups)))
 
