@@ -6,7 +6,7 @@ texts are not looked into.
 
 from __future__ import annotations
 
-import mmap
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -93,20 +93,14 @@ class _Writer:
         self._live: dict[str, _Live] = {}
 
     def read(self) -> Iterator[EndedEpisode | Note]:
-        tokens = self._path.with_suffix(".tokens")
-        with tokens.open("rb") as file:
-            size = tokens.stat().st_size
-            content = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
-            with memoryview(content) as columns:
-                for at, line in whole_lines(self._path):
-                    if line.startswith(_TURN):
-                        self._turn(at, line, columns)
-                    elif (found := self._event(at, line, columns)) is not None:
-                        yield found
-            if isinstance(content, mmap.mmap):
-                content.close()
+        with self._path.with_suffix(".tokens").open("rb") as tokens:
+            for at, line in whole_lines(self._path):
+                if line.startswith(_TURN):
+                    self._turn(at, line, tokens.fileno())
+                elif (found := self._event(at, line, tokens.fileno())) is not None:
+                    yield found
 
-    def _turn(self, at: int, line: bytes, columns: memoryview) -> None:
+    def _turn(self, at: int, line: bytes, tokens: int) -> None:
         head, where = _HEAD.search(line[:_HEAD_BYTES]), _TAIL.search(line[-_TAIL_BYTES:])
         if head is None or where is None:
             return  # its episode's chain shows the gap
@@ -121,18 +115,18 @@ class _Writer:
             episode.damage = episode.damage or f"turn {index} follows {episode.turns} others"
         elif where[4] != b"null" and logprobs != lengths[0]:
             episode.damage = episode.damage or f"turn {index} has {logprobs} log-probs of {lengths[0]} tokens"
-        elif not _whole(columns, int(where[1]), 4 * (sum(lengths) + logprobs), int(where[3])):
+        elif not _whole(tokens, int(where[1]), 4 * (sum(lengths) + logprobs), int(where[3])):
             episode.damage = episode.damage or f"the tokens of turn {index} are not those that were written"
         episode.last, episode.turns = at, episode.turns + 1
         episode.sampled += lengths[0]
         episode.oldest = min(episode.oldest, version)
 
-    def _event(self, at: int, line: bytes, columns: memoryview) -> EndedEpisode | Note | None:
+    def _event(self, at: int, line: bytes, tokens: int) -> EndedEpisode | Note | None:
         try:
             event = orjson.loads(line)
             kind = event["event"]
             if kind == "started":
-                self._started(at, event, columns)
+                self._started(at, event, tokens)
             elif kind == "abandoned":
                 self._live.pop(event["episode_id"], None)
             elif kind == "ended":
@@ -145,9 +139,9 @@ class _Writer:
             return None  # not a line of ours
         return None
 
-    def _started(self, at: int, event: Mapping[str, Any], columns: memoryview) -> None:
+    def _started(self, at: int, event: Mapping[str, Any], tokens: int) -> None:
         where = event["columns"]
-        whole = _whole(columns, where["at"], 4 * sum(where["lengths"]), where["crc"])
+        whole = _whole(tokens, where["at"], 4 * sum(where["lengths"]), where["crc"])
         damage = "" if whole else "the tokens of its prompt are not those that were written"
         self._live[event["episode_id"]] = _Live(at, event["task_id"], event.get("seed"), damage)
 
@@ -165,5 +159,6 @@ class _Writer:
         )
 
 
-def _whole(columns: memoryview, at: int, size: int, crc: int) -> bool:
-    return at + size <= len(columns) and zlib.crc32(columns[at : at + size]) == crc
+def _whole(tokens: int, at: int, size: int, crc: int) -> bool:
+    content = os.pread(tokens, size, at)
+    return len(content) == size and zlib.crc32(content) == crc

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.ledger import Group, Sample, SampleEnd, Update
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.runs.check.facts import Fact, Facts
@@ -62,7 +63,11 @@ class Accounts:
         for group in update.groups:
             where = _name(update, group)
             self._scheduled(where, group)
-            facts = [self._sampled(f"{where}, sample {i}", group, i) for i in range(self._schedule.size)]
+            due = self._due(group)
+            facts = [
+                self._sampled(f"{where}, sample {i}", group, sample, due[i])
+                for i, sample in enumerate(group.samples)
+            ]
             self._group(where, update, group, facts)
             rounds.setdefault(group.number, []).append(group)
             self._facts.saw(sample.episode for sample in group.samples)
@@ -92,17 +97,19 @@ class Accounts:
             if group.task != due:
                 raise Violation(f"{where} has the task {group.task!r}, scheduled was {due!r}")
 
-    def _sampled(self, where: str, group: Group, index: int) -> Fact | None:
-        """The episode of a sample, after its name and its seed were compared with the schedule's."""
-        sample = group.samples[index]
-        due = group_requests(
+    def _due(self, group: Group) -> Sequence[EpisodeRequest]:
+        """The episodes that the schedule has for a group."""
+        return group_requests(
             Task(group.task, "", ""),
             group.number,
             seed=self._schedule.seed,
             size=self._schedule.size,
             refill=group.refill,
-            retried=_RETRIED.match(sample.episode) is not None,
-        )[index]
+            retried=_RETRIED.match(group.samples[0].episode) is not None,
+        )
+
+    def _sampled(self, where: str, group: Group, sample: Sample, due: EpisodeRequest) -> Fact | None:
+        """The episode of a sample, after its name and its seed were compared with the schedule's."""
         if _AGAIN.sub("", sample.episode) != due.id:
             raise Violation(f"{where} is episode {sample.episode!r}, expected {due.id!r}")
         fact = self._facts.get(sample.episode)

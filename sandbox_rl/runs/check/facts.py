@@ -37,24 +37,29 @@ class Fact:
 
 
 class Facts:
-    """A context manager.
+    """To be closed.
 
     Args:
         directory: of the journal, which is only read.
+
+    Raises:
+        OSError: a file of it cannot be read.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-
-    def __enter__(self) -> Facts:
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute(_SCHEMA)
         self._db.execute("BEGIN")
-        self._read()
-        return self
+        try:
+            self._read()
+        except BaseException:
+            self.close()
+            raise
 
-    def __exit__(self, *exc: object) -> None:
+    def close(self) -> None:
+        """Forget everything."""
         self._db.close()
 
     def _read(self) -> None:

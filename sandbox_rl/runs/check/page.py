@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def check_run(path: Path) -> CheckedRun:
     run = _run_at(path)
     schedule = Schedule.of(run)
     updates = read_ledger(run.ledger)
-    with Facts(run.journal) as facts:
+    with _facts(run) as facts:
         accounts = Accounts(schedule, facts)
         pending, violation = 0, None
         try:
@@ -80,6 +81,19 @@ def check_run(path: Path) -> CheckedRun:
         _not_compared(schedule),
         violation,
     )
+
+
+@contextmanager
+def _facts(run: RunDirectory) -> Iterator[Facts]:
+    try:
+        facts = Facts(run.journal)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or run.journal}: {error.strerror}, expected the files of a journal, two for "
+            "each process; restore them as the run wrote them"
+        ) from error
+    with closing(facts):
+        yield facts
 
 
 def _run_at(path: Path) -> RunDirectory:

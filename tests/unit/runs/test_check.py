@@ -406,6 +406,7 @@ def test_checkpoints_that_do_not_fit_are_named(runs, tmp_path):
         (lambda run: (run / "recipe.yaml").unlink(), "expected the recipe of a run"),
         (lambda run: (run / "ledger.jsonl").unlink(), "expected the ledger of a run"),
         (lambda run: shutil.rmtree(run / "journal"), "expected the journal of a run"),
+        (lambda run: next((run / "journal").glob("*.tokens")).unlink(), "two for each process"),
         (lambda run: (run / "history.jsonl").write_text('{"eve'), "does not say the sizes"),
         (
             lambda run: (run / "tasks.json").write_text('{"ids": [1]}'),
