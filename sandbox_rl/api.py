@@ -48,13 +48,15 @@ def train(
         NothingTrained: no token of any step had a gradient.
     """
     from sandbox_rl.runs.train import train as run
+    from sandbox_rl.training.stopping import signals_as_before
 
     base_dir = Path.cwd() if base_dir is None else base_dir
     if not isinstance(recipe, Recipe):
         path = Path(recipe)
         recipe, base_dir = load_recipe(path, overrides), path.resolve().parent
     look_beside(base_dir)
-    return run(anchored(recipe, base_dir), base_dir=base_dir, resume=resume, display=display)
+    with signals_as_before():
+        return run(anchored(recipe, base_dir), base_dir=base_dir, resume=resume, display=display)
 
 
 def evaluate(

@@ -13,12 +13,14 @@ _DISKS = {
     errno.EROFS: ("the file system is read-only", "name another place"),
     errno.EACCES: ("this user may not", "change its rights, or name another"),
     errno.EPERM: ("this user may not", "change its rights, or name another"),
+    errno.EIO: ("the device reports an error", "look at the system's log, or name another place"),
     errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
 }
 _SAID = {
     "No space left on device": errno.ENOSPC,
     "Disk quota exceeded": errno.EDQUOT,
     "Read-only file system": errno.EROFS,
+    "Input/output error": errno.EIO,
     # torch.save does not say what the system said; a disk that takes no more is by far the commonest.
     "PytorchStreamWriter failed writing": errno.ENOSPC,
     "iostream error": errno.ENOSPC,

@@ -12,6 +12,7 @@
     │   ├── SandboxFault     a sandbox could not be made, or its host side broke
     │   ├── EngineFault      the policy engine failed beyond its retries
     │   └── ScorerFault      a scorer crashed, hung or got a malformed gold answer
+    ├── StopAsked            a signal: what was going on was given up, what is finished is saved
     ├── NothingTrained       a run ended and no token of it had a gradient: exit code 3
     └── SandboxCondition     the policy's doing: becomes an observation, never a fault
         ├── SandboxFileError a path in the sandbox is missing, odd, too large …
@@ -39,6 +40,7 @@ __all__ = [
     "SandboxRLError",
     "ScorerFault",
     "SetupError",
+    "StopAsked",
     "UserError",
 ]
 
@@ -90,6 +92,10 @@ class EngineFault(InfraFault):
 
 class ScorerFault(InfraFault):
     """A scorer crashed, exceeded its hard limit through no doing of the answer, or has no gold."""
+
+
+class StopAsked(SandboxRLError):
+    """The run was asked to stop, and gave up what it was doing."""
 
 
 class NothingTrained(SandboxRLError):

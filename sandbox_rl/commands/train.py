@@ -8,7 +8,6 @@ import typer
 from typer.core import TyperCommand
 
 from sandbox_rl.command_line import (
-    DONE_IN_PART,
     Overrides,
     RecipePath,
     first_process,
@@ -67,6 +66,7 @@ def train(
     """Train a policy in sandboxes and export it.
 
     Ends with held-out accuracy before and after, and the path of the exported model.
+    SIGTERM or Ctrl-C to any process saves, frees everything and ends with exit code 0; `--resume` goes on.
     The same under `accelerate launch`: python -m sandbox_rl train RECIPE [KEY=VALUE]...
     """
     chosen = [] if chaos is None else [f"chaos.share={chaos}"]
@@ -85,5 +85,3 @@ def train(
 
     result = run(loaded, base_dir=base_dir, resume=resume, display=display)
     show_training(result, display)
-    if result.interrupted:
-        raise typer.Exit(DONE_IN_PART)

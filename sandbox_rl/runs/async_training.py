@@ -22,7 +22,7 @@ from sandbox_rl.training.asynchronous.rollout_loop import RolloutJob, groups_at_
 from sandbox_rl.training.asynchronous.rollout_process import RolloutProcess
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
 from sandbox_rl.training.callbacks import ShowSteps, StopOnFaults
-from sandbox_rl.training.checkpoints import CheckpointManifest, step_of
+from sandbox_rl.training.checkpoints import step_of
 from sandbox_rl.training.estimator import advantage_of
 from sandbox_rl.training.groups import advantages
 from sandbox_rl.training.grpo import sampling_of
@@ -84,12 +84,12 @@ def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> It
             weights=session.policy.weights,
             audit=audit,
             probe=publication_probe(session, audit),
+            saved=() if ledger is None else (ledger.commit,),
             callbacks=[
                 StopOnFaults(session.faults, session.finish),  # of evaluations; rollouts stop by themselves
                 *watchers(session),
                 ProgressAudit(audit.alarms),
                 ShowSteps(bar),
-                CheckpointManifest(progress.save, *([] if ledger is None else [ledger.commit])),
             ],
             **rollouts,
         )

@@ -13,7 +13,7 @@
       compositions.jsonl  what each update of an asynchronous run was composed of
       journal/         every episode, turn by turn
       results.json     held-out results
-      checkpoints/     Hugging Face checkpoints, each complete once it holds complete.json
+      checkpoints/     Hugging Face checkpoints, each with its manifest (complete.json)
       logs/            TensorBoard
       export/          the exported model
 """

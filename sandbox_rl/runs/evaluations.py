@@ -109,7 +109,8 @@ def _run(
             bar.advance(row.reward)
             on_episode(row, rollout)
 
-        session.loop.run(run_evaluation(plan, {"sandbox": engine}, journal, on_episode=ended, step=step))
+        running = run_evaluation(plan, {"sandbox": engine}, journal, on_episode=ended, step=step)
+        session.loop.run_episodes(running)
 
 
 def _results(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sandbox_rl.display import Display
 from sandbox_rl.evaluation.page import accuracy_rows
 from sandbox_rl.runs.train import TrainResult
+from sandbox_rl.training.checkpoints import last_complete, step_of
 
 __all__ = ["show_training"]
 
@@ -19,7 +20,9 @@ _SHOWN = {
 def show_training(result: TrainResult, display: Display) -> None:
     """The table of held-out results before and after, and where everything is."""
     if result.interrupted:
-        display.say(f"Stopped after step {result.steps} with a checkpoint; `--resume` goes on. {result.run}")
+        kept = last_complete(result.run / "checkpoints")
+        where = "before the first update" if kept is None else f"with a checkpoint of step {step_of(kept)}"
+        display.say(f"Stopped after step {result.steps}, {where}; `--resume` goes on. {result.run}")
         return
     if result.finished_before:
         display.say(

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.journal import Index
 from sandbox_rl.ledger import Ledger
-from sandbox_rl.runs.directory import RunDirectory, write_atomically
+from sandbox_rl.runs.directory import RunDirectory, set_aside, write_atomically
 from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
 from sandbox_rl.runs.results import known_results
 from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.tasks.prompts import load_prompt_set
+from sandbox_rl.training.agreement import together
 from sandbox_rl.training.asynchronous.progress import GroupProgress
-from sandbox_rl.training.checkpoints import last_complete, step_of, torn_checkpoints
+from sandbox_rl.training.checkpoints import last_intact, remove_leftovers, step_of
 from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.groups import group_of
 
@@ -45,13 +48,15 @@ class Earlier:
     """A run to go on with.
 
     Args:
-        checkpoint: the last complete one; None: it goes on from the beginning.
+        checkpoint: the last intact one; None: it goes on from the beginning.
+        damaged: newer ones, and what is wrong with each.
         changes: field → its value so far and from now on.
     """
 
     run: RunDirectory
     history: History
     checkpoint: Path | None
+    damaged: Mapping[Path, str]
     changes: Mapping[str, tuple[Any, Any]]
 
     @classmethod
@@ -69,7 +74,8 @@ class Earlier:
                     f"--resume: {field} is {new!r}, but the run {run.path} has {old!r}, expected the same; "
                     "set it back, or start a run of its own without --resume"
                 )
-        return cls(run, History.read(run), last_complete(run.checkpoints), changes)
+        checkpoint, damaged = _intact(run.checkpoints)
+        return cls(run, History.read(run), checkpoint, damaged, changes)
 
     @property
     def step(self) -> int:
@@ -197,8 +203,9 @@ def begin(
         again = _evaluates_again(earlier, steps)
         replaced, highest = _replaced(earlier, again, mode=recipe.mode)
         _set_aside(earlier, again, committed)
-        for torn in torn_checkpoints(run.checkpoints):  # they would count among those that are kept
-            shutil.rmtree(torn)
+        remove_leftovers(run.checkpoints)
+        for damaged in earlier.damaged:  # their steps are done, and saved, again
+            set_aside(damaged)
         for field, (old, new) in earlier.changes.items():
             history = history.with_event("changed", step, field=field, **{"from": old, "to": new})
         history = history.with_event("resumed", step, replaced_to=highest, processes=processes)
@@ -206,6 +213,18 @@ def begin(
     write_atomically(run.tasks, json.dumps({"ids": [task.id for task in tasks]}) + "\n")
     write_atomically(run.recipe, notes + resolved(recipe))
     return history, replaced
+
+
+def _intact(directory: Path) -> tuple[Path | None, dict[Path, str]]:
+    """`last_intact`, as the first process finds it: it reads every file, and all must go on from one."""
+    found: list[Any] = [None]
+    state = PartialState()
+    with together():
+        if state.is_main_process:
+            found = [last_intact(directory)]
+    broadcast_object_list(found)
+    intact: tuple[Path | None, dict[Path, str]] = found[0]
+    return intact
 
 
 def _evaluates_again(earlier: Earlier, steps: int) -> bool:

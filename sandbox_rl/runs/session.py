@@ -23,9 +23,9 @@ from sandbox_rl.runs.policy import RunPolicy, run_policy
 from sandbox_rl.runs.records import Records, open_records
 from sandbox_rl.runs.starting_point import starting_point
 from sandbox_rl.training.agreement import together
-from sandbox_rl.training.callbacks import FinishOnSignal
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.stopping import FinishOnSignal
 
 __all__ = ["Session", "training_session"]
 
@@ -75,6 +75,7 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
     model = RunModel.of(plan, settings)
     finish, faults, lease = FinishOnSignal(), FaultWatch(recipe.reward.max_fault_share), ModelLease()
     with ExitStack() as stack:
+        stack.callback(finish.remove)  # last: a second signal must not cut what is taken down
         loop = stack.enter_context(LoopThread(lease))
         policy = stack.enter_context(run_policy(recipe, model, loop=loop, lease=lease, display=display))
         backend = build_backend(recipe)
@@ -90,7 +91,7 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
         records = stack.enter_context(open_records(plan, state))
         if policy.served is not None:
             policy.served.keep_log(records.run.path / "vllm.log")
-        stack.enter_context(finish.installed())
+        finish.install(loop.give_up)
         if state.is_main_process:
             records.run.write_json("machine.json", machine_facts(backend.info))
         yield Session(plan, state, display, model, policy, loop, engine, records, finish, faults)

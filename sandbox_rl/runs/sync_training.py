@@ -20,7 +20,7 @@ from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit, watchers
 from sandbox_rl.training.callbacks import StopOnFaults
-from sandbox_rl.training.checkpoints import CheckpointManifest, step_of
+from sandbox_rl.training.checkpoints import step_of
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.estimator import advantage_rule
 from sandbox_rl.training.generation_ledger import GenerationLedger
@@ -65,13 +65,13 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
             audit=audit,
             probe=publication_probe(session, audit),
             ledger=ledger,
+            saved=saved,
             callbacks=[
                 ledger,
                 StopOnFaults(session.faults, session.finish),
                 session.finish,
                 *watchers(session),
                 ProgressAudit(audit.alarms),
-                CheckpointManifest(*saved),
                 StopAtBorders(rhythm, len(plan.train_tasks)),
             ],
         )

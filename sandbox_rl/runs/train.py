@@ -7,6 +7,8 @@ sandboxes; TRL averages the gradients.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from accelerate import PartialState
 from sandbox_rl.builders import settled
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.display import Display, Silent
-from sandbox_rl.errors import InfraFault, NothingTrained
+from sandbox_rl.errors import InfraFault, NothingTrained, StopAsked
 from sandbox_rl.evaluation.results import Results
 from sandbox_rl.runs.async_training import async_trainer
 from sandbox_rl.runs.directory import RunDirectory, check_output_dir
@@ -71,6 +73,8 @@ def train(
     earlier = None if resume is None else Earlier.of(recipe, resume)
     if earlier is not None and (done := earlier.finished(recipe)) is not None:
         return _as_it_was(earlier.run, done)
+    for checkpoint, damage in () if earlier is None else earlier.damaged.items():
+        display.say(f"{checkpoint} is damaged and set aside: {damage}")
     # Wrong fields show before a warm-up takes minutes, and nothing is written before all is checked.
     plan = RunPlan.of(recipe, base_dir=base_dir, earlier=earlier)
     with training_session(plan, state=state, display=display) as session:
@@ -79,10 +83,15 @@ def train(
             before = _train(session, trainer)
         run, steps = session.records.run, int(trainer.state.global_step)
         _stop_on_faults(session)
+        after = None
+        if not session.finish.stopped:
+            _require_learning(trainer, run)
+            with _stoppable(session):
+                after = _measure_after(session, trainer, before)
         if session.finish.stopped:
+            if state.is_main_process:
+                session.records.history.with_event("stopped", steps)
             return TrainResult(run.path, None, before, None, steps, interrupted=True)
-        _require_learning(trainer, run)
-        after = _measure_after(session, trainer, before)
     _export(session, trainer, before, after)
     return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
 
@@ -101,19 +110,31 @@ def _train(session: Session, trainer: RunTrainer) -> Results | None:
             AfterSteps(schedule.every_steps, lambda _: measure_suite(session, trainer, suite))
         )
     before = known_results(run).get("before") if plan.earlier is not None else None
-    if before is None and plan.checkpoint is None:
-        before = measure_held_out(session, trainer, "before training")
-        _write_results(session, before, None)
-        _stop_on_faults(session)
     if plan.earlier is not None:
         purge_replayed(trainer, plan.earlier.step)
-    try:
-        trainer.train(resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint))
-    except InfraFault as fault:
-        if fault.agreed or session.state.num_processes == 1:
-            trainer.keep_last_update()
-        raise
+    with _stoppable(session):
+        if before is None and plan.checkpoint is None:
+            before = measure_held_out(session, trainer, "before training")
+            _write_results(session, before, None)
+            _stop_on_faults(session)
+        try:
+            trainer.train(resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint))
+        except InfraFault as fault:
+            if fault.agreed or session.state.num_processes == 1:
+                trainer.keep_last_update()
+            raise
+    if session.finish.stopped:
+        trainer.keep_last_update()
     return before
+
+
+@contextmanager
+def _stoppable(session: Session) -> Iterator[None]:
+    """What gives up its episodes when the run is asked to stop; it does so on all processes or on none."""
+    try:
+        yield
+    except StopAsked:
+        session.finish.agree()
 
 
 def _measure_after(session: Session, trainer: RunTrainer, before: Results | None) -> Results | None:

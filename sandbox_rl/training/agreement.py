@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 
 from sandbox_rl import errors
 from sandbox_rl.environment_errors import environment_error
-from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, UserError
+from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, StopAsked, UserError
 
 __all__ = ["any_of", "everywhere", "together"]
 
@@ -67,6 +67,6 @@ def everywhere(error: SandboxRLError) -> SandboxRLError:
 
 def _as_here(rank: int, name: str, text: str, *, of: int) -> SandboxRLError:
     kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, UserError | InfraFault):
+    if isinstance(kind, type) and issubclass(kind, UserError | InfraFault | StopAsked):
         return kind(f"process {rank} of {of}: {text}")
     return SandboxRLError(f"process {rank} of {of}: {name}: {text}")

@@ -1,15 +1,11 @@
-"""What happens between TRL's steps: metrics to disk, evaluation, a clean end on a signal."""
+"""What happens between TRL's steps: metrics to disk, evaluation, an end on too many faults."""
 
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -17,11 +13,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.display import Progress
 from sandbox_rl.errors import SetupError
-from sandbox_rl.training.agreement import any_of, together
+from sandbox_rl.training.agreement import together
+from sandbox_rl.training.stopping import FinishOnSignal
 
 __all__ = [
     "AfterSteps",
-    "FinishOnSignal",
     "LogMetrics",
     "ShowSteps",
     "StopOnFaults",
@@ -91,42 +87,6 @@ class AfterSteps(TrainerCallback):  # type: ignore[misc]
             self._action(state.global_step)
             # Whatever an action logs takes the step's own log as done (transformers' `on_log`).
             control.should_log = logs
-
-
-class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
-    """On SIGTERM (pre-emption) to any process finishes the step, saves a checkpoint and ends training."""
-
-    def __init__(self) -> None:
-        self.received = False
-        """Whether this process was told to."""
-        self.stopped = False
-        """Whether training ended for that, the same on all processes."""
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Handle the signal while open; only the main thread may."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = signal.signal(signal.SIGTERM, self._handle)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-
-    def agree(self) -> None:
-        """All ranks have agreed to end, whichever of them received the signal."""
-        self.stopped = True
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask TRL to save and stop."""
-        self.stopped = self.stopped or any_of(self.received)
-        if self.stopped:
-            control.should_save = True
-            control.should_training_stop = True
 
 
 class StopOnFaults(TrainerCallback):  # type: ignore[misc]

@@ -1,84 +1,95 @@
-"""Which checkpoints are whole. A kill can cut a save anywhere; what it leaves must not be loaded.
+"""Checkpoints that are whole, whenever a run is killed.
 
-After everything of a checkpoint is written, `complete.json` is, atomically, with the size of every
-file. Resuming takes the newest checkpoint whose files all have those sizes.
+A save writes into `.saving/`; then every file and directory is flushed to the disk, the manifest
+`complete.json` is written with the size and the SHA-256 of each file, and one rename puts the checkpoint
+among the others. A kill at any instant leaves the checkpoints that were there, and perhaps `.saving/`, which
+the next save removes. A checkpoint that is pruned is renamed first, so none is ever seen half removed.
+
+Sizes are compared wherever checkpoints are listed; hashes, which cost a reading of all files, once, before a
+run goes on from one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Callable
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState
-
-from sandbox_rl.training.agreement import together
-
 __all__ = [
-    "CheckpointManifest",
+    "SAVING",
     "complete_checkpoints",
+    "damage_of",
     "is_complete",
     "last_complete",
+    "last_intact",
+    "mark_complete",
+    "prune",
+    "publish",
+    "remove_leftovers",
     "step_of",
-    "torn_checkpoints",
 ]
 
+logger = logging.getLogger(__name__)
+
 MANIFEST = "complete.json"
+SAVING = ".saving"
+"""Where a save writes, beside the checkpoints."""
+_PRUNED = ".pruned-"
+_READERS = min(8, os.cpu_count() or 1)
 
 
-class CheckpointManifest(TrainerCallback):  # type: ignore[misc]
-    """Marks each saved checkpoint as complete.
+def publish(saved: Path, place: Path) -> None:
+    """Make a checkpoint that was written to `saved` the one at `place`, on the disk; see `mark_complete`.
 
-    Args:
-        save_more: each writes what else belongs into a checkpoint's directory, on the main process.
+    Raises:
+        OSError: it could not be written. Nothing at `place` has changed, or all of it is there.
     """
-
-    def __init__(self, *save_more: Callable[[Path], None]) -> None:
-        self._save_more = save_more
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the manifest once all ranks have written theirs."""
-        PartialState().wait_for_everyone()
-        with together():
-            if state.is_world_process_zero:
-                checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-                for save in self._save_more:
-                    save(checkpoint)
-                mark_complete(checkpoint)
+    mark_complete(saved)
+    if place.exists():  # no complete one: a save of the same step would not have begun
+        _remove(place)
+    os.rename(saved, place)
+    _flush_directory(place.parent)
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Flush the files of a checkpoint to the disk and write its manifest."""
-    sizes: dict[str, int] = {}
-    for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            sizes[str(path.relative_to(checkpoint))] = path.stat().st_size
+    """Flush the files of a checkpoint to the disk, and then its manifest."""
+    paths = [p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.name != MANIFEST]
+    names = [str(path.relative_to(checkpoint)) for path in paths]
+    with ThreadPoolExecutor(_READERS) as pool:  # hashing leaves the interpreter's lock
+        found = dict(zip(names, pool.map(_flushed, paths), strict=True))
+    for directory in (p for p in checkpoint.rglob("*") if p.is_dir()):
+        _flush_directory(directory)
     temporary = checkpoint / f".{MANIFEST}.tmp"
-    with temporary.open("w") as file:
-        json.dump({"files": sizes}, file)
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump({"files": found}, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, checkpoint / MANIFEST)
-    directory = os.open(checkpoint, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    _flush_directory(checkpoint)
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, by the content of all of its files: one of them and why, or None."""
+    files = _manifest(checkpoint)
+    if files is None:
+        return f"{MANIFEST} is missing or cannot be read"
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda name: _difference(checkpoint / name, files[name], content=True), files)
+        return next((f"{name} {why}" for name, why in zip(files, found, strict=True) if why), None)
 
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether every file that the manifest lists is there with its size."""
-    try:
-        sizes = json.loads((checkpoint / MANIFEST).read_text())["files"]
-        return bool(sizes) and all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+    files = _manifest(checkpoint)
+    return files is not None and not any(
+        _difference(checkpoint / name, entry, content=False) for name, entry in files.items()
+    )
 
 
 def step_of(checkpoint: Path) -> int:
@@ -96,11 +107,88 @@ def last_complete(directory: Path) -> Path | None:
     return max(complete_checkpoints(directory), key=step_of, default=None)
 
 
-def torn_checkpoints(directory: Path) -> list[Path]:
-    """What kills have left of saves; the trainer would count it among the checkpoints that it keeps."""
-    return [path for path in _checkpoints(directory) if not is_complete(path)]
+def last_intact(directory: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint whose files have the content that was saved; what is wrong with newer ones."""
+    damaged: dict[Path, str] = {}
+    for checkpoint in sorted(_checkpoints(directory), key=step_of, reverse=True):
+        if (damage := damage_of(checkpoint)) is None:
+            return checkpoint, damaged
+        damaged[checkpoint] = damage
+    return None, damaged
+
+
+def prune(directory: Path, keep: int | None) -> None:
+    """Remove all complete checkpoints but the newest `keep`, which is at least 1; None keeps all."""
+    complete = sorted(complete_checkpoints(directory), key=step_of)
+    for checkpoint in complete[: -keep or None] if keep else []:
+        try:
+            _remove(checkpoint)
+        except OSError as error:  # the new one is safe; the next save tries again
+            logger.warning("%s: an old checkpoint cannot be removed: %s", checkpoint, error)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what kills have left of saves and of prunings."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if path.name == SAVING or path.name.startswith(_PRUNED):
+            _delete(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Whole or, as others see it, not at all."""
+    gone = checkpoint.with_name(_PRUNED + checkpoint.name)
+    _delete(gone)
+    os.rename(checkpoint, gone)
+    _delete(gone)
+
+
+def _delete(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _manifest(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return files if isinstance(files, dict) and files else None
+
+
+def _difference(path: Path, entry: Any, *, content: bool) -> str | None:
+    """How a file differs from its entry in the manifest; None where it does not."""
+    try:
+        size, expected = entry["size"], entry["sha256"]
+        found = path.stat().st_size
+        if found != size:
+            return f"has {found} bytes, expected {size}"
+        return "differs from its SHA-256" if content and _sha256(path) != expected else None
+    except (KeyError, TypeError):
+        return f"has no size and SHA-256 in {MANIFEST}"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _flushed(path: Path) -> dict[str, Any]:
+    """A file's entry in the manifest, once it is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        size = os.fstat(file.fileno()).st_size
+        return {"size": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_directory(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _checkpoints(directory: Path) -> list[Path]:
     paths = sorted(directory.iterdir()) if directory.is_dir() else []
-    return [path for path in paths if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return [path for path in paths if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()]

@@ -205,7 +205,7 @@ class GroupRollouts:
     ) -> list[Sequence[Rollout]]:
         """A group for each list of requests."""
         flat = [request for group in requests for request in group]
-        rollouts = iter(self._loop.run(self._engine.run(flat, observer=self._observers(now))))
+        rollouts = iter(self._loop.run_episodes(self._engine.run(flat, observer=self._observers(now))))
         return [[next(rollouts) for _ in group] for group in requests]
 
     def _draw(self, now: _Generation, count: int) -> _Drawn:
@@ -228,7 +228,7 @@ class GroupRollouts:
         ]
         with together():
             running = self._engine.run_groups(requests, keep=plan.keep, observer=self._observers(now))
-            found = self._loop.run(running)
+            found = self._loop.run_episodes(running)
         metrics = self._over_sampling.record(plan, now.number, found.seconds, found.cut_after)
         cut = [
             left_out_group(group, asked[0].task.id, [request.id for request in asked], SampleEnd.CUT)

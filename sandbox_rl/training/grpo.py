@@ -214,9 +214,7 @@ def _check(args: GRPOConfig) -> None:
             f"{args.num_generations * args.world_size}"
         )
     if args.save_total_limit == 1:
-        raise ConfigError(
-            "grpo.save_total_limit: 1, expected at least 2; with one, a kill during a save leaves none"
-        )
+        raise ConfigError("grpo.save_total_limit: 1, expected at least 2; with one, damage to it leaves none")
     if args.save_strategy not in ("no", "steps"):
         raise ConfigError(
             f"grpo.save_strategy: {args.save_strategy.value!r}, expected 'steps' or 'no'; set save_steps "

@@ -14,6 +14,7 @@ from concurrent.futures import CancelledError
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any, TypeVar
 
+from sandbox_rl.errors import StopAsked
 from sandbox_rl.policies.lease import ModelLease
 
 __all__ = ["LoopThread"]
@@ -34,10 +35,44 @@ class LoopThread:
         self._lease = lease if lease is not None else ModelLease()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
+        self._stopping = False
+        self._episodes: asyncio.Task[Any] | None = None
 
     def __enter__(self) -> LoopThread:
         self._thread.start()
         return self
+
+    def run_episodes(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """As `run`, of what `give_up` ends.
+
+        Raises:
+            StopAsked: it did, before or while the coroutine ran; the sandboxes of that are free.
+        """
+
+        async def owned() -> T:
+            if self._stopping:
+                coroutine.close()
+                raise StopAsked("the run was asked to stop")
+            self._episodes = asyncio.current_task()
+            try:
+                return await coroutine
+            except asyncio.CancelledError:
+                if self._stopping:
+                    raise StopAsked("the run was asked to stop") from None
+                raise
+            finally:
+                self._episodes = None
+
+        return self.run(owned())
+
+    def give_up(self) -> None:
+        """End the episodes that run, and let no others begin; from any thread, at any time."""
+        self._loop.call_soon_threadsafe(self._give_up)
+
+    def _give_up(self) -> None:
+        if not self._stopping and self._episodes is not None:
+            self._episodes.cancel()
+        self._stopping = True
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Result of `coroutine`; an interrupt of the caller cancels it and waits for its clean-up.

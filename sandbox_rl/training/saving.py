@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from sandbox_rl.errors import SandboxRLError, SetupError
-from sandbox_rl.training.agreement import together
-from sandbox_rl.training.checkpoints import is_complete
+from sandbox_rl.training.agreement import any_of, together
+from sandbox_rl.training.checkpoints import SAVING, is_complete, prune, publish, remove_leftovers
 from sandbox_rl.training.generations import Generations
 
 __all__ = ["AgreedSaves"]
@@ -29,28 +29,54 @@ logger = logging.getLogger(__name__)
 
 class AgreedSaves:
     """Mixed into a trainer of transformers, before it. Its own writes and those of accelerate and DeepSpeed,
-    which use `torch.save`, are kept in mind; that of DeepSpeed's file `latest` is not."""
+    which use `torch.save`, are kept in mind; that of DeepSpeed's file `latest` is not.
+
+    transformers writes, and removes older checkpoints, below `_get_output_dir`. While it saves, that is a
+    directory of its own, so that it neither shows what is not whole nor removes anything; see `checkpoints`.
+    """
+
+    saved: Sequence[Callable[[Path], None]] = ()
+    """Each writes what else belongs into a checkpoint's directory, on the main process."""
 
     _failed: list[Exception] | None = None  # failed writes of the save that is going on
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers does; what it leaves is whole once its manifest is written.
+        """As transformers does, but seen once it is whole and on the disk; older ones are removed after that.
+
+        Every process must call it. A step that has a complete checkpoint keeps that.
 
         Raises:
-            SetupError: on every process, when one of them could not write. Nothing of the checkpoint is left.
+            SetupError: on every process, when one of them could not write. Older checkpoints are as before.
         """
         base: Any = super()
         trainer: Any = self
-        checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+        directory, name = Path(trainer.args.output_dir), f"checkpoint-{trainer.state.global_step}"
+        partial, main = directory / SAVING / name, trainer.accelerator.is_main_process
+        if any_of(main and is_complete(directory / name)):
+            return
         try:
             with together():
-                checkpoint.mkdir(parents=True, exist_ok=True)
+                if main:
+                    remove_leftovers(directory)
+            with together():
+                partial.mkdir(parents=True, exist_ok=True)
             with together(), self._writing():
                 base._save_checkpoint(*args, **kwargs)
-        except SandboxRLError:
-            if not is_complete(checkpoint):
-                shutil.rmtree(checkpoint, ignore_errors=True)
-            raise
+            with together():
+                if main:
+                    for save in self.saved:
+                        save(partial)
+                    publish(partial, directory / name)
+        finally:
+            if main:
+                shutil.rmtree(directory / SAVING, ignore_errors=True)
+        if main:
+            prune(directory, trainer.args.save_total_limit)
+
+    def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
+        base: Any = super()
+        directory: str = base._get_output_dir(*args, **kwargs)
+        return directory if self._failed is None else str(Path(directory) / SAVING)
 
     def keep_last_update(self) -> None:
         """Save what the last update left, if that is not saved yet, for a run that ends on a fault.

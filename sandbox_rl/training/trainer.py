@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +46,7 @@ class SandboxGRPOTrainer(AgreedSaves, GRPOTrainer):  # type: ignore[misc]
         audit: looks at what the loss is computed from; its metrics are logged with each step's.
         probe: looks at some of the publications, where servers sample.
         ledger: is told the advantages of what is trained on; one of the callbacks as well.
+        saved: see `AgreedSaves`.
 
     Raises:
         ConfigError: parts are asked for with a loss that cannot be taken apart.
@@ -58,9 +61,11 @@ class SandboxGRPOTrainer(AgreedSaves, GRPOTrainer):  # type: ignore[misc]
         audit: RunAudit | None = None,
         probe: PublicationProbe | None = None,
         ledger: GenerationLedger | None = None,
+        saved: Sequence[Callable[[Path], None]] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.saved = saved
         self.audit = audit
         self._ledger = ledger
         if audit is not None:

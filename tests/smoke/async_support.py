@@ -17,7 +17,6 @@ from sandbox_rl.ledger import Ledger
 from sandbox_rl.training.asynchronous.config import async_config
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
-from sandbox_rl.training.checkpoints import CheckpointManifest
 from sandbox_rl.training.publication.base import Timing, shared_version
 from sandbox_rl.training.samples import FinishedGroup, finished_group
 from sandbox_rl.types import Rollout
@@ -194,7 +193,8 @@ def make_async_trainer(
         rollout_worker=worker,
         weights=worker.weights,
         audit=audit,
-        callbacks=[*callbacks, CheckpointManifest(progress.save, ledger.commit)],
+        saved=(ledger.commit,),
+        callbacks=callbacks,
     )
 
 

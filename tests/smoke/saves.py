@@ -12,7 +12,7 @@ from torch import distributed
 
 from sandbox_rl.errors import SetupError
 from sandbox_rl.training import trainer as trainer_module
-from sandbox_rl.training.checkpoints import CheckpointManifest, last_complete
+from sandbox_rl.training.checkpoints import SAVING, last_complete
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from tests.smoke.precision_paths import shard
 from tests.smoke.support import given_reward, make_rollout, make_trainer, rows_of
@@ -27,22 +27,35 @@ FAULTS = {
 """Way → files whose device is full."""
 
 
-def saved(directory: Path) -> str:
+class Faulty(SandboxGRPOTrainer):
+    """One file of the save cannot be written."""
+
+    fault: Path | None = None
+
+    def create_model_card(self, *args, **kwargs):
+        """The first thing that a save writes."""
+        if self.fault is not None and self.accelerator.is_main_process:
+            self.fault.symlink_to("/dev/full")
+        self.accelerator.wait_for_everyone()
+        super().create_model_card(*args, **kwargs)
+
+
+def saved(directory: Path, fault: Path | None) -> str:
     """What came of an update and its checkpoint, as this process sees it."""
     rows = [make_rollout("abcd"[i // 4], float(i % 2), seed=i) for i in range(8)]
     trainer = make_trainer(
         directory,
         lambda prompts, _: rows_of(rows),
         given_reward,
-        cls=SandboxGRPOTrainer,
+        cls=Faulty,
         tasks=tuple("abcd"),
-        callbacks=[CheckpointManifest()],
         bf16=True,
         max_steps=2,
         save_strategy="steps",
         save_steps=1,
         save_total_limit=2,
     )
+    trainer.fault = fault
     try:
         trainer.train()
     except SetupError as error:
@@ -59,12 +72,11 @@ def main() -> None:
     for fault in (*FAULTS[way], "none"):
         place = directory / fault.replace("/", ".")
         if rank == 0:
-            (place / fault).parent.mkdir(parents=True)
-            if fault != "none":
-                (place / fault).symlink_to("/dev/full")
+            place.mkdir(parents=True)
         distributed.barrier()
+        file = place / (fault if fault == "README.md" else f"{SAVING}/{fault}")
         # To a file: what two processes print into one pipe gets mixed.
-        (directory / f"{place.name}-{rank}.txt").write_text(saved(place))
+        (directory / f"{place.name}-{rank}.txt").write_text(saved(place, None if fault == "none" else file))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from sandbox_rl.journal import read_journal
 from sandbox_rl.ledger import Ledger, SampleEnd, read_ledger
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.runs.check import check_run
-from sandbox_rl.training.checkpoints import CheckpointManifest, is_complete, last_complete
+from sandbox_rl.training.checkpoints import is_complete, last_complete
 from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.generation_ledger import GenerationLedger
@@ -91,12 +91,8 @@ def asked(directory, *, steps, resume=None, stop_after=None, curriculum=None, **
             outcome_reward,
             cls=SandboxGRPOTrainer,
             tasks=[str(i) for i in range(rhythm.count(steps) * rhythm.groups)],
-            parts={"ledger": written},
-            callbacks=[
-                written,
-                StopWanted(rhythm, len(TASKS)),
-                CheckpointManifest(*([] if drawer is None else [drawer.save])),
-            ],
+            parts={"ledger": written, "saved": [] if drawer is None else [drawer.save]},
+            callbacks=[written, StopWanted(rhythm, len(TASKS))],
             max_steps=steps,
             **fields,
         )

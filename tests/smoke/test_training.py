@@ -268,30 +268,6 @@ def test_a_kill_loses_no_row_and_repeats_none(trained, recipe):
 
 
 @pytest.mark.usefixtures("trained")
-def test_pre_emption_saves_and_leaves_nothing_running(recipe):
-    """SIGTERM ends the step, saves a checkpoint and says how to go on."""
-    run = recipe.parent / "runs" / "preempted"
-    process = prepared.Popen(
-        [
-            *(sys.executable, "-m", "sandbox_rl.cli", "train", str(recipe), "name=preempted"),
-            *("evaluation.tasks=0", "grpo.max_steps=10000", "grpo.save_steps=10000"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 3, printed
-    assert "`--resume` goes on" in printed
-    assert last_complete(run / "checkpoints") is not None
-
-
-@pytest.mark.usefixtures("trained")
 def test_two_processes_share_the_work_and_make_one_model(recipe):
     """Groups stay whole on a rank, both ranks roll out, and there is one result."""
     done = subprocess.run(

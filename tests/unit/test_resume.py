@@ -21,7 +21,7 @@ from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
 from sandbox_rl.runs.resume import Earlier, begin, find_run, prompt_digests, sizes_of
 from sandbox_rl.runs.watching import purge_replayed
 from sandbox_rl.tasks.load import load_tasks
-from sandbox_rl.training.checkpoints import mark_complete
+from sandbox_rl.training.checkpoints import SAVING, mark_complete
 from sandbox_rl.training.grpo import grpo_config
 from sandbox_rl.training.ranges import check_numbers
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory
@@ -343,15 +343,23 @@ def test_asynchronous_episodes_that_are_sampled_again_stand_once(tmp_path):
     assert standing(run) == [ids[0], ids[1], ids[3]]
 
 
-def test_what_a_kill_has_left_of_a_save_is_removed(tmp_path):
-    """Or the trainer, which counts checkpoints, would drop a whole one in its favour."""
+def test_what_a_kill_has_left_of_a_save_is_removed_and_damaged_checkpoints_are_set_aside(tmp_path):
     run = start(tmp_path).run
-    checkpoint(run, 2)
-    (run.checkpoints / "checkpoint-3").mkdir()
-    (run.checkpoints / "checkpoint-3" / "weights").write_bytes(b"x")
-    (run.checkpoints / "notes").mkdir()
-    start(tmp_path, Earlier.of(recipe(tmp_path), ""))
-    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["checkpoint-2", "notes"]
+    for step in (2, 3, 4):
+        checkpoint(run, step)
+    for name in (SAVING, ".pruned-checkpoint-1", "notes"):
+        (run.checkpoints / name / "inner").mkdir(parents=True)
+    (run.checkpoints / "checkpoint-3" / "weights").write_bytes(b"y")  # of the same size
+    (run.checkpoints / "checkpoint-4" / "weights").unlink()
+    earlier = Earlier.of(recipe(tmp_path), "")
+    assert {path.name: why for path, why in earlier.damaged.items()} == {
+        "checkpoint-3": "weights differs from its SHA-256",
+        "checkpoint-4": "weights cannot be read (No such file or directory)",
+    }
+    assert earlier.step == 2
+    start(tmp_path, earlier)
+    left = sorted(path.name for path in run.checkpoints.iterdir())
+    assert left == ["checkpoint-2", "checkpoint-3.replaced-1", "checkpoint-4.replaced-1", "notes"]
 
 
 def test_tensorboard_shows_no_update_twice(tmp_path, monkeypatch):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         probe: looks at some of the publications.
         compositions: where what updates consist of is written down, on the main process.
         recorded: gives updates that were composed before, instead of the rollout worker; on the main process.
+        saved: what checkpoints hold beside the groups; see `AgreedSaves`.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         probe: PublicationProbe | None = None,
         compositions: CompositionLog | None = None,
         recorded: Source | None = None,
+        saved: Sequence[Callable[[Path], None]] = (),
         **kwargs: Any,
     ) -> None:
         self.audit = audit
@@ -86,6 +89,7 @@ class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
         args.gradient_accumulation_steps = 1  # what the loop of transformers sees: one item is one update
         self.progress = progress or GroupProgress()
         self._ledger = ledger
+        self.saved = (self.progress.save, *saved)
         self._at_once = at_once
         self._border = _Border(self, stop, stopped)
         with _without_peak_flops():

@@ -1,0 +1,211 @@
+"""FI-12: runs that are killed at seeded points and resumed, held bit for bit against one that was not.
+
+`python -m tests.faults.kill_points [--points 20] [--processes 1 2] [--seed 0] [--directory DIRECTORY]` prints
+a line for each: point, processes, settings, and whether weights, optimizer, metrics and the order of samples
+are equal. It ends with 1 if any is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sandbox_rl.journal import read_journal
+from sandbox_rl.training.checkpoints import last_intact
+from tests import prepared
+from tests.smoke.support import saved_model
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = 5
+RECIPE: dict[str, Any] = {
+    "prompts": [str(REPOSITORY / "recipes" / "prompts")],
+    # Six tasks, two a step: the second pass begins with the fourth.
+    "data": {
+        "sources": [{"type": "reasoning_gym", "dataset": "chain_sum", "size": 6, "domain": "arithmetic"}],
+        "held_out": 0,
+    },
+    "policy": {"type": "transformers", "max_batch": 1},  # what is sampled together differs in the last bits
+    "episode": {"max_turns": 2, "max_tokens": 300, "turn_tokens": 8, "timeout_s": 120, "exec_timeout_s": 30},
+    "reward": {"scorer": "exact", "workers": 1},
+    "evaluation": {"tasks": 0},
+    "grpo": {
+        "max_steps": STEPS,
+        "num_generations": 2,
+        "learning_rate": 1.0e-3,
+        "activation_checkpointing": False,
+        "save_steps": 1,
+        "save_total_limit": 2,
+    },
+}
+SETTINGS = {
+    "plain": (),
+    "curriculum and refill": ("curriculum.sampling=difficulty", "curriculum.refill_rounds=1"),
+    "over-sampling": ("rollout.over_sample=0.5",),
+}
+DEADLINE_S = 240.0
+TIMES = re.compile(r"^perf/|time|second|runtime|per_second|cut_after|memory")
+"""Names of metrics that say how long something took; no two runs have the same."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """Runs of one setting; the one that nothing happens to is made once."""
+
+    directory: Path
+    settings: str
+    processes: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.settings.replace(' ', '-')}-{self.processes}"
+
+    def start(self, run: str, point: str, rank: int, *more: str) -> list[prepared.Popen]:
+        recipe = self.directory / "r.yaml"
+        if not recipe.exists():
+            model = {"path": saved_model(self.directory / "model"), "dtype": "float32"}
+            told = RECIPE | {"name": "x", "output_dir": str(self.directory / "runs"), "model": model}
+            recipe.write_text(yaml.safe_dump(told))
+        command = ("tests.faults.killed_run", point, rank, self.directory / self.name, recipe, f"name={run}")
+        size = f"grpo.per_device_train_batch_size={4 // self.processes}"
+        arguments = (*command, size, *SETTINGS[self.settings], *more)
+        if self.processes == 1:
+            return [prepared.start(*arguments)]
+        return prepared.ranks(self.processes, *arguments)
+
+    def run(self, name: str) -> Path:
+        return self.directory / "runs" / name
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """What the uninterrupted run has come to."""
+        finish(self.start(self.name, "none", 0))
+        return outcome(self.run(self.name))
+
+    @cached_property
+    def counts(self) -> list[Counter[str]]:
+        """How often each kind of point is reached, by process."""
+        _ = self.state
+        paths = [self.directory / f"{self.name}-{rank}.json" for rank in range(self.processes)]
+        return [Counter(json.loads(path.read_text())) for path in paths]
+
+    def points(self, seed: int, count: int) -> list[tuple[str, int]]:
+        """Points and the process that is killed there: all kinds in turn, at times drawn from the seed."""
+        rng = random.Random(f"{seed} {self.name}")
+        reached = [(kind, rank) for rank, found in enumerate(self.counts) for kind in sorted(found)]
+        rng.shuffle(reached)
+        chosen = [reached[i % len(reached)] for i in range(count)]
+        return [(f"{kind}:{rng.randint(1, self.counts[rank][kind])}", rank) for kind, rank in chosen]
+
+    def differences(self, point: str, rank: int) -> list[str]:
+        """What differs from the control after a kill there and a resume; [] where nothing does."""
+        name = f"{self.name}-{point.replace(' ', '-').replace(':', '-')}-{rank}"
+        expected = self.state
+        kill(self.start(name, point, rank), rank)
+        # A launcher that saw the kill before the run had a directory starts the command as it was.
+        begun = (self.run(name) / "history.jsonl").exists()
+        finish(self.start(name, "none", rank, *(["--resume", name] if begun else [])))
+        found = outcome(self.run(name))
+        return [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
+
+
+def finish(processes: list[prepared.Popen]) -> None:
+    for process in processes:
+        printed, _ = process.communicate(timeout=DEADLINE_S)
+        if process.returncode:
+            for other in processes:
+                other.kill()
+            raise RuntimeError(f"exit code {process.returncode}\n{printed}")
+
+
+def kill(processes: list[prepared.Popen], rank: int) -> None:
+    """Wait for the process that kills itself; the others are ended then, as a launcher does."""
+    try:
+        printed, _ = processes[rank].communicate(timeout=DEADLINE_S)
+        if processes[rank].returncode != -signal.SIGKILL:
+            raise RuntimeError(f"it was to be killed, but ended with {processes[rank].returncode}\n{printed}")
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """What two runs must have alike, by name."""
+    checkpoint, damaged = last_intact(run / "checkpoints")
+    assert checkpoint is not None, damaged
+    assert not damaged
+    state: dict[str, Any] = {"checkpoint": checkpoint.name}
+    kept = sorted(path.name for path in (run / "checkpoints").glob("checkpoint-*"))
+    state["checkpoints"] = kept
+    for path in sorted(checkpoint.iterdir()):
+        if path.name in ("complete.json", "training_args.bin", "README.md"):  # these hold the run's name
+            continue
+        state[path.name] = (
+            timeless(json.loads(path.read_text())) if path.suffix == ".json" else path.read_bytes()
+        )
+    state["export"] = (run / "export" / "model.safetensors").read_bytes()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    state["metrics"] = timeless(lines)
+    state["samples"] = sorted(samples(run))
+    return state
+
+
+def samples(run: Path) -> Iterator[tuple[Any, ...]]:
+    """What each training episode of the journal was: its step and place, task, ids and reward."""
+    for record in read_journal(run / "journal"):
+        if record["phase"] == "train":
+            place = re.sub(r"-r\d+$", "", record["episode_id"])
+            turns = tuple(tuple(turn["token_ids"]) for turn in record["turns"])
+            yield record["step"], place, record["task_id"], turns, record["reward"]
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: timeless(inner) for key, inner in value.items() if not TIMES.search(key)}
+    return [timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--points", type=int, default=20)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--directory", type=Path)
+    options = parser.parse_args()
+    directory = options.directory or Path(tempfile.mkdtemp(prefix="kill-points-"))
+    failed = 0
+    print(f"{'point':22} {'process':8} {'settings':22} {'seconds':8} equal")
+    for processes in options.processes:
+        for place, settings in enumerate(options.settings):
+            control = Control(directory, settings, processes)
+            share = options.points // len(options.settings) + (place < options.points % len(options.settings))
+            for point, rank in control.points(options.seed, share):
+                started = time.monotonic()
+                try:
+                    said = ", ".join(sorted(control.differences(point, rank))) or "yes"
+                except (RuntimeError, AssertionError) as error:
+                    said = f"{type(error).__name__}: {error}"
+                failed += said != "yes"
+                where = f"{rank + 1} of {processes}"
+                seconds = time.monotonic() - started
+                print(f"{point:22} {where:8} {settings:22} {seconds:8.1f} {said}", flush=True)
+    return min(1, failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

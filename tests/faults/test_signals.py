@@ -1,0 +1,138 @@
+"""FI-13 and FI-14: a signal to any process ends the run within 25 seconds; what is finished is saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sandbox_rl.training.checkpoints import damage_of, last_intact
+from tests import prepared
+from tests.faults.kill_points import RECIPE, REPOSITORY
+from tests.smoke.support import saved_model
+
+WITHIN_S = 25.0
+DEADLINE_S = 200.0
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("signals")
+    told = RECIPE | {
+        "output_dir": str(directory / "runs"),
+        "model": {"path": saved_model(directory / "model"), "dtype": "float32"},
+        "episode": RECIPE["episode"] | {"exec_timeout_s": 500, "timeout_s": 600},
+        # A checkpoint only where the signal asks for one.
+        "grpo": RECIPE["grpo"] | {"save_steps": 100},
+    }
+    (directory / "r.yaml").write_text(yaml.safe_dump(told))
+    return directory / "r.yaml"
+
+
+def sleepers(seconds: str) -> int:
+    """Processes in sandboxes of the run."""
+    found = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found += path.read_bytes() == b"\0".join([b"sleep", seconds.encode(), b""])
+        except OSError:
+            continue
+    return found
+
+
+def arguments(recipe: Path, seconds: str, name: str, processes: int) -> list[object]:
+    size = f"grpo.per_device_train_batch_size={4 // processes}"
+    return ["tests.faults.slow_run", seconds, recipe, f"name={name}", size]
+
+
+def interrupted(
+    recipe: Path, name: str, seconds: str, processes: list[subprocess.Popen[str]], send: Callable[[], None]
+) -> str:
+    """Send once the third step's episodes sleep in their sandboxes; what the processes have printed."""
+    run, deadline = recipe.parent / "runs" / name, time.monotonic() + DEADLINE_S
+    try:
+        while not sleepers(seconds):
+            assert all(process.poll() is None for process in processes), processes[0].communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        started = time.monotonic()
+        send()
+        printed = "".join(process.communicate(timeout=4 * WITHIN_S)[0] for process in processes)
+        took = time.monotonic() - started
+    finally:
+        for process in processes:
+            process.kill()
+    print(f"{name}: ended {took:.1f} s after the signal")
+    assert took < WITHIN_S, printed
+    assert sleepers(seconds) == 0
+    checkpoint, _ = last_intact(run / "checkpoints")
+    assert checkpoint is not None, printed
+    assert checkpoint.name == "checkpoint-2"
+    assert damage_of(checkpoint) is None
+    assert json.loads((run / "history.jsonl").read_text().splitlines()[-1])["event"] == "stopped"
+    return printed
+
+
+def send_twice(process: subprocess.Popen[str], number: int, between_s: float = 0.7) -> Callable[[], None]:
+    def send() -> None:
+        process.send_signal(number)
+        time.sleep(between_s)
+        if process.poll() is None:
+            process.send_signal(number)
+
+    return send
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)], ids=["term", "int"]
+)
+def test_episodes_are_given_up_and_a_second_signal_is_harmless(recipe, number):
+    name, seconds = f"one-{number}", f"5{number}.25"
+    process = prepared.start(*arguments(recipe, seconds, name, 1))
+    printed = interrupted(recipe, name, seconds, [process], send_twice(process, number))
+    assert process.returncode == 0, printed
+    assert "`--resume` goes on" in printed
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_of_two_ends_both(recipe, rank):
+    name, seconds = f"two-{rank}", f"60{rank}.25"
+    processes = prepared.ranks(2, *arguments(recipe, seconds, name, 2))
+    printed = interrupted(recipe, name, seconds, processes, send_twice(processes[rank], signal.SIGTERM))
+    assert [process.returncode for process in processes] == [0, 0], printed
+
+
+LAUNCHERS = {
+    "accelerate-1": ("accelerate.commands.launch", "--num_processes", "1", "--cpu"),
+    "torchrun-2": ("torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29653"),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_signal_to_the_launcher_ends_what_it_has_started(recipe, launcher):
+    """Its own exit code is its own business; its processes save, and nothing is left."""
+    processes = int(launcher[-1])
+    module, *options = LAUNCHERS[launcher]
+    seconds = f"70{processes}.25"
+    command = [sys.executable, "-m", module, *options, "-m", *arguments(recipe, seconds, launcher, processes)]
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    # Its output ends when the last of its processes does.
+    printed = interrupted(recipe, launcher, seconds, [process], lambda: process.send_signal(signal.SIGTERM))
+    assert "`--resume` goes on" in printed
