@@ -46,11 +46,11 @@ from sandbox_rl.runs.sync_training import sync_trainer
 from sandbox_rl.training.asynchronous.compositions import FILE as COMPOSITIONS
 from sandbox_rl.training.asynchronous.compositions import read_compositions
 from sandbox_rl.training.asynchronous.progress import GroupProgress
-from sandbox_rl.training.callbacks import FinishOnSignal
 from sandbox_rl.training.checkpoints import is_complete, step_of
 from sandbox_rl.training.estimator import advantage_of
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.base import Timing, shared_version
+from sandbox_rl.training.stopping import FinishOnSignal
 
 __all__ = ["ReplayedTraining", "differing", "replay_training", "weights_digest"]
 

@@ -28,7 +28,7 @@ from sandbox_rl.runs.train import train
 from sandbox_rl.training.asynchronous.compositions import CompositionLog, read_compositions
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
-from sandbox_rl.training.checkpoints import CheckpointManifest, mark_complete
+from sandbox_rl.training.checkpoints import mark_complete
 from sandbox_rl.training.groups import group_requests
 from sandbox_rl.training.samples import finished_group
 from sandbox_rl.types import Task
@@ -86,7 +86,6 @@ def async_run(directory: Path, *, updates: int, saves: Sequence[int]) -> Path:
             rollout_worker=worker,
             weights=worker.weights,
             compositions=CompositionLog(run / "compositions.jsonl"),
-            callbacks=[CheckpointManifest(progress.save)],
         )
         trainer.train()
     return run
