@@ -29,6 +29,7 @@ from sandbox_rl.commands import (
     replay,
     run,
     self_check,
+    show,
     train,
     verify,
     view,
@@ -57,6 +58,7 @@ OURS = (
     bundle,
     verify,
     view,
+    show,
     check,
 )
 

@@ -22,7 +22,7 @@ class Use(StrEnum):
     COMPUTATION = "computation"
 
 
-_START = r"(?:^|[;&|(\n`]|\$\(|\b(?:then|do|else|sudo|xargs|time|nohup|env)\s)\s*"
+_START = r"(?:^|[;&|(\n`]|\$\(|\b(?:then|do|else|sudo|xargs|time|nohup|env)\s)[^\S\n]*"
 """Where a command can begin in a shell line."""
 
 _NETWORK = re.compile(

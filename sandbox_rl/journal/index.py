@@ -190,7 +190,7 @@ class Index:
             row = {"id": event["episode_id"], "writer": writer, "last": at, "state": "live", "turns": 0}
             row |= {name: event.get(name) for name in (*_CONTEXT, "task_id", "domain", "seed")}
             row |= {"prompt": event["columns"]["lengths"][0], "started": time}
-            row |= {"siblings": _siblings(event["episode_id"])}
+            row = _storable(row | {"siblings": _siblings(event["episode_id"])})
             self._db.execute(f"REPLACE INTO episodes ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
         elif kind == "ended":
             answer, usage = event["answer"], event.get("usage", {})
@@ -211,6 +211,7 @@ class Index:
             self._db.executemany(sql, [(id, start) for id in event["episode_ids"]])
 
     def _update(self, writer: str, id: str, row: dict[str, Any]) -> None:
+        row = _storable(row)
         fields = ", ".join(f"{name} = :{name}" for name in row)
         sql = f"UPDATE episodes SET {fields} WHERE id = :id AND writer = :writer"
         self._db.execute(sql, row | {"id": id, "writer": writer})
@@ -225,6 +226,14 @@ def read_journal(directory: Path) -> Iterator[dict[str, Any]]:
     with Index(directory, memory=True) as index:
         index.refresh()
         yield from index.records()
+
+
+def _storable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Halves of surrogate pairs, which a policy can write and SQLite cannot, become escapes."""
+    return {
+        name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in row.items()
+    }
 
 
 def _head(path: Path) -> int:

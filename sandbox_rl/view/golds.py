@@ -41,13 +41,14 @@ class Golds:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
-            threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+            self._reading = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+            self._reading.start()
 
     def close(self) -> None:
         """End what still runs."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._reading.join()
 
     def answer(self, task_id: str | None) -> str:
         """The gold answer of a task; empty where it is not known."""
@@ -55,9 +56,11 @@ class Golds:
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            id, answer = json.loads(line)
-            self._answers[id] = answer
+        with process.stdout as lines:
+            for line in lines:
+                if line.endswith(b"\n"):
+                    id, answer = json.loads(line)
+                    self._answers[id] = answer
         process.wait()
         self.done = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -310,3 +311,14 @@ def test_an_index_is_made_in_pieces_as_at_once(tmp_path):
             "SELECT siblings, count(*) AS n FROM episodes GROUP BY siblings ORDER BY siblings"
         )
         assert [tuple(row) for row in groups] == [(f"train-{number:06d}-r1", 4) for number in range(5)]
+
+
+def test_half_a_surrogate_pair_does_not_keep_an_episode_out_of_the_index(tmp_path):
+    done = rollout()
+    answer = Answer(AnswerStatus.OK, "4\ud800")
+    trajectory = dataclasses.replace(done.trajectory, answer=answer, task_id="task \udfff")
+    with Journal(tmp_path) as journal:
+        journal.ended(dataclasses.replace(done, trajectory=trajectory))
+    with Index(tmp_path, memory=True) as index:
+        assert index.refresh() == 1
+        assert index.select("SELECT answer FROM episodes")[0]["answer"] == "4\\ud800"

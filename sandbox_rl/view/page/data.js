@@ -19,12 +19,12 @@ export async function ask(question, query = {}) {
   if (question === "episodes") return listed(given);
   const name = key(question, given);
   if (name in answers.values) return answers.values[name];
-  if (name in answers.parts) return (await part(answers.parts[name]))[name];
+  if (name in answers.parts) return (await loadPart(answers.parts[name]))[name];
   throw new Error("this is not in the exported page; `sandbox-rl view` shows it from the run itself");
 }
 
 // Parts of an exported directory are scripts, which a page that was opened as a file may load.
-function part(number) {
+function loadPart(number) {
   if (!waiting.has(number)) {
     waiting.set(number, new Promise((resolve, reject) => {
       globalThis.sandboxRlPart = (n, values) => waiting.get("done" + n)(values);

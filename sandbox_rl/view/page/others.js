@@ -50,7 +50,7 @@ const ROW = 12;
 
 export async function timelineScreen(state, main) {
   const step = Number(state.step || 0);
-  const t = await ask("timeline", { run: state.run, step, phase: state.phase });
+  const t = await ask("timeline", { run: state.run, step, phase: state.phase || "train" });
   const wide = 1000, scale = wide / (t.seconds || 1);
   const svg = (name, attributes, ...children) => { const e = document.createElementNS("http://www.w3.org/2000/svg", name); for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v); e.append(...children); return e; };
   const bars = t.episodes.map((e, row) => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
@@ -104,6 +105,18 @@ def test_the_interval_of_a_difference_covers_the_truth_about_as_often_as_it_says
 )
 def test_uses_of_a_command(command, uses):
     assert uses_of("execute_bash", {"command": command}) == uses
+
+
+def test_a_long_command_is_looked_at_in_time_that_grows_with_it():
+    """A policy chooses the command: runs of blanks cost no more than other text."""
+
+    def seconds(size: int) -> float:
+        started = time.perf_counter()
+        for piece in ("\n", " ", "\t", ";", "do ", "; \n", "pip install -a "):
+            uses_of("execute_bash", {"command": (piece * size)[:size]})
+        return time.perf_counter() - started
+
+    assert seconds(20_000) < 100 * max(seconds(1_000), 1e-3)
 
 
 def test_uses_of_other_tools():
