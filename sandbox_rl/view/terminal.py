@@ -29,7 +29,8 @@ def run_lines(run: OpenRun, query: dict[str, str]) -> Iterator[str]:
     """Whether it learns, and its latest episodes, or those that the query asks for."""
     about = answer([run], "overview", {})
     done, total = about["progress"]["done"], about["progress"]["total"]
-    yield f"{about['name']}: {about['state']}, {done} of {total or '?'} updates, {about['now']['episodes']} episodes"
+    episodes = about["now"]["episodes"]
+    yield f"{about['name']}: {about['state']}, {done} of {total or '?'} updates, {episodes} episodes"
     yield about["headline"].text
     for finding in about["findings"]:
         yield f"  {finding.level}: {inert(finding.text)}"

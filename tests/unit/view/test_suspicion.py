@@ -107,10 +107,10 @@ def test_planted_hacks_are_all_found_and_honest_work_is_left_alone(tmp_path):
 
 def test_gold_answers_come_from_the_recipe_of_the_run(tmp_path):
     directory = make_run(tmp_path / "run")
-    (tmp_path / "rows.jsonl").write_text('{"id": "task-1", "prompt": "How much?", "answer": "41"}\n' * 1)
+    (tmp_path / "rows.jsonl").write_text('{"id": "task-1", "prompt": "How much?", "answer": "41"}\n')
     (directory / "recipe.yaml").write_text(
-        f"name: made\nmodel: {{path: tiny}}\ndata: {{held_out: 0, sources: [{{type: jsonl, path: "
-        f"{tmp_path / 'rows.jsonl'}}}]}}\n"
+        f"name: made\nmodel: {{path: tiny}}\ndata: {{held_out: 0, sources: [{{type: table, path: "
+        f"{tmp_path / 'rows.jsonl'}, columns: {{id: id}}}}]}}\ngrpo: {{max_steps: 1}}\n"
     )
     golds = Golds(directory)
     golds.start()
