@@ -1,7 +1,7 @@
 """What the page of `sandbox-rl view` costs on a run of many episodes: each of its answers, and the memory.
 
 Makes a run's directory, has its index made, and asks in a process of its own what the page asks, with the
-index there already, as on every later look. Fails where an answer takes longer than the limit beside it, or the
+index there already, as on every later look. Fails where an answer takes longer than its limit, or the
 process holds more than 150 MB.
 
     python scripts/bench_view.py [--episodes 1000000] [--keep DIR] [--json FILE]
