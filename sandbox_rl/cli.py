@@ -24,6 +24,7 @@ from sandbox_rl.commands import (
     compare,
     evaluate,
     export,
+    export_episodes,
     image,
     python_env,
     replay,
@@ -59,6 +60,7 @@ OURS = (
     verify,
     view,
     show,
+    export_episodes,
     check,
 )
 

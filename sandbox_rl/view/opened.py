@@ -22,11 +22,11 @@ from sandbox_rl.journal import Index
 from sandbox_rl.ledger import read_ledger
 from sandbox_rl.view.golds import Golds
 from sandbox_rl.view.lines import GrowingLines, json_file
-from sandbox_rl.view.vocabulary import Vocabulary, vocabulary_of
+from sandbox_rl.view.vocabulary import Vocabulary, model_of, vocabulary_of
 
 __all__ = ["OpenRun", "open_run"]
 
-SORTED = ("step", "reward", "turns", "sampled", "seconds", "started", "stop", "domain")
+SORTED = ("state", "step", "reward", "turns", "sampled", "seconds", "started", "stop", "domain")
 """Columns by which a million rows are listed at once."""
 SILENT_S = 120
 """Without any sign of life a run that has not said its end is taken for dead."""
@@ -60,6 +60,8 @@ class OpenRun:
         self.metrics = GrowingLines(path / "metrics.jsonl")
         self.history = GrowingLines(path / "history.jsonl")
         self.alarms = GrowingLines(path / "alarms.jsonl")
+        self.model = model_of(path)
+        """That it trains or measures, as it names it."""
         self.behind = 0
         """Bytes of the journal that are not in the index yet."""
         self.golds = Golds(self.path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-__all__ = ["Vocabulary", "vocabulary_of"]
+__all__ = ["Vocabulary", "model_of", "vocabulary_of"]
 
 
 class Vocabulary:
@@ -74,7 +74,7 @@ def vocabulary_of(run: Path) -> Vocabulary:
     for place in (run / "export", *sorted(run.glob("checkpoints/*")), *sorted(run.glob("model*"))):
         if (place / "tokenizer.json").exists():
             return Vocabulary(place / "tokenizer.json")
-    model = _model_of(run)
+    model = model_of(run)
     if model and (Path(model) / "tokenizer.json").exists():
         return Vocabulary(Path(model) / "tokenizer.json")
     if model and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
@@ -86,7 +86,8 @@ def vocabulary_of(run: Path) -> Vocabulary:
     return Vocabulary(None)
 
 
-def _model_of(run: Path) -> str:
+def model_of(run: Path) -> str:
+    """The model that a run names; empty where it names none."""
     for name in ("recipe.yaml", "evaluation.json"):
         try:
             found = yaml.safe_load((run / name).read_text(encoding="utf-8"))

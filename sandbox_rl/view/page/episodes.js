@@ -48,8 +48,8 @@ export async function episodesScreen(state, main) {
   const offset = Number(state.offset || 0), page = found.page, last = Math.max(0, Math.floor((found.total - 1) / page) * page);
   const pageLink = (title, to, enabled) => (enabled ? h("a", { href: address({ ...state, offset: to || "" }) }, title) : h("span.soft", {}, title));
   const pages = (label) => h("nav.pages", { "aria-label": label }, pageLink("first", 0, offset > 0), pageLink("← before", offset - page, offset > 0),
-    h("span", {}, found.total ? `${number(offset + 1)} to ${number(Math.min(offset + page, found.total))} of ${found.exact ? "" : "at least "}${number(found.total)}` : "none"),
-    pageLink("after →", offset + page, offset + page < found.total || !found.exact), pageLink("last", last, found.exact && offset < last));
+    h("span", {}, found.total ? `${number(offset + 1)} to ${number(Math.min(offset + page, found.total))} of ${number(found.total)}` : "none"),
+    pageLink("after →", offset + page, offset + page < found.total), pageLink("last", last, offset < last));
   fill(main, h("h1", {}, "Episodes"), box, pages("Pages"), table("Episodes", columns, rows), rows.length > 20 ? pages("Pages, again") : null,
     rows.length ? null : h("p.soft", {}, "No episode is like that."));
   return {};
