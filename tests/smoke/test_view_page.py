@@ -134,11 +134,12 @@ async def test_every_screen_is_accessible(tmp_path, page):
 
 
 def plant(journal: Journal) -> None:
-    for number, text in enumerate(HOSTILE):
-        id = f"train-001000-{number:04d}"
-        done = rollout(
-            id, bash((text, text)), text[:60_000], 1.0, task=f"task {text[:60]}", detail=text[:5_000]
-        )
+    """A group whose episodes hold some of the texts each, everywhere where a policy can write."""
+    for number in range(0, len(HOSTILE), 8):
+        texts = HOSTILE[number : number + 8]
+        id, together = f"train-001000-{number // 8:04d}", "\n".join(text[:60_000] for text in texts)
+        turns = bash(*((text, text) for text in texts))
+        done = rollout(id, turns, together, 1.0, task=f"task {texts[0][:60]}", detail=together[:5_000])
         write_episode(journal, done)
 
 
