@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,12 @@ from sandbox_rl.audit.sampler import SamplerAudit
 from sandbox_rl.audit.samples import SampleAudit
 from sandbox_rl.audit.shares import TokenShares
 from sandbox_rl.audit.updates import UpdateAudit
+from sandbox_rl.errors import ModelError
 
-__all__ = ["RunAudit"]
+__all__ = ["STATE_FILE", "RunAudit"]
+
+STATE_FILE = "audit.json"
+"""Name of the state's file in a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,28 @@ class RunAudit:
             SamplerAudit(alarms, ceiling=mismatch_alarm),
             PublicationAudit(alarms, ceiling=mismatch_alarm),
         )
+
+    def save(self, checkpoint: Path) -> None:
+        """Write into a checkpoint's directory what later steps are judged by."""
+        state = {"shares": self.shares.state(), "searched": self.sampler.searched}
+        (checkpoint / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ModelError: its file is missing or not one of ours.
+        """
+        path = checkpoint / STATE_FILE
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            self.shares.restore(state["shares"])
+            self.sampler.searched = int(state["searched"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"--resume: {path} does not hold what the audits knew ({type(error).__name__}); remove that "
+                "checkpoint to go on from the one before"
+            ) from error
 
     def take(self, step: int) -> dict[str, float]:
         """The metrics of a step that has ended; a collective where several processes train."""

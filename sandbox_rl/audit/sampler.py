@@ -48,7 +48,8 @@ class SamplerAudit:
     def __init__(self, alarms: Alarms, *, ceiling: float) -> None:
         self._alarms = alarms
         self._ceiling = ceiling
-        self._searched = -EVERY
+        self.searched = -EVERY
+        """The step of the last search for a cause."""
 
     def look(self, gap: float, step: int, gaps: Callable[[], Mapping[SamplerCause, float]]) -> None:
         """Judge a micro-batch.
@@ -58,9 +59,9 @@ class SamplerAudit:
             gaps: the same of the worst row under each cause, and under UNKNOWN as things are; costs a
                 forward pass and is asked for now and then only.
         """
-        if gap <= self._ceiling or step - self._searched < EVERY:
+        if gap <= self._ceiling or step - self.searched < EVERY:
             return
-        self._searched = step
+        self.searched = step
         found = dict(gaps())
         present = found.pop(SamplerCause.UNKNOWN, gap)
         cause = min(found, key=lambda c: found[c], default=SamplerCause.UNKNOWN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from sandbox_rl.audit.alarms import Alarm, AlarmName, Alarms
 from sandbox_rl.audit.rows import TokenClass
@@ -46,6 +47,24 @@ class TokenShares:
         """Tokens of this process with a gradient so far, those of the step that is going on included."""
         self.trained_tokens = 0.0
         """Tokens with a gradient so far, over all processes."""
+
+    def state(self) -> dict[str, Any]:
+        """What later steps are judged by; as JSON, the same on all processes."""
+        return {
+            "all": dict(self._all),
+            "masked": list(self._masked),
+            "quiet": self._quiet,
+            "fallen": self._fallen,
+            "steps": self.steps,
+            "trained_tokens": self.trained_tokens,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._all = Counter({TokenClass(name): count for name, count in state["all"].items()})
+        self._masked.extend(state["masked"])
+        self._quiet, self._fallen, self.steps = state["quiet"], state["fallen"], state["steps"]
+        self.trained_tokens = state["trained_tokens"]
 
     def add(self, name: TokenClass, tokens: int) -> None:
         """Count tokens in a class."""

@@ -84,7 +84,7 @@ def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> It
             weights=session.policy.weights,
             audit=audit,
             probe=publication_probe(session, audit),
-            saved=() if ledger is None else (ledger.commit,),
+            saved=(audit.save, *(() if ledger is None else (ledger.commit,))),
             callbacks=[
                 StopOnFaults(session.faults, session.finish),  # of evaluations; rollouts stop by themselves
                 *watchers(session),

@@ -14,6 +14,7 @@
       journal/         every episode, turn by turn
       results.json     held-out results
       checkpoints/     Hugging Face checkpoints, each with its manifest (complete.json)
+      lock             who is at work on it
       logs/            TensorBoard
       export/          the exported model
 """
@@ -29,7 +30,7 @@ from typing import Any
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.outputs import check_place, write_atomically
 
-__all__ = ["RunDirectory", "check_output_dir", "set_aside", "write_atomically"]
+__all__ = ["RunDirectory", "check_output_dir", "find_run", "set_aside", "write_atomically"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,26 @@ class RunDirectory:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write `name` below the run's directory, whole or not at all."""
         write_atomically(self.path / name, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def find_run(output_dir: Path, name: str, which: str) -> RunDirectory:
+    """The newest run of that name, or the one that `which` names: a directory, or a name below `output_dir`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not which:
+        return RunDirectory.latest(output_dir, name)
+    for path in (Path(which), output_dir / which):
+        if path.is_dir() and any(
+            (path / file).exists() for file in ("recipe.yaml", "history.jsonl", "checkpoints")
+        ):
+            return RunDirectory(path)
+    known = sorted(p.parent.name for p in output_dir.glob("*/recipe.yaml"))
+    raise ConfigError(
+        f"--resume {which!r}: neither a run's directory nor one below {output_dir}, expected one of "
+        f"{', '.join(known) or 'none, there are no runs'}; name one, or leave the name away for the newest"
+    )
 
 
 def check_output_dir(output_dir: Path) -> None:

@@ -12,15 +12,19 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sandbox_rl.errors import ConfigError
 from sandbox_rl.runs.directory import RunDirectory
 
-__all__ = ["History", "set_lines_aside", "step_of_line"]
+__all__ = ["FORMAT", "History", "set_lines_aside", "step_of_line"]
 
 FILE = "history.jsonl"
+FORMAT = 1
+"""Of a run's directory: what its first start wrote into it, and what a later one can go on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +39,10 @@ class History:
         """Lines that a kill has torn are left out."""
         events = []
         if (run.path / FILE).exists():
-            for line in (run.path / FILE).read_text(encoding="utf-8").splitlines():
-                try:
-                    events.append(json.loads(line))
-                except ValueError:
-                    continue
+            for line in (run.path / FILE).read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError):
+                    if isinstance(event := json.loads(line), dict) and "event" in event:
+                        events.append(event)
         return cls(run, tuple(events))
 
     def with_event(self, event: str, step: int, **fields: Any) -> History:
@@ -53,6 +56,31 @@ class History:
             file.flush()
             os.fsync(file.fileno())
         return History(self.run, (*self.events, new))
+
+    def check(self) -> None:
+        """Whether this is the directory of a run that this version can go on with.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        path = self.run.path
+        for file in (path / FILE, self.run.recipe):
+            if not file.is_file():
+                raise ConfigError(
+                    f"--resume: {path} has no {file.name}, expected what a run writes as it starts; it was "
+                    "killed before that, or is no run's: move it away, and start without --resume"
+                )
+        if not any(e.get("event") == "started" for e in self.events):
+            raise ConfigError(
+                f"--resume: {path / FILE} does not say how the run was started, expected that in its first "
+                "line; it is damaged, or of something else: start a run of its own"
+            )
+        found = self.started_with("format")
+        if found != FORMAT:
+            raise ConfigError(
+                f"--resume: {path} has format {found}, expected {FORMAT}; another version of sandbox-rl "
+                "has written it: go on with that version, or start a run of its own"
+            )
 
     @property
     def starts(self) -> int:

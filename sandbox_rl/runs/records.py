@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sandbox_rl.journal import Journal
 from sandbox_rl.ledger import Ledger
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
+from sandbox_rl.runs.lock import alone
 from sandbox_rl.runs.plan import RunPlan
 from sandbox_rl.runs.resume import begin, sizes_of
 from sandbox_rl.training.agreement import together
@@ -45,23 +46,25 @@ def open_records(plan: RunPlan, state: PartialState) -> Iterator[Records]:
 
     The first process does it, the others wait.
     """
-    history, replaced = _begin(plan, state)
-    run = history.run
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "logs")
-    start = history.starts - 1  # the same on all processes, however many there were before
-    with Journal(run.journal, start=start, process=state.process_index) as journal:
+    with ExitStack() as stack:
+        history, replaced = _begin(plan, state, stack)
+        run = history.run
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "logs")
+        start = history.starts - 1  # the same on all processes, however many there were before
+        journal = stack.enter_context(Journal(run.journal, start=start, process=state.process_index))
         if replaced and state.is_main_process:
             journal.replaced(replaced)
         yield Records(run, history, journal, Ledger(run.ledger) if state.is_main_process else None)
 
 
-def _begin(plan: RunPlan, state: PartialState) -> tuple[History, Sequence[str]]:
-    """The history, and the episodes in the journal that this start replaces."""
+def _begin(plan: RunPlan, state: PartialState, stack: ExitStack) -> tuple[History, Sequence[str]]:
+    """The history, and the episodes in the journal that this start replaces; `stack` keeps others away."""
     recipe, earlier = plan.recipe, plan.earlier
     found: list[Any] = [None]
     with together():
         if state.is_main_process:
             run = RunDirectory.new(Path(recipe.output_dir), recipe.name) if earlier is None else earlier.run
+            stack.enter_context(alone(run.path))
             found = [
                 begin(
                     run,

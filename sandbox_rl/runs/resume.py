@@ -18,8 +18,9 @@ from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.journal import Index
 from sandbox_rl.ledger import Ledger
-from sandbox_rl.runs.directory import RunDirectory, set_aside, write_atomically
-from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
+from sandbox_rl.runs.directory import RunDirectory, find_run, set_aside, write_atomically
+from sandbox_rl.runs.history import FORMAT, History, set_lines_aside, step_of_line
+from sandbox_rl.runs.lock import check_alone
 from sandbox_rl.runs.results import known_results
 from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.tasks.prompts import load_prompt_set
@@ -29,7 +30,7 @@ from sandbox_rl.training.checkpoints import last_intact, remove_leftovers, step_
 from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.groups import group_of
 
-__all__ = ["Earlier", "begin", "find_run", "prompt_digests", "sizes_of", "tasks_digest"]
+__all__ = ["Earlier", "begin", "prompt_digests", "sizes_of", "tasks_digest"]
 
 SETTLED = (
     *("seed", "model", "chat", "data", "tools", "mode", "estimator", "warmup", "curriculum"),
@@ -67,7 +68,10 @@ class Earlier:
             ConfigError: there is none, or the recipe is another in what a run keeps.
         """
         run = find_run(Path(recipe.output_dir), recipe.name, which)
-        changes = dict(_changes(load_recipe(run.recipe), recipe)) if run.recipe.exists() else {}
+        history = History.read(run)
+        history.check()
+        _check_alone(run)
+        changes = dict(_changes(load_recipe(run.recipe), recipe))
         for field, (old, new) in changes.items():
             if any(field == name or field.startswith(f"{name}.") for name in SETTLED):
                 raise ConfigError(
@@ -75,7 +79,7 @@ class Earlier:
                     "set it back, or start a run of its own without --resume"
                 )
         checkpoint, damaged = _intact(run.checkpoints)
-        return cls(run, History.read(run), checkpoint, damaged, changes)
+        return cls(run, history, checkpoint, damaged, changes)
 
     @property
     def step(self) -> int:
@@ -116,24 +120,6 @@ class Earlier:
                     "expected the same; set grpo.per_device_train_batch_size, gradient_accumulation_steps, "
                     "steps_per_generation, num_iterations and the number of processes so that they are"
                 )
-
-
-def find_run(output_dir: Path, name: str, which: str) -> RunDirectory:
-    """The newest run of that name, or the one that `which` names: a directory, or a name below `output_dir`.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if not which:
-        return RunDirectory.latest(output_dir, name)
-    for path in (Path(which), output_dir / which):
-        if path.is_dir() and any((path / file).exists() for file in ("recipe.yaml", "checkpoints")):
-            return RunDirectory(path)
-    known = sorted(p.parent.name for p in output_dir.glob("*/recipe.yaml"))
-    raise ConfigError(
-        f"--resume {which!r}: neither a run's directory nor one below {output_dir}, expected one of "
-        f"{', '.join(known) or 'none, there are no runs'}; name one, or leave the name away for the newest"
-    )
 
 
 def sizes_of(args: Any) -> dict[str, Any]:
@@ -192,6 +178,7 @@ def begin(
         history = History(run, ()).with_event(
             "started",
             0,
+            format=FORMAT,
             tasks=tasks_digest(tasks),
             sizes=dict(sizes),
             prompts=dict(prompts),
@@ -213,6 +200,12 @@ def begin(
     write_atomically(run.tasks, json.dumps({"ids": [task.id for task in tasks]}) + "\n")
     write_atomically(run.recipe, notes + resolved(recipe))
     return history, replaced
+
+
+def _check_alone(run: RunDirectory) -> None:
+    with together():
+        if PartialState().is_main_process:
+            check_alone(run.path)
 
 
 def _intact(directory: Path) -> tuple[Path | None, dict[Path, str]]:

@@ -65,7 +65,7 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
             audit=audit,
             probe=publication_probe(session, audit),
             ledger=ledger,
-            saved=saved,
+            saved=[*saved, audit.save],
             callbacks=[
                 ledger,
                 StopOnFaults(session.faults, session.finish),

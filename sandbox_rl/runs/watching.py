@@ -25,12 +25,15 @@ PROBE_TOKENS = 96
 
 def start_audit(session: Session, **about: Any) -> RunAudit:
     """The checks beside training, whose alarms go to `alarms.jsonl`; `about` as in `RunAudit.start`."""
-    return RunAudit.start(
+    audit = RunAudit.start(
         session.records.run.path / "alarms.jsonl",
         total=lambda counts: _total(session.state, counts),
         mismatch_alarm=session.plan.recipe.policy.mismatch_alarm,
         **about,
     )
+    if session.plan.checkpoint is not None:
+        audit.restore(session.plan.checkpoint)
+    return audit
 
 
 def publication_probe(session: Session, audit: RunAudit) -> PublicationProbe | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,15 +18,17 @@ from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.journal import Index, Journal, read_journal
 from sandbox_rl.ledger import Ledger, Update, read_ledger
-from sandbox_rl.runs.directory import RunDirectory, set_aside
+from sandbox_rl.runs.directory import RunDirectory, find_run, set_aside
 from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
-from sandbox_rl.runs.resume import Earlier, begin, find_run, prompt_digests, sizes_of
+from sandbox_rl.runs.lock import alone
+from sandbox_rl.runs.resume import Earlier, begin, prompt_digests, sizes_of
 from sandbox_rl.runs.watching import purge_replayed
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import SAVING, mark_complete
 from sandbox_rl.training.grpo import grpo_config
 from sandbox_rl.training.ranges import check_numbers
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory
+from tests import prepared
 
 SOURCE = {"type": "reasoning_gym", "dataset": "chain_sum", "size": 5, "domain": "arithmetic"}
 RECIPE = {
@@ -395,3 +399,61 @@ def test_tensorboard_shows_no_update_twice(tmp_path, monkeypatch):
 def test_numbers_that_cannot_be_meant_are_one_line(field, value, said):
     with pytest.raises(ConfigError, match=rf"grpo.{field}: .*{said}"):
         check_numbers({field: value})
+
+
+def tree(directory):
+    return {path: (path.read_bytes() if path.is_file() else None) for path in directory.rglob("*")}
+
+
+def test_a_directory_that_cannot_be_gone_on_with_is_refused_and_stays_as_it_is(tmp_path):
+    def first_line(run, **changes):
+        path = run.path / "history.jsonl"
+        line = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps(line) + "\n")
+
+    cases = {
+        "has no history.jsonl": lambda run: (run.path / "history.jsonl").unlink(),
+        "has no recipe.yaml": lambda run: run.recipe.unlink(),
+        "does not say how": lambda run: (run.path / "history.jsonl").write_bytes(b"\x00\xff\n[1]\n"),
+        "has format 7, expected 1": lambda run: first_line(run, format=7),
+        "has format None": lambda run: first_line(run, format=None),
+    }
+    for place, (said, damage) in enumerate(cases.items()):
+        run = start(tmp_path, name=f"r{place}").run
+        damage(run)
+        before = tree(run.path)
+        with pytest.raises(ConfigError, match=said) as refused:
+            Earlier.of(recipe(tmp_path), f"r{place}")
+        assert str(run.path) in str(refused.value)
+        assert tree(run.path) == before
+    (tmp_path / "runs" / "mine").mkdir()
+    (tmp_path / "runs" / "mine" / "letter.txt").write_text("x")
+    with pytest.raises(ConfigError, match="neither a run's directory"):
+        Earlier.of(recipe(tmp_path), "mine")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from sandbox_rl.runs.lock import alone
+with alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_that_another_process_writes_is_refused_until_that_has_gone(tmp_path):
+    run = start(tmp_path).run
+    Earlier.of(recipe(tmp_path), "")
+    holder = prepared.Popen([sys.executable, "-c", HOLDER, str(run.path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    before = tree(run.path)
+    for refused in (lambda: Earlier.of(recipe(tmp_path), ""), lambda: alone(run.path).__enter__()):
+        with pytest.raises(ConfigError, match=f"process {holder.pid} on .* is at work on {run.path}"):
+            refused()
+    assert tree(run.path) == before
+    holder.kill()
+    holder.communicate()
+    Earlier.of(recipe(tmp_path), "")
+    with alone(run.path):
+        pass

@@ -1,0 +1,70 @@
+"""One process at a time writes a run's directory.
+
+The lock is a record lock (fcntl(2)) on the file `lock`: it goes with its process, however that ends, is not
+inherited by what the process has forked, and holds between the machines of a network file system too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sandbox_rl.errors import ConfigError
+
+__all__ = ["alone", "check_alone"]
+
+FILE = "lock"
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Keep other processes away while open.
+
+    Raises:
+        ConfigError: another one is at work on it.
+    """
+    file = os.open(run / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        _lock(file, run)
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": round(time.time(), 3)}
+        os.truncate(file, 0)
+        os.pwrite(file, json.dumps(owner).encode() + b"\n", 0)
+        yield
+    finally:
+        os.close(file)
+
+
+def check_alone(run: Path) -> None:
+    """Whether nobody is at work on it now; touches nothing. Not for a process that holds the lock itself.
+
+    Raises:
+        ConfigError: somebody is.
+    """
+    try:
+        file = os.open(run / FILE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        _lock(file, run)
+    finally:
+        os.close(file)
+
+
+def _lock(file: int, run: Path) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        who = "another process"
+        with suppress(ValueError, KeyError, TypeError):
+            owner = json.loads(os.pread(file, 4096, 0))
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
+            who = f"process {owner['pid']} on {owner['host']}, since {since},"
+        raise ConfigError(
+            f"--resume: {who} is at work on {run}, expected a run that nobody trains; wait for it, or end it"
+        ) from error
