@@ -16,6 +16,7 @@ from sandbox_rl.training.generation_ledger import GenerationLedger
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.loss_watch import LossWatch
 from sandbox_rl.training.micro_batches import PartedLoss
+from sandbox_rl.training.not_finite import SkipsNotFinite
 from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication.base import InProcessWeights, Weights
@@ -29,7 +30,7 @@ from sandbox_rl.training.views import LossInputs
 __all__ = ["SandboxGRPOTrainer"]
 
 
-class SandboxGRPOTrainer(AgreedSaves, GRPOTrainer):  # type: ignore[misc]
+class SandboxGRPOTrainer(AgreedSaves, SkipsNotFinite, GRPOTrainer):  # type: ignore[misc]
     """`trl.GRPOTrainer` for long rows: float32 log-probs, little padding, bounded memory.
 
     TRL pads every row to the longest of its generation batch, so one long episode makes all

@@ -26,6 +26,7 @@ from sandbox_rl.training.asynchronous.rows import AGE
 from sandbox_rl.training.asynchronous.source import RolloutSource
 from sandbox_rl.training.asynchronous.updates import Source, UpdateStream
 from sandbox_rl.training.log_probs import float32_log_probs
+from sandbox_rl.training.not_finite import SkipsNotFinite
 from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication.base import Weights
@@ -41,7 +42,7 @@ YOUNG = 1.0
 """Mean age of tokens, in updates, up to which sampled and present log-probs are compared."""
 
 
-class SandboxAsyncTrainer(AgreedSaves, AsyncGRPOTrainer):  # type: ignore[misc]
+class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # type: ignore[misc]
     """`trl.experimental.AsyncGRPOTrainer`; what of it is relied upon is pinned by tests/smoke.
 
     TRL's trainer takes micro-batches as samples come and drops single ones that are too old. Here an update
