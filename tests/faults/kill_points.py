@@ -8,6 +8,7 @@ are equal. It ends with 1 if any is not.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import random
 import re
@@ -25,6 +26,9 @@ from typing import Any
 import yaml
 
 from sandbox_rl.journal import read_journal
+from sandbox_rl.ledger import read_ledger
+from sandbox_rl.runs.check import check_run
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import last_intact
 from tests import prepared
 from tests.smoke.support import saved_model
@@ -55,7 +59,14 @@ SETTINGS = {
     "plain": (),
     "curriculum and refill": ("curriculum.sampling=difficulty", "curriculum.refill_rounds=1"),
     "over-sampling": ("rollout.over_sample=0.5",),
+    "async": (),
 }
+ASYNC: dict[str, Any] = {
+    "mode": "async",
+    "policy": {"type": "vllm", "engine": "external"},
+    "grpo": RECIPE["grpo"] | {"token_budget": 200},
+}
+"""Instead, for the setting `async`: its episodes come from a server without a model."""
 DEADLINE_S = 240.0
 TIMES = re.compile(r"^perf/|time|second|runtime|per_second|cut_after|memory")
 """Names of metrics that say how long something took; no two runs have the same."""
@@ -74,17 +85,32 @@ class Control:
         return f"{self.settings.replace(' ', '-')}-{self.processes}"
 
     def start(self, run: str, point: str, rank: int, *more: str) -> list[prepared.Popen]:
-        recipe = self.directory / "r.yaml"
+        recipe = self.directory / f"{self.name}.yaml"
         if not recipe.exists():
-            model = {"path": saved_model(self.directory / "model"), "dtype": "float32"}
+            place = self.directory / "model"
+            model = {"path": str(place) if place.exists() else saved_model(place), "dtype": "float32"}
             told = RECIPE | {"name": "x", "output_dir": str(self.directory / "runs"), "model": model}
+            told |= ASYNC if self.settings == "async" else {}
             recipe.write_text(yaml.safe_dump(told))
         command = ("tests.faults.killed_run", point, rank, self.directory / self.name, recipe, f"name={run}")
+        if self.settings == "async":
+            return [prepared.start(*command, f"policy.base_urls=[unix://{self.server()}]", *more)]
         size = f"grpo.per_device_train_batch_size={4 // self.processes}"
         arguments = (*command, size, *SETTINGS[self.settings], *more)
         if self.processes == 1:
             return [prepared.start(*arguments)]
         return prepared.ranks(self.processes, *arguments)
+
+    def server(self) -> Path:
+        """The socket of a new server, which ends with this process."""
+        socket = Path(tempfile.mkdtemp(prefix="kp-")) / "s"
+        server = prepared.start("sandbox_rl.policies.vllm.fake", socket, 0.05)
+        atexit.register(server.kill)
+        deadline = time.monotonic() + DEADLINE_S
+        while not socket.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return socket
 
     def run(self, name: str) -> Path:
         return self.directory / "runs" / name
@@ -93,7 +119,7 @@ class Control:
     def state(self) -> dict[str, Any]:
         """What the uninterrupted run has come to."""
         finish(self.start(self.name, "none", 0))
-        return outcome(self.run(self.name))
+        return self.outcome(self.run(self.name))
 
     @cached_property
     def counts(self) -> list[Counter[str]]:
@@ -110,6 +136,10 @@ class Control:
         chosen = [reached[i % len(reached)] for i in range(count)]
         return [(f"{kind}:{rng.randint(1, self.counts[rank][kind])}", rank) for kind, rank in chosen]
 
+    def outcome(self, run: Path) -> dict[str, Any]:
+        """What two runs must have alike, by name."""
+        return accounts(run) if self.settings == "async" else outcome(run)
+
     def differences(self, point: str, rank: int) -> list[str]:
         """What differs from the control after a kill there and a resume; [] where nothing does."""
         name = f"{self.name}-{point.replace(' ', '-').replace(':', '-')}-{rank}"
@@ -118,7 +148,7 @@ class Control:
         # A launcher that saw the kill before the run had a directory starts the command as it was.
         begun = (self.run(name) / "history.jsonl").exists()
         finish(self.start(name, "none", rank, *(["--resume", name] if begun else [])))
-        found = outcome(self.run(name))
+        found = self.outcome(self.run(name))
         return [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
 
 
@@ -143,6 +173,25 @@ def kill(processes: list[prepared.Popen], rank: int) -> None:
             process.communicate()
 
 
+def accounts(run: Path) -> dict[str, Any]:
+    """That each sample of an asynchronous run is accounted for once; its update depends on time."""
+    checkpoint, damaged = last_intact(run / "checkpoints")
+    assert checkpoint is not None, damaged
+    ends = [
+        (group.number, group.refill, place)
+        for update in read_ledger(run / "ledger.jsonl")
+        for group in update.groups
+        for place in range(len(group.samples))
+    ]
+    behind = GroupProgress().restore(checkpoint)
+    return {
+        "violation": check_run(run).violation,
+        "twice": [end for end, count in Counter(ends).items() if count > 1],
+        "lost": sorted(behind - {number for number, *_ in ends}),
+        "damaged": sorted(damaged.values()),
+    }
+
+
 def outcome(run: Path) -> dict[str, Any]:
     """What two runs must have alike, by name."""
     checkpoint, damaged = last_intact(run / "checkpoints")
@@ -161,6 +210,7 @@ def outcome(run: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     state["metrics"] = timeless(lines)
     state["samples"] = sorted(samples(run))
+    state["violation"] = check_run(run).violation
     return state
 
 
@@ -183,7 +233,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--points", type=int, default=20)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS))
+    parser.add_argument("--settings", nargs="+", default=[name for name in SETTINGS if name != "async"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=Path)
     options = parser.parse_args()
@@ -192,6 +242,8 @@ def main() -> int:
     print(f"{'point':22} {'process':8} {'settings':22} {'seconds':8} equal")
     for processes in options.processes:
         for place, settings in enumerate(options.settings):
+            if settings == "async" and processes > 1:
+                continue
             control = Control(directory, settings, processes)
             share = options.points // len(options.settings) + (place < options.points % len(options.settings))
             for point, rank in control.points(options.seed, share):

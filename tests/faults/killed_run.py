@@ -29,11 +29,13 @@ from sandbox_rl.agents import tokens
 from sandbox_rl.agents.base import Said
 from sandbox_rl.cli import main
 from sandbox_rl.journal import Journal
+from sandbox_rl.ledger import Ledger
 from sandbox_rl.policies.transformers import TransformersPolicy
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.tools.toolbox import Toolbox
 from sandbox_rl.training import checkpoints, group_rollouts, saving
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.callbacks import LogMetrics
 from sandbox_rl.training.groups import group_of
 from sandbox_rl.types import Action, Reward, ToolCall
@@ -48,6 +50,8 @@ POINTS: dict[str, tuple[Any, str, str]] = {
     "backward": (Accelerator, "backward", "after"),
     "before the step": (AcceleratedOptimizer, "step", "before"),
     "after the step": (AcceleratedOptimizer, "step", "after"),
+    "ledger": (Ledger, "write", "after"),
+    "arrival": (GroupProgress, "arrive", "after"),
     "metrics": (LogMetrics, "on_log", "after"),
     "save": (torch, "save", "before"),
     "rename": (saving, "publish", "before"),

@@ -27,9 +27,18 @@ def test_killed_between_saves_of_the_second_pass(directory):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("settings", [name for name in SETTINGS if name != "async"])
 def test_killed_at_seeded_points(directory, settings, processes):
     control = Control(directory, settings, processes)
     points = control.points(seed=1, count=4)
     differing = {point: found for point in points if (found := control.differences(*point))}
     assert not differing
+
+
+@pytest.mark.faults
+def test_killed_asynchronous_runs_lose_no_sample_and_use_none_twice(directory):
+    control = Control(directory, "async", 1)
+    points = control.points(seed=1, count=4)
+    differing = {point: found for point in points if (found := control.differences(*point))}
+    assert not differing
+    assert control.state == {"violation": None, "twice": [], "lost": [], "damaged": []}
