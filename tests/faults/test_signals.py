@@ -16,7 +16,7 @@ import yaml
 
 from sandbox_rl.training.checkpoints import damage_of, last_intact
 from tests import prepared
-from tests.faults.kill_points import RECIPE, REPOSITORY
+from tests.faults.kill_points import RECIPE, REPOSITORY, Control
 from tests.smoke.support import saved_model
 
 WITHIN_S = 25.0
@@ -136,3 +136,22 @@ def test_a_signal_to_the_launcher_ends_what_it_has_started(recipe, launcher):
     # Its output ends when the last of its processes does.
     printed = interrupted(recipe, launcher, seconds, [process], lambda: process.send_signal(signal.SIGTERM))
     assert "`--resume` goes on" in printed
+
+
+@pytest.mark.faults
+def test_an_asynchronous_run_saves_between_two_updates(tmp_path):
+    control = Control(tmp_path, "async", 1)
+    (process,) = control.start("x", "none", 0, "grpo.max_steps=10000", "grpo.save_steps=10000")
+    run, deadline = control.run("x"), time.monotonic() + DEADLINE_S
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    started = time.monotonic()
+    send_twice(process, signal.SIGTERM)()
+    printed = process.communicate(timeout=4 * WITHIN_S)[0]
+    took = time.monotonic() - started
+    print(f"async: ended {took:.1f} s after the signal")
+    assert process.returncode == 0, printed
+    assert took < WITHIN_S, printed
+    assert control.outcome(run) == {"violation": None, "twice": [], "lost": [], "damaged": []}
