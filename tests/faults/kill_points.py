@@ -201,7 +201,8 @@ def outcome(run: Path) -> dict[str, Any]:
     kept = sorted(path.name for path in (run / "checkpoints").glob("checkpoint-*"))
     state["checkpoints"] = kept
     for path in sorted(checkpoint.iterdir()):
-        if path.name in ("complete.json", "training_args.bin", "README.md"):  # these hold the run's name
+        # These hold the run's name or place, and the ledger's lines their times.
+        if path.name in ("complete.json", "training_args.bin", "README.md", "ledger.json"):
             continue
         state[path.name] = (
             timeless(json.loads(path.read_text())) if path.suffix == ".json" else path.read_bytes()
@@ -210,6 +211,12 @@ def outcome(run: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     state["metrics"] = timeless(lines)
     state["samples"] = sorted(samples(run))
+    state["ledger"] = [
+        (update.number, group.number, group.task, group.refill, s.end, s.advantage, _place(s.episode))
+        for update in read_ledger(run / "ledger.jsonl")
+        for group in update.groups
+        for s in group.samples
+    ]
     state["violation"] = check_run(run).violation
     return state
 
@@ -218,9 +225,13 @@ def samples(run: Path) -> Iterator[tuple[Any, ...]]:
     """What each training episode of the journal was: its step and place, task, ids and reward."""
     for record in read_journal(run / "journal"):
         if record["phase"] == "train":
-            place = re.sub(r"-r\d+$", "", record["episode_id"])
             turns = tuple(tuple(turn["token_ids"]) for turn in record["turns"])
-            yield record["step"], place, record["task_id"], turns, record["reward"]
+            yield record["step"], _place(record["episode_id"]), record["task_id"], turns, record["reward"]
+
+
+def _place(episode: str) -> str:
+    """Of an episode in the run, however often it was sampled."""
+    return re.sub(r"-r\d+$", "", episode)
 
 
 def timeless(value: Any) -> Any:
