@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from sandbox_rl.view.learning import findings, headline
@@ -104,18 +104,16 @@ def _steps_planned(run: OpenRun) -> int | None:
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """`step`, and every number that was logged, a column each; None where one is missing."""
-    names = sorted(
-        {name for row in rows for name, v in row.items() if isinstance(v, int | float)} - {"epoch"}
-    )
+    names = sorted(set().union(*rows) - {"epoch", "step"})
     size = -(-len(rows) // POINTS) or 1
-    pieces = [rows[at : at + size] for at in range(0, len(rows), size)]
-    columns: dict[str, list[Any]] = {}
+    pieces = range(0, len(rows), size)
+    columns: dict[str, list[Any]] = {"step": [rows[min(at + size, len(rows)) - 1]["step"] for at in pieces]}
     for name in names:
-        values = [
-            [float(row[name]) for row in piece if isinstance(row.get(name), int | float)] for piece in pieces
-        ]
-        columns[name] = [float(f"{fmean(v):.6g}") if v else None for v in values]
-    columns["step"] = [piece[-1]["step"] for piece in pieces]
+        values: list[Any] = [row.get(name) for row in rows]
+        found = ([v for v in values[at : at + size] if type(v) in (int, float)] for at in pieces)
+        means = [float(f"{sum(v) / len(v):.6g}") if v else None for v in found]
+        if any(mean is not None for mean in means):
+            columns[name] = means
     return columns
 
 

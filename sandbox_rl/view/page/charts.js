@@ -1,11 +1,12 @@
 import { h, number } from "./dom.js";
 
 const HEIGHT = 148;
+const WHOLE = [1, 2, 5].flatMap((n) => [0, 1, 2, 3, 4, 5, 6].map((p) => n * 10 ** p)).sort((a, b) => a - b);
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 export const COLOURS = ["--accent", "--c2", "--c3", "--c4", "--c5", "--c6"];
 
 // A curve over the updates. series: [{label, values, band: [low, high]}]; events: [{step, what}].
-export function chart({ title, hint, x, series, events = [], share = false }) {
+export function chart({ title, hint, x, series, events = [], share = false, along = "step" }) {
   const legend = h("div.legend");
   const plot = h("div.plot");
   const box = h("figure.chart", { "aria-label": `${title}: ${hint || ""}` }, h("figcaption", {}, h("span.title", {}, title), hint && h("span.hint", { title: hint }, hint)), plot, legend);
@@ -25,7 +26,7 @@ export function chart({ title, hint, x, series, events = [], share = false }) {
   });
   const say = (at) => {
     legend.replaceChildren(
-      ...(at === null || at === undefined ? [] : [h("span.step", {}, "step " + x[at])]),
+      ...(at === null || at === undefined ? [] : [h("span.step", {}, along + " " + number(x[at]))]),
       ...shown.map((one, index) => {
         const value = at === null || at === undefined ? one.values.findLast((v) => v !== null) : one.values[at];
         const dot = h("span.dot");
@@ -40,9 +41,9 @@ export function chart({ title, hint, x, series, events = [], share = false }) {
     if (!plot.isConnected) return;
     const made = new uPlot({
       width: plot.clientWidth, height: HEIGHT, legend: { show: false }, padding: [8, 6, 0, 0],
-      cursor: { sync: { key: "step" }, drag: { x: true, y: false }, y: false, points: { size: 5 } },
+      cursor: { sync: { key: along }, drag: { x: true, y: false }, y: false, points: { size: 5 } },
       scales: { x: { time: false, range: (u, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) }, y: scale },
-      axes: [{ ...axis, size: 24, space: 60 }, { ...axis, size: 44, space: 32, values: (u, ticks) => ticks.map((t) => (share ? Math.round(100 * t) + " %" : number(t, 3))) }],
+      axes: [{ ...axis, size: 24, space: 60, ...(along === "step" ? { incrs: WHOLE } : {}) }, { ...axis, size: 44, space: 32, values: (u, ticks) => ticks.map((t) => (share ? Math.round(100 * t) + " %" : number(t, 3))) }],
       series: options, bands,
       hooks: { draw: [(u) => marks(u, events)], setCursor: [(u) => say(u.cursor.idx)] },
     }, data, plot);

@@ -17,12 +17,12 @@ export async function episodesScreen(state, main) {
   const [found, values] = await Promise.all([ask("episodes", { run: state.run, ...query }), ask("choices", { run: state.run })]);
   const go = (change) => (location.hash = address({ ...state, offset: "", ...change }));
   const box = h("form.filters", { role: "search", onsubmit: (event) => { event.preventDefault(); go(Object.fromEntries(new FormData(box))); } },
-    field("Text", h("input", { id: "search", name: "text", type: "search", value: state.text || "", placeholder: "id, task, answer, scorer", size: 22 })),
-    choice("Phase", "phase", values.phase), field("Step", h("input", { name: "step", inputmode: "numeric", size: 4, value: state.step || "" })),
+    field("Text", h("input", { id: "search", name: "text", type: "search", value: state.text || "", placeholder: "id, task, answer …", size: 15 })),
+    choice("Phase", "phase", values.phase), field("Step", h("input", { name: "step", inputmode: "numeric", size: 3, value: state.step || "" })),
     choice("Domain", "domain", values.domain), choice("Ended by", "stop", values.stop),
     field("Reward", h("span.range", {}, h("input", { name: "reward_min", size: 3, placeholder: "min", "aria-label": "reward at least", value: state.reward_min || "" }), h("input", { name: "reward_max", size: 3, placeholder: "max", "aria-label": "reward at most", value: state.reward_max || "" }))),
     values.end.length ? choice("Trained", "end", values.end) : null, values.flag.length ? choice("Flag", "flag", values.flag) : null,
-    exported ? null : field("SQL", h("input.mono", { name: "sql", size: 22, placeholder: "turns > 5 AND reward = 0", value: state.sql || "" })),
+    exported ? null : field("SQL", h("input.mono", { name: "sql", size: 16, placeholder: "turns > 5", value: state.sql || "" })),
     h("button", {}, "Filter"), Object.keys(query).some((name) => !["sort", "desc", "offset"].includes(name)) ? link({ run: state.run, view: "episodes" }, "clear") : null);
   function field(title, input) {
     return h("label", {}, h("span", {}, title), input);
@@ -40,9 +40,9 @@ export async function episodesScreen(state, main) {
   });
   const rows = found.rows.map((row) => picked(h("tr" + (row.replaced ? ".replaced" : ""), {},
     h("td.mono", {}, link({ run: state.run, view: "episode", episode: row.id }, row.id)),
-    h("td.right", {}, number(row.step)), h("td", {}, row.domain), h("td.mono.soft", {}, link({ run: state.run, view: "task", task: row.task_id }, oneLine(row.task_id || "", 26))),
+    h("td.right", {}, number(row.step)), h("td", {}, row.domain), h("td.mono.soft", {}, link({ run: state.run, view: "task", task: row.task_id }, oneLine(row.task_id || "", 22))),
     h("td", {}, row.state === "ended" ? (row.stop || "").replaceAll("_", " ") : row.state), h("td.right", {}, rewardBadge(row.reward, row.state)), h("td.right", {}, row.advantage === null ? "" : number(row.advantage)),
-    h("td.right", {}, number(row.turns)), h("td.right", {}, number(row.sampled)), h("td.right", {}, duration(row.seconds)), h("td.answer", {}, oneLine(row.answer || "", 28)),
+    h("td.right", {}, number(row.turns)), h("td.right", {}, number(row.sampled)), h("td.right", {}, duration(row.seconds)), h("td.answer", {}, oneLine(row.answer || "", 18)),
     h("td", {}, row.replaced ? "replaced" : row.end ? ENDS[row.end] : "", row.flags ? h("span.flag", { title: row.flags }, row.flags.split(" ").map((f) => f.replaceAll("_", " ")).join(", ")) : null)),
     { run: state.run, view: "episode", episode: row.id }));
   const offset = Number(state.offset || 0), page = found.page, last = Math.max(0, Math.floor((found.total - 1) / page) * page);

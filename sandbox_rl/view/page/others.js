@@ -24,7 +24,7 @@ export async function taskScreen(state, main) {
   t.attempts.forEach((a) => a.reward !== null && a.step !== null && by.set(a.step, [...(by.get(a.step) || []), a.reward]));
   const steps = [...by.keys()].sort((a, b) => a - b);
   const means = steps.map((s) => by.get(s).reduce((x, y) => x + y, 0) / by.get(s).length);
-  const rows = t.attempts.map((a) => picked(h("tr" + (a.replaced ? ".replaced" : ""), {}, h("td.right", {}, number(a.step)), h("td", {}, a.phase), h("td.mono", {}, link({ run: state.run, view: "episode", episode: a.id }, a.id)), h("td.right", {}, rewardBadge(a.reward, a.state)), h("td.right", {}, a.advantage === null ? "" : number(a.advantage)), h("td.right", {}, number(a.turns)), h("td.right", {}, number(a.sampled)), h("td.answer.mono", {}, oneLine(a.answer || ""))), { run: state.run, view: "episode", episode: a.id }));
+  const rows = t.attempts.map((a) => picked(h("tr" + (a.replaced ? ".replaced" : ""), {}, h("td.right", {}, number(a.step)), h("td", {}, a.phase), h("td.mono", {}, link({ run: state.run, view: "episode", episode: a.id }, a.id)), h("td.right", {}, rewardBadge(a.reward, a.state)), h("td.right", {}, a.advantage === null ? "" : number(a.advantage)), h("td.right", {}, number(a.turns)), h("td.right", {}, number(a.sampled)), h("td.answer.mono", {}, oneLine(a.answer || "", 60))), { run: state.run, view: "episode", episode: a.id }));
   fill(main, h("h1", {}, "Task ", h("span.mono", {}, t.task_id)), h("p.soft", {}, `${number(t.attempts.length)} attempts`),
     steps.length > 1 ? h("div.charts", {}, chart({ title: "Reward of this task", hint: "mean of the attempts of a step", x: steps, series: [{ label: "reward", values: means }] })) : null,
     table("Attempts", [{ title: "step", right: true }, { title: "phase" }, { title: "episode" }, { title: "reward", right: true }, { title: "advantage", right: true }, { title: "turns", right: true }, { title: "tokens", right: true }, { title: "answer" }], rows));
@@ -68,7 +68,7 @@ export async function timelineScreen(state, main) {
     h("p.legend", {}, ["generate", "tool", "score", "wait"].map((k) => h("span.entry", {}, h("span.dot.bar-" + k), { generate: "generating", tool: "in tools", score: "scoring", wait: "waiting: sandbox, queue" }[k])),
       h("button.quiet", { onclick: () => go(Math.max(0, step - 1)) }, "← step"), h("button.quiet", { onclick: () => go(step + 1) }, "step →")),
     h("div.timeline", { tabindex: "0", role: "region", "aria-label": "Episodes over time" }, svg("svg", { viewBox: `0 0 ${wide} ${height}`, preserveAspectRatio: "none", height: Math.min(height, 1600), role: "group", "aria-label": "Episodes over time" }, ...bars)),
-    h("div", {}, chart({ title: "At once", hint: "episodes, over the seconds of the step", x: t.load.at, series: [{ label: "generating", values: t.load.generate }, { label: "in tools", values: t.load.tool }] })),
+    h("div", {}, chart({ title: "At once", hint: "episodes, over the seconds of the step", x: t.load.at, along: "second", series: [{ label: "generating", values: t.load.generate }, { label: "in tools", values: t.load.tool }] })),
     h("details", {}, h("summary", {}, "What the step logged"), h("dl.row", {}, Object.entries(t.metrics).map(([k, v]) => h("div", {}, h("dt", {}, k), h("dd", {}, number(v)))))));
   return { keys: { "[": () => go(Math.max(0, step - 1)), "]": () => go(step + 1) } };
 }

@@ -97,7 +97,7 @@ function nowBox(box, state, run) {
 function curves(state, run) {
   const { curves: c, held_out: held } = run;
   const made = CHARTS.map(([title, hint, pattern, options]) => {
-    if (pattern === null) return held.step && held.step.length && heldOut(run);
+    if (pattern === null) return held.step?.length ? heldOut(run) : null;
     let names = Object.keys(c).filter((name) => pattern.test(name) && c[name].some((v) => v));
     if (title === "Reward" && names.filter((n) => n !== "reward/mean").length === 1) names = ["reward/mean"];
     names.sort((a, b) => LEADS.includes(b) - LEADS.includes(a) || (a < b ? -1 : 1));
