@@ -40,7 +40,7 @@ export async function episodesScreen(state, main) {
   });
   const rows = found.rows.map((row) => picked(h("tr" + (row.replaced ? ".replaced" : ""), {},
     h("td.mono", {}, link({ run: state.run, view: "episode", episode: row.id }, row.id)),
-    h("td.right", {}, number(row.step)), h("td", {}, row.domain), h("td.mono.soft", {}, link({ run: state.run, view: "task", task: row.task_id }, oneLine(row.task_id || "", 22))),
+    h("td.right", {}, number(row.step)), h("td", {}, row.domain), h("td.mono.task", {}, link({ run: state.run, view: "task", task: row.task_id }, oneLine(row.task_id || "", 22))),
     h("td", {}, row.state === "ended" ? (row.stop || "").replaceAll("_", " ") : row.state), h("td.right", {}, rewardBadge(row.reward, row.state)), h("td.right", {}, row.advantage === null ? "" : number(row.advantage)),
     h("td.right", {}, number(row.turns)), h("td.right", {}, number(row.sampled)), h("td.right", {}, duration(row.seconds)), h("td.answer", {}, oneLine(row.answer || "", 18)),
     h("td", {}, row.replaced ? "replaced" : row.end ? ENDS[row.end] : "", row.flags ? h("span.flag", { title: row.flags }, row.flags.split(" ").map((f) => f.replaceAll("_", " ")).join(", ")) : null)),
