@@ -40,7 +40,7 @@ export function chart({ title, hint, x, series, events = [], share = false, alon
   requestAnimationFrame(() => {
     if (!plot.isConnected) return;
     const made = new uPlot({
-      width: plot.clientWidth, height: HEIGHT, legend: { show: false }, padding: [8, 6, 0, 0],
+      width: plot.clientWidth, height: HEIGHT, legend: { show: false }, padding: [8, 12, 0, 0],
       cursor: { sync: { key: along }, drag: { x: true, y: false }, y: false, points: { size: 5 } },
       scales: { x: { time: false, range: (u, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) }, y: scale },
       axes: [{ ...axis, size: 24, space: 60, ...(along === "step" ? { incrs: WHOLE } : {}) }, { ...axis, size: 44, space: 32, values: (u, ticks) => ticks.map((t) => (share ? Math.round(100 * t) + " %" : number(t, 3))) }],
