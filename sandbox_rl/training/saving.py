@@ -88,7 +88,7 @@ class AgreedSaves:
         args, step = trainer.args, int(trainer.state.global_step)
         rhythm = Generations.of(args) if hasattr(args, "steps_per_generation") else None
         resumable = rhythm is None or (rhythm.is_border(step) and rhythm.every >= rhythm.accumulation)
-        if step == 0 or not resumable or is_complete(Path(args.output_dir) / f"checkpoint-{step}"):
+        if step == 0 or not resumable:
             return
         try:
             self._save_checkpoint(trainer.model, None)

@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -29,8 +30,14 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOK_S = 0.2
 _KEY = "stop"
-_LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
-"""Variables that the processes of torchrun and of `accelerate launch` have."""
+_LAUNCHERS = {
+    "accelerate",
+    "accelerate-launch",
+    "accelerate.commands.launch",
+    "torchrun",
+    "torch.distributed.run",
+}
+"""Programs and modules that start the processes of a run, and are not to leave them behind."""
 _PARENT_DEATH = 1  # prctl(2)
 
 
@@ -59,8 +66,7 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
             return
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
-        if any(name in os.environ for name in _LAUNCHED):
-            # Without this, a launcher that a signal ends leaves its only process running.
+        if _launched():  # `accelerate launch` leaves its only process running when a signal ends it
             ctypes.CDLL(None).prctl(_PARENT_DEATH, int(signal.SIGTERM), 0, 0, 0)
         self._watch = threading.Thread(target=self._look, args=(give_up,), name="signals", daemon=True)
         self._watch.start()
@@ -98,6 +104,15 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
         if self.stopped:
             control.should_save = True
             control.should_training_stop = True
+
+
+def _launched() -> bool:
+    """Whether this process is a launcher's: it may outlive a shell, or whatever else has started it."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    return any(word in _LAUNCHERS or Path(word).name in _LAUNCHERS for word in words[:5])
 
 
 @contextmanager
