@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,11 @@ class Cassette:
         self._index = Index(journal_of(self.path), memory=True).__enter__()
         self._index.refresh()
         rows = self._index.select(
-            "SELECT id, phase FROM episodes WHERE state = 'ended' AND NOT replaced ORDER BY ended, rowid"
+            "SELECT id, phase, task_id FROM episodes WHERE state = 'ended' AND NOT replaced "
+            "ORDER BY ended, rowid"
         )
+        self.tasks: dict[str, str] = {row["id"]: row["task_id"] for row in rows}
+        """Id → its task's, of all episodes."""
         self._phases = {row["id"]: row["phase"] for row in rows}
         self._known = {base_id(id): id for id in self._phases} | {id: id for id in self._phases}
         return self
@@ -90,12 +93,6 @@ class Cassette:
         """Whether the episode has ended and was not cancelled with its group."""
         found = self._known.get(episode_id) or self._known.get(base_id(episode_id))
         return found is not None and self._phases[found] != "cancelled"
-
-    def task_ids(self, episode_ids: Iterable[str]) -> set[str]:
-        """The tasks of these episodes."""
-        wanted = set(episode_ids)
-        rows = self._index.select("SELECT id, task_id FROM episodes")
-        return {row["task_id"] for row in rows if row["id"] in wanted}
 
     def find(self, episode_id: str) -> str:
         """The id as it is recorded.

@@ -22,7 +22,7 @@ SHOWN = 10
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `sandbox-rl bundle` made.")],
 ) -> None:
-    """Check every digest of a bundle, read its ledger, and score its answers again.
+    """Check every digest of a bundle and its ledger, as `check` does, and score its answers again.
 
     Nothing of it is run or kept. Exit code 1: something is not what it says; 3: some answers could not be
     judged here.
@@ -35,9 +35,8 @@ def verify(
     if found.wrong:
         typer.echo(f"{bundle}: {len(found.wrong)} files are not what the manifest says, {found.files} are")
         raise typer.Exit(WRONG)
-    typer.echo(
-        f"{bundle}: all {found.files} files are what the manifest says; {found.updates} updates in its ledger"
-    )
+    typer.echo(f"{bundle}: all {found.files} files are what the manifest says")
+    typer.echo(f"ledger: {found.ledger or 'no update had finished'}")
     for episode in found.other[:SHOWN]:
         typer.echo(f"{episode.episode}: reward {episode.reward} recorded, {episode.new_reward} now")
     same = len(found.scored) - len(found.other) - found.not_judged
@@ -45,7 +44,7 @@ def verify(
         f"{len(found.scored)} episodes scored again: {same} the same, {len(found.other)} other, "
         f"{found.not_judged} not judged; {found.left} left, whose scorer is not one of ours"
     )
-    if found.other:
+    if found.other or (found.ledger is not None and found.ledger.violation is not None):
         raise typer.Exit(WRONG)
     if found.not_judged:
         raise typer.Exit(DONE_IN_PART)

@@ -30,7 +30,7 @@ SCORING = "scoring.json"
 """How the run was scored: its recipe's blocks `reward` and `rollout`."""
 
 MEMBERS = re.compile(
-    r"(recipe\.yaml|(machine|results)\.json|(history|metrics|ledger|compositions|alarms)\.jsonl"
+    r"(recipe\.yaml|(machine|results|tasks)\.json|(history|metrics|ledger|compositions|alarms)\.jsonl"
     r"|journal/\d{4,6}-\d{4,6}\.(jsonl|tokens)|replaced/[a-z]+-\d{1,6}\.jsonl|tasks\.jsonl|scoring\.json)"
 )
 """What a bundle may hold beside its manifest: nothing else is packed, and nothing else is taken out."""
@@ -67,16 +67,16 @@ def bundle(path: Path, output: Path | None = None) -> Path:
 
 
 def _records(run: Path) -> Iterator[str]:
-    """Names of the run's files that are packed."""
-    for file in sorted(run.rglob("*")):
-        name = file.relative_to(run).as_posix()
-        if MEMBERS.fullmatch(name) and file.is_file() and not file.is_symlink():
+    """Names of the run's files that are packed; the journal last, so that it has what the ledger has."""
+    names = {file.relative_to(run).as_posix(): file for file in run.rglob("*")}
+    for name in sorted(names, key=lambda name: (name.startswith("journal/"), name)):
+        if MEMBERS.fullmatch(name) and names[name].is_file() and not names[name].is_symlink():
             yield name
 
 
 def _tasks(run: RecordedRun) -> list[Task]:
     with Cassette(run.run.path) as cassette:
-        wanted = cassette.task_ids(cassette.phases)
+        wanted = set(cassette.tasks.values())
     return [task for _, task in sorted(run.tasks(wanted).items())]
 
 

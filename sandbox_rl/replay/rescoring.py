@@ -102,7 +102,7 @@ def rescore(path: Path, overrides: Sequence[str], *, display: Display) -> Rescor
         ids = [id for id, phase in cassette.phases.items() if phase != "cancelled"]
         if not ids:
             raise DataError(f"{path}: no episode has ended, expected some to score")
-        tasks = after.tasks({str(task) for task in cassette.task_ids(ids)})
+        tasks = after.tasks({cassette.tasks[id] for id in ids})
         with display.progress("Scoring", len(ids)) as bar:
             found = asyncio.run(_all(after, cassette, ids, tasks, bar.advance))
     return Rescoring(tuple(_with_advantages(found, rule_of(before.recipe), rule_of(after.recipe))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -162,11 +161,9 @@ class NoRollouts:
     def __init__(self) -> None:
         self.rollout_buffer: queue.Queue[FinishedGroup] = queue.Queue()
         self.metrics_queue: queue.Queue[dict[str, float]] = queue.Queue()
-        self.started_at = 0.0
 
     def start(self) -> None:
         """Nothing begins."""
-        self.started_at = time.monotonic()
 
     def stop(self) -> None:
         """Nothing ends."""

@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.builders import settled
-from sandbox_rl.cassette import Cassette
+from sandbox_rl.cassette import Cassette, recordings
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, DataError
@@ -115,7 +115,7 @@ def _trained(run: RecordedRun, history: History, step: int, scratch: Path, displ
 @contextmanager
 def _session(run: RecordedRun, history: History, scratch: Path, display: Display) -> Iterator[Session]:
     """A session without servers, sandboxes and scorers that writes to `scratch` alone."""
-    recipe = _quiet(settled(run.recipe))
+    recipe = _quiet(settled(run.recipe), run.run)
     plan = RunPlan.of(recipe, base_dir=run.run.path)
     if (known := history.started_with("tasks")) is not None:
         _check_tasks(known, plan, run.run.path)
@@ -126,7 +126,7 @@ def _session(run: RecordedRun, history: History, scratch: Path, display: Display
         loop = stack.enter_context(LoopThread())
         engine: Any = stack.enter_context(loop.entered(RecordedRollouts(run.run.path)))
         loaded = None if recipe.mode == "async" else loaded_model(model)
-        nobody: Any = RecordedPolicy  # nothing is sampled
+        nobody = RecordedPolicy(recordings(run.run.path))  # nothing is sampled
         records = Records(
             RunDirectory(scratch),
             History(RunDirectory(scratch), history.events),
@@ -181,11 +181,21 @@ def _trainer(run: RecordedRun, session: Session) -> Iterator[Any]:
             yield made
 
 
-def _quiet(recipe: Recipe) -> Recipe:
-    """The recipe, saving nothing on the way and telling no tracker: neither changes a weight."""
+def _quiet(recipe: Recipe, run: RunDirectory) -> Recipe:
+    """The recipe, which saves and measures nothing on the way and tells no tracker: none changes a weight.
+
+    Its warm-up is looked for beside the run, wherever that lies by now.
+    """
     grpo = {key: value for key, value in recipe.grpo.items() if key not in ("save_steps", "save_strategy")}
     grpo |= {"save_strategy": "no"}
-    return recipe.model_copy(update={"grpo": grpo, "report_to": ()})
+    return recipe.model_copy(
+        update={
+            "grpo": grpo,
+            "report_to": (),
+            "evaluation": recipe.evaluation.model_copy(update={"suite": None}),
+            "output_dir": str(run.path.resolve().parent),
+        }
+    )
 
 
 class _StopAt(TrainerCallback):  # type: ignore[misc]

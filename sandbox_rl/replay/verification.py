@@ -21,16 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sandbox_rl.builders import scoring_place
 from sandbox_rl.cassette import Cassette
+from sandbox_rl.config.source import parse_yaml
 from sandbox_rl.errors import DataError
-from sandbox_rl.ledger import read_ledger
 from sandbox_rl.replay.bundle import FORMAT, MANIFEST, MEMBERS, SCORING, TASKS, task_of_line
 from sandbox_rl.replay.rescoring import Rescored, score_all
 from sandbox_rl.rewards.base import BUILT_IN
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout.settings import RolloutSettings
+from sandbox_rl.runs.check import CheckedRun, check_run
 from sandbox_rl.types import Task
 
 __all__ = ["Verified", "verify"]
@@ -38,6 +41,9 @@ __all__ = ["Verified", "verify"]
 MOST_MEMBERS = 100_000
 MOST_MANIFEST = 64 << 20
 """Bytes of a manifest."""
+MOST_RECIPE = 4 << 20
+SCHEDULE = ("name", "mode", "seed", "estimator", "grpo", "curriculum", "rollout")
+"""Blocks of a recipe that decide which sample is trained when."""
 SMALL = 64 << 20
 MOST_GROWTH = 200
 """A bundle may unpack to as many bytes as it has times this, and `SMALL` more: text that is packed becomes a
@@ -53,7 +59,7 @@ _NO_BUNDLE = (
         OverflowError,
         MemoryError,
     ),
-    *(ValueError, KeyError, TypeError, AttributeError, sqlite3.Error),
+    *(ValueError, KeyError, TypeError, AttributeError, sqlite3.Error, yaml.YAMLError),
 )
 """What reading something else than a bundle raises."""
 
@@ -65,14 +71,14 @@ class Verified:
     Args:
         files: whose size and digest are those of the manifest.
         wrong: what is not, one line each.
-        updates: lines of the ledger, which could be read.
+        ledger: what `sandbox-rl check` says of the records; None where no update had finished.
         scored: episodes that were scored again, with both rewards.
         left: episodes that are scored by what a bundle must not name.
     """
 
     files: int
     wrong: tuple[str, ...]
-    updates: int
+    ledger: CheckedRun | None
     scored: tuple[Rescored, ...]
     left: int
 
@@ -100,17 +106,16 @@ def verify(path: Path) -> Verified:
         try:
             files, wrong = _unpacked(path, root)
             if wrong:
-                return Verified(files, tuple(wrong), 0, (), 0)
-            ledger = root / "ledger.jsonl"
-            updates = sum(1 for _ in read_ledger(ledger)) if ledger.exists() else 0
+                return Verified(files, tuple(wrong), None, (), 0)
             scored, left = _scored(root)
+            ledger = _checked(root)
         except _NO_BUNDLE as error:
             why = " ".join(str(error).split())[:200]
             raise DataError(
                 f"{path}: it is damaged, or no bundle ({type(error).__name__}: {why}), expected what "
                 "`sandbox-rl bundle` made"
             ) from error
-        return Verified(files, (), updates, tuple(scored), left)
+        return Verified(files, (), ledger, tuple(scored), left)
 
 
 def _unpacked(path: Path, root: Path) -> tuple[int, list[str]]:
@@ -208,10 +213,29 @@ def _scored(root: Path) -> tuple[list[Rescored], int]:
         tasks = {task.id: task for task in map(task_of_line, lines)}
     with Cassette(root) as cassette:
         ids = [id for id, phase in cassette.phases.items() if phase != "cancelled"]
-        ours = [id for id in ids if _is_ours(reward, tasks[cassette.record(id)["task_id"]])]
+        ours = [id for id in ids if _is_ours(reward, tasks[cassette.tasks[id]])]
         if not ours:
             return [], len(ids)
         return asyncio.run(_score(reward, settings, cassette, ours, tasks)), len(ids) - len(ours)
+
+
+def _checked(root: Path) -> CheckedRun | None:
+    """The ledger held against the journal, by those parts of the recipe that say when what is trained.
+
+    What else it names (modules, sandboxes, sources, scorers) is left out before it is read as a recipe.
+    """
+    recipe = root / "recipe.yaml"
+    if not (root / "ledger.jsonl").exists():
+        return None
+    if recipe.stat().st_size > MOST_RECIPE:
+        raise ValueError(f"a recipe of {recipe.stat().st_size} bytes")
+    told = parse_yaml(recipe.read_text(encoding="utf-8"))
+    plain = {block: told[block] for block in SCHEDULE if block in told}
+    plain["data"] = {"sources": [{"type": "table", "path": "none"}]}
+    if plain.get("mode") == "async":
+        plain["policy"] = {"type": "vllm"}
+    recipe.write_text(json.dumps(plain), encoding="utf-8")  # JSON is YAML
+    return check_run(root)
 
 
 def _is_ours(reward: RewardSettings, task: Task) -> bool:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset
-from transformers import PrinterCallback
+from transformers import PrinterCallback, set_seed
 
 from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.builders import async_arguments
@@ -69,6 +69,7 @@ def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> It
             advantages=partial(advantages, kind=advantage_of(recipe.estimator)),
             group_size=args.num_generations,
         )
+        set_seed(args.seed)  # adapters begin alike, whatever was drawn before
         trainer = SandboxAsyncTrainer(
             model=session.model.settings.path,
             args=args,

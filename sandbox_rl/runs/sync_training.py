@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import PrinterCallback
+from transformers import PrinterCallback, set_seed
 
 from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.audit.run import RunAudit
@@ -51,6 +51,7 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
             masks_truncated=bool(args.mask_truncated_completions),
             advantages=advantage_rule(recipe.estimator, args),
         )
+        set_seed(args.seed)  # adapters begin alike, whatever was drawn before
         trainer = SandboxGRPOTrainer(
             model=session.policy.model,
             args=args,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +23,9 @@ from sandbox_rl.config.recipe import resolved
 from sandbox_rl.display import Silent
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.journal import Journal
+from sandbox_rl.replay.bundle import bundle
 from sandbox_rl.replay.updates import replay_training, weights_digest
+from sandbox_rl.replay.verification import verify
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
 from sandbox_rl.runs.model import RunModel
@@ -171,8 +177,10 @@ def test_only_a_checkpoint_that_is_there_can_be_compared(asynchronous):
         path.write_bytes(before)
 
 
-def test_a_synchronous_run_on_a_cassette_comes_out_bit_for_bit(tmp_path):
-    """The run itself samples nothing and has no sandboxes: it is trained on what was recorded before."""
+@pytest.fixture(scope="module")
+def synchronous(tmp_path_factory):
+    """A run that samples nothing and has no sandboxes: it is trained on what was recorded before."""
+    tmp_path = tmp_path_factory.mktemp("sync")
     grpo = {"max_steps": 2, "per_device_train_batch_size": 4, "num_generations": 2, "learning_rate": 1e-3}
     recorded = recipe_of(tmp_path, grpo=grpo | {"save_steps": 1}, evaluation={"tasks": 0})
 
@@ -183,13 +191,58 @@ def test_a_synchronous_run_on_a_cassette_comes_out_bit_for_bit(tmp_path):
     tape = record(recorded, training_scripts(recorded, 4, script, size=2))
     values = [
         "name=played",
+        "model.lora={r: 4}",
         f"policy={{type: recorded, journal: {tape}}}",
         f"sandbox={{type: recorded, journal: {tape}}}",
     ]
-    result = train(load_recipe(tmp_path / "r.yaml", values), base_dir=tmp_path)
-    losses = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["reward/mean"] for line in losses if "loss" in line] == [0.5, 0.5]
-    assert weights_digest(result.run / "checkpoints" / "checkpoint-2") != weights_digest(tmp_path / "model")
-    found = replay_training(result.run, 2, display=Silent())
+    return train(load_recipe(tmp_path / "r.yaml", values), base_dir=tmp_path).run
+
+
+def test_a_synchronous_run_on_a_cassette_comes_out_bit_for_bit(synchronous):
+    lines = [json.loads(line) for line in (synchronous / "metrics.jsonl").read_text().splitlines()]
+    assert [line["reward/mean"] for line in lines if "loss" in line] == [0.5, 0.5]
+    first, trained = (weights_digest(synchronous / "checkpoints" / f"checkpoint-{n}") for n in (1, 2))
+    assert first != trained, "something was trained"
+    torch.manual_seed(9)  # adapters begin alike whatever was drawn before
+    found = replay_training(synchronous, 2, display=Silent())
     assert found.differing == {}
-    assert found.recorded == found.replayed
+    assert found.recorded == found.replayed == trained
+
+
+def test_the_bundle_of_a_run_has_all_that_its_ledger_is_checked_by(synchronous, tmp_path):
+    copy = tmp_path / "r"
+    shutil.copytree(synchronous, copy)
+    found = verify(bundle(copy))
+    assert (found.wrong, found.other, found.not_judged, found.left) == ((), [], 0, 0)
+    assert found.ledger is not None
+    assert (found.ledger.updates, found.ledger.groups, found.ledger.violation) == (2, 4, None)
+    ledger = copy / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace("train-000001-0001", "train-000001-0000"))
+    broken = verify(bundle(copy, tmp_path / "broken.zip"))
+    assert "expected 'train-000001-0001'" in str(broken.ledger)
+
+
+def test_a_recipe_in_a_bundle_imports_nothing(synchronous, tmp_path, monkeypatch):
+    copy = tmp_path / "r"
+    shutil.copytree(synchronous, copy)
+    made = bundle(copy)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    told = yaml.safe_load((copy / "recipe.yaml").read_text())
+    told |= {"tools": ["evil:tool"], "sandbox": {"type": "evil:Settings"}, "modules": [str(tmp_path)]}
+    told["data"]["sources"] = [{"type": "evil:Source"}]
+    content = yaml.safe_dump(told).encode()
+    with zipfile.ZipFile(made) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(members["manifest.json"])
+    manifest["files"]["recipe.yaml"] = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
+    members |= {"recipe.yaml": content, "manifest.json": json.dumps(manifest).encode()}
+    with zipfile.ZipFile(tmp_path / "hostile.zip", "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    path = list(sys.path)
+    found = verify(tmp_path / "hostile.zip")
+    assert found.ledger is not None
+    assert found.ledger.violation is None
+    assert not (tmp_path / "ran").exists()
+    assert sys.path == path

@@ -58,7 +58,7 @@ def test_what_was_packed_is_verified_and_scored_again(scored_run, packed, tmp_pa
     done = CliRunner().invoke(whole_app(), ["verify", str(packed)])
     assert (done.exit_code, done.output) == (
         0,
-        f"{packed}: all 5 files are what the manifest says; 0 updates in its ledger\n"
+        f"{packed}: all 5 files are what the manifest says\nledger: no update had finished\n"
         "10 episodes scored again: 10 the same, 0 other, 0 not judged; 0 left, whose scorer is not one of "
         "ours\n",
     )
