@@ -231,6 +231,7 @@ def _checked(root: Path) -> CheckedRun | None:
         raise ValueError(f"a recipe of {recipe.stat().st_size} bytes")
     told = parse_yaml(recipe.read_text(encoding="utf-8"))
     plain = {block: told[block] for block in SCHEDULE if block in told}
+    plain["modules"] = []
     plain["data"] = {"sources": [{"type": "table", "path": "none"}]}
     if plain.get("mode") == "async":
         plain["policy"] = {"type": "vllm"}
