@@ -45,6 +45,7 @@ CREATE INDEX by_task ON episodes (task_id);
 CREATE INDEX by_siblings ON episodes (siblings);
 """
 
+_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
 _CONTEXT = ("phase", "step", "mode", "part")
 _END = (
     *("stop", "fault", "reward", "masked", "turns", "sampled", "observed"),
@@ -86,9 +87,7 @@ class Index:
             self._db.execute("PRAGMA synchronous = OFF")  # it can be made again
         with _transaction(self._db):
             if self._db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
-                for (name,) in self._db.execute(
-                    "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
-                ).fetchall():
+                for (name,) in self._db.execute(_TABLES).fetchall():
                     self._db.execute(f"DROP TABLE {name}")
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
@@ -108,8 +107,8 @@ class Index:
         with _transaction(self._db):
             known = {row["writer"]: row for row in self._db.execute("SELECT * FROM files").fetchall()}
             if not all(self._is_same(**row) for row in known.values()):
-                self._db.execute("DELETE FROM files")
-                self._db.execute("DELETE FROM episodes")
+                for (table,) in self._db.execute(_TABLES).fetchall():  # also what readers have added
+                    self._db.execute(f"DELETE FROM {table}")
                 known = {}
             for writer in writers(self.directory):
                 left += self._refresh(writer, known[writer]["read"] if writer in known else 0, until)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,7 +42,7 @@ def episode(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
     messages = [m for m in last.get("messages", []) if m.get("role") == "assistant"]
     turns = [_turn(run, event, offset + i, messages) for i, event in enumerate(events)]
     answer = last.get("answer") or {}
-    prompt = run.vocabulary.text(first["prompt_ids"])
+    prompt = _prompt(run, first, last)
     sibling_rows = run.select(
         "SELECT id, reward, state FROM episodes WHERE siblings = ? ORDER BY id LIMIT 128", [row["siblings"]]
     )
@@ -75,7 +76,7 @@ def whole_text(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
     row, places = event_pages(run, query.get("id", ""))
     what, number = query.get("what", ""), int(query.get("number", 0))
     if what == "prompt":
-        return {"text": run.vocabulary.text(read_all(run, row, places[:1])[0]["prompt_ids"])}
+        return {"text": _prompt(run, *read_all(run, row, [places[0], places[-1]]))}
     if what in ("answer", "detail"):
         (last,) = read_all(run, row, places[-1:])
         return {"text": last["answer"]["text"] if what == "answer" else last["reward_detail"]}
@@ -89,6 +90,14 @@ def whole_text(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
         return {"text": event["observations"][number]["text"]}
     except (KeyError, IndexError, ValueError):
         raise DataError(f"episode {row['id']!r} has no such text: {dict(query)}") from None
+
+
+def _prompt(run: OpenRun, first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """What was asked; of an endpoint, which hides the ids, the messages before its first reply."""
+    messages = list(itertools.takewhile(lambda m: m.get("role") != "assistant", last.get("messages", [])))
+    if messages:
+        return "\n\n".join(f"{m.get('role')}: {m.get('content')}" for m in messages)
+    return run.vocabulary.text(first["prompt_ids"])
 
 
 def event_pages(run: OpenRun, id: str) -> tuple[dict[str, Any], Sequence[int]]:

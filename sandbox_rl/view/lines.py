@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-__all__ = ["GrowingLines", "json_file"]
+__all__ = ["GrowingLines", "json_file", "json_line"]
 
 
 class GrowingLines:
@@ -47,18 +48,25 @@ class GrowingLines:
             if not line.endswith(b"\n"):
                 return
             self._read += len(line)
-            try:
-                value = orjson.loads(line.replace(b"NaN", b"null").replace(b"Infinity", b"null"))
-            except ValueError:
-                continue
-            if isinstance(value, dict):
+            if value := json_line(line):
                 self.values.append(value)
+
+
+def json_line(line: bytes) -> dict[str, Any]:
+    """The object in a line, with None for numbers that are none; empty where it is no object."""
+    try:
+        value = orjson.loads(line)
+    except ValueError:
+        try:
+            value = json.loads(line, parse_constant=lambda _: None)  # NaN, as Python writes it
+        except ValueError:
+            return {}
+    return value if isinstance(value, dict) else {}
 
 
 def json_file(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is none."""
     try:
-        value = orjson.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return json_line(path.read_bytes())
+    except OSError:
         return {}
-    return value if isinstance(value, dict) else {}

@@ -19,9 +19,10 @@ from typing import Any
 from sandbox_rl.errors import DataError
 from sandbox_rl.evaluation.results import FORMAT
 from sandbox_rl.journal import Index
-from sandbox_rl.ledger import read_ledger
+from sandbox_rl.ledger.reader import FORMAT as LEDGER_FORMAT
 from sandbox_rl.view.golds import Golds
-from sandbox_rl.view.lines import GrowingLines, json_file
+from sandbox_rl.view.lines import GrowingLines, json_file, json_line
+from sandbox_rl.view.samples import TABLES, read_samples
 from sandbox_rl.view.vocabulary import Vocabulary, model_of, vocabulary_of
 
 __all__ = ["OpenRun", "open_run"]
@@ -32,12 +33,10 @@ SILENT_S = 120
 """Without any sign of life a run that has not said its end is taken for dead."""
 
 _OWN_TABLES = (
-    "CREATE TABLE IF NOT EXISTS samples "
-    "(episode TEXT PRIMARY KEY, end TEXT, advantage REAL, trained INTEGER)",
+    *TABLES,
     "CREATE TABLE IF NOT EXISTS flags (episode TEXT, name TEXT, detail TEXT, PRIMARY KEY (episode, name))",
     "CREATE TABLE IF NOT EXISTS looked (episode TEXT PRIMARY KEY, work INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS by_flag ON flags (name)",
-    "CREATE INDEX IF NOT EXISTS by_end ON samples (end)",
 )
 
 
@@ -68,8 +67,6 @@ class OpenRun:
         self._cache = cache
         self._sorted = False
         self._vocabulary: Vocabulary | None = None
-        self._ledger_size = 0
-        self._ledger_due = 0.0
 
     def __enter__(self) -> OpenRun:
         self._stack = ExitStack()
@@ -103,7 +100,7 @@ class OpenRun:
             lines.refresh()
         self.behind = self.index.advance(seconds)
         if not self.behind:
-            self._read_ledger()
+            read_samples(self.index, self.path / "ledger.jsonl", seconds)
             if not self._sorted:
                 for column in SORTED:
                     self.index.write(f"CREATE INDEX IF NOT EXISTS sorted_{column} ON episodes ({column})")
@@ -145,18 +142,6 @@ class OpenRun:
         """What `results.json` holds."""
         return json_file(self.path / "results.json")
 
-    def _read_ledger(self) -> None:
-        """Bring what the ledger says of each sample into the index, seldom if that takes long."""
-        path = self.path / "ledger.jsonl"
-        size = path.stat().st_size if path.exists() else 0
-        started = time.monotonic()
-        if size == self._ledger_size or started < self._ledger_due:
-            return
-        self.index.write("DELETE FROM samples")
-        self.index.write("REPLACE INTO samples VALUES (?, ?, ?, ?)", _samples(path))
-        self._ledger_size = size
-        self._ledger_due = time.monotonic() + 20 * (time.monotonic() - started)
-
 
 @contextmanager
 def open_run(path: Path, *, whole: bool = False) -> Iterator[OpenRun]:
@@ -172,13 +157,6 @@ def open_run(path: Path, *, whole: bool = False) -> Iterator[OpenRun]:
     with OpenRun(path, Path(base).expanduser() / "sandbox-rl" / "view") as run:
         run.refresh(float("inf") if whole else 0.3)
         yield run
-
-
-def _samples(ledger: Path) -> Iterator[tuple[str, str, float | None, int]]:
-    for update in read_ledger(ledger):
-        for group in update.groups:
-            for sample in group.samples:
-                yield sample.episode, sample.end.value, sample.advantage, update.number
 
 
 @contextmanager
@@ -199,7 +177,16 @@ def _check(path: Path) -> None:
     formats = [part.get("format") for part in (found, *found.values()) if isinstance(part, dict)]
     newer = [f for f in formats if isinstance(f, int) and f > FORMAT]
     if newer:
-        raise DataError(
-            f"{path / 'results.json'}: format {newer[0]}, expected at most {FORMAT}; a newer version has "
-            "written it: update sandbox_rl"
-        )
+        raise _newer(path / "results.json", newer[0], FORMAT)
+    ledger = path / "ledger.jsonl"
+    if ledger.exists():
+        with ledger.open("rb") as file:
+            found = json_line(file.readline(1_000))
+        if isinstance(found.get("ledger"), int) and found["ledger"] > LEDGER_FORMAT:
+            raise _newer(ledger, found["ledger"], LEDGER_FORMAT)
+
+
+def _newer(path: Path, found: int, known: int) -> DataError:
+    return DataError(
+        f"{path}: format {found}, expected at most {known}; a newer version has written it: update sandbox_rl"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.view.api import answer, to_json
 from sandbox_rl.view.learning import findings, headline
 from sandbox_rl.view.opened import OpenRun, open_run
+from sandbox_rl.view.suspicion import look
 from tests.unit.view.run_on_disk import GROUP, bash, make_run, rollout, write_episode
 
 
@@ -242,7 +244,7 @@ def test_nothing_is_named_where_nothing_stands_in_its_way():
     assert findings(steps(*[0.5] * 8, **healthy), []) == []
 
 
-@pytest.mark.parametrize("kind", ["missing", "file", "empty", "newer"])
+@pytest.mark.parametrize("kind", ["missing", "file", "empty", "newer", "newer ledger"])
 def test_what_is_no_run_is_one_line(tmp_path, kind):
     path = tmp_path / "it"
     if kind == "file":
@@ -253,6 +255,9 @@ def test_what_is_no_run_is_one_line(tmp_path, kind):
         make_run(tmp_path / "made")
         path = tmp_path / "made"
         (path / "results.json").write_text('{"before": {"format": 99}}')
+    if kind == "newer ledger":
+        path = make_run(tmp_path / "newer")
+        (path / "ledger.jsonl").write_text('{"ledger": 99}\n')
     with pytest.raises(DataError) as raised, open_run(path):
         pass
     assert str(path) in str(raised.value)
@@ -277,3 +282,47 @@ def test_broken_tokens_are_one_line(tmp_path):
     path.write_bytes(path.read_bytes()[:50])
     with open_run(directory, whole=True) as run, pytest.raises(DataError, match="cannot be read"):
         ask(run, "episode", id="train-000003-0001")
+
+
+def test_a_ledger_is_read_on_and_anew_where_another_takes_its_place(tmp_path):
+    directory = make_run(tmp_path / "run")
+    path = directory / "ledger.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3]) + lines[3][:40])
+    with open_run(directory, whole=True) as run:
+        ends = "SELECT count(*) AS n FROM samples"
+        assert run.select(ends)[0]["n"] == 2 * GROUP
+        with path.open("r+") as file:
+            file.writelines(lines)
+        run.refresh()
+        assert run.select(ends)[0]["n"] == 6 * GROUP
+        path.with_name("other").write_text("".join(lines[:2]))
+        os.replace(path.with_name("other"), path)
+        run.refresh()
+        assert run.select(ends)[0]["n"] == GROUP
+    with open_run(directory) as run:
+        assert run.select(ends)[0]["n"] == GROUP
+
+
+def test_another_run_in_the_place_of_one_that_was_looked_at_has_nothing_of_it(tmp_path):
+    with open_run(make_run(tmp_path / "run"), whole=True) as run:
+        while look(run, 10):
+            pass
+        assert run.select("SELECT count(*) AS n FROM looked")[0]["n"]
+    shutil.rmtree(tmp_path / "run")
+    time.sleep(0.01)
+    with open_run(make_run(tmp_path / "run", groups=2, ledger=False), whole=True) as run:
+        assert run.select("SELECT count(*) AS n FROM looked")[0]["n"] == 0
+        assert run.select("SELECT count(*) AS n FROM samples")[0]["n"] == 0
+        assert ask(run, "episodes")["total"] == 2 * GROUP + 1
+
+
+def test_numbers_that_are_none_are_gaps_and_words_stay_words(made):
+    with (made.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "loss": NaN, "grad_norm": Infinity, "reward/mean": 1.0, "note": "NaN"}\n')
+    with (made.path / "alarms.jsonl").open("a") as file:
+        file.write('{"step": 7, "name": "not_finite", "detail": "loss is NaN"}\n')
+    made.refresh()
+    found = ask(made, "overview")
+    assert (found["curves"]["loss"][-1], found["curves"]["reward/mean"][-1]) == (None, 1.0)
+    assert any("loss is NaN" in finding["text"] for finding in found["findings"])
