@@ -67,7 +67,8 @@ class LoopThread:
 
     def give_up(self) -> None:
         """End the episodes that run, and let no others begin; from any thread, at any time."""
-        self._loop.call_soon_threadsafe(self._give_up)
+        with suppress(RuntimeError):  # the loop is closed: nothing runs any more
+            self._loop.call_soon_threadsafe(self._give_up)
 
     def _give_up(self) -> None:
         if not self._stopping and self._episodes is not None:
