@@ -1,6 +1,6 @@
 """FI-12: runs that are killed at seeded points and resumed, held bit for bit against one that was not.
 
-`python -m tests.faults.kill_points [--points 20] [--processes 1 2] [--seed 0] [--directory DIRECTORY]` prints
+`python -m tests.faults.kill_points [--points 20] [--processes 1 2] [--seed 0] [--term]` prints
 a line for each: point, processes, settings, and whether weights, optimizer, metrics and the order of samples
 are equal. It ends with 1 if any is not.
 """
@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +129,13 @@ class Control:
         paths = [self.directory / f"{self.name}-{rank}.json" for rank in range(self.processes)]
         return [Counter(json.loads(path.read_text())) for path in paths]
 
-    def points(self, seed: int, count: int) -> list[tuple[str, int]]:
+    def points(self, seed: int, count: int, how: str = "") -> list[tuple[str, int]]:
         """Points and the process that is killed there: all kinds in turn, at times drawn from the seed."""
         rng = random.Random(f"{seed} {self.name}")
         reached = [(kind, rank) for rank, found in enumerate(self.counts) for kind in sorted(found)]
         rng.shuffle(reached)
         chosen = [reached[i % len(reached)] for i in range(count)]
-        return [(f"{kind}:{rng.randint(1, self.counts[rank][kind])}", rank) for kind, rank in chosen]
+        return [(f"{kind}:{rng.randint(1, self.counts[rank][kind])}{how}", rank) for kind, rank in chosen]
 
     def outcome(self, run: Path) -> dict[str, Any]:
         """What two runs must have alike, by name."""
@@ -145,7 +145,8 @@ class Control:
         """What differs from the control after a kill there and a resume; [] where nothing does."""
         name = f"{self.name}-{point.replace(' ', '-').replace(':', '-')}-{rank}"
         expected = self.state
-        kill(self.start(name, point, rank), rank)
+        stop = finish if point.endswith(":term") else partial(kill, rank=rank)
+        stop(self.start(name, point, rank))
         # A launcher that saw the kill before the run had a directory starts the command as it was.
         begun = (self.run(name) / "history.jsonl").exists()
         finish(self.start(name, "none", rank, *(["--resume", name] if begun else [])))
@@ -248,6 +249,7 @@ def main() -> int:
     parser.add_argument("--settings", nargs="+", default=[name for name in SETTINGS if name != "async"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=Path)
+    parser.add_argument("--term", action="store_true", help="SIGTERM instead of SIGKILL")
     options = parser.parse_args()
     directory = options.directory or Path(tempfile.mkdtemp(prefix="kill-points-"))
     failed = 0
@@ -258,7 +260,7 @@ def main() -> int:
                 continue
             control = Control(directory, settings, processes)
             share = options.points // len(options.settings) + (place < options.points % len(options.settings))
-            for point, rank in control.points(options.seed, share):
+            for point, rank in control.points(options.seed, share, ":term" if options.term else ""):
                 started = time.monotonic()
                 try:
                     said = ", ".join(sorted(control.differences(point, rank))) or "yes"

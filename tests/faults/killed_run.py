@@ -1,8 +1,8 @@
 """`train` whose process is killed at a named point; what kill_points.py starts.
 
 `python -m tests.faults.killed_run POINT RANK COUNTS RECIPE [ARGUMENT]...`: POINT is `none` or `KIND:N`, for
-the N-th time that a kind of `POINTS` is reached on the process RANK. Without one, how often each kind was
-reached is written to COUNTS-RANK.json.
+the N-th time that a kind of `POINTS` is reached on the process RANK; `KIND:N:term` sends SIGTERM. With
+`none`, how often each kind was reached is written to COUNTS-RANK.json.
 
 The first turn of each episode writes an answer that follows from the episode's seed, the others are sampled;
 what an answer earns follows from it. With over-sampling, which groups are slow follows from their numbers.
@@ -64,8 +64,9 @@ class Points:
     """Counts, and kills this process when its time has come."""
 
     def __init__(self, wanted: str) -> None:
-        self.kind, _, number = wanted.partition(":")
-        self.left = int(number or 0)
+        self.kind, number, *how = (*wanted.split(":"), "0")[:3]
+        self.left = int(number)
+        self.signal = signal.SIGTERM if how == ["term"] else signal.SIGKILL
         self.counts: Counter[str] = Counter()
 
     def reached(self, kind: str) -> None:
@@ -73,7 +74,7 @@ class Points:
         if kind == self.kind:
             self.left -= 1
             if not self.left:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.signal)
 
     def install(self) -> None:
         for kind, (owner, name, when) in POINTS.items():
