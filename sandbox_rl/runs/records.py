@@ -20,6 +20,7 @@ from sandbox_rl.runs.lock import alone
 from sandbox_rl.runs.plan import RunPlan
 from sandbox_rl.runs.resume import begin, sizes_of
 from sandbox_rl.training.agreement import together
+from sandbox_rl.training.checkpoints import prune
 
 __all__ = ["Records", "open_records"]
 
@@ -77,6 +78,7 @@ def _begin(plan: RunPlan, state: PartialState, stack: ExitStack) -> tuple[Histor
                     processes=state.num_processes,
                 )
             ]
+            prune(run.checkpoints, plan.args.save_total_limit)  # a kill may have come before that
     broadcast_object_list(found)
     begun: tuple[History, Sequence[str]] = found[0]
     return begun
