@@ -42,5 +42,6 @@ def show_training(result: TrainResult, display: Display) -> None:
             rows,
         )
     display.say(f"Run:   {result.run}")
+    display.say(f"See:   sandbox-rl view {result.run}")
     if result.export is not None:
         display.say(f"Model: {result.export}")

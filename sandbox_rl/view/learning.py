@@ -35,20 +35,22 @@ def headline(rows: Rows) -> Finding:
     Args:
         rows: of `metrics.jsonl`.
     """
+    held = _held_out(rows)
+    return held if held is not None and held.level != "note" else _trend(_values(rows, *REWARD))
+
+
+def _held_out(rows: Rows) -> Finding | None:
+    """What the first and the last measurement on held-out tasks say; None where there are not two."""
     held = [row for row in rows if "eval/accuracy" in row]
-    rewards = _values(rows, *REWARD)
-    said = _trend(rewards)
-    if len(held) >= 2:
-        first, last = held[0], held[-1]
-        change = f"{_percent(first['eval/accuracy'])} → {_percent(last['eval/accuracy'])}"
-        if last.get("eval/low", 0) > first.get("eval/high", 1):
-            return Finding("good", f"It is learning: held-out accuracy {change}.")
-        if last.get("eval/high", 1) < first.get("eval/low", 0):
-            return Finding("bad", f"It is getting worse: held-out accuracy {change}.")
-        if said.level == "good":
-            return Finding("note", f"{said.text} Held-out accuracy {change} is within its intervals.")
-        return Finding("note", f"{said.text} Held-out accuracy {change} does not tell yet.")
-    return said
+    if len(held) < 2:
+        return None
+    first, last = held[0], held[-1]
+    change = f"{_percent(first['eval/accuracy'])} → {_percent(last['eval/accuracy'])}"
+    if last.get("eval/low", 0) > first.get("eval/high", 1):
+        return Finding("good", f"It is learning: held-out accuracy {change}.")
+    if last.get("eval/high", 1) < first.get("eval/low", 0):
+        return Finding("bad", f"It is getting worse: held-out accuracy {change}.")
+    return Finding("note", f"Held-out accuracy {change}: the intervals overlap, it does not tell yet.")
 
 
 def _trend(rewards: Sequence[float]) -> Finding:
@@ -77,6 +79,8 @@ def findings(rows: Rows, alarms: Rows) -> list[Finding]:
         *_optimizer(late),
         *_distribution(steps, late),
     ]
+    held = _held_out(rows)
+    found += [held] if held is not None and held.level == "note" else []
     order = {"bad": 0, "warn": 1, "note": 2, "good": 3}
     return sorted(found, key=lambda f: order[f.level])
 

@@ -113,7 +113,7 @@ class OpenRun:
     @property
     def vocabulary(self) -> Vocabulary:
         """What token ids say; of a run without a tokenizer in reach it knows nothing."""
-        if self._vocabulary is None:
+        if self._vocabulary is None or not self._vocabulary.known:  # a run saves one after its start
             self._vocabulary = vocabulary_of(self.path)
         return self._vocabulary
 

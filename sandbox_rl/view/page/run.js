@@ -52,7 +52,8 @@ function verdict(run) {
   const said = run.kind === "evaluation" ? evaluated(run) : run.headline;
   return h("section.verdict", { "aria-label": "Is it learning?" },
     h("h1." + said.level, {}, said.text),
-    run.findings.length ? h("ul.findings", {}, run.findings.slice(0, 8).map(line)) : h("p.soft", {}, run.kind === "evaluation" ? run.path : "Nothing stands in its way: no alarms, no faults, and groups whose rewards differ."),
+    run.findings.length ? h("ul.findings", {}, run.findings.slice(0, 8).map(line)) : null,
+    run.findings.some((f) => f.level !== "note") ? null : h("p.soft", {}, run.kind === "evaluation" ? run.path : "Nothing stands in its way: no alarms, no faults, and groups whose rewards differ."),
     numbers(run));
 }
 
