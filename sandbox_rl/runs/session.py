@@ -94,6 +94,6 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
         finish.install(loop.give_up)
         if state.is_main_process:
             records.run.write_json("machine.json", machine_facts(backend.info))
-            # The journal holds ids; whoever looks at the run before it has saved a checkpoint needs the words.
+            # The journal holds ids; whoever looks at a run before its first checkpoint needs the words.
             model.tokenizer.save_pretrained(records.run.path / "tokenizer")
         yield Session(plan, state, display, model, policy, loop, engine, records, finish, faults)
