@@ -22,6 +22,7 @@ from sandbox_rl.commands import (
     bundle,
     check,
     compare,
+    doctor,
     evaluate,
     export,
     export_episodes,
@@ -61,6 +62,7 @@ OURS = (
     view,
     show,
     export_episodes,
+    doctor,
     check,
 )
 
