@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +14,8 @@ from sandbox_rl.journal.columns import Columns, unpack
 
 __all__ = ["places_of", "read_chain", "read_events", "whole_lines", "writers"]
 
-_HEAD_BYTES = 1_000
-_BEFORE = re.compile(rb'"prev":\s*(-?\d+)')
-"""It comes before anything of an event that a policy can write."""
+_HEAD = re.compile(rb'\{"event":\s*"\w+",\s*"episode_id":\s*"(?:[^"\\]|\\.)*"(?:,\s*"prev":\s*(-?\d+))?')
+"""How every event of an episode begins, and the offset of the one before it, which the first lacks."""
 
 
 def writers(directory: Path) -> list[str]:
@@ -56,15 +56,14 @@ def places_of(directory: Path, writer: str, at: int) -> list[int]:
     """
     path = directory / f"{writer}.jsonl"
     places = [at]
-    with path.open("rb") as lines:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
         while True:
-            head = os.pread(lines.fileno(), _HEAD_BYTES, places[-1])
-            if not head.startswith(b'{"event"'):
-                raise ValueError(f"{path}: no event at byte {places[-1]}")
-            found = _BEFORE.search(head.partition(b"\n")[0])
+            found = _HEAD.match(lines, places[-1])
             if found is None:
+                raise ValueError(f"{path}: no event at byte {places[-1]}")
+            if found.group(1) is None:
                 return places[::-1]
-            if not int(found.group(1)) < places[-1]:
+            if not 0 <= int(found.group(1)) < places[-1]:
                 raise ValueError(
                     f"{path}: the event at byte {places[-1]} follows one at {int(found.group(1))}"
                 )

@@ -113,8 +113,11 @@ def event_pages(run: OpenRun, id: str) -> tuple[dict[str, Any], Sequence[int]]:
     )
     if not rows:
         raise DataError(f"{run.path}: no episode {id!r}; `sandbox-rl show {run.path}` lists them")
+    place = rows[0]["writer"], rows[0]["last"]
     try:
-        return rows[0], places_of(run.index.directory, rows[0]["writer"], rows[0]["last"])
+        if run.opened is None or run.opened[0] != place:  # a person asks for one episode many times
+            run.opened = place, places_of(run.index.directory, *place)
+        return rows[0], run.opened[1]
     except (OSError, ValueError) as error:
         raise DataError(f"{run.path}: episode {id!r} cannot be read: {error}") from error
 

@@ -61,6 +61,8 @@ class OpenRun:
         self.alarms = GrowingLines(path / "alarms.jsonl")
         self.model = model_of(path)
         """That it trains or measures, as it names it."""
+        self.opened: tuple[tuple[str, int], list[int]] | None = None
+        """Where the events of the episode lie that was asked for last."""
         self.behind = 0
         """Bytes of the journal that are not in the index yet."""
         self.golds = Golds(self.path)

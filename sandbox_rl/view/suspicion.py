@@ -34,6 +34,8 @@ RULES = {
 }
 """Name → what it means."""
 MOST_SHOWN = 500
+MOST_EVENTS = 1_000
+"""At each end of an episode that are looked at."""
 FEWEST = 20
 """Episodes of a domain before lengths are odd, or work is what most do."""
 
@@ -69,7 +71,7 @@ def look(run: OpenRun, seconds: float = 0.2) -> int:
             break
         try:
             about, places = event_pages(run, row["id"])
-            events = read_all(run, about, places)
+            events = read_all(run, about, [*places[:MOST_EVENTS], *places[MOST_EVENTS:][-MOST_EVENTS:]])
         except DataError:
             seen.append((row["id"], 0))
             continue

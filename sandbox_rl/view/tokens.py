@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sandbox_rl.view.episode import event_pages, read_all
@@ -12,6 +12,8 @@ __all__ = ["TOKENS", "tokens"]
 
 TOKENS = 20_000
 """Tokens that are sent at once."""
+EVENTS = 200
+"""Events that are read at once."""
 PROMPT, SAMPLED, OBSERVED = 0, 1, 2
 
 
@@ -30,8 +32,9 @@ def tokens(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
         DataError: as `episode`.
     """
     row, places = event_pages(run, query.get("id", ""))
-    columns = columns_of(read_all(run, row, places))
-    total, offset = len(columns["ids"]), max(0, int(query.get("offset", 0)))
+    offset = max(0, int(query.get("offset", 0)))
+    columns, whole = _columns(run, row, places, offset + TOKENS)
+    total = len(columns["ids"]) if whole else row["prompt"] + row["sampled"] + row["observed"]
     page = {name: column[offset : offset + TOKENS] for name, column in columns.items()}
     used = sorted(set(page["ids"]))
     return {
@@ -44,6 +47,21 @@ def tokens(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
         "advantage": row["advantage"],
         "weight": _weight(run, row),
     }
+
+
+def _columns(
+    run: OpenRun, row: Mapping[str, Any], places: Sequence[int], most: int
+) -> tuple[dict[str, list[Any]], bool]:
+    """The columns up to so many tokens or a few more, and whether that is all of the episode."""
+    events: list[dict[str, Any]] = []
+    count = 0
+    for at in range(0, len(places), EVENTS):
+        piece = read_all(run, row, places[at : at + EVENTS])
+        events += piece
+        count += sum(sum(event["columns"]["lengths"]) for event in piece)
+        if count > most and at + EVENTS < len(places):
+            return columns_of(events), False
+    return columns_of(events), True
 
 
 def columns_of(events: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -106,7 +106,7 @@ const HEATS = {
 };
 
 async function tokensTab(state, query, body) {
-  const t = await ask("tokens", query);
+  const t = await ask("tokens", { ...query, offset: state.from });
   const control = new Set(t.control), versions = t.version.filter((v) => v !== null);
   const range = [Math.min(...versions.slice(0, 1e5)), Math.max(...versions.slice(0, 1e5))];
   const details = h("dl.row.token-facts", { "aria-live": "polite" });
@@ -115,7 +115,7 @@ async function tokensTab(state, query, body) {
   const origins = ["prompt", "sampled", "observed"];
   const word = (i) => t.words[t.ids[i]] ?? "";
   const show = (i) => fill(details, pairs([
-    ["Token", `${i + 1} of ${number(t.total)}`], ["Text", h("code", {}, JSON.stringify(word(i)))], ["Id", t.ids[i]], ["Origin", origins[t.origin[i]] + (control.has(t.ids[i]) ? ", control token" : "")],
+    ["Token", `${t.offset + i + 1} of ${number(t.total)}`], ["Text", h("code", {}, JSON.stringify(word(i)))], ["Id", t.ids[i]], ["Origin", origins[t.origin[i]] + (control.has(t.ids[i]) ? ", control token" : "")],
     ["Trained on", t.origin[i] !== 1 ? "no, not sampled" : t.end === null ? "not recorded" : t.end === "used" ? "yes" : "no"], ["Log-prob, sampler", t.logprob[i] === null ? "–" : number(t.logprob[i], 4)],
     ["Log-prob, trainer", "not recorded"], ["Weights", t.version[i] ?? "–"], ["Advantage", t.origin[i] === 1 && t.advantage !== null ? number(t.advantage) : "–"],
     ["Share of the step", t.origin[i] === 1 && t.weight !== null ? percentOf(t.weight) : "–"],
@@ -149,8 +149,10 @@ async function tokensTab(state, query, body) {
   }
   view.addEventListener("mouseover", (event) => event.target.dataset.i && show(Number(event.target.dataset.i)));
   view.addEventListener("click", (event) => event.target.dataset.i && show(Number(event.target.dataset.i)));
+  const go = (from, title) => link({ ...state, from: from || "" }, title);
+  const further = [t.offset > 0 ? go(Math.max(0, t.offset - 20000), "← before ") : null, t.offset + t.ids.length < t.total ? go(t.offset + t.ids.length, "after →") : null];
   const sampled = t.logprob.filter((v) => v !== null);
-  fill(body, h("div.heat", {}, h("label", { for: "heat" }, "Heat by "), select, h("span.soft", {}, ` darker is ${"less likely, older or weightier"}; control tokens have a frame; grey was observed`), t.total > t.ids.length ? h("span.warn", {}, ` the first ${number(t.ids.length)} of ${number(t.total)} tokens`) : null), details, view);
+  fill(body, h("div.heat", {}, h("label", { for: "heat" }, "Heat by "), select, h("span.soft", {}, ` darker is ${"less likely, older or weightier"}; control tokens have a frame; grey was observed`), t.total > t.ids.length ? h("span", {}, ` ${number(t.offset + 1)} to ${number(t.offset + t.ids.length)} of ${number(t.total)} `, further) : null), details, view);
   show(t.origin.indexOf(1) >= 0 ? t.origin.indexOf(1) : 0);
   if (!sampled.length) view.before(h("p.soft", {}, t.total ? "No log-probs were recorded." : "The endpoint hides the tokens of this episode."));
   draw();

@@ -161,6 +161,20 @@ def test_tokens_have_everything_that_is_known(made):
     assert found["version"][3] == 1
 
 
+def test_tokens_of_a_long_episode_come_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox_rl.view.tokens.TOKENS", 50)
+    monkeypatch.setattr("sandbox_rl.view.tokens.EVENTS", 7)
+
+    def change(journal: Journal) -> None:
+        write_episode(journal, rollout("train-000300-0000", bash(*[("ls", "x")] * 90), "1", 1.0))
+
+    with open_run(make_run(tmp_path / "run", change=change), whole=True) as run:
+        pieces = [ask(run, "tokens", id="train-000300-0000", offset=at) for at in range(0, 635, 50)]
+    assert {piece["total"] for piece in pieces} == {3 + 90 * 7 + 2}
+    ids = [id for piece in pieces for id in piece["ids"]]
+    assert ids == [1, 9, 0, *[3, 4, 5, 2, 0, 6, 7] * 90, 8, 2]
+
+
 @pytest.mark.parametrize("end", SampleEnd)
 def test_every_class_of_the_ledger_is_a_sentence(tmp_path, end):
     directory = make_run(tmp_path / "run")
