@@ -9,7 +9,7 @@ way of transfer that this machine has:
     stall        longest time between two finished turns of one episode around a publication, less the
                  median turn: what episodes see of it
     directory    the alternative: write a checkpoint, and have vLLM's own `reload_weights` read it
-    restart      from SIGKILL until the newest weights are served again (`shm` only)
+    restart      from SIGKILL until the newest weights are served again
 
     python scripts/bench_weights.py [--sizes 8M 120M] [--transfers shm gloo] [--json FILE]
 
@@ -42,9 +42,10 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.vllm.fleet import ManagedServers
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
-from sandbox_rl.policies.vllm.supervisor import SupervisedServer
+from sandbox_rl.policies.vllm.supervisor import SupervisedServers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.weights import PublishedWeights
 from sandbox_rl.training.tiny import tiny_tokenizer
@@ -88,15 +89,16 @@ class Bench:
         environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if "enable-lora" in extra else {}
         settings = VLLMSettings(type="vllm", arguments=arguments, environment=environment)
         self.loop = loop
-        self.server = ManagedServer(
+        self.child = ManagedServer(
             settings,
             model=str(checkpoint),
             log=checkpoint.parent / f"{transfer}.log",
             transfer=transfer,
             gpu=gpu,
         )
-        self.weights = PublishedWeights(self.server, loop, transfer=transfer)
-        supervised = SupervisedServer(self.server, self.weights, restarts=settings.restarts)
+        self.server = ManagedServers([self.child])
+        self.weights = PublishedWeights(self.server, loop, transfer=transfer, keeps=True)
+        supervised = SupervisedServers(self.server, self.weights, restarts=settings.restarts)
         self.policy = VLLMPolicy(supervised, settings, end_ids=frozenset({1}), version=self.weights.version)
 
     async def turn(self, seed: int, timeout: float = 300.0) -> int:
@@ -195,10 +197,8 @@ def reload_from_directory(bench: Bench, model: PreTrainedModel, checkpoint: Path
 
 
 def kill_and_wait(bench: Bench) -> None:
-    assert bench.server._process is not None
-    children = Path(
-        f"/proc/{bench.server._process.pid}/task/{bench.server._process.pid}/children"
-    ).read_text()
+    assert bench.child._process is not None
+    children = Path(f"/proc/{bench.child._process.pid}/task/{bench.child._process.pid}/children").read_text()
     os.kill(int(children.split()[0]), signal.SIGKILL)
     bench.loop.run(bench.turn(1, timeout=300.0))
 
@@ -233,7 +233,7 @@ def measure(size: str, transfer: str, dtype: str, repeats: int) -> dict[str, Any
             row["directory_s"], row["directory_stall_s"] = under_load(
                 bench, lambda: reload_from_directory(bench, model, checkpoint), repeats
             )
-            row["restart_s"] = timed(lambda: kill_and_wait(bench)) if transfer == "shm" else None
+            row["restart_s"] = timed(lambda: kill_and_wait(bench))
             bench.weights.close()
     return row
 

@@ -35,6 +35,7 @@ from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.policies.base import PolicySession, Sampling, TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.vllm.fleet import ManagedServers
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.rewards.places import PROGRAM
@@ -222,7 +223,9 @@ async def on_server(model: Path, slots: int, scale: Scale, gpu: bool) -> list[di
     rows = []
     versions = iter(range(1_000_000))
     version = shared_version()
-    async with FixedLength(server, settings, end_ids=frozenset({0}), version=version) as served:
+    async with FixedLength(
+        ManagedServers([server]), settings, end_ids=frozenset({0}), version=version
+    ) as served:
         warm = await with_tools(served, chat, toolbox, scale, slots, "warm")
         for multiple in scale.flight:
             in_flight = round(multiple * slots)

@@ -60,7 +60,7 @@ class Recipe(RunSettings):
                     f"mode 'async' with model.quantization {self.model.quantization!r}, expected none: TRL's "
                     "asynchronous trainer loads the model itself; set mode: sync"
                 )
-            if self.policy.sleep:
+            if self.policy.sleep is True:
                 raise ValueError("mode 'async' with policy.sleep, expected false: it samples all the time")
             if self.update.micro_batch_tokens is not None:
                 raise ValueError(

@@ -45,6 +45,13 @@ class VLLMSettings(Settings):
     type: Literal["vllm"]
     engine: Literal["managed", "external"] = "managed"
     """`managed`: a child of this run. `external`: `base_urls`, started by someone else."""
+    placement: Literal["auto", "one", "shared", "split"] = "auto"
+    """Where managed servers run. `one`: on the single card that trains. `shared`: on each card that trains.
+    `split`: on the cards that do not. `auto`: `split` where cards are left and it fits, else on those that
+    train; on the CPU without a card (docs/vllm.md)."""
+    servers: int | Literal["auto"] = Field("auto", ge=1)
+    """Managed servers, each a process of its own. `auto`: as many as `placement` has cards for, one without
+    a card."""
     base_urls: tuple[Annotated[str, Field(pattern=r"^(https?://[^/\s]+|unix:///\S+)$")], ...] = ()
     """Of external servers, e.g. http://10.0.0.5:8000 or unix:///run/vllm/http. They must run with
     VLLM_SERVER_DEV_MODE=1, the worker extension and the transfer's weight-transfer-config (docs/vllm.md):
@@ -71,10 +78,10 @@ class VLLMSettings(Settings):
     transfer: Literal["auto", "shm", "ipc", "nccl", "gloo"] = "auto"
     """How weights get in. `shm`: shared memory of one host. `ipc`: CUDA handles on one shared GPU. `nccl`:
     between GPUs, of other hosts too. `gloo`: over TCP, for other hosts without a way for NCCL.
-    `auto`: `ipc` where one trainer and a managed server share a GPU, else `shm`."""
-    sleep: bool = False
-    """A managed server gives its GPU memory back while the trainer updates and gets the weights when it
-    wakes: where both do not fit on one card. In `mode: sync` only."""
+    `auto`: of managed servers `ipc` on cards that train, `nccl` on others; else `shm`."""
+    sleep: bool | Literal["auto"] = "auto"
+    """Managed servers give their GPU memory back while the trainer updates and get the weights when they
+    wake, in `mode: sync` only. `auto`: where both do not fit on one card."""
     mismatch_alarm: float = Field(0.1, gt=0)
     """Warn when sampler and trainer differ by more than this on average per token (nats)."""
 
@@ -85,15 +92,28 @@ class VLLMSettings(Settings):
                 f"engine {self.engine!r} with {len(self.base_urls)} base_urls; expected base_urls with "
                 "'external' and none with 'managed'"
             )
-        if self.sleep and self.engine == "external":
-            raise ValueError("sleep: true, expected false with engine 'external', whose memory is not ours")
-        for name in self.arguments:
+        if self.engine == "external":
+            self._refuse_for_external()
+        for name, value in self.arguments.items():
             plain = name.replace("_", "-").lstrip("-").removeprefix("no-")
             if plain in _OURS:
                 raise ValueError(f"arguments: {name!r} belongs elsewhere: {_OURS[plain]}")
             if name != name.lstrip("-"):
                 raise ValueError(f"arguments: {name!r}, expected the name without dashes in front")
+            if plain == "tensor-parallel-size" and (isinstance(value, bool) or not _positive(value)):
+                raise ValueError(f"arguments: {name!r} is {value!r}, expected a number of cards, 1 or more")
         return self
+
+    def _refuse_for_external(self) -> None:
+        if self.sleep is True:
+            raise ValueError("sleep: true, expected false with engine 'external', whose memory is not ours")
+        for field, value in (("placement", self.placement), ("servers", self.servers)):
+            if value != "auto":
+                raise ValueError(f"{field}: {value!r}, expected none with engine 'external': see base_urls")
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
 
 
 class RecordedPolicySettings(Settings):

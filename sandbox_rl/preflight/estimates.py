@@ -23,13 +23,14 @@ __all__ = ["duration_of", "memory_of"]
 
 
 def memory_of(
-    recipe: Recipe, args: Any, config: PretrainedConfig, *, prompt: int, context: int
+    recipe: Recipe, args: Any, config: PretrainedConfig, *, prompt: int, context: int, shards: int = 1
 ) -> MemoryEstimate:
     """Memory of the trainer's process.
 
     Args:
         args: TRL's settings of the recipe.
         prompt, context: tokens of the longest prompt and of the model's longest sequence.
+        shards: processes that the weights are divided over.
     """
     # A server has memory of its own.
     policy = recipe.policy
@@ -44,6 +45,7 @@ def memory_of(
         completion_tokens=max(1, min(recipe.episode.max_tokens, context - prompt)),
         sampled_rows=sampled,
         stored_dtype=stored_dtype(config),
+        shards=shards,
         micro_batch_tokens=recipe.update.micro_batch_tokens,
     )
 

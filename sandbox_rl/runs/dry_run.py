@@ -17,6 +17,7 @@ from sandbox_rl.preflight.rewards import check_rewards
 from sandbox_rl.preflight.sampler import sampler_gap
 from sandbox_rl.runs.directory import check_output_dir
 from sandbox_rl.runs.model import RunModel
+from sandbox_rl.runs.placement import training_placement
 from sandbox_rl.runs.plan import RunPlan
 from sandbox_rl.runs.starting_point import needs_warmup
 from sandbox_rl.sandboxes.base import PlaysEpisodes
@@ -74,6 +75,9 @@ def _check_model(plan: RunPlan, model: RunModel, display: Display) -> None:
             display.say(f"warning: {warning}")
     memory = memory_of(recipe, plan.args, model.config, prompt=prompt, context=context)
     display.say(f"ok  memory: {memory}")
+    placement = training_placement(recipe, plan.args, model)
+    if placement is not None:
+        display.say(f"ok  placement: {placement}")
     duration = duration_of(recipe, plan.args, model.config, prompt=prompt, tasks=len(plan.train_tasks))
     display.say(f"ok  duration: {duration or 'not estimated for so small a model'}")
     if isinstance(recipe.policy, TransformersSettings):

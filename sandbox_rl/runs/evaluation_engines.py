@@ -38,6 +38,7 @@ from sandbox_rl.policies.config import RecordedPolicySettings, TransformersSetti
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
 from sandbox_rl.policies.recorded import RecordedPolicy
 from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.runs.placement import serving_placement
 from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
@@ -119,6 +120,7 @@ def local_engines(
             served = serve(
                 settings.policy,
                 _served(settings, model, tokenizer, chats["sandbox"], longest),
+                serving_placement(settings.policy),
                 loop=loop,
                 log=starting_log(Path(settings.output_dir), settings.name),
                 say=display.say,

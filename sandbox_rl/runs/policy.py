@@ -20,6 +20,7 @@ from sandbox_rl.policies.recorded import RecordedPolicy
 from sandbox_rl.runs.model import RunModel
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import compute_dtype, end_turns_with, load_trained
+from sandbox_rl.training.placement import Placement
 from sandbox_rl.training.publication.base import InProcessWeights, Weights
 from sandbox_rl.training.publication.served import ServedModel, ServedPolicy, serve, starting_log
 
@@ -46,12 +47,17 @@ class RunPolicy:
 def run_policy(
     recipe: Recipe,
     model: RunModel,
+    placement: Placement | None,
     *,
     loop: LoopThread,
     lease: ModelLease,
     display: Display,
 ) -> Iterator[RunPolicy]:
-    """Load the model, and start its servers where the recipe has some; entering the engine waits for them."""
+    """Load the model, and start its servers where the recipe has some; entering the engine waits for them.
+
+    Args:
+        placement: of managed servers.
+    """
     if isinstance(recipe.policy, TransformersSettings):
         loaded, weights = loaded_model(model), InProcessWeights()
         policy = build_policy(
@@ -69,6 +75,8 @@ def run_policy(
         played = RecordedPolicy(recordings(recipe.policy.journal), max_context=model.context)
         yield RunPolicy(played, loaded_model(model), None, InProcessWeights())
         return
+    if placement is not None:
+        display.say(f"policy: {placement}")
     served = serve(
         recipe.policy,
         ServedModel(
@@ -79,6 +87,7 @@ def run_policy(
             longest_prompt=model.longest_prompt,
             longest=model.longest,
         ),
+        placement,
         loop=loop,
         log=starting_log(Path(recipe.output_dir), recipe.name),
         say=display.say,

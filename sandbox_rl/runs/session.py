@@ -18,6 +18,7 @@ from sandbox_rl.preflight.rewards import check_rewards
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.runs.machine import machine_facts
 from sandbox_rl.runs.model import RunModel
+from sandbox_rl.runs.placement import training_placement
 from sandbox_rl.runs.plan import RunPlan
 from sandbox_rl.runs.policy import RunPolicy, run_policy
 from sandbox_rl.runs.records import Records, open_records
@@ -73,11 +74,14 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
         )
     settings = starting_point(recipe, base_dir=plan.base_dir, state=state, display=display)
     model = RunModel.of(plan, settings)
+    placement = training_placement(recipe, plan.args, model)
     finish, faults, lease = FinishOnSignal(), FaultWatch(recipe.reward.max_fault_share), ModelLease()
     with ExitStack() as stack:
         stack.callback(finish.remove)  # last: a second signal must not cut what is taken down
         loop = stack.enter_context(LoopThread(lease))
-        policy = stack.enter_context(run_policy(recipe, model, loop=loop, lease=lease, display=display))
+        policy = stack.enter_context(
+            run_policy(recipe, model, placement, loop=loop, lease=lease, display=display)
+        )
         backend = build_backend(recipe)
         engine = build_engine(
             recipe,

@@ -14,7 +14,14 @@ from trl import GRPOConfig
 
 from sandbox_rl.training.config import LoraSettings, ModelSettings
 
-__all__ = ["MemoryEstimate", "ModelShape", "estimate_memory", "model_shape"]
+__all__ = [
+    "OVERHEAD",
+    "MemoryEstimate",
+    "ModelShape",
+    "estimate_memory",
+    "kv_bytes_per_token",
+    "model_shape",
+]
 
 OVERHEAD = 1.1
 """Fragmentation and workspaces of kernels, a rule of thumb."""
@@ -80,6 +87,11 @@ class MemoryEstimate:
         """Peak of an update, with overhead."""
         held = self.weights + self.gradients + self.optimizer
         return int(OVERHEAD * (held + self.activations + self.workspace))
+
+    @property
+    def held(self) -> int:
+        """Of an update, what stays while a server samples, with overhead: gradients are gone then."""
+        return int(OVERHEAD * (self.weights + self.optimizer))
 
     @property
     def sampling(self) -> int:
@@ -171,7 +183,7 @@ def estimate_memory(
         optimizer=_optimizer(str(args.optim), trained, MASTER) // shards,
         activations=tokens * kept + casts,
         workspace=max(at_hand, logits),
-        kv_cache=sampled_rows * row * _kv_per_token(shape, compute),
+        kv_cache=sampled_rows * row * kv_bytes_per_token(shape, compute),
     )
 
 
@@ -234,7 +246,7 @@ def _logits(shape: ModelShape, tokens: int, *, cpu: bool, head: bool) -> int:
     return 4 * (tiles + (width + 2 * tokens) * shape.hidden + trained)
 
 
-def _kv_per_token(shape: ModelShape, item: int) -> int:
+def kv_bytes_per_token(shape: ModelShape, item: int) -> int:
     """A key and a value per layer."""
     return 2 * shape.layers * shape.kv_width * item
 

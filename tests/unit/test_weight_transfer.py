@@ -21,6 +21,8 @@ from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.base import InProcessWeights
 from sandbox_rl.training.publication.group import GroupTransport, address_towards
 from sandbox_rl.training.publication.payload import card_uuid
+from sandbox_rl.training.publication.sending import OwnServer
+from sandbox_rl.training.publication.transports import in_parts
 from sandbox_rl.training.publication.weights import PublishedWeights
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 
@@ -199,7 +201,7 @@ def test_a_sleeper_that_was_started_anew_is_paused_for_its_weights():
 
 def test_a_server_that_was_started_anew_gets_the_last_good_weights():
     fake = FakeVLLM()
-    with publishing(fake) as (weights, loop, servers):
+    with publishing(fake, keeps=True) as (weights, loop, servers):
         loop.run(weights.restore(servers[0]))
         assert not fake.control, "the first weights it loads by itself"
         weights.publish(Model(), 1)
@@ -212,8 +214,28 @@ def test_a_server_that_was_started_anew_gets_the_last_good_weights():
         fake.control.clear()
         loop.run(weights.restore(servers[0]))
         assert fake.weights == good
-        assert fake.control == ["/init_weight_transfer_engine", *UPDATE]
+        load = "/collective_rpc sandbox_rl_load"  # beside its transfer engine, which may be a group's
+        assert fake.control == [load, *UPDATE[-3:]]
         assert weights.current(1)
+        fake.control.clear()
+        weights.publish(Model(), 2)
+        assert fake.control[0] == "/init_weight_transfer_engine", "the new process has met nobody yet"
+
+
+def test_a_process_with_a_server_of_its_own_sends_to_no_other():
+    fakes = FakeVLLM(), FakeVLLM()
+    with publishing(*fakes) as (weights, _, _):
+        weights._own = OwnServer(weights._servers, 1)
+        weights.publish(Model(), 1)
+    assert not fakes[0].weights
+    assert fakes[0].control == ["/pause mode=keep", "/resume"], "whoever is in charge pauses all"
+    assert fakes[1].weights.keys() == WEIGHTS.keys()
+
+
+def test_a_stream_of_weights_is_cut_into_parts_alike_on_all_ranks():
+    sizes = {"a": 3, "b": 3, "c": 3, "d": 9, "e": 1, "f": 1}
+    tensors = ((name, torch.zeros(size)) for name, size in sizes.items())  # 4 bytes a value
+    assert [list(part) for part in in_parts(tensors, 28)] == [["a", "b"], ["c"], ["d"], ["e", "f"]]
 
 
 class Other:
@@ -310,7 +332,8 @@ def test_workers_of_several_servers_get_ranks_of_one_group():
         transport = GroupTransport("gloo")
         loop.run(transport.connect(servers))
         assert sorted((w.init["first_rank"], w.init["size"]) for w in workers) == [(1, 3), (2, 3)]
-        loop.run(transport.stage(iter(WEIGHTS.items()), torch.bfloat16).send(servers))
+        (part,) = transport.parts(iter(WEIGHTS.items()), torch.bfloat16)
+        loop.run(part.send(servers))
     for worker in workers:
         assert worker.tensors.keys() == WEIGHTS.keys()
         assert all(torch.equal(worker.tensors[name], WEIGHTS[name].bfloat16()) for name in WEIGHTS)

@@ -12,9 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.vllm.fleet import ManagedServers
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
-from sandbox_rl.policies.vllm.supervisor import SupervisedServer
+from sandbox_rl.policies.vllm.supervisor import SupervisedServers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.weights import PublishedWeights
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
@@ -46,8 +47,8 @@ class Served:
 
     checkpoint: Path
     loop: LoopThread
-    server: ManagedServer
-    supervised: SupervisedServer
+    server: ManagedServers
+    supervised: SupervisedServers
     policy: VLLMPolicy
     weights: PublishedWeights
     model: PreTrainedModel
@@ -85,7 +86,7 @@ def served(
         startup_timeout_s=240,
     )
     with LoopThread() as loop:
-        server = ManagedServer(
+        one = ManagedServer(
             settings,
             model=str(checkpoint),
             log=log,
@@ -93,9 +94,10 @@ def served(
             gpu=card is not None,
             tokenizer=tokenizer,
         )
+        server = ManagedServers([one])
         loop.run(server.start())
-        weights = PublishedWeights(server, loop, transfer=transfer, sleeps=True)
-        supervised = SupervisedServer(server, weights, restarts=settings.restarts)
+        weights = PublishedWeights(server, loop, transfer=transfer, sleeps=True, keeps=True)
+        supervised = SupervisedServers(server, weights, restarts=settings.restarts)
         ends = frozenset({tokenizer.eos_token_id})
         policy = VLLMPolicy(supervised, settings, end_ids=ends, version=weights.version)
         with loop.entered(policy):

@@ -10,6 +10,7 @@ from sandbox_rl.errors import EngineFault, ModelError, SetupError
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.check import check_server, check_tokenizer
+from sandbox_rl.policies.vllm.fleet import ManagedServers
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.training.tiny import tiny_tokenizer
@@ -90,7 +91,7 @@ def test_an_argument_that_vllm_does_not_know_is_one_line(vllm_python, shared, tm
     )
 
     async def start():
-        async with server:
+        async with ManagedServers([server]):
             pass
 
     with pytest.raises(SetupError, match=r"vLLM does not know --no-such-thing"):

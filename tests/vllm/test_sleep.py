@@ -54,13 +54,13 @@ def test_a_sleeper_that_dies_is_started_again_when_it_is_wanted(asleep):
     while fronts(asleep):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    left = asleep.supervised.restarts_left
+    (left,) = asleep.supervised.restarts_left
     time.sleep(1.0)
     assert fronts(asleep) == []
-    assert asleep.supervised.restarts_left == left
+    assert asleep.supervised.restarts_left == (left,)
     disturb(asleep.model, seed=22)
     asleep.publish()
-    assert asleep.supervised.restarts_left == left - 1
+    assert asleep.supervised.restarts_left == (left - 1,)
     assert gap(asleep.model, PROMPT, ask(asleep)) < SAME
 
 

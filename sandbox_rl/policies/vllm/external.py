@@ -72,6 +72,20 @@ class ExternalServers:
         if stack is not None:
             await stack.aclose()
 
+    @property
+    def up(self) -> Sequence[VLLMServer]:
+        """All: whoever runs them answers for them."""
+        return self.servers
+
+    async def some_up(self) -> None:
+        """Wait a while for all of them: nobody here gives one that comes later the newest weights."""
+        for server in self.servers:
+            await self.recovered(server)
+
+    async def replace(self, server: VLLMServer, why: str) -> bool:
+        """Nobody here can start it again."""
+        return False
+
     async def recovered(self, server: VLLMServer) -> None:
         """Wait a while for it to answer again: someone may be restarting it."""
         await server.wait_healthy(self._startup_timeout_s)

@@ -33,6 +33,7 @@ class FakeVLLM:
 
     Args:
         delay_s: before each answer, as if sampling.
+        slots: turns that are sampled at once, the others waiting; no bound for None.
         ends: whether it samples a stop id last.
         max_model_len: what it says about its context.
         developer: whether it has the developer routes.
@@ -51,6 +52,7 @@ class FakeVLLM:
     """
 
     delay_s: float = 0.0
+    slots: int | None = None
     ends: bool = True
     max_model_len: int = 65_536
     version: str = "0.31.0"
@@ -70,8 +72,12 @@ class FakeVLLM:
     paused: bool = False
     asleep: set[str] = field(default_factory=set)
     """What sleeps: `weights`, `kv_cache`."""
+    _slots: asyncio.Semaphore = field(init=False, repr=False)
     weights: dict[str, Any] = field(default_factory=dict)
     """Name → shape and bytes of what it was given."""
+
+    def __post_init__(self) -> None:
+        self._slots = asyncio.Semaphore(self.slots if self.slots is not None else 1 << 30)
 
     @asynccontextmanager
     async def serving(self, socket: Path) -> AsyncIterator[None]:
@@ -116,7 +122,8 @@ class FakeVLLM:
             assert request.transport is not None
             request.transport.close()
             return web.Response()
-        await asyncio.sleep(self.delay_s + (self.extra_s if struck else 0.0))
+        async with self._slots:
+            await asyncio.sleep(self.delay_s + (self.extra_s if struck else 0.0))
         # Requests freeze then; a test may set it from outside, so that there is nothing to wait on.
         while self.paused or self.asleep:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -211,6 +218,9 @@ class FakeVLLM:
     def _rpc(self, body: Mapping[str, Any]) -> Any:
         if body["method"] == "sandbox_rl_card":
             return self.card
+        if body["method"] == "sandbox_rl_load":
+            for path in json.loads(body["args"][0]):
+                self._load({"path": path})
         if body["method"] != "sandbox_rl_checksums":
             return {}
         found: dict[str, Any] = {}
@@ -225,15 +235,16 @@ def _json(answer: Mapping[str, Any]) -> web.Response:
     return web.Response(body=orjson.dumps(answer), content_type="application/json")
 
 
-async def _serve_forever(socket: Path, delay_s: float) -> None:
-    async with FakeVLLM(delay_s=delay_s).serving(socket):
+async def _serve_forever(socket: Path, delay_s: float, slots: int | None) -> None:
+    async with FakeVLLM(delay_s=delay_s, slots=slots).serving(socket):
         await asyncio.Event().wait()
 
 
 def main(arguments: list[str]) -> None:
-    """`python -m sandbox_rl.policies.vllm.fake SOCKET DELAY_S`: in a process of its own."""
+    """`python -m sandbox_rl.policies.vllm.fake SOCKET DELAY_S [SLOTS]`: in a process of its own."""
+    socket, delay_s, *slots = arguments
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve_forever(Path(arguments[0]), float(arguments[1])))
+        asyncio.run(_serve_forever(Path(socket), float(delay_s), int(slots[0]) if slots else None))
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def server_command(
         "worker-extension-cls": "sandbox_rl_vllm.WorkerExtension",
         "weight-transfer-config": {"backend": ENGINES[transfer]},
     }
-    if settings.sleep and gpu:
+    if settings.sleep is True and gpu:
         arguments["enable-sleep-mode"] = True  # refused on CPUs, where sleeping frees nothing
     arguments |= {"uds": str(directory / STARTING_SOCKET)}
     supervisor = [python, "-I", "-S", str(PLUGIN / "sandbox_rl_supervise.py"), str(directory)]

@@ -32,6 +32,8 @@ __all__ = ["ServerSource", "VLLMPolicy"]
 
 HEALTH_S = 5.0
 """Seconds within which a server that has kept a turn waiting to the end must say that it is there."""
+LOOK_AGAIN_S = 10.0
+"""Seconds after which a server that was away is asked again whether it is there."""
 
 
 class ServerSource(Protocol):
@@ -71,6 +73,8 @@ class _Slot:
     live: int = field(default=0)
     answered: int = field(default=0)
     away: bool = field(default=False)
+    failed_at: float = field(default=0.0)
+    """When it was last away, on the monotonic clock."""
 
 
 class VLLMPolicy:
@@ -118,12 +122,20 @@ class VLLMPolicy:
     @asynccontextmanager
     async def session(self, episode_id: str) -> AsyncIterator[PolicySession]:
         """A session on the server with the fewest episodes, of those that answer."""
+        await self._look_again()
         slot = min(self._slots, key=lambda slot: (slot.away, slot.live))
         slot.live += 1
         try:
             yield _Session(self, slot)
         finally:
             slot.live -= 1
+
+    async def _look_again(self) -> None:
+        """Servers that were away and answer now get episodes again, though no turn there waits to tell."""
+        for slot in self._slots:
+            waited = time.monotonic() - slot.failed_at > LOOK_AGAIN_S
+            if slot.away and waited and await slot.server.healthy(timeout=HEALTH_S):
+                slot.away = False
 
     async def score(self, ids: Sequence[int]) -> list[tuple[float, ...]]:
         """Log-probs of `ids[1:]`, each given those before it, by every server, at temperature 1.
@@ -174,6 +186,7 @@ class VLLMPolicy:
             nonlocal answered
             nobody, answered = slot.answered == answered, slot.answered
             slot.away = failure.away and nobody
+            slot.failed_at = time.monotonic()
             return slot.away
 
         settings = self._settings

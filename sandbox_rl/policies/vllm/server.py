@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from sandbox_rl.errors import EngineFault, SetupError
@@ -39,9 +39,9 @@ SOCKET = "http"
 class ManagedServer:
     """One vLLM server as a child: started early and gone with this process, even by SIGKILL.
 
-    Call `start` as soon as the model is known; entering waits until the server answers. Restarts are the
-    supervisor's decision (`supervisor.py`). The connections and the address are there from the beginning and
-    stay the same over restarts: living sessions and other processes know them.
+    One of a fleet (`fleet.py`). Call `start` as soon as the model is known; `check` waits until it answers.
+    Restarts are the supervisor's decision (`supervisor.py`). The connections and the address are there from
+    the beginning and stay the same over restarts: living sessions and other processes know them.
 
     Args:
         model: directory or Hub id that it loads.
@@ -49,6 +49,7 @@ class ManagedServer:
         transfer: `shm`, `ipc`, `nccl` or `gloo`.
         gpu: whether it has one.
         needed_context: tokens that the longest prompt and one turn take.
+        tokenizer: that its own is held against.
         say: told how the start goes.
     """
 
@@ -76,13 +77,13 @@ class ManagedServer:
         self._python = interpreter(settings)
         check_socket_path()
         self._directory = Path(tempfile.mkdtemp(prefix="sbx-vllm-"))  # short, as socket paths must be
-        self._client = VLLMServer(self.address)
+        self.client = VLLMServer(self.address)
         self._private = VLLMServer(Address("http://localhost", str(self._directory / STARTING_SOCKET)))
         self._process: asyncio.subprocess.Process | None = None
         self._up = asyncio.Event()
         self._watched = False
         self._lost: str | None = None
-        self.facts: list[ServerFacts] = []
+        self._condemned: str | None = None
 
     @property
     def address(self) -> Address:
@@ -90,19 +91,19 @@ class ManagedServer:
         return Address("http://localhost", str(self._directory / SOCKET))
 
     @property
-    def servers(self) -> Sequence[VLLMServer]:
-        """The one server."""
-        return [self._client]
+    def up(self) -> bool:
+        """Whether clients may use it; one that has ended is not, though nobody may have seen it yet."""
+        return self._up.is_set() and self._lost is None and not self._ended
 
     @property
-    def served_model(self) -> str:
-        """The name that requests must carry."""
-        return self.facts[0].served_model
+    def lost(self) -> str | None:
+        """Why it is gone for good, if it is."""
+        return self._lost
 
     @property
-    def max_context(self) -> int:
-        """Longest sequence in tokens, by the server's own word."""
-        return self.facts[0].max_context
+    def log(self) -> Path:
+        """What its output goes to."""
+        return self._log
 
     def move_log(self, path: Path) -> None:
         """Continue the log elsewhere on the same file system, once there is a run to keep it."""
@@ -112,7 +113,8 @@ class ManagedServer:
     async def start(self) -> None:
         """Start the child and return at once."""
         self._directory.mkdir(mode=0o700, exist_ok=True)  # the child's own supervisor removes it
-        await self._client.open()
+        self._condemned = None
+        await self.client.open()
         await self._private.open()
         command = server_command(
             self._settings,
@@ -134,42 +136,49 @@ class ManagedServer:
                 start_new_session=True,
             )
 
-    async def __aenter__(self) -> ManagedServer:
-        try:
-            if self._process is None:
-                await self.start()
-            await self._wait_until_up()
-            self.facts = [await check_server(self._private, needed_context=self._needed_context)]
-            if self._tokenizer is not None:
-                await check_tokenizer(self._private, self.served_model, self._tokenizer)
-        except BaseException:
-            await self.stop()
-            raise
-        self._open_to_clients()
-        return self
+    async def check(self) -> ServerFacts:
+        """Start it if need be, wait until it answers, hold it against what is needed, and let clients in.
 
-    async def __aexit__(self, *exc: object) -> None:
-        await self.stop()
+        Raises:
+            SetupError, ModelError: it does not come up, or does not fit.
+        """
+        if self._process is None:
+            await self.start()
+        await self._wait_until_up()
+        facts = await check_server(self._private, needed_context=self._needed_context)
+        if self._tokenizer is not None:
+            await check_tokenizer(self._private, facts.served_model, self._tokenizer)
+        self._open_to_clients()
+        return facts
 
     async def stop(self) -> None:
         """End the child and everything of it."""
         await self._end_process()
-        await self._client.close()
+        await self.client.close()
         await self._private.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    async def recovered(self, server: VLLMServer) -> None:
+    async def recovered(self) -> None:
         """Wait for a restart that is going on.
 
         Raises:
             EngineFault: the server is gone for good.
         """
-        ended = self._process is not None and self._process.returncode is not None
-        if ended and self._watched and self._lost is None:
+        if self._ended and self._watched and self._lost is None:
             self._up.clear()  # its supervisor is about to see it
         await self._up.wait()
         if self._lost is not None:
             raise EngineFault(self._lost)
+
+    async def condemn(self, why: str) -> None:
+        """End a server that must not be sampled from any more; its supervisor starts another.
+
+        One that is known to have ended is being started again already.
+        """
+        if self._up.is_set():
+            self._condemned = why
+            self._up.clear()
+            await self._end_process()
 
     # --- for the supervisor ---------------------------------------------------------------------------
 
@@ -202,16 +211,22 @@ class ManagedServer:
         os.replace(self._directory / STARTING_SOCKET, self._directory / SOCKET)
         self._up.set()
 
+    @property
+    def _ended(self) -> bool:
+        return self._process is not None and self._process.returncode is not None
+
     async def _next_failure(self) -> str:
-        assert self._process is not None
+        if self._process is None:  # condemned before it was watched
+            return self._condemned or "it was ended"
         died = asyncio.create_task(self._process.wait())
         failures = 0
         try:
             while failures < HEALTH_FAILURES:
                 await asyncio.wait([died], timeout=HEALTH_INTERVAL_S)
                 if died.done():
-                    return why_it_died(self._log, died.result(), since=self._log_start)
-                failures = 0 if await self._client.healthy(timeout=HEALTH_INTERVAL_S) else failures + 1
+                    ended = why_it_died(self._log, died.result(), since=self._log_start)
+                    return self._condemned or ended
+                failures = 0 if await self.client.healthy(timeout=HEALTH_INTERVAL_S) else failures + 1
         finally:
             died.cancel()
         return f"no answer for {HEALTH_FAILURES * HEALTH_INTERVAL_S:.0f} s and more"

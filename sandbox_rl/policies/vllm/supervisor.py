@@ -1,23 +1,23 @@
-"""A managed server that is started again when it dies or hangs, with the weights that it should have."""
+"""Managed servers, each started again when it dies or hangs, with the weights that it should have."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Protocol
 
 from sandbox_rl.policies.vllm.api import VLLMServer
+from sandbox_rl.policies.vllm.fleet import ManagedServers
 from sandbox_rl.policies.vllm.server import ManagedServer
 
-__all__ = ["KeepsWeights", "SupervisedServer"]
+__all__ = ["KeepsWeights", "SupervisedServers"]
 
 logger = logging.getLogger(__name__)
 
 
 class KeepsWeights(Protocol):
-    """Whoever publishes weights, as the supervisor of a server needs it."""
+    """Whoever publishes weights, as the supervisor of servers needs it."""
 
     async def wanted(self) -> None:
         """Wait until servers should run: while they sleep their memory is the trainer's."""
@@ -32,38 +32,39 @@ class KeepsWeights(Protocol):
         ...
 
 
-class SupervisedServer:
-    """A `ServerSource`: the server is watched while it is entered.
+class SupervisedServers:
+    """A `ServerSource`: all servers are watched while it is entered; what happens to one stops no other.
 
     Args:
-        restarts: how often it may be started again.
+        restarts: how often each may be started again.
     """
 
-    def __init__(self, server: ManagedServer, weights: KeepsWeights, *, restarts: int) -> None:
-        self._server = server
+    def __init__(self, fleet: ManagedServers, weights: KeepsWeights, *, restarts: int) -> None:
+        self._fleet = fleet
         self._weights = weights
-        self._left = self._restarts = restarts
-        self._watcher: asyncio.Task[None] | None = None
+        self._restarts = restarts
+        self._left = [restarts for _ in fleet.members]
+        self._watchers: list[asyncio.Task[None]] = []
 
     @property
     def servers(self) -> Sequence[VLLMServer]:
-        """The one server."""
-        return self._server.servers
+        """All of them."""
+        return self._fleet.servers
 
     @property
     def served_model(self) -> str:
         """The name that requests must carry."""
-        return self._server.served_model
+        return self._fleet.served_model
 
     @property
     def max_context(self) -> int:
-        """Longest sequence in tokens, by the server's own word."""
-        return self._server.max_context
+        """Longest sequence that every server takes, in tokens."""
+        return self._fleet.max_context
 
     @property
-    def restarts_left(self) -> int:
-        """How often it may still be started again."""
-        return self._left
+    def restarts_left(self) -> Sequence[int]:
+        """How often each may still be started again."""
+        return tuple(self._left)
 
     async def recovered(self, server: VLLMServer) -> None:
         """Wait for a restart that is going on.
@@ -71,35 +72,39 @@ class SupervisedServer:
         Raises:
             EngineFault: the server is gone for good.
         """
-        await self._server.recovered(server)
+        await self._fleet.recovered(server)
 
-    async def __aenter__(self) -> SupervisedServer:
-        await self._server.__aenter__()
-        self._watcher = asyncio.create_task(self._watch(), name="watch vLLM")
+    async def __aenter__(self) -> SupervisedServers:
+        await self._fleet.__aenter__()
+        self._watchers = [
+            asyncio.create_task(self._watch(number, member), name=f"watch vLLM {number}")
+            for number, member in enumerate(self._fleet.members)
+        ]
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        watcher, self._watcher = self._watcher, None
-        if watcher is not None:
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
             watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
-        await self._server.stop()
+        await asyncio.gather(*watchers, return_exceptions=True)
+        await self._fleet.stop()
 
-    async def _watch(self) -> None:
+    async def _watch(self, number: int, server: ManagedServer) -> None:
+        several = len(self._fleet.members) > 1
+        name = f"vLLM server {number} of {len(self._fleet.members)}" if several else "vLLM server"
         while True:
-            reason = await self._server.failed()
+            reason = await server.failed()
             await self._weights.wanted()
-            if not self._left:
-                why = f"the vLLM server failed for good after {self._restarts} restarts: {reason}"
+            if not self._left[number]:
+                why = f"the {name} failed for good after {self._restarts} restarts: {reason}"
                 break
-            self._left -= 1
-            number = self._restarts - self._left
-            logger.warning("vLLM server: %s; restart %d of %d", reason, number, self._restarts)
+            self._left[number] -= 1
+            done = self._restarts - self._left[number]
+            logger.warning("%s: %s; restart %d of %d", name, reason, done, self._restarts)
             try:
-                await self._server.restart(self._weights.restore)
+                await server.restart(self._weights.restore)
             except Exception as error:
-                why = f"the vLLM server could not be restarted: {error}"
+                why = f"the {name} could not be restarted: {error}"
                 break
         logger.error("%s", why)
-        self._server.give_up(why)
+        server.give_up(why)

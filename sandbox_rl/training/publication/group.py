@@ -11,7 +11,7 @@ import asyncio
 import datetime
 import itertools
 import socket
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +21,7 @@ from sandbox_rl.errors import EngineFault, SetupError
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.training.publication.payload import checksums_of
 from sandbox_rl.training.publication.routes import control
-from sandbox_rl.training.publication.transports import Payload, Tensors, on_our_card
+from sandbox_rl.training.publication.transports import HostCopy, Payload, Tensors, on_our_card
 
 __all__ = ["GroupTransport"]
 
@@ -39,6 +39,8 @@ class GroupTransport:
     Args:
         backend: `nccl` or `gloo`.
     """
+
+    collective, streams = True, False
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
@@ -77,13 +79,13 @@ class GroupTransport:
         own = address_towards(servers[0])
         await self._together(calls, lambda: self._join(store, meeting, 1 + sum(sizes), own))
 
-    def stage(self, tensors: Tensors, dtype: torch.dtype) -> Payload:
-        """Where the group's backend sends from."""
+    def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
+        """One part, where the group's backend sends from."""
         device = "cuda" if self._backend == "nccl" else "cpu"
         staged = {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in tensors}
         if device == "cuda":
             torch.cuda.synchronize()  # the broadcast runs in another thread, on its own stream
-        return _ToGroup(staged, self)
+        yield _ToGroup(staged, self)
 
     async def broadcast(self, servers: Sequence[VLLMServer], tensors: Mapping[str, torch.Tensor]) -> None:
         """Broadcast while the servers receive.
@@ -150,8 +152,6 @@ class GroupTransport:
 class _ToGroup:
     """Tensors that all servers receive at once; one that is started again is in no group any more."""
 
-    lasting = False
-
     def __init__(self, tensors: Mapping[str, torch.Tensor], group: GroupTransport) -> None:
         self._tensors = tensors
         self._group = group
@@ -159,6 +159,9 @@ class _ToGroup:
 
     async def send(self, servers: Sequence[VLLMServer]) -> None:
         await self._group.broadcast(servers, self._tensors)
+
+    def copy(self) -> HostCopy:
+        return HostCopy({name: tensor.to("cpu") for name, tensor in self._tensors.items()})
 
     def close(self) -> None:
         self._tensors = {}

@@ -12,7 +12,18 @@ from sandbox_rl.http_client import Refused, Unreachable
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.training.publication.payload import Checksums
 
-__all__ = ["control", "control_all", "finish_update", "pause", "resume", "rpc", "sleep", "verify"]
+__all__ = [
+    "after_load",
+    "control",
+    "control_all",
+    "finish_update",
+    "load_files",
+    "pause",
+    "resume",
+    "rpc",
+    "sleep",
+    "verify",
+]
 
 
 async def control(
@@ -90,6 +101,24 @@ async def finish_update(servers: Sequence[VLLMServer], expected: Checksums) -> N
         EngineFault: a server holds something else.
     """
     await control_all(servers, "/finish_weight_update")
+    await after_load(servers, expected)
+
+
+async def load_files(server: VLLMServer, paths: Sequence[str]) -> None:
+    """Have a server load safetensors files of this host, whatever its transfer engine.
+
+    Raises:
+        EngineFault: it does not.
+    """
+    await rpc(server, "sandbox_rl_load", json.dumps(list(paths)))
+
+
+async def after_load(servers: Sequence[VLLMServer], expected: Checksums) -> None:
+    """Repair what loading leaves behind, hold the servers against the checksums, forget old prefixes.
+
+    Raises:
+        EngineFault: a server holds something else.
+    """
     for server in servers:
         await rpc(server, "sandbox_rl_after_update")
         await verify(server, expected)

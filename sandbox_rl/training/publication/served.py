@@ -1,4 +1,4 @@
-"""A policy in vLLM servers: a managed one that is started here, or those that a recipe names."""
+"""A policy in vLLM servers: managed ones that are started here, or those that a recipe names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -17,11 +18,14 @@ from sandbox_rl.http_client import Address
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.check import TokenizerProbe
 from sandbox_rl.policies.vllm.external import ExternalServers
+from sandbox_rl.policies.vllm.fleet import ManagedServers, log_of
 from sandbox_rl.policies.vllm.launch import ENGINES
 from sandbox_rl.policies.vllm.policy import ServerSource, VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
-from sandbox_rl.policies.vllm.supervisor import SupervisedServer
+from sandbox_rl.policies.vllm.supervisor import SupervisedServers
 from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.placement import Place, Placement
+from sandbox_rl.training.publication.sending import OwnServer, Servers
 from sandbox_rl.training.publication.weights import PublishedWeights
 
 __all__ = ["ServedModel", "ServedPolicy", "serve", "starting_log", "transfer_of"]
@@ -53,22 +57,22 @@ class ServedPolicy:
 
     Args:
         addresses: of the servers, for other processes.
-        managed: the server that this process started, if it did.
+        managed: the servers that this process started, if it did.
     """
 
     policy: VLLMPolicy
     weights: PublishedWeights
     addresses: tuple[Address, ...]
-    managed: ManagedServer | None
+    managed: ManagedServers | None
     loop: LoopThread
 
     def keep_log(self, path: Path) -> None:
-        """Move the log of a server of ours to where the run lies."""
+        """Move the logs of servers of ours to where the run lies: `path`, or numbered beside it."""
         if self.managed is not None:
-            self.managed.move_log(path)
+            self.managed.move_logs(path)
 
     def stop(self) -> None:
-        """End a server of ours that was started, entered or not."""
+        """End servers of ours that were started, entered or not."""
         if self.managed is not None:
             self.loop.run(self.managed.stop())
         self.weights.close()
@@ -77,44 +81,58 @@ class ServedPolicy:
 def serve(
     settings: VLLMSettings,
     model: ServedModel,
+    placement: Placement | None,
     *,
     loop: LoopThread,
     log: Path,
     say: Callable[[str], None],
 ) -> ServedPolicy:
-    """Start a server, or look for the given ones; entering the policy waits for them.
+    """Start servers, or look for the given ones; entering the policy waits for them.
 
-    The first process has the server of a run; the others use it over the same socket.
+    The first process has all servers of a run, however many there are: one owner sees each death once and
+    decides alone who is started again. The others use them over the same sockets, and send weights to the one
+    on their own card where that is the way (`ipc`).
+
+    Args:
+        placement: of managed servers; None for external ones.
 
     Raises:
         SetupError: no interpreter with vLLM, no card for the chosen transfer.
     """
     state = PartialState()
     main = state.is_main_process
-    transfer = transfer_of(settings, processes=state.num_processes)
-    managed: ManagedServer | None = None
+    transfer = transfer_of(settings) if placement is None else placement.transfer
+    managed: ManagedServers | None = None
     addresses = tuple(map(Address.parse, settings.base_urls))
-    if settings.engine == "managed":
+    if placement is not None:
         if main:
-            managed = _started(settings, model, transfer=transfer, log=log, loop=loop, say=say)
-            addresses = (managed.address,)
+            managed = _started(settings, model, placement, log=log, loop=loop, say=say)
+            addresses = tuple(member.address for member in managed.members)
         if state.num_processes > 1:
             shared = [addresses]  # one object: the lists must be equally long on all ranks
             broadcast_object_list(shared)
             (addresses,) = shared
-    source: ServerSource
-    if managed is not None:
-        weights = PublishedWeights(managed, loop, transfer=transfer, sleeps=settings.sleep)
-        source = SupervisedServer(managed, weights, restarts=settings.restarts)
-    else:
-        source = others = ExternalServers(
-            addresses,
-            needed_context=model.longest_prompt + 1,
-            tokenizer=model.tokenizer if main else None,
-            engine=ENGINES[transfer] if main else None,
-            startup_timeout_s=settings.startup_timeout_s,
-        )
-        weights = PublishedWeights(others if main else None, loop, transfer=transfer, sleeps=settings.sleep)
+    others = ExternalServers(
+        addresses,
+        needed_context=model.longest_prompt + 1,
+        tokenizer=model.tokenizer if main else None,
+        engine=ENGINES[transfer] if main else None,
+        startup_timeout_s=settings.startup_timeout_s,
+    )
+    publishing: Servers = others if managed is None else managed
+    weights = PublishedWeights(
+        publishing if main else None,
+        loop,
+        transfer=transfer,
+        sleeps=placement is not None and placement.sleep,
+        keeps=managed is not None and settings.restarts > 0,
+        own=OwnServer(publishing, state.local_process_index)
+        if placement is not None and transfer == "ipc" and state.num_processes > 1
+        else None,
+    )
+    source: ServerSource = (
+        others if managed is None else SupervisedServers(managed, weights, restarts=settings.restarts)
+    )
     policy = VLLMPolicy(source, settings, end_ids=model.end_ids, version=weights.version)
     return ServedPolicy(policy, weights, addresses, managed, loop)
 
@@ -127,31 +145,54 @@ def starting_log(directory: Path, name: str) -> Path:
 def _started(
     settings: VLLMSettings,
     model: ServedModel,
+    placement: Placement,
     *,
-    transfer: str,
     log: Path,
     loop: LoopThread,
     say: Callable[[str], None],
-) -> ManagedServer:
-    arguments = {"max-model-len": model.longest, "dtype": model.dtype} | dict(settings.arguments)
-    server = ManagedServer(
-        settings.model_copy(update={"arguments": arguments}),
-        model=model.path,
-        log=log,
-        transfer=transfer,
-        gpu=torch.cuda.is_available(),
-        needed_context=model.longest_prompt + 1,
-        tokenizer=model.tokenizer,
-        say=say,
+) -> ManagedServers:
+    gpu = torch.cuda.is_available()
+    places = placement.servers
+    fleet = ManagedServers(
+        [
+            ManagedServer(
+                _placed(settings, model, place, sleep=placement.sleep, gpu=gpu),
+                model=model.path,
+                log=log_of(log, number, len(places)),
+                transfer=placement.transfer,
+                gpu=gpu,
+                needed_context=model.longest_prompt + 1,
+                tokenizer=model.tokenizer,
+                say=say,
+            )
+            for number, place in enumerate(places)
+        ]
     )
-    loop.run(server.start())
-    return server
+    loop.run(fleet.start())
+    return fleet
 
 
-def transfer_of(settings: VLLMSettings, *, processes: int) -> str:
-    """How weights get in on this machine: `shm`, `ipc`, `nccl` or `gloo`.
+def _placed(
+    settings: VLLMSettings, model: ServedModel, place: Place, *, sleep: bool, gpu: bool
+) -> VLLMSettings:
+    """Settings of the server at this place; what the recipe says goes before."""
+    arguments: dict[str, Any] = {"max-model-len": model.longest, "dtype": model.dtype}
+    environment = {}
+    if gpu and place.cards:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(card.id for card in place.cards)
+        if place.share is not None:
+            arguments["gpu-memory-utilization"] = place.share
+    return settings.model_copy(
+        update={
+            "arguments": arguments | {name.replace("_", "-"): v for name, v in settings.arguments.items()},
+            "environment": environment | settings.environment,
+            "sleep": sleep,
+        }
+    )
 
-    CUDA handles open only on the card that they come from.
+
+def transfer_of(settings: VLLMSettings) -> str:
+    """How weights get into external servers: `shm`, `ipc`, `nccl` or `gloo`.
 
     Raises:
         SetupError: the chosen way needs a card and there is none.
@@ -161,7 +202,4 @@ def transfer_of(settings: VLLMSettings, *, processes: int) -> str:
         raise SetupError(
             f"policy.transfer: {settings.transfer!r}, but there is no CUDA card here; set {other}"
         )
-    if settings.transfer != "auto":
-        return settings.transfer
-    elsewhere = settings.engine == "external" or "CUDA_VISIBLE_DEVICES" in settings.environment
-    return "ipc" if torch.cuda.is_available() and processes == 1 and not elsewhere else "shm"
+    return "shm" if settings.transfer == "auto" else settings.transfer

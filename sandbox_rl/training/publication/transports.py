@@ -24,23 +24,44 @@ from sandbox_rl.training.publication.payload import (
 )
 from sandbox_rl.training.publication.routes import control_all, rpc
 
-__all__ = ["IpcTransport", "Payload", "ShmTransport", "Tensors", "Transport", "on_our_card"]
+__all__ = ["HostCopy", "IpcTransport", "Payload", "ShmTransport", "Tensors", "Transport", "on_our_card"]
 
 Tensors = Iterator[tuple[str, torch.Tensor]]
 """(name in a checkpoint, whole tensor), one at a time."""
 
+PART_BYTES = 512 << 20
+"""Of weights on a card beside the model at once; a larger tensor goes by itself."""
+
+
+class HostCopy:
+    """Weights in an anonymous file in memory, which servers of this host and user can read.
+
+    Args:
+        tensors: on the CPU; not needed afterwards.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._file: int | None = in_shared_memory(tensors)
+
+    @property
+    def path(self) -> str:
+        """How a server finds it."""
+        assert self._file is not None, "it was closed"
+        return path_of(self._file)
+
+    def close(self) -> None:
+        """Free it, once."""
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
+
 
 class Payload(Protocol):
-    """Weights as they are sent."""
+    """Weights, or some of them, as they are sent."""
 
     @property
     def checksums(self) -> Checksums:
         """What servers are held against afterwards."""
-        ...
-
-    @property
-    def lasting(self) -> bool:
-        """Whether it can be kept and sent again; another holds memory that the trainer needs."""
         ...
 
     async def send(self, servers: Sequence[VLLMServer]) -> None:
@@ -51,6 +72,10 @@ class Payload(Protocol):
         """
         ...
 
+    def copy(self) -> HostCopy:
+        """For servers that are started again; closed by who asks for it."""
+        ...
+
     def close(self) -> None:
         """Free what it holds."""
         ...
@@ -59,12 +84,17 @@ class Payload(Protocol):
 class Transport(Protocol):
     """One way. Its methods raise `EngineFault` when a server does not do its part."""
 
+    collective: bool
+    """Whether all servers receive at once, so that one that fails stops the others."""
+    streams: bool
+    """Whether parts are gathered one after the other while requests are frozen, to save memory."""
+
     async def connect(self, servers: Sequence[VLLMServer]) -> None:
-        """Prepare servers, once each."""
+        """Prepare these servers, which are all that are sent to; again after one was started again."""
         ...
 
-    def stage(self, tensors: Tensors, dtype: torch.dtype) -> Payload:
-        """Gather the tensors as they will be sent, while requests still go on."""
+    def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
+        """The tensors as they will be sent; without `streams` everything is gathered by the first one."""
         ...
 
     def close(self) -> None:
@@ -75,40 +105,52 @@ class Transport(Protocol):
 class ShmTransport:
     """A file in shared memory, which servers of the same host and user read."""
 
+    collective = streams = False
+
     async def connect(self, servers: Sequence[VLLMServer]) -> None:
         """Tell the servers to load files."""
         await control_all(servers, "/init_weight_transfer_engine", {"init_info": {}})
 
-    def stage(self, tensors: Tensors, dtype: torch.dtype) -> Payload:
-        """In a file; the copies on the CPU are gone when this returns."""
-        staged = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors}
-        return _File(in_shared_memory(staged), checksums_of(staged))
+    def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
+        """One file; the copies on the CPU are gone when this yields."""
+        staged = on_host(tensors, dtype)
+        payload = _InHostMemory(HostCopy(staged), checksums_of(staged))
+        del staged
+        yield payload
 
     def close(self) -> None:
         """Each payload is closed by itself."""
 
 
-class _File:
-    """The descriptor of an anonymous file: a server of ours that is started again gets it once more."""
-
-    lasting = True
-
-    def __init__(self, file: int, checksums: Checksums) -> None:
-        self._file: int | None = file
+class _InHostMemory:
+    def __init__(self, copy: HostCopy, checksums: Checksums) -> None:
+        self._copy = copy
+        self._taken = False
         self.checksums = checksums
 
     async def send(self, servers: Sequence[VLLMServer]) -> None:
-        assert self._file is not None, "it was closed"
-        await control_all(servers, "/update_weights", {"update_info": {"path": path_of(self._file)}})
+        await control_all(servers, "/update_weights", {"update_info": {"path": self._copy.path}})
+
+    def copy(self) -> HostCopy:
+        self._taken = True
+        return self._copy
 
     def close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            os.close(file)
+        if not self._taken:
+            self._copy.close()
 
 
 class IpcTransport:
-    """CUDA handles: the servers copy from the trainer's memory, on one card."""
+    """CUDA handles: a server copies from the memory of the trainer's process on its card, part by part.
+
+    Weights are gathered and sent in parts of at most `part_bytes`, so that a sharded model is never whole on
+    a card beside the server's own.
+    """
+
+    collective, streams = False, True
+
+    def __init__(self, part_bytes: int = PART_BYTES) -> None:
+        self._part_bytes = part_bytes
 
     async def connect(self, servers: Sequence[VLLMServer]) -> None:
         """Tell the servers to open handles.
@@ -124,12 +166,13 @@ class IpcTransport:
                 )
         await control_all(servers, "/init_weight_transfer_engine", {"init_info": {}})
 
-    def stage(self, tensors: Tensors, dtype: torch.dtype) -> Payload:
+    def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
         """On the card; tensors that are right already are not copied."""
-        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]  # the servers have closed the last ones
-        staged = {name: tensor.detach().to("cuda", dtype).contiguous() for name, tensor in tensors}
-        torch.cuda.synchronize()
-        return _OnCard(staged)
+        for some in in_parts(tensors, self._part_bytes):
+            torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]  # the servers have closed the last ones
+            staged = {name: tensor.detach().to("cuda", dtype).contiguous() for name, tensor in some.items()}
+            torch.cuda.synchronize()
+            yield _OnCard(staged)
 
     def close(self) -> None:
         """Give back what the servers have closed."""
@@ -138,9 +181,7 @@ class IpcTransport:
 
 
 class _OnCard:
-    """Tensors that must live until the servers have copied them. To keep them would take half of the card."""
-
-    lasting = False
+    """Tensors that must live until the servers have copied them."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
@@ -149,8 +190,31 @@ class _OnCard:
     async def send(self, servers: Sequence[VLLMServer]) -> None:
         await control_all(servers, "/update_weights", {"update_info": cuda_handles(self._tensors)})
 
+    def copy(self) -> HostCopy:
+        return HostCopy({name: tensor.to("cpu") for name, tensor in self._tensors.items()})
+
     def close(self) -> None:
         self._tensors = {}
+
+
+def on_host(tensors: Tensors, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Copies on the CPU as they will be sent."""
+    return {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors}
+
+
+def in_parts(tensors: Tensors, limit: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Cut a stream of tensors: each part has at most `limit` bytes, or one tensor. The same on all ranks."""
+    part: dict[str, torch.Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        more = tensor.numel() * tensor.element_size()
+        if part and size + more > limit:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor
+        size += more
+    if part:
+        yield part
 
 
 async def on_our_card(server: VLLMServer) -> list[bool]:

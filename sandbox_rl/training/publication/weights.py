@@ -6,9 +6,11 @@ and for servers that sleep while the trainer updates
 
     stage → wake the weights → start → send → finish, repair, verify → version → wake the cache, resume
 
-Everything is gathered before requests freeze. The version is written when the weights are verified and before
-any token can be sampled with them. A publication that fails half-way raises on every process and leaves the
-servers paused: a mixture of old and new weights is never sampled from.
+Everything is gathered before requests freeze, except by `ipc`, which gathers and sends part by part to save
+memory. The version is written when the weights are verified and before any token can be sampled with them. A
+publication that fails on all servers raises on every process and leaves them paused: a mixture of old and new
+weights is never sampled from. A server that fails alone is ended, and started again with the new weights
+while the others go on.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from sandbox_rl.errors import EngineFault
@@ -32,6 +34,7 @@ from sandbox_rl.training.publication import routes
 from sandbox_rl.training.publication.base import Timing, shared_version
 from sandbox_rl.training.publication.group import GroupTransport
 from sandbox_rl.training.publication.merge import checkpoint_tensors
+from sandbox_rl.training.publication.sending import Kept, OwnServer, Sending, Servers, without
 from sandbox_rl.training.publication.transports import (
     IpcTransport,
     Payload,
@@ -40,56 +43,48 @@ from sandbox_rl.training.publication.transports import (
     Transport,
 )
 
-__all__ = ["PublishedWeights", "Servers", "transport_of"]
-
-
-class Servers(Protocol):
-    """Servers that have been entered."""
-
-    @property
-    def servers(self) -> Sequence[VLLMServer]:
-        """All of them."""
-        ...
-
-    @property
-    def facts(self) -> Sequence[ServerFacts]:
-        """What each says about itself."""
-        ...
-
-    async def recovered(self, server: VLLMServer) -> None:
-        """Wait until it is there, where someone is restarting it.
-
-        Raises:
-            EngineFault: it is gone for good.
-        """
-        ...
+__all__ = ["PublishedWeights", "transport_of"]
 
 
 class PublishedWeights:
     """Weights that servers have been given.
 
     Args:
-        servers: on the main process, which sends; None elsewhere. They may be entered later.
+        servers: on the main process, which pauses and resumes them; None elsewhere. Entered later, maybe.
         loop: where the servers' connections live; `publish` and `sleep` are called from outside of it.
         transfer: `shm`, `ipc`, `nccl` or `gloo`.
         sleeps: whether servers sleep between `sleep` and `publish`.
+        keeps: whether the main process keeps a copy in memory for servers that are started again.
+        own: with several processes each of which sends to one server, that; otherwise the main one sends to
+            all.
     """
 
     served = True
 
     def __init__(
-        self, servers: Servers | None, loop: LoopThread, *, transfer: str = "shm", sleeps: bool = False
+        self,
+        servers: Servers | None,
+        loop: LoopThread,
+        *,
+        transfer: str = "shm",
+        sleeps: bool = False,
+        keeps: bool = False,
+        own: OwnServer | None = None,
     ) -> None:
         self._servers = servers
         self._loop = loop
-        self._transport = transport_of(transfer)
+        self._transport: Transport = transport_of(transfer)
         self._sleeps = sleeps
-        self._connected = False
+        self._keeps = keeps and servers is not None
+        self._own = own
+        self._connected: list[VLLMServer] = []
         self._published = False
         self._mixed = False  # a publication has begun and not ended well
-        self._last_good: Payload | None = None
+        self._suspect: set[VLLMServer] = set()  # what it has left behind
+        self._last_good: Kept | None = None
         self._wanted = asyncio.Event()
         self._wanted.set()
+        self._changing = asyncio.Lock()  # held while weights or the set of servers that have them change
         self.version = shared_version()
         """0 before the first publication: servers have loaded those weights by themselves."""
         self.asleep = False
@@ -105,24 +100,23 @@ class PublishedWeights:
         if self.asleep and torch.cuda.is_available():
             torch.cuda.empty_cache()  # what the update has freed is the servers' now
         self._mixed = True
-        tensors = checkpoint_tensors(model)
+        up: Sequence[VLLMServer] = []
         marks = [time.monotonic()]
-        failure: Exception | None = None
+        with together():
+            if self._servers is not None:
+                up = self._loop.run(self._begin(self._servers))
+                self._suspect = set(up)
         try:
+            left = self._send(up, checkpoint_tensors(model), marks)
+            self.version.value = step
+            with together():
+                if self._servers is not None:
+                    self._loop.run(self._resume(self._servers, left))
+        finally:
             if self._servers is not None:
-                self._send(self._servers, tensors, marks)
-        except Exception as error:
-            failure = error
-        for _ in tensors:  # gathering a sharded tensor takes every process
-            pass
-        with together():
-            if failure is not None:
-                raise failure
-        self.version.value = step
-        with together():
-            if self._servers is not None:
-                self._loop.run(routes.resume(self._servers.servers, asleep=self.asleep))
+                self._loop.run(self._end())
         self.asleep, self._mixed, self._published = False, False, True
+        self._suspect.clear()
         marks.append(time.monotonic())
         if self._servers is not None:
             self.timing = Timing(*(end - start for start, end in itertools.pairwise(marks)))
@@ -135,82 +129,159 @@ class PublishedWeights:
         PartialState().wait_for_everyone()
         with together():
             if self._servers is not None:
-                self._loop.run(self._put_to_sleep(self._servers.servers))
+                self._loop.run(self._put_to_sleep(self._servers))
         self.asleep = True
 
     def close(self) -> None:
         """Free what is kept for servers that are started again."""
-        self._keep(None)
+        if self._last_good is not None:
+            self._last_good.close()
         self._transport.close()
 
-    # --- for the supervisor of a server, in the loop --------------------------------------------------
+    # --- for the supervisor of servers, in the loop ---------------------------------------------------
 
     async def wanted(self) -> None:
         """Wait until servers should run: while they sleep their memory is the trainer's."""
         await self._wanted.wait()
 
     async def restore(self, server: VLLMServer) -> None:
-        """Give a server that was started again the last published weights.
+        """Give a server that was started again the last published weights, between two publications.
 
         Raises:
             EngineFault: they are not kept, or it does not take them.
         """
-        if not self._connected:
-            return  # it has loaded the first ones by itself
-        await self._transport.connect([server])
-        if self.asleep or not self._published:
-            return  # the weights are about to come, or are right
-        if self._last_good is None:
-            raise EngineFault(
-                "a restarted server cannot get the newest weights back with policy.transfer ipc, nccl or "
-                "gloo, which keep no copy; go on from the last checkpoint with --resume, or set "
-                "policy.transfer=shm"
-            )
-        await self._load([server], self._last_good)
-        self._mixed = False  # it replaced the one that a broken publication may have left behind
+        async with self._changing:
+            self._connected = []  # it has to be connected before the next publication, a group as a whole
+            if self.asleep or not self._published:
+                return  # the weights are about to come, or it has loaded them by itself
+            if self._last_good is None:
+                raise EngineFault("no copy of the newest weights is kept; go on with --resume")
+            await self._last_good.load(server)
+            self._suspect.discard(server)  # it replaced one that a broken publication had left behind
+            self._mixed = self._mixed and bool(self._suspect)
 
     # --- parts of a publication -----------------------------------------------------------------------
 
-    def _send(self, servers: Servers, tensors: Tensors, marks: list[float]) -> None:
-        """From staged to verified; adds the times at which the next part began."""
-        self._loop.run(self._connect(servers))
-        payload = self._transport.stage(tensors, getattr(torch, servers.facts[0].dtype))
+    async def _begin(self, servers: Servers) -> Sequence[VLLMServer]:
+        """Those that take part: all that are there. Nobody joins them until the publication is over."""
+        self._wanted.set()
+        while True:
+            await servers.some_up()
+            await self._changing.acquire()
+            if up := servers.up:
+                return up
+            self._changing.release()
+
+    def _send(self, up: Sequence[VLLMServer], tensors: Tensors, marks: list[float]) -> Sequence[VLLMServer]:
+        """From gathered to verified; those that hold the weights. Adds the times at which a phase began."""
+        sending = Sending(self._targets(up), collective=self._transport.collective, keeps=self._keeps)
+        parts, failure = self._first_part(sending, tensors)
+        marks.append(time.monotonic())
+        paused = Sending(up, collective=False, keeps=False)
+        with together():
+            if failure is not None:
+                raise failure
+            if self._servers is not None:
+                self._loop.run(paused.each(lambda some: routes.pause(some, asleep=self.asleep)))
+        sending.failed |= paused.failed
         marks.append(time.monotonic())
         try:
-            self._loop.run(routes.pause(servers.servers, asleep=self.asleep))
-            marks.append(time.monotonic())
-            self._loop.run(self._load(servers.servers, payload))
-        except BaseException:
-            payload.close()  # what was published before stays what a restarted server gets
-            raise
+            self._send_parts(sending, parts)
+        except Exception as error:
+            failure = error
+        for _ in tensors:  # gathering a sharded tensor takes every process
+            pass
+        left = self._agreed(up, sending, failure)
         marks.append(time.monotonic())
-        self._keep(payload)
+        if self._keeps:
+            before, self._last_good = self._last_good, sending.kept()
+            if before is not None:
+                before.close()
+        return left
 
-    async def _connect(self, servers: Servers) -> None:
-        """Wait for those that are being restarted; prepare all the first time."""
-        self._wanted.set()
+    def _targets(self, up: Sequence[VLLMServer]) -> Sequence[VLLMServer]:
+        """Whom this process sends to."""
+        if self._own is None:
+            return up
+        said = [[server.address for server in up]]
+        if PartialState().num_processes > 1:
+            broadcast_object_list(said)
+        own = self._own.servers.servers[self._own.number]
+        return [own] if own.address in said[0] else []
+
+    def _first_part(self, sending: Sending, tensors: Tensors) -> tuple[Iterator[Payload], Exception | None]:
+        """Connect and gather, as much as comes before the pause; what failed is for `together` to say."""
+        parts: Iterator[Payload] = iter(())
+        failure: Exception | None = None
+        try:
+            if sending.left or self._keeps:
+                self._loop.run(self._connect(sending))
+                dtype = getattr(torch, self._facts()[0].dtype)
+                parts = self._transport.parts(tensors, dtype)
+                if not self._transport.streams:
+                    parts = iter(list(parts))
+        except Exception as error:
+            failure = error
+        if not self._transport.streams:
+            for _ in tensors:  # the others gather everything too
+                pass
+        return parts, failure
+
+    async def _connect(self, sending: Sending) -> None:
+        """The first time, and after one was started again; where each process has its own, it cannot know."""
+        if self._own is not None or set(sending.left) != set(self._connected):
+            await sending.each(self._transport.connect)
+            self._connected = list(sending.left)
+
+    def _facts(self) -> Sequence[ServerFacts]:
+        source = self._servers if self._own is None else self._own.servers
+        assert source is not None, "a process without servers sends nothing"
+        return source.facts
+
+    def _send_parts(self, sending: Sending, parts: Iterator[Payload]) -> None:
+        """All of them, and the checks; also when no server is left, as a copy may be kept."""
+        self._loop.run(sending.start())
+        for part in parts:
+            try:
+                self._loop.run(sending.send(part))
+            finally:
+                part.close()
+        self._loop.run(sending.finish())
+
+    def _agreed(
+        self, up: Sequence[VLLMServer], sending: Sending, failure: Exception | None
+    ) -> Sequence[VLLMServer]:
+        """Those that hold the weights by what all processes say; the others are ended.
+
+        Raises:
+            EngineFault: none holds them, or nobody can start one again that does not.
+        """
+        failed = dict(sending.reasons)
+        if self._own is not None and PartialState().num_processes > 1:
+            said = gather_object([failed])
+            failed = {address: why for some in said for address, why in some.items()}
+        with together():
+            if failure is not None:
+                raise failure
+            if self._servers is None:
+                return []
+            return self._loop.run(without(self._servers, up, failed))
+
+    async def _resume(self, servers: Servers, left: Sequence[VLLMServer]) -> None:
+        sending = Sending(left, collective=False, keeps=False)
+        await sending.each(lambda some: routes.resume(some, asleep=self.asleep))
+        await without(servers, left, sending.reasons)
+
+    async def _end(self) -> None:
+        self._changing.release()
+
+    async def _put_to_sleep(self, servers: Servers) -> None:
         for server in servers.servers:
             await servers.recovered(server)
-        if not self._connected:
-            await self._transport.connect(servers.servers)
-            self._connected = True
-
-    async def _load(self, servers: Sequence[VLLMServer], payload: Payload) -> None:
-        await routes.control_all(servers, "/start_weight_update")
-        await payload.send(servers)
-        await routes.finish_update(servers, payload.checksums)
-
-    async def _put_to_sleep(self, servers: Sequence[VLLMServer]) -> None:
         self._wanted.clear()  # one that dies is started again only when it is wanted
-        await routes.sleep(servers)
-
-    def _keep(self, payload: Payload | None) -> None:
-        before, self._last_good = self._last_good, payload
-        if before is not None:
-            before.close()
-        if payload is not None and not payload.lasting:
-            payload.close()
-            self._last_good = None
+        sleeping = Sending(servers.servers, collective=False, keeps=False)
+        await sleeping.each(routes.sleep)
+        await without(servers, servers.servers, sleeping.reasons)
 
 
 def transport_of(transfer: str) -> Transport:

@@ -83,6 +83,27 @@ if "shm" not in WeightTransferEngineFactory._registry:
 class WorkerExtension:
     """Methods that every worker gains; called through /collective_rpc, hence the prefix."""
 
+    def sandbox_rl_load(self, paths):
+        """Load safetensors files outside of any transfer: a server that was started again gets them so.
+
+        Args:
+            paths: JSON list, e.g. ["/proc/PID/fd/N"] of the trainer; together they have all weights.
+        """
+        from safetensors.torch import load_file
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader.reload import (
+            finalize_layerwise_reload,
+            initialize_layerwise_reload,
+        )
+
+        model = self.model_runner.model
+        with set_current_vllm_config(self.vllm_config):
+            initialize_layerwise_reload(model)
+            for path in json.loads(paths):
+                model.load_weights(list(load_file(path).items()))
+            finalize_layerwise_reload(model, self.model_config)
+        return {}
+
     def sandbox_rl_after_update(self):
         """Repair a tied head, which updates of vLLM 0.31 and 0.32 leave stale on CPUs.
 

@@ -1,0 +1,81 @@
+"""Where managed servers go: `training/placement_plan.py` with this machine and this recipe."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.preflight.estimates import memory_of
+from sandbox_rl.runs.model import RunModel
+from sandbox_rl.training.cards import FAKE_CARDS, find_cards
+from sandbox_rl.training.memory import kv_bytes_per_token, model_shape
+from sandbox_rl.training.models import compute_dtype
+from sandbox_rl.training.placement import Needs, Placement
+from sandbox_rl.training.placement_plan import plan_placement, plan_serving
+
+__all__ = ["serving_placement", "training_placement"]
+
+
+def training_placement(recipe: Recipe, args: Any, model: RunModel) -> Placement | None:
+    """The same on every process; None where no server is ours.
+
+    Args:
+        args: TRL's settings of the recipe.
+
+    Raises:
+        ConfigError: it is not possible here.
+    """
+    policy = recipe.policy
+    if not isinstance(policy, VLLMSettings) or policy.engine == "external":
+        return None
+    processes = PartialState().num_processes
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if processes > ranks:
+        raise ConfigError(
+            "policy.engine: 'managed', but processes of several machines train, expected 'external': servers "
+            "of the first machine are out of the others' reach; start some and name them in policy.base_urls"
+        )
+
+    def needs(ranks: int) -> Needs:
+        sharded = any(os.environ.get(f"ACCELERATE_USE_{way}") == "true" for way in ("FSDP", "DEEPSPEED"))
+        estimate = memory_of(
+            recipe,
+            args,
+            model.config,
+            prompt=model.longest_prompt,
+            context=model.context,
+            shards=ranks if sharded else 1,
+        )
+        shape, item = model_shape(model.config), compute_dtype(model.settings).itemsize
+        return Needs(
+            estimate.training,
+            estimate.held,
+            weights=shape.parameters * item,
+            longest=kv_bytes_per_token(shape, item) * model.longest,
+        )
+
+    return _here(plan_placement(find_cards(), ranks, policy, needs, mode=recipe.mode))
+
+
+def serving_placement(policy: VLLMSettings) -> Placement:
+    """Where nothing is trained.
+
+    Raises:
+        ConfigError: it is not possible here.
+    """
+    return _here(plan_serving(find_cards(), policy))
+
+
+def _here(placement: Placement) -> Placement:
+    """On cards that were made up nothing can run."""
+    if FAKE_CARDS not in os.environ or torch.cuda.is_available() or placement.kind == "cpu":
+        return placement
+    note = f"{FAKE_CARDS} is set: all of it on the CPU, and by shm instead of {placement.transfer}"
+    return replace(placement, transfer="shm", note=note)

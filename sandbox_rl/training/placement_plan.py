@@ -1,0 +1,259 @@
+"""Plans which cards train and which serve, before anything starts, from what a run needs on a card.
+
+Arithmetic on sizes in bytes: no device is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.training.placement import GIB, Card, Kind, Needs, Place, Placement
+
+__all__ = ["plan_placement", "plan_serving"]
+
+RESERVE = 2 * GIB
+"""Of each card: a CUDA context per process, and what is fragmented. A rule of thumb."""
+LARGEST_SHARE = 0.9
+"""Of a card that a server gets at most; vLLM's own default."""
+
+
+def plan_placement(
+    cards: Sequence[Card],
+    ranks: int,
+    settings: VLLMSettings,
+    needs: Callable[[int], Needs],
+    *,
+    mode: Literal["sync", "async"],
+) -> Placement:
+    """Plan managed servers beside the processes that train on this machine.
+
+    Args:
+        cards: that this run may use, in the order of their local rank.
+        ranks: processes that train on this machine; number i on card i.
+        needs: by how many processes train.
+
+    Raises:
+        ConfigError: what is asked for is not there or does not fit; names the nearest that does.
+    """
+    if not cards:
+        return _on_cpu(settings)
+    _refuse_mixed(cards)
+    if ranks > len(cards):
+        raise ConfigError(
+            f"policy.placement: {ranks} processes train, but {_count(len(cards))} to be seen, expected one "
+            f"for each; start {len(cards)}, or see CUDA_VISIBLE_DEVICES"
+        )
+    if "CUDA_VISIBLE_DEVICES" in settings.environment:
+        return _by_hand(cards, ranks, settings)
+    kinds: list[Kind] = _kinds(settings, ranks, len(cards))
+    why = ""
+    for kind in kinds:
+        found = _fitting(kind, cards, ranks, settings, needs(ranks), mode)
+        if isinstance(found, Placement):
+            return found
+        why = why or found
+    raise ConfigError(f"policy.placement: {why}; {_nearest(cards, ranks, settings, needs, mode)}")
+
+
+def plan_serving(cards: Sequence[Card], settings: VLLMSettings) -> Placement:
+    """Plan servers where nothing is trained, as for an evaluation: on all cards.
+
+    Raises:
+        ConfigError: more are asked for than the cards hold.
+    """
+    if not cards:
+        return _on_cpu(settings)
+    _refuse_mixed(cards)
+    if "CUDA_VISIBLE_DEVICES" in settings.environment:
+        return _by_hand(cards, 0, settings)
+    places = _places(cards, settings, None)
+    if isinstance(places, str):
+        raise ConfigError(f"policy.servers: {places}")
+    return Placement("split", (), places, "shm")
+
+
+def _kinds(settings: VLLMSettings, ranks: int, cards: int) -> list[Kind]:
+    """What may be tried, the best first."""
+    together: Kind = "one" if ranks == 1 else "shared"
+    if settings.placement == "auto":
+        return ["split", together] if cards > ranks else [together]
+    if settings.placement == "one" and ranks > 1:
+        raise ConfigError(
+            f"policy.placement: 'one', but {ranks} processes train, expected one; start one process, or set "
+            "policy.placement=shared"
+        )
+    if settings.placement == "split":
+        if cards > ranks:
+            return ["split"]
+        other = f"let {cards // 2} of the processes train" if ranks > 1 else "give it a second card"
+        raise ConfigError(
+            f"policy.placement: 'split', but {ranks} of {_plain(cards)} train and none is left to serve; "
+            f"{other}, or set policy.placement={together}"
+        )
+    return [together]
+
+
+def _fitting(
+    kind: Kind,
+    cards: Sequence[Card],
+    ranks: int,
+    settings: VLLMSettings,
+    needs: Needs,
+    mode: str,
+) -> Placement | str:
+    """The placement of this kind, or why there is none."""
+    training, memory = tuple(cards[:ranks]), cards[0].memory
+    serving = cards[ranks:] if kind == "split" else training
+    parallel = _parallel(settings)
+    server = needs.server(parallel)
+    if needs.training + RESERVE > memory:
+        return f"an update needs {_size(needs.training + RESERVE)} on a card of {_size(memory)}"
+    sleep = False
+    if kind == "split":
+        share = LARGEST_SHARE
+        if server > share * memory:
+            return f"a server needs {_size(server)} on a card of {_size(memory)}"
+    else:
+        free = memory - RESERVE - needs.training
+        sleep = settings.sleep is True or (server > free and settings.sleep == "auto")
+        if sleep:
+            free = memory - RESERVE - needs.held
+        if server > free:
+            return (
+                f"{kind!r} needs {_size(server)} for a server beside {_size(memory - free)} of the trainer's "
+                f"on a card of {_size(memory)}"
+            )
+        if sleep and mode == "async":
+            return (
+                f"{kind!r} needs {_size(needs.training + RESERVE + server)} for trainer and server together "
+                f"on a card of {_size(memory)}, and in mode: async none can sleep"
+            )
+        share = min(LARGEST_SHARE, int(100 * free / memory) / 100)
+    places = _places(serving, settings, share)
+    if isinstance(places, str):
+        return places
+    transfer = settings.transfer
+    if transfer == "auto":
+        transfer = "nccl" if kind == "split" else "ipc" if parallel == 1 else "shm"
+    if transfer == "ipc" and (kind == "split" or parallel > 1 or len(places) != ranks):
+        return "transfer 'ipc' needs a server on each card that trains, and no other"
+    if transfer == "nccl" and kind != "split":
+        return f"transfer 'nccl' cannot reach a server on the trainer's own card ({kind!r}); set ipc or shm"
+    return Placement(kind, training, places, transfer, sleep)
+
+
+def _places(cards: Sequence[Card], settings: VLLMSettings, share: float | None) -> tuple[Place, ...] | str:
+    """One server on each group of cards, or why they are too few."""
+    parallel = _parallel(settings)
+    if "gpu-memory-utilization" in _arguments(settings):
+        share = None
+    count = len(cards) // parallel if settings.servers == "auto" else settings.servers
+    if count < 1 or count * parallel > len(cards):
+        groups = f" of tensor-parallel-size {parallel}" if parallel > 1 else ""
+        what = f"{max(count, 1)} server{'s' if count > 1 else ''}{groups}"
+        return f"{what} cannot be placed on {_plain(len(cards))}, expected {max(count, 1) * parallel}"
+    return tuple(
+        Place(tuple(cards[number * parallel : (number + 1) * parallel]), share) for number in range(count)
+    )
+
+
+def _nearest(
+    cards: Sequence[Card],
+    ranks: int,
+    settings: VLLMSettings,
+    needs: Callable[[int], Needs],
+    mode: Literal["sync", "async"],
+) -> str:
+    """What would fit, as the change that it takes."""
+    reset = [f"policy.{name}=auto" for name in ("servers", "transfer") if getattr(settings, name) != "auto"]
+    also = f" with {' and '.join(reset)}" if reset else ""
+    free = settings.model_copy(update={"placement": "auto", "servers": "auto", "transfer": "auto"})
+    for fewer in range(ranks, 0, -1):
+        kinds: list[Kind] = ["one" if fewer == 1 else "shared"]
+        kinds = [*(["split"] if len(cards) > fewer else []), *kinds]
+        for kind in kinds:
+            for other in _mode_and_sleep(free, mode):
+                if isinstance(_fitting(kind, cards, fewer, other[0], needs(fewer), other[1]), Placement):
+                    train = f" with {fewer} of the processes" if fewer != ranks else ""
+                    return f"placement {kind!r}{also}{train}{other[2]} fits"
+    least = needs(ranks)
+    size = max(least.training + RESERVE, least.server(_parallel(settings)) + RESERVE)
+    return (
+        f"nothing fits: it takes cards of {_size(size)} or more, model.lora, shorter episodes, or weights "
+        "sharded over more processes (configs/accelerate/fsdp2.yaml)"
+    )
+
+
+def _mode_and_sleep(
+    settings: VLLMSettings, mode: Literal["sync", "async"]
+) -> list[tuple[VLLMSettings, Literal["sync", "async"], str]]:
+    asleep = settings.model_copy(update={"sleep": "auto"})
+    found: list[tuple[VLLMSettings, Literal["sync", "async"], str]] = [(settings, mode, "")]
+    if settings.sleep is False:
+        found.append((asleep, mode, " and policy.sleep=auto"))
+    if mode == "async":
+        found.append((asleep, "sync", " and mode: sync"))
+    return found
+
+
+def _on_cpu(settings: VLLMSettings) -> Placement:
+    if settings.placement != "auto":
+        raise ConfigError(
+            f"policy.placement: {settings.placement!r}, but no CUDA card is to be seen here, expected one at "
+            "least; leave it out to serve on the CPU, or see `nvidia-smi` and CUDA_VISIBLE_DEVICES"
+        )
+    transfer = "shm" if settings.transfer == "auto" else settings.transfer
+    if transfer in ("ipc", "nccl"):
+        other = "shm" if transfer == "ipc" else "shm for servers of this host or gloo for others"
+        raise ConfigError(f"policy.transfer: {transfer!r}, but there is no CUDA card here; set {other}")
+    count = 1 if settings.servers == "auto" else settings.servers
+    return Placement("cpu", (), (Place(),) * count, transfer, settings.sleep is True)
+
+
+def _by_hand(cards: Sequence[Card], ranks: int, settings: VLLMSettings) -> Placement:
+    """The recipe names the card of the one server."""
+    if settings.placement != "auto" or settings.servers not in ("auto", 1):
+        raise ConfigError(
+            "policy.environment: CUDA_VISIBLE_DEVICES with policy.placement or policy.servers, expected one "
+            "of the two: servers get their cards by placement; leave the variable out"
+        )
+    chosen = settings.environment["CUDA_VISIBLE_DEVICES"]
+    transfer = "shm" if settings.transfer == "auto" else settings.transfer
+    note = f"the server on card {chosen}, as policy.environment says"
+    return Placement("split", tuple(cards[:ranks]), (Place(),), transfer, settings.sleep is True, note)
+
+
+def _refuse_mixed(cards: Sequence[Card]) -> None:
+    kinds: dict[tuple[str, int], list[str]] = {}
+    for card in cards:
+        kinds.setdefault((card.name, round(card.memory / GIB)), []).append(card.id)
+    if len(kinds) > 1:
+        said = "; ".join(f"{', '.join(ids)}: {name} of {gib} GiB" for (name, gib), ids in kinds.items())
+        most = max(kinds.values(), key=len)
+        raise ConfigError(
+            f"cards of different kinds ({said}), expected one kind, as all wait for the slowest; set "
+            f"CUDA_VISIBLE_DEVICES={','.join(most)}"
+        )
+
+
+def _parallel(settings: VLLMSettings) -> int:
+    return int(_arguments(settings).get("tensor-parallel-size", 1))
+
+
+def _arguments(settings: VLLMSettings) -> Mapping[str, Any]:
+    return {name.replace("_", "-"): value for name, value in settings.arguments.items()}
+
+
+def _count(cards: int) -> str:
+    return f"{_plain(cards)} {'is' if cards == 1 else 'are'}"
+
+
+def _plain(cards: int) -> str:
+    return f"{cards} card{'' if cards == 1 else 's'}"
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB"

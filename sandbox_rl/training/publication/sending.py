@@ -1,0 +1,158 @@
+"""One publication on its way to several servers: who has failed, and what has been sent so far."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sandbox_rl.errors import EngineFault
+from sandbox_rl.http_client import Address
+from sandbox_rl.policies.vllm.api import VLLMServer
+from sandbox_rl.policies.vllm.check import ServerFacts
+from sandbox_rl.training.publication import routes
+from sandbox_rl.training.publication.payload import Checksums
+from sandbox_rl.training.publication.transports import HostCopy, Payload
+
+__all__ = ["Kept", "OwnServer", "Sending", "Servers", "without"]
+
+
+class Servers(Protocol):
+    """Servers that have been entered."""
+
+    @property
+    def servers(self) -> Sequence[VLLMServer]:
+        """All of them."""
+        ...
+
+    @property
+    def facts(self) -> Sequence[ServerFacts]:
+        """What each says about itself."""
+        ...
+
+    @property
+    def up(self) -> Sequence[VLLMServer]:
+        """Those that can be given weights now; the others get them when they are started again."""
+        ...
+
+    async def some_up(self) -> None:
+        """Wait until `up` has one.
+
+        Raises:
+            EngineFault: one of all is gone for good.
+        """
+        ...
+
+    async def recovered(self, server: VLLMServer) -> None:
+        """Wait until it is there, where someone is restarting it.
+
+        Raises:
+            EngineFault: it is gone for good.
+        """
+        ...
+
+    async def replace(self, server: VLLMServer, why: str) -> bool:
+        """End a server that did not take its weights and have another started; False where nobody can."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OwnServer:
+    """Where each process sends to the server on its own card."""
+
+    servers: Servers
+    number: int
+
+
+class Sending:
+    """What one process sends to its servers; one that fails a step takes no part in the next ones.
+
+    Args:
+        servers: that this process sends to.
+        collective: whether they receive all at once, so that all fail with one.
+        keeps: whether copies are kept for servers that are started again.
+    """
+
+    def __init__(self, servers: Sequence[VLLMServer], *, collective: bool, keeps: bool) -> None:
+        self._servers = list(servers)
+        self._collective = collective
+        self._keeps = keeps
+        self._copies: list[HostCopy] = []
+        self._checksums: dict[str, tuple[list[int], int]] = {}
+        self.failed: dict[VLLMServer, EngineFault] = {}
+
+    @property
+    def left(self) -> Sequence[VLLMServer]:
+        """Those that have done everything so far."""
+        return [server for server in self._servers if server not in self.failed]
+
+    @property
+    def reasons(self) -> Mapping[Address, str]:
+        """Why each that has failed did."""
+        return {server.address: str(error) for server, error in self.failed.items()}
+
+    async def each(self, act: Callable[[Sequence[VLLMServer]], Awaitable[None]]) -> None:
+        """Have all that are left do something; what fails is noted."""
+        left = self.left
+        groups = [left] if self._collective and left else [[server] for server in left]
+        results = await asyncio.gather(*map(act, groups), return_exceptions=True)
+        for group, result in zip(groups, results, strict=True):
+            if isinstance(result, EngineFault):
+                self.failed |= dict.fromkeys(group, result)
+            elif isinstance(result, BaseException):
+                raise result
+
+    async def start(self) -> None:
+        """Begin the update."""
+        await self.each(lambda servers: routes.control_all(servers, "/start_weight_update"))
+
+    async def send(self, part: Payload) -> None:
+        """Send some of the weights."""
+        self._checksums |= part.checksums
+        if self._keeps:
+            self._copies.append(await asyncio.to_thread(part.copy))
+        await self.each(part.send)
+
+    async def finish(self) -> None:
+        """End the update and hold each server against what was sent."""
+        await self.each(lambda servers: routes.finish_update(servers, self._checksums))
+
+    def kept(self) -> Kept:
+        """All that was sent."""
+        return Kept(self._copies, self._checksums)
+
+
+async def without(
+    servers: Servers, those: Sequence[VLLMServer], failed: Mapping[Address, str]
+) -> Sequence[VLLMServer]:
+    """Those of them that have not failed; each of the others is ended and started again."""
+    if those and all(server.address in failed for server in those):
+        raise EngineFault(failed[those[0].address])
+    for server in those:
+        why = failed.get(server.address)
+        if why is not None and not await servers.replace(server, why):
+            raise EngineFault(why)
+    return [server for server in those if server.address not in failed]
+
+
+class Kept:
+    """The weights that were published last, in memory of this host."""
+
+    def __init__(self, copies: Sequence[HostCopy], checksums: Checksums) -> None:
+        self._copies = copies
+        self._checksums = checksums
+
+    async def load(self, server: VLLMServer) -> None:
+        """Have a server that was started again load and verify them.
+
+        Raises:
+            EngineFault: it does not.
+        """
+        await routes.load_files(server, [copy.path for copy in self._copies])
+        await routes.after_load([server], self._checksums)
+
+    def close(self) -> None:
+        """Free them."""
+        for copy in self._copies:
+            copy.close()

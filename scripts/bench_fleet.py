@@ -1,0 +1,217 @@
+"""What several managed servers bring, and what the death of one costs.
+
+The shipped fake stands in the place of vLLM, each a process of its own: a turn takes `--delay` seconds of
+waiting and no computing, and a server takes `--slots` turns at once, the others wait. So the figures are of
+what is ours (placing episodes, HTTP, publishing, restarting), on any machine.
+
+    rate      sampled tokens per second of one server and of several, with `--slots` episodes for each
+    death     of the last server, while all sample: turns that were lost and sampled again, and how many of
+              them were its own in flight; the weights that every server holds afterwards are verified
+
+    python scripts/bench_fleet.py [--servers 2] [--seconds 5] [--json FILE]
+
+Exit code 1: several sample less than 0.95 times as much as so many, or a death costs others a turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as the command line does, before torch is imported
+
+import torch
+
+from sandbox_rl.policies.base import PolicySession, TurnSampling
+from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.vllm.fleet import ManagedServers
+from sandbox_rl.policies.vllm.policy import VLLMPolicy
+from sandbox_rl.policies.vllm.server import ManagedServer
+from sandbox_rl.policies.vllm.supervisor import SupervisedServers
+from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.publication.payload import checksums_of
+from sandbox_rl.training.publication.routes import verify
+from sandbox_rl.training.publication.weights import PublishedWeights
+
+BOUND = 0.95
+"""Of the rate of as many servers by themselves."""
+TURN_TOKENS = 8  # what the fake samples
+PYTHON = """#!/bin/sh
+case "$1" in -I) exec {python} "$@" ;; esac
+while [ $# -gt 0 ]; do [ "$1" = --uds ] && socket=$2; shift; done
+exec {python} -m sandbox_rl.policies.vllm.fake "$socket" {delay} {slots}
+"""
+
+
+class Model(torch.nn.Module):
+    """A few weights that a number decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.Parameter(torch.zeros(64))
+
+    def set(self, value: float) -> Model:
+        """The same with other weights."""
+        with torch.no_grad():
+            self.norm.fill_(value)
+        return self
+
+    def checksums(self) -> dict[str, tuple[list[int], int]]:
+        """Of what servers should hold."""
+        return checksums_of({name: p.detach() for name, p in self.named_parameters()})
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Servers that run."""
+
+    loop: LoopThread
+    members: list[ManagedServer]
+    supervised: SupervisedServers
+    weights: PublishedWeights
+    policy: VLLMPolicy
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the episodes saw.
+
+    Attributes:
+        lost: number of an episode → its turns that were sampled again.
+        waiting: numbers of the episodes that wait for an answer, and for which server.
+    """
+
+    turns: int = 0
+    lost: dict[int, int] = field(default_factory=dict)
+    waiting: dict[int, object] = field(default_factory=dict)
+
+
+@contextmanager
+def fleet(servers: int, options: argparse.Namespace) -> Iterator[Fleet]:
+    """So many servers, supervised, with published weights."""
+    with tempfile.TemporaryDirectory(prefix="fleet") as folder, LoopThread() as loop:
+        python = Path(folder) / "python"
+        python.write_text(PYTHON.format(python=sys.executable, delay=options.delay, slots=options.slots))
+        python.chmod(0o755)
+        settings = VLLMSettings(type="vllm", python=str(python), backoff_s=0.05)
+        members = [
+            ManagedServer(settings, model="m", log=Path(folder) / f"{n}.log", transfer="shm", gpu=False)
+            for n in range(servers)
+        ]
+        managed = ManagedServers(members)
+        weights = PublishedWeights(managed, loop, keeps=True)
+        supervised = SupervisedServers(managed, weights, restarts=1)
+        policy = VLLMPolicy(supervised, settings, end_ids=frozenset({2}), version=weights.version)
+        with loop.entered(policy):
+            yield Fleet(loop, members, supervised, weights, policy)
+            weights.close()
+
+
+async def episode(number: int, session: PolicySession, server: object, until: float, tally: Tally) -> None:
+    """Turn after turn, to the deadline."""
+    while time.monotonic() < until:
+        tally.waiting[number] = server
+        action = await session.act((5, 6, 7), TurnSampling(max_tokens=TURN_TOKENS), timeout=120)
+        del tally.waiting[number]
+        tally.turns += 1
+        tally.lost[number] = tally.lost.get(number, 0) + (action.lost_s > 0)
+
+
+async def episodes(on: Fleet, options: argparse.Namespace, tally: Tally) -> None:
+    """`--slots` episodes for each server until the time is over."""
+    until = time.monotonic() + options.seconds
+
+    async def one(number: int) -> None:
+        before = [slot.live for slot in on.policy._slots]
+        async with on.policy.session(str(number)) as session:
+            after = [slot.live for slot in on.policy._slots]
+            own = next(i for i, (a, b) in enumerate(zip(before, after, strict=True)) if b > a)
+            await episode(number, session, on.members[own], until, tally)
+
+    tasks = []
+    for number in range(len(on.members) * options.slots):
+        tasks.append(asyncio.ensure_future(one(number)))
+        await asyncio.sleep(0)  # so that each sees where the one before it went
+    await asyncio.gather(*tasks)
+
+
+def rate(servers: int, options: argparse.Namespace) -> float:
+    """Sampled tokens per second."""
+    with fleet(servers, options) as on:
+        tally, started = Tally(), time.monotonic()
+        on.loop.run(episodes(on, options, tally))
+        return tally.turns * TURN_TOKENS / (time.monotonic() - started)
+
+
+def kill_child(supervisor: int) -> None:
+    """SIGKILL to what a server's own supervisor has started."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+
+
+def death(options: argparse.Namespace) -> dict[str, Any]:
+    """Kill the last server while all sample, and publish while it is away."""
+    model, tally, own = Model(), Tally(), -1
+
+    with fleet(options.servers, options) as on:
+        on.weights.publish(model.set(1.0), 1)
+        dying = on.members[-1]
+
+        async def kill_on_the_way() -> None:
+            nonlocal own
+            await asyncio.sleep(options.seconds / 3)
+            process = dying._process
+            assert process is not None
+            own = sum(server is dying for server in tally.waiting.values())
+            kill_child(process.pid)
+            await process.wait()
+            await asyncio.to_thread(on.weights.publish, model.set(2.0), 2)
+
+        async def both() -> None:
+            await asyncio.gather(episodes(on, options, tally), kill_on_the_way())
+            await dying.recovered()
+            for member in on.members:
+                await verify(member.client, model.checksums())
+
+        on.loop.run(both())
+        return {"lost": sum(tally.lost.values()), "own_in_flight": own, "turns": tally.turns}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--servers", type=int, default=2)
+    parser.add_argument("--slots", type=int, default=8, help="turns that a server samples at once")
+    parser.add_argument("--delay", type=float, default=0.1, help="seconds of a turn")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    one, several = rate(1, options), rate(options.servers, options)
+    ratio = several / one
+    print(f"1 server {one:.0f} tokens/s, {options.servers} servers {several:.0f}: {ratio:.2f} x")
+    cost = death(options)
+    print(
+        f"a server killed: {cost['lost']} of {cost['turns']} turns sampled again, its own in flight were "
+        f"{cost['own_in_flight']}; newest weights verified on all {options.servers}"
+    )
+    if options.json:
+        row = {"one": one, "several": several, "servers": options.servers, "ratio": ratio, **cost}
+        options.json.write_text(json.dumps(row, indent=1))
+    fits = ratio >= BOUND * options.servers and cost["lost"] <= cost["own_in_flight"]
+    return 0 if fits else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

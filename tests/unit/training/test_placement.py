@@ -1,0 +1,224 @@
+"""Where servers go: by cards, processes, mode and the size of what is trained."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.training.cards import fake_cards
+from sandbox_rl.training.config import ModelSettings
+from sandbox_rl.training.memory import estimate_memory, kv_bytes_per_token, model_shape
+from sandbox_rl.training.placement import Needs
+from sandbox_rl.training.placement_plan import plan_placement, plan_serving
+from tests.unit.shapes import QWEN3_0_6B, QWEN3_4B, QWEN3_8B
+
+MODELS = {"0.6B": QWEN3_0_6B, "4B": QWEN3_4B, "8B": QWEN3_8B}
+H100, A10 = "NVIDIA H100 80GB", "NVIDIA A10 24GB"
+TOKENS = 16_384
+
+
+@cache
+def shape_of(name: str):
+    return model_shape(MODELS[name])
+
+
+def needs_of(model: str, *, sharded: bool = True):
+    """As `runs/placement.py` makes them: one row of 16k tokens, float32 masters, served in bfloat16."""
+    shape = shape_of(model)
+    args = SimpleNamespace(
+        per_device_train_batch_size=1,
+        gradient_checkpointing=True,
+        use_cpu=False,
+        optim="adamw",
+        beta=0.0,
+    )
+
+    def needs(ranks: int) -> Needs:
+        memory = estimate_memory(
+            shape,
+            args,
+            ModelSettings(path="m", dtype="bfloat16"),
+            prompt_tokens=1000,
+            completion_tokens=TOKENS - 1000,
+            sampled_rows=0,
+            shards=ranks if sharded else 1,
+        )
+        longest = kv_bytes_per_token(shape, 2) * TOKENS
+        return Needs(memory.training, memory.held, 2 * shape.parameters, longest)
+
+    return needs
+
+
+def plan(cards: str, ranks: int, model: str, mode: str = "sync", sharded: bool = True, **policy):
+    settings = VLLMSettings(type="vllm", **policy)
+    return plan_placement(fake_cards(cards), ranks, settings, needs_of(model, sharded=sharded), mode=mode)
+
+
+CASES = [
+    # cards, processes, model, mode, policy → kind, servers, cards of each, transfer, asleep
+    (f"1x {H100}", 1, "0.6B", "sync", {}, "one", 1, 1, "ipc", False),
+    (f"1x {H100}", 1, "0.6B", "async", {}, "one", 1, 1, "ipc", False),
+    (f"1x {H100}", 1, "0.6B", "sync", {"sleep": True}, "one", 1, 1, "ipc", True),
+    (f"1x {A10}", 1, "0.6B", "async", {}, "one", 1, 1, "ipc", False),
+    (f"1x {H100}", 1, "4B", "sync", {}, "one", 1, 1, "ipc", True),
+    (f"2x {H100}", 1, "4B", "async", {"sleep": False}, "split", 1, 1, "nccl", False),
+    (f"2x {H100}", 1, "0.6B", "sync", {"placement": "one"}, "one", 1, 1, "ipc", False),
+    (f"2x {H100}", 2, "4B", "sync", {}, "shared", 2, 1, "ipc", False),
+    (f"4x {H100}", 4, "4B", "sync", {}, "shared", 4, 1, "ipc", False),
+    (f"4x {H100}", 2, "4B", "async", {}, "split", 2, 1, "nccl", False),
+    (f"4x {H100}", 4, "8B", "async", {}, "shared", 4, 1, "ipc", False),
+    (f"8x {H100}", 8, "8B", "sync", {}, "shared", 8, 1, "ipc", False),
+    (f"8x {H100}", 4, "8B", "async", {}, "split", 4, 1, "nccl", False),
+    (f"8x {H100}", 4, "8B", "sync", {"servers": 1}, "split", 1, 1, "nccl", False),
+    (f"8x {H100}", 4, "8B", "sync", {"arguments": {"tensor_parallel_size": 2}}, "split", 2, 2, "nccl", False),
+    (f"8x {H100}", 8, "4B", "sync", {"arguments": {"tensor-parallel-size": 4}}, "shared", 2, 4, "shm", False),
+    (f"4x {H100}", 2, "4B", "sync", {"transfer": "shm"}, "split", 2, 1, "shm", False),
+    ("", 1, "4B", "sync", {}, "cpu", 1, 0, "shm", False),
+    ("", 2, "4B", "async", {"servers": 2}, "cpu", 2, 0, "shm", False),
+]
+
+
+@pytest.mark.parametrize(
+    ("cards", "ranks", "model", "mode", "policy", "kind", "servers", "of", "transfer", "asleep"), CASES
+)
+def test_what_is_planned(cards, ranks, model, mode, policy, kind, servers, of, transfer, asleep):
+    found = plan(cards, ranks, model, mode, **policy)
+    assert (found.kind, len(found.servers), found.transfer, found.sleep) == (kind, servers, transfer, asleep)
+    assert {len(place.cards) for place in found.servers} == {of}
+    serving = [card.id for place in found.servers for card in place.cards]
+    training = [card.id for card in found.training]
+    assert len(set(serving)) == len(serving), "no card has two servers"
+    assert training == [str(number) for number in range(ranks if kind != "cpu" else 0)]
+    if kind == "split":
+        assert not set(serving) & set(training)
+    elif of == 1:
+        assert serving == training, "number i of the processes has server i on its card"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[0]], ids=lambda case: str(case[:5]))
+def test_what_is_planned_fits(case):
+    """Trainer and server of a card together, at each moment."""
+    cards, ranks, model, mode, policy = case[:5]
+    found = plan(cards, ranks, model, mode, **policy)
+    needs = needs_of(model)(ranks)
+    memory = fake_cards(cards)[0].memory
+    share = found.servers[0].share
+    assert share is not None
+    beside = 0 if found.kind == "split" else needs.held if found.sleep else needs.training
+    assert share * memory + beside <= memory
+    assert needs.server(len(found.servers[0].cards)) <= share * memory + 0.01 * memory
+    assert needs.training <= memory
+
+
+@pytest.mark.parametrize(
+    ("cards", "ranks", "model", "mode", "policy", "said"),
+    [
+        ("", 1, "4B", "sync", {"placement": "split"}, "'split', but no CUDA card is to be seen here"),
+        ("", 1, "4B", "sync", {"transfer": "nccl"}, "policy.transfer: 'nccl', but there is no CUDA card"),
+        (f"2x {H100}", 4, "4B", "sync", {}, "4 processes train, but 2 cards are to be seen.*start 2"),
+        (
+            f"4x {H100}",
+            4,
+            "4B",
+            "sync",
+            {"placement": "split"},
+            "let 2 of the processes train, .*shared",
+        ),
+        (
+            f"1x {H100}",
+            1,
+            "4B",
+            "sync",
+            {"placement": "split"},
+            "a second card, .*placement=one",
+        ),
+        (f"4x {H100}", 4, "4B", "sync", {"placement": "one"}, "'one', but 4 processes train"),
+        (f"2x {H100}, 2x {A10}", 4, "0.6B", "sync", {}, r"0, 1: NVIDIA H100 80GB.*CUDA_VISIBLE_DEVICES=0,1"),
+        (
+            f"1x {H100}",
+            1,
+            "8B",
+            "sync",
+            {},
+            "an update needs .* of 80.0 GiB; nothing fits: it takes",
+        ),
+        (f"1x {H100}", 1, "4B", "async", {}, "in mode: async none can sleep; .*'one' and mode: sync fits"),
+        (f"1x {H100}", 1, "4B", "sync", {"sleep": False}, "'one' and policy.sleep=auto fits"),
+        (
+            f"4x {H100}",
+            2,
+            "4B",
+            "sync",
+            {"servers": 3},
+            "3 servers .*'split' with policy.servers=auto",
+        ),
+        (
+            f"4x {H100}",
+            4,
+            "4B",
+            "sync",
+            {"transfer": "nccl"},
+            "'nccl' .* with policy.transfer=auto fits",
+        ),
+        (
+            f"8x {H100}",
+            4,
+            "8B",
+            "async",
+            {"placement": "split", "transfer": "ipc"},
+            "'ipc' needs a server",
+        ),
+        (
+            f"2x {H100}",
+            1,
+            "4B",
+            "sync",
+            {"environment": {"CUDA_VISIBLE_DEVICES": "1"}, "servers": 2},
+            "expected one of the two",
+        ),
+    ],
+)
+def test_what_is_refused_names_what_would_do(cards, ranks, model, mode, policy, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        plan(cards, ranks, model, mode, **policy)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_on_a_card_by_hand_stays_where_it_was_put():
+    found = plan(f"2x {H100}", 1, "4B", environment={"CUDA_VISIBLE_DEVICES": "1"})
+    assert (found.transfer, found.servers[0].cards) == ("shm", ())
+
+
+def test_a_share_that_the_recipe_sets_is_left_to_it():
+    found = plan(f"2x {H100}", 2, "4B", arguments={"gpu_memory_utilization": 0.3})
+    assert [place.share for place in found.servers] == [None, None]
+
+
+def test_an_evaluation_serves_on_all_cards():
+    settings = VLLMSettings(type="vllm", arguments={"tensor-parallel-size": 2})
+    assert len(plan_serving(fake_cards(f"4x {H100}"), settings).servers) == 2
+    with pytest.raises(ConfigError, match="expected 2"):
+        plan_serving(fake_cards(f"1x {H100}"), settings)
+
+
+def test_one_line_says_where_everything_runs():
+    assert str(plan(f"8x {H100}", 8, "8B")) == (
+        "shared: 8 x NVIDIA H100 80GB train with 8 servers on them, 57% of each for a server for the server; "
+        "weights by ipc"
+    )
+    assert str(plan("", 1, "4B", servers=2)) == "2 servers on the CPU; weights by shm"
+
+
+def test_made_up_cards_are_read_or_refused():
+    cards = fake_cards("2x NVIDIA H100 80GB, 1x L4 24 GB")
+    assert [(card.id, card.name) for card in cards] == [
+        ("0", "NVIDIA H100 80GB"),
+        ("1", "NVIDIA H100 80GB"),
+        ("2", "L4 24GB"),
+    ]
+    with pytest.raises(ConfigError, match="'H100', expected a number, a name and the memory"):
+        fake_cards("H100")
