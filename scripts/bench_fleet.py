@@ -47,6 +47,7 @@ from sandbox_rl.training.publication.weights import PublishedWeights
 BOUND = 0.95
 """Of the rate of as many servers by themselves."""
 TURN_TOKENS = 8  # what the fake samples
+RESTART_S = 0.2  # less than a server takes to start again, more than a turn waits otherwise
 PYTHON = """#!/bin/sh
 case "$1" in -I) exec {python} "$@" ;; esac
 while [ $# -gt 0 ]; do [ "$1" = --uds ] && socket=$2; shift; done
@@ -125,7 +126,7 @@ async def episode(number: int, session: PolicySession, server: object, until: fl
         action = await session.act((5, 6, 7), TurnSampling(max_tokens=TURN_TOKENS), timeout=120)
         del tally.waiting[number]
         tally.turns += 1
-        tally.lost[number] = tally.lost.get(number, 0) + (action.lost_s > 0)
+        tally.lost[number] = tally.lost.get(number, 0) + (action.lost_s > RESTART_S)
 
 
 async def episodes(on: Fleet, options: argparse.Namespace, tally: Tally) -> None:

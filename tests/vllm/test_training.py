@@ -110,15 +110,38 @@ def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_share_one_server(write_recipe):
-    """Each rank drives its own episodes on one server and computes its rows in parts; the weights
-    are published once."""
+def servers_of(process: subprocess.Popen[str]) -> list[int]:
+    """The front ends of the vLLM servers below a process, in the order of their start."""
+    found = []
+    for pid in sorted(descendants(process.pid)):
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            found += [pid] * (words[1:3] == [b"-m", b"vllm.entrypoints.openai.api_server"])
+    return found
+
+
+def kill_a_server(processes: list[subprocess.Popen[str]], run: Path) -> None:
+    """The second of two, once there was an update."""
+    deadline = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists():
+        assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    _, second = servers_of(processes[0])
+    assert not servers_of(processes[1]), "one process has them all"
+    os.kill(second, signal.SIGKILL)
+
+
+def test_two_processes_and_two_servers_of_which_one_is_killed(write_recipe, monkeypatch):
+    """As on two cards that train and serve: each rank drives its own episodes on both servers and computes
+    its rows in parts; weights are published to both, and to the one that was started again."""
+    monkeypatch.setenv("SANDBOX_RL_FAKE_CARDS", "2x NVIDIA H100 80GB")
     recipe = write_recipe(
         "two",
         evaluation={"tasks": 0},
         update={"micro_batch_tokens": 600},  # a few rows: parts, and as many on each rank
         grpo={
-            "max_steps": 2,
+            "max_steps": 4,
             "per_device_train_batch_size": 8,
             "num_generations": 4,
             "learning_rate": 1.0e-3,
@@ -126,14 +149,49 @@ def test_two_processes_share_one_server(write_recipe):
             "save_steps": 2,
         },
     )
-    printed = "".join(finish(process) for process in prepared.ranks(2, "sandbox_rl.cli", "train", recipe))
-    assert printed.count("export") == 1
     run = recipe.parent / "runs" / "two"
+    processes = prepared.ranks(2, "sandbox_rl.cli", "train", recipe)
+    kill_a_server(processes, run)
+    printed = "".join(finish(process) for process in processes)
+    assert "shared: 2 x NVIDIA H100 80GB train with 2 servers on them" in printed
+    assert "vLLM server 1 of 2: killed by signal 9; restart 1 of 3" in printed
+    assert printed.count("export") == 1
     records = [r for r in read_journal(run / "journal") if r["phase"] == "train"]
     # Two groups on each process in each step; a group's number is that in the whole run.
-    assert {r["episode_id"].rpartition("-")[0] for r in records} == {f"train-{n:06d}" for n in range(8)}
-    assert {(r["step"], t["weight_version"]) for r in records for t in r["turns"]} == {(0, 0), (1, 1)}
+    assert {r["episode_id"].rpartition("-")[0] for r in records} == {f"train-{n:06d}" for n in range(16)}
+    versions = {(r["step"], t["weight_version"]) for r in records for t in r["turns"]}
+    assert versions == {(step, step) for step in range(4)}
     assert all(line["mismatch/mean"] < 1e-4 for line in metrics(run) if "grad_norm" in line)
+    assert (run / "vllm-0.log").is_file()
+    assert (run / "vllm-1.log").is_file()
+
+
+@pytest.mark.faults
+def test_two_asynchronous_processes_and_two_servers_of_which_one_is_killed(write_recipe, monkeypatch):
+    """As on four cards, of which two train; the process that rolls out finds the server again too."""
+    monkeypatch.setenv("SANDBOX_RL_FAKE_CARDS", "4x NVIDIA H100 80GB")
+    recipe = write_recipe(
+        "two-async",
+        mode="async",
+        evaluation={"tasks": 0},
+        grpo={
+            "max_steps": 12,
+            "num_generations": 4,
+            "learning_rate": 1.0e-3,
+            "token_budget": 1024,
+            "activation_checkpointing": False,
+            "save_steps": 12,
+        },
+    )
+    run = recipe.parent / "runs" / "two-async"
+    processes = prepared.ranks(2, "sandbox_rl.cli", "train", recipe)
+    kill_a_server(processes, run)
+    printed = "".join(finish(process) for process in processes)
+    assert "split: 2 x NVIDIA H100 80GB train, 2 servers on 2 x NVIDIA H100 80GB" in printed
+    steps = [line for line in metrics(run) if "grad_norm" in line]
+    assert steps[-1]["step"] == 12
+    assert all(line["ratio"] == pytest.approx(1, abs=0.2) for line in steps)
+    assert max(line["off_policy/age_max"] for line in steps) <= 4
 
 
 def test_asynchronous_survives_a_kill(write_recipe):
