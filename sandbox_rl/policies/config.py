@@ -49,7 +49,7 @@ class VLLMSettings(Settings):
     """Where managed servers run. `one`: on the single card that trains. `shared`: on each card that trains.
     `split`: on the cards that do not. `auto`: `split` where cards are left and it fits, else on those that
     train; on the CPU without a card (docs/vllm.md)."""
-    servers: int | Literal["auto"] = Field("auto", ge=1)
+    servers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Managed servers, each a process of its own. `auto`: as many as `placement` has cards for, one without
     a card."""
     base_urls: tuple[Annotated[str, Field(pattern=r"^(https?://[^/\s]+|unix:///\S+)$")], ...] = ()

@@ -59,11 +59,13 @@ def plan_placement(
 
 
 def plan_serving(cards: Sequence[Card], settings: VLLMSettings) -> Placement:
-    """Plan servers where nothing is trained, as for an evaluation: on all cards.
+    """Plan servers where nothing is trained, as for an evaluation: on all cards, whatever a training run
+    of the same recipe would do.
 
     Raises:
         ConfigError: more are asked for than the cards hold.
     """
+    settings = settings.model_copy(update={"placement": "auto", "transfer": "auto"})
     if not cards:
         return _on_cpu(settings)
     _refuse_mixed(cards)
@@ -173,7 +175,8 @@ def _nearest(
     free = settings.model_copy(update={"placement": "auto", "servers": "auto", "transfer": "auto"})
     for fewer in range(ranks, 0, -1):
         kinds: list[Kind] = ["one" if fewer == 1 else "shared"]
-        kinds = [*(["split"] if len(cards) > fewer else []), *kinds]
+        if len(cards) > fewer:
+            kinds.insert(0, "split")
         for kind in kinds:
             for other in _mode_and_sleep(free, mode):
                 if isinstance(_fitting(kind, cards, fewer, other[0], needs(fewer), other[1]), Placement):

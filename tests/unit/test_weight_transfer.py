@@ -297,7 +297,7 @@ def test_handles_mean_nothing_on_another_card():
 
 def test_nccl_on_the_trainers_own_card_is_refused(monkeypatch):
     fake = FakeVLLM(card="GPU-1")
-    monkeypatch.setattr("sandbox_rl.training.publication.transports.card_uuid", lambda: "GPU-1")
+    monkeypatch.setattr("sandbox_rl.training.publication.transports.card_uuid", lambda card=None: "GPU-1")
     with publishing(fake, transfer="nccl") as (weights, _, _):
         with pytest.raises(SetupError, match=r"'nccl', but the server .* uses the trainer's own card"):
             weights.publish(Model(), 1)

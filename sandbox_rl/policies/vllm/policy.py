@@ -85,6 +85,8 @@ class VLLMPolicy:
         end_ids: ids that end a turn.
         version: of the servers' weights; a turn carries the number from before it began, and so never one
             newer than any of its tokens.
+        first: number of the server that gets the first of equally many episodes; several processes that
+            sample from the same servers have different ones.
     """
 
     def __init__(
@@ -94,8 +96,10 @@ class VLLMPolicy:
         *,
         end_ids: frozenset[int],
         version: WeightVersion = UNTRAINED,
+        first: int = 0,
     ) -> None:
         self._source = source
+        self._first = first
         self._settings = settings
         self._end_ids = sorted(end_ids)
         self._version = version
@@ -110,7 +114,9 @@ class VLLMPolicy:
     async def __aenter__(self) -> VLLMPolicy:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._source)
-            self._slots = [_Slot(server) for server in self._source.servers]
+            slots = [_Slot(server) for server in self._source.servers]
+            first = self._first % len(slots)
+            self._slots = slots[first:] + slots[:first]
             self._stack = stack.pop_all()
         return self
 
@@ -133,12 +139,15 @@ class VLLMPolicy:
     async def _look_again(self) -> None:
         """Servers that were away and answer now get episodes again, though no turn there waits to tell."""
         for slot in self._slots:
-            waited = time.monotonic() - slot.failed_at > LOOK_AGAIN_S
-            if slot.away and waited and await slot.server.healthy(timeout=HEALTH_S):
-                slot.away = False
+            now = time.monotonic()
+            if slot.away and now - slot.failed_at > LOOK_AGAIN_S:
+                slot.failed_at = now  # nobody else need look meanwhile
+                slot.away = not await slot.server.healthy(timeout=HEALTH_S)
 
     async def score(self, ids: Sequence[int]) -> list[tuple[float, ...]]:
         """Log-probs of `ids[1:]`, each given those before it, by every server, at temperature 1.
+
+        One that is being started again is waited for.
 
         Raises:
             EngineFault: a server does not say.
@@ -154,9 +163,7 @@ class VLLMPolicy:
                 "cache_salt": secrets.token_hex(8),  # nothing computed by other weights may serve it
             }
             try:
-                answer = await slot.server.call(
-                    "POST", "/v1/completions", body, timeout=self._settings.request_timeout_s
-                )
+                answer = await self._once_up(slot.server, body)
                 said = answer["choices"][0]["prompt_logprobs"]
                 scores.append(tuple(said[i][str(ids[i])]["logprob"] for i in range(1, len(ids))))
             except (Refused, Unreachable) as error:
@@ -164,6 +171,16 @@ class VLLMPolicy:
             except (TypeError, KeyError, IndexError) as error:
                 raise EngineFault(f"{slot.server.address}: a score of a probe without {error!r}") from error
         return scores
+
+    async def _once_up(self, server: VLLMServer, body: dict[str, Any]) -> Any:
+        """The answer of a server, asked once more if it was lost with it."""
+        timeout = self._settings.request_timeout_s
+        try:
+            await self._source.recovered(server)
+            return await server.call("POST", "/v1/completions", body, timeout=timeout)
+        except Unreachable:
+            await self._source.recovered(server)
+            return await server.call("POST", "/v1/completions", body, timeout=timeout)
 
     async def _act(
         self, slot: _Slot, prompt_ids: Sequence[int], sampling: TurnSampling, timeout: float

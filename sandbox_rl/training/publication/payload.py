@@ -87,7 +87,7 @@ def cuda_handles(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """
     reduce_tensor: Any = torch.multiprocessing.reductions.reduce_tensor
 
-    card = card_uuid()
+    card = card_uuid(next(iter(tensors.values())).device)
     handles = [{card: reduce_tensor(tensor)[1]} for tensor in tensors.values()]
     return {
         "names": list(tensors),
@@ -97,8 +97,9 @@ def cuda_handles(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
-def card_uuid() -> str | None:
-    """Of the card that this process uses; None without one."""
+def card_uuid(device: torch.device | int | None = None) -> str | None:
+    """Of a card, by default that of this thread; None without one."""
     if not torch.cuda.is_available():
         return None
-    return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    chosen = torch.cuda.current_device() if device is None else device
+    return str(torch.cuda.get_device_properties(chosen).uuid)

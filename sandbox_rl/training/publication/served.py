@@ -133,7 +133,9 @@ def serve(
     source: ServerSource = (
         others if managed is None else SupervisedServers(managed, weights, restarts=settings.restarts)
     )
-    policy = VLLMPolicy(source, settings, end_ids=model.end_ids, version=weights.version)
+    policy = VLLMPolicy(
+        source, settings, end_ids=model.end_ids, version=weights.version, first=state.local_process_index
+    )
     return ServedPolicy(policy, weights, addresses, managed, loop)
 
 

@@ -151,6 +151,8 @@ class IpcTransport:
 
     def __init__(self, part_bytes: int = PART_BYTES) -> None:
         self._part_bytes = part_bytes
+        # Of the thread that makes this: which card is current is each thread's own.
+        self._card = torch.cuda.current_device() if torch.cuda.is_available() else None
 
     async def connect(self, servers: Sequence[VLLMServer]) -> None:
         """Tell the servers to open handles.
@@ -159,7 +161,7 @@ class IpcTransport:
             SetupError: a server uses another card, where the handles mean nothing.
         """
         for server in servers:
-            if not all(await on_our_card(server)):
+            if not all(await on_our_card(server, self._card)):
                 raise SetupError(
                     f"policy.transfer: 'ipc', but the server {server.address} does not use the trainer's "
                     "card alone; set policy.transfer=shm (the same host) or nccl"
@@ -217,7 +219,7 @@ def in_parts(tensors: Tensors, limit: int) -> Iterator[dict[str, torch.Tensor]]:
         yield part
 
 
-async def on_our_card(server: VLLMServer) -> list[bool]:
-    """For each worker of a server, whether it uses the card of this process."""
-    ours = card_uuid()
+async def on_our_card(server: VLLMServer, card: int | None = None) -> list[bool]:
+    """For each worker of a server, whether it uses the same card, by default that of this thread."""
+    ours = card_uuid(card)
     return [ours is not None and card == ours for card in await rpc(server, "sandbox_rl_card")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections import deque
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def settings(**fields) -> VLLMSettings:
 
 
 @asynccontextmanager
-async def policy_on(*fakes: FakeVLLM, version=UNTRAINED, needed_context=1, engine=None, **fields):
+async def policy_on(*fakes: FakeVLLM, version=UNTRAINED, needed_context=1, engine=None, first=0, **fields):
     # Not tmp_path: the path of a unix socket is short.
     with tempfile.TemporaryDirectory(prefix="fake") as directory:
         sockets = [Path(directory) / str(index) for index in range(len(fakes))]
@@ -45,7 +46,8 @@ async def policy_on(*fakes: FakeVLLM, version=UNTRAINED, needed_context=1, engin
                     engine=engine,
                 )
                 chosen = settings(**fields)
-                async with VLLMPolicy(source, chosen, end_ids=frozenset({END}), version=version) as policy:
+                ends = frozenset({END})
+                async with VLLMPolicy(source, chosen, end_ids=ends, version=version, first=first) as policy:
                     yield policy
             finally:
                 for run in runs:
@@ -211,3 +213,37 @@ async def test_no_server_is_one_line():
         with pytest.raises(SetupError, match="no vLLM answers there"):
             async with source:
                 pass
+
+
+async def test_processes_begin_with_different_servers():
+    for first in (0, 1, 2):
+        fakes = FakeVLLM(), FakeVLLM()
+        async with policy_on(*fakes, first=first) as policy:
+            await act(policy)
+        assert [len(fake.requests) for fake in fakes] == ([0, 1] if first == 1 else [1, 0])
+
+
+async def test_a_server_that_was_away_gets_episodes_again(monkeypatch):
+    """Though no turn of its own waits there to find out."""
+    monkeypatch.setattr("sandbox_rl.policies.vllm.policy.LOOK_AGAIN_S", 0.2)
+    away, well = FakeVLLM(outage=lambda body: None), FakeVLLM()
+    async with policy_on(away, well, retries=0, outage_s=0) as policy:
+        with pytest.raises(EngineFault):
+            await act(policy)
+        await act(policy)
+        away.outage = None
+        await asyncio.sleep(0.2)
+        await act(policy)
+    assert (len(away.requests), len(well.requests)) == (2, 1)
+
+
+async def test_a_probe_waits_for_a_server_and_is_asked_once_more():
+    fake = FakeVLLM(faults=deque([lambda body: None]))
+
+    def scored(body):
+        return web.json_response({"choices": [{"prompt_logprobs": [None, {"6": {"logprob": -1.5}}]}]})
+
+    async with policy_on(fake) as policy:
+        fake.faults.append(scored)
+        assert await policy.score([5, 6]) == [(-1.5,)]
+    assert len(fake.requests) == 2

@@ -198,17 +198,30 @@ def test_a_share_that_the_recipe_sets_is_left_to_it():
     assert [place.share for place in found.servers] == [None, None]
 
 
+def test_the_number_of_servers_is_said_or_left_open():
+    assert [VLLMSettings(type="vllm", servers=n).servers for n in ("auto", 3)] == ["auto", 3]
+    for wrong in (0, "many"):
+        with pytest.raises(ValueError, match="servers"):
+            VLLMSettings(type="vllm", servers=wrong)
+    for wrong in (0, "2", True):
+        with pytest.raises(ValueError, match="expected a number of cards"):
+            VLLMSettings(type="vllm", arguments={"tensor_parallel_size": wrong})
+    with pytest.raises(ValueError, match="see base_urls"):
+        VLLMSettings(type="vllm", engine="external", base_urls=("http://a:1",), servers=2)
+
+
 def test_an_evaluation_serves_on_all_cards():
     settings = VLLMSettings(type="vllm", arguments={"tensor-parallel-size": 2})
     assert len(plan_serving(fake_cards(f"4x {H100}"), settings).servers) == 2
+    trains = VLLMSettings(type="vllm", placement="split", transfer="nccl")
+    assert plan_serving((), trains).kind == "cpu"
     with pytest.raises(ConfigError, match="expected 2"):
         plan_serving(fake_cards(f"1x {H100}"), settings)
 
 
 def test_one_line_says_where_everything_runs():
     assert str(plan(f"8x {H100}", 8, "8B")) == (
-        "shared: 8 x NVIDIA H100 80GB train with 8 servers on them, 57% of each for a server for the server; "
-        "weights by ipc"
+        "shared: 8 x NVIDIA H100 80GB train with 8 servers on them, 57% of each for a server; weights by ipc"
     )
     assert str(plan("", 1, "4B", servers=2)) == "2 servers on the CPU; weights by shm"
 
