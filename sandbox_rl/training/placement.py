@@ -79,6 +79,7 @@ class Placement:
         training: cards of the processes that train, by their local rank.
         transfer: how weights get into every server.
         sleep: whether servers give their memory back during updates.
+        update: bytes that the estimate has for an update on each card that trains.
         note: what else is worth saying.
     """
 
@@ -87,6 +88,7 @@ class Placement:
     servers: tuple[Place, ...]
     transfer: str
     sleep: bool = False
+    update: int = 0
     note: str = ""
 
     def __str__(self) -> str:
@@ -98,6 +100,8 @@ class Placement:
             of = len(self.servers[0].cards)
             each = f" of {of} cards each" if of > 1 else ""
             rank = f"{_several(self.training)} train{'s' if len(self.training) == 1 else ''}"
+            if self.update:
+                rank += f" ({self.update / GIB:.1f} of {self.training[0].memory / GIB:.0f} GiB)"
             if self.kind == "split":
                 where = [card for place in self.servers for card in place.cards]
                 text = f"split: {rank}, {many}{each} on {_several(where)}"

@@ -144,7 +144,7 @@ def _fitting(
         return "transfer 'ipc' needs a server on each card that trains, and no other"
     if transfer == "nccl" and kind != "split":
         return f"transfer 'nccl' cannot reach a server on the trainer's own card ({kind!r}); set ipc or shm"
-    return Placement(kind, training, places, transfer, sleep)
+    return Placement(kind, training, places, transfer, sleep, needs.training)
 
 
 def _places(cards: Sequence[Card], settings: VLLMSettings, share: float | None) -> tuple[Place, ...] | str:
@@ -226,7 +226,7 @@ def _by_hand(cards: Sequence[Card], ranks: int, settings: VLLMSettings) -> Place
     chosen = settings.environment["CUDA_VISIBLE_DEVICES"]
     transfer = "shm" if settings.transfer == "auto" else settings.transfer
     note = f"the server on card {chosen}, as policy.environment says"
-    return Placement("split", tuple(cards[:ranks]), (Place(),), transfer, settings.sleep is True, note)
+    return Placement("split", tuple(cards[:ranks]), (Place(),), transfer, settings.sleep is True, note=note)
 
 
 def _refuse_mixed(cards: Sequence[Card]) -> None:

@@ -221,7 +221,8 @@ def test_an_evaluation_serves_on_all_cards():
 
 def test_one_line_says_where_everything_runs():
     assert str(plan(f"8x {H100}", 8, "8B")) == (
-        "shared: 8 x NVIDIA H100 80GB train with 8 servers on them, 57% of each for a server; weights by ipc"
+        "shared: 8 x NVIDIA H100 80GB train (31.9 of 80 GiB) with 8 servers on them, 57% of each for a "
+        "server; weights by ipc"
     )
     assert str(plan("", 1, "4B", servers=2)) == "2 servers on the CPU; weights by shm"
 
