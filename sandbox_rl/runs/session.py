@@ -72,6 +72,8 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
             f"chaos: faults are injected into {recipe.chaos.share:.0%} of the episodes' tries (seed "
             f"{recipe.chaos.seed}): sandboxes killed or hanging, servers that hang up, scorers lost"
         )
+    if recipe.warmup is not None:  # what cannot be placed is refused before a warm-up takes its minutes
+        training_placement(recipe, plan.args, RunModel.of(plan, recipe.model))
     settings = starting_point(recipe, base_dir=plan.base_dir, state=state, display=display)
     model = RunModel.of(plan, settings)
     placement = training_placement(recipe, plan.args, model)
