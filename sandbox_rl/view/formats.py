@@ -11,15 +11,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from sandbox_rl import __version__
-from sandbox_rl.errors import SetupError
 from sandbox_rl.outputs import new_directory, new_files
 from sandbox_rl.view.episode import event_pages, read_all, turn_text
+from sandbox_rl.view.inspect_log import moment, write_inspect_log
 from sandbox_rl.view.opened import OpenRun
 
 __all__ = ["Format", "export_episodes"]
@@ -57,7 +56,7 @@ def export_episodes(run: OpenRun, form: Format, target: Path) -> int:
     with new_files(target.parent, [target.name], "--output") as directory:
         path = directory / target.name
         if form is Format.INSPECT:
-            return _write_inspect(run, path)
+            return write_inspect_log(run, _records(run), path)
         count = 0
         with path.open("w", encoding="utf-8") as file:
             for record in _records(run):
@@ -149,8 +148,8 @@ def _write_harbor(run: OpenRun, directory: Path) -> int:
         about = {
             "trial_name": trial.name,
             "task_name": record["task_id"],
-            "started_at": _time(record["started"]),
-            "finished_at": _time(record["ended"]),
+            "started_at": moment(record["started"]),
+            "finished_at": moment(record["ended"]),
             "agent_info": {"name": "sandbox_rl", "version": __version__},
             "verifier_result": None
             if record["reward"] is None
@@ -175,7 +174,7 @@ def _trajectory(run: OpenRun, record: Record) -> dict[str, Any]:
     for turn, event in enumerate(record["events"]):
         step: dict[str, Any] = {"source": "agent", "message": record["texts"][turn]}
         if "time" in event:
-            step["timestamp"] = _time(event["time"])
+            step["timestamp"] = moment(event["time"])
         calls = [(n, c) for n, c in enumerate(event["calls"]) if "malformed" not in c]
         if calls:
             step["tool_calls"] = [
@@ -204,100 +203,3 @@ def _trajectory(run: OpenRun, record: Record) -> dict[str, Any]:
         "final_metrics": {"total_completion_tokens": record["sampled"], "total_steps": len(steps)},
         "extra": {name: record[name] for name in kept},
     }
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
-
-
-def _write_inspect(run: OpenRun, path: Path) -> int:
-    try:
-        from inspect_ai.log import (
-            EvalConfig,
-            EvalDataset,
-            EvalLog,
-            EvalMetric,
-            EvalResults,
-            EvalSample,
-            EvalScore,
-            EvalSpec,
-            EvalStats,
-            write_eval_log,
-        )
-        from inspect_ai.model import ModelOutput
-        from inspect_ai.scorer import Score
-        from pydantic import TypeAdapter
-    except ImportError as error:
-        raise SetupError(
-            f"--format inspect: {error.name} is not installed; pip install inspect_ai, or choose jsonl or "
-            "harbor"
-        ) from error
-    from inspect_ai.model import ChatMessage
-
-    adapter: Any = TypeAdapter(list[ChatMessage])
-    samples, rewards = [], []
-    for epoch_of, record in _with_epochs(_records(run)):
-        messages = adapter.validate_python([_inspect_message(m) for m in record["messages"]])
-        judged = record["reward"] is not None
-        rewards += [record["reward"]] if judged else []
-        about = {n: record[n] for n in ("id", "domain", "phase", "step", "stop", "end", "advantage")}
-        explanation = str(record["detail"])
-        score = Score(
-            value=record["reward"] if judged else "N", answer=record["answer"], explanation=explanation
-        )
-        samples.append(
-            EvalSample(
-                id=record["task_id"],
-                epoch=epoch_of,
-                input=next((str(m["content"]) for m in record["messages"] if m["role"] == "user"), ""),
-                target="",
-                messages=messages,
-                output=ModelOutput.from_content(run.model or "none/none", record["answer"]),
-                scores={"reward": score},
-                metadata=about,
-            )
-        )
-    created = _time(min((e.get("time", 0.0) for e in run.history.values), default=0.0))
-    mean = sum(rewards) / len(rewards) if rewards else 0.0
-    spec = EvalSpec(
-        created=created,
-        task=run.name,
-        dataset=EvalDataset(name=run.name, samples=len(samples)),
-        model=run.model or "none/none",
-        config=EvalConfig(),
-    )
-    results = EvalResults(
-        total_samples=len(samples),
-        completed_samples=len(samples),
-        scores=[
-            EvalScore(name="reward", scorer="reward", metrics={"mean": EvalMetric(name="mean", value=mean)})
-        ],
-    )
-    stats = EvalStats(started_at=created, completed_at=created)
-    log = EvalLog(status="success", eval=spec, results=results, stats=stats, samples=samples)
-    write_eval_log(log, str(path), format="eval")
-    return len(samples)
-
-
-def _with_epochs(records: Iterator[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Inspect knows a sample by its task and epoch: attempts at a task are numbered from 1."""
-    seen: dict[str, int] = {}
-    for record in records:
-        seen[record["task_id"]] = seen.get(record["task_id"], 0) + 1
-        yield seen[record["task_id"]], record
-
-
-def _inspect_message(message: Record) -> dict[str, Any]:
-    """A message as Inspect has it: calls with a function and its arguments."""
-    out = dict(message)
-    if out.get("tool_calls"):
-        out["tool_calls"] = [
-            {
-                "id": call["id"],
-                "function": call["function"]["name"],
-                "arguments": json.loads(call["function"]["arguments"]),
-                "type": "function",
-            }
-            for call in out["tool_calls"]
-        ]
-    return out

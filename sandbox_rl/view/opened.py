@@ -69,6 +69,7 @@ class OpenRun:
         self._cache = cache
         self._sorted = False
         self._vocabulary: Vocabulary | None = None
+        self._look_again = 0.0
 
     def __enter__(self) -> OpenRun:
         self._stack = ExitStack()
@@ -115,9 +116,11 @@ class OpenRun:
     @property
     def vocabulary(self) -> Vocabulary:
         """What token ids say; of a run without a tokenizer in reach it knows nothing."""
-        if self._vocabulary is None or not self._vocabulary.known:  # a run saves one after its start
-            self._vocabulary = vocabulary_of(self.path)
-        return self._vocabulary
+        found = self._vocabulary
+        if found is None or (not found.known and time.monotonic() > self._look_again):
+            found = self._vocabulary = vocabulary_of(self.path)  # a run saves its own after its start
+            self._look_again = time.monotonic() + 5
+        return found
 
     @property
     def finished(self) -> bool:

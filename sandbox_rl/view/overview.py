@@ -23,8 +23,15 @@ IN_FLIGHT = 12
 
 def runs_of(runs: Sequence[OpenRun]) -> list[dict[str, Any]]:
     """What the page's menu shows."""
+    names = [run.name for run in runs]
     return [
-        {"run": number, "name": run.name, "path": str(run.path), "kind": run.kind, "state": run.state}
+        {
+            "run": number,
+            "name": run.name if names.count(run.name) == 1 else f"{run.path.parent.name}/{run.name}",
+            "path": str(run.path),
+            "kind": run.kind,
+            "state": run.state,
+        }
         for number, run in enumerate(runs)
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -119,6 +120,22 @@ async def test_every_screen_is_drawn_from_this_machine_alone(tmp_path, page):
         await page.goto(viewer.url)
         assert await page.evaluate("document.querySelectorAll('.chart canvas').length") >= 6
         assert "learning" in await page.evaluate("document.querySelector('h1').textContent")
+
+
+async def test_an_evaluation_says_its_accuracy(tmp_path, page):
+    directory = make_run(tmp_path / "measured", ledger=False)
+    for name in ("metrics.jsonl", "history.jsonl", "recipe.yaml"):
+        (directory / name).unlink()
+    (directory / "evaluation.json").write_text('{"name": "offline", "model": "someone/model"}')
+    mean = {"value": 0.75, "low": 0.5, "high": 0.9, "tasks": 20}
+    modes = {mode: {"accuracy": mean, "parts": {}, "episodes": 25} for mode in ("sandbox", "plain")}
+    (directory / "results.json").write_text(json.dumps({"format": 2, "modes": modes}))
+    async with Viewer([directory]) as viewer:
+        await visit(page, viewer.url, {"run": "", "episodes": "#view=episodes", "episode": f"#episode={ID}"})
+        assert "never trained on" in await page.evaluate("document.querySelector('.why').textContent")
+        await page.goto(viewer.url)
+        title = await page.evaluate(TITLE)
+        assert title.count("75.0 % [50.0 %, 90.0 %]") == 2
 
 
 @pytest.mark.slow
