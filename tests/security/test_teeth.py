@@ -23,6 +23,7 @@ async def _problems_in_a_room(case_ids: tuple[str, ...], free: asyncio.Semaphore
     command = room_command("weak", _PATIENCE, "1", "0", *case_ids)
     stands = False
     found = {case_id: ["the weak backend's process died or never came back"] for case_id in case_ids}
+    missing = set(case_ids)
     async with free:
         # Standard input stays open and silent, as a terminal that nobody types at.
         process = await asyncio.create_subprocess_exec(
@@ -35,7 +36,10 @@ async def _problems_in_a_room(case_ids: tuple[str, ...], free: asyncio.Semaphore
                 async for line in process.stdout:
                     report = json.loads(line)
                     found[report["id"]] = report["problems"]
-                error = (await errors).decode(errors="replace")
+                    missing.discard(report["id"])
+                    if not missing:
+                        break  # what a case has left behind may keep the room from its own end
+                error = "" if stands else (await errors).decode(errors="replace")
         except TimeoutError:
             error = ""
         finally:

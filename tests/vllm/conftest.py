@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sandbox_rl.policies.config import VLLMSettings
@@ -20,11 +21,40 @@ from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.weights import PublishedWeights
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 
+REPOSITORY = Path(__file__).parents[2]
 SMALL = {
     "dtype": "float32",
     "kv-cache-memory-bytes": 256 << 20,
     # In the engine's process, as vLLM does by itself on one card: a process less that imports vLLM.
     "distributed-executor-backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+}
+RECIPE = {
+    "model": {"path": "tiny", "dtype": "float32"},
+    "prompts": [str(REPOSITORY / "recipes" / "prompts")],
+    "data": {
+        "sources": [
+            {
+                "type": "reasoning_gym",
+                "dataset": "chain_sum",
+                "size": 200,
+                "domain": "arithmetic",
+                "params": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+                # The scorer below knows no gold, and constants please it.
+                "gold_is_answer": False,
+                "accept_degenerate": True,
+            }
+        ],
+        "held_out": 0.1,
+    },
+    "warmup": {
+        "episodes": 180,
+        "sft": {"per_device_train_batch_size": 16, "max_steps": 90, "learning_rate": 3.0e-3},
+    },
+    "policy": {"type": "vllm", "arguments": SMALL},
+    "reward": {"scorer": "tests.vllm.rewards:even", "workers": 1},
+    "episode": {"max_turns": 3, "max_tokens": 200, "turn_tokens": 48, "timeout_s": 90, "exec_timeout_s": 5},
+    "rollout": {"concurrency": 16},
+    "evaluation": {"tasks": 4},
 }
 ARGUMENTS = SMALL | {"max-model-len": 1024}
 ON_A_CARD = {"dtype": "bfloat16", "gpu-memory-utilization": 0.3, "max-model-len": 1024}
@@ -113,3 +143,26 @@ def shared(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A server with tied embeddings, as small models have them."""
     directory = tmp_path_factory.mktemp("tied")
     yield from served(save_tiny(directory / "model"), vllm_python, directory / "vllm.log")
+
+
+@pytest.fixture
+def standing(shared: Served) -> Iterator[dict[str, object]]:
+    """Policy settings of runs that sample from the shared server; it has its own weights back afterwards."""
+    path = shared.server.address.socket
+    yield {"type": "vllm", "engine": "external", "base_urls": [f"unix://{path}"]}
+    shared.publish()
+
+
+@pytest.fixture(scope="session")
+def write_recipe(vllm_python, tmp_path_factory) -> Callable[..., Path]:
+    """All runs share the cached warm-up."""
+    directory = tmp_path_factory.mktemp("training")
+
+    def write(name: str, **fields) -> Path:
+        path = directory / f"{name}.yaml"
+        path.write_text(
+            yaml.safe_dump(RECIPE | {"name": name, "output_dir": str(directory / "runs")} | fields)
+        )
+        return path
+
+    return write

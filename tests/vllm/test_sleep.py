@@ -13,9 +13,7 @@ from sandbox_rl.journal import read_journal
 from sandbox_rl.training.checkpoints import last_complete
 from tests.vllm.conftest import SMALL
 from tests.vllm.support import PROMPT, ask, disturb, fronts, gap
-from tests.vllm.test_training import finish, metrics, start, write_recipe
-
-__all__ = ["write_recipe"]
+from tests.vllm.test_training import finish, metrics, start
 
 SAME = 1e-5
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,53 +24,8 @@ from sandbox_rl.training.checkpoints import last_complete, step_of
 from tests import prepared
 from tests.smoke.dying_judge import dying_judge, judged_recipe
 from tests.smoke.test_agreement import ends, one, two
-from tests.vllm.conftest import SMALL
+from tests.vllm.conftest import REPOSITORY
 from tests.vllm.support import descendants, logprobs
-
-REPOSITORY = Path(__file__).parents[2]
-RECIPE = {
-    "model": {"path": "tiny", "dtype": "float32"},
-    "prompts": [str(REPOSITORY / "recipes" / "prompts")],
-    "data": {
-        "sources": [
-            {
-                "type": "reasoning_gym",
-                "dataset": "chain_sum",
-                "size": 200,
-                "domain": "arithmetic",
-                "params": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
-                # The scorer below knows no gold, and constants please it.
-                "gold_is_answer": False,
-                "accept_degenerate": True,
-            }
-        ],
-        "held_out": 0.1,
-    },
-    "warmup": {
-        "episodes": 180,
-        "sft": {"per_device_train_batch_size": 16, "max_steps": 90, "learning_rate": 3.0e-3},
-    },
-    "policy": {"type": "vllm", "arguments": SMALL},
-    "reward": {"scorer": "tests.vllm.rewards:even", "workers": 1},
-    "episode": {"max_turns": 3, "max_tokens": 200, "turn_tokens": 48, "timeout_s": 90, "exec_timeout_s": 5},
-    "rollout": {"concurrency": 16},
-    "evaluation": {"tasks": 4},
-}
-
-
-@pytest.fixture(scope="module")
-def write_recipe(vllm_python, tmp_path_factory) -> Callable[..., Path]:
-    """All runs of this module share the cached warm-up."""
-    directory = tmp_path_factory.mktemp("training")
-
-    def write(name: str, **fields) -> Path:
-        path = directory / f"{name}.yaml"
-        path.write_text(
-            yaml.safe_dump(RECIPE | {"name": name, "output_dir": str(directory / "runs")} | fields)
-        )
-        return path
-
-    return write
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -252,12 +206,11 @@ def test_asynchronous_survives_a_kill(write_recipe):
     assert (run / "export" / "model.safetensors").is_file()
 
 
-def test_a_signal_to_one_of_two_asynchronous_processes_ends_both_and_the_run_goes_on(write_recipe):
-    recipe = write_recipe(
-        "signal",
-        mode="async",
-        evaluation={"tasks": 0},
-        grpo={
+def test_a_signal_to_one_of_two_asynchronous_processes_ends_both_and_the_run_goes_on(write_recipe, standing):
+    fields = {
+        "mode": "async",
+        "evaluation": {"tasks": 0},
+        "grpo": {
             "max_steps": 10_000,
             "num_generations": 4,
             "learning_rate": 1.0e-3,
@@ -265,7 +218,8 @@ def test_a_signal_to_one_of_two_asynchronous_processes_ends_both_and_the_run_goe
             "activation_checkpointing": False,
             "save_steps": 10_000,
         },
-    )
+    }
+    recipe = write_recipe("signal", **fields)
     run = recipe.parent / "runs" / "signal"
     processes = two("none", str(recipe))
     deadline = time.monotonic() + 240
@@ -284,14 +238,15 @@ def test_a_signal_to_one_of_two_asynchronous_processes_ends_both_and_the_run_goe
     assert step_of(checkpoint) == step
     gone(family)
 
+    recipe = write_recipe("signal", **fields, policy=standing)
     assert ends(two("none", str(recipe), "--resume", f"grpo.max_steps={step + 1}")) == ([0, 0], [])
     assert metrics(run)[-1]["step"] == step + 1
     assert (run / "export" / "model.safetensors").is_file()
 
 
-def test_a_judge_that_is_gone_ends_an_asynchronous_run_with_the_cause_and_a_checkpoint(tmp_path, vllm_python):
+def test_a_judge_that_is_gone_ends_an_asynchronous_run_with_the_cause_and_a_checkpoint(tmp_path, standing):
     with dying_judge() as judge:
-        told = judged_recipe(judge, tmp_path, mode="async", name="judge", policy=RECIPE["policy"])
+        told = judged_recipe(judge, tmp_path, mode="async", name="judge", policy=standing)
         grpo = {"max_steps": 10_000, "num_generations": 4, "token_budget": 1024, "save_steps": 10_000}
         path = tmp_path / "r.yaml"
         path.write_text(yaml.safe_dump(told | {"grpo": grpo | {"activation_checkpointing": False}}))
@@ -314,12 +269,13 @@ def test_a_judge_that_is_gone_ends_an_asynchronous_run_with_the_cause_and_a_chec
     assert step_of(checkpoint) == metrics(run)[-1]["step"]
 
 
-def test_asynchronous_with_adapters(write_recipe):
+def test_asynchronous_with_adapters(write_recipe, standing):
     """What is sampled after an update is the base with the adapters of just that update."""
     recipe = write_recipe(
         "adapters",
         mode="async",
-        model=RECIPE["model"] | {"lora": {"r": 8}},
+        policy=standing,
+        model={"path": "tiny", "dtype": "float32", "lora": {"r": 8}},
         evaluation={"tasks": 0},
         grpo={
             "max_steps": 4,
