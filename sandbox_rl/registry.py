@@ -13,7 +13,8 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +23,17 @@ from sandbox_rl.errors import ConfigError
 __all__ = ["Registry", "import_thing", "look_beside"]
 
 T = TypeVar("T")
+
+
+@lru_cache(maxsize=1)
+def _all_entry_points(path: tuple[str, ...]) -> metadata.EntryPoints:
+    """Of every package on `path`, which is Python's own. Looking for them reads all that is installed."""
+    return metadata.entry_points()
+
+
+def entry_points(group: str) -> metadata.EntryPoints:
+    """What installed packages offer to a group."""
+    return _all_entry_points(tuple(sys.path)).select(group=group)
 
 
 def look_beside(directory: Path) -> None:

@@ -90,6 +90,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in SLOW:
         importlib.import_module(name)
+    # A table of all its models, which transformers makes when it loads the first one.
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("qwen3")
     gc.collect()
     gc.freeze()
     # jemalloc, which is pyarrow's, starts its thread again in a child; any other would be lost.

@@ -145,14 +145,6 @@ def shared(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     yield from served(save_tiny(directory / "model"), vllm_python, directory / "vllm.log")
 
 
-@pytest.fixture
-def standing(shared: Served) -> Iterator[dict[str, object]]:
-    """Policy settings of runs that sample from the shared server; it has its own weights back afterwards."""
-    path = shared.server.address.socket
-    yield {"type": "vllm", "engine": "external", "base_urls": [f"unix://{path}"]}
-    shared.publish()
-
-
 @pytest.fixture(scope="session")
 def write_recipe(vllm_python, tmp_path_factory) -> Callable[..., Path]:
     """All runs share the cached warm-up."""

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from sandbox_rl.runs.check import check_run
 from transformers import AutoModelForCausalLM
 
 from sandbox_rl.journal import read_journal
@@ -24,7 +25,7 @@ from sandbox_rl.training.checkpoints import last_complete, step_of
 from tests import prepared
 from tests.smoke.dying_judge import dying_judge, judged_recipe
 from tests.smoke.test_agreement import ends, one, two
-from tests.vllm.conftest import REPOSITORY
+from tests.vllm.conftest import RECIPE, REPOSITORY
 from tests.vllm.support import descendants, logprobs
 
 
@@ -206,11 +207,12 @@ def test_asynchronous_survives_a_kill(write_recipe):
     assert (run / "export" / "model.safetensors").is_file()
 
 
-def test_a_signal_to_one_of_two_asynchronous_processes_ends_both_and_the_run_goes_on(write_recipe, standing):
-    fields = {
-        "mode": "async",
-        "evaluation": {"tasks": 0},
-        "grpo": {
+def test_a_signal_to_one_of_two_asynchronous_processes_ends_both_and_the_run_goes_on(write_recipe):
+    recipe = write_recipe(
+        "signal",
+        mode="async",
+        evaluation={"tasks": 0},
+        grpo={
             "max_steps": 10_000,
             "num_generations": 4,
             "learning_rate": 1.0e-3,
@@ -218,8 +220,7 @@ def test_a_signal_to_one_of_two_asynchronous_processes_ends_both_and_the_run_goe
             "activation_checkpointing": False,
             "save_steps": 10_000,
         },
-    }
-    recipe = write_recipe("signal", **fields)
+    )
     run = recipe.parent / "runs" / "signal"
     processes = two("none", str(recipe))
     deadline = time.monotonic() + 240
@@ -238,15 +239,14 @@ def test_a_signal_to_one_of_two_asynchronous_processes_ends_both_and_the_run_goe
     assert step_of(checkpoint) == step
     gone(family)
 
-    recipe = write_recipe("signal", **fields, policy=standing)
     assert ends(two("none", str(recipe), "--resume", f"grpo.max_steps={step + 1}")) == ([0, 0], [])
     assert metrics(run)[-1]["step"] == step + 1
     assert (run / "export" / "model.safetensors").is_file()
 
 
-def test_a_judge_that_is_gone_ends_an_asynchronous_run_with_the_cause_and_a_checkpoint(tmp_path, standing):
+def test_a_judge_that_is_gone_ends_an_asynchronous_run_with_the_cause_and_a_checkpoint(tmp_path, vllm_python):
     with dying_judge() as judge:
-        told = judged_recipe(judge, tmp_path, mode="async", name="judge", policy=standing)
+        told = judged_recipe(judge, tmp_path, mode="async", name="judge", policy=RECIPE["policy"])
         grpo = {"max_steps": 10_000, "num_generations": 4, "token_budget": 1024, "save_steps": 10_000}
         path = tmp_path / "r.yaml"
         path.write_text(yaml.safe_dump(told | {"grpo": grpo | {"activation_checkpointing": False}}))
@@ -269,13 +269,12 @@ def test_a_judge_that_is_gone_ends_an_asynchronous_run_with_the_cause_and_a_chec
     assert step_of(checkpoint) == metrics(run)[-1]["step"]
 
 
-def test_asynchronous_with_adapters(write_recipe, standing):
+def test_asynchronous_with_adapters(write_recipe):
     """What is sampled after an update is the base with the adapters of just that update."""
     recipe = write_recipe(
         "adapters",
         mode="async",
-        policy=standing,
-        model={"path": "tiny", "dtype": "float32", "lora": {"r": 8}},
+        model=RECIPE["model"] | {"lora": {"r": 8}},
         evaluation={"tasks": 0},
         grpo={
             "max_steps": 4,
