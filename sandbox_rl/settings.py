@@ -1,4 +1,4 @@
-"""The base of every configuration model: frozen, strict about keys, documented by its fields.
+"""The base of every configuration model: frozen, strict about keys, each field explained by the text below it.
 
 Each component defines its own model beside itself (`tasks/config.py`, `sandboxes/config.py`, …);
 `sandbox_rl.config` composes them into a recipe.
@@ -25,7 +25,7 @@ __all__ = ["ByType", "Settings", "Variant"]
 class Settings(BaseModel):
     """A frozen configuration model that refuses unknown keys. A `type` field names the variant."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Variant(Settings):
