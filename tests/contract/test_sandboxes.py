@@ -13,6 +13,7 @@ from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.types import Answer, AnswerStatus, ExecResult, ExecStatus, Stream, ToolCall
 
 from .conftest import LIMITS
+from .core import check_core
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -495,6 +496,11 @@ class TestAnswer:
         assert await sandbox.read_answer() == Answer(AnswerStatus.OK, "1")
         result = await asyncio.wait_for(task, 10)
         assert result.status in (ExecStatus.SANDBOX_DEAD, ExecStatus.OK)
+
+
+class TestForwarding:
+    async def test_the_core(self, backend: SandboxBackend) -> None:
+        await check_core(backend)
 
 
 class TestLife:

@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from sandbox_rl.runs.check import check_run
 from transformers import AutoModelForCausalLM
 
 from sandbox_rl.journal import read_journal
