@@ -103,7 +103,7 @@ def test_modules_can_lie_elsewhere(folder):
         ),
         (
             "sandbox.type=dokcer",
-            "expected one of 'embedded', 'docker', 'ray', or package.module:name of your own",
+            "expected one of 'embedded', 'docker', 'ray', 'recorded', or package.module:name of your own",
         ),
         ("sandbox.type=own_kinds:Somewhere", "'own_kinds:Somewhere' cannot be imported (AttributeError"),
         ("sandbox.type=no_such_module:A", "'no_such_module:A' cannot be imported (ModuleNotFoundError"),
