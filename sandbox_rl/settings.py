@@ -1,4 +1,4 @@
-"""The base of every configuration model: frozen, strict about keys, each field explained by the text below it.
+"""The base of every configuration model: frozen, strict about keys, its fields explained below them.
 
 Each component defines its own model beside itself (`tasks/config.py`, `sandboxes/config.py`, …);
 `sandbox_rl.config` composes them into a recipe.
