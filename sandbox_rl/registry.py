@@ -26,14 +26,17 @@ T = TypeVar("T")
 
 
 @lru_cache(maxsize=1)
-def _all_entry_points(path: tuple[str, ...]) -> metadata.EntryPoints:
+def _all_entry_points(
+    path: tuple[str, ...],
+) -> Any:  # another type before Python 3.12, with the same `select`
     """Of every package on `path`, which is Python's own. Looking for them reads all that is installed."""
     return metadata.entry_points()
 
 
 def entry_points(group: str) -> metadata.EntryPoints:
     """What installed packages offer to a group."""
-    return _all_entry_points(tuple(sys.path)).select(group=group)
+    found: metadata.EntryPoints = _all_entry_points(tuple(sys.path)).select(group=group)
+    return found
 
 
 def look_beside(directory: Path) -> None:
