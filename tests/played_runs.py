@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 
 from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.config.load import load_recipe
+from sandbox_rl.errors import UserError
 from sandbox_rl.journal import Journal, JournalObserver
 from sandbox_rl.ledger import Ledger, Update
 from sandbox_rl.rollout.groups import first_groups
@@ -22,7 +23,7 @@ from sandbox_rl.rollout.order import of_group
 from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
-from sandbox_rl.runs.resume import Earlier, begin, sizes_of
+from sandbox_rl.runs.resume import Begun, Earlier, begin, sizes_of
 from sandbox_rl.training.asynchronous.admission import Admission
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete, mark_complete
@@ -33,6 +34,7 @@ from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.group_rollouts import GroupRollouts
 from sandbox_rl.training.groups import advantages, group_requests
 from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.reuse import recorded_groups
 from sandbox_rl.training.samples import finished_group
 from sandbox_rl.types import (
     Action,
@@ -80,6 +82,10 @@ def played(request: EpisodeRequest, version: int) -> Rollout:
     return Rollout(trajectory, reward, request.task)
 
 
+class Dead(UserError):
+    """The process is gone: nothing retries or counts it."""
+
+
 class PlayedEngine:
     """Plays requests; some take longer than others."""
 
@@ -87,14 +93,28 @@ class PlayedEngine:
         self.occupancy = Occupancy()
         self.asked: list[str] = []
         self.version = 0
+        self.die_at: int | None = None
+        """Episodes after which the process dies in the middle of a generation."""
 
-    async def run(self, requests: Sequence[EpisodeRequest], observer: Any = None) -> list[Rollout]:
-        return [await self._one(request, observer) for request in requests]
+    async def run(
+        self, requests: Sequence[EpisodeRequest], observer: Any = None, finished: Any = lambda _: None
+    ) -> list[Rollout]:
+        return [await self._one(request, observer, finished) for request in requests]
 
-    async def run_groups(self, groups: Any, *, keep: int, observer: Any = None) -> Any:
-        return await first_groups(groups, lambda request: self._one(request, observer, wait=True), keep=keep)
+    async def run_groups(
+        self, groups: Any, *, keep: int, observer: Any = None, finished: Any = lambda _: None
+    ) -> Any:
+        return await first_groups(
+            groups, lambda request: self._one(request, observer, finished, wait=True), keep=keep
+        )
 
-    async def _one(self, request: EpisodeRequest, observer: Any, *, wait: bool = False) -> Rollout:
+    async def _one(
+        self, request: EpisodeRequest, observer: Any, finished: Any, *, wait: bool = False
+    ) -> Rollout:
+        if (done := finished(request)) is not None:
+            return done
+        if self.die_at is not None and len(self.asked) >= self.die_at:
+            raise Dead
         self.asked.append(request.id)
         if wait:
             await asyncio.sleep(random.Random(request.seed + 1).choice((0.0, 0.0, 0.02)))
@@ -103,25 +123,23 @@ class PlayedEngine:
         return rollout
 
 
-def _begun(
-    directory: Path, recipe: dict[str, Any], args: Any, *, resume: bool
-) -> tuple[History, Path | None]:
-    """The history of this start, and the checkpoint that it goes on from."""
+def _begun(directory: Path, recipe: dict[str, Any], args: Any, *, resume: bool) -> tuple[Begun, Path | None]:
+    """What this start begins with, and the checkpoint that it goes on from."""
     path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(directory)} | recipe))
     run, earlier, checkpoint = RunDirectory(directory / "played"), None, None
     if resume:
         checkpoint = last_complete(run.checkpoints)
-        earlier = Earlier(run, History.read(run), checkpoint, {})
+        earlier = Earlier(run, History.read(run), checkpoint, {}, {})
     else:
         run = RunDirectory.new(directory, "played")
-    history, replaced = begin(
+    begun = begin(
         run, earlier, load_recipe(path), tasks=TASKS, sizes=sizes_of(args), prompts={}, steps=99, processes=1
     )
-    if replaced:
-        with Journal(run.journal, start=history.starts - 1, process=1) as journal:
-            journal.replaced(replaced)
-    return history, checkpoint
+    if begun.replaced:
+        with Journal(run.journal, start=begun.history.starts - 1, process=1) as journal:
+            journal.replaced(begun.replaced)
+    return begun, checkpoint
 
 
 def _save(run: RunDirectory, step: int, *parts: Any) -> None:
@@ -142,8 +160,16 @@ def sync_run(
     refill: int = 0,
     over_sample: float = 0.0,
     lost_in: int | None = None,
+    die_at: int | None = None,
+    asked: list[str] | None = None,
 ) -> Path:
-    """A run of so many updates, or one more start of it; `lost_in`: the update in which the process dies."""
+    """A run of so many updates, or one more start of it.
+
+    Args:
+        lost_in: the update in which the process dies.
+        die_at: how many episodes it has sampled when it dies instead.
+        asked: gets the ids of the episodes that this start samples.
+    """
     every, accumulation = rhythm
     args = SimpleNamespace(
         num_generations=SIZE,
@@ -158,7 +184,8 @@ def sync_run(
         "grpo": {"scale_rewards": "group"},
         "estimator": "trl",
     }
-    history, checkpoint = _begun(directory, recipe, args, resume=resume)
+    begun, checkpoint = _begun(directory, recipe, args, resume=resume)
+    history = begun.history
     run, done = history.run, 0 if checkpoint is None else int(checkpoint.name.split("-")[1])
     settings = CurriculumSettings(refill_rounds=refill)
     curriculum = Curriculum({t.id: "a" for t in TASKS}, settings, seed=SEED) if refill else None
@@ -167,6 +194,7 @@ def sync_run(
     ledger = Ledger(run.ledger)
     written = GenerationLedger(Generations.of(args), ledger)
     engine = PlayedEngine()
+    engine.die_at = die_at
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(run.journal, start=history.starts - 1))
         loop = stack.enter_context(LoopThread())
@@ -184,9 +212,13 @@ def sync_run(
             journal=journal,
             ledger=written,
             again=history.again,
+            finished=begun.finished,
         )
         state = SimpleNamespace(global_step=done)
         trainer = SimpleNamespace(num_generations=SIZE, args=args, state=state)
+        if asked is not None:
+            engine.asked = asked
+        stack.enter_context(suppress(Dead))
         for _ in range(done, updates):
             for place in range(accumulation):
                 if (state.global_step * accumulation + place) % every == 0:
@@ -198,7 +230,7 @@ def sync_run(
             written.on_step_end(None, state, None)
             if state.global_step in save_at:
                 _save(run, state.global_step, ledger.commit, *(part.save for part in states))
-    history.with_event("finished", updates)
+        history.with_event("finished", updates)
     return run.path
 
 
@@ -218,6 +250,7 @@ def async_run(
     refill: int = 0,
     max_staleness: int = 2,
     lost_in: int | None = None,
+    asked: list[str] | None = None,
 ) -> Path:
     """The same with `mode: async`; the groups of odd numbers arrive an update later."""
     args = SimpleNamespace(num_generations=SIZE)
@@ -227,12 +260,18 @@ def async_run(
         "curriculum": {"refill_rounds": refill},
         "grpo": {"max_staleness": max_staleness},
     }
-    history, checkpoint = _begun(directory, recipe, args, resume=resume)
+    begun, checkpoint = _begun(directory, recipe, args, resume=resume)
+    history = begun.history
     run, step = history.run, 0 if checkpoint is None else int(checkpoint.name.split("-")[1])
     progress, ledger = GroupProgress(), Ledger(run.ledger)
     if checkpoint is not None:
         progress.restore(checkpoint)
     admission = Admission(progress, max_staleness=max_staleness, tokens=60, at_once=4)
+    kind = {"kind": "rloo", "leave_out_equal": refill > 0}
+    again = list(recorded_groups(begun.finished, TASKS, seed=SEED, size=SIZE, **kind))
+    for oldest, group in again:
+        progress.admit_again(group.number, step if oldest is None else oldest)
+        admission.arrive(group)
     with Journal(run.journal, start=history.starts - 1, process=9000) as journal:
         observer = JournalObserver(journal, lambda _: {"phase": "train", "step": step})
         late: list[Any] = []
@@ -242,9 +281,11 @@ def async_run(
                 task = of_group(TASKS, number, seed=SEED)
                 requests = group_requests(task, number, seed=SEED, size=SIZE, again=history.starts - 1)
                 rollouts = [played(request, step) for request in requests]
+                if asked is not None:
+                    asked += [request.id for request in requests]
                 for request, rollout in zip(requests, rollouts, strict=True):
                     observer.rolled_out(request, rollout)
-                group = finished_group(rollouts, number=number, kind="rloo", leave_out_equal=refill > 0)
+                group = finished_group(rollouts, number=number, **kind)
                 (late if number % 2 else arriving).append(group)
             for group in arriving:
                 admission.arrive(group)

@@ -19,7 +19,7 @@ from typing import Any
 from sandbox_rl.errors import DataError
 from sandbox_rl.journal.reader import read_chain, whole_lines, writers
 
-__all__ = ["Index", "read_journal"]
+__all__ = ["Index", "read_journal", "record_of"]
 
 FILE = "index.sqlite"
 VERSION = 2
@@ -142,7 +142,7 @@ class Index:
             events = read_chain(self.directory, found["writer"], found["last"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{self.directory}: episode {episode_id!r} cannot be read: {error}") from error
-        record = _record(events)
+        record = record_of(events)
         return record | {"phase": found["phase"]} if "phase" in record else record
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -245,7 +245,8 @@ def _siblings(id: str) -> str:
     return id if found is None else found.group(1) + (found.group(2) or "")
 
 
-def _record(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def record_of(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One episode as `records.rollout_record` gives it, of its events in order (`reader.read_chain`)."""
     start, end = events[0], events[-1]
     turns = [
         {k: v for k, v in e.items() if k not in (*_PLACE, "episode_id")}

@@ -50,6 +50,7 @@ from sandbox_rl.training.checkpoints import is_complete, step_of
 from sandbox_rl.training.estimator import advantage_of
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.base import Timing, shared_version
+from sandbox_rl.training.reuse import FinishedEpisodes
 from sandbox_rl.training.stopping import FinishOnSignal
 
 __all__ = ["ReplayedTraining", "differing", "replay_training", "weights_digest"]
@@ -132,6 +133,7 @@ def _session(run: RecordedRun, history: History, scratch: Path, display: Display
             History(RunDirectory(scratch), history.events),
             stack.enter_context(Journal(scratch / "journal")),
             None,
+            FinishedEpisodes(scratch / "journal"),
         )
         yield Session(
             plan,

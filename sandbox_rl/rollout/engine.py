@@ -24,7 +24,10 @@ from sandbox_rl.sandboxes.watched import watched
 from sandbox_rl.tools.toolbox import Toolbox
 from sandbox_rl.types import Message, Rollout, Task, Trajectory
 
-__all__ = ["END_GRACE_S", "RolloutEngine"]
+__all__ = ["END_GRACE_S", "Finished", "RolloutEngine"]
+
+Finished = Callable[[EpisodeRequest], Rollout | None]
+"""What became of an episode already, if it need not be run."""
 
 END_GRACE_S = 60.0
 """Seconds that reading the answer, freeing the sandbox and scoring may take after the deadline."""
@@ -97,12 +100,15 @@ class RolloutEngine:
         sampling: Sampling | None = None,
         overlong: OverlongPolicy | None = None,
         observer: Observer | None = None,
+        finished: Finished | None = None,
     ) -> list[Rollout]:
         """Run all requests, at most `concurrency` at a time.
 
         Args:
             sampling, overlong: replace the engine's own, for evaluation; `overlong` the time-outs' too.
             observer: sees these episodes; what it raises ends the run.
+            finished: what became of an episode that need not be run, since an earlier start of the run did;
+                nobody observes it.
 
         Returns:
             One rollout per request, in the order of the requests.
@@ -111,7 +117,9 @@ class RolloutEngine:
             InfraFault: every single episode failed on our side; going on would train on nothing.
             UserError: the machine, the endpoint or the model cannot do it at all.
         """
-        return await run_requests(requests, self._runner(sampling or self._sampling, overlong, observer))
+        return await run_requests(
+            requests, self._runner(sampling or self._sampling, overlong, observer, finished)
+        )
 
     async def run_groups(
         self,
@@ -119,25 +127,36 @@ class RolloutEngine:
         *,
         keep: int,
         observer: Observer | None = None,
+        finished: Finished | None = None,
     ) -> FirstGroups:
         """Run all groups until `keep` of them have ended; the others are cancelled and their sandboxes freed.
 
         Raises:
             InfraFault, UserError: as `run`.
         """
-        return await first_groups(groups, self._runner(self._sampling, None, observer), keep=keep)
+        return await first_groups(groups, self._runner(self._sampling, None, observer, finished), keep=keep)
 
     def _runner(
-        self, sampling: Sampling, overlong: OverlongPolicy | None, observer: Observer | None
+        self,
+        sampling: Sampling,
+        overlong: OverlongPolicy | None,
+        observer: Observer | None,
+        finished: Finished | None,
     ) -> RunOne:
         seen = Observers(self.occupancy, observer)
-        return episode_runner(
+        run_one = episode_runner(
             lambda request: self._attempt(request, sampling, overlong, seen),
             settings=self._settings,
             budget_s=self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S,
             prompt_ids=self.prompt_ids,
             observer=seen,
         )
+
+        async def finished_or_run(request: EpisodeRequest) -> Rollout:
+            done = None if finished is None else finished(request)
+            return await run_one(request) if done is None else done
+
+        return finished_or_run
 
     async def _attempt(
         self,

@@ -28,6 +28,7 @@ from sandbox_rl.training.groups import advantages
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.models import end_turns_with
 from sandbox_rl.training.publication.served import ServedPolicy
+from sandbox_rl.training.reuse import recorded_groups
 
 __all__ = ["async_trainer", "trainer_of"]
 
@@ -42,6 +43,7 @@ def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:
         if checkpoint is not None:
             progress.restore(checkpoint)
         worker = _rollout_process(session, served, session.plan.args.num_generations)
+        _reuse(session, progress, worker)
         log = CompositionLog(session.records.run.path / COMPOSITIONS)
     with trainer_of(session, progress, rollout_worker=worker, compositions=log) as trainer:
         try:
@@ -97,6 +99,26 @@ def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> It
         end_turns_with(trainer.model, session.model.chat.ends)
         trainer.remove_callback(PrinterCallback)
         yield trainer
+
+
+def _reuse(session: Session, progress: GroupProgress, worker: RolloutProcess) -> None:
+    """Groups that an earlier start has sampled arrive at once, with the age that they have."""
+    plan, recipe, finished = session.plan, session.plan.recipe, session.records.finished
+    step = 0 if plan.checkpoint is None else step_of(plan.checkpoint)
+    left = set(finished.groups())
+    for oldest, group in recorded_groups(
+        finished,
+        list(plan.train_tasks),
+        seed=recipe.seed,
+        size=plan.args.num_generations,
+        kind=advantage_of(recipe.estimator),
+        leave_out_equal=recipe.curriculum.refill_rounds > 0,
+    ):
+        progress.admit_again(group.number, step if oldest is None else oldest)
+        worker.hand_over(group)
+        left.remove(group.number)
+    if left:
+        session.records.journal.replaced(sorted(finished.of_groups(left)))
 
 
 def _rollout_process(session: Session, served: ServedPolicy, group_size: int) -> RolloutProcess:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
 from sandbox_rl.runs.lock import alone
 from sandbox_rl.runs.plan import RunPlan
-from sandbox_rl.runs.resume import begin, sizes_of
-from sandbox_rl.training.agreement import together
+from sandbox_rl.runs.resume import Begun, begin, sizes_of
+from sandbox_rl.training.agreement import any_of, together
 from sandbox_rl.training.checkpoints import prune
+from sandbox_rl.training.reuse import FinishedEpisodes
 
 __all__ = ["Records", "open_records"]
 
@@ -33,12 +34,14 @@ class Records:
         history: this start included.
         journal: of this process's episodes.
         ledger: on the main process; None elsewhere.
+        finished: episodes of earlier starts that are not sampled again.
     """
 
     run: RunDirectory
     history: History
     journal: Journal
     ledger: Ledger | None
+    finished: FinishedEpisodes
 
 
 @contextmanager
@@ -48,18 +51,22 @@ def open_records(plan: RunPlan, state: PartialState) -> Iterator[Records]:
     The first process does it, the others wait.
     """
     with ExitStack() as stack:
-        history, replaced = _begin(plan, state, stack)
+        begun = _begin(plan, state, stack)
+        history, finished, replaced = begun.history, begun.finished, list(begun.replaced)
+        if any_of(not finished.readable()):  # this machine has not the files that the first process has
+            replaced += [place.id for place in finished.places.values()]
+            finished = replace(finished, places={})
         run = history.run
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "logs")
         start = history.starts - 1  # the same on all processes, however many there were before
         journal = stack.enter_context(Journal(run.journal, start=start, process=state.process_index))
         if replaced and state.is_main_process:
             journal.replaced(replaced)
-        yield Records(run, history, journal, Ledger(run.ledger) if state.is_main_process else None)
+        yield Records(run, history, journal, Ledger(run.ledger) if state.is_main_process else None, finished)
 
 
-def _begin(plan: RunPlan, state: PartialState, stack: ExitStack) -> tuple[History, Sequence[str]]:
-    """The history, and the episodes in the journal that this start replaces; `stack` keeps others away."""
+def _begin(plan: RunPlan, state: PartialState, stack: ExitStack) -> Begun:
+    """What the first process has found and made; `stack` keeps others away."""
     recipe, earlier = plan.recipe, plan.earlier
     found: list[Any] = [None]
     with together():
@@ -80,5 +87,5 @@ def _begin(plan: RunPlan, state: PartialState, stack: ExitStack) -> tuple[Histor
             ]
             prune(run.checkpoints, plan.args.save_total_limit)  # a kill may have come before that
     broadcast_object_list(found)
-    begun: tuple[History, Sequence[str]] = found[0]
+    begun: Begun = found[0]
     return begun

@@ -16,21 +16,20 @@ from accelerate.utils import broadcast_object_list
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.journal import Index
 from sandbox_rl.ledger import Ledger
 from sandbox_rl.runs.directory import RunDirectory, find_run, set_aside, write_atomically
-from sandbox_rl.runs.history import FORMAT, History, set_lines_aside, step_of_line
+from sandbox_rl.runs.history import FORMAT, History
+from sandbox_rl.runs.leftovers import Leftovers, leftovers_of, set_aside_beyond
 from sandbox_rl.runs.lock import check_alone
 from sandbox_rl.runs.results import known_results
 from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.tasks.prompts import load_prompt_set
 from sandbox_rl.training.agreement import together
-from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import last_intact, remove_leftovers, step_of
 from sandbox_rl.training.generations import Generations
-from sandbox_rl.training.groups import group_of
+from sandbox_rl.training.reuse import FinishedEpisodes
 
-__all__ = ["Earlier", "begin", "prompt_digests", "sizes_of", "tasks_digest"]
+__all__ = ["Begun", "Earlier", "begin", "prompt_digests", "sizes_of", "tasks_digest"]
 
 SETTLED = (
     *("seed", "model", "chat", "data", "tools", "mode", "estimator", "warmup", "curriculum"),
@@ -122,6 +121,21 @@ class Earlier:
                 )
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a start of a run begins with.
+
+    Args:
+        history: this start included.
+        replaced: episodes in the journal that are sampled again, since their updates are done again.
+        finished: episodes in it that are not.
+    """
+
+    history: History
+    replaced: Sequence[str]
+    finished: FinishedEpisodes
+
+
 def sizes_of(args: Any) -> dict[str, Any]:
     """What decides which episodes a group's number and an update stand for, by name."""
     sizes: dict[str, Any] = {"episodes per group": args.num_generations}
@@ -164,16 +178,16 @@ def begin(
     prompts: Mapping[str, str],
     steps: int,
     processes: int,
-) -> tuple[History, list[str]]:
+) -> Begun:
     """Bring a run's records to where training begins, before anything is added; on the main process only.
 
     Args:
         steps: updates that the recipe asks for; not above 0 where it does not say.
 
-    Returns:
-        The history, and the episodes in the journal that are replaced: their updates are done again.
+    Raises:
+        UserError: records that do not fit each other.
     """
-    replaced: list[str] = []
+    gone = Leftovers((), -1, FinishedEpisodes(run.journal))
     if earlier is None:
         history = History(run, ()).with_event(
             "started",
@@ -188,18 +202,26 @@ def begin(
         history, step = earlier.history, earlier.step
         committed = Ledger.committed(run.ledger, earlier.checkpoint)
         again = _evaluates_again(earlier, steps)
-        replaced, highest = _replaced(earlier, again, mode=recipe.mode)
-        _set_aside(earlier, again, committed)
+        gone = leftovers_of(
+            earlier.run, earlier.checkpoint, recipe, again=again, changes=earlier.changes, sizes=sizes
+        )
+        set_aside_beyond(run, step, start=history.starts, again=again, committed=committed)
         remove_leftovers(run.checkpoints)
         for damaged in earlier.damaged:  # their steps are done, and saved, again
             set_aside(damaged)
         for field, (old, new) in earlier.changes.items():
             history = history.with_event("changed", step, field=field, **{"from": old, "to": new})
-        history = history.with_event("resumed", step, replaced_to=highest, processes=processes)
+        history = history.with_event(
+            "resumed",
+            step,
+            replaced_to=gone.highest,
+            reused=len(gone.finished.places),
+            processes=processes,
+        )
     notes = "".join(f"# {line}\n" for line in history.changes)
     write_atomically(run.tasks, json.dumps({"ids": [task.id for task in tasks]}) + "\n")
     write_atomically(run.recipe, notes + resolved(recipe))
-    return history, replaced
+    return Begun(history, gone.replaced, gone.finished)
 
 
 def _check_alone(run: RunDirectory) -> None:
@@ -226,50 +248,6 @@ def _evaluates_again(earlier: Earlier, steps: int) -> bool:
         return False
     before = "before" in known_results(earlier.run)
     return 0 < steps <= earlier.step or (earlier.step == 0 and not before)
-
-
-def _replaced(earlier: Earlier, again: bool, *, mode: str) -> tuple[list[str], int]:
-    """The episodes that are not behind the checkpoint, and the highest step of those that ended, or -1."""
-    if not earlier.run.journal.is_dir():
-        return [], -1
-    behind: frozenset[int] = frozenset()
-    if mode == "async" and earlier.checkpoint is not None:
-        behind = GroupProgress().restore(earlier.checkpoint)
-
-    def stays(id: str, phase: str | None, step: int) -> bool:
-        if mode == "async" and phase == "train":  # else its group is sampled again
-            return group_of(id) in behind
-        return step < earlier.step or (step == earlier.step and phase == "eval" and not again)
-
-    with Index(earlier.run.journal) as index:
-        index.refresh()
-        rows = index.select("SELECT id, phase, step, state FROM episodes WHERE NOT replaced AND step >= 0")
-    gone = [row for row in rows if not stays(row["id"], row["phase"], row["step"])]
-    return [row["id"] for row in gone], max((r["step"] for r in gone if r["state"] == "ended"), default=-1)
-
-
-def _set_aside(earlier: Earlier, again: bool, committed: int) -> None:
-    """Metrics, alarms and the ledger's lines of updates that are done again.
-
-    Args:
-        committed: bytes of the ledger that belong to the checkpoint.
-    """
-    run, step = earlier.run, earlier.step
-    at = 0
-
-    def not_committed(line: bytes) -> bool:
-        nonlocal at
-        at += len(line)
-        return at > committed
-
-    def metric(line: bytes) -> bool:
-        found = step_of_line(line)
-        return found is not None and (found > step or (found == step and again and b'"eval/' in line[:4000]))
-
-    replaced = {run.metrics: metric, run.path / "alarms.jsonl": metric, run.ledger: not_committed}
-    for path, goes in replaced.items():
-        aside = run.path / "replaced" / f"{path.stem}-{earlier.history.starts}.jsonl"
-        set_lines_aside(path, goes, aside)
 
 
 def _changes(old: Recipe, new: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -106,6 +106,7 @@ def _rollouts(
         world=session.state.num_processes,
         shuffle=args.shuffle_dataset,
         again=session.records.history.again,
+        finished=session.records.finished,
         curriculum=curriculum,
         over_sampling=over_sampling,
         journal=session.records.journal,

@@ -9,13 +9,12 @@ marks with 1 what the loss is taken over: what the policy sampled, in rows that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from sandbox_rl.audit.rows import TokenClass
 from sandbox_rl.audit.samples import SampleAudit
 from sandbox_rl.journal import Journal, JournalObserver
-from sandbox_rl.ledger import Group, SampleEnd
+from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.observer import Observer, Observers
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
@@ -23,12 +22,14 @@ from sandbox_rl.rollout.order import of_group
 from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.curriculum import Curriculum, outcome_of
+from sandbox_rl.training.drawn import Drawn, Generation
 from sandbox_rl.training.estimator import Estimator
 from sandbox_rl.training.generation_ledger import GenerationLedger
 from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.groups import NumberedGroup, group_requests, left_out_group
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.refill import Chosen, Refilled, refill
+from sandbox_rl.training.reuse import FinishedEpisodes
 from sandbox_rl.training.rows import to_rows
 from sandbox_rl.training.views import TrainerView
 from sandbox_rl.types import Rollout, Task
@@ -48,39 +49,6 @@ def outcome_reward(
     return list(signal)
 
 
-@dataclass(frozen=True, slots=True)
-class _Generation:
-    """One generation of this process.
-
-    Args:
-        number: in the run; step: updates before it.
-        first: number, in the run, of the first group of this process.
-        size: of a group.
-        again: how often it was sampled before, by starts of the run whose records were replaced.
-    """
-
-    number: int
-    step: int
-    first: int
-    size: int
-    again: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """The groups that a generation begins with.
-
-    Args:
-        cut: groups that were cancelled.
-        cut_rollouts: episodes that had ended in them.
-    """
-
-    groups: tuple[NumberedGroup, ...]
-    cut: tuple[Group, ...] = ()
-    cut_rollouts: Sequence[Rollout] = ()
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
 class GroupRollouts:
     """TRL's `rollout_func`: task ids in, scored token rows out.
 
@@ -96,6 +64,7 @@ class GroupRollouts:
         journal: gets every episode as it happens.
         ledger: is told which groups the trainer gets, and which it does not.
         again: step → how often it was sampled before; part of the episodes' ids.
+        finished: episodes that an earlier start of the run has sampled.
         observer: sees the episodes as they happen.
         audit: is told what was sampled before the trainer gets it.
     """
@@ -119,6 +88,7 @@ class GroupRollouts:
         observer: Observer | None = None,
         audit: SampleAudit | None = None,
         again: Callable[[int], int] = lambda step: 0,
+        finished: FinishedEpisodes | None = None,
     ) -> None:
         assert curriculum is None or over_sampling is None, "checked with the recipe"
         self._engine = engine
@@ -136,6 +106,8 @@ class GroupRollouts:
         self._over_sampling = over_sampling
         self._journal = journal
         self._ledger = ledger
+        self._finished = finished if finished is not None and finished.places else None
+        self._taken: set[str] = set()
         self._observer = observer
         self._audit = audit
         self._again = again
@@ -165,7 +137,7 @@ class GroupRollouts:
         metrics |= dict(refilled.metrics) | self._engine.occupancy.take() | drawn.metrics
         return {**rows, "rollout_metrics": [metrics] * len(prompts)}
 
-    def _generation(self, trainer: TrainerView, local: int) -> _Generation:
+    def _generation(self, trainer: TrainerView, local: int) -> Generation:
         """The one that is asked for; TRL does not say which."""
         rhythm, step = Generations.of(trainer.args), int(trainer.state.global_step)
         number = rhythm.first_of(step) if self._last is None else self._last + 1
@@ -175,13 +147,13 @@ class GroupRollouts:
             )
         self._last = number
         first = (number * self._world + self._rank) * local
-        return _Generation(number, step, first, trainer.num_generations, self._again(step))
+        return Generation(number, step, first, trainer.num_generations, self._again(step))
 
     def _task_of(self, group: int) -> str:
         return of_group(self._ids, group, seed=self._seed, shuffle=self._shuffle)
 
     def _requests(
-        self, now: _Generation, number: int, task_id: str, *, refill: int | None = None, retried: bool = False
+        self, now: Generation, number: int, task_id: str, *, refill: int | None = None, retried: bool = False
     ) -> list[EpisodeRequest]:
         return group_requests(
             self._tasks[task_id],
@@ -193,22 +165,38 @@ class GroupRollouts:
             retried=retried,
         )
 
-    def _observers(self, now: _Generation) -> Observer:
+    def _observers(self, now: Generation) -> Observer:
         """Whoever sees the episodes of a generation."""
         if self._journal is None:
             return Observers(self._observer)
         context = {"phase": "train", "step": now.step}
         return Observers(JournalObserver(self._journal, lambda _: context), self._observer)
 
+    def _of_earlier(self) -> dict[str, Any]:
+        """What the engine is told of episodes that are finished already."""
+        finished = self._finished
+        if finished is None:
+            return {}
+
+        def take(request: EpisodeRequest) -> Rollout | None:
+            rollout = finished.rollout(request)
+            if rollout is not None:
+                self._taken.add(rollout.trajectory.episode_id)
+                Observers(self._observer).rolled_out(request, rollout)
+            return rollout
+
+        return {"finished": take}
+
     def _roll_out(
-        self, now: _Generation, requests: Sequence[Sequence[EpisodeRequest]]
+        self, now: Generation, requests: Sequence[Sequence[EpisodeRequest]]
     ) -> list[Sequence[Rollout]]:
         """A group for each list of requests."""
         flat = [request for group in requests for request in group]
-        rollouts = iter(self._loop.run_episodes(self._engine.run(flat, observer=self._observers(now))))
+        running = self._engine.run(flat, observer=self._observers(now), **self._of_earlier())
+        rollouts = iter(self._loop.run_episodes(running))
         return [[next(rollouts) for _ in group] for group in requests]
 
-    def _draw(self, now: _Generation, count: int) -> _Drawn:
+    def _draw(self, now: Generation, count: int) -> Drawn:
         """A fault of one process is every process's."""
         names = [self._task_of(now.first + place) for place in range(count)]
         if self._curriculum is not None:
@@ -216,9 +204,9 @@ class GroupRollouts:
         requests = [self._requests(now, now.first + place, name) for place, name in enumerate(names)]
         with together():
             found = self._roll_out(now, requests)
-        return _Drawn(tuple(NumberedGroup(now.first + i, None, group) for i, group in enumerate(found)))
+        return Drawn(tuple(NumberedGroup(now.first + i, None, group) for i, group in enumerate(found)))
 
-    def _draw_over_sampled(self, now: _Generation, count: int) -> _Drawn:
+    def _draw_over_sampled(self, now: Generation, count: int) -> Drawn:
         """No step waits for its slowest groups (`rollout.over_sample`)."""
         assert self._over_sampling is not None
         plan = self._over_sampling.plan(count)
@@ -227,7 +215,9 @@ class GroupRollouts:
             for group in plan.groups
         ]
         with together():
-            running = self._engine.run_groups(requests, keep=plan.keep, observer=self._observers(now))
+            running = self._engine.run_groups(
+                requests, keep=plan.keep, observer=self._observers(now), **self._of_earlier()
+            )
             found = self._loop.run_episodes(running)
         metrics = self._over_sampling.record(plan, now.number, found.seconds, found.cut_after)
         cut = [
@@ -236,9 +226,9 @@ class GroupRollouts:
             if place not in found.ended
         ]
         groups = [NumberedGroup(plan.groups[place], None, group) for place, group in found.ended.items()]
-        return _Drawn(tuple(groups), tuple(cut), found.cut, metrics)
+        return Drawn(tuple(groups), tuple(cut), found.cut, metrics)
 
-    def _refill(self, now: _Generation, drawn: Sequence[NumberedGroup]) -> Refilled:
+    def _refill(self, now: Generation, drawn: Sequence[NumberedGroup]) -> Refilled:
         curriculum = self._curriculum
         if curriculum is None or not curriculum.refill_rounds:
             return Refilled(tuple(drawn))
@@ -249,18 +239,21 @@ class GroupRollouts:
         return refill(drawn, curriculum, now.number, roll_out)
 
     def _substitutes(
-        self, now: _Generation, chosen: Sequence[Chosen], number: int
+        self, now: Generation, chosen: Sequence[Chosen], number: int
     ) -> list[list[EpisodeRequest]]:
         """Of a round of refilling."""
         return [self._requests(now, now.first + place, name, refill=number) for place, name in chosen]
 
-    def _tell(self, now: _Generation, drawn: _Drawn, refilled: Refilled) -> None:
+    def _tell(self, now: Generation, drawn: Drawn, refilled: Refilled) -> None:
         """Everybody who wants to know what was rolled out, before the trainer gets it."""
         everything = (*refilled.groups, *refilled.left_out)
         with together():
             if self._journal is not None:
                 for rollout in drawn.cut_rollouts:
                     self._journal.cancelled(rollout.trajectory.episode_id)
+                if self._finished is not None:  # of these groups, but nobody has asked for them again
+                    known = self._finished.of_groups(group.number for group in refilled.groups)
+                    self._journal.replaced(sorted(known - self._taken))
                 self._journal.sync()
         if self._curriculum is not None:
             self._curriculum.record([outcome_of(group.rollouts) for group in everything])

@@ -38,6 +38,9 @@ RECIPE = {
     "grpo": {"max_steps": 4, "per_device_train_batch_size": 8, "num_generations": 4, "learning_rate": 1e-6},
 }
 
+ANOTHER = {"grpo__learning_rate": 2e-6}
+"""A recipe whose updates are others: it uses nothing that was sampled for those after the checkpoint."""
+
 WORDS = {"arithmetic": "a digest"}
 
 
@@ -71,13 +74,13 @@ def start(tmp_path, earlier=None, *, name="r", **changes):
     args, found = sizes(loaded, tmp_path)
     tasks = load_tasks(loaded.data, split="train", base_dir=tmp_path)
     run = RunDirectory.new(tmp_path / "runs", name) if earlier is None else earlier.run
-    history, replaced = begin(
+    begun = begin(
         run, earlier, loaded, tasks=tasks, sizes=found, prompts=WORDS, steps=args.max_steps, processes=1
     )
-    if replaced:
+    if begun.replaced:
         with Journal(run.journal) as journal:
-            journal.replaced(replaced)
-    return history
+            journal.replaced(begun.replaced)
+    return begun.history
 
 
 def checkpoint(run, step):
@@ -116,9 +119,9 @@ def test_updates_that_are_done_again_stand_once_and_nothing_is_lost(tmp_path):
     record(run, ("eval-0", "eval", 0), *((f"train-{step}", "train", step) for step in range(4)))
     record(run, ("eval-2", "eval", 2), ("eval-3", "eval", 3), ("cut-2", "cancelled", 2))
 
-    earlier = Earlier.of(recipe(tmp_path), "")
+    earlier = Earlier.of(recipe(tmp_path, **ANOTHER), "")
     assert earlier.step == 2
-    history = start(tmp_path, earlier)
+    history = start(tmp_path, earlier, **ANOTHER)
     assert steps(run.metrics) == [1, 2]
     assert standing(run) == ["eval-0", "train-0", "train-1", "eval-2"]
     with Index(run.journal) as index:
@@ -173,7 +176,7 @@ def test_a_second_resume_replaces_what_the_first_has_sampled_again(tmp_path):
     run = start(tmp_path).run
     checkpoint(run, 1)
     record(run, ("train-0", "train", 0), ("train-1", "train", 1))
-    start(tmp_path, Earlier.of(recipe(tmp_path), ""))
+    start(tmp_path, Earlier.of(recipe(tmp_path, **ANOTHER), ""), **ANOTHER)
     record(run, ("train-1-r1", "train", 1))
     assert standing(run) == ["train-0", "train-1-r1"]
     history = start(tmp_path, Earlier.of(recipe(tmp_path), ""))

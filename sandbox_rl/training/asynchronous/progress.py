@@ -46,6 +46,10 @@ class GroupProgress:
         self._admitted[self._next] = version
         return self._next
 
+    def admit_again(self, number: int, version: int) -> None:
+        """This group was sampled, with weights not older than `version`, before the run was resumed."""
+        self._admitted[number] = version
+
     def arrive(self, group: FinishedGroup) -> None:
         """Take over a group whose episodes have ended.
 

@@ -14,6 +14,7 @@ from typing import Any
 from sandbox_rl.errors import EngineFault, InfraFault
 from sandbox_rl.policies.base import WeightVersion
 from sandbox_rl.training.asynchronous.rollout_loop import Channels, RolloutJob, roll_out
+from sandbox_rl.training.samples import FinishedGroup
 
 __all__ = ["RolloutProcess"]
 
@@ -76,6 +77,10 @@ class RolloutProcess:
         if process.is_alive():
             process.kill()
             process.join(STOP_TIMEOUT_S)
+
+    def hand_over(self, group: FinishedGroup) -> None:
+        """A group that need not be sampled; it arrives as others do."""
+        self._channels.finished.put(group)
 
     def admit(self, numbers: Sequence[int]) -> None:
         """Let groups start, as soon as another can run."""
