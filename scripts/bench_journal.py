@@ -28,6 +28,7 @@ from sandbox_rl.journal import Journal
 from sandbox_rl.ledger import Group, Ledger, Sample, SampleEnd, Update
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.runs.directory import RunDirectory
+from sandbox_rl.runs.history import FORMAT
 from sandbox_rl.training.groups import advantages, group_requests
 from sandbox_rl.types import (
     Action,
@@ -166,7 +167,14 @@ def begin(run: RunDirectory) -> None:
     run.recipe.write_text(yaml.safe_dump({"name": "bench", "seed": SEED, "data": {"sources": [source]}}))
     run.tasks.write_text(json.dumps({"ids": [task.id for task in TASKS]}))
     sizes = {"episodes per group": SIZE, "groups per generation": GROUPS, "generations per update": "1"}
-    start = {"event": "started", "step": 0, "time": time.time(), "sizes": sizes, "processes": 1}
+    start = {
+        "event": "started",
+        "step": 0,
+        "time": time.time(),
+        "format": FORMAT,
+        "sizes": sizes,
+        "processes": 1,
+    }
     (run.path / "history.jsonl").write_text(json.dumps(start) + "\n")
 
 

@@ -57,8 +57,11 @@ class History:
             os.fsync(file.fileno())
         return History(self.run, (*self.events, new))
 
-    def check(self) -> None:
+    def check(self, what: str = "--resume") -> None:
         """Whether this is the directory of a run that this version can go on with.
+
+        Args:
+            what: the option or command that asks, for the message.
 
         Raises:
             ConfigError: it is not.
@@ -67,18 +70,18 @@ class History:
         for file in (path / FILE, self.run.recipe):
             if not file.is_file():
                 raise ConfigError(
-                    f"--resume: {path} has no {file.name}, expected what a run writes as it starts; it was "
+                    f"{what}: {path} has no {file.name}, expected what a run writes as it starts; it was "
                     "killed before that, or is no run's: move it away, and start without --resume"
                 )
         if not any(e.get("event") == "started" for e in self.events):
             raise ConfigError(
-                f"--resume: {path / FILE} does not say how the run was started, expected that in its first "
+                f"{what}: {path / FILE} does not say how the run was started, expected that in its first "
                 "line; it is damaged, or of something else: start a run of its own"
             )
         found = self.started_with("format")
         if found != FORMAT:
             raise ConfigError(
-                f"--resume: {path} has format {found}, expected {FORMAT}; another version of sandbox-rl "
+                f"{what}: {path} has format {found}, expected {FORMAT}; another version of sandbox-rl "
                 "has written it: go on with that version, or start a run of its own"
             )
 

@@ -31,7 +31,7 @@ def alone(run: Path) -> Iterator[None]:
     """
     file = os.open(run / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        _lock(file, run)
+        _lock(file, run, "--resume", fcntl.LOCK_EX)
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": round(time.time(), 3)}
         os.truncate(file, 0)
         os.pwrite(file, json.dumps(owner).encode() + b"\n", 0)
@@ -40,25 +40,28 @@ def alone(run: Path) -> Iterator[None]:
         os.close(file)
 
 
-def check_alone(run: Path) -> None:
+def check_alone(run: Path, what: str = "--resume") -> None:
     """Whether nobody is at work on it now; touches nothing. Not for a process that holds the lock itself.
+
+    Args:
+        what: the option or command that asks, for the message.
 
     Raises:
         ConfigError: somebody is.
     """
     try:
-        file = os.open(run / FILE, os.O_RDWR | os.O_CLOEXEC)
+        file = os.open(run / FILE, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
-        _lock(file, run)
+        _lock(file, run, what, fcntl.LOCK_SH)
     finally:
         os.close(file)
 
 
-def _lock(file: int, run: Path) -> None:
+def _lock(file: int, run: Path, what: str, kind: int) -> None:
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         who = "another process"
         with suppress(ValueError, KeyError, TypeError):
@@ -66,5 +69,5 @@ def _lock(file: int, run: Path) -> None:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
             who = f"process {owner['pid']} on {owner['host']}, since {since},"
         raise ConfigError(
-            f"--resume: {who} is at work on {run}, expected a run that nobody trains; wait for it, or end it"
+            f"{what}: {who} is at work on {run}, expected a run that nobody trains; wait for it, or end it"
         ) from error

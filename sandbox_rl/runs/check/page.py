@@ -14,6 +14,7 @@ from sandbox_rl.runs.check.facts import Facts
 from sandbox_rl.runs.check.schedule import Schedule
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
+from sandbox_rl.runs.lock import check_alone
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import complete_checkpoints, step_of
 
@@ -56,9 +57,11 @@ def check_run(path: Path) -> CheckedRun:
     """Hold the ledger of a run against its recipe, its journal and its checkpoints. Writes nothing.
 
     Raises:
-        UserError: it is no run's directory, or is half-written, or of a newer version.
+        UserError: it is no run's directory, is half-written or of another version, or is being written.
     """
     run = _run_at(path)
+    History.read(run).check("check")
+    check_alone(run.path, "check")
     schedule = Schedule.of(run)
     updates = read_ledger(run.ledger)
     with _facts(run) as facts:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -407,7 +410,13 @@ def test_checkpoints_that_do_not_fit_are_named(runs, tmp_path):
         (lambda run: (run / "ledger.jsonl").unlink(), "expected the ledger of a run"),
         (lambda run: shutil.rmtree(run / "journal"), "expected the journal of a run"),
         (lambda run: next((run / "journal").glob("*.tokens")).unlink(), "two for each process"),
-        (lambda run: (run / "history.jsonl").write_text('{"eve'), "does not say the sizes"),
+        (
+            lambda run: (run / "history.jsonl").write_text('{"eve'),
+            "check: .* does not say how the run was started",
+        ),
+        (lambda run: (run / "history.jsonl").unlink(), "check: .* has no history.jsonl"),
+        (lambda run: edit(run / "history.jsonl", '"format": 1', '"format": 2'), "check: .* has format 2"),
+        (lambda run: edit(run / "history.jsonl", '"sizes"', '"shapes"'), "does not say the sizes"),
         (
             lambda run: (run / "tasks.json").write_text('{"ids": [1]}'),
             "does not hold the ids of the training tasks",
@@ -425,6 +434,26 @@ def test_what_is_no_run_is_one_line_and_stays_as_it_is(runs, tmp_path, change, s
         check_run(run)
     assert "\n" not in str(error.value)
     assert contents(run) == before
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_a_run_that_another_process_writes_is_left_alone(runs):
+    code = "import sys, pathlib, sandbox_rl.runs.lock\n"
+    code += "with sandbox_rl.runs.lock.alone(pathlib.Path(sys.argv[1])): input()"
+    command = [sys.executable, "-c", code, str(runs["sync"])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as other:
+        deadline = time.monotonic() + 60
+        while not (runs["sync"] / "lock").exists() or not (runs["sync"] / "lock").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with pytest.raises(UserError, match=rf"check: process {other.pid} .* is at work on"):
+            check_run(runs["sync"])
+        other.communicate("\n")
+    assert check_run(runs["sync"]).violation is None
 
 
 def assert_named(run: Path, said: str) -> None:
