@@ -239,6 +239,21 @@ def holds(run: Path, steps: int = 6) -> None:
     assert (found.violation, found.updates) == (None, steps), found
 
 
+def only_unfinished_again(run: Path) -> None:
+    """The second start samples no episode that had ended in the first."""
+    started: dict[str, set[str]] = {"0000": set(), "0001": set()}
+    ended: set[str] = set()
+    for path in sorted((run / "journal").glob("*.jsonl")):
+        events = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        names = {e: re.sub(r"-r\d+$", "", e) for event in events if (e := event.get("episode_id"))}
+        train = [event for event in events if event.get("phase") == "train"]
+        started[path.stem[:4]] |= {names[e["episode_id"]] for e in train if e["event"] == "started"}
+        if path.stem.startswith("0000"):
+            ended |= {names[e["episode_id"]] for e in train if e["event"] == "ended"}
+    assert ended
+    assert not started["0001"] & ended, "sampled again, though it had ended"
+
+
 @pytest.mark.slow
 def test_killed_after_step_4_and_on_two_processes_it_trains_on_the_same(tmp_path):
     """Twelve tasks, four groups a step: the second pass begins at step 3."""
@@ -261,6 +276,7 @@ def test_killed_after_step_4_and_on_two_processes_it_trains_on_the_same(tmp_path
     assert sampled(runs / "killed") == whole
     holds(runs / "order")
     holds(runs / "killed")
+    only_unfinished_again(runs / "killed")
     steps = [json.loads(line) for line in (runs / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
@@ -295,5 +311,6 @@ def test_killed_on_one_process_it_goes_on_with_two(tmp_path):
     names = sorted(file.stem for file in (run / "journal").glob("*.jsonl"))
     assert names == ["0000-0000", "0001-0000", "0001-0001"]
     holds(run, steps=4)
+    only_unfinished_again(run)
     events = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [e["processes"] for e in events if "processes" in e] == [1, 2]
