@@ -253,8 +253,8 @@ class GroupRollouts:
                     self._journal.cancelled(rollout.trajectory.episode_id)
                 if self._finished is not None:  # of these groups, but nobody has asked for them again
                     known = self._finished.of_groups(group.number for group in refilled.groups)
-                    if left := known - self._taken:
-                        self._journal.replaced(sorted(left))
+                    if unasked := known - self._taken:
+                        self._journal.replaced(sorted(unasked))
                 self._journal.sync()
         if self._curriculum is not None:
             self._curriculum.record([outcome_of(group.rollouts) for group in everything])
