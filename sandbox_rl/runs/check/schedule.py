@@ -10,7 +10,8 @@ from math import ceil
 from types import SimpleNamespace
 from typing import Any
 
-from sandbox_rl.config.load import load_recipe
+import yaml
+
 from sandbox_rl.errors import DataError
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
@@ -60,13 +61,12 @@ class Schedule:
 
     @classmethod
     def of(cls, run: RunDirectory) -> Schedule:
-        """Read the recipe, the tasks and the history of a run.
+        """Read the recipe, the tasks and the history of a run. Nothing that the recipe names is imported.
 
         Raises:
-            ConfigError: the recipe cannot be read.
-            DataError: the history or the tasks cannot.
+            DataError: one of them cannot be read.
         """
-        recipe, history = load_recipe(run.recipe), History.read(run)
+        recipe, history = _recipe(run), History.read(run)
         sizes = history.started_with("sizes")
         try:
             size = int(sizes["episodes per group"])
@@ -77,22 +77,24 @@ class Schedule:
                 f"{run.path / 'history.jsonl'}: it does not say the sizes that the run was started with, "
                 "expected its first line; name a run's directory as training left it"
             ) from error
-        grpo = {**estimator_fields(recipe.estimator), **recipe.grpo}
+        mode, estimator = recipe.get("mode", "sync"), recipe.get("estimator", "paper")
+        grpo = {**estimator_fields(estimator), **_block(recipe, "grpo")}
+        curriculum = _block(recipe, "curriculum")
         resumed = [event["step"] for event in history.events if event["event"] == "resumed"]
         starts = [e.get("processes", 1) for e in history.events if e["event"] in ("started", "resumed")]
         return cls(
-            asynchronous=recipe.mode == "async",
-            seed=recipe.seed,
+            asynchronous=mode == "async",
+            seed=int(recipe.get("seed", 0)),
             tasks=_task_ids(run),
             shuffle=bool(grpo.get("shuffle_dataset", True)),
             size=size,
             groups=groups,
             per_update=per_update,
-            drawn=recipe.mode != "async"
-            and (recipe.curriculum.sampling == "difficulty" or bool(recipe.curriculum.domain_weights)),
-            refill_rounds=recipe.curriculum.refill_rounds,
-            over_sampled=bool(recipe.rollout.over_sample),
-            rule=_rule(recipe.mode, recipe.estimator, grpo),
+            drawn=mode != "async"
+            and (curriculum.get("sampling") == "difficulty" or bool(curriculum.get("domain_weights"))),
+            refill_rounds=int(curriculum.get("refill_rounds", 0)),
+            over_sampled=bool(_block(recipe, "rollout").get("over_sample", 0)),
+            rule=_rule(mode, estimator, grpo),
             masks_truncated=bool(grpo.get("mask_truncated_completions", False)),
             staleness=_staleness(history, grpo),
             resumed_at=max(resumed, default=0),
@@ -110,6 +112,25 @@ class Schedule:
     def bound(self, update: int) -> int:
         """How old a token of an update may be, in updates."""
         return [bound for first, bound in self.staleness if first <= update][-1]
+
+
+def _recipe(run: RunDirectory) -> Mapping[str, Any]:
+    """As the run has written it: every value, or its default where that is the same in all versions."""
+    try:
+        found = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or "data" not in found:
+            raise ValueError("no recipe")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(
+            f"{run.recipe}: it is no recipe ({type(error).__name__}: {' '.join(str(error).split())[:200]}), "
+            "expected the one that the run has written; restore it"
+        ) from error
+    return found
+
+
+def _block(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = recipe.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _task_ids(run: RunDirectory) -> list[str]:
