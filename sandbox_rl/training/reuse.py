@@ -39,7 +39,7 @@ __all__ = [
 
 CHANGES_NOTHING = (
     *("report_to", "evaluation", "rollout.concurrency", "grpo.save_steps", "grpo.save_total_limit"),
-    *("grpo.logging_steps", "sandbox.slots"),
+    "grpo.logging_steps",
 )
 """Blocks and fields that neither what is sampled nor what is updated depends on."""
 

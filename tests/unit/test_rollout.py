@@ -6,12 +6,15 @@ import asyncio
 import gc
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from sandbox_rl.errors import EngineFault, InfraFault, SandboxFault, SetupError
 from sandbox_rl.fakes import RecordingBackend, exec_ok
+from sandbox_rl.journal import Index, Journal, JournalObserver
 from sandbox_rl.observer import EachRollout
+from sandbox_rl.training.reuse import FinishedEpisodes, fit_for_sync
 from sandbox_rl.types import ExecResult, Reward, StopReason
 from tests.unit.rig import SUBMIT, ExactScoring, bash, make_engine, request, say, write
 
@@ -225,3 +228,34 @@ async def test_the_seed_of_a_request_reaches_every_turn_differently():
         await engine.run([request()])
     assert seeds[:3] == seeds[3:]
     assert len(set(seeds[:3])) == 3
+
+
+async def test_what_an_earlier_start_has_finished_is_not_run_again(tmp_path):
+    """Real episodes, read from the journal as they were; only the others are run, observed and journaled."""
+    asked: list[str] = []
+
+    def noted(episode_id, turn, ids):
+        asked.append(episode_id)
+        return solve(episode_id, turn, ids)
+
+    requests = [request(f"train-000000-{i:04d}") for i in range(4)]
+    with Journal(tmp_path, start=0) as journal:
+        observer = JournalObserver(journal, lambda _: {"phase": "train", "step": 0})
+        async with make_engine(noted) as engine:
+            first = await engine.run(requests[:2], observer=observer)
+    with Index(tmp_path) as index:
+        index.refresh()
+        rows = index.select("SELECT * FROM episodes")
+        finished = FinishedEpisodes(tmp_path, fit_for_sync(index, rows))
+    asked.clear()
+    again = [replace(r, id=f"{r.id}-r1") for r in requests]
+    with Journal(tmp_path, start=1) as journal:
+        async with make_engine(noted) as engine:
+            rollouts = await engine.run(again, observer=JournalObserver(journal), finished=finished.rollout)
+            found = await engine.run_groups([again[:2], again[2:]], keep=1, finished=finished.rollout)
+    assert set(asked[:4]) == {r.id for r in again[2:]}
+    assert [r.trajectory for r in rollouts[:2]] == [r.trajectory for r in first]
+    assert [r.reward for r in rollouts[:2]] == [r.reward for r in first]
+    assert list(found.ended) == [0], "a group that is finished comes first"
+    other = replace(requests[0], seed=requests[0].seed + 1)
+    assert finished.rollout(other) is None, "another draw"
