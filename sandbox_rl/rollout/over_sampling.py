@@ -83,6 +83,8 @@ class OverSampling:
         self._world = world
         self._share = share
         self._next = rank
+        self._skipped: list[int] = []
+        """New numbers below the next one: other ranks than now were to start them."""
         self._waiting: list[Waiting] = []
         self._everyone: list[Any] = []
 
@@ -92,7 +94,8 @@ class OverSampling:
             oldest = tuple(self._waiting[:size])
             return Plan(tuple(w.group for w in oldest), size, oldest)
         count = size + math.ceil(self._over_sample * size)
-        return Plan(tuple(self._next + i * self._world for i in range(count)), size)
+        numbers = [*self._skipped, *(self._next + i * self._world for i in range(count))]
+        return Plan(tuple(numbers[:count]), size)
 
     def record(
         self, plan: Plan, step: int, seconds: Mapping[int, float], cut_after: float
@@ -119,7 +122,9 @@ class OverSampling:
             self._waiting = self._waiting[len(plan.waited) :]
             metrics["over_sampling/saved_s"] = _saved(plan.waited, seconds) - cut_after
         else:
-            self._next += len(plan.groups) * self._world
+            skipped = len(self._skipped[: len(plan.groups)])
+            self._skipped = self._skipped[skipped:]
+            self._next += (len(plan.groups) - skipped) * self._world
             self._waiting += late
         metrics["over_sampling/waiting"] = float(len(self._waiting))
         self._everyone = self._share([self.state()])
@@ -142,10 +147,15 @@ class OverSampling:
             waiting = [[Waiting(**entry) for entry in state["waiting"]] for state in ranks]
             if len(ranks) == self._world:
                 self._next = int(ranks[self._rank]["next"])
+                self._skipped = [int(number) for number in ranks[self._rank]["skipped"]]
                 self._waiting = waiting[self._rank]
             else:
-                first = max(int(state["next"]) for state in ranks)
-                self._next = -(-first // self._world) * self._world + self._rank
+                nexts = [int(state["next"]) for state in ranks]
+                first = -(-max(nexts) // self._world) * self._world
+                self._next = first + self._rank
+                skipped = [n for n in range(min(nexts), first) if n >= nexts[n % len(nexts)]]
+                skipped += [int(number) for state in ranks for number in state["skipped"]]
+                self._skipped = sorted(skipped)[self._rank :: self._world]
                 everyone = sorted((w for some in waiting for w in some), key=lambda w: (w.step, w.group))
                 self._waiting = everyone[self._rank :: self._world]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -155,8 +165,12 @@ class OverSampling:
             ) from error
 
     def state(self) -> dict[str, Any]:
-        """Of this rank: the next group that is new, and those that wait, as a checkpoint holds them."""
-        return {"next": self._next, "waiting": [asdict(w) for w in self._waiting]}
+        """Of this rank: the next groups that are new, and those that wait, as a checkpoint holds them."""
+        return {
+            "next": self._next,
+            "skipped": self._skipped,
+            "waiting": [asdict(w) for w in self._waiting],
+        }
 
 
 def _saved(waited: Iterable[Waiting], seconds: Mapping[int, float]) -> float:

@@ -163,6 +163,38 @@ def test_all_ranks_are_saved_and_dealt_out_to_another_number_of_ranks(tmp_path):
     later = [group for group, _ in train(alone, 10)]
     assert waiting <= set(later)
     assert not set(later) & set(trained)
+    assert no_hole(alone, [*trained, *later])
+
+
+def no_hole(rule: OverSampling, trained: list[int]) -> bool:
+    """Whether each new number was started once and none was left out."""
+    state = rule.state()
+    everything = sorted([*trained, *(w["group"] for w in state["waiting"]), *state["skipped"]])
+    return everything == list(range(state["next"]))
+
+
+def test_numbers_stay_whole_whatever_the_numbers_of_ranks(tmp_path):
+    """Ranks come and go; in the end one of them has everything that was never started."""
+    trained: list[int] = []
+    for world in (3, 2, 5, 1):
+        states: list[list[object]] = [[] for _ in range(world)]
+
+        def share(rank, states=states):
+            def collect(mine):
+                states[rank] = mine
+                return [state for some in states for state in some]
+
+            return collect
+
+        rules = [OverSampling(SHARE, rank=rank, world=world, share=share(rank)) for rank in range(world)]
+        for rule in rules:
+            if trained:
+                rule.restore(tmp_path)
+        for steps in (3, 4):
+            trained += [group for rule in rules for group, _ in train(rule, steps)]
+        rules[-1].save(tmp_path)
+    assert len(trained) == len(set(trained))
+    assert no_hole(rules[0], trained)
 
 
 @pytest.mark.parametrize("content", [None, "{}", "[1]", '{"ranks": []}', '{"ranks": [{"next": 1}]}'])
