@@ -73,10 +73,12 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
             f"{recipe.chaos.seed}): sandboxes killed or hanging, servers that hang up, scorers lost"
         )
     if recipe.warmup is not None:  # what cannot be placed is refused before a warm-up takes its minutes
-        training_placement(recipe, plan.args, RunModel.of(plan, recipe.model))
+        with together():
+            training_placement(recipe, plan.args, RunModel.of(plan, recipe.model))
     settings = starting_point(recipe, base_dir=plan.base_dir, state=state, display=display)
     model = RunModel.of(plan, settings)
-    placement = training_placement(recipe, plan.args, model)
+    with together():
+        placement = training_placement(recipe, plan.args, model)
     finish, faults, lease = FinishOnSignal(), FaultWatch(recipe.reward.max_fault_share), ModelLease()
     with ExitStack() as stack:
         stack.callback(finish.remove)  # last: a second signal must not cut what is taken down
