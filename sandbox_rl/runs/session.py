@@ -13,6 +13,7 @@ from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.builders import build_backend, build_engine
 from sandbox_rl.display import Display
+from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.preflight.rewards import check_rewards
 from sandbox_rl.rollout import RolloutEngine
@@ -72,7 +73,8 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
             f"chaos: faults are injected into {recipe.chaos.share:.0%} of the episodes' tries (seed "
             f"{recipe.chaos.seed}): sandboxes killed or hanging, servers that hang up, scorers lost"
         )
-    if recipe.warmup is not None:  # what cannot be placed is refused before a warm-up takes its minutes
+    if recipe.warmup is not None and isinstance(recipe.policy, VLLMSettings):
+        # What cannot be placed is refused before a warm-up takes its minutes.
         with together():
             training_placement(recipe, plan.args, RunModel.of(plan, recipe.model))
     settings = starting_point(recipe, base_dir=plan.base_dir, state=state, display=display)
