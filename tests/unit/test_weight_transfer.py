@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -236,6 +237,27 @@ def test_a_stream_of_weights_is_cut_into_parts_alike_on_all_ranks():
     sizes = {"a": 3, "b": 3, "c": 3, "d": 9, "e": 1, "f": 1}
     tensors = ((name, torch.zeros(size)) for name, size in sizes.items())  # 4 bytes a value
     assert [list(part) for part in in_parts(tensors, 28)] == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+
+
+@pytest.mark.parametrize("broken", ["/pause", "/update_weights", ""])
+def test_no_copy_of_weights_is_left_behind(broken):
+    """Each would hold as much memory as the model."""
+
+    def copies() -> int:
+        files = [Path(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+        return sum("sandbox-rl-weights" in os.readlink(file) for file in files if file.is_symlink())
+
+    fake = FakeVLLM()
+    with publishing(fake, keeps=True) as (weights, _, _):
+        weights.publish(Model(), 1)
+        assert copies() == 1, "for a server that is started again"
+        if broken:
+            fake.control_faults[broken] = 1
+            with pytest.raises(EngineFault):
+                weights.publish(Other(), 2)
+        weights.publish(Model(), 3)
+        assert copies() == 1
+    assert copies() == 0
 
 
 class Other:

@@ -21,9 +21,17 @@ from sandbox_rl.errors import EngineFault, SetupError
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.training.publication.payload import checksums_of
 from sandbox_rl.training.publication.routes import control
-from sandbox_rl.training.publication.transports import HostCopy, Payload, Tensors, on_our_card
+from sandbox_rl.training.publication.transports import (
+    HostCopy,
+    IpcTransport,
+    Payload,
+    ShmTransport,
+    Tensors,
+    Transport,
+    on_our_card,
+)
 
-__all__ = ["GroupTransport"]
+__all__ = ["GroupTransport", "transport_of"]
 
 c10d: Any = torch.distributed  # its stub leaves out stores and groups, which its documentation has
 
@@ -185,3 +193,10 @@ def address_towards(server: VLLMServer) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((url.hostname, url.port or 80))
         return str(probe.getsockname()[0])
+
+
+def transport_of(transfer: str) -> Transport:
+    """By the name that `policy.transfer` gives it."""
+    if transfer == "shm":
+        return ShmTransport()
+    return IpcTransport() if transfer == "ipc" else GroupTransport(transfer)

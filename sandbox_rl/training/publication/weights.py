@@ -32,18 +32,12 @@ from sandbox_rl.training.agreement import together
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication import routes
 from sandbox_rl.training.publication.base import Timing, shared_version
-from sandbox_rl.training.publication.group import GroupTransport
+from sandbox_rl.training.publication.group import transport_of
 from sandbox_rl.training.publication.merge import checkpoint_tensors
 from sandbox_rl.training.publication.sending import Kept, OwnServer, Sending, Servers, without
-from sandbox_rl.training.publication.transports import (
-    IpcTransport,
-    Payload,
-    ShmTransport,
-    Tensors,
-    Transport,
-)
+from sandbox_rl.training.publication.transports import Payload, Tensors, Transport
 
-__all__ = ["PublishedWeights", "transport_of"]
+__all__ = ["PublishedWeights"]
 
 
 class PublishedWeights:
@@ -178,11 +172,16 @@ class PublishedWeights:
         parts, failure = self._first_part(sending, tensors)
         marks.append(time.monotonic())
         paused = Sending(up, collective=False, keeps=False)
-        with together():
-            if failure is not None:
-                raise failure
-            if self._servers is not None:
-                self._loop.run(paused.each(lambda some: routes.pause(some, asleep=self.asleep)))
+        try:
+            with together():
+                if failure is not None:
+                    raise failure
+                if self._servers is not None:
+                    self._loop.run(paused.each(lambda some: routes.pause(some, asleep=self.asleep)))
+        except BaseException:
+            for part in () if self._transport.streams else parts:
+                part.close()
+            raise
         sending.failed |= paused.failed
         marks.append(time.monotonic())
         try:
@@ -191,7 +190,11 @@ class PublishedWeights:
             failure = error
         for _ in tensors:  # gathering a sharded tensor takes every process
             pass
-        left = self._agreed(up, sending, failure)
+        try:
+            left = self._agreed(up, sending, failure)
+        except BaseException:
+            sending.kept().close()  # what was published before stays what a restarted server gets
+            raise
         marks.append(time.monotonic())
         if self._keeps:
             before, self._last_good = self._last_good, sending.kept()
@@ -282,10 +285,3 @@ class PublishedWeights:
         sleeping = Sending(servers.servers, collective=False, keeps=False)
         await sleeping.each(routes.sleep)
         await without(servers, servers.servers, sleeping.reasons)
-
-
-def transport_of(transfer: str) -> Transport:
-    """By the name that `policy.transfer` gives it."""
-    if transfer == "shm":
-        return ShmTransport()
-    return IpcTransport() if transfer == "ipc" else GroupTransport(transfer)
