@@ -41,7 +41,7 @@ def headline(rows: Rows) -> Finding:
 
 def _held_out(rows: Rows) -> Finding | None:
     """What the first and the last measurement on held-out tasks say; None where there are not two."""
-    held = [row for row in rows if "eval/accuracy" in row]
+    held = [row for row in rows if isinstance(row.get("eval/accuracy"), int | float)]
     if len(held) < 2:
         return None
     first, last = held[0], held[-1]

@@ -127,7 +127,7 @@ class OpenRun:
         """Whether it has said that it is done."""
         if self.kind == "evaluation":
             return (self.path / "results.json").exists()
-        said = [e["event"] for e in self.history.values if e.get("event") != "changed"]
+        said = [e.get("event") for e in self.history.values if e.get("event") != "changed"]
         return bool(said) and said[-1] == "finished"
 
     @property

@@ -58,7 +58,7 @@ def overview(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
         "headline": headline(rows),
         "findings": findings(rows, run.alarms.values),
         "curves": _curves([row for row in rows if "loss" in row]),
-        "held_out": _curves([row for row in rows if "eval/accuracy" in row]),
+        "held_out": _curves([row for row in rows if isinstance(row.get("eval/accuracy"), int | float)]),
         "events": _events(run),
         "alarms": run.alarms.values[-MOST_ALARMS:],
         "results": {when: _result(found) for when, found in _measurements(run).items()},
@@ -127,7 +127,7 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def _events(run: OpenRun) -> list[dict[str, Any]]:
     """What happened to the run, at which update."""
     events = [
-        {"step": e.get("step", 0), "time": e.get("time"), "what": e["event"], "detail": _change(e)}
+        {"step": e.get("step", 0), "time": e.get("time"), "what": str(e["event"]), "detail": _change(e)}
         for e in run.history.values
         if "event" in e
     ]
@@ -166,7 +166,7 @@ def _measurements(run: OpenRun) -> dict[str, Any]:
 
 def _result(found: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracy of each mode and part, with intervals."""
-    modes = found.get("modes") or {}
+    modes = found.get("modes")
     return {
         mode: {
             "accuracy": value.get("accuracy"),
@@ -174,5 +174,6 @@ def _result(found: Mapping[str, Any]) -> dict[str, Any]:
             "episodes": value.get("episodes"),
             "unjudged": value.get("unjudged"),
         }
-        for mode, value in modes.items()
+        for mode, value in (modes.items() if isinstance(modes, dict) else ())
+        if isinstance(value, dict)
     }

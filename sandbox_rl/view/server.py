@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from sandbox_rl.view.page import FILES, read_page
 from sandbox_rl.view.suspicion import look
 
 __all__ = ["Viewer", "serve"]
+
+logger = logging.getLogger(__name__)
 
 POLL_S = 0.7
 """Between two looks at what a run has written."""
@@ -129,6 +132,10 @@ class Viewer:
             return web.json_response({"error": str(error)}, status=400)
         except (ValueError, OverflowError) as error:
             return web.json_response({"error": f"{question}: {error}"}, status=400)
+        except Exception as error:  # a screen that fails must not take the others with it
+            logger.exception("api/%s", question)
+            said = f"{question}: {type(error).__name__}: {error} (a defect of ours)"
+            return web.json_response({"error": said}, status=500)
         response = web.Response(body=body, content_type="application/json")
         response.enable_compression()
         return response

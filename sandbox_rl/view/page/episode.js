@@ -64,7 +64,7 @@ function turnsTab(query, e, body) {
 
 function turnCard(query, turn) {
   const about = [`${number(turn.sampled)} tokens`, duration(turn.generation), turn.logprob === null ? "" : `mean log-prob ${number(turn.logprob)}`, `weights ${turn.version}`, turn.finish === "length" ? "cut off" : ""].filter(Boolean).join(" · ");
-  const calls = turn.calls.map((call, number_) => h("div.call." + call.kind, {}, h("div.label", {}, call.kind === "malformed" ? "a call that cannot be read" : call.name || "call"), block(query, call, { what: "call", turn: turn.index, number: number_ }, call.kind)));
+  const calls = turn.calls.map((call, number_) => h("div.call." + call.kind, {}, h("div.label", {}, call.kind === "malformed" ? "a call that cannot be read" : call.name || "call"), call.text && block(query, call, { what: "call", turn: turn.index, number: number_ }, call.kind)));
   const seen = turn.observations.map((o, number_) => {
     const about = [o.failure ? o.failure.replaceAll("_", " ") : "", o.exit_code ? `exit code ${o.exit_code}` : "", o.submitted ? "submitted" : "", duration(o.seconds)].filter(Boolean).join(" · ");
     return h("div.observation" + (o.failure ? ".failed" : ""), {}, h("div.label", {}, "observation ", h("span.soft", {}, about)), o.text ? block(query, o, { what: "observation", turn: turn.index, number: number_ }) : null);
@@ -152,7 +152,7 @@ async function tokensTab(state, query, body) {
   const go = (from, title) => link({ ...state, from: from || "" }, title);
   const further = [t.offset > 0 ? go(Math.max(0, t.offset - 20000), "← before ") : null, t.offset + t.ids.length < t.total ? go(t.offset + t.ids.length, "after →") : null];
   const sampled = t.logprob.filter((v) => v !== null);
-  fill(body, h("div.heat", {}, h("label", { for: "heat" }, "Heat by "), select, h("span.soft", {}, ` darker is ${"less likely, older or weightier"}; control tokens have a frame; grey was observed`), t.total > t.ids.length ? h("span", {}, ` ${number(t.offset + 1)} to ${number(t.offset + t.ids.length)} of ${number(t.total)} `, further) : null), details, view);
+  fill(body, h("div.heat", {}, h("label", { for: "heat" }, "Heat by "), select, h("span.soft", {}, " stronger is less likely, newer or weightier; control tokens have a frame; grey was observed"), t.total > t.ids.length ? h("span", {}, ` ${number(t.offset + 1)} to ${number(t.offset + t.ids.length)} of ${number(t.total)} `, further) : null), details, view);
   show(t.origin.indexOf(1) >= 0 ? t.origin.indexOf(1) : 0);
   if (!sampled.length) view.before(h("p.soft", {}, t.total ? "No log-probs were recorded." : "The endpoint hides the tokens of this episode."));
   draw();

@@ -340,3 +340,32 @@ def test_numbers_that_are_none_are_gaps_and_words_stay_words(made):
     found = ask(made, "overview")
     assert (found["curves"]["loss"][-1], found["curves"]["reward/mean"][-1]) == (None, 1.0)
     assert any("loss is NaN" in finding["text"] for finding in found["findings"])
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "alarms.jsonl", "history.jsonl", "results.json", "recipe.yaml"]
+)
+def test_files_of_odd_content_keep_the_first_screen_up(tmp_path, name):
+    odd = [
+        *(
+            '{"loss": 1}',
+            '{"step": "x", "loss": 1}',
+            '{"step": 9, "loss": null, "reward/mean": "high"}',
+            "[]",
+            "{",
+        ),
+        *(
+            '{"step": 9, "eval/accuracy": null}',
+            '{"step": 9, "event": 5}',
+            "null",
+            "\\x00",
+            '{"modes": {"a": 1}}',
+        ),
+    ]
+    for number, text in enumerate(odd):
+        directory = make_run(tmp_path / str(number))
+        whole = name.endswith(".jsonl")
+        with (directory / name).open("a" if whole else "w") as file:
+            file.write(text + "\n")
+        with open_run(directory, whole=True) as run:
+            assert ask(run, "overview")["headline"]["level"] == "good"
