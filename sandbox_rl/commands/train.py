@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -14,6 +16,10 @@ from sandbox_rl.command_line import (
     open_recipe,
     terminal,
 )
+
+if TYPE_CHECKING:
+    from sandbox_rl.config.recipe import Recipe
+    from sandbox_rl.runs.launch import Launch
 
 __all__ = ["app"]
 
@@ -67,7 +73,8 @@ def train(
 
     Ends with held-out accuracy before and after, and the path of the exported model.
     SIGTERM or Ctrl-C to any process saves, frees everything and ends with exit code 0; `--resume` goes on.
-    The same under `accelerate launch`: python -m sandbox_rl train RECIPE [KEY=VALUE]...
+    Uses all CUDA cards, or as many processes as launch.processes says; the same under a launcher of your own:
+    accelerate launch -m sandbox_rl train RECIPE [KEY=VALUE]...
     """
     chosen = [] if chaos is None else [f"chaos.share={chaos}"]
     loaded, base_dir = open_recipe(recipe, [*(overrides or []), *chosen])
@@ -80,8 +87,20 @@ def train(
         if first_process():
             typer.echo(resolved(loaded), nl=False)
         return
+    if (launch := _launch(loaded)) is not None:
+        from sandbox_rl.runs.launch import run_launch
+
+        display.say(f"starting {launch}")
+        raise typer.Exit(run_launch(launch, sys.argv[1:]))
     from sandbox_rl.runs.report import show_training
     from sandbox_rl.runs.train import train as run
 
     result = run(loaded, base_dir=base_dir, resume=resume, display=display)
     show_training(result, display)
+
+
+def _launch(recipe: Recipe) -> Launch | None:
+    """The processes that this one starts; None where it trains itself."""
+    from sandbox_rl.runs.launch import cards_here, plan_launch
+
+    return plan_launch(recipe.launch, cards=cards_here(), environment=os.environ)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from sandbox_rl.config.launch import LaunchSettings
 from sandbox_rl.config.run import RunSettings
 from sandbox_rl.fault_injection.settings import ChaosSettings
 from sandbox_rl.policies.config import VLLMSettings
@@ -44,6 +45,8 @@ class Recipe(RunSettings):
     """Held-out evaluation."""
     chaos: ChaosSettings = ChaosSettings()
     """Faults injected into the run's episodes."""
+    launch: LaunchSettings = LaunchSettings()
+    """The processes that train."""
     report_to: tuple[str, ...] = ("tensorboard",)
     """Trackers by the names that transformers knows: tensorboard, wandb, trackio …"""
 

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from accelerate import PartialState
-
 from sandbox_rl.builders import settled
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.display import Display, Silent
@@ -28,7 +26,7 @@ from sandbox_rl.runs.resume import Earlier
 from sandbox_rl.runs.session import Session, training_session
 from sandbox_rl.runs.sync_training import sync_trainer
 from sandbox_rl.runs.watching import purge_replayed
-from sandbox_rl.training.agreement import together
+from sandbox_rl.training.agreement import LONGEST_WAIT_S, join, together
 from sandbox_rl.training.callbacks import AfterSteps
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.models import compute_dtype
@@ -66,17 +64,21 @@ def train(
             our side, or the policy's server is gone for good.
         NothingTrained: no token of any step had a gradient.
     """
-    state = PartialState()
+    wait_s = recipe.grpo.get("ddp_timeout", LONGEST_WAIT_S)
+    state = join(wait_s if isinstance(wait_s, int | float) else LONGEST_WAIT_S)  # TRL refuses the others
     display = display if display is not None and state.is_main_process else Silent()
-    check_output_dir(Path(recipe.output_dir))
-    recipe = settled(recipe)
-    earlier = None if resume is None else Earlier.of(recipe, resume)
-    if earlier is not None and (done := earlier.finished(recipe)) is not None:
+    with together():
+        check_output_dir(Path(recipe.output_dir))
+        recipe = settled(recipe)
+        earlier = None if resume is None else Earlier.of(recipe, resume)
+        done = None if earlier is None else earlier.finished(recipe)
+    if earlier is not None and done is not None:
         return _as_it_was(earlier.run, done)
     for checkpoint, damage in () if earlier is None else earlier.damaged.items():
         display.say(f"{checkpoint} is damaged and set aside: {damage}")
-    # Wrong fields show before a warm-up takes minutes, and nothing is written before all is checked.
-    plan = RunPlan.of(recipe, base_dir=base_dir, earlier=earlier)
+    with together():
+        # Wrong fields show before a warm-up takes minutes, and nothing is written before all is checked.
+        plan = RunPlan.of(recipe, base_dir=base_dir, earlier=earlier)
     with training_session(plan, state=state, display=display) as session:
         make = async_trainer if recipe.mode == "async" else sync_trainer
         with make(session) as trainer:

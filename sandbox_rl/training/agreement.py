@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
@@ -16,7 +18,19 @@ from sandbox_rl import errors
 from sandbox_rl.environment_errors import environment_error
 from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, StopAsked, UserError
 
-__all__ = ["any_of", "everywhere", "together"]
+__all__ = ["LONGEST_WAIT_S", "any_of", "everywhere", "join", "together"]
+
+LONGEST_WAIT_S = 7200.0
+"""How long a process waits for the others in an exchange: one can be rolling out while others are done."""
+
+
+def join(wait_s: float = LONGEST_WAIT_S) -> PartialState:
+    """This process among those that a launcher has started.
+
+    To be called before anything else asks for them: whoever does first decides how long all exchanges may
+    take (torch would say ten minutes on cards), and without being told accelerate sees one process on CPUs.
+    """
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=wait_s))
 
 
 def any_of(flag: bool) -> bool:

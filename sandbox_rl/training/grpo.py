@@ -14,6 +14,7 @@ from trl import GRPOConfig
 
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.base import Sampling
+from sandbox_rl.training.agreement import LONGEST_WAIT_S
 from sandbox_rl.training.estimator import Estimator, estimator_fields
 from sandbox_rl.training.fields import checked_fields
 from sandbox_rl.training.generations import Generations
@@ -117,7 +118,7 @@ def common_fields(
         "use_cpu": cpu,
         # For the vocabulary in float32: bf16 factors are exact in it, and it is several times as fast.
         "tf32": True if not cpu and torch.cuda.get_device_capability() >= (8, 0) else None,
-        "ddp_timeout": 7200,
+        "ddp_timeout": int(LONGEST_WAIT_S),
     }
 
 

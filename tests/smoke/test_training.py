@@ -273,9 +273,8 @@ def test_two_processes_share_the_work_and_make_one_model(recipe):
     done = subprocess.run(
         [
             sys.executable,
-            *("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"),
             *("-m", "sandbox_rl", "train", str(recipe), "name=two", "grpo.max_steps=2"),
-            "grpo.per_device_train_batch_size=4",
+            *("grpo.per_device_train_batch_size=4", "launch.processes=2"),
         ],
         capture_output=True,
         text=True,
@@ -284,6 +283,7 @@ def test_two_processes_share_the_work_and_make_one_model(recipe):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "starting 2 processes" in done.stdout + done.stderr
     run = recipe.parent / "runs" / "two"
     train = records(run, "train")
     assert len(train) == 2 * 8

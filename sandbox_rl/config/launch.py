@@ -1,0 +1,29 @@
+"""The `launch:` block of a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sandbox_rl.settings import Settings
+
+__all__ = ["LaunchSettings"]
+
+
+class LaunchSettings(Settings):
+    """Which processes train together; not read below `accelerate launch -m sandbox_rl train`."""
+
+    processes: int | Literal["auto"] = Field("auto", ge=1)
+    """On each machine; `auto`: one for each CUDA card that is to be seen, or one."""
+    config: str | None = None
+    """What accelerate is told besides: the name of a file in `configs/accelerate`, such as `fsdp2`, which
+    shards the model, or a path relative to the working directory."""
+    machines: int = Field(1, ge=1)
+    """Each runs the same command with its own `machine_rank`."""
+    machine_rank: int = Field(0, ge=0)
+    """Number of this machine."""
+    main_address: str | None = None
+    """Host name or address of machine 0, where there are several."""
+    main_port: int = Field(0, ge=0, lt=2**16)
+    """0: any that is free; several machines need to be told one."""

@@ -1,0 +1,153 @@
+"""All cards by one command: it starts accelerate's processes itself, as a recipe's `launch:` says."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox_rl.config.launch import LaunchSettings
+from sandbox_rl.errors import ConfigError
+
+__all__ = ["Launch", "cards_here", "plan_launch", "run_launch"]
+
+STARTED = "WORLD_SIZE"
+"""Of the environment that any launcher gives to its processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Processes to start.
+
+    Args:
+        each: on this machine.
+        config: of accelerate.
+    """
+
+    each: int
+    settings: LaunchSettings
+    config: Path | None
+
+    def __str__(self) -> str:
+        machines = self.settings.machines
+        where = f" on each of {machines} machines" if machines > 1 else ""
+        how = f", {self.config.name}" if self.config else ""
+        return f"{self.each} processes{where}{how}"
+
+    def arguments(self) -> list[str]:
+        """For accelerate's launcher."""
+        s = self.settings
+        given = ["--num_processes", str(self.each * s.machines), "--num_machines", str(s.machines)]
+        given += ["--machine_rank", str(s.machine_rank), "--main_process_port", str(s.main_port)]
+        if s.main_address is not None:
+            given += ["--main_process_ip", s.main_address]
+        # Without a file it would read the one that this user may have made for other programs.
+        given += ["--config_file", str(self.config or _shipped("one_gpu"))]
+        return [*given, "--multi_gpu"] if self.config is None else given
+
+
+def cards_here() -> int:
+    """CUDA cards that this process sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def plan_launch(settings: LaunchSettings, *, cards: int, environment: Mapping[str, str]) -> Launch | None:
+    """What is to be started; None where this process is the whole run, or one of a launcher's already.
+
+    Args:
+        cards: of this machine.
+
+    Raises:
+        ConfigError: it cannot be started.
+    """
+    asked = None if settings.processes == "auto" else settings.processes
+    if (world := environment.get(STARTED)) is not None:
+        if asked is not None and str(asked * settings.machines) != world:
+            raise ConfigError(
+                f"launch.processes: {asked}, but a launcher has started this as one of {world} processes; "
+                "start it without a launcher, or leave launch.processes out"
+            )
+        return None
+    config = None if settings.config is None else _config(settings.config)
+    if cards == 0 and config is not None:
+        raise ConfigError(
+            f"launch.config: {settings.config!r} divides a model over CUDA cards, but there is none here; "
+            "leave it out, or see `nvidia-smi` and CUDA_VISIBLE_DEVICES"
+        )
+    if asked is not None and 0 < cards < asked:
+        raise ConfigError(
+            f"launch.processes: {asked}, but {cards} CUDA card{'s are' if cards > 1 else ' is'} to be seen, "
+            f"expected one for each process; set launch.processes={cards}, or `auto`"
+        )
+    if settings.machines > 1 and (settings.main_address is None or not settings.main_port):
+        raise ConfigError(
+            f"launch.machines: {settings.machines} without launch.main_address and main_port, expected the "
+            "address of machine 0 and a free port of it, the same on all"
+        )
+    if settings.machine_rank >= settings.machines:
+        raise ConfigError(
+            f"launch.machine_rank: {settings.machine_rank}, expected below launch.machines "
+            f"({settings.machines})"
+        )
+    each = asked or max(1, cards)
+    return Launch(each, settings, config) if each * settings.machines > 1 else None
+
+
+def run_launch(launch: Launch, arguments: Sequence[str]) -> int:
+    """Run `sandbox-rl ARGUMENTS` in every process; returns the exit code of the first that failed, or 0.
+
+    Signals go to all processes.
+    """
+    from accelerate.commands import launch as accelerate
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.each)))
+    parser = accelerate.launch_command_parser()
+    given = parser.parse_args([*launch.arguments(), "-m", "sandbox_rl", *arguments])
+    given, _, _ = accelerate._validate_launch_command(given)
+    start = accelerate.deepspeed_launcher if given.use_deepspeed else accelerate.multi_gpu_launcher
+    with _quiet():
+        try:
+            start(given)
+        except ChildFailedError as failed:
+            code = failed.get_first_failure()[1].exitcode
+            return int(code) if code > 0 else 128 - code
+        except SignalException as stopped:
+            return 128 + int(stopped.sigval)
+    return 0
+
+
+def _config(name: str) -> Path:
+    shipped = _shipped(name)
+    path = shipped if shipped.is_file() else Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.yaml")))
+        raise ConfigError(
+            f"launch.config: {name!r}, expected one of {known}, or an existing file of accelerate's"
+        )
+    return path
+
+
+def _shipped(name: str) -> Path:
+    package = Path(__file__).parents[1]
+    folders = (package / "configs" / "accelerate", package.parent / "configs" / "accelerate")
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return folder / f"{name}.yaml"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Processes say themselves what is wrong; torch would report each as a failure of its own."""
+    logger = logging.getLogger("torch.distributed.elastic")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,156 @@
+"""Which processes `sandbox-rl train` starts by itself, and what it refuses before anything starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sandbox_rl.config.launch import LaunchSettings
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.runs.launch import Launch, plan_launch, run_launch
+
+ROOT = Path(__file__).parents[2]
+
+
+def plan(*, cards: int = 0, environment: dict[str, str] | None = None, **fields: object) -> Launch | None:
+    return plan_launch(LaunchSettings(**fields), cards=cards, environment=environment or {})
+
+
+@pytest.mark.parametrize(
+    ("cards", "fields", "processes"),
+    [
+        (0, {}, None),
+        (1, {}, None),
+        (8, {}, 8),
+        (8, {"processes": 4}, 4),
+        (8, {"processes": 1}, None),
+        (0, {"processes": 2}, 2),
+        (1, {"machines": 2, "main_address": "first", "main_port": 29500}, 1),
+    ],
+)
+def test_a_process_for_each_card_unless_said_otherwise(cards, fields, processes):
+    launch = plan(cards=cards, **fields)
+    assert (None if launch is None else launch.each) == processes
+
+
+def test_a_launcher_s_process_starts_no_others():
+    assert plan(cards=8, environment={"WORLD_SIZE": "8"}) is None
+    assert plan(cards=8, environment={"WORLD_SIZE": "8"}, processes=8) is None
+
+
+@pytest.mark.parametrize(
+    ("cards", "environment", "fields", "said"),
+    [
+        (8, {"WORLD_SIZE": "4"}, {"processes": 8}, "a launcher has started this as one of 4 processes"),
+        (2, {}, {"processes": 4}, "2 CUDA cards are to be seen"),
+        (0, {}, {"config": "fsdp2"}, "divides a model over CUDA cards"),
+        (8, {}, {"config": "fdsp2"}, "expected one of fsdp2"),
+        (8, {}, {"machines": 2}, "expected the address of machine 0"),
+        (8, {}, {"machine_rank": 1}, "expected below launch.machines (1)"),
+    ],
+)
+def test_what_cannot_be_started_is_refused_in_one_line(cards, environment, fields, said):
+    with pytest.raises(ConfigError, match=re.escape(said)) as refused:
+        plan(cards=cards, environment=environment, **fields)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("config", [None, "fsdp2", "zero3"])
+def test_accelerate_s_own_launcher_understands_every_launch(config, monkeypatch):
+    """Its arguments go through its parser and its checks; the processes themselves are not started."""
+    from accelerate.commands import launch as accelerate
+
+    seen = []
+    for name in ("multi_gpu_launcher", "deepspeed_launcher"):
+        monkeypatch.setattr(accelerate, name, lambda given, name=name: seen.append((name, given)))
+    fields = {"machines": 2, "machine_rank": 1, "main_address": "first", "main_port": 29500}
+    launch = plan(cards=4, config=config, **fields)
+    assert run_launch(launch, ["train", "recipe.yaml", "seed=1"]) == 0
+    ((name, given),) = seen
+    assert name == ("deepspeed_launcher" if config == "zero3" else "multi_gpu_launcher")
+    assert (given.num_processes, given.num_machines, given.machine_rank) == (8, 2, 1)
+    assert (given.main_process_ip, given.main_process_port) == ("first", 29500)
+    assert given.use_fsdp == (config == "fsdp2")
+    assert [given.training_script, *given.training_script_args] == [
+        "sandbox_rl",
+        *("train", "recipe.yaml", "seed=1"),
+    ]
+
+
+def test_the_exit_code_is_that_of_the_process_that_failed(tmp_path):
+    """A user's mistake in a process stays one, and nothing of torch's is printed about it."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"data": {"sources": [{"type": "table", "path": "missing.jsonl"}]}}))
+    done = subprocess.run(
+        [sys.executable, "-m", "sandbox_rl", "train", str(recipe), "launch.processes=2"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("Error: ") == 1
+    assert "missing.jsonl" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_process_waits_for_the_others_as_long_as_the_run_says():
+    """Whoever asks accelerate first decides it for good; torch's own ten minutes end a long rollout."""
+    code = (
+        "from sandbox_rl.training.agreement import join; join(123)\n"
+        "from trl import GRPOConfig; GRPOConfig('unused', ddp_timeout=55, use_cpu=True)\n"
+        "import torch, torch.distributed as d\n"
+        "print(d.group.WORLD._get_backend(torch.device('cpu')).options._timeout.total_seconds())"
+    )
+    places = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | places,
+        check=True,
+    )
+    assert done.stdout.split()[-1] == "123.0"
+
+
+def test_the_slurm_template_gives_each_machine_its_place(tmp_path):
+    """The script itself, with Slurm's commands and ours replaced by ones that say what they were told."""
+    tools = {
+        "scontrol": "printf 'first\\nsecond\\n'",
+        "srun": 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
+        "sandbox-rl": 'printf "%s\\n" "$*"',
+    }
+    for name, body in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    given = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "77", "SLURM_NNODES": "2"}
+    done = subprocess.run(
+        ["bash", str(ROOT / "configs" / "slurm" / "train.sbatch"), "my recipe.yaml", "launch.config=fsdp2"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env=os.environ | given | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for rank, line in enumerate(lines):
+        assert line.startswith("train my recipe.yaml launch.config=fsdp2 ")
+        fields = dict(word.removeprefix("launch.").split("=") for word in line.split() if "=" in word)
+        launch = plan(cards=8, **fields)
+        assert launch is not None
+        assert (launch.each, launch.settings.machines, launch.settings.machine_rank) == (8, 2, rank)
+        assert launch.settings.main_address == "first"
