@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from sandbox_rl.config.launch import LaunchSettings
 from sandbox_rl.errors import ConfigError
@@ -98,28 +101,26 @@ def plan_launch(settings: LaunchSettings, *, cards: int, environment: Mapping[st
     return Launch(each, settings, config) if each * settings.machines > 1 else None
 
 
-def run_launch(launch: Launch, arguments: Sequence[str]) -> int:
-    """Run `sandbox-rl ARGUMENTS` in every process; returns the exit code of the first that failed, or 0.
+def run_launch(launch: Launch, arguments: Sequence[str], *, module: str = "sandbox_rl") -> int:
+    """Run `python -m MODULE ARGUMENTS` in every process; returns the exit code of the first that failed.
 
-    Signals go to all processes.
+    Signals go to all processes, which save and end by themselves; torch would kill them after half a minute.
     """
     from accelerate.commands import launch as accelerate
-    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.each)))
     parser = accelerate.launch_command_parser()
-    given = parser.parse_args([*launch.arguments(), "-m", "sandbox_rl", *arguments])
+    given = parser.parse_args([*launch.arguments(), "-m", module, *arguments])
     given, _, _ = accelerate._validate_launch_command(given)
+    given.signals_to_handle = "SIGQUIT"  # of torch
     start = accelerate.deepspeed_launcher if given.use_deepspeed else accelerate.multi_gpu_launcher
-    with _quiet():
+    with _quiet(), _handing_on(signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         try:
             start(given)
         except ChildFailedError as failed:
             code = failed.get_first_failure()[1].exitcode
             return int(code) if code > 0 else 128 - code
-        except SignalException as stopped:
-            return 128 + int(stopped.sigval)
     return 0
 
 
@@ -151,3 +152,20 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _handing_on(*signals: signal.Signals) -> Iterator[None]:
+    """Give the processes that were started whatever signal comes."""
+
+    def hand_on(number: int, frame: object) -> None:
+        for process in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

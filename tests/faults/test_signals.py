@@ -138,6 +138,27 @@ def test_a_signal_to_the_launcher_ends_what_it_has_started(recipe, launcher):
     assert "`--resume` goes on" in printed
 
 
+LAUNCH = """
+import sys
+from sandbox_rl.config.launch import LaunchSettings
+from sandbox_rl.runs.launch import Launch, run_launch
+sys.exit(run_launch(Launch(2, LaunchSettings(), None), sys.argv[2:], module=sys.argv[1]))
+"""
+
+
+@pytest.mark.faults
+def test_a_signal_to_the_command_that_started_several_ends_them_all(recipe):
+    """What `sandbox-rl train` does with `launch.processes=2`; torch's own launcher would be killed first."""
+    name, seconds = "ours-2", "702.75"
+    command = [sys.executable, "-c", LAUNCH, *map(str, arguments(recipe, seconds, name, 2))]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY
+    )
+    printed = interrupted(recipe, name, seconds, [process], send_twice(process, signal.SIGTERM))
+    assert process.returncode == 0, printed
+    assert printed.count("`--resume` goes on") == 1
+
+
 @pytest.mark.faults
 def test_an_asynchronous_run_saves_between_two_updates(tmp_path):
     control = Control(tmp_path, "async", 1)
