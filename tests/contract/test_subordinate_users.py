@@ -124,7 +124,8 @@ CASES = ("RES-01", "RES-08", "RES-20b", "ISO-05", "ISO-13", "ISO-14", "ISO-15", 
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def accounts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A command that runs the rest of its arguments as the user; the last one is what is done before."""
     if os.geteuid() != 0:
         pytest.skip("only root can make accounts for a test")
     if not shutil.which("newuidmap"):
@@ -139,9 +140,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         f"touch /etc/{name}; mount --bind {etc}/{name} /etc/{name}"
         for name in ("passwd", "group", "subuid", "subgid")
     )
-    before = ["unshare", "-m", "sh", "-c", f'{binds}; exec python3 -c "$0" "$@"', DROP]
+    return ["unshare", "-m", "sh", "-c", f'{binds}; eval "$1"; shift; exec python3 -c "$0" "$@"', DROP]
+
+
+@pytest.fixture(scope="module")
+def found(accounts: list[str]) -> dict[str, Any]:
     script = SCRIPT.replace("(WANTED)", repr(CASES))
-    return run_as_ordinary_user(script, before=before)
+    return run_as_ordinary_user(script, before=[*accounts, ""])
 
 
 def test_every_sandbox_is_a_host_user_of_its_own(found: dict[str, Any]) -> None:
@@ -168,6 +173,19 @@ def test_cases_hold(found: dict[str, Any]) -> None:
 
 def test_nothing_is_left(found: dict[str, Any]) -> None:
     assert len(found["left"]) <= 2  # spare ones
+
+
+@pytest.mark.parametrize("broken", ["newgidmap", "newuidmap"])
+def test_ids_that_cannot_be_had_are_said_and_sandboxes_made_all_the_same(
+    accounts: list[str], broken: str
+) -> None:
+    """As where set-user-id programs do nothing; the one that maps users runs when groups are mapped."""
+    found = run_as_ordinary_user(SHORT, before=[*accounts, f"mount --bind /bin/false $(which {broken})"])
+    assert found["told"] == "?1000\n"
+    assert any(
+        "same host user, since the ids of /etc/subuid cannot be mapped (exit code 1)" in sentence
+        for sentence in found["lacks"]
+    )
 
 
 def test_root_of_a_container_uses_ids_of_the_container() -> None:

@@ -8,6 +8,7 @@ it. Without them all sandboxes are this user.
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import resource
@@ -51,13 +52,19 @@ class Users:
         self.next = int.from_bytes(os.urandom(4), "big")
 
     def take(self, taken: set[int]) -> int:
-        """One that no sandbox of this spawner has, from a random one on: two programs seldom share any."""
+        """One that no sandbox of this spawner has, from a random one on: two programs seldom share any.
+
+        Raises:
+            OSError: all are taken.
+        """
+        if not self.count:
+            return os.geteuid()
         for _ in range(self.count):
             self.next += 1
             uid = self.first + self.next % self.count
             if uid not in taken:
                 return uid
-        return os.geteuid()
+        raise OSError(errno.EAGAIN, "every host user for sandboxes is taken")
 
 
 def enter_private_namespaces(shown: list[str]) -> Users:
@@ -95,7 +102,7 @@ def enter_as_ordinary_user(shown: list[str]) -> Users:
     problem = mapped_from_outside(SET_ASIDE, gid, groups, count, uid, users)
     if problem:
         map_own_user(uid, gid)
-        return Users(0, 0, bound_counts(half), problem)
+        return Users(0, 0, bound_counts(half), f"the ids of /etc/subuid cannot be mapped ({problem})")
     divided = bound_counts(half)
     # A second one, made by the root of the first: all that is counted in it is counted for that one user.
     hand_on(1, count)
@@ -225,15 +232,13 @@ def own_user_namespace(counted: dict[str, int]) -> bool:
 
 
 def map_own_user(uid: int, gid: int) -> None:
-    """In a user namespace without ids: this user's are what they were; a map that is there already stays."""
-    for file, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{uid} {uid} 1"),
-        ("gid_map", f"{gid} {gid} 1"),
-    ):
-        if file == "setgroups" or not read_text(f"/proc/self/{file}"):
-            with open(f"/proc/self/{file}", "w", encoding="ascii") as out:
-                out.write(text)
+    """In a user namespace without ids: this user's stay what they were; groups mapped already stay so."""
+    files = {"uid_map": f"{uid} {uid} 1"}
+    if not read_text("/proc/self/gid_map"):
+        files |= {"setgroups": "deny", "gid_map": f"{gid} {gid} 1"}
+    for file, text in files.items():
+        with open(f"/proc/self/{file}", "w", encoding="ascii") as out:
+            out.write(text)
 
 
 def bound_counts(counted: dict[str, int]) -> bool:
