@@ -12,19 +12,17 @@ from typing import Any
 from sandbox_rl.agents.base import Agent, AgentSession, EpisodeRequest, Said
 from sandbox_rl.agents.settings import EpisodeSettings
 from sandbox_rl.errors import EngineFault, SandboxFault
-from sandbox_rl.fault_injection.settings import ChaosSettings
+from sandbox_rl.fault_injection.settings import ChaosSettings, FaultKind
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rewards.base import Scores
 from sandbox_rl.sandboxes.base import ANSWER_FILE, WORKING_DIR, Sandbox, SandboxBackend, SandboxInfo
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Answer, ExecResult, Message, Observation, Reward, Task
 
-__all__ = ["KINDS", "FaultyAgent", "FaultyBackend", "FaultyScoring", "Injector"]
+__all__ = ["FaultyAgent", "FaultyBackend", "FaultyScoring", "Injector"]
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("sandbox killed", "sandbox hangs", "server reset", "scorer lost")
-"""What can be injected; each is as likely as the others."""
 CALLS = 3
 """A sandbox breaks in one of its first calls: most episodes have few."""
 
@@ -32,33 +30,28 @@ CALLS = 3
 class Injector:
     """Decides which tries get a fault, and counts them. One for all parts of an engine.
 
-    Args:
-        kinds: those that are injected.
-
     Attributes:
         injected: kind → how often.
     """
 
-    def __init__(self, settings: ChaosSettings, kinds: Sequence[str] = KINDS) -> None:
+    def __init__(self, settings: ChaosSettings) -> None:
         self._settings = settings
-        self._kinds = tuple(kinds)
         self._asked: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
 
-    def strikes(self, kind: str) -> int | None:
+    def strikes(self, kind: FaultKind) -> int | None:
         """For the next thing that a fault of this kind could befall: a number for details; None if spared.
 
         The n-th of a kind is struck or spared by the seed alone; which episode that is depends on which comes
         first.
         """
         self._asked[kind] += 1
-        if kind not in self._kinds:
-            return None
-        drawn = derive_seed(self._settings.seed, "chaos", kind, self._asked[kind])
-        each = self._settings.share / len(self._kinds)
-        return drawn & 0xFFFF if drawn / 2**63 < each else None
+        settings = self._settings
+        share = settings.share * settings.kinds.get(kind, 0.0) / sum(settings.kinds.values())
+        drawn = derive_seed(settings.seed, "chaos", kind, self._asked[kind])
+        return drawn & 0xFFFF if drawn / 2**63 < share else None
 
-    def inject(self, kind: str, where: str) -> str:
+    def inject(self, kind: FaultKind, where: str) -> str:
         """Count one and say so; returns the words for the fault."""
         self.injected[kind] += 1
         logger.warning("injected fault: %s (%s)", kind, where)
@@ -89,13 +82,13 @@ class FaultyBackend:
         self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
     ) -> AsyncIterator[Sandbox]:
         """See `SandboxBackend.sandbox`."""
-        killed, hangs = self._injector.strikes("sandbox killed"), self._injector.strikes("sandbox hangs")
+        killed, hangs = self._injector.strikes("sandbox_killed"), self._injector.strikes("sandbox_hangs")
         async with AsyncExitStack() as stack:
             sandbox = await stack.enter_async_context(self._backend.sandbox(files, timeout=timeout))
             if killed is not None:
-                yield _Breaking(sandbox, self._injector, "sandbox killed", killed % CALLS, stack)
+                yield _Breaking(sandbox, self._injector, "sandbox_killed", killed % CALLS, stack)
             elif hangs is not None:
-                yield _Breaking(sandbox, self._injector, "sandbox hangs", hangs % CALLS, None)
+                yield _Breaking(sandbox, self._injector, "sandbox_hangs", hangs % CALLS, None)
             else:
                 yield sandbox
 
@@ -108,7 +101,7 @@ class _Breaking:
     """
 
     def __init__(
-        self, sandbox: Sandbox, injector: Injector, kind: str, call: int, destroy: AsyncExitStack | None
+        self, sandbox: Sandbox, injector: Injector, kind: FaultKind, call: int, destroy: AsyncExitStack | None
     ) -> None:
         self._sandbox = sandbox
         self._injector = injector
@@ -194,7 +187,7 @@ class FaultyAgent:
         """See `Agent.session`."""
         opened = self._agent.session(request, messages, tools=tools, sampling=sampling, limits=limits)
         async with opened as session:
-            struck = self._injector.strikes("server reset")
+            struck = self._injector.strikes("server_reset")
             if struck is None:
                 yield session
             else:
@@ -234,7 +227,7 @@ class _Losing:
         finally:
             begun.cancel()
             await asyncio.gather(begun, return_exceptions=True)
-        raise EngineFault(self._injector.inject("server reset", f"episode {self._episode}"))
+        raise EngineFault(self._injector.inject("server_reset", f"episode {self._episode}"))
 
     async def observe(
         self, observations: Sequence[Observation], steps_left: int, *, last: bool
@@ -267,6 +260,6 @@ class FaultyScoring:
 
     async def score(self, task: Task, answer: Answer) -> Reward:
         """See `ScoringPool.score`."""
-        if self._injector.strikes("scorer lost") is not None:
-            return Reward(None, detail=self._injector.inject("scorer lost", f"task {task.id}"))
+        if self._injector.strikes("scorer_lost") is not None:
+            return Reward(None, detail=self._injector.inject("scorer_lost", f"task {task.id}"))
         return await self._scoring.score(task, answer)

@@ -11,7 +11,7 @@ from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import UserError
 from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.fault_injection import ChaosSettings, FaultyAgent, FaultyBackend, FaultyScoring, Injector
-from sandbox_rl.fault_injection.wrappers import KINDS
+from sandbox_rl.fault_injection.settings import KINDS
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.sandboxes import watched
 from sandbox_rl.types import StopReason
@@ -27,7 +27,10 @@ def right_or_wrong(episode_id, turn, ids):
 def faulty(
     share: float, kinds=KINDS, *, seed=0, retries=2
 ) -> tuple[RolloutEngine, Injector, RecordingBackend]:
-    injector, backend = Injector(ChaosSettings(share=share, seed=seed), kinds), RecordingBackend()
+    injector, backend = (
+        Injector(ChaosSettings(share=share, seed=seed, kinds=dict.fromkeys(kinds, 1.0))),
+        RecordingBackend(),
+    )
     engine = make_engine(
         right_or_wrong,
         backend=FaultyBackend(backend, injector),
@@ -59,7 +62,7 @@ async def test_a_fault_that_lasts_is_no_reward_and_touches_no_other_episode(kind
     assert 5 < len(lost) < 40
     assert all(
         f"injected fault: {kind}" in (r.trajectory.fault or r.reward.detail)
-        or (kind == "sandbox hangs" and r.trajectory.fault)
+        or (kind == "sandbox_hangs" and r.trajectory.fault)
         for r in lost
     )
     for number, rollout in enumerate(rollouts):
@@ -70,9 +73,9 @@ async def test_a_fault_that_lasts_is_no_reward_and_touches_no_other_episode(kind
 
 
 async def test_what_is_tried_again_ends_as_without_faults():
-    engine, injector, backend = faulty(0.4, ("sandbox killed", "server reset"), retries=12)
+    engine, injector, backend = faulty(0.4, ("sandbox_killed", "server_reset"), retries=12)
     rollouts = await rolled(engine, 60)
-    assert min(injector.injected[kind] for kind in ("sandbox killed", "server reset")) > 3
+    assert min(injector.injected[kind] for kind in ("sandbox_killed", "server_reset")) > 3
     assert [r.reward.value for r in rollouts] == [float(number % 3 != 0) for number in range(60)]
     assert not backend.alive
 

@@ -1,8 +1,8 @@
 """A server that speaks vLLM's routes without a model: for tests, benchmarks and dry runs.
 
-It repeats the last token id of the prompt until `max_tokens`, or ends at once with the first stop id, after
-`delay_s`. Of weights it takes `shm`: it says that it holds what the file holds. What should go wrong is
-queued in `faults`, or by route in `control_faults`.
+It says what `script` says, or repeats the last token id of the prompt until `max_tokens`, or ends at once
+with the first stop id, after `delay_s`. Of weights it takes `shm`: it says that it holds what the file holds.
+What should go wrong is queued in `faults`, or by route in `control_faults`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import json
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +47,8 @@ class FakeVLLM:
         instead: route → what answers a body in its place, in a thread of its own.
         outage: answers all turns while it is set, as one of `faults` does; of `strikes` where that is set.
         strikes: which turns `outage` and `extra_s` are for; all by default.
+        script: a request's body → the ids of the turn, its end included.
+        tokenizer: what the routes about ids and conversations answer with (a Hugging Face one).
         extra_s: further seconds before the answer to such a turn.
         hung: connections are accepted and nothing is answered, not even how it is.
     """
@@ -69,6 +71,8 @@ class FakeVLLM:
     strikes: Callable[[dict[str, Any]], bool] = lambda body: True
     extra_s: float = 0.0
     hung: bool = False
+    script: Callable[[dict[str, Any]], Sequence[int]] | None = None
+    tokenizer: Any = None
     paused: bool = False
     asleep: set[str] = field(default_factory=set)
     """What sleeps: `weights`, `kv_cache`."""
@@ -85,6 +89,9 @@ class FakeVLLM:
         app = web.Application(client_max_size=1 << 28, middlewares=[self._perhaps_hung])
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_get("/health", self._health)
+        if self.tokenizer is not None:
+            app.router.add_post("/tokenize", self._tokenize)
+            app.router.add_post("/detokenize", self._detokenize)
         app.router.add_get("/version", self._version)
         app.router.add_get("/v1/models", self._models)
         if self.developer:
@@ -127,22 +134,44 @@ class FakeVLLM:
         # Requests freeze then; a test may set it from outside, so that there is nothing to wait on.
         while self.paused or self.asleep:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        count = min(body["max_tokens"], 8) if self.ends else body["max_tokens"]
-        ids = [body["prompt"][-1]] * count
-        if self.ends:
-            ids[-1] = body["stop_token_ids"][0]
+        ids, ended = self._turn(body)
+        scored = "prompt_logprobs" in body
+        scores = [{str(token): {"logprob": -0.5}} for token in body["prompt"]] if scored else None
         return _json(
             {
                 "choices": [
                     {
                         "token_ids": ids,
                         "prompt_token_ids": body["prompt"],
+                        "prompt_logprobs": scores,
                         "logprobs": {"token_logprobs": [-0.5] * len(ids)},
-                        "finish_reason": "stop" if self.ends else "length",
+                        "finish_reason": "stop" if ended else "length",
                     }
                 ]
             }
         )
+
+    def _turn(self, body: dict[str, Any]) -> tuple[list[int], bool]:
+        """The ids of a turn, and whether it has its end."""
+        most: int = body["max_tokens"]
+        if self.script is not None:
+            said = list(self.script(body))
+            return said[:most], len(said) <= most
+        ids = [body["prompt"][-1]] * (min(most, 8) if self.ends else most)
+        if self.ends:
+            ids[-1] = body["stop_token_ids"][0]
+        return ids, self.ends
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        body = orjson.loads(await request.read())
+        ids = self.tokenizer.apply_chat_template(
+            body["messages"], add_generation_prompt=body["add_generation_prompt"], return_dict=False
+        )
+        return _json({"tokens": list(ids)})
+
+    async def _detokenize(self, request: web.Request) -> web.Response:
+        body = orjson.loads(await request.read())
+        return _json({"prompt": self.tokenizer.decode(body["tokens"])})
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response()
