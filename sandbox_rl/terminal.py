@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,11 +19,22 @@ SMOOTHING = 0.98
 """Weight of the past in the running mean of the reward: about the last fifty episodes."""
 
 
+class _Console(Console):
+    """One whose reader may go away: what is said then is said to nobody, and a run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # else the interpreter fails once more when it ends
+        os.close(nowhere)
+
+
 class Terminal:
     """Fulfils `display.Display` with rich; plain lines where there is no terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console if console is not None else Console()
+        self._console = console if console is not None else _Console()
 
     def say(self, text: str) -> None:
         """One line of news."""

@@ -29,6 +29,7 @@ from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.models import end_turns_with
 from sandbox_rl.training.publication.served import ServedPolicy
 from sandbox_rl.training.reuse import recorded_groups
+from sandbox_rl.training.trackers import keep_going
 
 __all__ = ["async_trainer", "trainer_of"]
 
@@ -98,6 +99,7 @@ def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> It
         )
         end_turns_with(trainer.model, session.model.chat.ends)
         trainer.remove_callback(PrinterCallback)
+        keep_going(trainer.callback_handler.callbacks)
         yield trainer
 
 

@@ -26,6 +26,7 @@ from sandbox_rl.training.estimator import advantage_rule
 from sandbox_rl.training.generation_ledger import GenerationLedger
 from sandbox_rl.training.generations import Generations, StopAtBorders
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
+from sandbox_rl.training.trackers import keep_going
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Rollout
 
@@ -77,6 +78,7 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
             ],
         )
         trainer.remove_callback(PrinterCallback)
+        keep_going(trainer.callback_handler.callbacks)
         yield trainer
 
 

@@ -122,7 +122,8 @@ def failed_group(number: int, task: str, episodes: Sequence[str]) -> FinishedGro
 
 
 def _sample(row: GroupRow, group: int, index: int, advantage: float) -> Sample:
-    trajectory = row.rollout.trajectory
+    trajectory, reward = row.rollout.trajectory, row.rollout.reward.value
+    assert reward is not None, "it has an advantage"
     before = len(trajectory.prompt_ids)
     versions = [trajectory.turns[0].action.weight_version] * before
     for turn in trajectory.turns:
@@ -135,5 +136,5 @@ def _sample(row: GroupRow, group: int, index: int, advantage: float) -> Sample:
         old_log_probs=np.array([0.0] * before + list(row.logprobs), dtype=np.float32),
         versions=np.array(versions, dtype=np.int32),
         advantage=advantage,
-        reward=float(row.rollout.reward.value or 0.0),
+        reward=float(reward),
     )

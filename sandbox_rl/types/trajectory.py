@@ -109,8 +109,15 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A scored trajectory."""
+    """A scored trajectory. One that was lost to a fault of ours has no reward, however it came to be."""
 
     trajectory: Trajectory
     reward: Reward
     task: Task
+
+    def __post_init__(self) -> None:
+        if self.trajectory.stop is StopReason.INFRA_FAULT and self.reward.value is not None:
+            raise ValueError(
+                f"episode {self.trajectory.episode_id!r} was lost to a fault of ours, but has the reward "
+                f"{self.reward.value}; expected None"
+            )

@@ -15,6 +15,15 @@ __all__ = ["ServerFacts", "TokenizerProbe", "check_server", "check_tokenizer"]
 SUPPORTED = ((0, 26), (0, 33))
 """vLLM from the first up to, not including, the second; the routes and fields we use were read in both."""
 
+CONVERSATIONS = (
+    ("What is 2 + 2?", "4", "Thanks."),
+    ("Hello",),
+    ("  spaces around  ", "\n\nlines\n", "\ttab"),
+    ("Größe, naïve, Ελληνικά, 日本語, العربية", "🙂👩‍🔬", "e\u0301 and \u00e9"),
+    ("1234567890 3.14159 -0.5e-10", "def f(x):\n    return x**2  # a comment", '{"a": [1, 2]}'),
+    ("a" * 300, "&lt;b&gt; ?!...", "`x` \\n"),
+)
+"""What users and assistants say in turn; of what templates and tokenizers are known to treat differently."""
 PROBE_IDS = 4_096
 """Ids that are decoded by one request."""
 
@@ -105,7 +114,7 @@ async def check_server(server: VLLMServer, *, needed_context: int, engine: str |
 
 
 async def check_tokenizer(server: VLLMServer, served_model: str, tokenizer: TokenizerProbe) -> None:
-    """That ids mean the same on both sides: the whole vocabulary, and a rendered conversation.
+    """That ids mean the same on both sides: the whole vocabulary, and rendered conversations.
 
     Raises:
         ModelError: naming the first id that differs, or the first position of the conversation.
@@ -123,11 +132,15 @@ async def check_tokenizer(server: VLLMServer, served_model: str, tokenizer: Toke
                     f"{where}: another tokenizer: id {token_id} is {theirs!r} there and {ours!r} here; "
                     "serve the model that model.path names"
                 )
-    conversation = [
-        {"role": "user", "content": "What is 2 + 2?"},
-        {"role": "assistant", "content": "4"},
-        {"role": "user", "content": "Thanks."},
-    ]
+    for conversation in CONVERSATIONS:
+        await _check_conversation(server, served_model, tokenizer, conversation)
+
+
+async def _check_conversation(
+    server: VLLMServer, served_model: str, tokenizer: TokenizerProbe, said: Sequence[str]
+) -> None:
+    where = f"vLLM server {server.address}"
+    conversation = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)]
     body = {"model": served_model, "messages": conversation, "add_generation_prompt": True}
     try:
         theirs_ids: list[int] = (await server.call("POST", "/tokenize", body))["tokens"]

@@ -1,0 +1,79 @@
+"""FI-01, FI-02: sandboxes that cannot be made for a while, or now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from contextlib import asynccontextmanager
+
+from sandbox_rl.errors import SandboxFault
+from sandbox_rl.fakes import RecordingBackend
+from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings
+from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+from sandbox_rl.sandboxes.pool import SandboxPool
+from tests.unit.rig import SUBMIT, bash, make_engine, request, say
+
+QUICK = {"backoff_s": 0.01, "longest_backoff_s": 0.2, "probe_interval_s": 0.1}
+
+FAILING = """#!/bin/sh
+# A bubblewrap that fails for 30 % of all calls while FLAG is there.
+if [ -e {flag} ] && [ $(( $(od -An -N1 -tu1 /dev/urandom) % 10 )) -lt 3 ]; then
+  echo "bwrap: cannot allocate memory" >&2
+  exit 1
+fi
+exec {real} "$@"
+"""
+
+
+async def test_a_bubblewrap_that_fails_for_three_of_ten_calls_costs_no_episode(tmp_path):
+    flag, program = tmp_path / "flag", tmp_path / "bwrap"
+    tmp_path.chmod(0o755)
+    program.write_text(FAILING.format(flag=flag, real=shutil.which("bwrap")))
+    program.chmod(0o755)
+
+    def script(episode_id, turn, ids):
+        return say(*[(bash("echo 42 > answer.txt"),), (SUBMIT,)][turn])
+
+    backend = EmbeddedBackend(settings=EmbeddedSettings(bwrap=str(program)))
+    pool = SandboxPool(backend, settings=PoolSettings(**QUICK))
+    async with make_engine(script, backend=pool, rollout={"concurrency": 8, "retries": 0}) as engine:
+        flag.touch()
+        rollouts = await engine.run([request(str(n)) for n in range(32)])
+        assert pool._last_fault  # some have failed
+    assert [r.reward.value for r in rollouts] == [1.0] * 32
+
+
+class DeadDaemon(RecordingBackend):
+    """Refuses everything while `down`, and its live sandboxes with it; counts who asks."""
+
+    down = False
+    asked = 0
+
+    @asynccontextmanager
+    async def sandbox(self, files=None, *, timeout=60.0):
+        self.asked += self.down
+        if self.down:
+            raise SandboxFault("the Docker engine failed: connection refused")
+        async with super().sandbox(files, timeout=timeout) as sandbox:
+            yield sandbox
+
+
+async def test_while_the_daemon_is_down_one_probe_asks_and_all_go_on_when_it_is_back():
+    backend = DeadDaemon()
+
+    def script(episode_id, turn, ids):
+        return say(*[(bash("ls"),), (SUBMIT,)][turn])
+
+    settings = PoolSettings(**QUICK, breaker_failures=3, warm=0)
+    async with make_engine(script, backend=SandboxPool(backend, settings=settings)) as engine:
+        backend.down = True
+        running = asyncio.ensure_future(engine.run([request(str(n)) for n in range(24)]))
+        await asyncio.sleep(1.5)
+        assert not running.done()
+        assert backend.asked < 3 + 24 + 1.5 / 0.1 + 5  # not every one of them again and again
+        backend.down = False
+        back = time.monotonic()
+        rollouts = await running
+    assert time.monotonic() - back < 10
+    assert all(r.reward.value is not None for r in rollouts)
