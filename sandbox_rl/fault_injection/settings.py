@@ -21,7 +21,7 @@ class ChaosSettings(Settings):
     share: float = Field(0.0, ge=0, le=0.5)
     """Share of the episodes' tries that get a fault: a sandbox that is killed or that hangs, a server that
     breaks the connection, a scorer that is lost. 0: none."""
-    kinds: Mapping[FaultKind, Annotated[float, Field(gt=0)]] = dict.fromkeys(KINDS, 1.0)
+    kinds: Mapping[FaultKind, Annotated[float, Field(gt=0)]] = Field(dict.fromkeys(KINDS, 1.0), min_length=1)
     """Which faults, and how often each compared with the others."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of which tries get one."""

@@ -47,9 +47,9 @@ class FakeVLLM:
         instead: route → what answers a body in its place, in a thread of its own.
         outage: answers all turns while it is set, as one of `faults` does; of `strikes` where that is set.
         strikes: which turns `outage` and `extra_s` are for; all by default.
+        extra_s: further seconds before the answer to such a turn.
         script: a request's body → the ids of the turn, its end included.
         tokenizer: what the routes about ids and conversations answer with (a Hugging Face one).
-        extra_s: further seconds before the answer to such a turn.
         hung: connections are accepted and nothing is answered, not even how it is.
     """
 
