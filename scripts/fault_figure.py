@@ -24,6 +24,7 @@ from pathlib import Path
 import soak_run
 from soak_run import GROUP, Trainer, ended, left_over, prepare, servers, tree
 
+DONE_IN_PART = 3
 CHAOS = {"share": 0.07, "kinds": {"sandbox_killed": 5.0, "sandbox_hangs": 2.0}}
 
 
@@ -36,6 +37,9 @@ def train(recipe: Path, steps: int, *, kills: bool, minutes: float) -> Trainer:
         trainer.start()
         while time.monotonic() < deadline:
             time.sleep(0.2)
+            if trainer.code == DONE_IN_PART and kills:
+                print(f"the run stopped by itself after {trainer.updates() - 1} updates", flush=True)
+                trainer.start()
             if trainer.code is not None:
                 break
             if planned and trainer.updates() - 1 >= planned[0][0]:

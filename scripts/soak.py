@@ -32,6 +32,7 @@ from soak_run import Trainer, ended, left_over, prepare, sandboxes, servers, spa
 CHAOS = 0.05
 FAULTS = (*["sandbox killed"] * 3, "spawner stopped", "server killed", "server stopped", "trainer killed")
 STOPPED_S = 8.0
+DONE_IN_PART = 3
 SETTLED_S = 20.0
 """Seconds after a start in which memory grows because things are loaded."""
 
@@ -88,6 +89,10 @@ def soak(directory: Path, mode: str, seconds: float, every: float, seed: int) ->
         born, due = time.monotonic(), time.monotonic() + every
         while (now := time.monotonic()) - began < seconds:
             time.sleep(1.0)
+            if trainer.code == DONE_IN_PART:  # it stopped by itself, and says that it can go on
+                done["stopped by itself"] += 1
+                trainer.start()
+                born = time.monotonic()
             if trainer.code is not None:
                 died = True
                 break
