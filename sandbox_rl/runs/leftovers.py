@@ -100,8 +100,10 @@ def set_aside_beyond(run: RunDirectory, step: int, *, start: int, again: bool, c
         return at > committed
 
     def metric(line: bytes) -> bool:
-        found = step_of_line(line)
-        return found is not None and (found > step or (found == step and again and b'"eval/' in line[:4000]))
+        found, names = step_of_line(line), line[:4000]
+        # What a start says of itself as it ends is said again by the last one.
+        again_there = b'"train_runtime"' in names or (again and b'"eval/' in names)
+        return found is not None and (found > step or (found == step and again_there))
 
     replaced = {run.metrics: metric, run.path / "alarms.jsonl": metric, run.ledger: not_committed}
     for path, goes in replaced.items():

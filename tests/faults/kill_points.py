@@ -65,7 +65,7 @@ SETTINGS = {
 ASYNC: dict[str, Any] = {
     "mode": "async",
     "policy": {"type": "vllm", "engine": "external"},
-    "grpo": RECIPE["grpo"] | {"token_budget": 200},
+    "grpo": RECIPE["grpo"] | {"token_budget": 600},
 }
 """Instead, for the setting `async`: its episodes come from a server without a model."""
 DEADLINE_S = 240.0
@@ -105,7 +105,7 @@ class Control:
     def server(self) -> Path:
         """The socket of a new server, which ends with this process."""
         socket = Path(tempfile.mkdtemp(prefix="kp-")) / "s"
-        server = prepared.start("sandbox_rl.policies.vllm.fake", socket, 0.05)
+        server = prepared.start("tests.faults.served", socket)
         atexit.register(server.kill)
         deadline = time.monotonic() + DEADLINE_S
         while not socket.exists():
