@@ -69,7 +69,7 @@ ASYNC: dict[str, Any] = {
 }
 """Instead, for the setting `async`: its episodes come from a server without a model."""
 DEADLINE_S = 240.0
-TIMES = re.compile(r"^perf/|time|second|runtime|per_second|cut_after|memory")
+TIMES = re.compile(r"^perf/|time|second|runtime|memory|cut_after|_s$")
 """Names of metrics that say how long something took; no two runs have the same."""
 
 
