@@ -39,7 +39,6 @@ class FakeVLLM:
         developer: whether it has the developer routes.
         transfer: engine of its weight transfer.
         card: UUID of its card.
-        tokenizer: of transformers, for those that compare theirs with it.
 
     Attributes:
         requests: bodies of the completions asked for.
@@ -64,7 +63,6 @@ class FakeVLLM:
     developer: bool = True
     transfer: str = "shm"
     card: str | None = None
-    tokenizer: Any = None
     logprobs_mode: str = "processed_logprobs"
     control: list[str] = field(default_factory=list)
     control_faults: dict[str, int] = field(default_factory=dict)
@@ -96,9 +94,6 @@ class FakeVLLM:
             app.router.add_post("/detokenize", self._detokenize)
         app.router.add_get("/version", self._version)
         app.router.add_get("/v1/models", self._models)
-        if self.tokenizer is not None:
-            app.router.add_post("/tokenize", self._tokenize)
-            app.router.add_post("/detokenize", self._detokenize)
         if self.developer:
             app.router.add_get("/server_info", self._server_info)
             app.router.add_get("/is_paused", self._is_paused)
@@ -186,23 +181,6 @@ class FakeVLLM:
 
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "policy", "max_model_len": self.max_model_len}]})
-
-    async def _tokenize(self, request: web.Request) -> web.Response:
-        body = orjson.loads(await request.read())
-        return web.json_response(
-            {
-                "tokens": self.tokenizer.apply_chat_template(
-                    body["messages"],
-                    add_generation_prompt=body["add_generation_prompt"],
-                    return_dict=False,
-                )
-            }
-        )
-
-    async def _detokenize(self, request: web.Request) -> web.Response:
-        return web.json_response(
-            {"prompt": self.tokenizer.decode(orjson.loads(await request.read())["tokens"])}
-        )
 
     async def _server_info(self, request: web.Request) -> web.Response:
         config = {
