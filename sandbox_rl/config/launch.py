@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,7 +14,7 @@ __all__ = ["LaunchSettings"]
 class LaunchSettings(Settings):
     """Which processes train together; not read below `accelerate launch -m sandbox_rl train`."""
 
-    processes: int | Literal["auto"] = Field("auto", ge=1)
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """On each machine; `auto`: one for each CUDA card that is to be seen, or one."""
     config: str | None = None
     """What accelerate is told besides: the name of a file in `configs/accelerate`, such as `fsdp2`, which
