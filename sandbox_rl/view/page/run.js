@@ -145,7 +145,7 @@ function events(run) {
   const said = [...run.events, ...run.alarms.slice(-30).map((a) => ({ step: a.step, time: a.time, what: "alarm " + a.name, detail: a.detail, full: true }))]
     .filter((e) => e.full || !e.what.startsWith("alarm")).sort((a, b) => b.step - a.step);
   const rows = said.slice(0, 40).map((e) => h("tr", {}, h("td.right", {}, number(e.step)), h("td" + (e.full ? ".bad" : ""), {}, e.what), h("td.soft", {}, e.detail || (e.time ? moment(e.time) : ""))));
-  return h("section.panel", {}, h("h2", {}, "Events"), table("Events", [{ title: "step", right: true }, { title: "what" }, { title: "" }], rows));
+  return h("section.panel", {}, h("h2", {}, "Events"), table("Events", [{ title: "step", right: true }, { title: "what" }, { title: "when, or why" }], rows));
 }
 
 function anyMetric(run) {
