@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 from sandbox_rl.builders import build_backend, settled
@@ -16,11 +17,13 @@ from sandbox_rl.preflight.estimates import duration_of, memory_of
 from sandbox_rl.preflight.rewards import check_rewards
 from sandbox_rl.preflight.sampler import sampler_gap
 from sandbox_rl.runs.directory import check_output_dir
+from sandbox_rl.runs.launch import plan_launch
 from sandbox_rl.runs.model import RunModel
 from sandbox_rl.runs.placement import training_placement
 from sandbox_rl.runs.plan import RunPlan
 from sandbox_rl.runs.starting_point import needs_warmup
 from sandbox_rl.sandboxes.base import PlaysEpisodes
+from sandbox_rl.training.cards import find_cards
 from sandbox_rl.training.experts import EXPERTS
 from sandbox_rl.training.grpo import sampling_of
 
@@ -75,7 +78,11 @@ def _check_model(plan: RunPlan, model: RunModel, display: Display) -> None:
             display.say(f"warning: {warning}")
     memory = memory_of(recipe, plan.args, model.config, prompt=prompt, context=context)
     display.say(f"ok  memory: {memory}")
-    placement = training_placement(recipe, plan.args, model)
+    cards = len(find_cards())
+    launch = plan_launch(recipe.launch, cards=cards, environment=os.environ) if cards else None
+    if launch is not None:
+        display.say(f"ok  launch: {launch}")
+    placement = training_placement(recipe, plan.args, model, launch=launch)
     if placement is not None:
         display.say(f"ok  placement: {placement}")
     duration = duration_of(recipe, plan.args, model.config, prompt=prompt, tasks=len(plan.train_tasks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.preflight.estimates import memory_of
+from sandbox_rl.runs.launch import Launch
 from sandbox_rl.runs.model import RunModel
 from sandbox_rl.training.cards import FAKE_CARDS, find_cards
 from sandbox_rl.training.memory import kv_bytes_per_token, model_shape
@@ -23,11 +25,14 @@ from sandbox_rl.training.placement_plan import plan_placement, plan_serving
 __all__ = ["serving_placement", "training_placement"]
 
 
-def training_placement(recipe: Recipe, args: Any, model: RunModel) -> Placement | None:
+def training_placement(
+    recipe: Recipe, args: Any, model: RunModel, *, launch: Launch | None = None
+) -> Placement | None:
     """The same on every process; None where no server is ours.
 
     Args:
         args: TRL's settings of the recipe.
+        launch: that would start this run, for a dry run; the processes that there are otherwise.
 
     Raises:
         ConfigError: it is not possible here.
@@ -35,8 +40,15 @@ def training_placement(recipe: Recipe, args: Any, model: RunModel) -> Placement 
     policy = recipe.policy
     if not isinstance(policy, VLLMSettings) or policy.engine == "external":
         return None
-    processes = PartialState().num_processes
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if launch is None:
+        processes = PartialState().num_processes
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        ways = [os.environ.get(f"ACCELERATE_USE_{way}") for way in ("FSDP", "DEEPSPEED")]
+        sharded = "true" in ways
+    else:
+        ranks = launch.each
+        processes = ranks * launch.settings.machines
+        sharded = launch.config is not None and _shards(launch.config)
     if processes > ranks:
         raise ConfigError(
             "policy.engine: 'managed', but processes of several machines train, expected 'external': servers "
@@ -44,7 +56,6 @@ def training_placement(recipe: Recipe, args: Any, model: RunModel) -> Placement 
         )
 
     def needs(ranks: int) -> Needs:
-        sharded = any(os.environ.get(f"ACCELERATE_USE_{way}") == "true" for way in ("FSDP", "DEEPSPEED"))
         estimate = memory_of(
             recipe,
             args,
@@ -71,6 +82,12 @@ def serving_placement(policy: VLLMSettings) -> Placement:
         ConfigError: it is not possible here.
     """
     return _here(plan_serving(find_cards(), policy))
+
+
+def _shards(config: Path) -> bool:
+    """Whether accelerate divides the model by this file."""
+    text = config.read_text()
+    return any(f"distributed_type: {way}" in text for way in ("FSDP", "DEEPSPEED"))
 
 
 def _here(placement: Placement) -> Placement:

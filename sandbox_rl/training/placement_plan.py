@@ -44,7 +44,7 @@ def plan_placement(
     if ranks > len(cards):
         raise ConfigError(
             f"policy.placement: {ranks} processes train, but {_count(len(cards))} to be seen, expected one "
-            f"for each; start {len(cards)}, or see CUDA_VISIBLE_DEVICES"
+            f"for each; set launch.processes={len(cards)}, or see CUDA_VISIBLE_DEVICES"
         )
     if "CUDA_VISIBLE_DEVICES" in settings.environment:
         return _by_hand(cards, ranks, settings)
@@ -84,13 +84,13 @@ def _kinds(settings: VLLMSettings, ranks: int, cards: int) -> list[Kind]:
         return ["split", together] if cards > ranks else [together]
     if settings.placement == "one" and ranks > 1:
         raise ConfigError(
-            f"policy.placement: 'one', but {ranks} processes train, expected one; start one process, or set "
+            f"policy.placement: 'one', but {ranks} processes train, expected one; set launch.processes=1, or "
             "policy.placement=shared"
         )
     if settings.placement == "split":
         if cards > ranks:
             return ["split"]
-        other = f"let {cards // 2} of the processes train" if ranks > 1 else "give it a second card"
+        other = f"set launch.processes={cards // 2}" if ranks > 1 else "give it a second card"
         raise ConfigError(
             f"policy.placement: 'split', but {ranks} of {_plain(cards)} train and none is left to serve; "
             f"{other}, or set policy.placement={together}"
@@ -180,7 +180,7 @@ def _nearest(
         for kind in kinds:
             for other in _mode_and_sleep(free, mode):
                 if isinstance(_fitting(kind, cards, fewer, other[0], needs(fewer), other[1]), Placement):
-                    train = f" with {fewer} of the processes" if fewer != ranks else ""
+                    train = f" with launch.processes={fewer}" if fewer != ranks else ""
                     return f"placement {kind!r}{also}{train}{other[2]} fits"
     least = needs(ranks)
     size = max(least.training + RESERVE, least.server(_parallel(settings)) + RESERVE)

@@ -22,6 +22,13 @@ def plan(*, cards: int = 0, environment: dict[str, str] | None = None, **fields:
     return plan_launch(LaunchSettings(**fields), cards=cards, environment=environment or {})
 
 
+def test_a_recipe_that_says_auto_is_read_again():
+    """As in a resolved recipe, which says every default."""
+    assert LaunchSettings.model_validate(LaunchSettings().model_dump()).processes == "auto"
+    with pytest.raises(ValueError, match="processes"):
+        LaunchSettings(processes=0)
+
+
 @pytest.mark.parametrize(
     ("cards", "fields", "processes"),
     [

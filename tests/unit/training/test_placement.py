@@ -119,14 +119,21 @@ def test_what_is_planned_fits(case):
     [
         ("", 1, "4B", "sync", {"placement": "split"}, "'split', but no CUDA card is to be seen here"),
         ("", 1, "4B", "sync", {"transfer": "nccl"}, "policy.transfer: 'nccl', but there is no CUDA card"),
-        (f"2x {H100}", 4, "4B", "sync", {}, "4 processes train, but 2 cards are to be seen.*start 2"),
+        (
+            f"2x {H100}",
+            4,
+            "4B",
+            "sync",
+            {},
+            "4 processes train, but 2 cards are to be seen.*processes=2",
+        ),
         (
             f"4x {H100}",
             4,
             "4B",
             "sync",
             {"placement": "split"},
-            "let 2 of the processes train, .*shared",
+            "set launch.processes=2, .*shared",
         ),
         (
             f"1x {H100}",
