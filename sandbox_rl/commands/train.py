@@ -101,6 +101,7 @@ def train(
 
 def _launch(recipe: Recipe) -> Launch | None:
     """The processes that this one starts; None where it trains itself."""
-    from sandbox_rl.runs.launch import cards_here, plan_launch
+    from sandbox_rl.runs.launch import cards_here, cards_that_train, plan_launch
 
-    return plan_launch(recipe.launch, cards=cards_here(), environment=os.environ)
+    cards = cards_that_train(recipe, cards_here())
+    return plan_launch(recipe.launch, cards=cards, environment=os.environ)

@@ -15,7 +15,8 @@ class LaunchSettings(Settings):
     """Which processes train together; not read below `accelerate launch -m sandbox_rl train`."""
 
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """On each machine; `auto`: one for each CUDA card that is to be seen, or one."""
+    """On each machine; `auto`: one for each CUDA card that is to be seen and that no server is to have for
+    itself (`policy.placement`), or one."""
     config: str | None = None
     """What accelerate is told besides: the name of a file in `configs/accelerate`, such as `fsdp2`, which
     shards the model, or a path relative to the working directory."""

@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 
 from sandbox_rl.config.launch import LaunchSettings
+from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.policies.config import VLLMSettings
 
 __all__ = ["Launch", "cards_here", "plan_launch", "run_launch"]
 
@@ -53,17 +55,32 @@ class Launch:
 
 
 def cards_here() -> int:
-    """CUDA cards that this process sees."""
+    """CUDA cards that this process sees; it does not begin to use one."""
     import torch
 
     return torch.cuda.device_count()
+
+
+def cards_that_train(recipe: Recipe, cards: int) -> int:
+    """How many of a machine's cards train where nobody says it: those that no server has for itself."""
+    policy = recipe.policy
+    if not isinstance(policy, VLLMSettings) or policy.engine == "external" or cards < 2:
+        return cards
+    if policy.placement == "one":
+        return 1
+    # Servers that cannot sleep while others train need cards of their own.
+    if policy.placement == "split" or (policy.placement == "auto" and recipe.mode == "async"):
+        each = int(policy.arguments.get("tensor-parallel-size", 1))
+        serving = cards // 2 if policy.servers == "auto" else policy.servers * each
+        return max(1, cards - serving)
+    return cards
 
 
 def plan_launch(settings: LaunchSettings, *, cards: int, environment: Mapping[str, str]) -> Launch | None:
     """What is to be started; None where this process is the whole run, or one of a launcher's already.
 
     Args:
-        cards: of this machine.
+        cards: of this machine, for training.
 
     Raises:
         ConfigError: it cannot be started.

@@ -12,9 +12,11 @@ import pytest
 import yaml
 
 from sandbox_rl.config.launch import LaunchSettings
+from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.runs.launch import Launch, plan_launch, run_launch
+from sandbox_rl.runs.launch import Launch, cards_that_train, plan_launch, run_launch
 
+TP2 = {"tensor-parallel-size": 2}
 ROOT = Path(__file__).parents[2]
 
 
@@ -44,6 +46,28 @@ def test_a_recipe_that_says_auto_is_read_again():
 def test_a_process_for_each_card_unless_said_otherwise(cards, fields, processes):
     launch = plan(cards=cards, **fields)
     assert (None if launch is None else launch.each) == processes
+
+
+@pytest.mark.parametrize(
+    ("policy", "mode", "training"),
+    [
+        ({"type": "transformers"}, "sync", 8),
+        ({"type": "vllm"}, "sync", 8),
+        ({"type": "vllm"}, "async", 4),
+        ({"type": "vllm", "placement": "one"}, "sync", 1),
+        ({"type": "vllm", "placement": "split"}, "sync", 4),
+        ({"type": "vllm", "placement": "split", "servers": 2}, "sync", 6),
+        ({"type": "vllm", "placement": "split", "servers": 1, "arguments": TP2}, "sync", 6),
+        ({"type": "vllm", "engine": "external", "base_urls": ["http://one:1"]}, "async", 8),
+    ],
+)
+def test_cards_that_servers_have_for_themselves_do_not_train(policy, mode, training):
+    recipe = Recipe.model_validate(
+        {"data": {"sources": [{"type": "table", "path": "rows.jsonl"}]}, "policy": policy, "mode": mode}
+    )
+    assert cards_that_train(recipe, 8) == training
+    assert cards_that_train(recipe, 1) == 1
+    assert cards_that_train(recipe, 0) == 0
 
 
 def test_a_launcher_s_process_starts_no_others():
