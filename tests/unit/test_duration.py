@@ -10,6 +10,8 @@ import pytest
 
 from sandbox_rl.builders import grpo_arguments
 from sandbox_rl.config.load import load_recipe
+from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.training.cards import fake_cards
 from sandbox_rl.training.duration import (
     DEVICES,
     Device,
@@ -18,9 +20,12 @@ from sandbox_rl.training.duration import (
     estimate_duration,
     sampled_together,
 )
-from sandbox_rl.training.memory import ModelShape, estimate_memory, model_shape
+from sandbox_rl.training.memory import ModelShape, estimate_memory, kv_bytes_per_token, model_shape
+from sandbox_rl.training.placement import Needs
+from sandbox_rl.training.placement_plan import plan_placement
 from tests.unit.shapes import QWEN3_4B, QWEN3_30B
 
+CARDS = {(8, "H100"): "8x H100 80GB", (1, "H100"): "1x H100 80GB", (1, "4090"): "1x RTX 4090 24GB"}
 SHAPE = ModelShape(
     parameters=20_000_000,
     linear_weights=1,
@@ -114,25 +119,20 @@ def test_the_header_of_a_recipe_says_what_the_estimates_say(name, tmp_path):
     header = re.sub(r"\s*\n#\s*", " ", path.read_text().partition("\nname:")[0])
 
     device = DEVICES[re.search(r"estimated [\d.]+ h on (\S+)", header)[1]]
-    hours = []
-    for policy, copy in (("transformers", 1), ("vllm", tensor_parallel)):
-        found = estimate_duration(
-            shape,
-            device,
-            updates=args.max_steps,
-            episodes=episodes,
-            rows=sampled_together(policy, recipe.policy.max_batch, recipe.rollout.concurrency, episodes),
-            prompt_tokens=USUAL_PROMPT,
-            max_tokens=recipe.episode.max_tokens,
-            server=policy == "vllm",
-            lora=recipe.model.lora is not None,
-            shards=copy,
-        )
-        hours.append(re.match(r"estimated [\d.]+ h", str(found))[0].removeprefix("estimated "))
-    if name == "qwen3-30b-a3b-multi-node":  # its weights do not fit where the in-process policy would sample
-        assert f"estimated {hours[1]} on {device.name} with" in header
-    else:
-        assert f"estimated {hours[0]} on {device.name} with the in-process policy, {hours[1]} with" in header
+    found = estimate_duration(
+        shape,
+        device,
+        updates=args.max_steps,
+        episodes=episodes,
+        rows=sampled_together("vllm", 0, recipe.rollout.concurrency, episodes),
+        prompt_tokens=USUAL_PROMPT,
+        max_tokens=recipe.episode.max_tokens,
+        server=True,
+        lora=recipe.model.lora is not None,
+        shards=tensor_parallel,
+    )
+    hours = re.match(r"estimated [\d.]+ h", str(found))[0]
+    assert f"{hours} on {device.name} with" in header
 
     memory = estimate_memory(
         shape,
@@ -140,7 +140,19 @@ def test_the_header_of_a_recipe_says_what_the_estimates_say(name, tmp_path):
         recipe.model,
         prompt_tokens=LONGEST_PROMPT,
         completion_tokens=recipe.episode.max_tokens,
-        sampled_rows=recipe.policy.max_batch if shards == 1 else 0,
+        sampled_rows=0,
         shards=shards,
     )
     assert str(memory).partition(" per device")[0] in header
+    assert isinstance(recipe.policy, VLLMSettings)
+    if recipe.policy.engine == "managed":
+        needs = Needs(
+            memory.training,
+            memory.held,
+            weights=2 * shape.parameters,
+            longest=kv_bytes_per_token(shape, 2) * (LONGEST_PROMPT + recipe.episode.max_tokens),
+        )
+        cards = fake_cards(CARDS[shards, device.name])
+        placed = plan_placement(cards, shards, recipe.policy, lambda ranks: needs, mode=recipe.mode)
+        assert placed.kind == ("shared" if shards > 1 else "one")
+        assert placed.sleep == ("sleeps during updates" in header)
