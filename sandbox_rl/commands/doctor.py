@@ -21,7 +21,7 @@ def doctor(
     place: Annotated[Path, typer.Option("--output-dir", help="Where runs are to be written.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list instead of lines.")] = False,
 ) -> None:
-    """Look at Python, packages, GPU, sandboxes, disk and limits; say what each lack costs and what mends it.
+    """Look at Python, packages, GPU, sandboxes, disk and limits; say what each lack costs and what fixes it.
 
     Exit code 1 if something is missing without which training fails.
     """

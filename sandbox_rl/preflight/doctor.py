@@ -1,4 +1,4 @@
-"""What this machine has and lacks for training: each finding with what the lack costs and what mends it.
+"""What this machine has and lacks for training: each finding with what the lack costs and what fixes it.
 
 Nothing heavy is imported: versions are those that are installed, by their own metadata.
 """

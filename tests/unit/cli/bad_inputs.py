@@ -80,6 +80,7 @@ def rows() -> list[Row]:
         *_eval(),
         *_compare(),
         *_check(),
+        *_look(),
         *_run(),
         *_sandboxes(),
     ]
@@ -345,6 +346,23 @@ def _check() -> list[Row]:
         (("check", "trained"), ("trained/ledger.jsonl",)),
         (("check", "broken_run"), ("broken_run/ledger.jsonl",)),
     ]
+
+
+def _look() -> list[Row]:
+    rows: list[Row] = [
+        (("view",), ("RUN",)),
+        (("view", "missing"), ("missing", "no such directory")),
+        (("view", "hollow"), ("hollow", "no run")),
+        (("view", "hollow", "--port", "x"), ("--port",)),
+        (("show", "missing"), ("missing", "no such directory")),
+        (("show", "hollow"), ("hollow", "no run")),
+        (("tokens", "hollow"), ("EPISODE",)),
+        (("tokens", "hollow", "x"), ("hollow", "no run")),
+        (("export-episodes", "hollow", "out.jsonl"), ("hollow", "no run")),
+        (("export-episodes", "hollow", "out.jsonl", "--format", "zip"), ("'zip'", "harbor")),
+        (("doctor", "--speed"), ("--speed",)),
+    ]
+    return rows
 
 
 def _run() -> list[Row]:
