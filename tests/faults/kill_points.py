@@ -59,7 +59,7 @@ SETTINGS = {
     "plain": (),
     "curriculum and refill": ("curriculum.sampling=difficulty", "curriculum.refill_rounds=1"),
     "over-sampling": ("rollout.over_sample=0.5",),
-    "two updates a generation": ("grpo.steps_per_generation=2", "grpo.max_steps=6"),
+    "two updates a generation": (*("grpo.steps_per_generation=2", "grpo.max_steps=6", "grpo.save_steps=2"),),
     "async": (),
 }
 ASYNC: dict[str, Any] = {

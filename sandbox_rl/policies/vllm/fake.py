@@ -158,9 +158,10 @@ class FakeVLLM:
             said = list(self.script(body))
             return said[:most], len(said) <= most
         ids = [body["prompt"][-1]] * (min(most, 8) if self.ends else most)
-        if self.ends:
+        ends = self.ends and "stop_token_ids" in body  # who asks for scores has none
+        if ends:
             ids[-1] = body["stop_token_ids"][0]
-        return ids, self.ends
+        return ids, ends
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = orjson.loads(await request.read())
