@@ -92,13 +92,14 @@ def _rescore(run: Path, overrides: list[str], output: Path | None) -> None:
 
 def _episode(run: Path, episode: str, overrides: list[str]) -> None:
     from sandbox_rl.replay.episodes import replay_episode
+    from sandbox_rl.view.terminal import inert
 
     outcome = replay_episode(run, episode, overrides)
     if not outcome.differences:
         typer.echo(f"{outcome.episode}: the same again, {outcome.turns} turns, reward {outcome.reward}")
         return
     more = len(outcome.differences) - 1
-    typer.echo(f"{outcome.episode}: differs first in {outcome.differences[0]}")
+    typer.echo(inert(f"{outcome.episode}: differs first in {outcome.differences[0]}"))
     if more:
         typer.echo(f"  and in {more} more after it")
     raise typer.Exit(DIFFERS)

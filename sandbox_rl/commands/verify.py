@@ -28,17 +28,18 @@ def verify(
     judged here.
     """
     from sandbox_rl.replay.verification import verify as check
+    from sandbox_rl.view.terminal import inert  # a stranger's names
 
     found = check(bundle)
     for line in found.wrong[:SHOWN]:
-        typer.echo(line)
+        typer.echo(inert(line))
     if found.wrong:
         typer.echo(f"{bundle}: {len(found.wrong)} files are not what the manifest says, {found.files} are")
         raise typer.Exit(WRONG)
     typer.echo(f"{bundle}: all {found.files} files are what the manifest says")
-    typer.echo(f"ledger: {found.ledger or 'no update had finished'}")
+    typer.echo(inert(f"ledger: {found.ledger or 'no update had finished'}"))
     for episode in found.other[:SHOWN]:
-        typer.echo(f"{episode.episode}: reward {episode.reward} recorded, {episode.new_reward} now")
+        typer.echo(inert(f"{episode.episode}: reward {episode.reward} recorded, {episode.new_reward} now"))
     same = len(found.scored) - len(found.other) - found.not_judged
     typer.echo(
         f"{len(found.scored)} episodes scored again: {same} the same, {len(found.other)} other, "

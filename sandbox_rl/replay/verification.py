@@ -124,6 +124,9 @@ def _unpacked(path: Path, root: Path) -> tuple[int, list[str]]:
     Raises:
         DataError: see `verify`.
     """
+    if not path.is_file():  # a pipe would keep us waiting
+        what = "no file" if path.exists() else "No such file or directory"
+        raise DataError(f"{path}: {what}, expected a bundle; name one")
     try:
         size = path.stat().st_size
         archive = zipfile.ZipFile(path)

@@ -205,6 +205,9 @@ def test_asynchronous_survives_a_kill(write_recipe):
     found = check_run(run)
     assert (found.violation, found.updates) == (None, 4), found
     assert (run / "export" / "model.safetensors").is_file()
+    again = prepared.run([sys.executable, "-m", "sandbox_rl", "replay", str(run), "--to-step", "4"])
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "the weights after 4 updates are the same" in again.stdout, "killed, resumed, and to the bit"
 
 
 def test_a_signal_to_one_of_two_asynchronous_processes_ends_both_and_the_run_goes_on(write_recipe):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import stat
 import tempfile
@@ -164,6 +165,23 @@ def test_a_hostile_bundle_is_one_line_and_leaves_nothing(tmp_path, scratch, cont
         verify(path)
     assert "\n" not in str(caught.value)
     assert {p.name for p in tmp_path.iterdir()} == {"hostile.zip", "scratch"}
+
+
+def test_names_in_a_manifest_do_not_control_the_terminal(packed, tmp_path, scratch):
+    def change(members):
+        manifest = json.loads(members["manifest.json"])
+        manifest["files"]["\x1b]0;mine\x07\u202egpj"] = {"bytes": 1, "sha256": ""}
+        members["manifest.json"] = json.dumps(manifest).encode()
+
+    done = CliRunner().invoke(whole_app(), ["verify", str(repacked(packed, tmp_path, change))])
+    assert done.exit_code == 1
+    assert not set("\x1b\x07\u202e") & set(done.output)
+
+
+def test_a_pipe_is_no_bundle(tmp_path, scratch):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="no file, expected a bundle"):
+        verify(tmp_path / "pipe")
 
 
 def test_a_cut_bundle_is_told(packed, tmp_path, scratch):
