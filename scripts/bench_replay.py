@@ -43,7 +43,6 @@ from sandbox_rl.runs.plan import RunPlan
 from sandbox_rl.training.asynchronous.compositions import FILE, CompositionLog, read_compositions
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
-from sandbox_rl.training.checkpoints import CheckpointManifest
 from sandbox_rl.training.groups import group_requests
 from sandbox_rl.training.publication.base import Timing, shared_version
 from sandbox_rl.training.samples import FinishedGroup, finished_group
@@ -183,7 +182,6 @@ def trained(directory: Path, updates: int) -> Path:
             rollout_worker=Rollouts(weights, journal, tokenizer.eos_token_id),
             weights=weights,
             compositions=CompositionLog(run.path / FILE),
-            callbacks=[CheckpointManifest(progress.save)],
         ).train()
     return run.path
 
