@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox_rl.builders import build_chat, settled
+from sandbox_rl.builders import build_chat
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe
@@ -16,6 +16,7 @@ from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import last_complete
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.models import configured_context, generation_ends, load_tokenizer
+from sandbox_rl.training.tiny import CONTEXT
 from sandbox_rl.types import Task
 
 __all__ = ["RecordedRun"]
@@ -75,7 +76,7 @@ class RecordedRun:
         Raises:
             ModelError: no tokenizer can be had.
         """
-        recipe = settled(self.recipe)
+        recipe = self.recipe
         saved = [last_complete(self.run.checkpoints), self.run.export]
         kept = [ModelSettings(path=str(path)) for path in saved if path is not None and path.is_dir()]
         warmed = recipe.warmup is not None
@@ -86,6 +87,11 @@ class RecordedRun:
                 return chat, configured_context(settings)
             except UserError as error:
                 failed = failed or error
+        tokenizer = self.run.path / "tokenizer"
+        if recipe.model.path == "tiny" and tokenizer.is_dir():  # no checkpoint yet
+            return build_chat(
+                recipe, load_tokenizer(ModelSettings(path=str(tokenizer))), tools=tools
+            ), CONTEXT
         raise failed or ConfigError(
             f"{self.run.path}: its policy came out of a warm-up, and no checkpoint of the run is left that "
             "has its tokenizer; set model.path=DIRECTORY warmup=null"
