@@ -21,7 +21,8 @@ def replay(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[EPISODE] [KEY=VALUE]...", help="An episode's id; values of the recipe to replace."
+            metavar="[EPISODE|RECIPE] [KEY=VALUE]...",
+            help="An episode's id; a recipe whose rewards --rescore takes; values to replace.",
         ),
     ] = None,
     rescore: Annotated[
@@ -44,8 +45,9 @@ def replay(
     """
     from sandbox_rl.errors import ConfigError
 
-    episodes = [word for word in words or () if "=" not in word]
-    overrides = [word for word in words or () if "=" in word]
+    recipes = [word for word in words or () if rescore and word.endswith((".yaml", ".yml"))]
+    episodes = [word for word in words or () if "=" not in word and word not in recipes]
+    overrides = [word for word in words or () if "=" in word and word not in recipes]
     if output is not None and not rescore:
         raise ConfigError(f"--output: {str(output)!r} without --rescore, which alone writes something")
     if len(episodes) + rescore + (to_step is not None) != 1:
@@ -61,7 +63,7 @@ def replay(
             )
         _updates(run, to_step)
     elif rescore:
-        _rescore(run, overrides, output)
+        _rescore(run, [*map(_rewards_of, recipes), *overrides], output)
     else:
         _episode(run, episodes[0], overrides)
 
@@ -80,6 +82,19 @@ def _updates(run: Path, step: int) -> None:
         f"(by {gap:.3g})\n  recorded: sha256 {outcome.recorded}\n  replayed: sha256 {outcome.replayed}"
     )
     raise typer.Exit(DIFFERS)
+
+
+def _rewards_of(recipe: str) -> str:
+    """The block `reward` of a recipe, as an override."""
+    import json
+
+    from sandbox_rl.config.source import read_source
+    from sandbox_rl.errors import ConfigError
+
+    block = read_source(Path(recipe)).values.get("reward")
+    if not isinstance(block, dict):
+        raise ConfigError(f"{recipe}: it has no block 'reward', expected how to score; add one, or KEY=VALUE")
+    return f"reward={json.dumps(block)}"
 
 
 def _rescore(run: Path, overrides: list[str], output: Path | None) -> None:

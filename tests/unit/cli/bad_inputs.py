@@ -234,6 +234,8 @@ def _export() -> list[Row]:
         (("replay", "trained", "--rescore"), ("trained", "no journal")),
         (("replay", "trained", "--rescore", "grpo.max_steps=2"), ("grpo.max_steps=2", "changes no score")),
         (("replay", "trained", "--rescore", "reward.workers=0"), ("reward.workers",)),
+        (("replay", "trained", "--rescore", "missing.yaml"), ("missing.yaml",)),
+        (("replay", "trained", "--rescore", "build.yaml"), ("build.yaml", "no block 'reward'")),
         (("replay", "trained", "--rescore", "-o", "page.md"), ("page.md", "exists already")),
         (("replay", "trained", "--to-step", "x"), ("--to-step", "integer")),
         (("replay", "trained", "--to-step", "3"), ("--to-step: 3", "no checkpoints")),

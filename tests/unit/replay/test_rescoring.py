@@ -68,3 +68,13 @@ def test_the_table_and_the_first_episodes_are_shown_and_all_of_them_written_besi
 def test_what_changes_no_score_is_refused(run):
     with pytest.raises(ConfigError, match=r"'grpo.max_steps=3': it changes no score"):
         rescore(run, ["grpo.max_steps=3"], display=Silent())
+
+
+def test_the_rewards_of_another_recipe_can_be_tried(run, tmp_path):
+    (tmp_path / "other.yaml").write_text("reward: {scorer: numeric}\n")
+    output = tmp_path / "x.json"
+    done = CliRunner().invoke(
+        whole_app(), ["replay", str(run), "--rescore", str(tmp_path / "other.yaml"), "-o", str(output)]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(output.read_text())["by_domain"][0]["other reward"] == 4
