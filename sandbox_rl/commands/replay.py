@@ -45,9 +45,10 @@ def replay(
     """
     from sandbox_rl.errors import ConfigError
 
-    recipes = [word for word in words or () if rescore and word.endswith((".yaml", ".yml"))]
-    episodes = [word for word in words or () if "=" not in word and word not in recipes]
-    overrides = [word for word in words or () if "=" in word and word not in recipes]
+    overrides = [word for word in words or () if "=" in word]
+    named = [word for word in words or () if "=" not in word]
+    recipes = [word for word in named if rescore and word.endswith((".yaml", ".yml"))]
+    episodes = [word for word in named if word not in recipes]
     if output is not None and not rescore:
         raise ConfigError(f"--output: {str(output)!r} without --rescore, which alone writes something")
     if len(episodes) + rescore + (to_step is not None) != 1:
