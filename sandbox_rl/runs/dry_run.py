@@ -17,7 +17,7 @@ from sandbox_rl.preflight.estimates import duration_of, memory_of
 from sandbox_rl.preflight.rewards import check_rewards
 from sandbox_rl.preflight.sampler import sampler_gap
 from sandbox_rl.runs.directory import check_output_dir
-from sandbox_rl.runs.launch import plan_launch
+from sandbox_rl.runs.launch import cards_that_train, plan_launch
 from sandbox_rl.runs.model import RunModel
 from sandbox_rl.runs.placement import training_placement
 from sandbox_rl.runs.plan import RunPlan
@@ -79,7 +79,8 @@ def _check_model(plan: RunPlan, model: RunModel, display: Display) -> None:
     memory = memory_of(recipe, plan.args, model.config, prompt=prompt, context=context)
     display.say(f"ok  memory: {memory}")
     cards = len(find_cards())
-    launch = plan_launch(recipe.launch, cards=cards, environment=os.environ) if cards else None
+    train = cards_that_train(recipe, cards)
+    launch = plan_launch(recipe.launch, cards=train, environment=os.environ) if cards else None
     if launch is not None:
         display.say(f"ok  launch: {launch}")
     placement = training_placement(recipe, plan.args, model, launch=launch)

@@ -17,7 +17,7 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
 
-__all__ = ["Launch", "cards_here", "plan_launch", "run_launch"]
+__all__ = ["Launch", "cards_here", "cards_that_train", "plan_launch", "run_launch"]
 
 STARTED = "WORLD_SIZE"
 """Of the environment that any launcher gives to its processes."""
