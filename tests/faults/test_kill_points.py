@@ -20,7 +20,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_killed_between_saves_of_the_second_pass(directory):
     control = Control(directory, "plain", 1)
-    assert control.differences("backward:8", 0) == []
+    assert control.differences("backward:4", 0) == []
     assert control.differences("rename:4", 0) == []
     assert control.differences("tool call:14", 0) == []
 
