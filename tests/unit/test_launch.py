@@ -16,7 +16,7 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.runs.launch import Launch, cards_that_train, plan_launch, run_launch
 
-TP2 = {"tensor-parallel-size": 2}
+TP2 = {"tensor_parallel_size": 2}
 ROOT = Path(__file__).parents[2]
 
 
