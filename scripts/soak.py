@@ -86,24 +86,24 @@ def soak(directory: Path, mode: str, seconds: float, every: float, seed: int) ->
     died = False
     with ended(trainer):
         trainer.start()
-        born, due = time.monotonic(), time.monotonic() + every
+        born, due, before = time.monotonic(), time.monotonic() + every, 0
         while (now := time.monotonic()) - began < seconds:
             time.sleep(1.0)
             if trainer.code == DONE_IN_PART:  # it stopped by itself, and says that it can go on
                 done["stopped by itself"] += 1
                 trainer.start()
-                born = time.monotonic()
+                born, before = time.monotonic(), trainer.updates()
             if trainer.code is not None:
                 died = True
                 break
             pid = trainer.pids[-1]
             if now - born > SETTLED_S and (found := measured(pid)):
                 lives.setdefault(pid, []).append((now, *found))
-            if now > due and trainer.updates() > 1:
+            if now > due and trainer.updates() > before:  # what is only starting is started by somebody
                 kind = rng.choice(FAULTS)
                 done[kind] += befall(trainer, kind, rng)
                 if kind == "trainer killed":
-                    born = time.monotonic()
+                    born, before = time.monotonic(), trainer.updates()
                 due = time.monotonic() + every * rng.uniform(0.5, 1.5)
         all_time = time.monotonic() - began
         code = trainer.code
