@@ -38,11 +38,11 @@ def train(recipe: Path, steps: int, *, kills: bool, minutes: float) -> Trainer:
         while time.monotonic() < deadline:
             time.sleep(0.2)
             if trainer.code == DONE_IN_PART and kills:
-                print(f"the run stopped by itself after {trainer.updates() - 1} updates", flush=True)
+                print(f"the run stopped by itself after {trainer.updates()} updates", flush=True)
                 trainer.start()
             if trainer.code is not None:
                 break
-            if planned and trainer.updates() - 1 >= planned[0][0]:
+            if planned and trainer.updates() >= planned[0][0]:
                 _, whom = planned.pop(0)
                 if whom == "trainer":
                     trainer.kill()
@@ -51,7 +51,7 @@ def train(recipe: Path, steps: int, *, kills: bool, minutes: float) -> Trainer:
                 else:
                     for pid in servers(tree(trainer.pids[-1])):
                         os.kill(pid, signal.SIGKILL)
-                print(f"killed the {whom} after {trainer.updates() - 1} updates", flush=True)
+                print(f"killed the {whom} after {trainer.updates()} updates", flush=True)
         if trainer.code != 0 or planned:
             print((recipe.parent / "log.txt").read_text()[-2000:])
             raise SystemExit(f"fault_figure: the run ended with {trainer.code}")

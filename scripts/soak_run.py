@@ -144,7 +144,9 @@ class Trainer:
     def updates(self) -> int:
         """Those that the ledger has."""
         path = self.run and self.run / "ledger.jsonl"
-        return path.read_bytes().count(b"\n") if path and path.exists() else 0
+        return (
+            max(0, path.read_bytes().count(b"\n") - 1) if path and path.exists() else 0
+        )  # its first line is a head
 
 
 def tree(top: int) -> dict[int, tuple[int, str]]:
