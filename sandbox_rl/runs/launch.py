@@ -16,6 +16,7 @@ from sandbox_rl.config.launch import LaunchSettings
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.training.stopping import LAUNCHER
 
 __all__ = ["Launch", "cards_here", "cards_that_train", "plan_launch", "run_launch"]
 
@@ -128,6 +129,7 @@ def run_launch(launch: Launch, arguments: Sequence[str], *, module: str = "sandb
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.each)))
+    os.environ[LAUNCHER] = str(os.getpid())
     parser = accelerate.launch_command_parser()
     given = parser.parse_args([*launch.arguments(), "-m", module, *arguments])
     given, _, _ = accelerate._validate_launch_command(given)

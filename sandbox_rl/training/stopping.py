@@ -23,12 +23,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from sandbox_rl.training.agreement import any_of
 
-__all__ = ["FinishOnSignal", "signals_as_before"]
+__all__ = ["LAUNCHER", "FinishOnSignal", "signals_as_before"]
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOK_S = 0.2
+LAUNCHER = "SANDBOX_RL_LAUNCHER"
+"""Environment variable: the process that `sandbox-rl train` has started the others from."""
 _KEY = "stop"
 _LAUNCHERS = {
     "accelerate",
@@ -108,6 +110,8 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
 
 def _launched() -> bool:
     """Whether this process is a launcher's: it may outlive a shell, or whatever else has started it."""
+    if os.environ.get(LAUNCHER) == str(os.getppid()):
+        return True
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:

@@ -147,15 +147,17 @@ sys.exit(run_launch(Launch(2, LaunchSettings(), None), sys.argv[2:], module=sys.
 
 
 @pytest.mark.faults
-def test_a_signal_to_the_command_that_started_several_ends_them_all(recipe):
-    """What `sandbox-rl train` does with `launch.processes=2`; torch's own launcher would be killed first."""
-    name, seconds = "ours-2", "702.75"
+@pytest.mark.parametrize("killed", [False, True], ids=["term", "kill"])
+def test_what_ends_the_command_that_started_several_ends_them_all(recipe, killed):
+    """What `sandbox-rl train` does with `launch.processes=2`; torch's launcher would end them too early."""
+    name, seconds = f"ours-{killed}", f"70{2 + killed}.75"
     command = [sys.executable, "-c", LAUNCH, *map(str, arguments(recipe, seconds, name, 2))]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY
     )
-    printed = interrupted(recipe, name, seconds, [process], send_twice(process, signal.SIGTERM))
-    assert process.returncode == 0, printed
+    send = process.kill if killed else send_twice(process, signal.SIGTERM)
+    printed = interrupted(recipe, name, seconds, [process], send)
+    assert process.returncode == (-signal.SIGKILL if killed else 0), printed
     assert printed.count("`--resume` goes on") == 1
 
 
