@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -38,6 +38,10 @@ class SampleEnd(StrEnum):
         "later with the same task and seeds.",
     )
     OVERLONG = "overlong", "A budget ended the episode, and the recipe leaves such samples out of the loss."
+    NOT_FINITE = (
+        "not_finite",
+        "The gradient of its update was NaN or infinite, so the update was left out and changed no weight.",
+    )
     NO_TOKENS = "no_tokens", "The policy sampled no token in it, so there is nothing to take a gradient of."
 
     def __new__(cls, value: str, why: str) -> SampleEnd:
@@ -82,6 +86,14 @@ class Group:
     refill: int | None
     samples: tuple[Sample, ...]
 
+    def not_finite(self) -> Group:
+        """The same where the update that it is in was left out: what would have been used was not."""
+        samples = [
+            replace(sample, end=SampleEnd.NOT_FINITE) if sample.end in _IN_THE_LOSS else sample
+            for sample in self.samples
+        ]
+        return replace(self, samples=tuple(samples))
+
 
 @dataclass(frozen=True, slots=True)
 class Update:
@@ -95,6 +107,15 @@ class Update:
     number: int
     time: float
     groups: tuple[Group, ...]
+
+    @property
+    def left_out_in_part(self) -> bool:
+        """Whether some of what is in the loss was left out and some was not, which cannot be."""
+        ends = {sample.end for group in self.groups for sample in group.samples}
+        return SampleEnd.NOT_FINITE in ends and not ends.isdisjoint(_IN_THE_LOSS)
+
+
+_IN_THE_LOSS = (SampleEnd.USED, SampleEnd.EQUAL_REWARDS)
 
 
 def as_line(update: Update) -> dict[str, Any]:

@@ -37,6 +37,16 @@ class GenerationLedger(TrainerCallback):  # type: ignore[misc]
         self._ledger = ledger
         self._handed: tuple[int, Sequence[NumberedGroup], Sequence[Group]] | None = None
         self._waiting: list[tuple[int, tuple[Group, ...]]] = []
+        self._steps: list[bool] = []
+        """Of the updates since groups were written last: whether the optimizer took a step."""
+
+    def update(self, *, left_out: bool) -> None:
+        """An update is about to finish.
+
+        Args:
+            left_out: it changes no weight; the same on all processes.
+        """
+        self._steps.append(not left_out)
 
     def rolled_out(self, generation: int, handed: Sequence[NumberedGroup], left_out: Sequence[Group]) -> None:
         """A generation of this process.
@@ -69,6 +79,10 @@ class GenerationLedger(TrainerCallback):  # type: ignore[misc]
         done = self._rhythm.ended_by(state.global_step)
         mine = [group for number, groups in self._waiting if number < done for group in groups]
         self._waiting = [entry for entry in self._waiting if entry[0] >= done]
+        if mine:
+            # Of several updates from one generation, one that was taken has used it.
+            steps, self._steps = self._steps, []
+            mine = mine if any(steps) or not steps else [group.not_finite() for group in mine]
         everyone: list[Group] = gather_object(mine) if PartialState().num_processes > 1 else mine
         with together():
             if self._ledger is not None:

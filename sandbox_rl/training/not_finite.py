@@ -30,6 +30,8 @@ class SkipsNotFinite:
     """Mixed into a trainer of transformers, before it. Under DeepSpeed the engine's own rules hold."""
 
     _skipped_in_a_row = 0
+    update_left_out = False
+    """Whether the last update was."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._computed_from: list[Any] = []
@@ -53,7 +55,10 @@ class SkipsNotFinite:
         trainer: Any = self
         norm = base._get_grad_norm(*args, **kwargs)
         computed_from, self._computed_from = self._computed_from, []
-        if norm is None or trainer.is_deepspeed_enabled or math.isfinite(float(norm)):
+        self.update_left_out = not (
+            norm is None or trainer.is_deepspeed_enabled or math.isfinite(float(norm))
+        )
+        if not self.update_left_out:
             self._skipped_in_a_row = 0
             return norm
         # The norm is over all processes, so that all come here.

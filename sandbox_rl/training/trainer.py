@@ -142,6 +142,12 @@ class SandboxGRPOTrainer(AgreedSaves, SkipsNotFinite, GRPOTrainer):  # type: ign
             inputs["old_per_token_logps"] = log_probs  # what TRL takes in their absence
         return found
 
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if self._ledger is not None:
+            self._ledger.update(left_out=self.update_left_out)
+        return norm
+
     def _calculate_rewards(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         mine = outcomes_of(inputs)
         self._outcomes = None

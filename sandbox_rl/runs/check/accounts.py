@@ -59,6 +59,8 @@ class Accounts:
                 f"update {update.number} follows update {self.updates}, expected {self.updates + 1}"
             )
         self.updates = update.number
+        if update.left_out_in_part:
+            raise Violation(f"update {update.number} was left out, but not for all of its samples")
         rounds: dict[int, list[Group]] = {}
         for group in update.groups:
             where = _name(update, group)
@@ -168,7 +170,9 @@ class Accounts:
             due = SampleEnd.NO_TOKENS
         else:
             due = SampleEnd.EQUAL_REWARDS if equal else SampleEnd.USED
-        by_choice = self._schedule.masks_truncated and sample.end is SampleEnd.OVERLONG
+        by_choice = sample.end is SampleEnd.NOT_FINITE or (
+            self._schedule.masks_truncated and sample.end is SampleEnd.OVERLONG
+        )
         if sample.end is not due and not (by_choice and due in _IN_THE_LOSS):
             raise Violation(f"{at} ended as {sample.end.value!r}, but its journal says {due.value!r}")
 

@@ -64,8 +64,11 @@ class GroupProgress:
         """These groups are in the update that is being computed."""
         self._packed.update(group.number for group in groups)
 
-    def finish_update(self) -> list[Group]:
-        """The optimizer has taken the step that the packed groups are in.
+    def finish_update(self, *, left_out: bool = False) -> list[Group]:
+        """The update that the packed groups are in has finished.
+
+        Args:
+            left_out: its gradient was not finite, and it changed no weight.
 
         Returns:
             What the ledger gets: those, and the groups that have arrived with nothing to train on.
@@ -74,7 +77,8 @@ class GroupProgress:
         ended, self._packed = self._packed | empty, set()
         records = []
         for number in sorted(ended):
-            records.append(self._arrived.pop(number).record)
+            record = self._arrived.pop(number).record
+            records.append(record.not_finite() if left_out else record)
             del self._admitted[number]
             self._behind.add(number)
         while self._behind_before in self._behind:

@@ -202,7 +202,7 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
             SetupError: on every rank, when the ledger, or what the update consisted of, cannot be written.
         """
         with together():
-            groups = self.progress.finish_update()
+            groups = self.progress.finish_update(left_out=self.update_left_out)
             used = {g.number for g in groups if any(s.end is SampleEnd.USED for s in g.samples)}
             self._trained_groups |= used  # TRL's metric of groups per step
             if self._compositions is not None:

@@ -16,6 +16,7 @@ import pytest
 from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.errors import UserError
 from sandbox_rl.journal import Journal
+from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.runs.check import check_run
 from tests.played_runs import SIZE, TASKS, async_run, played, sync_run
 
@@ -175,6 +176,10 @@ def cut_in_part(ledger):
     ledger.sample("used")["end"] = "cut"
 
 
+def left_out_in_part(ledger):
+    ledger.sample("used")["end"] = "not_finite"
+
+
 def lose_a_refilled_group(ledger):
     group, place = ledger.group("refilled")
     ledger.updates[place]["groups"].remove(group)
@@ -202,6 +207,7 @@ def cut_twice(ledger):
 
 
 COMMON = {
+    left_out_in_part: r"update \d was left out, but not for all of its samples",
     lose_an_update: r"update 5 follows update 3, expected 4",
     repeat_an_update: r"update 4 follows update 4, expected 5",
     lose_a_sample: rf"has {SIZE - 1} samples, expected {SIZE}",
@@ -259,6 +265,19 @@ def test_damage_to_the_ledger_is_named(runs, tmp_path, kind, change, said):
     change(ledger)
     ledger.save()
     assert_named(run, said)
+
+
+def test_an_update_that_was_left_out_has_used_nothing_and_holds(runs, tmp_path):
+    run = shutil.copytree(runs["sync"], tmp_path / "run")
+    ledger = Ledger(run)
+    for group in ledger.updates[3]["groups"]:
+        for sample in group["samples"]:
+            if sample["end"] in ("used", "equal_rewards"):
+                sample["end"] = "not_finite"
+    ledger.save()
+    found = check_run(run)
+    assert found.violation is None
+    assert found.ends[SampleEnd.NOT_FINITE] > 0
 
 
 @pytest.mark.parametrize("kind", ["sync, saved", "async, saved"])
