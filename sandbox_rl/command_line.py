@@ -83,9 +83,15 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def terminal() -> Display:
-    """Where news go: the others of a launcher's processes measure the same and say nothing."""
-    from sandbox_rl.display import Silent
-    from sandbox_rl.terminal import Terminal
+def terminal(*, json: bool = False) -> Display:
+    """Where news go: the others of a launcher's processes measure the same and say nothing.
 
-    return Terminal() if first_process() else Silent()
+    Args:
+        json: as lines of JSON, for a program.
+    """
+    from sandbox_rl.display import Silent
+    from sandbox_rl.terminal import JsonLines, Terminal
+
+    if not first_process():
+        return Silent()
+    return JsonLines() if json else Terminal()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 __all__ = ["Display", "Progress", "Silent"]
 
@@ -32,6 +32,10 @@ class Display(Protocol):
         """One line of news."""
         ...
 
+    def update(self, text: str, metrics: Mapping[str, Any]) -> None:
+        """An update of training has finished: a line for a person, its metrics for a program."""
+        ...
+
     def progress(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Progress]:
         """A progress bar over `total` episodes, `done` of them by an earlier start."""
         ...
@@ -56,6 +60,9 @@ class Silent:
     """Shows nothing."""
 
     def say(self, text: str) -> None:
+        """Nothing."""
+
+    def update(self, text: str, metrics: Mapping[str, Any]) -> None:
         """Nothing."""
 
     def progress(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Progress]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeElapsedColumn
@@ -13,7 +15,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Terminal"]
+from sandbox_rl.display import Progress, Silent
+
+__all__ = ["JsonLines", "Terminal"]
 
 SMOOTHING = 0.98
 """Weight of the past in the running mean of the reward: about the last fifty episodes."""
@@ -40,6 +44,10 @@ class Terminal:
         """One line of news."""
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
+    def update(self, text: str, metrics: Mapping[str, Any]) -> None:
+        """A line for each update."""
+        self.say(text)
+
     @contextmanager
     def progress(self, title: str, total: int, done: int = 0) -> Iterator[EpisodeBar]:
         """A progress bar; where there is no terminal, one line at its end."""
@@ -62,6 +70,29 @@ class Terminal:
         for row in rows:
             table.add_row(*row)
         self._console.print(table)
+
+
+class JsonLines:
+    """Fulfils `display.Display` for a program that reads: every piece of news is a line of JSON."""
+
+    def say(self, text: str) -> None:
+        """`{"say": text}`."""
+        self._write({"say": text})
+
+    def update(self, text: str, metrics: Mapping[str, Any]) -> None:
+        """`{"update": {metric: value}}`, with `step` and `steps`."""
+        self._write({"update": dict(metrics)})
+
+    def progress(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Progress]:
+        """Episodes are not told one by one."""
+        return Silent().progress(title, total, done)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """`{"table": {"title": …, "columns": […], "rows": [[…]]}}`."""
+        self._write({"table": {"title": title, "columns": columns, "rows": rows}})
+
+    def _write(self, news: Mapping[str, Any]) -> None:
+        print(json.dumps(news, default=float), flush=True)
 
 
 class EpisodeBar:

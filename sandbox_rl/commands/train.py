@@ -16,6 +16,8 @@ from sandbox_rl.command_line import (
     open_recipe,
     terminal,
 )
+from sandbox_rl.display import Silent
+from sandbox_rl.errors import ConfigError
 
 if TYPE_CHECKING:
     from sandbox_rl.config.recipe import Recipe
@@ -68,6 +70,12 @@ def train(
             help="Inject faults into this share of the episodes' tries, e.g. 0.05: chaos.share=SHARE.",
         ),
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Only what the run has come to; metrics.jsonl has the rest.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="News as lines of JSON: say, update (its metrics), table.")
+    ] = False,
 ) -> None:
     """Train a policy in sandboxes and export it.
 
@@ -78,7 +86,9 @@ def train(
     """
     chosen = [] if chaos is None else [f"chaos.share={chaos}"]
     loaded, base_dir = open_recipe(recipe, [*(overrides or []), *chosen])
-    display = terminal()
+    if quiet and as_json:
+        raise ConfigError("--quiet and --json, expected one: what is to be seen is nothing, or lines of JSON")
+    display = terminal(json=as_json)
     if dry_run:
         from sandbox_rl.config.recipe import resolved
         from sandbox_rl.runs.dry_run import dry_run as check
@@ -90,12 +100,12 @@ def train(
     if (launch := _launch(loaded)) is not None:
         from sandbox_rl.runs.launch import run_launch
 
-        display.say(f"starting {launch}")
+        (Silent() if quiet else display).say(f"starting {launch}")
         raise typer.Exit(run_launch(launch, sys.argv[1:]))
     from sandbox_rl.runs.report import show_training
     from sandbox_rl.runs.train import train as run
 
-    result = run(loaded, base_dir=base_dir, resume=resume, display=display)
+    result = run(loaded, base_dir=base_dir, resume=resume, display=Silent() if quiet else display)
     show_training(result, display)
 
 

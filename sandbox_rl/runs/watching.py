@@ -13,6 +13,7 @@ from transformers.integrations import TensorBoardCallback
 
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.runs.session import Session
+from sandbox_rl.runs.step_lines import StepLines
 from sandbox_rl.training.callbacks import LogMetrics
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.probe import PublicationProbe
@@ -49,8 +50,8 @@ def publication_probe(session: Session, audit: RunAudit) -> PublicationProbe | N
 
 
 def watchers(session: Session) -> list[Any]:
-    """Callbacks that write metrics."""
-    return [LogMetrics(session.records.run.metrics)]
+    """Callbacks that write metrics and tell a person of them."""
+    return [LogMetrics(session.records.run.metrics), StepLines(session.display)]
 
 
 def purge_replayed(trainer: Any, step: int) -> None:

@@ -106,6 +106,7 @@ def _train() -> list[Row]:
         )
     ]
     return [
+        (("train", "r.yaml", "--quiet", "--json"), ("--quiet and --json", "expected one")),
         *files,
         *_with(
             TRAIN,
