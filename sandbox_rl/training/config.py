@@ -24,9 +24,13 @@ class LoraSettings(Settings):
     """Low-rank adapters instead of full fine-tuning (peft)."""
 
     r: int = Field(16, ge=1)
+    """Rank: an adapter of a linear layer has r x (in + out) weights (arXiv 2106.09685)."""
     alpha: int = Field(32, ge=1)
+    """Adapters are scaled by alpha / r."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of an adapter's inputs that an update leaves out."""
     target_modules: str | tuple[str, ...] = "all-linear"
+    """Layers that get one: `all-linear`, a regular expression, or the ends of their names."""
 
 
 class ModelSettings(Settings):
@@ -35,12 +39,16 @@ class ModelSettings(Settings):
     path: str = "tiny"
     """A directory, a Hub id, or `tiny`: a Qwen3 of under a million parameters made on the spot."""
     revision: str | None = None
+    """Of a Hub id: a branch, a tag or a commit; null: the newest."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What forward passes, servers and exports compute in; `auto`: what the checkpoint is stored in. What an
     optimizer updates is float32 whatever this says (`sandbox_rl.training.precision`)."""
     trust_remote_code: bool = False
+    """Run the code that comes with a checkpoint, with your rights."""
     attn_implementation: str | None = None
+    """A kernel by transformers' name, such as `sdpa` or `flash_attention_2`; null: transformers' choice."""
     lora: LoraSettings | None = None
+    """Train adapters instead of all weights; `{}` for the defaults below."""
     quantization: Literal["nf4"] | None = None
     """QLoRA (arXiv 2305.14314): adapters on frozen weights of 4 bits, by bitsandbytes."""
 
