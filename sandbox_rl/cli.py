@@ -27,6 +27,7 @@ from sandbox_rl.commands import (
     export,
     export_episodes,
     image,
+    init,
     python_env,
     replay,
     run,
@@ -46,6 +47,7 @@ __all__ = ["COMMANDS", "main", "whole_app"]
 DEBUG_VARIABLE = "SANDBOX_RL_DEBUG"
 
 OURS = (
+    init,
     train,
     warmup,
     export,

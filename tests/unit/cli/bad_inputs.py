@@ -364,6 +364,11 @@ def _look() -> list[Row]:
         (("export-episodes", "hollow", "out.jsonl"), ("hollow", "no run")),
         (("export-episodes", "hollow", "out.jsonl", "--format", "zip"), ("'zip'", "harbor")),
         (("doctor", "--speed"), ("--speed",)),
+        (("init",), ("ROWS",)),
+        (("init", "missing.jsonl"), ("missing.jsonl", "does not exist")),
+        (("init", "r.yaml"), ("r.yaml", ".jsonl")),
+        (("init", "missing.jsonl", "-o", "r.yaml"), ("--output", "r.yaml", "exists already")),
+        (("init", "missing.jsonl", "-o", "nowhere/r2.yaml"), ("--output", "nowhere")),
     ]
     return rows
 
