@@ -30,7 +30,7 @@ NEEDED = ("prompt", "answer")
 _NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?%?", re.IGNORECASE)
 _LETTERS = re.compile(r"[A-J](\s*,\s*[A-J])*")
 _FORMULA = re.compile(r"\\[a-z]+|\$|\^")
-ON_CARDS, ON_CPU = "Qwen/Qwen3-4B-Instruct-2507", "tiny"
+ON_CARDS, ON_CPU = "Qwen/Qwen3-4B-Instruct-2507", "HuggingFaceTB/SmolLM2-135M-Instruct"
 LARGE = 70 * GIB
 """A card that trains some billions of weights in full, sharded or not; smaller ones get adapters."""
 
@@ -127,7 +127,7 @@ def starter_recipe(
         f"name: {_yaml(name)}",
         "model:",
         f"  path: {_yaml(path_of_model)}"
-        + ("  # for trying the way through; it cannot solve your tasks" if path_of_model == ON_CPU else ""),
+        + ("  # small enough for a CPU, and for easy tasks only" if path_of_model == ON_CPU else ""),
         f"  dtype: {'bfloat16' if cards else 'float32'}  # computed in; what is trained is float32",
         *(
             ["  lora: {r: 32, alpha: 64}  # all weights of some billions want cards of 80 GB"]
