@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import tempfile
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
 
 from sandbox_rl.errors import SandboxFault
 from sandbox_rl.fakes import RecordingBackend
@@ -26,9 +30,16 @@ exec {real} "$@"
 """
 
 
-async def test_a_bubblewrap_that_fails_for_three_of_ten_calls_costs_no_episode(tmp_path):
-    flag, program = tmp_path / "flag", tmp_path / "bwrap"
-    tmp_path.chmod(0o755)
+@pytest.fixture
+def readable():
+    """A directory that a sandbox's own user can reach; those of pytest are for one user."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+async def test_a_bubblewrap_that_fails_for_three_of_ten_calls_costs_no_episode(readable):
+    flag, program = readable / "flag", readable / "bwrap"
     program.write_text(FAILING.format(flag=flag, real=shutil.which("bwrap")))
     program.chmod(0o755)
 

@@ -75,7 +75,7 @@ async def test_whatever_breaks_in_an_episode_it_has_no_reward(error, where, monk
 
         monkeypatch.setattr(RecordingSandbox, "read_answer", unread)
     async with engine:
-        runs = [engine._runner(engine._sampling, overlong, None) for overlong in CHOICES]
+        runs = [engine._runner(engine._sampling, overlong, None, None) for overlong in CHOICES]
         rollouts = [await run_one(request("broken")) for run_one in runs]
     for rollout in rollouts:
         assert rollout.trajectory.stop is StopReason.INFRA_FAULT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 
@@ -18,9 +19,11 @@ from .host_probe import leaked, probe, resident_mb
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 # Twice its baseline is what a neighbour may notice. The floor keeps a loaded two-core machine from
-# failing the suite: on such a machine an idle neighbour already sees tens of milliseconds.
-_NEIGHBOUR_FLOOR_S = 0.3
-_LAG_FLOOR_S = 0.1
+# failing the suite: on such a machine an idle neighbour already sees tens of milliseconds, and hundreds where
+# other tests run beside (`scripts/bench_loop.py` measures the promised 0.1 s). A starved one sees seconds.
+_BESIDE_OTHERS = "PYTEST_XDIST_WORKER" in os.environ
+_NEIGHBOUR_FLOOR_S = 1.5 if _BESIDE_OTHERS else 0.3
+_LAG_FLOOR_S = 0.5 if _BESIDE_OTHERS else 0.1
 _CROWDED_S = 3.0  # for a neighbour among many, on two cores
 _GROWTH_MB = 32
 

@@ -156,7 +156,9 @@ def before_update(act):
 
 
 def nan_in_one_row(model):
-    next(model.parameters()).grad[0] = float("nan")
+    gradient = next(model.parameters()).grad
+    if gradient is not None:  # the update after it is left out
+        gradient[0] = float("nan")
 
 
 def other_weights(trainer):

@@ -236,7 +236,7 @@ def test_a_signal_to_one_of_two_asynchronous_processes_ends_both_and_the_run_goe
     family = descendants(processes[0].pid)
     before = metrics(run)[-1]["step"]
     processes[1].send_signal(signal.SIGTERM)
-    assert ends(processes) == ([3, 3], [])
+    assert ends(processes) == ([0, 0], [])
     step = metrics(run)[-1]["step"]
     assert step <= before + 2, "it goes on to the end of an update, and of no other"
     checkpoint = last_complete(run / "checkpoints")

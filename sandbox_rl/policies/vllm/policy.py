@@ -12,6 +12,7 @@ alone, up to `outage_s` where it answers nobody. The time that went is not the e
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -32,6 +33,8 @@ __all__ = ["ServerSource", "VLLMPolicy"]
 
 HEALTH_S = 5.0
 """Seconds within which a server that has kept a turn waiting to the end must say that it is there."""
+ASK_AGAIN_S = 1.0
+"""Between two tries of a probe."""
 LOOK_AGAIN_S = 10.0
 """Seconds after which a server that was away is asked again whether it is there."""
 
@@ -173,14 +176,18 @@ class VLLMPolicy:
         return scores
 
     async def _once_up(self, server: VLLMServer, body: dict[str, Any]) -> Any:
-        """The answer of a server, asked once more if it was lost with it."""
+        """The answer of a server, asked again where it was lost with it: its death is noticed a moment later
+        than by whoever asks it, and then it takes as long as a start."""
         timeout = self._settings.request_timeout_s
-        try:
+        deadline = time.monotonic() + self._settings.startup_timeout_s
+        while True:
             await self._source.recovered(server)
-            return await server.call("POST", "/v1/completions", body, timeout=timeout)
-        except Unreachable:
-            await self._source.recovered(server)
-            return await server.call("POST", "/v1/completions", body, timeout=timeout)
+            try:
+                return await server.call("POST", "/v1/completions", body, timeout=timeout)
+            except Unreachable:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(ASK_AGAIN_S)
 
     async def _act(
         self, slot: _Slot, prompt_ids: Sequence[int], sampling: TurnSampling, timeout: float

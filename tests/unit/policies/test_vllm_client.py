@@ -237,8 +237,10 @@ async def test_a_server_that_was_away_gets_episodes_again(monkeypatch):
     assert (len(away.requests), len(well.requests)) == (2, 1)
 
 
-async def test_a_probe_waits_for_a_server_and_is_asked_once_more():
-    fake = FakeVLLM(faults=deque([lambda body: None]))
+async def test_a_probe_waits_for_a_server_and_is_asked_again(monkeypatch):
+    """A server's death is noticed a moment after it stopped answering."""
+    monkeypatch.setattr("sandbox_rl.policies.vllm.policy.ASK_AGAIN_S", 0.01)
+    fake = FakeVLLM(faults=deque([lambda body: None] * 3))
 
     def scored(body):
         return web.json_response({"choices": [{"prompt_logprobs": [None, {"6": {"logprob": -1.5}}]}]})
@@ -246,4 +248,4 @@ async def test_a_probe_waits_for_a_server_and_is_asked_once_more():
     async with policy_on(fake) as policy:
         fake.faults.append(scored)
         assert await policy.score([5, 6]) == [(-1.5,)]
-    assert len(fake.requests) == 2
+    assert len(fake.requests) == 4
