@@ -98,7 +98,7 @@ def main() -> None:
     shared = copy.deepcopy(padded)
     for model, share in ((padded, False), (shared, True)):
         base = float32_log_probs(model, temperature=1.0)
-        if share and not shares_prefixes(base, low=False):
+        if share and not shares_prefixes(base, low=False, device=torch.device(device)):
             raise SystemExit("this model does not compute packed rows here; the log says why")
         align_rows(base, share_prefixes=share)
         model.train()

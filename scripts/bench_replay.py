@@ -22,7 +22,6 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -44,7 +43,7 @@ from sandbox_rl.training.asynchronous.compositions import FILE, CompositionLog, 
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
 from sandbox_rl.training.groups import group_requests
-from sandbox_rl.training.publication.base import Timing, shared_version
+from sandbox_rl.training.publication.base import UnsentWeights
 from sandbox_rl.training.samples import FinishedGroup, finished_group
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.types import Action, Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory, Turn
@@ -53,31 +52,10 @@ SIZE = 4
 ROW_TOKENS = 200
 
 
-class Weights:
-    """Servers that take every weight at once."""
-
-    served = True
-
-    def __init__(self) -> None:
-        self.version = shared_version()
-        self.version.value = -1
-        self.asleep = False
-        self.timing = Timing()
-
-    def current(self, step: int) -> bool:
-        return bool(self.version.value == step)
-
-    def publish(self, model: Any, step: int) -> int:
-        self.version.value = step
-        return step
-
-    def sleep(self) -> None: ...
-
-
 class Rollouts:
     """A rollout worker whose groups end after random times."""
 
-    def __init__(self, weights: Weights, journal: Journal, end: int) -> None:
+    def __init__(self, weights: UnsentWeights, journal: Journal, end: int) -> None:
         self.rollout_buffer: queue.Queue[FinishedGroup] = queue.Queue()
         self.metrics_queue: queue.Queue[dict[str, float]] = queue.Queue()
         self._weights, self._journal, self._end = weights, journal, end
@@ -170,7 +148,7 @@ def trained(directory: Path, updates: int) -> Path:
         longest=RunModel.of(RunPlan.of(recipe, base_dir=directory), recipe.model).longest,
     )
     args.token_budget = ROW_TOKENS  # several groups an update, several rows
-    weights, progress = Weights(), GroupProgress()
+    weights, progress = UnsentWeights(served=True), GroupProgress()
     with Journal(run.journal) as journal:
         SandboxAsyncTrainer(
             model=recipe.model.path,

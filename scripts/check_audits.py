@@ -46,7 +46,7 @@ from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.groups import Advantage, advantages
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.probe import plain_forward
-from sandbox_rl.training.publication.base import InProcessWeights
+from sandbox_rl.training.publication.base import UnsentWeights
 from sandbox_rl.training.samples import FinishedGroup, finished_group
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
@@ -246,7 +246,7 @@ def async_alarms(directory: Path, steps: int, kind: dict[str, Any]) -> list[str]
     episodes = Episodes(lost=fields.pop("lost", 0), masked=fields.pop("masked", 0))
     lora, at_once = adapters(fields.pop("lora", False)), fields.pop("at_once", 2)
     audit = RunAudit.start(advantages=partial(advantages, kind=rule), group_size=GROUP)
-    weights = InProcessWeights()
+    weights = UnsentWeights()
     block = {"max_steps": steps, "num_generations": GROUP, "token_budget": 200, "learning_rate": 1e-4}
     trainer = SandboxAsyncTrainer(
         model=saved_model(directory),

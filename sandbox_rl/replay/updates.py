@@ -49,7 +49,7 @@ from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import is_complete, step_of
 from sandbox_rl.training.estimator import advantage_of
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.publication.base import Timing, shared_version
+from sandbox_rl.training.publication.base import UnsentWeights
 from sandbox_rl.training.reuse import FinishedEpisodes
 from sandbox_rl.training.stopping import FinishOnSignal
 
@@ -140,7 +140,7 @@ def _session(run: RecordedRun, history: History, scratch: Path, display: Display
             PartialState(),
             display,
             model,
-            RunPolicy(nobody, loaded, None, _Weights(served)),
+            RunPolicy(nobody, loaded, None, UnsentWeights(served=served)),
             loop,
             engine,
             records,
@@ -210,27 +210,6 @@ class _StopAt(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Comes after all other callbacks."""
         control.should_save = control.should_training_stop = state.global_step >= self._step
-
-
-class _Weights:
-    """Published to nobody."""
-
-    def __init__(self, served: bool) -> None:
-        self.served = served
-        self.version = shared_version()
-        self.version.value = -1
-        self.asleep = False
-        self.timing = Timing()
-
-    def current(self, step: int) -> bool:
-        return bool(self.version.value == step)
-
-    def publish(self, model: Any, step: int) -> int:
-        self.version.value = step
-        return step
-
-    def sleep(self) -> None:
-        return None
 
 
 def weights_digest(checkpoint: Path) -> str:

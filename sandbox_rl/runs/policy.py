@@ -21,7 +21,7 @@ from sandbox_rl.runs.model import RunModel
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import compute_dtype, end_turns_with, load_trained
 from sandbox_rl.training.placement import Placement
-from sandbox_rl.training.publication.base import InProcessWeights, Weights
+from sandbox_rl.training.publication.base import UnsentWeights, Weights
 from sandbox_rl.training.publication.served import ServedModel, ServedPolicy, serve, starting_log
 
 __all__ = ["RunPolicy", "loaded_model", "run_policy"]
@@ -59,7 +59,7 @@ def run_policy(
         placement: of managed servers.
     """
     if isinstance(recipe.policy, TransformersSettings):
-        loaded, weights = loaded_model(model), InProcessWeights()
+        loaded, weights = loaded_model(model), UnsentWeights()
         policy = build_policy(
             recipe.policy,
             loaded,
@@ -73,7 +73,7 @@ def run_policy(
         return
     if isinstance(recipe.policy, RecordedPolicySettings):
         played = RecordedPolicy(recordings(recipe.policy.journal), max_context=model.context)
-        yield RunPolicy(played, loaded_model(model), None, InProcessWeights())
+        yield RunPolicy(played, loaded_model(model), None, UnsentWeights())
         return
     if placement is not None:
         display.say(f"policy: {placement}")

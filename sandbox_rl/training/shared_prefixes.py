@@ -39,6 +39,9 @@ __all__ = [
 SMALLEST_SAVING = 0.1
 """The share of tokens below which rows are not packed: gathering keys and values along paths costs too."""
 
+LARGEST_KERNEL_GAP = 0.05
+"""Of attention in bfloat16, whose values are of the order of 1."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -186,7 +189,7 @@ def _next(row: np.ndarray, place: int) -> int:
     return int(row[place]) if place < len(row) else -1
 
 
-def shares_prefixes(model: PreTrainedModel, *, low: bool) -> bool:
+def shares_prefixes(model: PreTrainedModel, *, low: bool, device: torch.device) -> bool:
     """Prepare a model for packed rows; whether it computes on them what it computes on rows one by one.
 
     Every process must call it, and gets the same answer. Where it is no, one line says why.
@@ -194,33 +197,68 @@ def shares_prefixes(model: PreTrainedModel, *, low: bool) -> bool:
     Args:
         model: not wrapped by anything but peft's adapters.
         low: whether forward passes of training are computed in bfloat16.
+        device: that it will train on; a sharded model gets there later.
     """
     reason: str | None = None
     try:
-        reason = _obstacle(model, low=low)
+        reason = _obstacle(model, low=low, device=device)
         if reason is None:
             path = str(model.name_or_path)
-            check_tree_config(model.config, path=path, cuda=model.device.type == "cuda")
+            check_tree_config(model.config, path=path, cuda=device.type == "cuda")
             _offer_packed_rows(model)
             check_packing(model, low=low, path=path)
     except PackingError as error:
         reason = error.reason
+    except Exception as error:  # it was a trial: whatever a model or a kernel does not take, rows are padded
+        reason = f"the trial failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     if any_of(reason is not None):
-        logger.info("what rows have in common is computed for each: %s", reason or "another process says why")
+        said = reason or "another process says why"
+        logger.warning(
+            "update.share_prefixes: what rows have in common is computed for each of them: %s", said
+        )
         return False
     return True
 
 
-def _obstacle(model: PreTrainedModel, *, low: bool) -> str | None:
+def _obstacle(model: PreTrainedModel, *, low: bool, device: torch.device) -> str | None:
     """What is in the way besides the architecture."""
-    if model.device.type == "cuda" and not low:
+    if device.type == "cuda" and not low:
         return "the kernel on CUDA computes in bfloat16, and this run in float32"
     if dropped := next((n for n, m in model.named_modules() if isinstance(m, nn.Dropout) and m.p > 0), None):
         return f"{dropped} drops values, others in each row"
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         return "DeepSpeed has divided the weights, so that it cannot be tried"
     name = model.config.get_text_config()._attn_implementation
-    return None if name in AttentionInterface() else f"the attention {name!r} is the model's own"
+    if name not in AttentionInterface():
+        return f"the attention {name!r} is the model's own"
+    gap = _kernel_gap(model, device)
+    return None if gap <= LARGEST_KERNEL_GAP else f"the kernel on {device.type} is off by {gap:.3f}"
+
+
+@torch.no_grad()
+def _kernel_gap(model: PreTrainedModel, device: torch.device) -> float:
+    """Largest difference of attention over packed rows on a device from that on the CPU in float32.
+
+    A model that is sharded later cannot be tried where it will be; the kernel can.
+    """
+    text = model.config.get_text_config()
+    heads = int(text.num_attention_heads)
+    groups = int(getattr(text, "num_key_value_heads", None) or heads)
+    size = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    packed = pack_rows([np.array([1, 2, 3, 4, 5]), np.array([1, 2, 3, 6])])
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(1, n, len(packed.ids), size, generator=generator) for n in (heads, groups, groups)]
+
+    def attended(where: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        told: dict[str, Any] = {
+            k: v.to(where) if torch.is_tensor(v) else v for k, v in packed.attention.items()
+        }
+        query, key, value = (x.to(where, dtype) for x in given)
+        out, _ = tree_attention(nn.Module(), query, key, value, None, **told)
+        return out.float().cpu()
+
+    there = attended(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    return float((there - attended(torch.device("cpu"), torch.float32)).abs().max())
 
 
 def _offer_packed_rows(model: PreTrainedModel) -> None:
@@ -239,5 +277,6 @@ class _Attention:
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if "tree_kv_index" not in kwargs:
             return self._plain(module, *args, **kwargs)
-        query, key, value, _ = args  # the mask says nothing here
+        kwargs.pop("attention_mask", None)
+        query, key, value, *_ = args  # the mask says nothing here
         return tree_attention(module, query, key, value, None, **kwargs)

@@ -19,7 +19,7 @@ from sandbox_rl.training.micro_batches import PartedLoss
 from sandbox_rl.training.not_finite import SkipsNotFinite
 from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe
-from sandbox_rl.training.publication.base import InProcessWeights, Weights
+from sandbox_rl.training.publication.base import UnsentWeights, Weights
 from sandbox_rl.training.reward_metrics import correct_reward_metrics, outcomes_of
 from sandbox_rl.training.sampler_correction import LateCorrection
 from sandbox_rl.training.saving import AgreedSaves
@@ -72,9 +72,11 @@ class SandboxGRPOTrainer(AgreedSaves, SkipsNotFinite, GRPOTrainer):  # type: ign
         if audit is not None:
             self.add_callback(audit.updates)
         settle_precision(self)
-        weights = InProcessWeights() if weights is None else weights
+        weights = UnsentWeights() if weights is None else weights
         base = float32_log_probs(self.model, temperature=self.temperature)
-        share = share_prefixes and shares_prefixes(base, low=bool(self.args.bf16))
+        share = share_prefixes and shares_prefixes(
+            base, low=bool(self.args.bf16), device=self.accelerator.device
+        )
         self._parted = PartedLoss(self, micro_batch_tokens, plan_inputs if share else None)
         self._watch = LossWatch(self, audit)
         self._late = LateCorrection(self) if weights.served else None

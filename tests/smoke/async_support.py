@@ -17,7 +17,7 @@ from sandbox_rl.ledger import Ledger
 from sandbox_rl.training.asynchronous.config import async_config
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
-from sandbox_rl.training.publication.base import Timing, shared_version
+from sandbox_rl.training.publication.base import UnsentWeights
 from sandbox_rl.training.samples import FinishedGroup, finished_group
 from sandbox_rl.types import Rollout
 from tests.smoke.support import TOKENIZER, make_rollout, tiny_model
@@ -26,27 +26,16 @@ SIZE = 4
 REWARDS = (1.0, 0.0, 0.25, 0.0)
 
 
-class PlayedWeights:
-    """Servers that take every weight."""
-
-    served = True
+class PlayedWeights(UnsentWeights):
+    """Servers that take every weight; `published` has the steps."""
 
     def __init__(self) -> None:
-        self.version = shared_version()
-        self.version.value = -1
+        super().__init__(served=True)
         self.published: list[int] = []
-        self.asleep = False
-        self.timing = Timing()
-
-    def current(self, step: int) -> bool:
-        return self.version.value == step
 
     def publish(self, model: Any, step: int) -> int:
         self.published.append(step)
-        self.version.value = step
-        return step
-
-    def sleep(self) -> None: ...
+        return super().publish(model, step)
 
 
 class PlayedRollouts:

@@ -19,7 +19,7 @@ from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.external import ExternalServers
 from sandbox_rl.policies.vllm.fake import FakeVLLM
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.publication.base import InProcessWeights
+from sandbox_rl.training.publication.base import UnsentWeights
 from sandbox_rl.training.publication.group import GroupTransport, address_towards
 from sandbox_rl.training.publication.payload import card_uuid
 from sandbox_rl.training.publication.sending import OwnServer
@@ -289,7 +289,7 @@ def test_servers_that_need_not_sleep_stay_awake():
 
 def test_another_process_reads_the_version_that_was_published_last():
     """As the process that rolls out does: in the owner's own memory, not by being told."""
-    weights = InProcessWeights()
+    weights = UnsentWeights()
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     reader = context.Process(target=read_version, args=(weights.version, theirs))

@@ -18,10 +18,11 @@ from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.config import DockerSettings
-from sandbox_rl.sandboxes.docker.engine import DockerEngine, EngineFacts
+from sandbox_rl.sandboxes.docker.description import describe
+from sandbox_rl.sandboxes.docker.engine import DockerEngine
 from sandbox_rl.sandboxes.docker.image import checked_image, fitted_image, has_python
 from sandbox_rl.sandboxes.docker.network import ContainerNetwork, ContainerProxy
-from sandbox_rl.sandboxes.docker.options import container_options, host_options, own_terminals, podman_profile
+from sandbox_rl.sandboxes.docker.options import container_options, host_options, podman_profile
 from sandbox_rl.sandboxes.docker.users import USERS, ContainerUsers
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.names import check_files
@@ -96,7 +97,7 @@ class DockerBackend:
                     f"{', '.join(sorted(facts.runtimes))}; register it in the engine's daemon.json"
                 )
             await self._reap()
-            self._info = _describe(facts, self._settings, self._image, self._engine, str(self._rules))
+            self._info = describe(facts, self._settings, self._image, self._engine, str(self._rules))
             await self._probe()
         except SandboxRLError as error:
             await self.__aexit__()
@@ -266,38 +267,3 @@ async def _to_the_end(work: Any) -> None:
     if cancelled and sys.exc_info()[0] is None:
         raise asyncio.CancelledError
     task.result()
-
-
-def _describe(
-    facts: EngineFacts, settings: DockerSettings, image: str, engine: DockerEngine, network: str
-) -> SandboxInfo:
-    lacks = [
-        f"The engine cannot bound {what} here."
-        for what in ("memory", "pids", "cpu")
-        if what not in facts.limits
-    ]
-    lacks.append("disk_mb and inodes hold for each of four writable directories, not for all together.")
-    if not (few_terminals := own_terminals(settings, podman=engine.podman)):
-        lacks.append("The terminals of the engine's machine are counted for all containers together.")
-    if settings.read_only:
-        lacks.append(
-            "A sandbox can hold an advisory lock on what `read_only` shows, also against this machine."
-        )
-    if engine.podman:
-        lacks.append("The number of files is not bounded, and what /tmp holds only by memory_mb.")
-    if podman_profile(engine) == "":
-        lacks.append("System calls are filtered by the engine's own profile, not by ours.")
-    if engine.podman or not engine.local:
-        lacks.append("A command that was killed for its memory is told by exit code 137 alone.")
-    return SandboxInfo(
-        backend="docker",
-        tier=f"container+{settings.runtime or 'default runtime'}",
-        version=f"{facts.name} {facts.version}",
-        lacks=tuple(lacks),
-        known_limits=() if few_terminals else ("RES-20",),
-        details={
-            "image": f"{settings.image} ({image})",
-            "user": f"one per container, uid {USERS[0]} to {USERS[-1]} as the engine counts them",
-            "network": network,
-        },
-    )

@@ -11,7 +11,7 @@ from torch import nn
 
 from sandbox_rl.policies.base import WeightVersion
 
-__all__ = ["InProcessWeights", "Timing", "Weights", "shared_version"]
+__all__ = ["Timing", "UnsentWeights", "Weights", "shared_version"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,18 @@ class Weights(Protocol):
         ...
 
 
-class InProcessWeights:
-    """Of a policy that samples from the very model that is trained."""
+class UnsentWeights:
+    """Noted and sent to nobody: a policy samples from the very model that is trained, or what was sampled is
+    recorded.
 
-    served = False
+    Args:
+        served: whether servers have sampled; the model as it is loaded counts as not published then.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, served: bool = False) -> None:
+        self.served = served
         self.version = shared_version()
+        self.version.value = -1 if served else 0
         self.asleep = False
         self.timing = Timing()
 
@@ -86,7 +91,7 @@ class InProcessWeights:
         return self.version.value == step
 
     def publish(self, model: nn.Module, step: int) -> int:
-        """Take note: the model is sampled as it is."""
+        """Take note."""
         self.version.value = step
         return step
 

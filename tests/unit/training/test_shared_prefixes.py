@@ -43,6 +43,16 @@ def adapted():
     return get_peft_model(qwen(), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
 
 
+def picky():
+    """As the code that comes with a checkpoint may be: it takes no argument that it does not know."""
+    model = qwen()
+    inner = model.forward
+    model.forward = lambda input_ids, position_ids=None, use_cache=None: inner(
+        input_ids=input_ids, position_ids=position_ids
+    )
+    return model
+
+
 def checkpointed():
     model = qwen()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -123,7 +133,7 @@ def computed(model, *, share):
     model = copy.deepcopy(model)
     base = float32_log_probs(model, temperature=0.7)
     if share:
-        assert shares_prefixes(base, low=False)
+        assert shares_prefixes(base, low=False, device=CPU)
     align_rows(base, share_prefixes=share)
     seen = []
     base.model.register_forward_pre_hook(
@@ -160,6 +170,7 @@ def test_values_and_gradients_are_those_of_rows_one_by_one(make):
     [
         (lambda: qwen(attn_implementation="eager"), "the attention 'eager' is the model's own"),
         (lambda: qwen(attention_dropout=0.1), "attention_dropout: 0.1"),
+        (picky, "the trial failed (TypeError"),
         (
             lambda: get_peft_model(
                 qwen(), LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.1)
@@ -167,12 +178,28 @@ def test_values_and_gradients_are_those_of_rows_one_by_one(make):
             "lora_dropout.default drops values",
         ),
     ],
-    ids=["eager", "dropout", "adapters' dropout"],
+    ids=["eager", "dropout", "other arguments", "adapters' dropout"],
 )
 def test_models_that_cannot_are_left_as_they_are_and_the_log_says_why(make, reason, caplog):
-    with caplog.at_level("INFO"):
-        assert not shares_prefixes(make(), low=False)
+    with caplog.at_level("WARNING"):  # what a person sees
+        assert not shares_prefixes(make(), low=False, device=CPU)
     assert reason in caplog.text
+
+
+def test_a_kernel_that_is_off_is_not_trained_with(monkeypatch):
+    from sandbox_rl.training import shared_prefixes
+
+    inner, calls = shared_prefixes.tree_attention, []
+
+    def off(*given, **told):
+        calls.append(1)
+        out, weights = inner(*given, **told)
+        return out * (1.1 if len(calls) == 1 else 1.0), weights
+
+    monkeypatch.setattr(shared_prefixes, "tree_attention", off)
+    assert not shares_prefixes(qwen(), low=False, device=CPU)
+    monkeypatch.setattr(shared_prefixes, "tree_attention", inner)
+    assert shares_prefixes(qwen(), low=False, device=CPU)
 
 
 def test_a_forward_without_common_beginnings_is_padded_as_before():
