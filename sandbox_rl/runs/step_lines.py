@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import deque
@@ -41,8 +42,8 @@ class StepLines(TrainerCallback):  # type: ignore[misc]
         if self._last is not None:
             self._seconds.append((now - self._last) / max(1, args.logging_steps))
         self._last = now
-        if "reward" in logs:
-            self._rewards.append(float(logs["reward"]))
+        if (reward := _number(logs, "reward")) is not None:
+            self._rewards.append(reward)
         text = line_of(state.global_step, state.max_steps, logs, rewards=self._rewards, seconds=self._seconds)
         self._display.update(text, {"step": state.global_step, "steps": state.max_steps, **logs})
 
@@ -59,7 +60,7 @@ def line_of(
 
     Args:
         step, steps: its number, and how many there will be.
-        logs: TRL's, by name.
+        logs: TRL's, by name; None and NaN say that there is no value.
         rewards: mean rewards of the last updates, this one's last.
         seconds: that the last updates took each, evaluations and checkpoints included.
     """
@@ -71,20 +72,26 @@ def line_of(
         ("turns", "turns {:.1f}"),
         ("tokens/sampled", "tokens {:,.0f}"),
     ):
-        if name in logs:
-            words.append(text.format(logs[name]))
-    if faults := float(logs.get("infra_fault_rate", 0.0)):
+        if (value := _number(logs, name)) is not None:
+            words.append(text.format(value))
+    if faults := _number(logs, "infra_fault_rate"):
         words.append(f"faults {faults:.0%}")
     if seconds:
         words.append(_duration(seconds[-1]))
         if left := steps - step:
             words.append(f"about {_duration(left * statistics.median(seconds))} left")
     alarms = sorted(
-        name.removeprefix(_ALARM) for name, count in logs.items() if name.startswith(_ALARM) and count
+        name.removeprefix(_ALARM) for name in logs if name.startswith(_ALARM) and _number(logs, name)
     )
     if alarms:
         words.append(f"ALARM {', '.join(alarms)}")
     return "  ".join(words)
+
+
+def _number(logs: Mapping[str, Any], name: str) -> float | None:
+    """A metric's value, None where it has none: an update of which nothing was judged has no mean reward."""
+    value = logs.get(name)
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _spark(values: deque[float]) -> str:

@@ -37,13 +37,21 @@ def test_any_rewards_can_be_drawn(rewards):
     assert ("reward" in line(rewards=rewards)) == bool(rewards)
 
 
-def run(display, *, main=True):
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_an_update_of_which_nothing_is_known_still_has_its_line(capsys, nothing):
+    run(Terminal(), logs=dict.fromkeys((*LOGS, "infra_fault_rate", "alarms/mismatch"), nothing))
+    out = capsys.readouterr().out
+    assert out.startswith("update 1/2  ")
+    assert not {"reward", "solved", "turns", "faults", "ALARM"} & set(out.split())
+
+
+def run(display, *, main=True, logs=LOGS):
     lines = StepLines(display)
     args = SimpleNamespace(logging_steps=1)
     for step in (1, 2):
         state = SimpleNamespace(is_world_process_zero=main, global_step=step, max_steps=2)
         lines.on_train_begin(args, state, None)
-        lines.on_log(args, state, None, logs=LOGS)
+        lines.on_log(args, state, None, logs=logs)
         lines.on_log(args, state, None, logs={"eval_accuracy": 1.0})
 
 
