@@ -151,8 +151,24 @@ class HttpClient:
         """The JSON that a route answers with, None where it answers with nothing.
 
         Raises:
+            Refused, Unreachable, BadAddress: as of `content`; what is not JSON is `Unreachable` as well.
+        """
+        return _decoded(route, await self.content(method, route, body, timeout=timeout, query=query))
+
+    async def content(
+        self,
+        method: str,
+        route: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout: float,
+        query: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """What a route answers with.
+
+        Raises:
             Refused: a 4xx, or a 3xx: no redirection is followed.
-            Unreachable: no answer within `timeout` seconds, a broken connection, a 5xx, not JSON.
+            Unreachable: no answer within `timeout` seconds, a broken connection, a 5xx.
             BadAddress: the address is none.
         """
         if self._session is None:
@@ -176,7 +192,7 @@ class HttpClient:
             raise Unreachable(f"{route}: {type(error).__name__}: {error}"[:300]) from error
         status = response.status
         if status < 300:
-            return _decoded(route, content)
+            return content
         detail = _detail(content)
         if status < 400:
             raise Refused(status, f"moved to {response.headers.get('Location', 'elsewhere')}")

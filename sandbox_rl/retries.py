@@ -55,6 +55,7 @@ class Retries:
         attempt: Callable[[], Awaitable[T]],
         *,
         timeout: float | None = None,
+        begin_within: float | None = None,
         between: Callable[[], Awaitable[None]] | None = None,
         away: Callable[[Unreachable], bool] = lambda _: False,
     ) -> T:
@@ -62,6 +63,7 @@ class Retries:
 
         Args:
             timeout: seconds for all of it, waits included.
+            begin_within: seconds within which the last try must begin; each ends by itself.
             between: awaited before each further try.
             away: whether a failure, the last one, says that the server serves nobody.
 
@@ -71,11 +73,13 @@ class Retries:
         """
         failures: list[Unreachable] = []
         patient_until = math.inf
+        began = asyncio.get_running_loop().time()
 
         async def pause(seconds: float) -> None:
-            await asyncio.sleep(max(seconds, failures[-1].wait_s))
-            if between is not None:
-                await between()
+            async with asyncio.timeout_at(None if begin_within is None else began + begin_within):
+                await asyncio.sleep(max(seconds, failures[-1].wait_s))
+                if between is not None:
+                    await between()
 
         async def one_try() -> T:
             try:

@@ -22,6 +22,7 @@ _OURS = {
     "weight-transfer-config": "set policy.transfer",
     "enable-sleep-mode": "set policy.sleep",
     "worker-extension-cls": "leave it; it loads and verifies our weights",
+    "disable-log-stats": "leave it; whether the engine works is seen by its metrics",
     "generation-config": "leave it; sampling is the recipe's alone",
 }
 """Arguments of the server that the recipe says elsewhere, and where."""
@@ -67,6 +68,9 @@ class VLLMSettings(Settings):
     """Seconds within which a server must answer after its start."""
     request_timeout_s: float = Field(600.0, gt=0)
     """Seconds that one turn may take in the server; shorter than an episode."""
+    stalled_s: float = Field(300.0, gt=0)
+    """Seconds without a token, read or sampled, while turns wait, after which a server's engine counts as
+    hung, whatever the server says of itself."""
     retries: int = Field(4, ge=0)
     """Further tries of a turn whose request failed on the server's side."""
     backoff_s: float = Field(0.5, ge=0)

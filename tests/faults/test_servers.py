@@ -10,8 +10,9 @@ import pytest
 from aiohttp import web
 
 from sandbox_rl import retries
-from sandbox_rl.errors import EngineFault
+from sandbox_rl.errors import EngineFault, SetupError
 from sandbox_rl.policies.base import TurnSampling
+from sandbox_rl.policies.vllm import progress
 from sandbox_rl.policies.vllm.fake import FakeVLLM
 from sandbox_rl.types import StopReason
 from tests.unit.policies.test_vllm_client import PROMPT, act, policy_on
@@ -98,16 +99,81 @@ async def test_new_episodes_go_to_servers_that_answer():
     assert len(well.requests) == 3
 
 
-async def test_a_server_that_hangs_to_the_end_of_the_episode_is_our_fault(monkeypatch):
-    monkeypatch.setattr("sandbox_rl.policies.vllm.policy.HEALTH_S", 0.3)
-    fake = FakeVLLM(delay_s=3600)
-    async with policy_on(fake, request_timeout_s=600) as policy:
-        with pytest.raises(TimeoutError):  # it lives and samples: a turn that is too long is the policy's
-            await act(policy, timeout=0.2)
+@pytest.fixture
+def quick_looks(monkeypatch):
+    monkeypatch.setattr(progress, "LOOK_S", 0.05)
+
+
+async def test_a_turn_that_is_sampled_to_the_end_of_the_episode_is_the_policys(quick_looks):
+    async with policy_on(FakeVLLM(delay_s=3600)) as policy:
+        with pytest.raises(TimeoutError):
+            await act(policy, timeout=0.4)
+        with pytest.raises(TimeoutError):  # less time than between two looks: the verdict is waited for
+            await act(policy, timeout=0.01)
+
+
+async def test_a_turn_that_waits_behind_others_to_the_end_is_the_policys(quick_looks):
+    """The server has as much to do as it can."""
+    fake = FakeVLLM(delay_s=0.5, slots=1)
+    async with policy_on(fake) as policy:
+        turns = [act(policy, timeout=timeout) for timeout in (5.0, 0.3)]
+        done, late = await asyncio.gather(*turns, return_exceptions=True)
+    assert len(done.token_ids) == 4
+    assert type(late) is TimeoutError
+
+
+async def test_a_server_that_hangs_to_the_end_of_the_episode_is_our_fault(quick_looks):
+    fake = FakeVLLM(delay_s=3600, hung=False)
+    async with policy_on(fake, stalled_s=600) as policy:
         fake.hung = True
-        with pytest.raises(EngineFault, match="does not answer"):
+        with pytest.raises(EngineFault, match="does not answer at the end"):
             await act(policy, timeout=0.2)
         fake.hung = False
+
+
+@pytest.mark.parametrize("when", ["from its beginning", "in the middle of it"])
+async def test_an_engine_that_hangs_to_the_end_of_the_episode_is_our_fault(quick_looks, when):
+    """`/health` is answered all the time."""
+    fake = FakeVLLM(delay_s=3600, stuck=when == "from its beginning")
+    async with policy_on(fake, stalled_s=1.0) as policy:
+        acting = asyncio.ensure_future(act(policy, timeout=0.6))
+        await asyncio.sleep(0.3)
+        fake.stuck = True
+        with pytest.raises(EngineFault, match="sampled nothing for"):
+            await acting
+        fake.stuck = False
+
+
+async def test_an_engine_that_hangs_for_a_while_is_waited_for_and_its_turn_sampled_again(quick_looks):
+    fake = FakeVLLM(stuck=True)
+    async with policy_on(fake, stalled_s=0.3, retries=0, outage_s=60) as policy:
+        acting = asyncio.ensure_future(act(policy))
+        while len(fake.requests) < 2:  # noqa: ASYNC110 (a fake to look at, not a task)
+            await asyncio.sleep(0.01)
+        fake.stuck = False
+        action = await acting
+    assert action.lost_s > 0.3
+
+
+async def test_requests_frozen_for_a_publication_are_no_hung_engine(quick_looks):
+    fake = FakeVLLM(paused=True)
+    async with policy_on(fake, stalled_s=0.3) as policy:
+        acting = asyncio.ensure_future(act(policy))
+        await asyncio.sleep(1.0)
+        fake.paused = False
+        await acting
+    assert len(fake.requests) == 1
+
+
+async def test_a_server_that_hides_what_its_engine_does_is_refused():
+    async def hidden(request):
+        return web.Response(text="# nothing\n")
+
+    fake = FakeVLLM()
+    fake._metrics = hidden
+    with pytest.raises(SetupError, match=r"whether its engine works.*--disable-log-stats"):
+        async with policy_on(fake):
+            pass
 
 
 async def test_one_slow_request_ends_by_the_deadline_of_its_episode_and_delays_no_other():

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from sandbox_rl.http_client import HttpClient, Refused, Unreachable
+from sandbox_rl.http_client import BadReply, HttpClient, Refused, Unreachable
 
-__all__ = ["VLLMServer"]
+__all__ = ["EngineCounts", "VLLMServer"]
 
 CONTROL_TIMEOUT_S = 120.0
 """Seconds that a control route may take; loading the weights of a large model takes some."""
+
+_COUNTS = re.compile(
+    rb"^vllm:(generation_tokens_total|prompt_tokens_total|num_requests_running|num_requests_waiting)"
+    rb"(?:\{[^}]*\})? (\S+)$",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCounts:
+    """What a server says about the work of its engine.
+
+    Args:
+        tokens: read and sampled since its start.
+        requests: that are being sampled or wait to be.
+    """
+
+    tokens: float
+    requests: float
 
 
 class VLLMServer(HttpClient):
@@ -40,6 +61,22 @@ class VLLMServer(HttpClient):
         except (Refused, Unreachable):
             return False
         return True
+
+    async def engine_counts(self, timeout: float) -> EngineCounts:
+        """From its metrics.
+
+        Raises:
+            Refused, Unreachable: none there, or without these counts.
+        """
+        found: dict[str, float] = {}
+        for name, value in _COUNTS.findall(await self.content("GET", "/metrics", timeout=timeout)):
+            found[name.decode()] = found.get(name.decode(), 0.0) + float(value)
+        if "generation_tokens_total" not in found:
+            raise BadReply("/metrics: no vllm:generation_tokens_total")
+        requests = found.get("num_requests_running", 0.0) + found.get("num_requests_waiting", 0.0)
+        return EngineCounts(
+            found["generation_tokens_total"] + found.get("prompt_tokens_total", 0.0), requests
+        )
 
     async def rpc(self, method: str, *args: str) -> list[Any]:
         """Results of a worker method, one per worker."""

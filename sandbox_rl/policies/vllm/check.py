@@ -8,7 +8,7 @@ from typing import Protocol
 
 from sandbox_rl.errors import ModelError, SetupError
 from sandbox_rl.http_client import Refused, Unreachable
-from sandbox_rl.policies.vllm.api import VLLMServer
+from sandbox_rl.policies.vllm.api import CONTROL_TIMEOUT_S, VLLMServer
 
 __all__ = ["ServerFacts", "TokenizerProbe", "check_server", "check_tokenizer"]
 
@@ -59,7 +59,7 @@ class TokenizerProbe(Protocol):
 
 
 async def check_server(server: VLLMServer, *, needed_context: int, engine: str | None = None) -> ServerFacts:
-    """Version, developer routes, log-probs, weight transfer and context.
+    """Version, developer routes, log-probs, weight transfer, metrics and context.
 
     Args:
         needed_context: tokens that the longest prompt and one turn take.
@@ -104,6 +104,13 @@ async def check_server(server: VLLMServer, *, needed_context: int, engine: str |
             f"{where}: its weight transfer is {backend!r}, expected {engine!r}; start it with "
             f"""--weight-transfer-config '{{"backend":"{engine}"}}', or set policy.transfer"""
         )
+    try:
+        await server.engine_counts(timeout=CONTROL_TIMEOUT_S)
+    except (Refused, Unreachable) as error:
+        raise SetupError(
+            f"{where}: its metrics do not tell whether its engine works ({error}); start it without "
+            "--disable-log-stats"
+        ) from error
     context = int(models[0]["max_model_len"])
     if context < needed_context:
         raise SetupError(

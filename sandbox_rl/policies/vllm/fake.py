@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import zlib
+import signal
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +20,8 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+
+from sandbox_rl.policies.vllm.fake_weights import checksums_of, loaded
 
 __all__ = ["FakeVLLM"]
 
@@ -51,6 +53,7 @@ class FakeVLLM:
         script: a request's body → the ids of the turn, its end included.
         tokenizer: what the routes about ids and conversations answer with (a Hugging Face one).
         hung: connections are accepted and nothing is answered, not even how it is.
+        stuck: it says that it is well, and its engine does nothing more.
     """
 
     delay_s: float = 0.0
@@ -71,14 +74,19 @@ class FakeVLLM:
     strikes: Callable[[dict[str, Any]], bool] = lambda body: True
     extra_s: float = 0.0
     hung: bool = False
+    stuck: bool = False
     script: Callable[[dict[str, Any]], Sequence[int]] | None = None
     tokenizer: Any = None
     paused: bool = False
     asleep: set[str] = field(default_factory=set)
     """What sleeps: `weights`, `kv_cache`."""
     _slots: asyncio.Semaphore = field(init=False, repr=False)
+    _sampling: int = 0
+    _tokens: int = 0
     weights: dict[str, Any] = field(default_factory=dict)
     """Name → shape and bytes of what it was given."""
+    weights_version: int | None = None
+    """The number that it was told of them."""
 
     def __post_init__(self) -> None:
         self._slots = asyncio.Semaphore(self.slots if self.slots is not None else 1 << 30)
@@ -92,6 +100,7 @@ class FakeVLLM:
         if self.tokenizer is not None:
             app.router.add_post("/tokenize", self._tokenize)
             app.router.add_post("/detokenize", self._detokenize)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/version", self._version)
         app.router.add_get("/v1/models", self._models)
         if self.developer:
@@ -129,21 +138,24 @@ class FakeVLLM:
             assert request.transport is not None
             request.transport.close()
             return web.Response()
-        async with self._slots:
-            await asyncio.sleep(self.delay_s + (self.extra_s if struck else 0.0))
-        # Requests freeze then; a test may set it from outside, so that there is nothing to wait on.
-        while self.paused or self.asleep:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        self._sampling += 1
+        try:
+            async with self._slots:
+                await asyncio.sleep(self.delay_s + (self.extra_s if struck else 0.0))
+            # Requests freeze then; a test may set it from outside, so that there is nothing to wait on.
+            while self.paused or self.asleep or self.stuck:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        finally:
+            self._sampling -= 1
         ids, ended = self._turn(body)
-        scored = "prompt_logprobs" in body
-        scores = [{str(token): {"logprob": -0.5}} for token in body["prompt"]] if scored else None
+        scores = [{str(token): {"logprob": -0.5}} for token in body["prompt"]]
         return _json(
             {
                 "choices": [
                     {
                         "token_ids": ids,
                         "prompt_token_ids": body["prompt"],
-                        "prompt_logprobs": scores,
+                        "prompt_logprobs": scores if "prompt_logprobs" in body else None,
                         "logprobs": {"token_logprobs": [-0.5] * len(ids)},
                         "finish_reason": "stop" if ended else "length",
                     }
@@ -177,6 +189,15 @@ class FakeVLLM:
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response()
 
+    async def _metrics(self, request: web.Request) -> web.Response:
+        """A turn that is being sampled has some more tokens each time that one looks."""
+        if self._sampling and not (self.paused or self.asleep or self.stuck):
+            self._tokens += 1
+        values = {"generation_tokens_total": self._tokens, "num_requests_running": self._sampling}
+        return web.Response(
+            text="".join(f'vllm:{name}{{engine="0"}} {n:.1f}\n' for name, n in values.items())
+        )
+
     async def _version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": self.version})
 
@@ -184,13 +205,13 @@ class FakeVLLM:
         return web.json_response({"data": [{"id": "policy", "max_model_len": self.max_model_len}]})
 
     async def _server_info(self, request: web.Request) -> web.Response:
-        config = {
-            "model_config": {"logprobs_mode": self.logprobs_mode, "dtype": "torch.float32"},
-            "weight_transfer_config": {"backend": self.transfer},
-        }
+        model = {"logprobs_mode": self.logprobs_mode, "dtype": "torch.float32"}
+        config = {"model_config": model, "weight_transfer_config": {"backend": self.transfer}}
         return web.json_response({"vllm_config": config})
 
     async def _is_paused(self, request: web.Request) -> web.Response:
+        while self.stuck:  # noqa: ASYNC110 (the engine itself is asked)
+            await asyncio.sleep(0.01)
         return web.json_response({"is_paused": self.paused or bool(self.asleep)})
 
     async def _is_sleeping(self, request: web.Request) -> web.Response:
@@ -238,27 +259,19 @@ class FakeVLLM:
             self.weights = {}
 
     def _load(self, update: Mapping[str, Any]) -> None:
-        """A safetensors file, read by hand: this module has no torch."""
-        data = Path(update["path"]).read_bytes()
-        start = 8 + int.from_bytes(data[:8], "little")
-        for name, about in json.loads(data[8:start]).items():
-            low, high = about["data_offsets"]
-            self.weights[name] = (about["shape"], data[start + low : start + high])
+        self.weights |= loaded(update["path"])
 
     def _rpc(self, body: Mapping[str, Any]) -> Any:
-        if body["method"] == "sandbox_rl_card":
+        method, args = body["method"], body["args"]
+        if method == "sandbox_rl_card":
             return self.card
-        if body["method"] == "sandbox_rl_load":
-            for path in json.loads(body["args"][0]):
+        if method == "sandbox_rl_load":
+            for path in json.loads(args[0]):
                 self._load({"path": path})
-        if body["method"] != "sandbox_rl_checksums":
-            return {}
-        found: dict[str, Any] = {}
-        for name, rows in json.loads(body["args"][0]).items():
-            if name in self.weights:
-                (first, *rest), content = self.weights[name]
-                found[name] = [[rows, *rest], zlib.crc32(content[: len(content) // first * rows])]
-        return found
+        if method == "sandbox_rl_version":
+            self.weights_version = int(args[0]) if args else self.weights_version
+            return self.weights_version
+        return checksums_of(self.weights, json.loads(args[0])) if method == "sandbox_rl_checksums" else {}
 
 
 def _json(answer: Mapping[str, Any]) -> web.Response:
@@ -266,12 +279,14 @@ def _json(answer: Mapping[str, Any]) -> web.Response:
 
 
 async def _serve_forever(socket: Path, delay_s: float, slots: int | None) -> None:
-    async with FakeVLLM(delay_s=delay_s, slots=slots).serving(socket):
+    fake = FakeVLLM(delay_s=delay_s, slots=slots)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: setattr(fake, "stuck", True))
+    async with fake.serving(socket):
         await asyncio.Event().wait()
 
 
 def main(arguments: list[str]) -> None:
-    """`python -m sandbox_rl.policies.vllm.fake SOCKET DELAY_S [SLOTS]`: in a process of its own."""
+    """`python -m sandbox_rl.policies.vllm.fake SOCKET DELAY_S [SLOTS]`: in a process; SIGUSR1: `stuck`."""
     socket, delay_s, *slots = arguments
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve_forever(Path(socket), float(delay_s), int(slots[0]) if slots else None))

@@ -4,10 +4,11 @@ An episode stays on one server, whose prefix cache then holds its conversation; 
 server with the fewest. Cached prefixes are salted with the weight version, so that no turn is ever
 sampled on a mixture of keys computed by different weights.
 
-Whose fault is it? A turn that outlasts the episode's own time is the policy's (`TimeoutError`). What
-the server does is retried within that time and then an `EngineFault`: some times where it fails this request
-alone, up to `outage_s` where it answers nobody. The time that went is not the episode's (`Action.lost_s`). A
-4xx is a fault at once: the same request would be refused again.
+Whose fault is it? A turn that outlasts the episode's own time is the policy's (`TimeoutError`), if the
+engine was seen to work to the end: a verdict that is waited for (`progress.py`). What the server does is
+retried within that time and then an `EngineFault`: some times where it fails this request alone, up to
+`outage_s` where it answers nobody. The time that went is not the episode's (`Action.lost_s`). A 4xx is a
+fault at once: the same request would be refused again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sandbox_rl.http_client import BadReply, Refused, Unreachable
 from sandbox_rl.policies.base import UNTRAINED, PolicySession, TurnSampling, WeightVersion
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.api import VLLMServer
+from sandbox_rl.policies.vllm.progress import EngineProgress
 from sandbox_rl.retries import GaveUp, Retries
 from sandbox_rl.types import Action
 
@@ -32,7 +34,7 @@ __all__ = ["ServerSource", "VLLMPolicy"]
 
 
 HEALTH_S = 5.0
-"""Seconds within which a server that has kept a turn waiting to the end must say that it is there."""
+"""Seconds within which a server must say that it is there."""
 ASK_AGAIN_S = 1.0
 """Between two tries of a probe."""
 LOOK_AGAIN_S = 10.0
@@ -73,6 +75,7 @@ class ServerSource(Protocol):
 @dataclass(slots=True)
 class _Slot:
     server: VLLMServer
+    progress: EngineProgress
     live: int = field(default=0)
     answered: int = field(default=0)
     away: bool = field(default=False)
@@ -117,7 +120,7 @@ class VLLMPolicy:
     async def __aenter__(self) -> VLLMPolicy:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._source)
-            slots = [_Slot(server) for server in self._source.servers]
+            slots = [_Slot(server, EngineProgress(server)) for server in self._source.servers]
             first = self._first % len(slots)
             self._slots = slots[first:] + slots[:first]
             self._stack = stack.pop_all()
@@ -193,14 +196,14 @@ class VLLMPolicy:
         self, slot: _Slot, prompt_ids: Sequence[int], sampling: TurnSampling, timeout: float
     ) -> Action:
         server, answered, started = slot.server, slot.answered, time.monotonic()
+        settings, deadline = self._settings, started + timeout
 
         async def attempt() -> Action:
             lost_s = time.monotonic() - started
             version = self._version.value  # known before any token is sampled
             body = self._body(prompt_ids, sampling, version)
-            answer = await server.call(
-                "POST", "/v1/completions", body, timeout=self._settings.request_timeout_s
-            )
+            asked = server.call("POST", "/v1/completions", body, timeout=settings.request_timeout_s)
+            answer = await slot.progress.watched(asked, deadline=deadline, stalled_s=settings.stalled_s)
             slot.answered += 1
             slot.away = False
             return replace(_action(answer, prompt_ids, version), lost_s=lost_s)
@@ -213,18 +216,13 @@ class VLLMPolicy:
             slot.failed_at = time.monotonic()
             return slot.away
 
-        settings = self._settings
         retries = Retries(settings.retries, settings.backoff_s, settings.outage_s)
         try:
             return await retries.run(
-                attempt, timeout=timeout, between=lambda: self._source.recovered(server), away=away
+                attempt, begin_within=timeout, between=lambda: self._source.recovered(server), away=away
             )
         except Refused as error:
             raise EngineFault(f"{server.address} refused a turn: {error}") from error
-        except TimeoutError:
-            if await server.healthy(timeout=HEALTH_S):
-                raise
-            raise EngineFault(f"{server.address} does not answer; the turn waited {timeout:.0f} s") from None
         except GaveUp as error:
             # Where the time went to a server that was away, that is not the policy's doing.
             raise EngineFault(f"{server.address}: {error}; {len(error.failures)} tries") from error

@@ -24,6 +24,7 @@ from sandbox_rl.policies.vllm.launch import (
     server_command,
     why_it_died,
 )
+from sandbox_rl.policies.vllm.progress import EngineProgress
 
 __all__ = ["ManagedServer"]
 
@@ -219,16 +220,21 @@ class ManagedServer:
         if self._process is None:  # condemned before it was watched
             return self._condemned or "it was ended"
         died = asyncio.create_task(self._process.wait())
-        failures = 0
+        failures, idle_s = 0, 0.0
+        progress = EngineProgress(self.client)
         try:
-            while failures < HEALTH_FAILURES:
+            while failures < HEALTH_FAILURES and idle_s < self._settings.stalled_s:
                 await asyncio.wait([died], timeout=HEALTH_INTERVAL_S)
                 if died.done():
                     ended = why_it_died(self._log, died.result(), since=self._log_start)
                     return self._condemned or ended
-                failures = 0 if await self.client.healthy(timeout=HEALTH_INTERVAL_S) else failures + 1
+                healthy = await self.client.healthy(timeout=HEALTH_INTERVAL_S)
+                failures = 0 if healthy else failures + 1
+                idle_s = await progress.idle_s(turn_waits=False) if healthy else 0.0
         finally:
             died.cancel()
+        if failures < HEALTH_FAILURES:
+            return f"its engine has sampled nothing for {idle_s:.0f} s while turns waited"
         return f"no answer for {HEALTH_FAILURES * HEALTH_INTERVAL_S:.0f} s and more"
 
     async def _end_process(self) -> None:

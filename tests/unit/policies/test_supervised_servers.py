@@ -16,6 +16,7 @@ from sandbox_rl.errors import EngineFault, SetupError
 from sandbox_rl.http_client import Unreachable
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.vllm import progress, server
 from sandbox_rl.policies.vllm.fleet import ManagedServers
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
@@ -61,10 +62,14 @@ class Served:
 
     def kill(self, number: int = 0) -> None:
         """SIGKILL, and wait until the end is known."""
+        os.kill(self.front(number), signal.SIGKILL)
+        self.loop.run(self.members[number]._process.wait())
+
+    def front(self, number: int = 0) -> int:
+        """The process that a server is."""
         process = self.members[number]._process
         (front,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(front), signal.SIGKILL)
-        self.loop.run(process.wait())
+        return int(front)
 
     def recover(self, number: int) -> None:
         self.loop.run(self.members[number].recovered())
@@ -107,6 +112,17 @@ def test_a_server_that_dies_comes_back_with_the_weights_that_were_published_last
         assert on.supervised.restarts_left == (2,)
         on.weights.publish(Model(3.0), 3)
         on.holds(Model(3.0))
+
+
+def test_a_server_whose_engine_hangs_is_started_again_though_it_says_that_it_is_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "HEALTH_INTERVAL_S", 0.1)
+    monkeypatch.setattr(progress, "LOOK_S", 0.1)
+    with served(tmp_path, delay_s=0.3, stalled_s=0.5) as on:
+        on.weights.publish(Model(1.0), 1)
+        os.kill(on.front(), signal.SIGUSR1)
+        assert on.ask().weight_version == 1
+        assert on.supervised.restarts_left == (2,)
+        on.holds(Model(1.0))
 
 
 def test_a_publication_waits_for_a_restart(tmp_path):

@@ -15,6 +15,7 @@ from sandbox_rl.errors import EngineFault, SetupError
 from sandbox_rl.http_client import Address
 from sandbox_rl.policies.base import UNTRAINED, FixedVersion, TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.vllm import progress
 from sandbox_rl.policies.vllm.external import ExternalServers
 from sandbox_rl.policies.vllm.fake import FakeVLLM
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
@@ -142,13 +143,15 @@ async def test_a_server_that_hangs_is_asked_again():
             await act(policy)
 
 
-async def test_the_end_of_the_episode_is_the_policys():
+async def test_the_end_of_the_episode_is_the_policys(monkeypatch):
+    monkeypatch.setattr(progress, "LOOK_S", 0.05)
     async with policy_on(FakeVLLM(delay_s=30)) as policy:
         with pytest.raises(TimeoutError):
             await act(policy, timeout=0.3)
 
 
-async def test_the_end_of_the_episode_while_a_server_is_away_is_ours():
+async def test_the_end_of_the_episode_while_a_server_is_away_is_ours(monkeypatch):
+    monkeypatch.setattr(progress, "LOOK_S", 0.05)
     fake = FakeVLLM(delay_s=30)
     fake.faults.append(FAULTS["hangs up"])
     async with policy_on(fake) as policy:
