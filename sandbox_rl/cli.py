@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from sandbox_rl import __version__
-from sandbox_rl.command_line import DONE_IN_PART, INTERRUPTED, Interrupted
+from sandbox_rl.command_line import DONE_IN_PART, INTERRUPTED, Interrupted, first_process
 from sandbox_rl.commands import (
     build_data,
     bundle,
@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
         defect = f"{type(error).__name__}: {error}"
         _end(SandboxRLError(f"{defect} (a defect of ours; {DEBUG_VARIABLE}=1 shows where)"), 3, error)
     except SystemExit as leaving:
-        if leaving.code == INTERRUPTED and not isinstance(leaving, Interrupted):
+        if leaving.code == INTERRUPTED and not isinstance(leaving, Interrupted) and first_process():
             # Typer's own answer to Ctrl-C says nothing.
             typer.echo("Interrupted; `--resume` goes on from what is complete.", err=True)
         raise

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from sandbox_rl.command_line import (
+    INTERRUPTED,
+    Interrupted,
     Overrides,
     RecipePath,
     first_process,
@@ -80,7 +84,8 @@ def train(
     """Train a policy in sandboxes and export it.
 
     Ends with held-out accuracy before and after, and the path of the exported model.
-    SIGTERM or Ctrl-C to any process saves, frees everything and ends with exit code 0; `--resume` goes on.
+    Ctrl-C finishes the step, saves, says how to go on and ends with exit code 0; a second one ends at once,
+    with 130. SIGTERM to any process gives up the episodes of the step, saves and ends with exit code 0.
     Uses all CUDA cards, or as many processes as launch.processes says; the same under a launcher of your own:
     accelerate launch -m sandbox_rl train RECIPE [KEY=VALUE]...
     """
@@ -101,12 +106,32 @@ def train(
         from sandbox_rl.runs.launch import run_launch
 
         (Silent() if quiet else display).say(f"starting {launch}")
-        raise typer.Exit(run_launch(launch, sys.argv[1:]))
+        code = run_launch(launch, sys.argv[1:])
+        raise Interrupted if code == INTERRUPTED else typer.Exit(code)  # its processes have said all
     from sandbox_rl.runs.report import show_training
     from sandbox_rl.runs.train import train as run
+    from sandbox_rl.training.stopping import EndedNow, Owner
 
-    result = run(loaded, base_dir=base_dir, resume=resume, display=Silent() if quiet else display)
-    show_training(result, display)
+    def go_on(directory: Path) -> str:
+        words = [
+            "sandbox-rl",
+            "train",
+            str(recipe),
+            *(overrides or []),
+            *(f"chaos.share={s}" for s in [chaos] if s),
+        ]
+        return shlex.join([*words, "--resume", str(directory)])
+
+    def say(text: str) -> None:
+        if first_process():
+            typer.echo(text, err=True)
+
+    shown = Silent() if quiet else display
+    try:
+        result = run(loaded, base_dir=base_dir, resume=resume, display=shown, owner=Owner(say, go_on))
+    except EndedNow:
+        raise Interrupted from None
+    show_training(result, display, go_on=go_on(result.run))
 
 
 def _launch(recipe: Recipe) -> Launch | None:

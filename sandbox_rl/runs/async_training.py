@@ -79,7 +79,7 @@ def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> It
             at_once=groups_at_once(recipe.rollout.concurrency, args.num_generations),
             progress=progress,
             ledger=ledger,
-            stop=lambda: session.finish.received,
+            stop=lambda: bool(session.finish.asked),
             stopped=session.finish.agree,
             # TRL hands prompts on as they are; ours are task ids.
             train_dataset=Dataset.from_dict({"prompt": [task.id for task in session.plan.train_tasks]}),

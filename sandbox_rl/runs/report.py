@@ -17,12 +17,17 @@ _SHOWN = {
 }
 
 
-def show_training(result: TrainResult, display: Display) -> None:
-    """The table of held-out results before and after, and where everything is."""
+def show_training(result: TrainResult, display: Display, *, go_on: str) -> None:
+    """The table of held-out results before and after, and where everything is.
+
+    Args:
+        go_on: the command that goes on with this run.
+    """
     if result.interrupted:
         kept = last_complete(result.run / "checkpoints")
         where = "before the first update" if kept is None else f"with a checkpoint of step {step_of(kept)}"
-        display.say(f"Stopped after step {result.steps}, {where}; `--resume` goes on. {result.run}")
+        display.say(f"Stopped after step {result.steps}, {where}, in {result.run}")
+        display.say(f"Go on with: {go_on}")
         return
     if result.finished_before:
         display.say(

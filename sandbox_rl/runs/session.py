@@ -27,7 +27,7 @@ from sandbox_rl.runs.starting_point import starting_point
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.stopping import FinishOnSignal
+from sandbox_rl.training.stopping import FinishOnSignal, Owner
 
 __all__ = ["Session", "training_session"]
 
@@ -57,11 +57,14 @@ class Session:
 
 
 @contextmanager
-def training_session(plan: RunPlan, *, state: PartialState, display: Display) -> Iterator[Session]:
+def training_session(
+    plan: RunPlan, *, state: PartialState, display: Display, owner: Owner | None = None
+) -> Iterator[Session]:
     """Start sandboxes, scorers, policy and server, and open the run's directory.
 
     Raises:
         UserError: something in the recipe, the data, the model or the machine.
+        EndedNow: Ctrl-C came twice.
     """
     recipe = plan.recipe
     with together():  # an endpoint can be out of reach of one process
@@ -101,7 +104,7 @@ def training_session(plan: RunPlan, *, state: PartialState, display: Display) ->
         records = stack.enter_context(open_records(plan, state))
         if policy.served is not None:
             policy.served.keep_log(records.run.path / "vllm.log")
-        finish.install(loop.give_up)
+        finish.install(loop.give_up, run=records.run.path, owner=owner)
         if state.is_main_process:
             records.run.write_json("machine.json", machine_facts(backend.info))
             # The journal holds ids; whoever looks at a run before its first checkpoint needs the words.

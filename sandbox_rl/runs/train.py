@@ -30,6 +30,7 @@ from sandbox_rl.training.agreement import LONGEST_WAIT_S, join, together
 from sandbox_rl.training.callbacks import AfterSteps
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.models import compute_dtype
+from sandbox_rl.training.stopping import Owner
 from sandbox_rl.training.views import RunTrainer
 
 __all__ = ["TrainResult", "train"]
@@ -49,7 +50,12 @@ class TrainResult:
 
 
 def train(
-    recipe: Recipe, *, base_dir: Path, resume: str | None = None, display: Display | None = None
+    recipe: Recipe,
+    *,
+    base_dir: Path,
+    resume: str | None = None,
+    display: Display | None = None,
+    owner: Owner | None = None,
 ) -> TrainResult:
     """Train the recipe's model; see `RunDirectory` for what is left behind.
 
@@ -57,12 +63,14 @@ def train(
         base_dir: what relative paths of the recipe are relative to.
         resume: go on from the last complete checkpoint of this run: a directory, a name below the recipe's
             output directory, or "" for the newest run of the recipe's name. A run that is finished stays so.
+        owner: who has this process for the run alone; None where something else lives on after it.
 
     Raises:
         UserError: something in the recipe, the data, the model or the machine.
         InfraFault: every episode of a step, or more than `reward.max_fault_share` of the last ones, failed on
             our side, or the policy's server is gone for good.
         NothingTrained: no token of any step had a gradient.
+        EndedNow: Ctrl-C came twice.
     """
     wait_s = recipe.grpo.get("ddp_timeout", LONGEST_WAIT_S)
     state = join(wait_s if isinstance(wait_s, int | float) else LONGEST_WAIT_S)  # TRL refuses the others
@@ -79,7 +87,7 @@ def train(
     with together():
         # Wrong fields show before a warm-up takes minutes, and nothing is written before all is checked.
         plan = RunPlan.of(recipe, base_dir=base_dir, earlier=earlier)
-    with training_session(plan, state=state, display=display) as session:
+    with training_session(plan, state=state, display=display, owner=owner) as session:
         make = async_trainer if recipe.mode == "async" else sync_trainer
         with make(session) as trainer:
             before = _train(session, trainer)

@@ -14,7 +14,7 @@ from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.display import Progress
 from sandbox_rl.errors import SetupError
 from sandbox_rl.training.agreement import together
-from sandbox_rl.training.stopping import FinishOnSignal
+from sandbox_rl.training.stopping import Asked, FinishOnSignal
 
 __all__ = [
     "AfterSteps",
@@ -102,7 +102,7 @@ class StopOnFaults(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask to stop."""
         if self._faults.cause():
-            self._finish.received = True
+            self._finish.ask(Asked.UPDATE)
 
 
 class ShowSteps(TrainerCallback):  # type: ignore[misc]

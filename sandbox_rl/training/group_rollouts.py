@@ -193,7 +193,7 @@ class GroupRollouts:
         """A group for each list of requests."""
         flat = [request for group in requests for request in group]
         running = self._engine.run(flat, observer=self._observers(now), **self._of_earlier())
-        rollouts = iter(self._loop.run_episodes(running))
+        rollouts = iter(self._loop.run_episodes(running, of_step=True))
         return [[next(rollouts) for _ in group] for group in requests]
 
     def _draw(self, now: Generation, count: int) -> Drawn:
@@ -218,7 +218,7 @@ class GroupRollouts:
             running = self._engine.run_groups(
                 requests, keep=plan.keep, observer=self._observers(now), **self._of_earlier()
             )
-            found = self._loop.run_episodes(running)
+            found = self._loop.run_episodes(running, of_step=True)
         metrics = self._over_sampling.record(plan, now.number, found.seconds, found.cut_after)
         cut = [
             left_out_group(group, asked[0].task.id, [request.id for request in asked], SampleEnd.CUT)

@@ -36,24 +36,30 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._stopping = False
+        self._finish_steps = False
         self._episodes: asyncio.Task[Any] | None = None
+        self._of_step = False
+        self._given_up = False
 
     def __enter__(self) -> LoopThread:
         self._thread.start()
         return self
 
-    def run_episodes(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def run_episodes(self, coroutine: Coroutine[Any, Any, T], *, of_step: bool = False) -> T:
         """As `run`, of what `give_up` ends.
+
+        Args:
+            of_step: of an update; `give_up(False)` lets them end.
 
         Raises:
             StopAsked: it did, before or while the coroutine ran; the sandboxes of that are free.
         """
 
         async def owned() -> T:
-            if self._stopping:
+            if self._stopping and not (of_step and self._finish_steps):
                 coroutine.close()
                 raise StopAsked("the run was asked to stop")
-            self._episodes = asyncio.current_task()
+            self._episodes, self._of_step = asyncio.current_task(), of_step
             try:
                 return await coroutine
             except asyncio.CancelledError:
@@ -65,15 +71,20 @@ class LoopThread:
 
         return self.run(owned())
 
-    def give_up(self) -> None:
-        """End the episodes that run, and let no others begin; from any thread, at any time."""
-        with suppress(RuntimeError):  # the loop is closed: nothing runs any more
-            self._loop.call_soon_threadsafe(self._give_up)
+    def give_up(self, steps: bool = True) -> None:
+        """End the episodes that run, and let no others begin; from any thread, at any time.
 
-    def _give_up(self) -> None:
-        if not self._stopping and self._episodes is not None:
+        Args:
+            steps: those of an update too; else they may begin and end.
+        """
+        with suppress(RuntimeError):  # the loop is closed: nothing runs any more
+            self._loop.call_soon_threadsafe(self._give_up, steps)
+
+    def _give_up(self, steps: bool) -> None:
+        self._stopping, self._finish_steps = True, not steps
+        if self._episodes is not None and not self._given_up and (steps or not self._of_step):
+            self._given_up = True  # once: its clean-up is not to be cut
             self._episodes.cancel()
-        self._stopping = True
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Result of `coroutine`; an interrupt of the caller cancels it and waits for its clean-up.
@@ -89,6 +100,8 @@ class LoopThread:
                 return future.result()
             except BaseException:
                 if not future.done():
+                    # Nobody waits for how that ends; asyncio would print it.
+                    self._loop.call_soon_threadsafe(self._loop.set_exception_handler, lambda *_: None)
                     future.cancel()
                     self._drain()
                 raise

@@ -1,8 +1,9 @@
 """A clean end on a signal: to any process of a run, or to the launcher of them.
 
-Episodes that run are given up at once, whatever is left of them; an update that is computed is finished.
-Then the run saves and ends. Nothing happens within a signal handler but that it is noted: a thread looks at
-that, tells the other processes through the store of their group, and ends the episodes of its own.
+Ctrl-C (SIGINT) finishes the step, SIGTERM (pre-emption) gives up its episodes and finishes an update that is
+computed; then the run saves and ends. Ctrl-C again ends it at once, with what was saved before. Nothing
+happens within a signal handler but an exception in that last case: a thread reads which signals came, tells
+the other processes through the store of their group, and ends the episodes of its own.
 """
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import select
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,15 +29,20 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from sandbox_rl.training.agreement import any_of
 
-__all__ = ["LAUNCHER", "FinishOnSignal", "signals_as_before"]
+__all__ = ["LAUNCHER", "Asked", "EndedNow", "FinishOnSignal", "Owner", "signals_as_before"]
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOK_S = 0.2
+SAME_PRESS_S = 0.3
+"""A Ctrl-C reaches a process twice where something between it and the terminal hands it on as well."""
+LEAVE_S = 10.0
+"""For freeing everything before a run ends at once; then the process ends, and kernel and spawner do it."""
+INTERRUPTED = 128 + signal.SIGINT
 LAUNCHER = "SANDBOX_RL_LAUNCHER"
 """Environment variable: the process that `sandbox-rl train` has started the others from."""
-_KEY = "stop"
+_KEY = "stop-"
 _LAUNCHERS = {
     "accelerate",
     "accelerate-launch",
@@ -43,34 +54,72 @@ _LAUNCHERS = {
 _PARENT_DEATH = 1  # prctl(2)
 
 
-class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
-    """On SIGTERM (pre-emption) or SIGINT to any process saves a checkpoint and ends training on all of them.
+class Asked(IntEnum):
+    """What a run was asked to do; more replaces less."""
 
-    Further signals change nothing.
+    NOTHING = 0
+    STEP = 1
+    """Finish the step, save and end."""
+    UPDATE = 2
+    """Give up the episodes of the step, finish an update that is computed, save and end."""
+    NOW = 3
+    """End, with what was saved before."""
+
+
+class EndedNow(KeyboardInterrupt):
+    """The run ends at once, and everything about it has been said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who has started a run and has this process for nothing else, so that it may be ended.
+
+    Args:
+        say: one line, now, to a person.
+        go_on: the command that goes on with a run of this directory.
     """
 
+    say: Callable[[str], None]
+    go_on: Callable[[Path], str]
+
+
+class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
+    """On SIGINT or SIGTERM to any process saves a checkpoint and ends training on all of them."""
+
     def __init__(self) -> None:
-        self.received = False
-        """Whether this process was told to, by a signal or another process."""
+        self.asked = Asked.NOTHING
+        """By a signal to this process or to another."""
         self.stopped = False
         """Whether training ended for that, the same on all processes."""
         self._previous: dict[int, Any] = {}
         self._done = threading.Event()
         self._watch: threading.Thread | None = None
+        self._wakeup = -1
+        self._raised = False
 
-    def install(self, give_up: Callable[[], None]) -> None:
+    def install(
+        self, give_up: Callable[[bool], None], *, run: Path | None = None, owner: Owner | None = None
+    ) -> None:
         """Handle the signals from now on; only the main thread may, elsewhere nothing happens.
 
         Args:
-            give_up: ends what need not be finished; called in another thread, once.
+            give_up: ends what need not be finished, episodes of the step too if that is so; called in another
+                thread.
+            run: the run's directory, for `owner`.
         """
         if threading.current_thread() is not threading.main_thread():
             return
+        parent = _launcher()
+        self._presses = _Presses(hurried=parent == "foreign")
+        self._wakeup = signal.set_wakeup_fd(self._presses.writer, warn_on_full_buffer=False)
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
-        if _launched():  # `accelerate launch` leaves its only process running when a signal ends it
+        if parent is not None:  # `accelerate launch` leaves its only process running when a signal ends it
             ctypes.CDLL(None).prctl(_PARENT_DEATH, int(signal.SIGTERM), 0, 0, 0)
-        self._watch = threading.Thread(target=self._look, args=(give_up,), name="signals", daemon=True)
+        say = _sayer(run, owner)
+        self._watch = threading.Thread(
+            target=self._look, args=(give_up, say, owner is not None), name="signals", daemon=True
+        )
         self._watch.start()
 
     def remove(self) -> None:
@@ -78,45 +127,124 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
         self._done.set()
         if self._watch is not None:
             self._watch.join()
+            signal.set_wakeup_fd(self._wakeup)
+            self._presses.close()
         for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_IGN if self.received else handler)
+            signal.signal(number, signal.SIG_IGN if self.asked else handler)
         self._previous = {}
 
     def agree(self) -> None:
         """All ranks have agreed to end, whichever of them received the signal."""
         self.stopped = True
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
+    def ask(self, for_what: Asked) -> None:
+        """As a signal does."""
+        self.asked = max(self.asked, for_what)
 
-    def _look(self, give_up: Callable[[], None]) -> None:
-        shared = _Shared()
-        while not self._done.wait(LOOK_S):
-            if self.received:
-                shared.tell()
-            elif shared.told():
-                self.received = True
-            if self.received:
-                give_up()
-                return
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is Asked.NOW and not self._raised:
+            self._raised = True  # once: what is freed meanwhile is not to be cut
+            raise EndedNow
+
+    def _look(self, give_up: Callable[[bool], None], say: Callable[[Asked], None], owned: bool) -> None:
+        shared, acted = _Shared(), Asked.NOTHING
+        while not self._done.is_set():
+            self.ask(self._presses.read(LOOK_S))
+            self.ask(shared.told())
+            if self.asked is acted:
+                continue
+            acted = self.asked
+            shared.tell(acted)
+            say(acted)
+            if acted is Asked.NOW:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                self._leave(owned)
+            else:
+                give_up(acted is Asked.UPDATE)
+
+    def _leave(self, owned: bool) -> None:
+        """Everything is being freed in the main thread: wait for that, but not for long."""
+        if self._done.wait(LEAVE_S) or not owned:
+            return
+        with suppress(OSError):
+            if sys.stdout.isatty():
+                os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
+        os._exit(INTERRUPTED)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask TRL to save and stop."""
-        self.stopped = self.stopped or any_of(self.received)
+        self.stopped = self.stopped or any_of(bool(self.asked))
         if self.stopped:
             control.should_save = True
             control.should_training_stop = True
 
 
-def _launched() -> bool:
-    """Whether this process is a launcher's: it may outlive a shell, or whatever else has started it."""
+_TOLD = {
+    Asked.STEP: "Interrupted: the step that runs is finished and saved, then the run ends; Ctrl-C again ends "
+    "it at once",
+    Asked.UPDATE: "Asked to end: the episodes that run are given up, what is finished is saved",
+    Asked.NOW: "Interrupted again: the run ends at once",
+}
+
+
+def _sayer(run: Path | None, owner: Owner | None) -> Callable[[Asked], None]:
+    """Tells the owner what a signal does."""
+
+    def say(asked: Asked) -> None:
+        if owner is not None:
+            how = f". Go on with: {owner.go_on(run)}" if asked is Asked.NOW and run is not None else ""
+            owner.say(_TOLD[asked] + how)
+
+    return say
+
+
+class _Presses:
+    """What signals ask for, read in another thread.
+
+    Python's handlers wait for the main thread, which may be in the middle of a backward pass; the number of a
+    signal is written to a descriptor when it comes.
+
+    Args:
+        hurried: whoever hands on a Ctrl-C kills the process half a minute later, as torch's launcher does.
+    """
+
+    def __init__(self, *, hurried: bool) -> None:
+        self._once = Asked.UPDATE if hurried else Asked.STEP
+        self._pressed_at: float | None = None
+        self._reader, self.writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def read(self, wait_s: float) -> Asked:
+        """The most that the signals ask for that come within that time."""
+        found = Asked.NOTHING
+        if select.select([self._reader], [], [], wait_s)[0]:
+            for number in os.read(self._reader, 4096):
+                if number == signal.SIGTERM:
+                    found = max(found, Asked.UPDATE)
+                elif number == signal.SIGINT:
+                    found = max(found, self._interrupt(time.monotonic()))
+        return found
+
+    def close(self) -> None:
+        """Nothing is written to it any more."""
+        os.close(self._reader)
+        os.close(self.writer)
+
+    def _interrupt(self, now: float) -> Asked:
+        if self._pressed_at is None:
+            self._pressed_at = now
+        return self._once if now - self._pressed_at < SAME_PRESS_S else Asked.NOW
+
+
+def _launcher() -> str | None:
+    """Whose process has started this one, if a launcher: it may outlive a shell, or whatever started it."""
     if os.environ.get(LAUNCHER) == str(os.getppid()):
-        return True
+        return "ours"
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
-        return False
-    return any(word in _LAUNCHERS or Path(word).name in _LAUNCHERS for word in words[:5])
+        return None
+    launched = any(word in _LAUNCHERS or Path(word).name in _LAUNCHERS for word in words[:5])
+    return "foreign" if launched else None
 
 
 @contextmanager
@@ -134,7 +262,7 @@ def signals_as_before() -> Iterator[None]:
 
 
 class _Shared:
-    """One word between the processes of a run; nothing where there is one."""
+    """What was asked for, between the processes of a run; nothing where there is one."""
 
     def __init__(self) -> None:
         self._store: Any = None
@@ -142,13 +270,19 @@ class _Shared:
             store = distributed.distributed_c10d._get_default_store()
             self._store = distributed.distributed_c10d.PrefixStore("sandbox_rl", store)
 
-    def tell(self) -> None:
+    def tell(self, asked: Asked) -> None:
         """Say it to all."""
-        self._with_store(lambda store: store.set(_KEY, "1"))
+        self._with_store(lambda store: store.set(_KEY + asked.name, "1"))
 
-    def told(self) -> bool:
-        """Whether any process has said it."""
-        return bool(self._with_store(lambda store: store.check([_KEY])))
+    def told(self) -> Asked:
+        """The most that any process has said."""
+        for asked in sorted(_TOLD, reverse=True):
+            if self._check(asked.name):
+                return asked
+        return Asked.NOTHING
+
+    def _check(self, name: str) -> bool:
+        return bool(self._with_store(lambda store: store.check([_KEY + name])))
 
     def _with_store(self, ask: Callable[[Any], Any]) -> Any:
         if self._store is None:

@@ -1,9 +1,13 @@
-"""FI-13 and FI-14: a signal to any process ends the run within 25 seconds; what is finished is saved."""
+"""FI-13 and FI-14: SIGTERM to any process ends the run within 25 seconds; what is finished is saved.
+
+Ctrl-C finishes the step first; a second one ends the run at once."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -91,15 +96,81 @@ def send_twice(process: subprocess.Popen[str], number: int, between_s: float = 0
     return send
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)], ids=["term", "int"]
-)
-def test_episodes_are_given_up_and_a_second_signal_is_harmless(recipe, number):
-    name, seconds = f"one-{number}", f"5{number}.25"
-    process = prepared.start(*arguments(recipe, seconds, name, 1))
-    printed = interrupted(recipe, name, seconds, [process], send_twice(process, number))
+def test_sigterm_gives_up_episodes_and_a_second_one_is_harmless(recipe):
+    process = prepared.start(*arguments(recipe, "515.25", "term", 1))
+    printed = interrupted(recipe, "term", "515.25", [process], send_twice(process, signal.SIGTERM))
     assert process.returncode == 0, printed
-    assert "`--resume` goes on" in printed
+    assert how_to_go_on(printed, recipe) == recipe.parent / "runs" / "term"
+
+
+def how_to_go_on(printed: str, recipe: Path) -> Path:
+    """The directory that the printed command, given for this recipe once, goes on with."""
+    (command,) = re.findall(r"o on with: (.*)", printed)
+    program, name, path, *values, option, directory = shlex.split(command)
+    assert (program, name, path, option) == ("sandbox-rl", "train", str(recipe), "--resume")
+    assert f"name={Path(directory).name}" in values
+    return Path(directory)
+
+
+def ctrl_c(
+    process: subprocess.Popen[str], recipe: Path, name: str, seconds: str, presses: int
+) -> tuple[str, str | None]:
+    """Pressed while episodes of the third step sleep: what is printed, and the newest checkpoint."""
+    run, deadline = recipe.parent / "runs" / name, time.monotonic() + DEADLINE_S
+    before = ""
+    try:
+        while not sleepers(seconds):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        while "Interrupted: the step that runs is finished" not in before:
+            line = process.stdout.readline()
+            assert line, before
+            before += line
+        if presses == 2:
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+        printed = before + process.communicate(timeout=4 * WITHIN_S)[0]
+    finally:
+        process.kill()
+    deadline = time.monotonic() + 5
+    while sleepers(seconds) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert sleepers(seconds) == 0
+    assert "Traceback" not in printed
+    checkpoint, _ = last_intact(run / "checkpoints") if (run / "checkpoints").exists() else (None, {})
+    assert how_to_go_on(printed, recipe) == run
+    return printed, None if checkpoint is None else checkpoint.name
+
+
+def test_ctrl_c_finishes_the_step(recipe):
+    process = prepared.start(*arguments(recipe, "3.125", "once", 1))
+    printed, checkpoint = ctrl_c(process, recipe, "once", "3.125", presses=1)
+    assert (process.returncode, checkpoint) == (0, "checkpoint-3"), printed
+
+
+def test_ctrl_c_twice_ends_at_once(recipe):
+    process = prepared.start(*arguments(recipe, "525.25", "twice", 1), "grpo.save_steps=1")
+    printed, checkpoint = ctrl_c(process, recipe, "twice", "525.25", presses=2)
+    assert (process.returncode, checkpoint) == (130, "checkpoint-2"), printed
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_under_the_launcher_of_train(recipe, presses):
+    name, seconds = f"launched-{presses}", "3.375" if presses == 1 else "527.25"
+    command = [sys.executable, "-c", LAUNCH, *map(str, arguments(recipe, seconds, name, 2))]
+    process = prepared.Popen(
+        [*command, "grpo.save_steps=1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    printed, checkpoint = ctrl_c(process, recipe, name, seconds, presses)
+    expected = (0, "checkpoint-3") if presses == 1 else (130, "checkpoint-2")
+    assert (process.returncode, checkpoint) == expected, printed
 
 
 @pytest.mark.faults
@@ -135,7 +206,7 @@ def test_a_signal_to_the_launcher_ends_what_it_has_started(recipe, launcher):
     )
     # Its output ends when the last of its processes does.
     printed = interrupted(recipe, launcher, seconds, [process], lambda: process.send_signal(signal.SIGTERM))
-    assert "`--resume` goes on" in printed
+    how_to_go_on(printed, recipe)
 
 
 LAUNCH = """
@@ -158,11 +229,12 @@ def test_what_ends_the_command_that_started_several_ends_them_all(recipe, killed
     send = process.kill if killed else send_twice(process, signal.SIGTERM)
     printed = interrupted(recipe, name, seconds, [process], send)
     assert process.returncode == (-signal.SIGKILL if killed else 0), printed
-    assert printed.count("`--resume` goes on") == 1
+    how_to_go_on(printed, recipe)
 
 
 @pytest.mark.faults
-def test_an_asynchronous_run_saves_between_two_updates(tmp_path):
+@pytest.mark.parametrize("how", ["term", "ctrl-c", "ctrl-c twice"])
+def test_an_asynchronous_run_ends_between_two_updates_or_at_once(tmp_path, how):
     control = Control(tmp_path, "async", 1)
     (process,) = control.start("x", "none", 0, "grpo.max_steps=10000", "grpo.save_steps=10000")
     run, deadline = control.run("x"), time.monotonic() + DEADLINE_S
@@ -170,11 +242,22 @@ def test_an_asynchronous_run_saves_between_two_updates(tmp_path):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
     started = time.monotonic()
-    send_twice(process, signal.SIGTERM)()
+    number = signal.SIGTERM if how == "term" else signal.SIGINT
+    if how == "ctrl-c":
+        process.send_signal(number)
+    else:
+        send_twice(process, number, between_s=0.4)()
     printed = process.communicate(timeout=4 * WITHIN_S)[0]
     took = time.monotonic() - started
-    print(f"async: ended {took:.1f} s after the signal")
-    assert process.returncode == 0, printed
+    print(f"async, {how}: ended {took:.1f} s after the signal")
     assert took < WITHIN_S, printed
+    assert "Traceback" not in printed
+    psutil.wait_procs(children, timeout=5)
+    assert not [child for child in children if child.is_running()]
+    if how == "ctrl-c twice":
+        assert process.returncode == 130, printed
+        return
+    assert process.returncode == 0, printed
     assert control.outcome(run) == {"violation": None, "twice": [], "lost": [], "damaged": []}
