@@ -37,6 +37,9 @@ def verify(
         typer.echo(f"{bundle}: {len(found.wrong)} files are not what the manifest says, {found.files} are")
         raise typer.Exit(WRONG)
     typer.echo(f"{bundle}: all {found.files} files are what the manifest says")
+    if found.damaged is not None:
+        typer.echo(inert(f"{bundle}: it was packed from damaged records: {found.damaged}"))
+        raise typer.Exit(WRONG)
     typer.echo(inert(f"ledger: {found.ledger or 'no update had finished'}"))
     for episode in found.other[:SHOWN]:
         typer.echo(inert(f"{episode.episode}: reward {episode.reward} recorded, {episode.new_reward} now"))

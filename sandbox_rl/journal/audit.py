@@ -1,7 +1,7 @@
 """Whether the episodes of a journal are whole: one pass over its files, which are only read.
 
-Of each episode the chain of its events is followed, and every token column is held against its checksum. The
-texts are not looked into.
+Of each episode the chain of its events is followed, and every line and every token column is held against its
+checksum.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from sandbox_rl.journal.checksums import has_checksum, is_as_written
 from sandbox_rl.journal.reader import whole_lines, writers
 
-__all__ = ["EndedEpisode", "Note", "audited"]
+__all__ = ["DamagedLine", "EndedEpisode", "Note", "audited", "first_damage", "without_checksums"]
 
 _TURN = (b'{"event":"turn"', b'{"event": "turn"')
 _HEAD_BYTES, _TAIL_BYTES = 1_000, 300
@@ -27,8 +29,8 @@ _HEAD = re.compile(
     rb'\s*"finish_reason":\s*"\w*",\s*"weight_version":\s*(-?\d+),'
 )
 _TAIL = re.compile(
-    rb'"columns":\s*\{"at":\s*(\d+),\s*"lengths":\s*\[([\d, ]*)\],\s*"crc":\s*(\d+),'
-    rb'\s*"logprobs":\s*(\d+|null)\}\}\n$'
+    rb'"columns":\s*\{"at":\s*(\d+),\s*"lengths":\s*\[(\d[\d, ]*)\],\s*"crc":\s*(\d+),'
+    rb'\s*"logprobs":\s*(\d+|null)\}(?:,"crc":"\w+")?\}\n$'
 )
 _NEVER = 1 << 62
 
@@ -65,6 +67,21 @@ class Note:
     episodes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class DamagedLine:
+    """A line that is not the one that was written; nothing of it is believed.
+
+    Args:
+        at: its first byte in the file.
+    """
+
+    file: Path
+    at: int
+
+    def __str__(self) -> str:
+        return f"{self.file.name}: the line at byte {self.at} is not the one that was written"
+
+
 @dataclass(slots=True)
 class _Live:
     """An episode so far."""
@@ -78,10 +95,35 @@ class _Live:
     oldest: int = _NEVER
 
 
-def audited(directory: Path) -> Iterator[EndedEpisode | Note]:
+def audited(directory: Path) -> Iterator[EndedEpisode | Note | DamagedLine]:
     """Everything that the processes of all starts have written, in the order of the starts."""
     for writer in writers(directory):
         yield from _Writer(directory / f"{writer}.jsonl").read()
+
+
+def first_damage(directory: Path) -> str | None:
+    """What of a journal is not as it was written, by name; None where all of it is.
+
+    Raises:
+        OSError: a file of it cannot be read.
+    """
+    for found in audited(directory):
+        if isinstance(found, DamagedLine):
+            return str(found)
+        if isinstance(found, EndedEpisode) and found.damage:
+            return f"episode {found.id!r}: {found.damage}"
+    return None
+
+
+def without_checksums(directory: Path) -> list[str]:
+    """Names of the files whose lines have no checksums: an earlier version has written them."""
+    return [f"{writer}.jsonl" for writer in writers(directory) if not _summed(directory / f"{writer}.jsonl")]
+
+
+def _summed(path: Path) -> bool:
+    """By two lines, of which one may be damaged; also where there is none yet."""
+    first = [has_checksum(line) for _, line in islice(whole_lines(path), 2)]
+    return any(first) or not first
 
 
 class _Writer:
@@ -92,10 +134,13 @@ class _Writer:
         self._start = int(path.stem.split("-")[0])
         self._live: dict[str, _Live] = {}
 
-    def read(self) -> Iterator[EndedEpisode | Note]:
+    def read(self) -> Iterator[EndedEpisode | Note | DamagedLine]:
+        summed = _summed(self._path)
         with self._path.with_suffix(".tokens").open("rb") as tokens:
             for at, line in whole_lines(self._path):
-                if line.startswith(_TURN):
+                if summed and not is_as_written(line):
+                    yield DamagedLine(self._path, at)  # the rest of its episode shows the gap
+                elif line.startswith(_TURN):
                     self._turn(at, line, tokens.fileno())
                 elif (found := self._event(at, line, tokens.fileno())) is not None:
                     yield found

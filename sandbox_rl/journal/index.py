@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import DataError
+from sandbox_rl.journal.checksums import is_as_written
 from sandbox_rl.journal.reader import read_chain, whole_lines, writers
 
 __all__ = ["Index", "read_journal", "record_of"]
@@ -132,7 +133,7 @@ class Index:
         """One episode as `records.rollout_record` gives it; if it is under way, as far as it has come.
 
         Raises:
-            DataError: no such episode, or its tokens are not what was written.
+            DataError: no such episode, or it is not what was written.
         """
         sql = "SELECT writer, last, phase FROM episodes WHERE id = ?"
         found = self._db.execute(sql, (episode_id,)).fetchone()
@@ -171,6 +172,8 @@ class Index:
                     id = json.loads(named.group(1))
                     live[id] = place, live.get(id, (0, 0))[1] + 1
                 continue
+            if is_as_written(line) is False:
+                continue  # nothing of it is believed
             try:
                 event = json.loads(line)
                 live.pop(event.get("episode_id"), None)
@@ -261,7 +264,7 @@ def record_of(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return record | {"turns": turns}
 
 
-_PLACE = ("event", "prev", "columns", "index", "time")
+_PLACE = ("event", "prev", "columns", "index", "time", "crc")
 
 
 class _transaction:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sandbox_rl.journal.checksums import is_as_written
 from sandbox_rl.journal.columns import Columns, unpack
 
 __all__ = ["places_of", "read_chain", "read_events", "whole_lines", "writers"]
@@ -43,7 +44,7 @@ def read_chain(directory: Path, writer: str, at: int) -> list[dict[str, Any]]:
 
     Raises:
         ColumnError: the numbers are not what was written.
-        ValueError: there is no event at that place.
+        ValueError: there is no event at one of its places, or a line is not the one that was written.
     """
     return read_events(directory, writer, places_of(directory, writer, at))
 
@@ -77,7 +78,10 @@ def read_events(directory: Path, writer: str, places: Sequence[int]) -> list[dic
     with path.open("rb") as lines, path.with_suffix(".tokens").open("rb") as tokens:
         for place in places:
             lines.seek(place)
-            event = json.loads(lines.readline())
+            line = lines.readline()
+            if is_as_written(line) is False:
+                raise ValueError(f"{path}: the line at byte {place} is not the one that was written")
+            event = json.loads(line)
             if not isinstance(event, dict) or "event" not in event:
                 raise ValueError(f"{path}: no event at byte {place}")
             events.append(event | _numbers(event, tokens))

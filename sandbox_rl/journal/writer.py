@@ -4,7 +4,8 @@ A process writes two files of its own, so that none waits for another and a kill
 written:
 
 - `<start>-<process>.jsonl`: a readable line per event: `started`, each `turn`, `ended` with the reward …
-  `prev` is the offset of the line before of the same episode, so that it can be read from its end.
+  `prev` is the offset of the line before of the same episode, so that it can be read from its end; `crc` is
+  the line's checksum.
 - `<start>-<process>.tokens`: the numbers of the lines' `columns`. They are written before their line, so that
   a line that is whole has all its numbers.
 
@@ -25,6 +26,7 @@ from typing import Any
 
 import orjson
 
+from sandbox_rl.journal.checksums import with_checksum
 from sandbox_rl.journal.columns import pack
 from sandbox_rl.journal.records import chat_text, turn_text
 from sandbox_rl.types import Rollout, Task, Turn
@@ -184,9 +186,9 @@ def _end_of(rollout: Rollout) -> dict[str, Any]:
 def _line(event: Mapping[str, Any]) -> bytes:
     """An event as one line; the event loop waits for it, so the quick way comes first."""
     try:
-        return orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)
+        return with_checksum(orjson.dumps(event))
     except TypeError:  # half a surrogate pair or an integer of more than 64 bits, in a call's arguments
-        return json.dumps(event, ensure_ascii=True, allow_nan=False, default=str).encode() + b"\n"
+        return with_checksum(json.dumps(event, ensure_ascii=True, allow_nan=False, default=str).encode())
 
 
 def _new_file(path: Path) -> int:

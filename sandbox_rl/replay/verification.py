@@ -27,6 +27,7 @@ from sandbox_rl.builders import scoring_place
 from sandbox_rl.cassette import Cassette
 from sandbox_rl.config.source import parse_yaml
 from sandbox_rl.errors import DataError
+from sandbox_rl.journal.audit import first_damage
 from sandbox_rl.replay.bundle import FORMAT, MANIFEST, MEMBERS, SCORING, TASKS, task_of_line
 from sandbox_rl.replay.rescoring import Rescored, score_all
 from sandbox_rl.rewards.base import BUILT_IN
@@ -71,16 +72,18 @@ class Verified:
     Args:
         files: whose size and digest are those of the manifest.
         wrong: what is not, one line each.
+        damaged: what was not as the run had written it when it was packed; nothing is scored then.
         ledger: what `sandbox-rl check` says of the records; None where no update had finished.
         scored: episodes that were scored again, with both rewards.
         left: episodes that are scored by what a bundle must not name.
     """
 
     files: int
-    wrong: tuple[str, ...]
-    ledger: CheckedRun | None
-    scored: tuple[Rescored, ...]
-    left: int
+    wrong: tuple[str, ...] = ()
+    damaged: str | None = None
+    ledger: CheckedRun | None = None
+    scored: tuple[Rescored, ...] = ()
+    left: int = 0
 
     @property
     def other(self) -> list[Rescored]:
@@ -106,7 +109,9 @@ def verify(path: Path) -> Verified:
         try:
             files, wrong = _unpacked(path, root)
             if wrong:
-                return Verified(files, tuple(wrong), None, (), 0)
+                return Verified(files, tuple(wrong))
+            if (damaged := _damaged(root)) is not None:
+                return Verified(files, damaged=damaged)
             scored, left = _scored(root)
             ledger = _checked(root)
         except _NO_BUNDLE as error:
@@ -115,7 +120,7 @@ def verify(path: Path) -> Verified:
                 f"{path}: it is damaged, or no bundle ({type(error).__name__}: {why}), expected what "
                 "`sandbox-rl bundle` made"
             ) from error
-        return Verified(files, (), ledger, tuple(scored), left)
+        return Verified(files, ledger=ledger, scored=tuple(scored), left=left)
 
 
 def _unpacked(path: Path, root: Path) -> tuple[int, list[str]]:
@@ -206,6 +211,15 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, told:
     if size != most or digest.hexdigest() != told["sha256"]:
         return f"{size} bytes with SHA-256 {digest.hexdigest()}, expected {most} with {told['sha256']}"
     return ""
+
+
+def _damaged(root: Path) -> str | None:
+    """What of the journal is not what the run has written."""
+    try:
+        found = first_damage(root / "journal")
+    except OSError as error:
+        raise ValueError(f"{error.filename}: {error.strerror}") from error
+    return None if found is None else f"journal: {found}"
 
 
 def _scored(root: Path) -> tuple[list[Rescored], int]:

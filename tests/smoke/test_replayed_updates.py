@@ -39,6 +39,7 @@ from sandbox_rl.training.checkpoints import mark_complete
 from sandbox_rl.training.groups import group_requests
 from sandbox_rl.training.samples import finished_group
 from sandbox_rl.types import Task
+from tests.journals import edit_lines
 from tests.recorded_runs import recipe_of, record, submit, training_scripts
 from tests.smoke.async_support import PlayedRollouts, played_rollouts
 from tests.smoke.support import TOKENIZER
@@ -137,7 +138,7 @@ def test_a_journal_that_is_not_that_of_the_run_is_told(asynchronous, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(asynchronous, copy)
     (lines,) = (copy / "journal").glob("*.jsonl")
-    lines.write_text(lines.read_text().replace('"reward":0.25', '"reward":0.35'))
+    edit_lines(lines, b'"reward":0.25', b'"reward":0.35')
     with pytest.raises(DataError, match="update 1: the journal gives other tokens, log-probs or advantages"):
         replay_training(copy, 3, display=Silent())
 

@@ -223,6 +223,22 @@ def test_tokens_that_were_changed_are_found_out(tmp_path):
         list(read_journal(tmp_path))
 
 
+@pytest.mark.parametrize("text", [b"half", b'"index":1', b"put"], ids=["the end", "a number", "a turn"])
+def test_a_line_that_was_changed_is_not_believed(tmp_path, text):
+    with Journal(tmp_path) as journal:
+        write(journal, rollout())
+    (lines,) = tmp_path.glob("*.jsonl")
+    content = lines.read_bytes()
+    assert text in content
+    lines.write_bytes(content.replace(text, text[:-1] + b"2"))
+    with Index(tmp_path, memory=True) as index:
+        index.refresh()
+        (row,) = index.select("SELECT state FROM episodes")
+        if row["state"] == "ended":
+            with pytest.raises(DataError, match="not the one that was written"):
+                index.record("e-1")
+
+
 def test_a_directory_without_a_journal_is_one_line(tmp_path):
     with pytest.raises(DataError, match="there is no journal"):
         list(read_journal(tmp_path / "nowhere"))

@@ -265,6 +265,8 @@ class Accounts:
         damaged = self._facts.damaged()
         if damaged is not None:
             raise Violation(f"episode {damaged.id!r} is damaged in the journal: {damaged.damage}")
+        if (line := self._facts.damaged_line) is not None:
+            raise Violation(f"damaged in the journal: {line}")
         return pending
 
     def _holes(self) -> None:

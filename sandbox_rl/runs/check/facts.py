@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox_rl.journal.audit import Note, audited
+from sandbox_rl.journal.audit import DamagedLine, Note, audited
 
 __all__ = ["Fact", "Facts"]
 
@@ -48,6 +48,8 @@ class Facts:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self.damaged_line: DamagedLine | None = None
+        """The first line that is not as it was written, also of what no longer counts."""
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute(_SCHEMA)
@@ -64,6 +66,9 @@ class Facts:
 
     def _read(self) -> None:
         for found in audited(self._directory):
+            if isinstance(found, DamagedLine):
+                self.damaged_line = self.damaged_line or found
+                continue
             if isinstance(found, Note):
                 sql = {
                     "replaced": "UPDATE episodes SET replaced = 1 WHERE id = ? AND start < ?",

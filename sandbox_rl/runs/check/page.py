@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox_rl.errors import DataError, ModelError
+from sandbox_rl.journal.audit import without_checksums
 from sandbox_rl.ledger import Ledger, SampleEnd, read_ledger
 from sandbox_rl.runs.check.accounts import Accounts, Violation
 from sandbox_rl.runs.check.facts import Facts
@@ -76,12 +77,14 @@ def check_run(path: Path) -> CheckedRun:
             _reaches(run, accounts, max(progress, default=0))
         except Violation as found:
             violation = str(found)
+            if facts.damaged_line is not None and "damaged" not in violation:
+                violation += f"; damaged in the journal: {facts.damaged_line}"
     return CheckedRun(
         accounts.updates,
         len(accounts.groups),
         dict(accounts.ends),
         pending,
-        _not_compared(schedule),
+        _not_compared(schedule, run),
         violation,
     )
 
@@ -154,10 +157,12 @@ def _reaches(run: RunDirectory, accounts: Accounts, saved: int) -> None:
             raise Violation(f"the ledger ends with update {accounts.updates}, but {what} with {step} updates")
 
 
-def _not_compared(schedule: Schedule) -> tuple[str, ...]:
+def _not_compared(schedule: Schedule, run: RunDirectory) -> tuple[str, ...]:
     found = []
     if schedule.drawn or (schedule.refill_rounds and not schedule.asynchronous):
         found.append("which tasks the curriculum drew (it goes by what was measured before)")
     if schedule.rule is None:
         found.append("advantages (by these grpo settings they depend on more than their group)")
+    if older := without_checksums(run.journal):
+        found.append(f"the texts of {len(older)} journal files (an earlier version wrote them)")
     return tuple(found)

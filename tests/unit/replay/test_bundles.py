@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -18,6 +19,7 @@ from sandbox_rl.cli import whole_app
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.replay.bundle import bundle
 from sandbox_rl.replay.verification import verify
+from tests.journals import edit_lines
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +106,24 @@ def test_a_reward_that_the_answer_did_not_earn_is_found(scored_run, tmp_path, sc
     copy = tmp_path / "r"
     shutil.copytree(scored_run, copy)
     (lines,) = (copy / "journal").glob("*.jsonl")
-    lines.write_text(lines.read_text().replace('"reward":1.0', '"reward":0.9', 1))
+    edit_lines(lines, b'"reward":1.0', b'"reward":0.9', 1)
     done = CliRunner().invoke(whole_app(), ["verify", str(bundle(copy))])
     assert done.exit_code == 1
     assert "train-000000-0000: reward 0.9 recorded, 1.0 now" in done.output
     assert "9 the same, 1 other" in done.output
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".tokens"])
+def test_records_that_were_damaged_before_they_were_packed_are_found(scored_run, tmp_path, scratch, suffix):
+    copy = tmp_path / "r"
+    shutil.copytree(scored_run, copy)
+    (path,) = (copy / "journal").glob(f"*{suffix}")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    done = CliRunner().invoke(whole_app(), ["verify", str(bundle(copy))])
+    assert done.exit_code == 1
+    assert re.search(r"packed from damaged records: journal: .* (is|are) not the one|those", done.output)
 
 
 def archive_of(*members, **how):

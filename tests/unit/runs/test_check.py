@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.errors import UserError
 from sandbox_rl.journal import Journal
+from sandbox_rl.journal.checksums import with_checksum
 from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.runs.check import check_run
 from tests.played_runs import SIZE, TASKS, async_run, played, sync_run
@@ -301,11 +303,12 @@ class Written:
         return self.lines.read_bytes().splitlines(keepends=True)
 
     def change(self, of: str, **fields) -> None:
-        """Other values in the last event of a kind."""
+        """Other values in the last event of a kind, as if it had been written so."""
         lines = self.events()
         place = max(i for i, line in enumerate(lines) if json.loads(line)["event"] == of)
         event = json.loads(lines[place]) | fields
-        lines[place] = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        del event["crc"]
+        lines[place] = with_checksum(json.dumps(event, separators=(",", ":")).encode())
         self.lines.write_bytes(b"".join(lines))
 
     def used(self, run: Path) -> str:
@@ -327,6 +330,53 @@ def test_a_token_that_changed_is_named(runs, tmp_path):
         )
     written.tokens.write_bytes(content[:-1])
     assert_named(run, r"'train-000015-0003' is damaged in the journal: the tokens of turn \d")
+
+
+DAMAGED_LINE = (
+    r"is damaged in the journal: |jsonl: the line at byte \d+ is not the one that was written|is not in"
+)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_byte_that_changed_is_named_wherever_it_is(runs, tmp_path, seed):
+    """In whatever text, also of an evaluation, of which the ledger knows nothing."""
+    run = shutil.copytree(runs["sync"], tmp_path / "run")
+    with Journal(run / "journal", start=0, process=1) as journal:
+        journal.ended(played(EpisodeRequest("eval-0", TASKS[0], 7), 0), phase="eval", step=1)
+        journal.cancelled("eval-0")
+    assert check_run(run).violation is None
+    draw = random.Random(seed)
+    for path in (run / "journal").glob("*.jsonl"):
+        content = path.read_bytes()
+        for at in draw.sample(range(len(content) - 1), 12):
+            changed = bytearray(content)
+            changed[at] ^= 1 << draw.randrange(7)
+            path.write_bytes(changed)
+            assert_named(run, "damaged in the journal")
+        path.write_bytes(content)
+
+
+def test_texts_without_checksums_are_said_not_to_be_compared(runs, tmp_path):
+    run = shutil.copytree(runs["sync"], tmp_path / "run")
+    forget_checksums(run)
+    found = check_run(run)
+    assert found.violation is None
+    assert "not compared: the texts of 1 journal files" in str(found)
+
+
+def forget_checksums(run: Path) -> None:
+    """As an earlier version wrote the lines, each of which names the place of the one before it."""
+    for path in (run / "journal").glob("*.jsonl"):
+        last: dict[str, int] = {}
+        written = b""
+        for line in path.read_bytes().splitlines():
+            event = json.loads(line)
+            del event["crc"]
+            if "prev" in event:
+                event["prev"] = last[event["episode_id"]]
+            last[event["episode_id"]] = len(written)
+            written += json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        path.write_bytes(written)
 
 
 def test_a_turn_or_an_episode_that_is_gone_is_named(runs, tmp_path):
