@@ -16,6 +16,7 @@ from sandbox_rl.tasks.config import DataSettings
 from sandbox_rl.training.config import (
     CurriculumSettings,
     EvaluationSettings,
+    MetricsSettings,
     UpdateSettings,
     WarmupSettings,
 )
@@ -49,6 +50,8 @@ class Recipe(RunSettings):
     """The processes that train."""
     report_to: tuple[str, ...] = ("tensorboard",)
     """Trackers by the names that transformers knows: tensorboard, wandb, trackio …"""
+    metrics: MetricsSettings = MetricsSettings()
+    """Other places where metrics can be read."""
 
     @model_validator(mode="after")
     def _async_fits(self) -> Recipe:

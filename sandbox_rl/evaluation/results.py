@@ -16,6 +16,7 @@ from sandbox_rl.evaluation.ledger import EpisodeRow
 from sandbox_rl.evaluation.plan import EvaluationPlan
 from sandbox_rl.evaluation.statistics import Difference, Mean, mean_over_tasks, paired_difference, pass_at
 from sandbox_rl.evaluation.tool_mix import Use
+from sandbox_rl.field_metrics import of_evaluation
 from sandbox_rl.metrics import SOLVED
 from sandbox_rl.types import StopReason
 
@@ -137,6 +138,9 @@ class Results:
         out |= {"accuracy": mean.value, "low": mean.low, "high": mean.high, "macro": found.macro}
         out |= {f"accuracy/{part}": value.accuracy.value for part, value in found.parts.items()}
         out |= {f"pass_at_{k}": value for k, value in found.pass_at.items()}
+        counts = {samples for _, samples in self.parts.values()}
+        whole = len(counts) == 1 and not found.unjudged
+        out |= of_evaluation(mean.value, counts.pop() if whole else None, found.pass_at)
         ends = (stop for stop in StopReason if stop is not StopReason.INFRA_FAULT)
         out |= {f"stop/{stop.value}": found.stops.get(stop.value, 0.0) for stop in ends}
         return out | dict(found.means)

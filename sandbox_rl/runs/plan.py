@@ -15,6 +15,7 @@ from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.models import check_quantization
+from sandbox_rl.training.prometheus import check_prometheus
 
 __all__ = ["RunPlan"]
 
@@ -56,6 +57,7 @@ class RunPlan:
         if recipe.curriculum.active:  # refuses weights of domains that are not there, or left out
             Curriculum({task.id: task.domain for task in tasks}, recipe.curriculum, seed=recipe.seed)
         check_quantization(recipe.model)
+        check_prometheus(recipe.metrics)
         held_out = Subject.held_out(recipe, base_dir, held_out_tasks)
         suite = Subject.scheduled(recipe)
         args = training_arguments(recipe, Path(recipe.output_dir))

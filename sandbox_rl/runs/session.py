@@ -25,8 +25,10 @@ from sandbox_rl.runs.policy import RunPolicy, run_policy
 from sandbox_rl.runs.records import Records, open_records
 from sandbox_rl.runs.starting_point import starting_point
 from sandbox_rl.training.agreement import together
+from sandbox_rl.training.config import MetricsSettings
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.loop import LoopThread
+from sandbox_rl.training.prometheus import PrometheusEndpoint, prometheus_endpoint
 from sandbox_rl.training.stopping import FinishOnSignal, Owner
 
 __all__ = ["Session", "training_session"]
@@ -42,6 +44,7 @@ class Session:
         loop, engine: where episodes run.
         finish: a callback that the trainer must get.
         faults: is told of every episode of this process.
+        endpoint: a callback that the trainer must get, where the recipe asks for it.
     """
 
     plan: RunPlan
@@ -54,6 +57,7 @@ class Session:
     records: Records
     finish: FinishOnSignal
     faults: FaultWatch
+    endpoint: PrometheusEndpoint | None = None
 
 
 @contextmanager
@@ -104,9 +108,12 @@ def training_session(
         records = stack.enter_context(open_records(plan, state))
         if policy.served is not None:
             policy.served.keep_log(records.run.path / "vllm.log")
+        with together():
+            asked = recipe.metrics if state.is_main_process else MetricsSettings()
+            endpoint = stack.enter_context(prometheus_endpoint(asked, records.run.path.name))
         finish.install(loop.give_up, run=records.run.path, owner=owner)
         if state.is_main_process:
             records.run.write_json("machine.json", machine_facts(backend.info))
             # The journal holds ids; whoever looks at a run before its first checkpoint needs the words.
             model.tokenizer.save_pretrained(records.run.path / "tokenizer")
-        yield Session(plan, state, display, model, policy, loop, engine, records, finish, faults)
+        yield Session(plan, state, display, model, policy, loop, engine, records, finish, faults, endpoint)

@@ -51,7 +51,8 @@ def publication_probe(session: Session, audit: RunAudit) -> PublicationProbe | N
 
 def watchers(session: Session) -> list[Any]:
     """Callbacks that write metrics and tell a person of them."""
-    return [LogMetrics(session.records.run.metrics), StepLines(session.display)]
+    own = [] if session.endpoint is None else [session.endpoint]
+    return [LogMetrics(session.records.run.metrics), StepLines(session.display), *own]
 
 
 def purge_replayed(trainer: Any, step: int) -> None:

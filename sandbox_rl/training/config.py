@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.settings import Settings
@@ -13,6 +13,7 @@ __all__ = [
     "CurriculumSettings",
     "EvaluationSettings",
     "LoraSettings",
+    "MetricsSettings",
     "ModelSettings",
     "SuiteSchedule",
     "UpdateSettings",
@@ -134,3 +135,20 @@ class CurriculumSettings(Settings):
     def active(self) -> bool:
         """Whether anything differs from the trainer's own order."""
         return bool(self.refill_rounds or self.domain_weights) or self.sampling != "uniform"
+
+
+class MetricsSettings(Settings):
+    """Where metrics can be read beside `metrics.jsonl` and the trackers of `report_to`."""
+
+    prometheus: int | str | None = None
+    """A Prometheus endpoint while the run lasts: a port of this machine only, or `HOST:PORT`."""
+
+    @field_validator("prometheus")
+    @classmethod
+    def _is_an_address(cls, value: int | str | None) -> int | str | None:
+        if value is None:
+            return None
+        host, colon, port = str(value).rpartition(":")
+        if not port.isdecimal() or not 0 < int(port) < 65536 or (colon and not host):
+            raise ValueError(f"{value!r}, expected a port, such as 9400, or HOST:PORT")
+        return value

@@ -38,7 +38,14 @@ __all__ = [
 ]
 
 CHANGES_NOTHING = (
-    *("report_to", "evaluation", "rollout.concurrency", "grpo.save_steps", "grpo.save_total_limit"),
+    *(
+        "report_to",
+        "metrics",
+        "evaluation",
+        "rollout.concurrency",
+        "grpo.save_steps",
+        "grpo.save_total_limit",
+    ),
     "grpo.logging_steps",
 )
 """Blocks and fields that neither what is sampled nor what is updated depends on."""

@@ -12,6 +12,7 @@ from torch import nn
 from trl import GRPOTrainer
 
 from sandbox_rl.audit.run import RunAudit
+from sandbox_rl.training.field_names import FieldNames, UpdateClock
 from sandbox_rl.training.generation_ledger import GenerationLedger
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.loss_watch import LossWatch
@@ -82,6 +83,8 @@ class SandboxGRPOTrainer(AgreedSaves, SkipsNotFinite, GRPOTrainer):  # type: ign
         self._late = LateCorrection(self) if weights.served else None
         self._policy = PolicyHooks(self, weights, probe)
         self._policy.install(self)
+        clock = UpdateClock(self._policy)
+        self.callback_handler.callbacks[:0] = [clock, FieldNames(clock.take)]
         self._outcomes: torch.Tensor | None = None
         self._in_loss: LossInputs | None = None
         align_rows(base, token_budget=micro_batch_tokens, share_prefixes=share)

@@ -12,6 +12,7 @@ publications instead of updates. There `_sync_weight` is replaced whole.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -43,6 +44,9 @@ class PolicyHooks:
         self._trainer = trainer
         self._weights = weights
         self._probe = probe
+        self._rollout_s = self._publish_s = 0.0
+        self.sampled_at = 0
+        """Updates that were done when the newest rollouts began."""
 
     def install(self, trainer: _Hooked) -> None:
         """Take TRL's places in its synchronous trainer, once it was built."""
@@ -65,7 +69,9 @@ class PolicyHooks:
         """
         step = int(self._trainer.state.global_step)
         if not self._weights.current(step):
+            started = time.monotonic()
             self.publish(step)
+            self._publish_s += time.monotonic() - started
 
     def publish(self, step: int) -> None:
         """Publish the weights as they are now, after `step` updates."""
@@ -73,6 +79,12 @@ class PolicyHooks:
         probe = self._probe
         with nullcontext() if probe is None else probe.around(model, step, asleep=self._weights.asleep):
             self._weights.publish(model, step)
+
+    def take_seconds(self) -> tuple[float, float]:
+        """Of rollouts and of publications, since the last call."""
+        taken = self._rollout_s, self._publish_s
+        self._rollout_s = self._publish_s = 0.0
+        return taken
 
     def update_begins(self) -> None:
         """An evaluation may have woken servers whose memory the update needs."""
@@ -83,7 +95,9 @@ class PolicyHooks:
 
         def roll_out(prompts: Sequence[str], trainer: Any) -> dict[str, list[Any]]:
             self.bring_up_to_date()
+            started, self.sampled_at = time.monotonic(), int(self._trainer.state.global_step)
             rows = rollouts(prompts, trainer)
+            self._rollout_s += time.monotonic() - started
             self._weights.sleep()
             return rows
 

@@ -14,8 +14,10 @@ from trl.experimental.async_grpo import async_grpo_trainer
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
 from sandbox_rl.errors import EngineFault
+from sandbox_rl.field_metrics import UPDATE
 from sandbox_rl.ledger import Ledger, SampleEnd, read_ledger
 from sandbox_rl.training.asynchronous.progress import GroupProgress
+from sandbox_rl.training.callbacks import LogMetrics
 from sandbox_rl.training.checkpoints import last_complete
 from tests.smoke.async_support import (
     SIZE,
@@ -70,8 +72,8 @@ def run(directory, worker, *, resume=False, **options):
 
 
 def test_updates_are_made_of_whole_groups_each_trained_once(tmp_path):
-    worker = PlayedRollouts(late={1: 2, 5: 1})
-    trainer, steps = run(tmp_path, worker, max_steps=6, max_staleness=2, token_budget=100)
+    worker, seen = PlayedRollouts(late={1: 2, 5: 1}), LogMetrics(tmp_path / "metrics.jsonl")
+    trainer, steps = run(tmp_path, worker, max_steps=6, max_staleness=2, token_budget=100, callbacks=[seen])
     trained = Counter(key for samples in steps.values() for key in samples)
     assert set(trained.values()) == {1}
     for samples in steps.values():
@@ -98,6 +100,12 @@ def test_updates_are_made_of_whole_groups_each_trained_once(tmp_path):
     assert [sum(parts) for parts in zip(*shares, strict=True)] == pytest.approx([1.0] * 6)
     assert set(metrics["left_out/not_judged_total"]) == {0.0}
     assert all(count >= 1 for count in metrics["batch/groups_per_step"])
+    updates = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for update in (update for update in updates if "loss" in update):
+        assert {metric.name for metric in UPDATE} <= update.keys()
+        assert 0 < update["time/update"] < update["time/step"]
+        assert update["mismatch_kl"] == update["kl"]
+        assert update["perf/throughput"] > 0
 
 
 def test_a_kill_in_an_update_loses_no_group_and_trains_none_twice(tmp_path):

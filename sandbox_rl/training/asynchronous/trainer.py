@@ -25,6 +25,7 @@ from sandbox_rl.training.asynchronous.ratios import select_terms
 from sandbox_rl.training.asynchronous.rows import AGE
 from sandbox_rl.training.asynchronous.source import RolloutSource
 from sandbox_rl.training.asynchronous.updates import Source, UpdateStream
+from sandbox_rl.training.field_names import FieldNames, of_async_update
 from sandbox_rl.training.log_probs import float32_log_probs
 from sandbox_rl.training.not_finite import SkipsNotFinite
 from sandbox_rl.training.precision import settle_precision
@@ -97,6 +98,7 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
             super().__init__(
                 args=args, callbacks=[self._border, *callbacks], weight_transfer=NoTransfer(), **kwargs
             )
+        self.callback_handler.callbacks.insert(0, FieldNames(of_async_update))
         if audit is not None:
             self.add_callback(audit.updates)
         settle_precision(self)
