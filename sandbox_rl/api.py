@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sandbox_rl.config.load import anchored, load_recipe
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.config.shipped import find_recipe
 from sandbox_rl.display import Display, Silent
 from sandbox_rl.registry import look_beside
 from sandbox_rl.sandboxes.base import Sandbox
@@ -32,7 +33,7 @@ def train(
     """Train, as `sandbox-rl train` does.
 
     Args:
-        recipe: a value, or the path of a recipe file.
+        recipe: a value, the path of a recipe file, or the name of one that comes along: `quickstart`.
         overrides: `KEY=VALUE`, for a file.
         base_dir: what relative paths of a value are relative to, and where the modules lie that it names; the
             working directory by default. A file has its own folder.
@@ -52,7 +53,7 @@ def train(
 
     base_dir = Path.cwd() if base_dir is None else base_dir
     if not isinstance(recipe, Recipe):
-        path = Path(recipe)
+        path = find_recipe(recipe)
         recipe, base_dir = load_recipe(path, overrides), path.resolve().parent
     look_beside(base_dir)
     with signals_as_before():

@@ -52,30 +52,10 @@ def open_recipe(path: Path, overrides: list[str] | None) -> tuple[Recipe, Path]:
         ConfigError: what is wrong with it.
     """
     from sandbox_rl.config.load import load_recipe
+    from sandbox_rl.config.shipped import find_recipe
 
-    path = _recipe_file(path)
+    path = find_recipe(path)
     return load_recipe(path, overrides or ()), path.resolve().parent
-
-
-def _recipe_file(path: Path) -> Path:
-    """A file, or a recipe of the package by its name.
-
-    Raises:
-        ConfigError: there is no such name.
-    """
-    from sandbox_rl.errors import ConfigError
-
-    if path.suffix or path.exists():
-        return path
-    package = Path(__file__).parent
-    folder = next(f for f in (package / "recipes", package.parent / "recipes", package) if f.is_dir())
-    if (found := folder / f"{path}.yaml").is_file():
-        return found
-    names = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
-    known = ", ".join(name for name in names if not name.startswith("prompts"))
-    raise ConfigError(
-        f"recipe {str(path)!r}: no such file, expected one, or a name that comes along: {known}"
-    )
 
 
 def first_process() -> bool:

@@ -13,6 +13,7 @@ from sandbox_rl.chat.config import ChatSettings
 from sandbox_rl.config.load import load_recipe, load_settings
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.config.run import ToolNames
+from sandbox_rl.config.shipped import find_recipe
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.sandboxes.config import EmbeddedSettings, SandboxSettings
@@ -78,7 +79,7 @@ def load_assistant(
 def _load(recipe: Path | None, overrides: Sequence[str]) -> AssistantSettings:
     if recipe is None:
         return load_settings(AssistantSettings, _own_file(), overrides)
-    return _of_recipe(load_recipe(recipe, overrides))
+    return _of_recipe(load_recipe(find_recipe(recipe), overrides))
 
 
 def _of_recipe(recipe: Recipe) -> AssistantSettings:

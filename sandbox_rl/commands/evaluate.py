@@ -26,7 +26,10 @@ class Mode(StrEnum):
 @app.command("eval")
 def evaluate(
     target: Annotated[
-        str, typer.Argument(metavar="RECIPE|SUITE", help="YAML file, or a shipped suite: offline, paper.")
+        str,
+        typer.Argument(
+            metavar="RECIPE|SUITE", help="YAML file, or a name that comes along: quickstart, offline."
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Replace values: limit=5.")

@@ -35,7 +35,7 @@ class EvaluateOptions:
     """What is asked for on the command line.
 
     Args:
-        target: path of a recipe or a suite, or the name of a shipped suite.
+        target: path of a recipe or a suite, or the name of one that comes along.
         model: directory, Hub id, or name at the endpoint; None takes the recipe's own.
         mode: "sandbox", "plain" or "both".
         samples: replaces those of the recipe or of every part.

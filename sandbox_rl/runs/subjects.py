@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.config.shipped import find_target
 from sandbox_rl.config.suite import Suite, find_suite, is_suite, load_suite
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.evaluation.plan import EvaluationPlan, Part, parts_by_domain
@@ -36,7 +37,7 @@ class Subject:
 
     @classmethod
     def open(cls, target: str, overrides: Sequence[str] = (), *, samples: int | None = None) -> Subject:
-        """That of a file, or of a shipped suite by its name.
+        """That of a file, or of a suite or a recipe that comes along by its name.
 
         Args:
             samples: replaces those of the file.
@@ -46,7 +47,7 @@ class Subject:
         """
         if samples is not None and samples < 1:
             raise ConfigError(f"--samples: {samples}, expected at least 1")
-        path = find_suite(target)
+        path = find_target(target)
         base_dir = path.resolve().parent
         if is_suite(path):
             return cls.of_suite(load_suite(path, overrides), base_dir, samples=samples)

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from sandbox_rl.assistant.settings import load_assistant
 from sandbox_rl.command_line import open_recipe
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.runs.subjects import Subject
 
 ROOT = Path(__file__).parents[3]
+QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 
 
 @pytest.mark.parametrize("name", ["quickstart", "llm-in-sandbox/qwen3-4b"])
@@ -21,6 +24,13 @@ def test_a_recipe_of_the_package_is_found_by_its_name(name, tmp_path, monkeypatc
     recipe, base = open_recipe(Path(name), ["seed=7"])
     assert recipe.seed == 7
     assert base == (ROOT / "recipes" / name).parent
+
+
+def test_every_command_takes_the_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Subject.open("quickstart", ["data.sources.0.size=50"]).settings.name == "quickstart"
+    assert Subject.open("offline", ["limit=1"]).settings.name == "offline"
+    assert load_assistant(Path("quickstart"), []).prompts == load_assistant(QUICKSTART, []).prompts
 
 
 def test_a_file_of_that_name_goes_before(tmp_path, monkeypatch):
