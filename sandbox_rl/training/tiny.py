@@ -48,7 +48,7 @@ def tiny_tokenizer(corpus: Iterable[str] = (), *, vocabulary: int = 768) -> PreT
     )
     # Qwen's tool tags are added tokens but not special ones; so are these.
     fast.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in _TAGS])
-    fast.chat_template = (files("sandbox_rl.training") / "tiny.jinja").read_text()
+    fast.chat_template = (files("sandbox_rl.training") / "short_tools.jinja").read_text()
     return fast
 
 
