@@ -51,7 +51,7 @@ RESTART_S = 0.2  # less than a server takes to start again, more than a turn wai
 PYTHON = """#!/bin/sh
 case "$1" in -I) exec {python} "$@" ;; esac
 while [ $# -gt 0 ]; do [ "$1" = --uds ] && socket=$2; shift; done
-exec {python} -m sandbox_rl.policies.vllm.fake "$socket" {delay} {slots}
+exec {python} -m sandbox_rl.policies.vllm.fake_server "$socket" {delay} {slots}
 """
 
 

@@ -68,7 +68,7 @@ async def measure(policy: VLLMPolicy, delay_s: float, prompt_tokens: int, turns:
 def fake_server(directory: Path, delay_s: float) -> Iterator[Path]:
     socket = directory / f"{delay_s}"
     server = subprocess.Popen(
-        [sys.executable, "-m", "sandbox_rl.policies.vllm.fake", str(socket), str(delay_s)]
+        [sys.executable, "-m", "sandbox_rl.policies.vllm.fake_server", str(socket), str(delay_s)]
     )
     try:
         yield socket

@@ -72,6 +72,7 @@ def turn_text(turn: Turn) -> dict[str, Any]:
     return {
         "finish_reason": action.finish_reason,
         "weight_version": action.weight_version,
+        "weight_switches": [list(switch) for switch in action.weight_switches],
         "calls": [
             {"malformed": call.reason}
             if isinstance(call, MalformedCall)
@@ -106,6 +107,8 @@ def trajectory_from_record(record: Mapping[str, Any]) -> Trajectory:
                     None if turn["logprobs"] is None else tuple(turn["logprobs"]),
                     turn["finish_reason"],
                     turn["weight_version"],
+                    # Written since there are switches; a journal from before has none.
+                    tuple((index, version) for index, version in turn.get("weight_switches", ())),
                 ),
                 calls=tuple(
                     MalformedCall(call["malformed"])

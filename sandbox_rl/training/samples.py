@@ -26,7 +26,8 @@ class Sample:
         completion_mask: 1 where the policy sampled the token.
         old_log_probs: of the policy that sampled the token, whichever version that was; 0 elsewhere.
         versions: updates that the weights had received which the token was sampled with; of an observed
-            token those of the turn before, of the prompt those of the first turn.
+            token those of the turn's end before it, of the prompt those of the first token.
+        divided: sampled tokens of turns in the middle of which the weights changed.
     """
 
     group: int
@@ -37,6 +38,7 @@ class Sample:
     versions: NDArray[np.int32]
     advantage: float
     reward: float
+    divided: int = 0
 
     def ages(self, step: int) -> NDArray[np.int32]:
         """Of each sampled token: by how many updates its weights lie behind those of step `step`."""
@@ -127,7 +129,8 @@ def _sample(row: GroupRow, group: int, index: int, advantage: float) -> Sample:
     before = len(trajectory.prompt_ids)
     versions = [trajectory.turns[0].action.weight_version] * before
     for turn in trajectory.turns:
-        versions += [turn.action.weight_version] * (len(turn.action.token_ids) + len(turn.observation_ids))
+        own = turn.action.versions
+        versions += [*own, *(own[-1:] or [turn.action.weight_version]) * len(turn.observation_ids)]
     return Sample(
         group=group,
         index=index,
@@ -137,4 +140,5 @@ def _sample(row: GroupRow, group: int, index: int, advantage: float) -> Sample:
         versions=np.array(versions, dtype=np.int32),
         advantage=advantage,
         reward=float(reward),
+        divided=sum(len(t.action.token_ids) for t in trajectory.turns if t.action.weight_switches),
     )

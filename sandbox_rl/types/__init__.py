@@ -7,7 +7,16 @@ the number of completion tokens of an episode; all per-token tuples of a traject
 from sandbox_rl.types.execution import Answer, AnswerStatus, ExecResult, ExecStatus, Stream
 from sandbox_rl.types.task import Message, Task
 from sandbox_rl.types.trajectory import ChatRecord, Reward, Rollout, StopReason, Trajectory
-from sandbox_rl.types.turns import Action, MalformedCall, Observation, ToolCall, ToolFailure, Turn, TurnTiming
+from sandbox_rl.types.turns import (
+    Action,
+    MalformedCall,
+    Observation,
+    ToolCall,
+    ToolFailure,
+    Turn,
+    TurnTiming,
+    token_versions,
+)
 
 __all__ = [
     "Action",
@@ -29,4 +38,5 @@ __all__ = [
     "Trajectory",
     "Turn",
     "TurnTiming",
+    "token_versions",
 ]

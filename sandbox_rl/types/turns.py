@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Action", "MalformedCall", "Observation", "ToolCall", "ToolFailure", "Turn", "TurnTiming"]
+__all__ = [
+    "Action",
+    "MalformedCall",
+    "Observation",
+    "ToolCall",
+    "ToolFailure",
+    "Turn",
+    "TurnTiming",
+    "token_versions",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +81,10 @@ class Action:
         logprobs: natural-log probability of each id under the policy that sampled it, same length;
             None when the engine gives none (then the turn can be evaluated, not trained on).
         finish_reason: "stop" (an end-of-turn id was sampled) or "length" (the cap was reached).
-        weight_version: number of weight updates that the sampling policy had received.
+        weight_version: number of weight updates that the sampling policy had received, for the first token.
+        weight_switches: (index, version) where the policy got other weights in the middle of the turn: from
+            the token at this index on, the version that follows. Where the engine does not say, a token has
+            the version from before the turn began: never one newer than its own.
         lost_s: seconds that failures of ours took before it could be sampled; they are not the episode's.
     """
 
@@ -79,6 +92,7 @@ class Action:
     logprobs: tuple[float, ...] | None
     finish_reason: str
     weight_version: int = 0
+    weight_switches: tuple[tuple[int, int], ...] = ()
     lost_s: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +101,25 @@ class Action:
                 f"Action has {len(self.token_ids)} token ids but {len(self.logprobs)} log-probs; "
                 "the policy must return one per sampled token"
             )
+        begins = [0, *(index for index, _ in self.weight_switches), len(self.token_ids)]
+        if self.weight_switches and any(b <= a for a, b in itertools.pairwise(begins)):
+            raise ValueError(
+                f"Action of {len(self.token_ids)} tokens with weight switches {self.weight_switches}; "
+                "expected growing indices of its tokens after the first"
+            )
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The weight version of each token, same length as `token_ids`."""
+        return token_versions(len(self.token_ids), self.weight_version, self.weight_switches)
+
+
+def token_versions(tokens: int, first: int, switches: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The weight version of each of a turn's tokens: `first`, and of each (index, version) on from there."""
+    spans = [(0, first), *switches, (tokens, 0)]
+    return tuple(
+        version for (begin, version), (end, _) in itertools.pairwise(spans) for _ in range(begin, end)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,7 @@ def _turn(
         "generation": event["generation_seconds"],
         "execution": event["execution_seconds"],
         "version": event["weight_version"],
+        "switches": event.get("weight_switches", []),
         "finish": event["finish_reason"],
         "logprob": sum(logprobs) / len(logprobs) if logprobs else None,
     }

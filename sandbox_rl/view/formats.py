@@ -191,7 +191,8 @@ def _trajectory(run: OpenRun, record: Record) -> dict[str, Any]:
         metrics = {"prompt_tokens": len(so_far), "completion_tokens": len(event["token_ids"])}
         ids = {"prompt_token_ids": list(so_far), "completion_token_ids": event["token_ids"]}
         logprobs = {} if event["logprobs"] is None else {"logprobs": event["logprobs"]}
-        step["metrics"] = {**metrics, **ids, **logprobs, "extra": {"weight_version": event["weight_version"]}}
+        weights = {name: event[name] for name in ("weight_version", "weight_switches") if name in event}
+        step["metrics"] = {**metrics, **ids, **logprobs, "extra": weights}
         steps.append(step)
         so_far += event["token_ids"] + event["observation_ids"]
     kept = ("task_id", "domain", "phase", "step", "reward", "stop", "answer", "end", "advantage")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sandbox_rl.types import token_versions
 from sandbox_rl.view.episode import event_pages, read_all
 from sandbox_rl.view.opened import OpenRun
 
@@ -69,18 +70,24 @@ def columns_of(events: list[dict[str, Any]]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {name: [] for name in ("ids", "origin", "turn", "logprob", "version")}
 
     def extend(
-        ids: list[int], origin: int, turn: int, logprobs: list[float] | None, version: int | None
+        ids: list[int],
+        origin: int,
+        turn: int,
+        logprobs: list[float] | None,
+        versions: Sequence[int] | None,
     ) -> None:
         found["ids"] += ids
         found["origin"] += [origin] * len(ids)
         found["turn"] += [turn] * len(ids)
         found["logprob"] += [None] * len(ids) if logprobs is None else [round(v, 6) for v in logprobs]
-        found["version"] += [version] * len(ids)
+        found["version"] += [None] * len(ids) if versions is None else versions
 
     turns = [event for event in events if event["event"] == "turn"]
     extend(events[0]["prompt_ids"], PROMPT, -1, None, None)
     for number, event in enumerate(turns):
-        extend(event["token_ids"], SAMPLED, number, event["logprobs"], event["weight_version"])
+        sampled, switches = event["token_ids"], event.get("weight_switches", ())
+        versions = token_versions(len(sampled), event["weight_version"], switches)
+        extend(sampled, SAMPLED, number, event["logprobs"], versions)
         if number + 1 < len(turns):
             extend(event["observation_ids"], OBSERVED, number, None, None)
     return found

@@ -28,6 +28,7 @@ from sandbox_rl.training.publication.weights import PublishedWeights
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 
 WEIGHTS = {"model.embed_tokens.weight": torch.arange(8.0).reshape(4, 2), "model.norm.weight": torch.ones(3)}
+FROZEN = ["/pause mode=keep", "/collective_rpc sandbox_rl_frozen"]
 UPDATE = [
     "/start_weight_update",
     "/update_weights",
@@ -80,7 +81,7 @@ def test_requests_are_frozen_from_before_the_first_byte_until_after_the_last_che
         assert weights.publish(Model(), 3) == 3
         assert weights.publish(Model(), 4) == 4
     for fake in fakes:
-        once = ["/pause mode=keep", *UPDATE, "/resume"]
+        once = [*FROZEN, *UPDATE, "/resume"]
         assert fake.control == ["/init_weight_transfer_engine", *once, *once]
         assert fake.weights["model.norm.weight"] == ([3], WEIGHTS["model.norm.weight"].numpy().tobytes())
     assert known == [3, 4]  # everybody knows before anybody can sample
@@ -229,7 +230,7 @@ def test_a_process_with_a_server_of_its_own_sends_to_no_other():
         weights._own = OwnServer(weights._servers, 1)
         weights.publish(Model(), 1)
     assert not fakes[0].weights
-    assert fakes[0].control == ["/pause mode=keep", "/resume"], "whoever is in charge pauses all"
+    assert fakes[0].control == [*FROZEN, "/resume"], "whoever is in charge pauses all"
     assert fakes[1].weights.keys() == WEIGHTS.keys()
 
 

@@ -6,10 +6,12 @@ each parity test looks three times: equal before, different once the trainer mov
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication import routes
 from sandbox_rl.training.publication.payload import checksums_of, write_safetensors
 from tests.vllm.conftest import save_tiny, served
-from tests.vllm.support import PROMPT, Broken, ask, disturb, fronts, gap
+from tests.vllm.support import PROMPT, Broken, ask, disturb, fronts, gap, logprobs
 
 SAME = 1e-5
 DIFFERENT = 1e-2
@@ -115,16 +117,25 @@ def test_what_a_real_server_computes_with_is_audited(shared):
 
 
 def test_frozen_requests_go_on_after_the_transfer(shared):
-    """An update in the middle of a turn pauses it; the turn carries the version that it began with."""
-    import asyncio
-
+    """Updates in the middle of a turn pause it; each token has the version that it was sampled with."""
+    shared.publish()
     version = shared.weights.version.value
     long = asyncio.run_coroutine_threadsafe(_act(shared, max_tokens=900), shared.loop._loop)
-    disturb(shared.model, seed=99)
-    shared.publish()
+    before = copy.deepcopy(shared.model)
+    for seed in (99, 100):
+        time.sleep(0.3)  # some tokens by each of the weights
+        disturb(shared.model, seed=seed)
+        shared.publish()
     action = long.result(120)
-    assert action.weight_version in (version, version + 1)
-    assert len(action.logprobs) == len(action.token_ids)
+    assert action.weight_version == version
+    (first, second), after = action.weight_switches, action.versions
+    assert (first[1], second[1]) == (version + 1, version + 2)
+    assert len(after) == len(action.token_ids) == len(action.logprobs)
+    # The model from before has sampled those in front of the first switch, and none after it.
+    differs = (logprobs(before, PROMPT, action.token_ids) - torch.tensor(action.logprobs)).abs()
+    assert differs[: first[0]].max() < SAME
+    assert differs[first[0]] > SAME
+    assert differs[first[0] :].mean() > DIFFERENT
     assert gap(shared.model, PROMPT, ask(shared)) < SAME
 
 

@@ -8,9 +8,7 @@ What should go wrong is queued in `faults`, or by route in `control_faults`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import signal
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -41,6 +39,7 @@ class FakeVLLM:
         developer: whether it has the developer routes.
         transfer: engine of its weight transfer.
         card: UUID of its card.
+        frozen_tokens: that a turn in flight has when a publication freezes it.
 
     Attributes:
         requests: bodies of the completions asked for.
@@ -66,6 +65,7 @@ class FakeVLLM:
     developer: bool = True
     transfer: str = "shm"
     card: str | None = None
+    frozen_tokens: int = 0
     logprobs_mode: str = "processed_logprobs"
     control: list[str] = field(default_factory=list)
     control_faults: dict[str, int] = field(default_factory=dict)
@@ -81,7 +81,8 @@ class FakeVLLM:
     asleep: set[str] = field(default_factory=set)
     """What sleeps: `weights`, `kv_cache`."""
     _slots: asyncio.Semaphore = field(init=False, repr=False)
-    _sampling: int = 0
+    _in_flight: set[str] = field(default_factory=set, repr=False)
+    _frozen: dict[str, list[list[int]]] = field(default_factory=dict, repr=False)
     _tokens: int = 0
     weights: dict[str, Any] = field(default_factory=dict)
     """Name → shape and bytes of what it was given."""
@@ -138,7 +139,8 @@ class FakeVLLM:
             assert request.transport is not None
             request.transport.close()
             return web.Response()
-        self._sampling += 1
+        name = body.get("request_id", str(id(body)))
+        self._in_flight.add(name)
         try:
             async with self._slots:
                 await asyncio.sleep(self.delay_s + (self.extra_s if struck else 0.0))
@@ -146,7 +148,7 @@ class FakeVLLM:
             while self.paused or self.asleep or self.stuck:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         finally:
-            self._sampling -= 1
+            self._in_flight.discard(name)
         ids, ended = self._turn(body)
         scores = [{str(token): {"logprob": -0.5}} for token in body["prompt"]]
         return _json(
@@ -191,9 +193,9 @@ class FakeVLLM:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """A turn that is being sampled has some more tokens each time that one looks."""
-        if self._sampling and not (self.paused or self.asleep or self.stuck):
+        if self._in_flight and not (self.paused or self.asleep or self.stuck):
             self._tokens += 1
-        values = {"generation_tokens_total": self._tokens, "num_requests_running": self._sampling}
+        values = {"generation_tokens_total": self._tokens, "num_requests_running": len(self._in_flight)}
         return web.Response(
             text="".join(f'vllm:{name}{{engine="0"}} {n:.1f}\n' for name, n in values.items())
         )
@@ -265,6 +267,11 @@ class FakeVLLM:
         method, args = body["method"], body["args"]
         if method == "sandbox_rl_card":
             return self.card
+        if method == "sandbox_rl_frozen":
+            for name in self._in_flight:
+                self._frozen.setdefault(name, []).append([self.frozen_tokens, int(args[0])])
+        if method == "sandbox_rl_switches":
+            return self._frozen.pop(args[0], [])
         if method == "sandbox_rl_load":
             for path in json.loads(args[0]):
                 self._load({"path": path})
@@ -276,23 +283,3 @@ class FakeVLLM:
 
 def _json(answer: Mapping[str, Any]) -> web.Response:
     return web.Response(body=orjson.dumps(answer), content_type="application/json")
-
-
-async def _serve_forever(socket: Path, delay_s: float, slots: int | None) -> None:
-    fake = FakeVLLM(delay_s=delay_s, slots=slots)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: setattr(fake, "stuck", True))
-    async with fake.serving(socket):
-        await asyncio.Event().wait()
-
-
-def main(arguments: list[str]) -> None:
-    """`python -m sandbox_rl.policies.vllm.fake SOCKET DELAY_S [SLOTS]`: in a process; SIGUSR1: `stuck`."""
-    socket, delay_s, *slots = arguments
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve_forever(Path(socket), float(delay_s), int(slots[0]) if slots else None))
-
-
-if __name__ == "__main__":
-    import sys
-
-    main(sys.argv[1:])

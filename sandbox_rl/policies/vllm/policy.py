@@ -22,11 +22,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.http_client import BadReply, Refused, Unreachable
+from sandbox_rl.http_client import Refused, Unreachable
 from sandbox_rl.policies.base import UNTRAINED, PolicySession, TurnSampling, WeightVersion
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.progress import EngineProgress
+from sandbox_rl.policies.vllm.replies import action_of, divided
 from sandbox_rl.retries import GaveUp, Retries
 from sandbox_rl.types import Action
 
@@ -89,8 +90,9 @@ class VLLMPolicy:
     Args:
         source: where the servers come from; entered and left together with the policy.
         end_ids: ids that end a turn.
-        version: of the servers' weights; a turn carries the number from before it began, and so never one
-            newer than any of its tokens.
+        version: of the servers' weights; a turn begins with the number from before it began, and so never
+            with one newer than its tokens. Where weights are published meanwhile, servers say from which
+            token on the new ones were used.
         first: number of the server that gets the first of equally many episodes; several processes that
             sample from the same servers have different ones.
     """
@@ -201,12 +203,16 @@ class VLLMPolicy:
         async def attempt() -> Action:
             lost_s = time.monotonic() - started
             version = self._version.value  # known before any token is sampled
-            body = self._body(prompt_ids, sampling, version)
+            name = secrets.token_hex(16)
+            body = self._body(prompt_ids, sampling, version) | {"request_id": name}
             asked = server.call("POST", "/v1/completions", body, timeout=settings.request_timeout_s)
             answer = await slot.progress.watched(asked, deadline=deadline, stalled_s=settings.stalled_s)
             slot.answered += 1
             slot.away = False
-            return replace(_action(answer, prompt_ids, version), lost_s=lost_s)
+            action = replace(action_of(answer, prompt_ids, version), lost_s=lost_s)
+            if self._version.value == version:
+                return action
+            return divided(action, await self._switches(server, name))
 
         def away(failure: Unreachable) -> bool:
             """Whether nobody has had an answer since the failure before; else only this request fails."""
@@ -226,6 +232,14 @@ class VLLMPolicy:
         except GaveUp as error:
             # Where the time went to a server that was away, that is not the policy's doing.
             raise EngineFault(f"{server.address}: {error}; {len(error.failures)} tries") from error
+
+    async def _switches(self, server: VLLMServer, name: str) -> Sequence[Sequence[int]]:
+        """(tokens that it had by then, version of the weights that it went on with), by publications during
+        a turn; none where the server does not say."""
+        try:
+            return max(await server.rpc("sandbox_rl_switches", name), key=len, default=())
+        except (Refused, Unreachable):
+            return ()
 
     def _body(self, prompt_ids: Sequence[int], sampling: TurnSampling, version: int) -> dict[str, Any]:
         return {
@@ -257,26 +271,3 @@ class _Session:
 
     async def act(self, prompt_ids: Sequence[int], sampling: TurnSampling, *, timeout: float) -> Action:
         return await self._policy._act(self._slot, prompt_ids, sampling, timeout)
-
-
-def _action(answer: Any, prompt_ids: Sequence[int], version: int) -> Action:
-    """The action in a reply, checked: what is trained on must be what was sampled.
-
-    Raises:
-        BadReply: a reply without token ids, of another prompt, or with other than one log-prob each.
-    """
-    try:
-        choice = answer["choices"][0]
-        token_ids = tuple(choice["token_ids"])
-        logprobs = tuple(choice["logprobs"]["token_logprobs"])
-        echoed = choice.get("prompt_token_ids")
-        finish_reason = choice["finish_reason"]
-    except (TypeError, KeyError, IndexError) as error:
-        raise BadReply(f"a reply without {error}, expected token_ids and logprobs") from error
-    if echoed is not None and echoed != list(prompt_ids):
-        raise BadReply("the server says that it sampled after another prompt than the one sent")
-    if len(logprobs) != len(token_ids) or not all(isinstance(p, int | float) for p in logprobs):
-        raise BadReply(f"a reply with {len(token_ids)} token ids and {len(logprobs)} log-probs")
-    if not token_ids or finish_reason not in ("stop", "length"):
-        raise BadReply(f"a reply of {len(token_ids)} tokens that ended by {finish_reason!r}")
-    return Action(token_ids, logprobs, finish_reason, version)

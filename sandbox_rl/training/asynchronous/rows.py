@@ -132,13 +132,16 @@ def age_metrics(samples: Iterable[Sample], step: int) -> dict[str, float | tuple
 
     Returns:
         `off_policy/age_mean` and the shares `off_policy/age_0`, `_1` … `_8_up` as (sum, tokens), which TRL
-        reduces to a rate over the tokens of all updates logged together; `off_policy/age_max`.
+        reduces to a rate over the tokens of all updates logged together; `off_policy/age_max`; and
+        `off_policy/divided_turns`, the share of tokens in turns in the middle of which the weights changed.
     """
+    samples = list(samples)
     ages = np.concatenate([sample.ages(step) for sample in samples])
     total = float(len(ages))
     found: dict[str, float | tuple[float, float]] = {
         "off_policy/age_mean": (float(ages.sum()), total),
         "off_policy/age_max": float(ages.max()),
+        "off_policy/divided_turns": (float(sum(sample.divided for sample in samples)), total),
         f"off_policy/age_{OLDEST_SHARE}_up": (float((ages >= OLDEST_SHARE).sum()), total),
     }
     return found | {

@@ -67,10 +67,11 @@ async def rpc(server: VLLMServer, method: str, *args: str) -> list[Any]:
         raise EngineFault(f"weight transfer to {server.address}: {error}") from error
 
 
-async def pause(servers: Sequence[VLLMServer], *, asleep: bool) -> None:
-    """Freeze the requests in flight.
+async def pause(servers: Sequence[VLLMServer], *, asleep: bool, version: int) -> None:
+    """Freeze the requests in flight, and have servers note how many tokens each has by then.
 
     Args:
+        version: of the weights that they go on with.
         asleep: they were put to sleep: those that still sleep get their weights' memory back instead. One
             that died meanwhile was started anew and is awake.
     """
@@ -79,6 +80,7 @@ async def pause(servers: Sequence[VLLMServer], *, asleep: bool) -> None:
             await control(server, "/wake_up", query={"tags": "weights"})
         else:
             await control(server, "/pause", query={"mode": "keep"})
+            await rpc(server, "sandbox_rl_frozen", str(version))
 
 
 async def resume(servers: Sequence[VLLMServer], *, asleep: bool) -> None:

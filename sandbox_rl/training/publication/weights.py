@@ -101,7 +101,7 @@ class PublishedWeights:
                 up = self._loop.run(self._begin(self._servers))
                 self._suspect = set(up)
         try:
-            left = self._send(up, checkpoint_tensors(model), marks)
+            left = self._send(up, checkpoint_tensors(model), step, marks)
             self.version.value = step
             with together():
                 if self._servers is not None:
@@ -166,7 +166,9 @@ class PublishedWeights:
                 return up
             self._changing.release()
 
-    def _send(self, up: Sequence[VLLMServer], tensors: Tensors, marks: list[float]) -> Sequence[VLLMServer]:
+    def _send(
+        self, up: Sequence[VLLMServer], tensors: Tensors, step: int, marks: list[float]
+    ) -> Sequence[VLLMServer]:
         """From gathered to verified; those that hold the weights. Adds the times at which a phase began."""
         sending = Sending(self._targets(up), collective=self._transport.collective, keeps=self._keeps)
         parts, failure = self._first_part(sending, tensors)
@@ -177,7 +179,8 @@ class PublishedWeights:
                 if failure is not None:
                     raise failure
                 if self._servers is not None:
-                    self._loop.run(paused.each(lambda some: routes.pause(some, asleep=self.asleep)))
+                    asleep = self.asleep
+                    self._loop.run(paused.each(lambda some: routes.pause(some, asleep=asleep, version=step)))
         except BaseException:
             for part in () if self._transport.streams else parts:
                 part.close()

@@ -63,7 +63,7 @@ function turnsTab(query, e, body) {
 }
 
 function turnCard(query, turn) {
-  const about = [`${number(turn.sampled)} tokens`, duration(turn.generation), turn.logprob === null ? "" : `mean log-prob ${number(turn.logprob)}`, `weights ${turn.version}`, turn.finish === "length" ? "cut off" : ""].filter(Boolean).join(" · ");
+  const about = [`${number(turn.sampled)} tokens`, duration(turn.generation), turn.logprob === null ? "" : `mean log-prob ${number(turn.logprob)}`, `weights ${[turn.version, ...turn.switches.map((s) => s[1])].join(" → ")}`, turn.finish === "length" ? "cut off" : ""].filter(Boolean).join(" · ");
   const calls = turn.calls.map((call, number_) => h("div.call." + call.kind, {}, h("div.label", {}, call.kind === "malformed" ? "a call that cannot be read" : call.name || "call"), call.text && block(query, call, { what: "call", turn: turn.index, number: number_ }, call.kind)));
   const seen = turn.observations.map((o, number_) => {
     const about = [o.failure ? o.failure.replaceAll("_", " ") : "", o.exit_code ? `exit code ${o.exit_code}` : "", o.submitted ? "submitted" : "", duration(o.seconds)].filter(Boolean).join(" · ");

@@ -32,7 +32,7 @@ PYTHON = """#!/bin/sh
 # An "interpreter with vLLM": what would start vLLM starts the fake on the same socket.
 case "$1" in -I) exec INTERPRETER "$@" ;; esac
 while [ $# -gt 0 ]; do [ "$1" = --uds ] && socket=$2; shift; done
-exec INTERPRETER -m sandbox_rl.policies.vllm.fake "$socket" {delay_s}
+exec INTERPRETER -m sandbox_rl.policies.vllm.fake_server "$socket" {delay_s}
 """.replace("INTERPRETER", sys.executable)
 
 

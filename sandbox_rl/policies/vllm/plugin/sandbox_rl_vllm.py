@@ -80,8 +80,26 @@ if "shm" not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine("shm", ShmEngine)
 
 
+FROZEN = {}
+"""Of requests that were frozen, by the id that the client gave: [tokens by then, version after] each time."""
+KEPT = 65_536
+"""Requests in `FROZEN`, the newest."""
+
+
 class WorkerExtension:
     """Methods that every worker gains; called through /collective_rpc, hence the prefix."""
+
+    def sandbox_rl_frozen(self, version):
+        """Note how many tokens each request has, now that all are frozen and get weights of `version`."""
+        for name, tokens in _sampled(self.model_runner).items():
+            FROZEN.setdefault(_given_id(name), []).append([tokens, int(version)])
+        while len(FROZEN) > KEPT:
+            del FROZEN[next(iter(FROZEN))]
+        return {}
+
+    def sandbox_rl_switches(self, given_id):
+        """[tokens by then, version after] of each publication that froze a request."""
+        return FROZEN.pop(given_id, [])
 
     def sandbox_rl_load(self, paths):
         """Load safetensors files outside of any transfer: a server that was started again gets them so.
@@ -142,3 +160,17 @@ class WorkerExtension:
                 part = parameter.detach()[: rows[name]].to("cpu").contiguous()
                 found[name] = [list(part.shape), zlib.crc32(part.view(torch.uint8).numpy())]
         return found
+
+
+def _sampled(runner):
+    """Request id → tokens sampled so far, of the requests that a model runner has."""
+    if hasattr(runner, "requests"):
+        return {name: len(state.output_token_ids) for name, state in runner.requests.items()}
+    states = runner.req_states  # of vLLM's second model runner
+    totals, prompts = states.total_len.gpu.tolist(), states.prompt_len.np
+    return {name: totals[at] - int(prompts[at]) for name, at in states.req_id_to_index.items()}
+
+
+def _given_id(name):
+    """The id that the client gave: vLLM makes cmpl-ID-0-RANDOM of it."""
+    return name.removeprefix("cmpl-").partition("-")[0]
