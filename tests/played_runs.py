@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +48,7 @@ from sandbox_rl.types import (
     Turn,
 )
 
-TASKS = [Task(f"t{i}", "?", "42") for i in range(7)]
+TASKS = [Task(f"t{i}", "?", "42", domain="ab"[i % 2]) for i in range(7)]
 SIZE, GROUPS, SEED = 4, 2, 3
 RECIPE = {
     "name": "played",
@@ -157,7 +157,7 @@ def sync_run(
     resume: bool = False,
     save_at: Sequence[int] = (),
     rhythm: tuple[int, int] = (1, 1),
-    refill: int = 0,
+    curriculum: Mapping[str, Any] | None = None,
     over_sample: float = 0.0,
     lost_in: int | None = None,
     die_at: int | None = None,
@@ -179,7 +179,7 @@ def sync_run(
         generation_batch_size=GROUPS * SIZE,
     )
     recipe = {
-        "curriculum": {"refill_rounds": refill},
+        "curriculum": dict(curriculum or {}),
         "rollout": {"over_sample": over_sample},
         "grpo": {"scale_rewards": "group"},
         "estimator": "trl",
@@ -187,10 +187,10 @@ def sync_run(
     begun, checkpoint = _begun(directory, recipe, args, resume=resume)
     history = begun.history
     run, done = history.run, 0 if checkpoint is None else int(checkpoint.name.split("-")[1])
-    settings = CurriculumSettings(refill_rounds=refill)
-    curriculum = Curriculum({t.id: "a" for t in TASKS}, settings, seed=SEED) if refill else None
+    domains = {task.id: task.domain for task in TASKS}
+    draws = Curriculum(domains, CurriculumSettings(**curriculum), seed=SEED) if curriculum else None
     over_sampling = OverSampling(over_sample) if over_sample else None
-    states = [part for part in (curriculum, over_sampling) if part is not None]
+    states = [part for part in (draws, over_sampling) if part is not None]
     ledger = Ledger(run.ledger)
     written = GenerationLedger(Generations.of(args), ledger)
     engine = PlayedEngine()
@@ -207,7 +207,7 @@ def sync_run(
             estimator="trl",
             seed=SEED,
             eos_id=0,
-            curriculum=curriculum,
+            curriculum=draws,
             over_sampling=over_sampling,
             journal=journal,
             ledger=written,

@@ -6,7 +6,7 @@
       recipe.yaml      the resolved recipe, with the changes that --resume made as comments
       tokenizer/       what the ids in the journal say
       machine.json     versions, devices, which sandbox runs and what it lacks
-      tasks.json       ids of the training tasks, in the order of the data
+      tasks.json       ids and domains of the training tasks, in the order of the data
       history.jsonl    when it was started, resumed from which step, changed in what, and finished
       replaced/        metrics, alarms and the ledger's lines of updates that were done again after a --resume
       metrics.jsonl    one line per logged step

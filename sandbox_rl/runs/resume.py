@@ -219,7 +219,9 @@ def begin(
             processes=processes,
         )
     notes = "".join(f"# {line}\n" for line in history.changes)
-    write_atomically(run.tasks, json.dumps({"ids": [task.id for task in tasks]}) + "\n")
+    known = [(task.id, task.domain) for task in tasks]
+    told = {"ids": [id for id, _ in known], "domains": [domain for _, domain in known]}
+    write_atomically(run.tasks, json.dumps(told) + "\n")
     write_atomically(run.recipe, notes + resolved(recipe))
     return Begun(history, gone.replaced, gone.finished)
 

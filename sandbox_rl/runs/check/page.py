@@ -11,6 +11,7 @@ from sandbox_rl.errors import DataError, ModelError
 from sandbox_rl.journal.audit import without_checksums
 from sandbox_rl.ledger import Ledger, SampleEnd, read_ledger
 from sandbox_rl.runs.check.accounts import Accounts, Violation
+from sandbox_rl.runs.check.draws import Draws, not_drawn_again
 from sandbox_rl.runs.check.facts import Facts
 from sandbox_rl.runs.check.schedule import Schedule
 from sandbox_rl.runs.directory import RunDirectory
@@ -66,12 +67,13 @@ def check_run(path: Path) -> CheckedRun:
     schedule = Schedule.of(run)
     updates = read_ledger(run.ledger)
     with _facts(run) as facts:
-        accounts = Accounts(schedule, facts)
+        accounts, draws = Accounts(schedule, facts), Draws(schedule, facts)
         pending, violation = 0, None
         try:
             progress = _checkpoints(run)
             for update in updates:
                 accounts.take(update)
+                draws.take(update)
                 _agrees(run, accounts, progress.get(update.number))
             pending = accounts.finish()
             _reaches(run, accounts, max(progress, default=0))
@@ -159,8 +161,8 @@ def _reaches(run: RunDirectory, accounts: Accounts, saved: int) -> None:
 
 def _not_compared(schedule: Schedule, run: RunDirectory) -> tuple[str, ...]:
     found = []
-    if schedule.drawn or (schedule.refill_rounds and not schedule.asynchronous):
-        found.append("which tasks the curriculum drew (it goes by what was measured before)")
+    if (why := not_drawn_again(schedule)) is not None:
+        found.append(f"which tasks the curriculum drew ({why})")
     if schedule.rule is None:
         found.append("advantages (by these grpo settings they depend on more than their group)")
     if older := without_checksums(run.journal):

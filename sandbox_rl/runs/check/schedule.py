@@ -16,6 +16,7 @@ from sandbox_rl.errors import DataError
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
 from sandbox_rl.training.asynchronous.admission import MAX_STALENESS
+from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.training.estimator import advantage_of, advantage_rule, estimator_fields
 from sandbox_rl.training.groups import advantages
 
@@ -33,14 +34,14 @@ class Schedule:
         size: of a group.
         groups: of a generation; 0 in an asynchronous run, which has none.
         per_update: generations of an update.
-        drawn: whether a curriculum decides which tasks come.
-        refill_rounds: of the curriculum.
+        curriculum: of the recipe; curriculum_changed: whether that was another before a resume.
+        domains: of the tasks; None where they were not written.
         over_sampled: whether slow groups are cancelled and sampled again.
         rule: rewards of a group → its advantages; None where they depend on more than the group.
         masks_truncated: whether TRL may mask whole rows.
         staleness: (update from which on it holds, bound), in order.
         resumed_at: updates that the run had when it was resumed last.
-        processes: of each start.
+        starts: (updates that the run had then, processes) of each start, in order.
     """
 
     asynchronous: bool
@@ -50,14 +51,15 @@ class Schedule:
     size: int
     groups: int
     per_update: Fraction
-    drawn: bool
-    refill_rounds: int
+    curriculum: CurriculumSettings
+    curriculum_changed: bool
+    domains: Sequence[str] | None
     over_sampled: bool
     rule: Rule | None
     masks_truncated: bool
     staleness: Sequence[tuple[int, int]]
     resumed_at: int
-    processes: frozenset[int]
+    starts: Sequence[tuple[int, int]]
 
     @classmethod
     def of(cls, run: RunDirectory) -> Schedule:
@@ -67,39 +69,65 @@ class Schedule:
             DataError: one of them cannot be read.
         """
         recipe, history = _recipe(run), History.read(run)
+        mode, estimator = recipe.get("mode", "sync"), recipe.get("estimator", "paper")
+        grpo = {**estimator_fields(estimator), **_block(recipe, "grpo")}
         sizes = history.started_with("sizes")
         try:
             size = int(sizes["episodes per group"])
             groups = int(sizes.get("groups per generation", 0))
             per_update = Fraction(sizes.get("generations per update", "1"))
+            begun = [e for e in history.events if e["event"] in ("started", "resumed")]
+            starts = tuple((int(e["step"]), int(e.get("processes", 1))) for e in begun)
+            if starts[0][0] != 0 or min(processes for _, processes in starts) < 1:
+                raise ValueError(starts)
+            staleness = _staleness(history, grpo)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise DataError(
-                f"{run.path / 'history.jsonl'}: it does not say the sizes that the run was started with, "
-                "expected its first line; name a run's directory as training left it"
+                f"{run.path / 'history.jsonl'}: it does not say the sizes that the run was started with, or "
+                "when it was resumed, expected its first lines; name a run's directory as training left it"
             ) from error
-        mode, estimator = recipe.get("mode", "sync"), recipe.get("estimator", "paper")
-        grpo = {**estimator_fields(estimator), **_block(recipe, "grpo")}
-        curriculum = _block(recipe, "curriculum")
-        resumed = [event["step"] for event in history.events if event["event"] == "resumed"]
-        starts = [e.get("processes", 1) for e in history.events if e["event"] in ("started", "resumed")]
+        tasks, domains = _tasks(run)
         return cls(
             asynchronous=mode == "async",
             seed=int(recipe.get("seed", 0)),
-            tasks=_task_ids(run),
+            tasks=tasks,
             shuffle=bool(grpo.get("shuffle_dataset", True)),
             size=size,
             groups=groups,
             per_update=per_update,
-            drawn=mode != "async"
-            and (curriculum.get("sampling") == "difficulty" or bool(curriculum.get("domain_weights"))),
-            refill_rounds=int(curriculum.get("refill_rounds", 0)),
+            curriculum=_curriculum(run, recipe),
+            curriculum_changed=any(
+                event["event"] == "changed" and str(event.get("field")).startswith("curriculum")
+                for event in history.events
+            ),
+            domains=domains,
             over_sampled=bool(_block(recipe, "rollout").get("over_sample", 0)),
             rule=_rule(mode, estimator, grpo),
             masks_truncated=bool(grpo.get("mask_truncated_completions", False)),
-            staleness=_staleness(history, grpo),
-            resumed_at=max(resumed, default=0),
-            processes=frozenset(starts),
+            staleness=staleness,
+            resumed_at=max(step for step, _ in starts),
+            starts=starts,
         )
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a curriculum decides which tasks come."""
+        settings = self.curriculum
+        return not self.asynchronous and (settings.sampling == "difficulty" or bool(settings.domain_weights))
+
+    @property
+    def refill_rounds(self) -> int:
+        """Of the curriculum."""
+        return self.curriculum.refill_rounds
+
+    @property
+    def processes(self) -> frozenset[int]:
+        """How many there were, of all starts."""
+        return frozenset(processes for _, processes in self.starts)
+
+    def processes_of(self, update: int) -> int:
+        """How many did an update: those of the last start before it, since that did it again."""
+        return [processes for step, processes in self.starts if step < update][-1]
 
     def ended_by(self, update: int) -> int:
         """Generations that nothing is left of after so many updates."""
@@ -133,17 +161,30 @@ def _block(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _task_ids(run: RunDirectory) -> list[str]:
+def _curriculum(run: RunDirectory, recipe: Mapping[str, Any]) -> CurriculumSettings:
     try:
-        ids = json.loads(run.tasks.read_text(encoding="utf-8"))["ids"]
-        if not ids or not all(isinstance(id, str) for id in ids):
-            raise ValueError("no list of ids")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return CurriculumSettings.model_validate(dict(_block(recipe, "curriculum")))
+    except ValueError as error:
+        raise DataError(
+            f"{run.recipe}: its curriculum is none ({' '.join(str(error).split())[:200]}), expected the one "
+            "that the run has written; restore it"
+        ) from error
+
+
+def _tasks(run: RunDirectory) -> tuple[list[str], list[str] | None]:
+    """Ids and domains of the training tasks."""
+    try:
+        found = json.loads(run.tasks.read_text(encoding="utf-8"))
+        ids, domains = found["ids"], found.get("domains")
+        for texts in (ids, ids if domains is None else domains):
+            if len(texts) != len(ids) or not ids or not all(isinstance(text, str) for text in texts):
+                raise ValueError("no list of texts, one for each task")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{run.tasks}: it does not hold the ids of the training tasks ({type(error).__name__}: {error}); "
             "name a run's directory as training left it"
         ) from error
-    return list(ids)
+    return list(ids), domains
 
 
 def _rule(mode: str, estimator: Any, grpo: Mapping[str, Any]) -> Rule | None:

@@ -20,7 +20,9 @@ from sandbox_rl.journal import Journal
 from sandbox_rl.journal.checksums import with_checksum
 from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.runs.check import check_run
-from tests.played_runs import SIZE, TASKS, async_run, played, sync_run
+from sandbox_rl.training.groups import group_requests
+from sandbox_rl.types import Task
+from tests.played_runs import SEED, SIZE, TASKS, async_run, played, sync_run
 
 ONCE = [{}]
 KILLED = [{"save_at": (2,), "lost_in": 5}, {"save_at": (4, 6), "lost_in": 6}, {}]
@@ -28,7 +30,11 @@ KINDS = {
     "sync": sync_run,
     "two generations an update": partial(sync_run, rhythm=(2, 4)),
     "two updates a generation": partial(sync_run, rhythm=(2, 1)),
-    "refill": partial(sync_run, refill=2),
+    "refill": partial(sync_run, curriculum={"refill_rounds": 2}),
+    "curriculum": partial(
+        sync_run,
+        curriculum={"sampling": "difficulty", "domain_weights": {"a": 1, "b": 2}, "refill_rounds": 1},
+    ),
     "over-sampled": partial(sync_run, over_sample=0.5),
     "async": async_run,
     "async that leaves out": partial(async_run, refill=1),
@@ -290,6 +296,59 @@ def test_with_a_checkpoint_no_byte_of_the_ledger_can_change(runs, tmp_path, kind
     ledger.updates[0]["time"] += 1
     ledger.save()
     assert_named(run, r"ledger.jsonl: the first \d+ bytes are not those that .*checkpoint-4 was saved with")
+
+
+@pytest.mark.parametrize("kind", ["curriculum", "refill"])
+def test_a_group_that_the_curriculum_did_not_draw_is_named(runs, tmp_path, kind):
+    """Each group of the run in turn, as drawn and of a round: its records are of another task everywhere."""
+    groups = [(g["number"], g["refill"]) for u in Ledger(runs[kind]).updates for g in u["groups"]]
+    assert len({refill for _, refill in groups}) > 1
+    drawn = [place for place in groups if place[1] is None][-3:]
+    for number, refill in drawn + [place for place in groups if place[1] is not None][-2:]:
+        run = shutil.copytree(runs[kind], tmp_path / f"{number}-{refill}")
+        have_of_another_task(run, number, refill)
+        what = r"was refilled with 't\d' in round" if refill is not None else r"has the task 't\d'"
+        assert_named(run, rf"group {number} {what}.*(the curriculum drew|scheduled was) 't\d'")
+
+
+def have_of_another_task(run: Path, number: int, refill: int | None) -> None:
+    ledger = Ledger(run)
+    (group,) = [
+        group
+        for update in ledger.updates
+        for group in update["groups"]
+        if (group["number"], group["refill"]) == (number, refill)
+    ]
+    group["task"] = "t6" if group["task"] != "t6" else "t5"
+    ledger.save()
+    requests = group_requests(Task(group["task"], "?", ""), number, seed=SEED, size=SIZE, refill=refill)
+    seeds = {request.id: request.seed for request in requests}
+    (path,) = (run / "journal").glob("*.jsonl")
+    lines = path.read_bytes().splitlines()
+    for place, line in enumerate(lines):
+        event = json.loads(line)
+        if event.get("event") == "started" and event["episode_id"] in seeds:
+            event["task_id"], event["seed"] = group["task"], seeds[event["episode_id"]]
+            lines[place] = as_long(event, len(line))
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def as_long(event: dict, size: int) -> bytes:
+    """The event as a line of the same length: those after it stay where they are."""
+    del event["crc"]
+    event["domain"] = ""
+    short = with_checksum(json.dumps(event, separators=(",", ":")).encode()).rstrip()
+    event["domain"] = "x" * (size - len(short))
+    return with_checksum(json.dumps(event, separators=(",", ":")).encode()).rstrip()
+
+
+def test_draws_of_a_curriculum_that_was_changed_are_said_not_to_be_compared(runs, tmp_path):
+    run = shutil.copytree(runs["curriculum"], tmp_path / "run")
+    assert "not compared" not in str(check_run(run))
+    changed = {"event": "changed", "step": 8, "time": 0, "field": "curriculum.floor", "from": 0.2, "to": 0.1}
+    with (run / "history.jsonl").open("a") as file:
+        file.write(json.dumps(changed) + "\n")
+    assert "not compared: which tasks the curriculum drew (the recipe's" in str(check_run(run))
 
 
 class Written:

@@ -19,7 +19,7 @@ KINDS = {
     "sync": sync_run,
     "two generations an update": partial(sync_run, rhythm=(2, 4)),
     "two updates a generation": partial(sync_run, rhythm=(2, 1)),
-    "refill": partial(sync_run, refill=2),
+    "refill": partial(sync_run, curriculum={"refill_rounds": 2}),
 }
 
 
