@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from sandbox_rl.journal import read_journal
-from sandbox_rl.ledger import read_ledger
+from sandbox_rl.ledger import Sample, SampleEnd, Update, read_ledger
 from sandbox_rl.runs.check import check_run
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import last_intact
@@ -45,6 +45,7 @@ RECIPE: dict[str, Any] = {
     "policy": {"type": "transformers", "max_batch": 1},  # what is sampled together differs in the last bits
     "episode": {"max_turns": 2, "max_tokens": 300, "turn_tokens": 8, "timeout_s": 120, "exec_timeout_s": 30},
     "reward": {"scorer": "exact", "workers": 1},
+    "rollout": {"overlong": "score"},  # all of them use up their turns
     "evaluation": {"tasks": 0},
     "grpo": {
         "max_steps": STEPS,
@@ -59,7 +60,8 @@ SETTINGS = {
     "plain": (),
     "curriculum and refill": ("curriculum.sampling=difficulty", "curriculum.refill_rounds=1"),
     "over-sampling": ("rollout.over_sample=0.5",),
-    "two updates a generation": (*("grpo.steps_per_generation=2", "grpo.max_steps=6", "grpo.save_steps=2"),),
+    "two updates a generation": ("grpo.steps_per_generation=2", "grpo.max_steps=6", "grpo.save_steps=2"),
+    "each generation twice": ("grpo.num_iterations=2", "grpo.max_steps=6", "grpo.save_steps=2"),
     "async": (),
 }
 ASYNC: dict[str, Any] = {
@@ -118,9 +120,17 @@ class Control:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """What the uninterrupted run has come to."""
+        """What the uninterrupted run has come to.
+
+        Raises:
+            RuntimeError: it has learned nothing, so that nothing could differ.
+        """
         finish(self.start(self.name, "none", 0))
-        return self.outcome(self.run(self.name))
+        run = self.run(self.name)
+        ends = [sample.end for update in read_ledger(run / "ledger.jsonl") for sample in _samples(update)]
+        if ends.count(SampleEnd.USED) < len(ends) / 4:
+            raise RuntimeError(f"{run}: {ends.count(SampleEnd.USED)} of {len(ends)} samples were used")
+        return self.outcome(run)
 
     @cached_property
     def counts(self) -> list[Counter[str]]:
@@ -229,6 +239,10 @@ def samples(run: Path) -> Iterator[tuple[Any, ...]]:
         if record["phase"] == "train":
             turns = tuple(tuple(turn["token_ids"]) for turn in record["turns"])
             yield record["step"], _place(record["episode_id"]), record["task_id"], turns, record["reward"]
+
+
+def _samples(update: Update) -> list[Sample]:
+    return [sample for group in update.groups for sample in group.samples]
 
 
 def _place(episode: str) -> str:

@@ -91,10 +91,10 @@ class Draws:
                 if place // local not in broken and not self._teaches(group)
             ]
             names = curriculum.substitutes([groups[p].task for p in equal], used, told.number, number) or ()
-            due = {p: name for p, name in zip(equal, names, strict=False) if name is not None}
-            told.check_round(number, due)
-            used.update(due.values())
-            for place in due:
+            chosen = {p: name for p, name in zip(equal, names, strict=False) if name is not None}
+            told.check_round(number, chosen)
+            used.update(chosen.values())
+            for place in chosen:
                 fresh = told.at(place, number)
                 assert fresh is not None, "just checked"
                 if all(sample.end is SampleEnd.NOT_JUDGED for sample in fresh.samples):
