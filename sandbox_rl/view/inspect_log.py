@@ -38,7 +38,7 @@ def write_inspect_log(run: OpenRun, records: Iterator[dict[str, Any]], path: Pat
             EvalStats,
             write_eval_log,
         )
-        from inspect_ai.model import ModelOutput
+        from inspect_ai.model import ModelOutput, ModelUsage
         from inspect_ai.scorer import Score
         from pydantic import TypeAdapter
     except ImportError as error:
@@ -49,7 +49,7 @@ def write_inspect_log(run: OpenRun, records: Iterator[dict[str, Any]], path: Pat
     from inspect_ai.model import ChatMessage
 
     adapter: Any = TypeAdapter(list[ChatMessage])
-    samples, rewards = [], []
+    samples, rewards, times, model = [], [], [], run.model or "none/none"
     for epoch_of, record in _with_epochs(records):
         messages = adapter.validate_python([_inspect_message(m) for m in record["messages"]])
         judged = record["reward"] is not None
@@ -59,6 +59,9 @@ def write_inspect_log(run: OpenRun, records: Iterator[dict[str, Any]], path: Pat
         score = Score(
             value=record["reward"] if judged else "N", answer=record["answer"], explanation=explanation
         )
+        times += [record["started"], record["ended"]]
+        took, tokens = record["ended"] - record["started"], int(record["sampled"] or 0)
+        usage = ModelUsage(output_tokens=tokens, total_tokens=tokens)
         samples.append(
             EvalSample(
                 id=record["task_id"],
@@ -66,18 +69,23 @@ def write_inspect_log(run: OpenRun, records: Iterator[dict[str, Any]], path: Pat
                 input=next((str(m["content"]) for m in record["messages"] if m["role"] == "user"), ""),
                 target="",
                 messages=messages,
-                output=ModelOutput.from_content(run.model or "none/none", record["answer"]),
+                output=ModelOutput.from_content(model, record["answer"]),
+                model_usage={model: usage},
+                started_at=moment(record["started"]),
+                completed_at=moment(record["ended"]),
+                total_time=took,
+                working_time=took,
                 scores={"reward": score},
                 metadata=about,
             )
         )
-    created = moment(min((e.get("time", 0.0) for e in run.history.values), default=0.0))
+    started, completed = (moment(when) for when in ((min(times), max(times)) if times else (0.0, 0.0)))
     mean = sum(rewards) / len(rewards) if rewards else 0.0
     spec = EvalSpec(
-        created=created,
+        created=started,
         task=run.name,
         dataset=EvalDataset(name=run.name, samples=len(samples)),
-        model=run.model or "none/none",
+        model=model,
         config=EvalConfig(),
     )
     results = EvalResults(
@@ -87,7 +95,7 @@ def write_inspect_log(run: OpenRun, records: Iterator[dict[str, Any]], path: Pat
             EvalScore(name="reward", scorer="reward", metrics={"mean": EvalMetric(name="mean", value=mean)})
         ],
     )
-    stats = EvalStats(started_at=created, completed_at=created)
+    stats = EvalStats(started_at=started, completed_at=completed)
     log = EvalLog(status="success", eval=spec, results=results, stats=stats, samples=samples)
     write_eval_log(log, str(path), format="eval")
     return len(samples)

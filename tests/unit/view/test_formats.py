@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 
 import pytest
 
@@ -67,6 +69,55 @@ def test_trajectories_have_the_ids_and_log_probs_that_were_sampled(run, tmp_path
     assert not (tmp_path / "job" / "train-000099-0000" / "verifier" / "reward.txt").exists()
 
 
+HARBOR_PYTHON = os.environ.get("SANDBOX_RL_HARBOR_PYTHON", "")
+READ = """
+import json, sys
+from pathlib import Path
+from harbor.models.job.result import JobStats
+from harbor.models.trajectories import Trajectory
+from harbor.viewer.scanner import JobScanner
+
+job = Path(sys.argv[1])
+scanner = JobScanner(job.parent)
+result, config = scanner.get_job_result(job.name), scanner.get_job_config(job.name)
+trials = [scanner.get_trial_result(job.name, name) for name in scanner.list_trials(job.name)]
+assert all(scanner.get_trial_config(job.name, trial.trial_name) for trial in trials)
+read = [Trajectory.model_validate_json(p.read_text()) for p in job.glob("*/agent/trajectory.json")]
+added = JobStats.from_trial_results(trials)
+for stats in (added, result.stats):
+    for found in stats.evals.values():
+        found.metrics = []  # of its own evaluation, which is none of a trial's
+print(json.dumps({
+    "trials": [len(trials), result.n_total_trials, len(read)],
+    "stats": [s.model_dump(mode="json") for s in (added, result.stats)],
+    "agent": config.agents[0].name,
+    "tokens": sum(len(step.metrics.logprobs or []) for t in read for step in t.steps if step.metrics),
+}))
+"""
+
+
+@pytest.mark.skipif(
+    not HARBOR_PYTHON, reason="SANDBOX_RL_HARBOR_PYTHON names no Python >= 3.12 that has harbor"
+)
+def test_harbor_reads_the_job_by_its_own_models(run, tmp_path):
+    job = tmp_path / "jobs" / "job"
+    job.parent.mkdir()
+    export_episodes(run, Format.HARBOR, job)
+    done = subprocess.run(
+        [HARBOR_PYTHON, "-c", READ, str(job)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["trials"], found["agent"]) == ([25, 25, 25], "sandbox_rl")
+    added, written = found["stats"]
+    assert added == written
+    assert added["n_errored_trials"] > 0
+    ours = [json.loads(path.read_text()) for path in job.glob("*/agent/trajectory.json")]
+    assert found["tokens"] == sum(
+        len(step["metrics"].get("logprobs") or []) for t in ours for step in t["steps"] if "metrics" in step
+    )
+
+
 def test_inspect_reads_its_log(run, tmp_path):
     log = pytest.importorskip("inspect_ai.log")
     assert export_episodes(run, Format.INSPECT, tmp_path / "run.eval") == 25
@@ -76,3 +127,5 @@ def test_inspect_reads_its_log(run, tmp_path):
     assert [message.role for message in sample.messages] == ["user", "assistant", "tool", "assistant", "tool"]
     assert sample.messages[1].tool_calls[0].arguments == {"command": "python3 -c 'print(301)'"}
     assert sample.scores["reward"].answer == "301"
+    assert [usage.total_tokens for usage in sample.model_usage.values()] == [6]
+    assert sample.completed_at >= sample.started_at
