@@ -44,7 +44,10 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
 
 
 class LogMetrics(TrainerCallback):  # type: ignore[misc]
-    """Appends what TRL logs to `metrics.jsonl`, one line per logged step, with the time (Unix, seconds)."""
+    """Appends what TRL logs to `metrics.jsonl`, one line per logged step, with the time (Unix, seconds).
+
+    Not `train_loss`, the mean of the updates since the last start: it would be another one after a resume.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -54,7 +57,7 @@ class LogMetrics(TrainerCallback):  # type: ignore[misc]
         """Write one line."""
         if state.is_world_process_zero and logs:
             ours = {"eval_suite/": "suite/", "eval_": "eval/"}
-            named = {_renamed(name, ours): value for name, value in logs.items()}
+            named = {_renamed(name, ours): value for name, value in logs.items() if name != "train_loss"}
             line = {"step": state.global_step, "time": round(time.time(), 3), **named}
             try:
                 with self._path.open("a", encoding="utf-8") as file:

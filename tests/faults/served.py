@@ -1,18 +1,34 @@
-"""A server without a model that knows the tiny model's tokenizer: `python -m tests.faults.served SOCKET`."""
+"""A server without a model that knows the tiny model's tokenizer: `python -m tests.faults.served SOCKET`.
+
+Each of its turns writes an answer that follows from the turn's seed.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.policies.vllm.fake import FakeVLLM
+from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.training.tiny import tiny_tokenizer
+from sandbox_rl.types import ToolCall
 
 
 async def main(socket: Path) -> None:
     """Until it is ended."""
-    async with FakeVLLM(delay_s=0.05, tokenizer=tiny_tokenizer()).serving(socket):
+    tokenizer = tiny_tokenizer()
+    chat = ChatFormat.from_tokenizer(tokenizer, make_toolbox().schemas)
+    commands = [f"echo {answer} > /testbed/answer.txt" for answer in range(2)]
+    turns = [chat.render_call("", [ToolCall("execute_bash", {"command": command})]) for command in commands]
+
+    def script(body: dict[str, Any]) -> Sequence[int]:
+        return turns[body["seed"] % len(turns)]
+
+    async with FakeVLLM(delay_s=0.05, tokenizer=tokenizer, script=script).serving(socket):
         await asyncio.Event().wait()
 
 
