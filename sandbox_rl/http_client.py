@@ -11,9 +11,11 @@ from __future__ import annotations
 import email.utils
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
+from weakref import WeakSet
 
 import aiohttp
 import orjson  # prompts of 32,768 ids block the loop of all episodes while they are written and read
@@ -27,6 +29,8 @@ LONGEST_ASKED_S = 60.0
 CONNECT_S = 10.0
 TRIED_AGAIN = (408, 409, 425, 429)
 """The 4xx that say nothing about the request."""
+
+Confirm = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,36 @@ class BadReply(Unreachable):
     """An answer that makes no sense; whoever gave it is there."""
 
 
+class _Confirming(aiohttp.BaseConnector):
+    """Asks about the server behind each connection once it is open, before anything is sent over it."""
+
+    confirm: Confirm | None = None
+
+    async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
+        connection = await super().connect(req, traces, timeout)
+        if self.confirm is None or connection.protocol in self._confirmed:
+            return connection
+        try:
+            await self.confirm()
+        except BaseException:
+            connection.close()
+            raise
+        self._confirmed.add(connection.protocol)
+        return connection
+
+    @cached_property
+    def _confirmed(self) -> WeakSet[Any]:
+        return WeakSet()
+
+
+class _Unix(_Confirming, aiohttp.UnixConnector):
+    pass
+
+
+class _TCP(_Confirming, aiohttp.TCPConnector):
+    pass
+
+
 class HttpClient:
     """Requests to one address. An async context manager around its connection pool.
 
@@ -95,6 +129,8 @@ class HttpClient:
         headers: of every request.
         connections: open at the same time; 0 for no limit.
         proxies: whether the environment's proxies are used.
+        confirm: awaited once for each connection, when it is open; what it raises the request raises, and
+            nothing is sent.
     """
 
     def __init__(
@@ -104,24 +140,25 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         connections: int = 0,
         proxies: bool = False,
+        confirm: Confirm | None = None,
     ) -> None:
         self.address = address
         self._headers = {"Content-Type": "application/json", **(headers or {})}
         self._connections = connections
         self._proxies = proxies
+        self._confirm = confirm
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
         """Make the pool, if there is none."""
         if self._session is not None:
             return
-        connector: aiohttp.BaseConnector
+        connector: _Confirming
         if self.address.socket is not None:
-            connector = aiohttp.UnixConnector(
-                self.address.socket, limit=self._connections, keepalive_timeout=60.0
-            )
+            connector = _Unix(self.address.socket, limit=self._connections, keepalive_timeout=60.0)
         else:
-            connector = aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=60.0)
+            connector = _TCP(limit=self._connections, keepalive_timeout=60.0)
+        connector.confirm = self._confirm
         self._session = aiohttp.ClientSession(
             connector=connector, headers=self._headers, trust_env=self._proxies
         )

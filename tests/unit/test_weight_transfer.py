@@ -35,6 +35,7 @@ UPDATE = [
     "/finish_weight_update",
     "/collective_rpc sandbox_rl_after_update",
     "/collective_rpc sandbox_rl_checksums",
+    "/collective_rpc sandbox_rl_version",
     "/reset_prefix_cache",
 ]
 
@@ -217,7 +218,7 @@ def test_a_server_that_was_started_anew_gets_the_last_good_weights():
         loop.run(weights.restore(servers[0]))
         assert fake.weights == good
         load = "/collective_rpc sandbox_rl_load"  # beside its transfer engine, which may be a group's
-        assert fake.control == [load, *UPDATE[-3:]]
+        assert fake.control == [load, *UPDATE[-4:]]
         assert weights.current(1)
         fake.control.clear()
         weights.publish(Model(), 2)

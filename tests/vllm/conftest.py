@@ -114,6 +114,7 @@ def served(
         arguments=ARGUMENTS if card is None else ON_A_CARD,
         environment={} if card is None else {"CUDA_VISIBLE_DEVICES": card},
         startup_timeout_s=240,
+        stalled_s=30,
     )
     with LoopThread() as loop:
         one = ManagedServer(

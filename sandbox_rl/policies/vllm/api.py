@@ -78,6 +78,15 @@ class VLLMServer(HttpClient):
             found["generation_tokens_total"] + found.get("prompt_tokens_total", 0.0), requests
         )
 
+    async def weights_version(self) -> int | None:
+        """Of the weights that its workers were given; None where they have loaded them by themselves.
+
+        Raises:
+            Refused, Unreachable: it does not say.
+        """
+        versions = await self.rpc("sandbox_rl_version")
+        return min(versions) if versions and all(isinstance(v, int) for v in versions) else None
+
     async def rpc(self, method: str, *args: str) -> list[Any]:
         """Results of a worker method, one per worker."""
         answer = await self.call("POST", "/collective_rpc", {"method": method, "args": list(args)})

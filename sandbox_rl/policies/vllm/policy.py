@@ -2,7 +2,8 @@
 
 An episode stays on one server, whose prefix cache then holds its conversation; new episodes go to the
 server with the fewest. Cached prefixes are salted with the weight version, so that no turn is ever
-sampled on a mixture of keys computed by different weights.
+sampled on a mixture of keys computed by different weights. Each connection is to a server that has said
+which weights it has: one that was started again is not sampled from before it has the newest.
 
 Whose fault is it? A turn that outlasts the episode's own time is the policy's (`TimeoutError`), if the
 engine was seen to work to the end: a verdict that is waited for (`progress.py`). What the server does is
@@ -19,6 +20,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from sandbox_rl.errors import EngineFault
@@ -76,6 +78,8 @@ class ServerSource(Protocol):
 @dataclass(slots=True)
 class _Slot:
     server: VLLMServer
+    turns: VLLMServer
+    """The same, by connections that carry nothing else, each to a server that has said its version."""
     progress: EngineProgress
     live: int = field(default=0)
     answered: int = field(default=0)
@@ -122,7 +126,11 @@ class VLLMPolicy:
     async def __aenter__(self) -> VLLMPolicy:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._source)
-            slots = [_Slot(server, EngineProgress(server)) for server in self._source.servers]
+            slots = []
+            for server in self._source.servers:
+                turns = VLLMServer(server.address, confirm=partial(self._confirm, server))
+                await stack.enter_async_context(turns)
+                slots.append(_Slot(server, turns, EngineProgress(server)))
             first = self._first % len(slots)
             self._slots = slots[first:] + slots[:first]
             self._stack = stack.pop_all()
@@ -143,6 +151,22 @@ class VLLMPolicy:
             yield _Session(self, slot)
         finally:
             slot.live -= 1
+
+    async def _confirm(self, server: VLLMServer) -> None:
+        """That the server behind a new connection has the weights published last, or newer ones.
+
+        Asked over another connection, once the first is open: an answer that comes over the first is then
+        of the process that was asked, since a process that has ended has no connections left.
+
+        Raises:
+            Unreachable: it was started again, and has none of them yet.
+        """
+        wanted = self._version.value
+        if wanted <= 0:  # it has loaded those by itself
+            return
+        held = await server.weights_version()
+        if held is None or held < wanted:
+            raise Unreachable(f"it has not the weights of version {wanted} (its own: {held})")
 
     async def _look_again(self) -> None:
         """Servers that were away and answer now get episodes again, though no turn there waits to tell."""
@@ -171,7 +195,7 @@ class VLLMPolicy:
                 "cache_salt": secrets.token_hex(8),  # nothing computed by other weights may serve it
             }
             try:
-                answer = await self._once_up(slot.server, body)
+                answer = await self._once_up(slot, body)
                 said = answer["choices"][0]["prompt_logprobs"]
                 scores.append(tuple(said[i][str(ids[i])]["logprob"] for i in range(1, len(ids))))
             except (Refused, Unreachable) as error:
@@ -180,15 +204,15 @@ class VLLMPolicy:
                 raise EngineFault(f"{slot.server.address}: a score of a probe without {error!r}") from error
         return scores
 
-    async def _once_up(self, server: VLLMServer, body: dict[str, Any]) -> Any:
+    async def _once_up(self, slot: _Slot, body: dict[str, Any]) -> Any:
         """The answer of a server, asked again where it was lost with it: its death is noticed a moment later
         than by whoever asks it, and then it takes as long as a start."""
         timeout = self._settings.request_timeout_s
         deadline = time.monotonic() + self._settings.startup_timeout_s
         while True:
-            await self._source.recovered(server)
+            await self._source.recovered(slot.server)
             try:
-                return await server.call("POST", "/v1/completions", body, timeout=timeout)
+                return await slot.turns.call("POST", "/v1/completions", body, timeout=timeout)
             except Unreachable:
                 if time.monotonic() > deadline:
                     raise
@@ -205,7 +229,7 @@ class VLLMPolicy:
             version = self._version.value  # known before any token is sampled
             name = secrets.token_hex(16)
             body = self._body(prompt_ids, sampling, version) | {"request_id": name}
-            asked = server.call("POST", "/v1/completions", body, timeout=settings.request_timeout_s)
+            asked = slot.turns.call("POST", "/v1/completions", body, timeout=settings.request_timeout_s)
             answer = await slot.progress.watched(asked, deadline=deadline, stalled_s=settings.stalled_s)
             slot.answered += 1
             slot.away = False

@@ -23,6 +23,7 @@ __all__ = [
     "rpc",
     "sleep",
     "verify",
+    "version_of",
 ]
 
 
@@ -67,6 +68,18 @@ async def rpc(server: VLLMServer, method: str, *args: str) -> list[Any]:
         raise EngineFault(f"weight transfer to {server.address}: {error}") from error
 
 
+async def version_of(server: VLLMServer) -> int | None:
+    """Of the weights that a server was given; None where it has loaded them by itself.
+
+    Raises:
+        EngineFault: it does not say.
+    """
+    try:
+        return await server.weights_version()
+    except (Refused, Unreachable) as error:
+        raise EngineFault(f"{server.address}: {error}") from error
+
+
 async def pause(servers: Sequence[VLLMServer], *, asleep: bool, version: int) -> None:
     """Freeze the requests in flight, and have servers note how many tokens each has by then.
 
@@ -96,14 +109,14 @@ async def sleep(servers: Sequence[VLLMServer]) -> None:
     await control_all(servers, "/sleep", query={"level": "2"})
 
 
-async def finish_update(servers: Sequence[VLLMServer], expected: Checksums) -> None:
-    """End an update, and hold the servers against the trainer's checksums.
+async def finish_update(servers: Sequence[VLLMServer], expected: Checksums, version: int) -> None:
+    """End an update, hold the servers against the trainer's checksums, and have them know the version.
 
     Raises:
         EngineFault: a server holds something else.
     """
     await control_all(servers, "/finish_weight_update")
-    await after_load(servers, expected)
+    await after_load(servers, expected, version)
 
 
 async def load_files(server: VLLMServer, paths: Sequence[str]) -> None:
@@ -115,8 +128,10 @@ async def load_files(server: VLLMServer, paths: Sequence[str]) -> None:
     await rpc(server, "sandbox_rl_load", json.dumps(list(paths)))
 
 
-async def after_load(servers: Sequence[VLLMServer], expected: Checksums) -> None:
+async def after_load(servers: Sequence[VLLMServer], expected: Checksums, version: int) -> None:
     """Repair what loading leaves behind, hold the servers against the checksums, forget old prefixes.
+
+    Whoever samples asks them for the version: one that has ended since, and was started again, knows none.
 
     Raises:
         EngineFault: a server holds something else.
@@ -124,6 +139,7 @@ async def after_load(servers: Sequence[VLLMServer], expected: Checksums) -> None
     for server in servers:
         await rpc(server, "sandbox_rl_after_update")
         await verify(server, expected)
+        await rpc(server, "sandbox_rl_version", str(version))
     # Requests salt their prefixes by version, so that stale blocks are unreachable already; this only
     # frees them, and fails harmlessly while frozen requests hold some.
     await control_all(servers, "/reset_prefix_cache")

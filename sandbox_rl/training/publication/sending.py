@@ -7,13 +7,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from safetensors.torch import load_file
+
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.http_client import Address
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.check import ServerFacts
 from sandbox_rl.training.publication import routes
 from sandbox_rl.training.publication.payload import Checksums
-from sandbox_rl.training.publication.transports import HostCopy, Payload
+from sandbox_rl.training.publication.transports import HostCopy, Payload, Transport
 
 __all__ = ["Kept", "OwnServer", "Sending", "Servers", "without"]
 
@@ -114,13 +116,13 @@ class Sending:
             self._copies.append(await asyncio.to_thread(part.copy))
         await self.each(part.send)
 
-    async def finish(self) -> None:
+    async def finish(self, version: int) -> None:
         """End the update and hold each server against what was sent."""
-        await self.each(lambda servers: routes.finish_update(servers, self._checksums))
+        await self.each(lambda servers: routes.finish_update(servers, self._checksums, version))
 
-    def kept(self) -> Kept:
+    def kept(self, version: int) -> Kept:
         """All that was sent."""
-        return Kept(self._copies, self._checksums)
+        return Kept(self._copies, self._checksums, version)
 
 
 async def without(
@@ -139,18 +141,41 @@ async def without(
 class Kept:
     """The weights that were published last, in memory of this host."""
 
-    def __init__(self, copies: Sequence[HostCopy], checksums: Checksums) -> None:
+    def __init__(self, copies: Sequence[HostCopy], checksums: Checksums, version: int) -> None:
         self._copies = copies
         self._checksums = checksums
+        self._version = version
 
-    async def load(self, server: VLLMServer) -> None:
+    async def load(self, server: VLLMServer, by: Transport | None = None) -> None:
         """Have a server that was started again load and verify them.
+
+        Args:
+            by: the way to a server that cannot read the copy, on another host.
 
         Raises:
             EngineFault: it does not.
         """
+        if by is not None:
+            await self._send(server, by)
+            return
         await routes.load_files(server, [copy.path for copy in self._copies])
-        await routes.after_load([server], self._checksums)
+        await routes.after_load([server], self._checksums, self._version)
+
+    async def _send(self, server: VLLMServer, transport: Transport) -> None:
+        def parts_of(copy: HostCopy) -> Sequence[Payload]:
+            tensors = load_file(copy.path)
+            return list(transport.parts(iter(tensors.items()), next(iter(tensors.values())).dtype))
+
+        sending = Sending([server], collective=transport.collective, keeps=False)
+        await sending.each(transport.connect)
+        await sending.start()
+        for copy in self._copies:
+            for part in await asyncio.to_thread(parts_of, copy):
+                await sending.send(part)
+                part.close()
+        await sending.finish(self._version)
+        for fault in sending.failed.values():
+            raise fault
 
     def close(self) -> None:
         """Free them."""

@@ -21,6 +21,7 @@ from sandbox_rl.policies.vllm.external import ExternalServers
 from sandbox_rl.policies.vllm.fleet import ManagedServers, log_of
 from sandbox_rl.policies.vllm.launch import ENGINES
 from sandbox_rl.policies.vllm.policy import ServerSource, VLLMPolicy
+from sandbox_rl.policies.vllm.restored import RestoredServers
 from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.policies.vllm.supervisor import SupervisedServers
 from sandbox_rl.training.loop import LoopThread
@@ -125,14 +126,17 @@ def serve(
         loop,
         transfer=transfer,
         sleeps=placement is not None and placement.sleep,
-        keeps=managed is not None and settings.restarts > 0,
+        keeps=placement is None or (managed is not None and settings.restarts > 0),
+        external=placement is None,
         own=OwnServer(publishing, state.local_process_index)
         if placement is not None and transfer == "ipc" and state.num_processes > 1
         else None,
     )
-    source: ServerSource = (
-        others if managed is None else SupervisedServers(managed, weights, restarts=settings.restarts)
-    )
+    source: ServerSource = others
+    if managed is not None:
+        source = SupervisedServers(managed, weights, restarts=settings.restarts)
+    elif main:
+        source = RestoredServers(others, weights)
     policy = VLLMPolicy(
         source, settings, end_ids=model.end_ids, version=weights.version, first=state.local_process_index
     )

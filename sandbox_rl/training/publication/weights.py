@@ -49,6 +49,8 @@ class PublishedWeights:
         transfer: `shm`, `ipc`, `nccl` or `gloo`.
         sleeps: whether servers sleep between `sleep` and `publish`.
         keeps: whether the main process keeps a copy in memory for servers that are started again.
+        external: someone else runs them: they may be started again between two publications, and may be on
+            another host.
         own: with several processes each of which sends to one server, that; otherwise the main one sends to
             all.
     """
@@ -63,6 +65,7 @@ class PublishedWeights:
         transfer: str = "shm",
         sleeps: bool = False,
         keeps: bool = False,
+        external: bool = False,
         own: OwnServer | None = None,
     ) -> None:
         self._servers = servers
@@ -70,6 +73,7 @@ class PublishedWeights:
         self._transport: Transport = transport_of(transfer)
         self._sleeps = sleeps
         self._keeps = keeps and servers is not None
+        self._external = external
         self._own = own
         self._connected: list[VLLMServer] = []
         self._published = False
@@ -150,7 +154,10 @@ class PublishedWeights:
                 return  # the weights are about to come, or it has loaded them by itself
             if self._last_good is None:
                 raise EngineFault("no copy of the newest weights is kept; go on with --resume")
-            await self._last_good.load(server)
+            if self._external and await routes.version_of(server) is not None:
+                return  # a publication has come in between
+            far = self._external and self._transport.collective
+            await self._last_good.load(server, self._transport if far else None)
             self._suspect.discard(server)  # it replaced one that a broken publication had left behind
             self._mixed = self._mixed and bool(self._suspect)
 
@@ -188,7 +195,7 @@ class PublishedWeights:
         sending.failed |= paused.failed
         marks.append(time.monotonic())
         try:
-            self._send_parts(sending, parts)
+            self._send_parts(sending, parts, step)
         except Exception as error:
             failure = error
         for _ in tensors:  # gathering a sharded tensor takes every process
@@ -196,11 +203,11 @@ class PublishedWeights:
         try:
             left = self._agreed(up, sending, failure)
         except BaseException:
-            sending.kept().close()  # what was published before stays what a restarted server gets
+            sending.kept(step).close()  # what was published before stays what a restarted server gets
             raise
         marks.append(time.monotonic())
         if self._keeps:
-            before, self._last_good = self._last_good, sending.kept()
+            before, self._last_good = self._last_good, sending.kept(step)
             if before is not None:
                 before.close()
         return left
@@ -235,6 +242,8 @@ class PublishedWeights:
 
     async def _connect(self, sending: Sending) -> None:
         """The first time, and after one was started again; where each process has its own, it cannot know."""
+        if self._external and None in [await routes.version_of(server) for server in sending.left]:
+            self._connected = []
         if self._own is not None or set(sending.left) != set(self._connected):
             await sending.each(self._transport.connect)
             self._connected = list(sending.left)
@@ -244,7 +253,7 @@ class PublishedWeights:
         assert source is not None, "a process without servers sends nothing"
         return source.facts
 
-    def _send_parts(self, sending: Sending, parts: Iterator[Payload]) -> None:
+    def _send_parts(self, sending: Sending, parts: Iterator[Payload], version: int) -> None:
         """All of them, and the checks; also when no server is left, as a copy may be kept."""
         self._loop.run(sending.start())
         for part in parts:
@@ -252,7 +261,7 @@ class PublishedWeights:
                 self._loop.run(sending.send(part))
             finally:
                 part.close()
-        self._loop.run(sending.finish())
+        self._loop.run(sending.finish(version))
 
     def _agreed(
         self, up: Sequence[VLLMServer], sending: Sending, failure: Exception | None

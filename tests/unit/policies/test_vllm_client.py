@@ -61,7 +61,7 @@ async def act(policy, *, timeout=20.0):
 
 
 async def test_a_turn_is_ids_in_and_ids_out():
-    fake = FakeVLLM()
+    fake = FakeVLLM(weights_version=7)
     async with policy_on(fake, version=FixedVersion(7)) as policy:
         action = await act(policy)
         assert policy.max_context == fake.max_model_len

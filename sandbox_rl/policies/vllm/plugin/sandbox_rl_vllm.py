@@ -139,6 +139,15 @@ class WorkerExtension:
         method.process_weights_after_loading(head)
         return {"repacked": True}
 
+    def sandbox_rl_version(self, version=None):
+        """The number of the weights that this worker was given, which it is told once they are verified.
+
+        A server that was started again was told none, however well it answers.
+        """
+        if version is not None:
+            self._sandbox_rl_version = int(version)
+        return getattr(self, "_sandbox_rl_version", None)
+
     def sandbox_rl_card(self):
         """UUID of this worker's card, None without one: NCCL refuses two ranks on one card."""
         device = self.device
