@@ -38,6 +38,7 @@ class AlarmName(StrEnum):
     OLD_LOG_PROBS = "old_log_probs"  # the ratio's denominator is of other weights than it should be
     SAMPLER_DIFFERS = "sampler_differs"  # sampler and trainer disagree about sampled tokens
     EQUAL_REWARDS = "equal_rewards"  # no group's rewards have differed for many steps
+    INFRA_FAULTS = "infra_faults"  # more episodes than now and then could not be judged
     NO_CALLS = "no_calls"  # no tool call of the last steps could be read
     NO_CONTEXT_LEFT = "no_context_left"  # every episode ends in its first turn, out of tokens
 

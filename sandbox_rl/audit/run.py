@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox_rl.audit.alarms import Alarms
+from sandbox_rl.audit.faults import FaultAudit
 from sandbox_rl.audit.packed import PackedAudit
 from sandbox_rl.audit.publication import PublicationAudit
 from sandbox_rl.audit.rows import Advantages
@@ -39,6 +40,7 @@ class RunAudit:
     packed: PackedAudit
     sampler: SamplerAudit
     publications: PublicationAudit
+    faults: FaultAudit
 
     @classmethod
     def start(
@@ -67,6 +69,7 @@ class RunAudit:
             PackedAudit(alarms, shares, advantages=advantages, size=group_size),
             SamplerAudit(alarms, ceiling=mismatch_alarm),
             PublicationAudit(alarms, ceiling=mismatch_alarm),
+            FaultAudit(alarms),
         )
 
     def save(self, checkpoint: Path) -> None:
@@ -93,4 +96,5 @@ class RunAudit:
 
     def take(self, step: int) -> dict[str, float]:
         """The metrics of a step that has ended; a collective where several processes train."""
+        self.faults.look(step)
         return self.shares.take(step) | self.updates.take() | self.publications.take() | self.alarms.take()

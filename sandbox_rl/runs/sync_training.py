@@ -96,6 +96,7 @@ def _rollouts(
     def ended(_: EpisodeRequest, rollout: Rollout) -> None:
         bar.advance(rollout.reward.value)
         session.faults.add(rollout)
+        audit.faults.add(rollout)
 
     return GroupRollouts(
         session.engine,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sandbox_rl import ledger
+from sandbox_rl.audit.faults import why_not_judged
 from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.training.groups import Advantage, GroupRow, end_of, group_rows, left_out_group, teaches
 from sandbox_rl.types import Rollout
@@ -66,11 +67,13 @@ class FinishedGroup:
         record: how each of its samples ends once the update of `samples` has finished.
         samples: to train on.
         left_tokens: index → how many tokens were sampled for a sample that is not among `samples`.
+        faults: index → why it could not be judged.
     """
 
     record: ledger.Group
     samples: tuple[Sample, ...]
     left_tokens: Mapping[int, int] = field(default_factory=dict)
+    faults: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def number(self) -> int:
@@ -115,12 +118,19 @@ def finished_group(
             samples.append(_sample(row, number, index, row.advantage))
     kept = {sample.index for sample in samples}
     tokens = {i: sum(r.trajectory.action_mask) for i, r in enumerate(group) if i not in kept}
-    return FinishedGroup(ledger.Group(number, group[0].task.id, None, tuple(ends)), tuple(samples), tokens)
+    faults = {
+        index: why_not_judged(rollout)
+        for index, rollout in enumerate(group)
+        if ends[index].end is SampleEnd.NOT_JUDGED
+    }
+    record = ledger.Group(number, group[0].task.id, None, tuple(ends))
+    return FinishedGroup(record, tuple(samples), tokens, faults)
 
 
-def failed_group(number: int, task: str, episodes: Sequence[str]) -> FinishedGroup:
+def failed_group(number: int, task: str, episodes: Sequence[str], why: str) -> FinishedGroup:
     """A group of which every episode failed on our side."""
-    return FinishedGroup(left_out_group(number, task, episodes, SampleEnd.NOT_JUDGED), ())
+    record = left_out_group(number, task, episodes, SampleEnd.NOT_JUDGED)
+    return FinishedGroup(record, (), faults=dict.fromkeys(range(len(episodes)), why))
 
 
 def _sample(row: GroupRow, group: int, index: int, advantage: float) -> Sample:

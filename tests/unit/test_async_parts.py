@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import queue
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -13,17 +15,23 @@ from transformers import AttentionInterface
 from trl.experimental.async_grpo import packing
 from trl.experimental.async_grpo.packing import TREE_ATTENTION, TreeRow
 
+from sandbox_rl.audit.alarms import Alarms
+from sandbox_rl.audit.faults import FaultAudit
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.ledger import SampleEnd
+from sandbox_rl.policies.base import UNTRAINED
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.training import grpo
+from sandbox_rl.training.asynchronous.admission import Admission
 from sandbox_rl.training.asynchronous.config import async_config
+from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.rows import age_metrics
+from sandbox_rl.training.asynchronous.source import RolloutSource
 from sandbox_rl.training.estimator import advantage_of
 from sandbox_rl.training.groups import advantages, group_requests
 from sandbox_rl.training.rows import to_rows
-from sandbox_rl.training.samples import finished_group
+from sandbox_rl.training.samples import failed_group, finished_group
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.types import Task
@@ -274,3 +282,38 @@ def test_packed_attention_is_the_models_own(window):
     assert torch.allclose(seen, torch.cat(expected), atol=1e-5)
     for (name, a), (_, b) in zip(plain.named_parameters(), packed.named_parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, atol=1e-4, rtol=1e-3), name
+
+
+class TenFail:
+    """Ten groups, of which every episode is lost."""
+
+    def __init__(self) -> None:
+        self.rollout_buffer: queue.Queue = queue.Queue()
+
+    def admit(self, numbers) -> None:
+        for number in [number for number in numbers if number < 10]:
+            self.rollout_buffer.put(failed_group(number, "t", [f"{number}-{n}" for n in range(8)], "no disk"))
+
+    def check_health(self, stale_after_s) -> None:
+        pass
+
+
+def test_episodes_lost_in_the_other_process_are_an_alarm_of_the_trainers() -> None:
+    alarms = Alarms()
+    faults = FaultAudit(alarms)
+    source = RolloutSource(
+        TenFail(),
+        Admission(GroupProgress(), max_staleness=1, tokens=100, at_once=8),
+        step=lambda: 0,
+        version=UNTRAINED,
+        metrics=defaultdict(list),
+        ranks=1,
+        token_budget=100,
+        pad_token_id=0,
+        stale_after_s=60.0,
+        faults=faults,
+    )
+    assert source.poll(0.1) is None
+    faults.look(0)
+    (alarm,) = alarms.raised
+    assert "the commonest cause (50): no disk" in alarm.detail

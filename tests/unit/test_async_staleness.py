@@ -272,7 +272,7 @@ def test_groups_that_cannot_be_trained_make_room_at_once():
     for round_ in range(5):
         assert admission.admit(0, 0) == [2 * round_, 2 * round_ + 1]
         for number in (2 * round_, 2 * round_ + 1):
-            admission.arrive(failed_group(number, "", ()))
+            admission.arrive(failed_group(number, "", (), ""))
         assert not admission.ready(0)
 
 

@@ -84,8 +84,8 @@ class VLLMServer(HttpClient):
         Raises:
             Refused, Unreachable: it does not say.
         """
-        versions = await self.rpc("sandbox_rl_version")
-        return min(versions) if versions and all(isinstance(v, int) for v in versions) else None
+        versions = [said.get("version") for said in await self.rpc("sandbox_rl_version")]
+        return None if None in versions else min(versions, default=None)
 
     async def rpc(self, method: str, *args: str) -> list[Any]:
         """Results of a worker method, one per worker."""

@@ -277,7 +277,7 @@ class FakeVLLM:
                 self._load({"path": path})
         if method == "sandbox_rl_version":
             self.weights_version = int(args[0]) if args else self.weights_version
-            return self.weights_version
+            return {"version": self.weights_version}
         return checksums_of(self.weights, json.loads(args[0])) if method == "sandbox_rl_checksums" else {}
 
 

@@ -175,7 +175,8 @@ class _Groups:
             self._failed_in_a_row += 1
             if self._failed_in_a_row >= FAILED_GROUPS:
                 raise
-            channels.finished.put(failed_group(number, task.id, [request.id for request in requests]))
+            ids = [request.id for request in requests]
+            channels.finished.put(failed_group(number, task.id, ids, str(fault)))
             return
         self._failed_in_a_row = 0
         self._faults.ended(number, rollouts)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from sandbox_rl.audit.faults import FaultAudit
 from sandbox_rl.audit.packed import PackedAudit
 from sandbox_rl.audit.rows import TokenClass
 from sandbox_rl.ledger import SampleEnd
@@ -61,6 +62,7 @@ class RolloutSource:
         metrics: TRL's sink, name → values; ours are added to it.
         token_budget: tokens of a row.
         audit: is told what updates are composed of.
+        faults: is told of each episode.
         log: is told what arrives, and what updates are composed of.
         stale_after_s: seconds without a beat after which the rollouts count as hung.
     """
@@ -78,9 +80,11 @@ class RolloutSource:
         pad_token_id: int,
         stale_after_s: float,
         audit: PackedAudit | None = None,
+        faults: FaultAudit | None = None,
         log: CompositionLog | None = None,
     ) -> None:
         self._audit = audit
+        self._faults = faults
         self._log = log
         self._rollouts = rollouts
         self._admission = admission
@@ -123,6 +127,10 @@ class RolloutSource:
         if self._log is not None:
             self._log.arrived(group.number, self._admission.version_of(group.number))
         self._admission.arrive(group)
+        if self._faults is not None:
+            for index, sample in enumerate(group.record.samples):
+                if sample.end is not SampleEnd.OVERLONG:
+                    self._faults.add(group.faults.get(index))
         for why in CLASS_OF:
             # A zero too: TRL's sum over what was logged would otherwise miss that nothing was left out.
             count = sum(reason is why for reason in group.left_out.values())

@@ -129,6 +129,7 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
                 pad_token_id=self.processing_class.pad_token_id,
                 stale_after_s=self.args.heartbeat_stale_after_s,
                 audit=None if self.audit is None else self.audit.packed,
+                faults=None if self.audit is None else self.audit.faults,
                 log=self._compositions,
             )
         self._rollout_dataset = UpdateStream(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox_rl.audit.faults import FEWEST, WINDOW, FaultWatch
+from sandbox_rl.audit.alarms import AlarmName, Alarms
+from sandbox_rl.audit.faults import ALARM_WINDOW, FEWEST, WINDOW, FaultAudit, FaultWatch
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory
 
 
@@ -65,3 +66,27 @@ def test_old_faults_are_forgotten_but_a_verdict_stands() -> None:
 
 def test_what_the_recipe_masks_is_no_fault() -> None:
     assert watch(*[masked()] * WINDOW).cause() == ""
+
+
+def sounded(*rollouts: Rollout | str | None) -> list[str]:
+    alarms = Alarms()
+    audit = FaultAudit(alarms)
+    for one in rollouts:
+        audit.add(one)
+    audit.look(7)
+    assert all((a.step, a.name) == (7, AlarmName.INFRA_FAULTS) for a in alarms.raised)
+    return [alarm.detail for alarm in alarms.raised]
+
+
+def test_more_faults_than_happen_are_an_alarm_with_the_commonest_cause() -> None:
+    well = [judged()] * (ALARM_WINDOW - 3)
+    assert sounded(judged(), *well, *[failed("down")] * 2) == []  # 4 %
+    (said,) = sounded(*well, failed("disk"), failed("engine 1 down"), failed("engine 2 down"))
+    assert said == (
+        "3 of the last 50 episodes could not be judged, more than 5%; the commonest cause (2): engine 1 down"
+    )
+
+
+def test_the_alarm_waits_for_enough_episodes_and_ends_with_the_faults() -> None:
+    assert sounded(*[failed("down")] * (ALARM_WINDOW - 1)) == []
+    assert sounded(*[failed("down")] * ALARM_WINDOW, *[judged(), masked()] * ALARM_WINDOW) == []

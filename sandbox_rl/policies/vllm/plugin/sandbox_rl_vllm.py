@@ -142,11 +142,12 @@ class WorkerExtension:
     def sandbox_rl_version(self, version=None):
         """The number of the weights that this worker was given, which it is told once they are verified.
 
-        A server that was started again was told none, however well it answers.
+        A server that was started again was told none, however well it answers. In a dict, since the route
+        makes text of numbers.
         """
         if version is not None:
             self._sandbox_rl_version = int(version)
-        return getattr(self, "_sandbox_rl_version", None)
+        return {"version": getattr(self, "_sandbox_rl_version", None)}
 
     def sandbox_rl_card(self):
         """UUID of this worker's card, None without one: NCCL refuses two ranks on one card."""
