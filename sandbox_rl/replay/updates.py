@@ -134,6 +134,7 @@ def _session(run: RecordedRun, history: History, scratch: Path, display: Display
             stack.enter_context(Journal(scratch / "journal")),
             None,
             FinishedEpisodes(scratch / "journal"),
+            None,
         )
         yield Session(
             plan,

@@ -63,7 +63,7 @@ def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> It
         rollouts: what `SandboxAsyncTrainer` is told of where they come from and what is written of them.
     """
     recipe, checkpoint = session.plan.recipe, session.plan.checkpoint
-    ledger = session.records.ledger
+    ledger, tokens = session.records.ledger, session.records.tokens
     args = async_arguments(recipe, session.records.run.checkpoints, longest=session.model.longest)
     done = 0 if checkpoint is None else step_of(checkpoint)
     with session.display.progress("Training", args.max_steps, done=done) as bar:
@@ -79,6 +79,7 @@ def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> It
             at_once=groups_at_once(recipe.rollout.concurrency, args.num_generations),
             progress=progress,
             ledger=ledger,
+            tokens=tokens,
             stop=lambda: bool(session.finish.asked),
             stopped=session.finish.agree,
             # TRL hands prompts on as they are; ours are task ids.
@@ -90,6 +91,7 @@ def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> It
             probe=publication_probe(session, audit),
             saved=(audit.save, *(() if ledger is None else (ledger.commit,))),
             callbacks=[
+                *([] if tokens is None else [tokens]),
                 StopOnFaults(session.faults, session.finish),  # of evaluations; rollouts stop by themselves
                 *watchers(session),
                 ProgressAudit(audit.alarms),

@@ -13,6 +13,7 @@
       ledger.jsonl     one line per finished update: how each of its samples ended
       compositions.jsonl  what each update of an asynchronous run was composed of
       journal/         every episode, turn by turn
+      trained/         the trainer's log-prob and the gradient of each token in a loss
       results.json     held-out results
       checkpoints/     Hugging Face checkpoints, each with its manifest (complete.json)
       lock             who is at work on it

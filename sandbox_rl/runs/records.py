@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from sandbox_rl.journal import Journal
+from sandbox_rl.journal.trained import DIRECTORY, TrainedTokens
 from sandbox_rl.ledger import Ledger
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
@@ -22,6 +23,7 @@ from sandbox_rl.runs.resume import Begun, begin, sizes_of
 from sandbox_rl.training.agreement import any_of, together
 from sandbox_rl.training.checkpoints import prune
 from sandbox_rl.training.reuse import FinishedEpisodes
+from sandbox_rl.training.trained_tokens import TokenRecorder
 
 __all__ = ["Records", "open_records"]
 
@@ -35,6 +37,7 @@ class Records:
         journal: of this process's episodes.
         ledger: on the main process; None elsewhere.
         finished: episodes of earlier starts that are not sampled again.
+        tokens: what updates make of this process's tokens; None where that is known already.
     """
 
     run: RunDirectory
@@ -42,6 +45,7 @@ class Records:
     journal: Journal
     ledger: Ledger | None
     finished: FinishedEpisodes
+    tokens: TokenRecorder | None
 
 
 @contextmanager
@@ -62,7 +66,9 @@ def open_records(plan: RunPlan, state: PartialState) -> Iterator[Records]:
         journal = stack.enter_context(Journal(run.journal, start=start, process=state.process_index))
         if replaced and state.is_main_process:
             journal.replaced(replaced)
-        yield Records(run, history, journal, Ledger(run.ledger) if state.is_main_process else None, finished)
+        ledger = Ledger(run.ledger) if state.is_main_process else None
+        tokens = TrainedTokens(run.path / DIRECTORY, start=start, process=state.process_index)
+        yield Records(run, history, journal, ledger, finished, TokenRecorder(tokens))
 
 
 def _begin(plan: RunPlan, state: PartialState, stack: ExitStack) -> Begun:

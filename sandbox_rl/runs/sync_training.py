@@ -67,9 +67,11 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
             audit=audit,
             probe=publication_probe(session, audit),
             ledger=ledger,
+            tokens=records.tokens,
             saved=[*saved, audit.save],
             callbacks=[
                 ledger,
+                *([] if records.tokens is None else [records.tokens]),
                 StopOnFaults(session.faults, session.finish),
                 session.finish,
                 *watchers(session),

@@ -57,18 +57,22 @@ class GenerationLedger(TrainerCallback):  # type: ignore[misc]
         """
         self._handed = generation, handed, left_out
 
-    def weighed(self, advantages: Sequence[float], counted: Sequence[bool]) -> None:
+    def weighed(self, advantages: Sequence[float], counted: Sequence[bool]) -> list[str]:
         """What the trainer has made of the rows of the generation that it was handed last.
 
         Args:
             advantages: of each row.
             counted: whether any token of it counts in the loss.
+
+        Returns:
+            The episode of each row.
         """
         assert self._handed is not None, "rows come from rollouts"
         (number, handed, left_out), self._handed = self._handed, None
         rows = iter(zip(advantages, counted, strict=True))
         groups = [_group(one, [next(rows) for _ in one.rollouts]) for one in handed]
         self._waiting.append((number, (*groups, *left_out)))
+        return [sample.episode for group in groups for sample in group.samples]
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the line of the update that has finished.

@@ -24,6 +24,7 @@ class Sample:
 
     Args:
         index: place within its group.
+        episode: id.
         completion_mask: 1 where the policy sampled the token.
         old_log_probs: of the policy that sampled the token, whichever version that was; 0 elsewhere.
         versions: updates that the weights had received which the token was sampled with; of an observed
@@ -33,6 +34,7 @@ class Sample:
 
     group: int
     index: int
+    episode: str
     input_ids: NDArray[np.int64]
     completion_mask: NDArray[np.int64]
     old_log_probs: NDArray[np.float32]
@@ -50,6 +52,7 @@ class Sample:
         """What TRL's packing reads, and which sample it is."""
         return {
             "index": self.index,
+            "episode": self.episode,
             "input_ids": self.input_ids,
             "completion_mask": self.completion_mask,
             "old_log_probs": self.old_log_probs,
@@ -144,6 +147,7 @@ def _sample(row: GroupRow, group: int, index: int, advantage: float) -> Sample:
     return Sample(
         group=group,
         index=index,
+        episode=trajectory.episode_id,
         input_ids=np.array([*trajectory.prompt_ids, *trajectory.completion_ids], dtype=np.int64),
         completion_mask=np.array([0] * before + list(trajectory.action_mask), dtype=np.int64),
         old_log_probs=np.array([0.0] * before + list(row.logprobs), dtype=np.float32),

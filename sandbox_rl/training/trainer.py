@@ -25,6 +25,7 @@ from sandbox_rl.training.reward_metrics import correct_reward_metrics, outcomes_
 from sandbox_rl.training.sampler_correction import LateCorrection
 from sandbox_rl.training.saving import AgreedSaves
 from sandbox_rl.training.shared_prefixes import plan_inputs, shares_prefixes
+from sandbox_rl.training.trained_tokens import TokenRecorder
 from sandbox_rl.training.trl_hooks import PolicyHooks
 from sandbox_rl.training.views import LossInputs
 
@@ -48,6 +49,7 @@ class SandboxGRPOTrainer(AgreedSaves, SkipsNotFinite, GRPOTrainer):  # type: ign
         audit: looks at what the loss is computed from; its metrics are logged with each step's.
         probe: looks at some of the publications, where servers sample.
         ledger: is told the advantages of what is trained on; one of the callbacks as well.
+        tokens: sees what the loss makes of each token; one of the callbacks as well.
         saved: see `AgreedSaves`.
 
     Raises:
@@ -63,6 +65,7 @@ class SandboxGRPOTrainer(AgreedSaves, SkipsNotFinite, GRPOTrainer):  # type: ign
         audit: RunAudit | None = None,
         probe: PublicationProbe | None = None,
         ledger: GenerationLedger | None = None,
+        tokens: TokenRecorder | None = None,
         saved: Sequence[Callable[[Path], None]] = (),
         **kwargs: Any,
     ) -> None:
@@ -70,6 +73,7 @@ class SandboxGRPOTrainer(AgreedSaves, SkipsNotFinite, GRPOTrainer):  # type: ign
         self.saved = saved
         self.audit = audit
         self._ledger = ledger
+        self._tokens = tokens
         if audit is not None:
             self.add_callback(audit.updates)
         settle_precision(self)
@@ -138,6 +142,8 @@ class SandboxGRPOTrainer(AgreedSaves, SkipsNotFinite, GRPOTrainer):  # type: ign
         inputs, log_probs = self._in_loss, found[0].detach()
         if inputs is None:
             return found
+        if self._tokens is not None:
+            self._tokens.padded(inputs, found[0])
         # The loss has asked, which reads the rest of its inputs afterwards.
         if self._late is not None and self._late.active:
             self._late.correct(inputs, log_probs)
@@ -166,7 +172,9 @@ class SandboxGRPOTrainer(AgreedSaves, SkipsNotFinite, GRPOTrainer):  # type: ign
             output = super()._generate_and_score_completions(inputs)
         if self._ledger is not None and self.model.training:
             counted = output["completion_mask"] * output.get("tool_mask", 1)
-            self._ledger.weighed(output["advantages"].tolist(), (counted.sum(1) > 0).tolist())
+            episodes = self._ledger.weighed(output["advantages"].tolist(), (counted.sum(1) > 0).tolist())
+            if self._tokens is not None:
+                self._tokens.rolled_out(episodes, output)
         if self._outcomes is not None and self.model.training:
             (name,) = self.reward_func_names
             correct_reward_metrics(

@@ -37,6 +37,10 @@ _OWN_TABLES = (
     "CREATE TABLE IF NOT EXISTS flags (episode TEXT, name TEXT, detail TEXT, PRIMARY KEY (episode, name))",
     "CREATE TABLE IF NOT EXISTS looked (episode TEXT PRIMARY KEY, work INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS by_flag ON flags (name)",
+    "CREATE TABLE IF NOT EXISTS updates "
+    "(number INTEGER, writer TEXT, at INTEGER, gradient REAL, PRIMARY KEY (writer, at))",
+    "CREATE TABLE IF NOT EXISTS trained_files (writer TEXT PRIMARY KEY, read INTEGER NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS by_number ON updates (number)",
 )
 
 

@@ -20,6 +20,7 @@ TABLES = (
     "(episode TEXT PRIMARY KEY, end TEXT, advantage REAL, trained INTEGER)",
     "CREATE TABLE IF NOT EXISTS ledger (file TEXT NOT NULL, read INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS by_end ON samples (end)",
+    "CREATE INDEX IF NOT EXISTS by_trained ON samples (trained)",
 )
 
 

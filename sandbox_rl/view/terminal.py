@@ -14,6 +14,7 @@ __all__ = ["episode_lines", "inert", "run_lines", "token_lines"]
 
 LISTED = 30
 ORIGINS = ("prompt", "sampled", "observed")
+TOKEN_COLUMNS = ("ids", "origin", "version", "logprob", "trainer", "share")
 _TURNED = {
     ord(c): f"\\u{ord(c):04x}"
     for c in "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -74,24 +75,36 @@ def episode_lines(run: OpenRun, id: str) -> Iterator[str]:
 
 
 def token_lines(run: OpenRun, id: str) -> Iterator[str]:
-    """One line per token: place, origin, id, log-prob of the sampler, weights, trained or not, text."""
-    yield f"{'#':>6} {'origin':<9} {'id':>8} {'log-prob':>9} {'weights':>7} {'trained':<7} text"
+    """One line per token: place, origin, id, log-probs of sampler and trainer, their difference, the token's
+    share of the step's gradient, weights, trained or not, text."""
+    yield (
+        f"{'#':>6} {'origin':<9} {'id':>8} {'log-prob':>9} {'trainer':>9} {'difference':>10} {'share':>9} "
+        f"{'weights':>7} {'trained':<7} text"
+    )
     offset = 0
     while True:
         found = answer([run], "tokens", {"id": id, "offset": str(offset)})
-        for place, (token, origin, logprob, version) in enumerate(
-            zip(found["ids"], found["origin"], found["logprob"], found["version"], strict=True), offset
+        for place, (token, origin, version, sampler, trainer, share) in enumerate(
+            zip(*(found[name] for name in TOKEN_COLUMNS), strict=True), offset
         ):
             trained = "no" if origin != 1 else {None: "?", "used": "yes"}.get(found["end"], "no")
-            value = "" if logprob is None else f"{logprob:.4f}"
+            difference = None if sampler is None or trainer is None else trainer - sampler
             word = inert(json.dumps(found["words"][str(token)], ensure_ascii=False))
             yield (
-                f"{place:>6} {ORIGINS[origin]:<9} {token:>8} {value:>9} "
+                f"{place:>6} {ORIGINS[origin]:<9} {token:>8} {_decimal(sampler):>9} {_decimal(trainer):>9} "
+                f"{'' if difference is None else f'{difference:+.1e}':>10} "
+                f"{'' if share is None else f'{share:.3%}':>9} "
                 f"{'' if version is None else version:>7} {trained:<7} {word}"
             )
         offset += len(found["ids"])
         if offset >= found["total"]:
-            return
+            break
+    if not found["recorded"]:
+        yield "The trainer's log-probs and the tokens' shares of the gradient are not recorded."
+
+
+def _decimal(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _cut(given: dict[str, Any]) -> str:

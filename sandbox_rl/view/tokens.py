@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from sandbox_rl.types import token_versions
 from sandbox_rl.view.episode import event_pages, read_all
 from sandbox_rl.view.opened import OpenRun
+from sandbox_rl.view.trained import TrainedColumns, trained_columns
 
 __all__ = ["TOKENS", "tokens"]
 
@@ -26,8 +29,9 @@ def tokens(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
 
     Returns:
         `ids`; `origin` (0 prompt, 1 sampled, 2 observed); `turn` (-1: prompt); `logprob` of the sampler, None
-        where nothing was sampled; `version` of the weights; `control` ids; `advantage` of the episode, and
-        its `weight`: its share of all sampled tokens' absolute advantage in its update.
+        where nothing was sampled; `trainer`, its log-prob, and `share` of the step's gradient (see
+        `training/trained_tokens.py`), None where they are not recorded; `version` of the weights; `control`
+        ids; `advantage` of the episode, and its `weight`: the sum of its shares.
 
     Raises:
         DataError: as `episode`.
@@ -35,6 +39,8 @@ def tokens(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
     row, places = event_pages(run, query.get("id", ""))
     offset = max(0, int(query.get("offset", 0)))
     columns, whole = _columns(run, row, places, offset + TOKENS)
+    trained = trained_columns(run, row)
+    columns |= _of_trainer(columns["origin"], trained)
     total = len(columns["ids"]) if whole else row["prompt"] + row["sampled"] + row["observed"]
     page = {name: column[offset : offset + TOKENS] for name, column in columns.items()}
     used = sorted(set(page["ids"]))
@@ -46,7 +52,8 @@ def tokens(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
         "control": sorted(run.vocabulary.control_ids & set(used)),
         "end": row["end"],
         "advantage": row["advantage"],
-        "weight": _weight(run, row),
+        "recorded": trained is not None,
+        "weight": None if trained is None else _number(float(np.nansum(trained.shares))),
     }
 
 
@@ -93,12 +100,15 @@ def columns_of(events: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return found
 
 
-def _weight(run: OpenRun, row: Mapping[str, Any]) -> float | None:
-    if row["end"] != "used" or not row["advantage"]:
-        return 0.0 if row["end"] else None
-    (found,) = run.select(
-        "SELECT sum(abs(s.advantage) * e.sampled) AS weight FROM samples s JOIN episodes e ON e.id = "
-        "s.episode WHERE s.trained = ? AND s.end = 'used'",
-        [row["trained"]],
-    )
-    return abs(row["advantage"]) * row["sampled"] / found["weight"] if found["weight"] else None
+def _of_trainer(origin: Sequence[int], trained: TrainedColumns | None) -> dict[str, list[float | None]]:
+    """The columns `trainer` and `share`."""
+    columns: dict[str, list[float | None]] = {}
+    for name in ("trainer", "share"):
+        known = () if trained is None else trained.log_probs if name == "trainer" else trained.shares
+        values = iter(known)
+        columns[name] = [_number(next(values, np.nan)) if one == SAMPLED else None for one in origin]
+    return columns
+
+
+def _number(value: float) -> float | None:
+    return float(f"{value:.6g}") if np.isfinite(value) else None

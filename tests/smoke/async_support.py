@@ -147,6 +147,7 @@ def make_async_trainer(
     stop: Any = lambda: False,
     stopped: Any = lambda: None,
     audit: Any = None,
+    tokens: Any = None,
     **block: Any,
 ) -> SandboxAsyncTrainer:
     """A trainer; `block` is its recipe's `grpo`."""
@@ -182,6 +183,7 @@ def make_async_trainer(
         rollout_worker=worker,
         weights=worker.weights,
         audit=audit,
+        tokens=tokens,
         saved=(ledger.commit,),
         callbacks=callbacks,
     )

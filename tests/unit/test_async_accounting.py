@@ -22,6 +22,7 @@ def sample(group: int, index: int, tokens: int = 100, versions: int = 0) -> samp
     return samples.Sample(
         group=group,
         index=index,
+        episode=f"{group}-{index}",
         input_ids=np.arange(1000 * index, 1000 * index + tokens),
         completion_mask=np.array([0] + [1] * (tokens - 1)),
         old_log_probs=np.zeros(tokens, np.float32),

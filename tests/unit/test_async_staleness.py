@@ -107,6 +107,7 @@ class World:
             Sample(
                 group=number,
                 index=i,
+                episode=f"{number}-{i}",
                 input_ids=np.arange(TOKENS) + 1,
                 completion_mask=np.ones(TOKENS, np.int64),
                 old_log_probs=np.zeros(TOKENS, np.float32),

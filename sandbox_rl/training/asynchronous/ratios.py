@@ -33,12 +33,17 @@ def truncated(log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: 
 
 
 def select_terms(
-    model: Callable[..., FusedCausalLMOutput], inputs: Mapping[str, torch.Tensor]
+    model: Callable[..., FusedCausalLMOutput],
+    inputs: Mapping[str, torch.Tensor],
+    seen: Callable[[torch.Tensor], object] = lambda log_probs: None,
 ) -> tuple[Callable[..., FusedCausalLMOutput], LossInputs]:
     """A model and inputs for TRL's `compute_loss` with truncated ratios.
 
     In a packed row one position can serve several samples, each with its own old log-prob: the terms of the
     loss are selected here, and TRL is given indices into them.
+
+    Args:
+        seen: is shown the terms' log-probs as the model gives them, (M,).
     """
     selected = inputs["token_index"] >= 0
     places = inputs["token_index"][selected]
@@ -46,7 +51,9 @@ def select_terms(
 
     def forward(**kwargs: Any) -> FusedCausalLMOutput:
         outputs = model(**kwargs)
-        outputs.log_probs = truncated(outputs.log_probs.flatten()[places], old, advantages)
+        terms = outputs.log_probs.flatten()[places]
+        seen(terms)
+        outputs.log_probs = truncated(terms, old, advantages)
         outputs.entropy = outputs.entropy.flatten()[places]
         return outputs
 

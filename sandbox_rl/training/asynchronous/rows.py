@@ -13,7 +13,7 @@ from trl.experimental.async_grpo.packing import TreeRow
 
 from sandbox_rl.training.samples import FinishedGroup, Sample
 
-__all__ = ["AGE", "age_metrics", "collator", "micro_batches", "packed_as", "tensors_of"]
+__all__ = ["AGE", "age_metrics", "collator", "micro_batches", "packed_as", "samples_of", "tensors_of"]
 
 AGE = "age_mean"
 """Key of a micro-batch: mean age of the update's tokens, in updates; TRL's loss does not read it."""
@@ -100,8 +100,18 @@ def _halves(sample: dict[str, Any]) -> list[dict[str, Any]]:
     first, second = (sample | {"part": sample.get("part", "") + half} for half in "ab")
     if mask.sum() < 2:
         return [first, second | {"advantage": 0.0}]
-    middle = np.cumsum(mask) > int(mask.sum()) // 2
+    half = int(mask.sum()) // 2
+    middle = np.cumsum(mask) > half
+    second["first"] = sample.get("first", 0) + half
     return [first | {"completion_mask": mask * ~middle}, second | {"completion_mask": mask * middle}]
+
+
+def samples_of(packed: Sequence[Sequence[TreeRow]]) -> tuple[tuple[tuple[tuple[str, int], ...], ...], ...]:
+    """Of each row of each micro-batch: episode of each sample, and the first of its sampled tokens there."""
+    return tuple(
+        tuple(tuple((s["episode"], s.get("first", 0)) for s in row.samples) for row in batch)
+        for batch in packed
+    )
 
 
 def packed_as(

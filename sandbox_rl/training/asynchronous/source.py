@@ -15,7 +15,7 @@ from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.policies.base import WeightVersion
 from sandbox_rl.training.asynchronous.admission import Admission
 from sandbox_rl.training.asynchronous.compositions import CompositionLog
-from sandbox_rl.training.asynchronous.rows import age_metrics, collator, micro_batches, tensors_of
+from sandbox_rl.training.asynchronous.rows import age_metrics, collator, micro_batches, samples_of, tensors_of
 from sandbox_rl.training.asynchronous.updates import Composed
 from sandbox_rl.training.samples import FinishedGroup
 
@@ -163,4 +163,4 @@ class RolloutSource:
         tensors = tensors_of(rows, groups, step, collate=collate)
         if self._log is not None:
             self._log.composed(step + 1, [group.number for group in groups], rows, tensors)
-        return Composed(tensors)
+        return Composed(tensors, samples_of(rows))

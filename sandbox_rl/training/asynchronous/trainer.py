@@ -32,6 +32,7 @@ from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication.base import Weights
 from sandbox_rl.training.saving import AgreedSaves
+from sandbox_rl.training.trained_tokens import TokenRecorder
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.training.tree_check import check_packing
 from sandbox_rl.training.trl_hooks import NoTransfer, PolicyHooks
@@ -55,6 +56,7 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
         at_once: groups that are sampled side by side.
         progress: the groups so far; on the main process.
         ledger: gets a line for each finished update; on the main process.
+        tokens: sees what the loss makes of each token; one of the callbacks as well.
         stop, stopped: see `UpdateStream`.
         audit: looks at what the loss is computed from; its metrics are logged with each step's.
         probe: looks at some of the publications.
@@ -71,6 +73,7 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
         at_once: int,
         progress: GroupProgress | None = None,
         ledger: Ledger | None = None,
+        tokens: TokenRecorder | None = None,
         stop: Callable[[], bool] = lambda: False,
         stopped: Callable[[], None] = lambda: None,
         callbacks: Iterable[TrainerCallback] = (),
@@ -91,6 +94,8 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
         args.gradient_accumulation_steps = 1  # what the loop of transformers sees: one item is one update
         self.progress = progress or GroupProgress()
         self._ledger = ledger
+        self._tokens = tokens
+        self._samples: Sequence[tuple[str, int]] = ()
         self.saved = (self.progress.save, *saved)
         self._at_once = at_once
         self._border = _Border(self, stop, stopped)
@@ -140,7 +145,7 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
     def training_step(
         self,
         model: nn.Module,
-        inputs: dict[str, list[LossInputs]],
+        inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """One whole update: the loss is the mean over all of its tokens, however they lie in rows."""
@@ -150,6 +155,8 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
         for place, batch in enumerate(batches):
             # TRL divides the mean over a micro-batch by this.
             self.current_gradient_accumulation_steps = sum(tokens) / tokens[place]
+            if self._tokens is not None:
+                self._samples = inputs["samples"][place]
             last = place == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, batch, num_items_in_batch))
@@ -169,7 +176,8 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """TRL's, with a bound on what an old token can weigh."""
-        forward, inputs = select_terms(model, inputs)
+        segments = inputs["segment_id"][inputs["token_index"] >= 0]
+        forward, inputs = select_terms(model, inputs, lambda terms: self._see_tokens(segments, terms))
         if self.audit is None:
             loss: torch.Tensor = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
             return loss
@@ -183,6 +191,10 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
         loss = super().compute_loss(watched, inputs, return_outputs, num_items_in_batch)
         self._look(inputs, seen[0])
         return loss
+
+    def _see_tokens(self, segments: torch.Tensor, log_probs: torch.Tensor) -> None:
+        if self._tokens is not None:
+            self._tokens.packed(self._samples, segments, log_probs)
 
     def _look(self, inputs: LossInputs, log_probs: torch.Tensor) -> None:
         assert self.audit is not None

@@ -30,9 +30,11 @@ class Composed:
 
     Args:
         micro_batches: keys of TRL's `compute_loss`; the first axis of every tensor is the rank.
+        samples: see `samples_of`; nothing where nobody asks.
     """
 
     micro_batches: tuple[dict[str, torch.Tensor], ...]
+    samples: tuple[tuple[tuple[tuple[str, int], ...], ...], ...] = ()
 
 
 class Source(Protocol):
@@ -82,7 +84,8 @@ class UpdateStream:
             yield {
                 "micro_batches": [
                     {key: value[rank] for key, value in batch.items()} for batch in update.micro_batches
-                ]
+                ],
+                "samples": [row[self._state.process_index] for row in update.samples],
             }
 
     def _next(self) -> Composed | None:

@@ -99,28 +99,41 @@ function block(query, given, where, kind = "") {
 }
 
 const HEATS = {
-  "log-prob": (t, i) => (t.logprob[i] === null ? null : Math.min(1, -t.logprob[i] / 4)),
-  origin: () => null,
-  "weight version": (t, i, range) => (t.version[i] === null || range[0] === range[1] ? null : (t.version[i] - range[0]) / (range[1] - range[0])),
+  "log-prob, sampler": (t, i) => (t.logprob[i] === null ? null : Math.min(1, -t.logprob[i] / 4)),
+  "log-prob, trainer": (t, i) => (t.trainer[i] === null ? null : Math.min(1, -t.trainer[i] / 4)),
+  difference: (t, i, most) => (apart(t, i) === null ? null : Math.abs(apart(t, i)) / most.difference),
+  "share of the gradient": (t, i, most) => (t.share[i] === null ? null : t.share[i] / most.share),
   advantage: (t, i) => (t.origin[i] === 1 && t.advantage !== null ? Math.min(1, Math.abs(t.advantage) / 2) : null),
+  "weight version": (t, i, most) => (t.version[i] === null || most.oldest === most.newest ? null : (t.version[i] - most.oldest) / (most.newest - most.oldest)),
+  origin: () => null,
 };
+const HINTS = {
+  "log-prob, sampler": "stronger is less likely", "log-prob, trainer": "stronger is less likely", difference: "stronger is further from the sampler", "share of the gradient": "stronger moves the weights more",
+  advantage: "stronger counts more, either way", "weight version": "stronger is newer", origin: "grey was not sampled",
+};
+const OF_TRAINER = ["log-prob, trainer", "difference", "share of the gradient"];
+const apart = (t, i) => (t.trainer[i] === null || t.logprob[i] === null ? null : t.trainer[i] - t.logprob[i]);
+// Of a long column: Math.max(...column) would have too many arguments.
+const most = (column, least) => column.reduce((a, b) => (b === null || b <= a ? a : b), least);
+const share = (w) => (w === 0 ? "0" : Number((100 * w).toPrecision(2)) + " %");
 
 async function tokensTab(state, query, body) {
   const t = await ask("tokens", { ...query, offset: state.from });
-  const control = new Set(t.control), versions = t.version.filter((v) => v !== null);
-  const range = [Math.min(...versions.slice(0, 1e5)), Math.max(...versions.slice(0, 1e5))];
+  const control = new Set(t.control), newest = most(t.version, -1);
+  const range = { difference: most(t.ids.map((_, i) => Math.abs(apart(t, i) ?? 0)), 0.02), share: most(t.share, 1e-12), newest, oldest: -most(t.version.map((v) => (v === null ? null : -v)), -newest) };
   const details = h("dl.row.token-facts", { "aria-live": "polite" });
   const view = h("div.tokens", { tabindex: "0", role: "region", "aria-label": "Tokens" });
-  const select = h("select", { id: "heat", onchange: () => draw() }, Object.keys(HEATS).map((name) => h("option", { value: name }, name)));
+  const select = h("select", { id: "heat", onchange: () => draw() }, Object.keys(HEATS).map((name) => h("option", { value: name, disabled: OF_TRAINER.includes(name) && !t.recorded }, name + (OF_TRAINER.includes(name) && !t.recorded ? " (not recorded)" : ""))));
+  const hint = h("span.soft");
   const origins = ["prompt", "sampled", "observed"];
   const word = (i) => t.words[t.ids[i]] ?? "";
   const show = (i) => fill(details, pairs([
     ["Token", `${t.offset + i + 1} of ${number(t.total)}`], ["Text", h("code", {}, JSON.stringify(word(i)))], ["Id", t.ids[i]], ["Origin", origins[t.origin[i]] + (control.has(t.ids[i]) ? ", control token" : "")],
     ["Trained on", t.origin[i] !== 1 ? "no, not sampled" : t.end === null ? "not recorded" : t.end === "used" ? "yes" : "no"], ["Log-prob, sampler", t.logprob[i] === null ? "–" : number(t.logprob[i], 4)],
-    ["Log-prob, trainer", "not recorded"], ["Weights", t.version[i] ?? "–"], ["Advantage", t.origin[i] === 1 && t.advantage !== null ? number(t.advantage) : "–"],
-    ["Share of the step", t.origin[i] === 1 && t.weight !== null ? percentOf(t.weight) : "–"],
+    ["Log-prob, trainer", recorded(t.trainer[i] === null ? null : number(t.trainer[i], 4))], ["Difference", recorded(apart(t, i) === null ? null : number(apart(t, i), 3))], ["Weights", t.version[i] ?? "–"], ["Advantage", t.origin[i] === 1 && t.advantage !== null ? number(t.advantage) : "–"],
+    ["Share of the step's gradient", recorded(t.share[i] === null ? null : `${share(t.share[i])} (episode ${share(t.weight)})`)],
   ]));
-  const percentOf = (w) => (100 * w).toPrecision(2) + " % (its episode)";
+  const recorded = (text) => (text !== null ? text : t.recorded ? "–" : "not recorded");
   function piece(from) {
     const made = h("span.chunk");
     for (let i = from; i < Math.min(from + CHUNK, t.ids.length); i++) {
@@ -134,6 +147,7 @@ async function tokensTab(state, query, body) {
     return made;
   }
   function draw() {
+    hint.textContent = ` ${HINTS[select.value]}; control tokens have a frame, grey was not sampled`;
     view.replaceChildren();
     let at = 0;
     const end = h("span.end");
@@ -152,7 +166,7 @@ async function tokensTab(state, query, body) {
   const go = (from, title) => link({ ...state, from: from || "" }, title);
   const further = [t.offset > 0 ? go(Math.max(0, t.offset - 20000), "← before ") : null, t.offset + t.ids.length < t.total ? go(t.offset + t.ids.length, "after →") : null];
   const sampled = t.logprob.filter((v) => v !== null);
-  fill(body, h("div.heat", {}, h("label", { for: "heat" }, "Heat by "), select, h("span.soft", {}, " stronger is less likely, newer or weightier; control tokens have a frame; grey was observed"), t.total > t.ids.length ? h("span", {}, ` ${number(t.offset + 1)} to ${number(t.offset + t.ids.length)} of ${number(t.total)} `, further) : null), details, view);
+  fill(body, h("div.heat", {}, h("label", { for: "heat" }, "Heat by "), select, hint, t.total > t.ids.length ? h("span", {}, ` ${number(t.offset + 1)} to ${number(t.offset + t.ids.length)} of ${number(t.total)} `, further) : null), details, view);
   show(t.origin.indexOf(1) >= 0 ? t.origin.indexOf(1) : 0);
   if (!sampled.length) view.before(h("p.soft", {}, t.total ? "No log-probs were recorded." : "The endpoint hides the tokens of this episode."));
   draw();

@@ -9,15 +9,18 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sandbox_rl.errors import DataError
 from sandbox_rl.journal import Journal
+from sandbox_rl.journal.trained import TrainedRow, TrainedTokens
 from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.view.api import answer, to_json
 from sandbox_rl.view.learning import findings, headline
 from sandbox_rl.view.opened import OpenRun, open_run
 from sandbox_rl.view.suspicion import look
+from sandbox_rl.view.terminal import token_lines
 from tests.unit.view.run_on_disk import GROUP, bash, make_run, rollout, write_episode
 
 
@@ -159,6 +162,44 @@ def test_tokens_have_everything_that_is_known(made):
     assert found["words"]["3"] == "think"
     assert found["control"] == [0, 1, 2]
     assert found["version"][3] == 1
+    assert not found["recorded"]
+    assert set(found["trainer"]) == set(found["share"]) == {None}
+
+
+def trained_row(episode: str, *gradients: float, first: int = 0) -> TrainedRow:
+    log_probs = np.arange(first + 1, first + 1 + len(gradients)) / -8
+    return TrainedRow(episode, first, log_probs.astype(np.float32), np.array(gradients, np.float32))
+
+
+def test_tokens_show_what_the_trainer_made_of_them(tmp_path):
+    """Parts of an episode from two processes; what a resumed run did again replaces what it did before."""
+    directory, id = make_run(tmp_path / "run"), "train-000003-0001"
+    old = TrainedTokens(directory / "trained", start=0, process=0)
+    old.write(3, [trained_row("train-000002-0000", 1.0, 1.0)])
+    old.write(4, [trained_row(id, *[9.0] * 6)])
+    rows = [trained_row("train-000003-0000", 1.0, 1.0), trained_row(id, -0.5, 0.25)]
+    TrainedTokens(directory / "trained", start=1, process=0).write(4, rows)
+    rows = [trained_row(id, 0.25, 0.0, 0.0, 1.0, first=2)]
+    TrainedTokens(directory / "trained", start=1, process=1).write(4, rows)
+    with open_run(directory, whole=True) as run:
+        found = ask(run, "tokens", id=id)
+        lines = list(token_lines(run, id))
+        other = ask(run, "tokens", id="train-000004-0001")
+    assert found["trainer"] == [*[None] * 3, -0.125, -0.25, -0.375, -0.5, *[None] * 3, -0.625, -0.75]
+    assert found["share"][3:7] == pytest.approx([0.125, 0.0625, 0.0625, 0.0], rel=1e-3)
+    assert found["share"][10:] == pytest.approx([0.0, 0.25], rel=1e-3)
+    assert found["weight"] == pytest.approx(0.5, rel=1e-3)
+    assert lines[4].split()[3:7] == ["-0.5000", "-0.1250", "+3.8e-01", "12.500%"]
+    assert (found["recorded"], other["recorded"]) == (True, False)
+
+
+def test_what_is_cut_of_the_trainer_s_values_is_one_line(tmp_path):
+    directory = make_run(tmp_path / "run")
+    TrainedTokens(directory / "trained", start=0, process=0).write(4, [trained_row("train-000003-0001", 1.0)])
+    (values,) = (directory / "trained").glob("*.values")
+    values.write_bytes(values.read_bytes()[:-1])
+    with open_run(directory, whole=True) as run, pytest.raises(DataError, match="cut or changed"):
+        ask(run, "tokens", id="train-000003-0001")
 
 
 def test_tokens_of_a_long_episode_come_in_pieces(tmp_path, monkeypatch):

@@ -146,5 +146,6 @@ def test_the_terminal_shows_a_run_an_episode_and_its_tokens(tmp_path):
         shown = "\n".join(episode_lines(run, "train-000003-0001"))
         assert "> execute_bash: python3 -c 'print(301)'" in shown
         lines = list(token_lines(run, "train-000003-0001"))
-    assert len(lines) == 13
+    assert len(lines) == 14
+    assert "not recorded" in lines[-1]
     assert lines[4].split()[:6] == ["3", "sampled", "3", "-0.5000", "1", "yes"]
