@@ -13,10 +13,14 @@ from typing import Any, BinaryIO
 from sandbox_rl.journal.checksums import is_as_written
 from sandbox_rl.journal.columns import Columns, unpack
 
-__all__ = ["places_of", "read_chain", "read_events", "whole_lines", "writers"]
+__all__ = ["lengths_of", "places_of", "read_chain", "read_events", "whole_lines", "writers"]
 
 _HEAD = re.compile(rb'\{"event":\s*"\w+",\s*"episode_id":\s*"(?:[^"\\]|\\.)*"(?:,\s*"prev":\s*(-?\d+))?')
 """How every event of an episode begins, and the offset of the one before it, which the first lacks."""
+
+_LENGTHS = re.compile(rb'"lengths":\s*\[([\d,\s]*)\]')
+LENGTHS_WITHIN = 200
+"""Bytes from the beginning of an event's columns within which their lengths stand."""
 
 
 def writers(directory: Path) -> list[str]:
@@ -69,6 +73,25 @@ def places_of(directory: Path, writer: str, at: int) -> list[int]:
                     f"{path}: the event at byte {places[-1]} follows one at {int(found.group(1))}"
                 )
             places.append(int(found.group(1)))
+
+
+def lengths_of(directory: Path, writer: str, places: Sequence[int]) -> list[tuple[int, ...]]:
+    """How many ids each column of the events at these places holds, without reading anything else of them.
+
+    Raises:
+        ValueError: there is no event at one of these places.
+    """
+    path = directory / f"{writer}.jsonl"
+    found = []
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
+        for place in places:
+            # The last of that name in the line: what a policy wrote stands before it.
+            at = lines.rfind(b'"columns":', place, lines.find(b"\n", place))
+            said = _LENGTHS.search(lines, at, at + LENGTHS_WITHIN) if at >= 0 else None
+            if said is None:
+                raise ValueError(f"{path}: no event at byte {place}")
+            found.append(tuple(map(int, said.group(1).split(b","))) if said.group(1) else ())
+    return found
 
 
 def read_events(directory: Path, writer: str, places: Sequence[int]) -> list[dict[str, Any]]:

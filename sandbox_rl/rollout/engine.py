@@ -154,7 +154,13 @@ class RolloutEngine:
 
         async def finished_or_run(request: EpisodeRequest) -> Rollout:
             done = None if finished is None else finished(request)
-            return await run_one(request) if done is None else done
+            if done is not None:
+                return done
+            self.occupancy.asked += 1
+            try:
+                return await run_one(request)
+            finally:
+                self.occupancy.asked -= 1
 
         return finished_or_run
 

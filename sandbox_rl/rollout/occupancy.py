@@ -27,8 +27,15 @@ class Occupancy(Observer):
         self._clock = clock
         self._alive: set[str] = set()
         self._turns: set[str] = set()
+        self.asked = 0
+        """Episodes that have been asked for and are not scored yet; whoever asks counts them."""
         self._since = clock()
         self._alive_s = self._idle_s = self._turn_s = 0.0
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Episodes that are alive, turns that are being sampled, and episodes that wait; for any thread."""
+        return len(self._alive), len(self._turns), max(0, self.asked - len(self._alive))
 
     def started(self, episode: EpisodeRequest, prompt_ids: tuple[int, ...]) -> None:
         """An episode is alive until it has ended."""

@@ -16,6 +16,7 @@
       trained/         the trainer's log-prob and the gradient of each token in a loss
       results.json     held-out results
       checkpoints/     Hugging Face checkpoints, each with its manifest (complete.json)
+      status.json      what it is doing, while it does anything
       lock             who is at work on it
       logs/            TensorBoard
       export/          the exported model

@@ -24,6 +24,7 @@ from sandbox_rl.runs.plan import RunPlan
 from sandbox_rl.runs.policy import RunPolicy, run_policy
 from sandbox_rl.runs.records import Records, open_records
 from sandbox_rl.runs.starting_point import starting_point
+from sandbox_rl.runs.status import RunStatus
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.config import MetricsSettings
 from sandbox_rl.training.grpo import sampling_of
@@ -45,6 +46,7 @@ class Session:
         finish: a callback that the trainer must get.
         faults: is told of every episode of this process.
         endpoint: a callback that the trainer must get, where the recipe asks for it.
+        status: another callback for the trainer; on the main process of a run that others may look at.
     """
 
     plan: RunPlan
@@ -58,6 +60,7 @@ class Session:
     finish: FinishOnSignal
     faults: FaultWatch
     endpoint: PrometheusEndpoint | None = None
+    status: RunStatus | None = None
 
 
 @contextmanager
@@ -112,8 +115,12 @@ def training_session(
             asked = recipe.metrics if state.is_main_process else MetricsSettings()
             endpoint = stack.enter_context(prometheus_endpoint(asked, records.run.path.name))
         finish.install(loop.give_up, run=records.run.path, owner=owner)
+        status = None
         if state.is_main_process:
+            status = stack.enter_context(RunStatus(records.run.path, engine.occupancy, policy.policy))
             records.run.write_json("machine.json", machine_facts(backend.info))
             # The journal holds ids; whoever looks at a run before its first checkpoint needs the words.
             model.tokenizer.save_pretrained(records.run.path / "tokenizer")
-        yield Session(plan, state, display, model, policy, loop, engine, records, finish, faults, endpoint)
+        yield Session(
+            plan, state, display, model, policy, loop, engine, records, finish, faults, endpoint, status
+        )

@@ -51,7 +51,7 @@ def publication_probe(session: Session, audit: RunAudit) -> PublicationProbe | N
 
 def watchers(session: Session) -> list[Any]:
     """Callbacks that write metrics and tell a person of them."""
-    own = [] if session.endpoint is None else [session.endpoint]
+    own = [one for one in (session.status, session.endpoint) if one is not None]
     return [LogMetrics(session.records.run.metrics), StepLines(session.display), *own]
 
 

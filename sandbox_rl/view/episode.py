@@ -55,6 +55,7 @@ def episode(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
         "reward_detail": cut(last.get("reward_detail") or ""),
         "scoring_seconds": last.get("scoring_seconds"),
         "gold": cut(run.golds.answer(row["task_id"])) if run.golds.answer(row["task_id"]) else None,
+        "gold_failure": run.golds.failure,
         "prompt": cut(prompt),
         "decoded": run.vocabulary.known or bool(messages),
         "prompt_tokens": len(first["prompt_ids"]),

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+from collections import deque
 from pathlib import Path
 
 __all__ = ["Golds"]
 
 MOST = 200_000
 """Tasks whose answers are kept."""
+CHARS = 400
+"""Of what a failure says."""
 
 
 class Golds:
@@ -31,9 +35,17 @@ class Golds:
         self._answers: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
         recipe = run / "recipe.yaml"
-        # A recipe can name code, which is not run for others: only of a run of one's own.
-        self.done = not recipe.exists() or recipe.stat().st_uid != os.geteuid()
+        self.failure = ""
+        """Why gold answers are not known, as a sentence; empty where they are, or may still come."""
+        self.done = False
         """Whether no more will come."""
+        if not recipe.exists():
+            self.done = True
+        elif recipe.stat().st_uid != os.geteuid():
+            self.done = True
+            self.failure = (
+                "The run's recipe belongs to another user, and a recipe can name code: not run for you."
+            )
 
     def start(self) -> None:
         """Begin, unless it has begun already."""
@@ -42,7 +54,7 @@ class Golds:
                 [sys.executable, "-m", "sandbox_rl.view.golds", str(self._run)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
             )
             self._reading = threading.Thread(target=self._read, args=(self._process,), daemon=True)
             self._reading.start()
@@ -59,12 +71,20 @@ class Golds:
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
+        assert process.stderr is not None
+        errors: deque[bytes] = deque(maxlen=1)
+        draining = threading.Thread(target=errors.extend, args=(process.stderr,), daemon=True)
+        draining.start()
         with process.stdout as lines:
             for line in lines:
                 if line.endswith(b"\n"):
                     id, answer = json.loads(line)
                     self._answers[id] = answer
-        process.wait()
+        draining.join()
+        if process.wait() != 0:
+            last = errors[-1].decode(errors="replace") if errors else f"exit code {process.returncode}"
+            said = re.sub(r"^[\w.]+: ", "", last.strip())[:CHARS]  # without the name of the exception
+            self.failure = f"The run's tasks cannot be loaded again: {said}"
         self.done = True
 
 

@@ -16,6 +16,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sandbox_rl.errors import DataError
 from sandbox_rl.evaluation.results import FORMAT
 from sandbox_rl.journal import Index
@@ -23,6 +26,7 @@ from sandbox_rl.ledger.reader import FORMAT as LEDGER_FORMAT
 from sandbox_rl.view.golds import Golds
 from sandbox_rl.view.lines import GrowingLines, json_file, json_line
 from sandbox_rl.view.samples import TABLES, read_samples
+from sandbox_rl.view.status import is_owned
 from sandbox_rl.view.vocabulary import Vocabulary, model_of, vocabulary_of
 
 __all__ = ["OpenRun", "open_run"]
@@ -67,6 +71,8 @@ class OpenRun:
         """That it trains or measures, as it names it."""
         self.opened: tuple[tuple[str, int], list[int]] | None = None
         """Where the events of the episode lie that was asked for last."""
+        self.lengths: tuple[str, NDArray[np.int64], NDArray[np.int64]] | None = None
+        """Whose tokens were asked for last; its tokens, and sampled ones, up to the end of each event."""
         self.behind = 0
         """Bytes of the journal that are not in the index yet."""
         self.golds = Golds(self.path)
@@ -131,15 +137,28 @@ class OpenRun:
         """Whether it has said that it is done."""
         if self.kind == "evaluation":
             return (self.path / "results.json").exists()
-        said = [e.get("event") for e in self.history.values if e.get("event") != "changed"]
-        return bool(said) and said[-1] == "finished"
+        return self._said == "finished"
 
     @property
     def state(self) -> str:
-        """`finished`, `running`, or `silent`: no sign of life for some minutes and no end either."""
+        """`finished`; `stopped`, as it was asked to; `running`; `ended`: its process is gone without a word;
+        or `silent`: no sign of life for some minutes, where nobody can tell."""
         if self.finished:
             return "finished"
+        owned = is_owned(self.path) if self.kind == "training" else None
+        if owned:
+            return "running"
+        if self._said == "stopped":
+            return "stopped"
+        if owned is False and "after" not in self.results():  # an export needs the run for itself no more
+            return "ended"
         return "running" if time.time() - self.last_sign < SILENT_S else "silent"
+
+    @property
+    def _said(self) -> object:
+        """The last event of its history."""
+        said = [e.get("event") for e in self.history.values if e.get("event") != "changed"]
+        return said[-1] if said else None
 
     @property
     def last_sign(self) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sandbox_rl.view.learning import findings, headline
 from sandbox_rl.view.opened import OpenRun
+from sandbox_rl.view.status import status_of
 
 __all__ = ["overview", "runs_of"]
 
@@ -81,6 +82,8 @@ def _now(run: OpenRun) -> dict[str, Any]:
         "abandoned": counts.get("abandoned", 0),
         "in_flight": counts.get("live", 0),
         "live": live,
+        "status": status_of(run.path) if run.state == "running" else {},
+        "golds": run.golds.failure,
     }
 
 
@@ -93,6 +96,8 @@ def _progress(run: OpenRun) -> dict[str, Any]:
     gaps = [b - a for a, b in pairwise(recent)]
     pace = median(gaps) if gaps else None
     left = None if not total or pace is None or run.finished else pace * max(0, total - done)
+    if left is not None and pace is not None and recent:  # a part of the update under way is done
+        left = max(0.0, left - min(pace, max(0.0, time.time() - recent[-1])))
     return {"done": done, "total": total, "seconds_per_step": pace, "seconds_left": left}
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sandbox_rl.errors import DataError
+from sandbox_rl.journal.reader import lengths_of
 from sandbox_rl.types import token_versions
 from sandbox_rl.view.episode import event_pages, read_all
 from sandbox_rl.view.opened import OpenRun
@@ -38,11 +41,14 @@ def tokens(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
     """
     row, places = event_pages(run, query.get("id", ""))
     offset = max(0, int(query.get("offset", 0)))
-    columns, whole = _columns(run, row, places, offset + TOKENS)
+    begin = _begin(run, row, places, offset)
+    columns, whole = _columns(run, row, places, begin, offset - begin.tokens + TOKENS)
     trained = trained_columns(run, row)
-    columns |= _of_trainer(columns["origin"], trained)
-    total = len(columns["ids"]) if whole else row["prompt"] + row["sampled"] + row["observed"]
-    page = {name: column[offset : offset + TOKENS] for name, column in columns.items()}
+    columns |= _of_trainer(columns["origin"], trained, begin.sampled)
+    known = begin.tokens + len(columns["ids"])
+    total = known if whole else row["prompt"] + row["sampled"] + row["observed"]
+    start = offset - begin.tokens
+    page = {name: column[start : start + TOKENS] for name, column in columns.items()}
     used = sorted(set(page["ids"]))
     return {
         **page,
@@ -57,23 +63,57 @@ def tokens(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """An event of an episode, and how many tokens, and sampled ones, come before it."""
+
+    event: int
+    tokens: int
+    sampled: int
+
+
+def _begin(run: OpenRun, row: Mapping[str, Any], places: Sequence[int], offset: int) -> _Begin:
+    """The event that holds the token at an offset, or the last one.
+
+    Raises:
+        DataError: the events are not what was written.
+    """
+    if not offset:
+        return _Begin(0, 0, 0)
+    if run.lengths is None or run.lengths[0] != row["id"] or len(run.lengths[1]) != len(places):
+        try:
+            lengths = lengths_of(run.index.directory, row["writer"], places)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{run.path}: episode {row['id']!r} cannot be read: {error}") from error
+        sampled = [n[0] if at and n else 0 for at, n in enumerate(lengths)]
+        run.lengths = row["id"], np.cumsum([sum(n) for n in lengths]), np.cumsum(sampled)
+    _, tokens, sampled_until = run.lengths
+    event = min(int(np.searchsorted(tokens, offset, side="right")), len(places) - 1)
+    return _Begin(event, int(tokens[event - 1]), int(sampled_until[event - 1])) if event else _Begin(0, 0, 0)
+
+
 def _columns(
-    run: OpenRun, row: Mapping[str, Any], places: Sequence[int], most: int
+    run: OpenRun, row: Mapping[str, Any], places: Sequence[int], begin: _Begin, most: int
 ) -> tuple[dict[str, list[Any]], bool]:
-    """The columns up to so many tokens or a few more, and whether that is all of the episode."""
+    """The columns from an event on, up to so many tokens or a few more, and whether that is all."""
     events: list[dict[str, Any]] = []
-    count = 0
-    for at in range(0, len(places), EVENTS):
+    count, whole = 0, True
+    for at in range(begin.event, len(places), EVENTS):
         piece = read_all(run, row, places[at : at + EVENTS])
         events += piece
         count += sum(sum(event["columns"]["lengths"]) for event in piece)
         if count > most and at + EVENTS < len(places):
-            return columns_of(events), False
-    return columns_of(events), True
+            whole = False
+            break
+    return _columns_of(events, max(0, begin.event - 1), whole=whole), whole
 
 
-def columns_of(events: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The columns of `tokens`, of a whole episode."""
+def _columns_of(events: Sequence[Mapping[str, Any]], turn: int, *, whole: bool) -> dict[str, list[Any]]:
+    """The columns of `tokens` of some events, the first of whose turns has this number.
+
+    Args:
+        whole: they are the episode's last ones; what was observed after its last turn is none of its tokens.
+    """
     found: dict[str, list[Any]] = {name: [] for name in ("ids", "origin", "turn", "logprob", "version")}
 
     def extend(
@@ -90,22 +130,25 @@ def columns_of(events: list[dict[str, Any]]) -> dict[str, list[Any]]:
         found["version"] += [None] * len(ids) if versions is None else versions
 
     turns = [event for event in events if event["event"] == "turn"]
-    extend(events[0]["prompt_ids"], PROMPT, -1, None, None)
+    if events and events[0]["event"] == "started":
+        extend(events[0]["prompt_ids"], PROMPT, -1, None, None)
     for number, event in enumerate(turns):
         sampled, switches = event["token_ids"], event.get("weight_switches", ())
         versions = token_versions(len(sampled), event["weight_version"], switches)
-        extend(sampled, SAMPLED, number, event["logprobs"], versions)
-        if number + 1 < len(turns):
-            extend(event["observation_ids"], OBSERVED, number, None, None)
+        extend(sampled, SAMPLED, turn + number, event["logprobs"], versions)
+        if number + 1 < len(turns) or not whole:
+            extend(event["observation_ids"], OBSERVED, turn + number, None, None)
     return found
 
 
-def _of_trainer(origin: Sequence[int], trained: TrainedColumns | None) -> dict[str, list[float | None]]:
-    """The columns `trainer` and `share`."""
+def _of_trainer(
+    origin: Sequence[int], trained: TrainedColumns | None, first: int
+) -> dict[str, list[float | None]]:
+    """The columns `trainer` and `share`, from the sampled token of this number on."""
     columns: dict[str, list[float | None]] = {}
     for name in ("trainer", "share"):
         known = () if trained is None else trained.log_probs if name == "trainer" else trained.shares
-        values = iter(known)
+        values = iter(known[first:])
         columns[name] = [_number(next(values, np.nan)) if one == SAMPLED else None for one in origin]
     return columns
 

@@ -123,6 +123,16 @@ class VLLMPolicy:
         """Longest sequence in tokens, by the servers' own word."""
         return self._source.max_context
 
+    @property
+    def version(self) -> int:
+        """Of the servers' weights."""
+        return self._version.value
+
+    @property
+    def loads(self) -> list[dict[str, Any]]:
+        """Of each server: episodes of this process, and whether it is away; for any thread."""
+        return [{"episodes": slot.live, "away": slot.away} for slot in self._slots]
+
     async def __aenter__(self) -> VLLMPolicy:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._source)

@@ -45,7 +45,7 @@ function turnsTab(query, e, body) {
   const list = h("div.turns");
   const outcome = h("section.turn.outcome", {}, h("h2", {}, "Outcome"), h("div.columns", {},
     part("Answer", block(query, e.answer, { what: "answer" }), e.answer_status && e.answer_status !== "ok" ? e.answer_status : ""),
-    e.gold ? part("Gold answer", block(query, e.gold, {})) : null,
+    e.gold ? part("Gold answer", block(query, e.gold, {})) : e.gold_failure ? part("Gold answer", h("p.soft", {}, "Not known. " + e.gold_failure)) : null,
     part("Score", h("div", {}, rewardBadge(e.episode.reward, e.episode.state), Object.entries(e.reward_parts).map(([name, value]) => h("span.partial", {}, `${name} ${number(value)}`)), e.reward_detail.text ? block(query, e.reward_detail, { what: "detail" }) : null, e.episode.fault ? h("p.bad", {}, e.episode.fault) : null))));
   const prompt = h("section.turn.prompt", {}, h("h2", {}, "Prompt ", h("span.soft", {}, `${number(e.prompt_tokens)} tokens`)),
     e.decoded ? block(query, e.prompt, { what: "prompt" }) : h("p.soft", {}, "The ids cannot be shown as text: no tokenizer is in the run or in the model's cache."));

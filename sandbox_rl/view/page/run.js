@@ -76,23 +76,32 @@ function evaluated(run) {
   return { level: "note", text: text ? `Accuracy: ${text}.` : "Not measured yet." };
 }
 
+const DOING = { episodes: "Sampling episodes", update: "Updating the weights", between: "Between two updates" };
+
 function nowBox(box, state, run) {
-  const silent = run.clock - run.last_sign;
-  const words = { running: "Running", finished: "Finished", silent: `No sign of life for ${duration(silent)}, and no end` };
+  const silent = run.clock - run.last_sign, doing = run.now.status, live = run.state === "running";
+  const words = { running: DOING[doing.doing] || "Running", finished: "Finished", stopped: "Stopped, as it was asked to", ended: `Ended without saying so at ${moment(run.last_sign)}`, silent: `No sign of life for ${duration(silent)}, and no end` };
   const { done, total, seconds_left: left, seconds_per_step: pace } = run.progress;
+  const { alive = 0, sampling = 0, waiting = 0 } = doing.episodes || {};
+  const save = doing.next_checkpoint;
   const facts = [
     total && ["Updates", `${number(done)} of ${number(total)}`],
-    left !== null && run.state === "running" && ["Done in about", duration(left)],
+    left !== null && live && ["Done in about", duration(left)],
     pace !== null && ["An update takes", duration(pace)],
+    live && save && save > done && ["Next checkpoint", `update ${number(save)}${pace === null ? "" : ", in " + duration(pace * (save - done))}`],
     ["Episodes", number(run.now.episodes)],
-    run.state === "running" && ["In flight", number(run.now.in_flight)],
+    live && ["In flight", `${number(run.now.in_flight)}${alive ? `, ${number(sampling)} at a turn` : ""}`],
+    live && waiting > 0 && ["Waiting, or being scored", number(waiting)],
+    ...(live ? (doing.servers || []).map((s, i, all) => [all.length > 1 ? `Server ${i + 1}` : "Server", s.away ? h("span.warn", {}, "does not answer") : `${number(s.episodes)} episodes, weights ${doing.weights}`]) : []),
+    ...(live ? (doing.cards || []).map((c, i, all) => [all.length > 1 ? `GPU ${i}` : "GPU", [c.busy === null ? null : `${c.busy} % busy`, `${Math.round(100 * c.memory)} % of its memory`].filter(Boolean).join(", ")]) : []),
     run.behind > 0 && ["Still to be read", `${number(run.behind / 1e6, 3)} MB`],
-    ["Last sign", run.state === "running" ? `${duration(Math.max(0, silent))} ago` : moment(run.last_sign)],
+    ["Last sign", live ? `${duration(Math.max(0, silent))} ago` : moment(run.last_sign)],
   ].filter(Boolean);
   const bar = total ? h("progress", { max: total, value: done, "aria-label": "updates done" }) : null;
   fill(box, h("h2." + run.state, {}, words[run.state]), bar,
     h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-    run.now.live.length ? h("ol.live", {}, run.now.live.slice(0, 6).map((e) => h("li", {}, link({ run: state.run, view: "episode", episode: e.id }, e.id), h("span.soft", {}, ` turn ${e.turns + 1}, ${duration(run.clock - e.started)}`)))) : null);
+    run.now.live.length ? h("ol.live", {}, run.now.live.slice(0, 6).map((e) => h("li", {}, link({ run: state.run, view: "episode", episode: e.id }, e.id), h("span.soft", {}, ` turn ${e.turns + 1}, ${duration(run.clock - e.started)}`)))) : null,
+    run.now.golds ? h("p.soft.note", {}, "Gold answers are not shown. " + run.now.golds) : null);
 }
 
 function curves(state, run) {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -207,13 +209,25 @@ def test_tokens_of_a_long_episode_come_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox_rl.view.tokens.EVENTS", 7)
 
     def change(journal: Journal) -> None:
-        write_episode(journal, rollout("train-000300-0000", bash(*[("ls", "x")] * 90), "1", 1.0))
+        hostile = '{"columns": {"lengths": [9, 9]}}'
+        write_episode(journal, rollout("train-000300-0000", bash(*[(hostile, "x")] * 90), "1", 1.0))
 
-    with open_run(make_run(tmp_path / "run", change=change), whole=True) as run:
+    directory = make_run(tmp_path / "run", change=change)
+    about = {"number": 300, "task": "task", "refill": None}
+    sample = {"episode": "train-000300-0000", "end": "used", "advantage": 1.0}
+    with (directory / "ledger.jsonl").open("a") as ledger:
+        ledger.write(json.dumps({"update": 7, "time": 1.0, "groups": [about | {"samples": [sample]}]}) + "\n")
+    row = trained_row("train-000300-0000", *[1.0] * 362)
+    TrainedTokens(directory / "trained", start=0, process=0).write(7, [row])
+    with open_run(directory, whole=True) as run:
         pieces = [ask(run, "tokens", id="train-000300-0000", offset=at) for at in range(0, 635, 50)]
     assert {piece["total"] for piece in pieces} == {3 + 90 * 7 + 2}
-    ids = [id for piece in pieces for id in piece["ids"]]
+    ids, turns, trainer = (
+        [v for piece in pieces for v in piece[name]] for name in ("ids", "turn", "trainer")
+    )
     assert ids == [1, 9, 0, *[3, 4, 5, 2, 0, 6, 7] * 90, 8, 2]
+    assert turns == [-1] * 3 + [turn for turn in range(90) for _ in range(7)] + [90] * 2
+    assert [v for v in trainer if v is not None] == [(n + 1) / -8 for n in range(362)]
 
 
 @pytest.mark.parametrize("end", SampleEnd)
@@ -410,3 +424,40 @@ def test_files_of_odd_content_keep_the_first_screen_up(tmp_path, name):
             file.write(text + "\n")
         with open_run(directory, whole=True) as run:
             assert ask(run, "overview")["headline"]["level"] == "good"
+
+
+def test_a_run_whose_process_is_gone_is_not_taken_for_running(tmp_path):
+    """By the lock that goes with its process, at once; what it said it was doing is not shown any more."""
+    directory = make_run(tmp_path / "run", finished=False)
+    (directory / "lock").touch()
+    (directory / "status.json").write_text('{"doing": "update", "step": 3}')
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); "
+        "print(1, flush=True); input()"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, directory / "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with open_run(directory, whole=True) as run, owner:
+        assert owner.stdout is not None
+        owner.stdout.readline()
+        os.utime(directory / "metrics.jsonl", (1, 1))  # a long update
+        found = ask(run, "overview")
+        assert (found["state"], found["now"]["status"]["doing"]) == ("running", "update")
+        owner.kill()
+        owner.wait()
+        found = ask(run, "overview")
+        assert (found["state"], found["now"]["status"]) == ("ended", {})
+
+
+def test_gold_answers_that_cannot_be_had_are_said_to_be_missing(tmp_path):
+    directory = make_run(tmp_path / "run")
+    (directory / "recipe.yaml").write_text("name: made\nmodel: {path: tiny}\n")
+    with open_run(directory, whole=True) as run:
+        run.golds.start()
+        deadline = time.monotonic() + 60
+        while not run.golds.done and time.monotonic() < deadline:
+            time.sleep(0.05)
+        said = ask(run, "episode", id="train-000003-0001")["gold_failure"]
+        assert "key 'data' is missing" in said
+        assert ask(run, "overview")["now"]["golds"] == said
