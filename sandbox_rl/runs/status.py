@@ -93,18 +93,17 @@ class RunStatus(TrainerCallback):  # type: ignore[misc]
             "episodes": {"alive": alive, "sampling": sampling, "waiting": waiting},
             "servers": [] if self._policy is None else self._policy.loads,
             "weights": None if self._policy is None else self._policy.version,
-            "cards": _cards(),
+            "card": _card(),
         }
 
 
-def _cards() -> list[dict[str, Any]]:
-    """Of this process: the share of its memory that is taken, in tenths, and how busy it is, if that can be
-    asked."""
-    cards = []
-    for card in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
-        free, total = torch.cuda.mem_get_info(card)
-        busy = None
-        with suppress(ImportError, RuntimeError):  # without nvidia-ml-py
-            busy = round(torch.cuda.utilization(card), -1)
-        cards.append({"memory": round(1 - free / total, 1), "busy": busy})
-    return cards
+def _card() -> dict[str, Any] | None:
+    """Of the first process's card: the share of its memory that is taken, in tenths, and how busy it is in per
+    cent, where that can be asked. Asking about others would take some of their memory."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return None
+    free, total = torch.cuda.mem_get_info(0)
+    busy = None
+    with suppress(ImportError, RuntimeError):  # without nvidia-ml-py
+        busy = round(torch.cuda.utilization(0), -1)
+    return {"memory": round(1 - free / total, 1), "busy": busy}

@@ -93,7 +93,7 @@ function nowBox(box, state, run) {
     live && ["In flight", `${number(run.now.in_flight)}${alive ? `, ${number(sampling)} at a turn` : ""}`],
     live && waiting > 0 && ["Waiting, or being scored", number(waiting)],
     ...(live ? (doing.servers || []).map((s, i, all) => [all.length > 1 ? `Server ${i + 1}` : "Server", s.away ? h("span.warn", {}, "does not answer") : `${number(s.episodes)} episodes, weights ${doing.weights}`]) : []),
-    ...(live ? (doing.cards || []).map((c, i, all) => [all.length > 1 ? `GPU ${i}` : "GPU", [c.busy === null ? null : `${c.busy} % busy`, `${Math.round(100 * c.memory)} % of its memory`].filter(Boolean).join(", ")]) : []),
+    live && doing.card && ["GPU", [doing.card.busy === null ? null : `${doing.card.busy} % busy`, `${Math.round(100 * doing.card.memory)} % of its memory`].filter(Boolean).join(", ")],
     run.behind > 0 && ["Still to be read", `${number(run.behind / 1e6, 3)} MB`],
     ["Last sign", live ? `${duration(Math.max(0, silent))} ago` : moment(run.last_sign)],
   ].filter(Boolean);
