@@ -98,7 +98,7 @@ class RunStatus(TrainerCallback):  # type: ignore[misc]
 
 
 def _card() -> dict[str, Any] | None:
-    """Of the first process's card: the share of its memory that is taken, in tenths, and how busy it is in per
+    """Of the first card: the share of its memory that is taken, in tenths, and how busy it is in per
     cent, where that can be asked. Asking about others would take some of their memory."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return None
