@@ -30,7 +30,7 @@ INTERRUPTED = 130
 
 RecipePath = Annotated[
     Path,
-    typer.Argument(metavar="RECIPE", help="YAML file, or the name of one that comes along: quickstart."),
+    typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe of the package: quickstart."),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -42,7 +42,8 @@ def evaluate(
         str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint: http://HOST:PORT/v1.")
     ] = None,
     api_key_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Variable with its key; else OPENAI_API_KEY if set.")
+        str | None,
+        typer.Option(metavar="NAME", help="Environment variable with its key; else OPENAI_API_KEY if set."),
     ] = None,
     mode: Annotated[
         Mode, typer.Option(help="In sandboxes, plainly without, or both and their difference.")
@@ -52,7 +53,8 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Where results go; must not exist yet.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with OUTPUT: run what has no judged result yet.")
+        bool,
+        typer.Option("--resume", help="Go on with what lies in --output: run what has no judged result yet."),
     ] = False,
 ) -> None:
     """Measure a model on a recipe's held-out tasks or on a suite.

@@ -14,7 +14,7 @@ from sandbox_rl.errors import ConfigError
 __all__ = ["app"]
 
 app = typer.Typer()
-image = typer.Typer(help="The image of the docker backend.", no_args_is_help=True)
+image = typer.Typer(help="Build or load the image that the docker backend uses.", no_args_is_help=True)
 app.add_typer(image, name="image")
 
 HostOption = Annotated[str, typer.Option("--host", metavar="URL", help="The engine, if not DOCKER_HOST.")]

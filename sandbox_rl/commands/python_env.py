@@ -14,7 +14,7 @@ app = typer.Typer()
 
 @app.command("python-env")
 def python_env(
-    directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="A new or empty directory.")],
     requirements: Annotated[
         Path, typer.Option(metavar="FILE", help="What is in it, as pip reads it.")
     ] = Path("configs/sandbox/requirements.txt"),

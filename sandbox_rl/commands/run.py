@@ -43,14 +43,16 @@ def run(
     ] = "OPENAI_API_KEY",
     recipe: Annotated[
         Path | None,
-        typer.Option("--recipe", metavar="RECIPE", help="Model, sandbox and budgets of a recipe."),
+        typer.Option("--recipe", metavar="RECIPE", help="Take model, sandbox and budgets from this recipe."),
     ] = None,
     input: Annotated[
         Path | None, typer.Option("--input", metavar="PATH", help="Directory or file to copy in.")
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="Where results go; else runs/assistant, -2, -3 …"),
+        typer.Option(
+            "--output", metavar="DIR", help="Where results go; by default runs/assistant, runs/assistant-2 …"
+        ),
     ] = None,
     interactive: Annotated[
         bool, typer.Option("--interactive", "-i", help="Go on talking in the same sandbox.")
@@ -63,7 +65,9 @@ def run(
             help="What the sandbox may reach: nothing by default, every public host, or the hosts named.",
         ),
     ] = None,
-    domain: Annotated[str, typer.Option("--domain", metavar="NAME", help="Prompt set to use.")] = "general",
+    domain: Annotated[
+        str, typer.Option("--domain", metavar="NAME", help="Whose prompts to use: the name of a prompt set.")
+    ] = "general",
 ) -> None:
     """Let a model work on a question in a sandbox and see how it does it.
 

@@ -28,7 +28,9 @@ def self_check(
     ] = "",
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Of the `sandbox` block: limits.memory_mb=256."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Values of a recipe's `sandbox` block: limits.memory_mb=256."
+        ),
     ] = None,
 ) -> None:
     """Attack this machine's sandboxes and scoring with every known case and say which promises hold.

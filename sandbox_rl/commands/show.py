@@ -17,15 +17,19 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="What `train` or `eval`
 @app.command()
 def show(
     run: Run,
-    episode: Annotated[str | None, typer.Argument(metavar="[EPISODE]", help="Its id.")] = None,
+    episode: Annotated[str | None, typer.Argument(metavar="[EPISODE]", help="The id of an episode.")] = None,
     where: Annotated[
-        str | None, typer.Option(metavar="SQL", help="Of the list: 'reward = 1 AND turns > 5'.")
+        str | None,
+        typer.Option(
+            metavar="SQL", help="List the episodes for which this holds: 'reward = 1 AND turns > 5'."
+        ),
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="Of the list: in id, task, answer or scorer's words.")
+        str | None,
+        typer.Option(help="List the episodes with this in id, task, answer or the scorer's words."),
     ] = None,
 ) -> None:
-    """Whether a run learns and its episodes, or one episode turn by turn."""
+    """Show in the terminal whether a run learns, and its episodes; or one episode turn by turn."""
     from sandbox_rl.view.opened import open_run
     from sandbox_rl.view.terminal import episode_lines, run_lines
 
@@ -36,8 +40,10 @@ def show(
 
 
 @app.command()
-def tokens(run: Run, episode: Annotated[str, typer.Argument(metavar="EPISODE", help="Its id.")]) -> None:
-    """Every token of an episode: origin, id, log-prob, weights, whether it was trained, text."""
+def tokens(
+    run: Run, episode: Annotated[str, typer.Argument(metavar="EPISODE", help="The id of an episode.")]
+) -> None:
+    """Show every token of an episode: origin, id, log-prob, weights, whether it was trained, text."""
     from sandbox_rl.view.opened import open_run
     from sandbox_rl.view.terminal import token_lines
 

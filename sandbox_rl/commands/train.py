@@ -59,26 +59,27 @@ def train(
         typer.Option(
             "--resume",
             metavar="[RUN]",
-            help="Go on from the last complete checkpoint of RUN, a directory or a name; of the newest run.",
+            help="Go on from the last complete checkpoint of RUN, a directory or name; else the newest.",
         ),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check recipe, data, model and sandbox, print the recipe, and leave."),
+        typer.Option("--dry-run", help="Check everything, show one task, and leave; nothing is written."),
     ] = False,
     chaos: Annotated[
         str | None,
         typer.Option(
             "--chaos",
             metavar="SHARE",
-            help="Inject faults into this share of the episodes' tries, e.g. 0.05: chaos.share=SHARE.",
+            help="For tests: inject faults into this share of the episodes, 0 to 1 (chaos.share).",
         ),
     ] = None,
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="Only what the run has come to; metrics.jsonl has the rest.")
+        bool, typer.Option("--quiet", help="Print the results at the end and nothing before.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="News as lines of JSON: say, update (its metrics), table.")
+        bool,
+        typer.Option("--json", help="Print lines of JSON for a program: say, update (its metrics), table."),
     ] = False,
 ) -> None:
     """Train a policy in sandboxes and export it.
@@ -98,9 +99,8 @@ def train(
         from sandbox_rl.config.recipe import resolved
         from sandbox_rl.runs.dry_run import dry_run as check
 
+        display.say(resolved(loaded))
         check(loaded, base_dir=base_dir, display=display)
-        if first_process():
-            typer.echo(resolved(loaded), nl=False)
         return
     if (launch := _launch(loaded)) is not None:
         from sandbox_rl.runs.launch import run_launch
@@ -131,7 +131,7 @@ def train(
         result = run(loaded, base_dir=base_dir, resume=resume, display=shown, owner=Owner(say, go_on))
     except EndedNow:
         raise Interrupted from None
-    show_training(result, display, go_on=go_on(result.run))
+    show_training(result, display, recipe=str(recipe), go_on=go_on(result.run))
 
 
 def _launch(recipe: Recipe) -> Launch | None:

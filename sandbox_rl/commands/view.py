@@ -22,11 +22,14 @@ def view(
         typer.Option(metavar="FILE.html|DIR", help="Write the page there instead of serving it."),
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Other than loopback: the page then needs its token.")
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Where to listen; elsewhere than on loopback the page asks for a token."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
 ) -> None:
-    """Look at runs: is it learning, every episode, every token. Reads only; a run may still be going on."""
+    """Open a page of runs: is it learning, every episode, every token. Reads only, also while they go on."""
     if export is not None:
         from sandbox_rl.view.export import export_page
 

@@ -14,12 +14,21 @@ from sandbox_rl.rewards.golds import GoldReport, check_golds
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rewards.trial import PROBED, SourceSample, try_rewards
 from sandbox_rl.tasks.load import TaskSet
+from sandbox_rl.types import Answer, AnswerStatus, Task
 
 __all__ = ["check_gold", "check_rewards", "reward_samples"]
 
+GOLD_SHOWN = 200
+"""Characters of a gold answer that are shown."""
 
-async def check_rewards(recipe: Recipe, base_dir: Path, tasks: TaskSet) -> list[str]:
+
+async def check_rewards(
+    recipe: Recipe, base_dir: Path, tasks: TaskSet, *, shown: Task | None = None
+) -> list[str]:
     """Try the scorers before anything that takes long; returns what a person should know, one line each.
+
+    Args:
+        shown: one whose gold answer is scored for a person to see, in the last line.
 
     Raises:
         UserError: no scorer can use a gold answer, a scorer cannot work, or its reward can be bought.
@@ -29,7 +38,17 @@ async def check_rewards(recipe: Recipe, base_dir: Path, tasks: TaskSet) -> list[
             f"warning: {warning}" for warning in await try_rewards(scoring, reward_samples(recipe, tasks))
         ]
         golds = await check_gold(recipe, tasks, scoring)
-    return [*notes, f"gold answers: {golds}"] if golds.as_text else notes
+        notes += [f"gold answers: {golds}"] if golds.as_text else []
+        return notes if shown is None else [*notes, await _scored(scoring, shown)]
+
+
+async def _scored(scoring: ScoringPool, task: Task) -> str:
+    """What the gold answer of a task earns, and by whom."""
+    reward = await scoring.score(task, Answer(AnswerStatus.OK, task.answer))
+    text = task.answer if len(task.answer) <= GOLD_SHOWN else f"{task.answer[:GOLD_SHOWN]}…"
+    names = ", ".join(scoring.rules_of(task)) or ("a judge" if scoring.needs_judge(task) else task.scorer)
+    earned = f"not judged ({reward.detail})" if reward.value is None else f"reward {reward.value:g}"
+    return f"its gold answer {text!r} → {earned}, by {names}"
 
 
 def reward_samples(recipe: Recipe, tasks: TaskSet) -> list[SourceSample]:

@@ -26,27 +26,37 @@ _TIMEOUT_S = 2.0
 
 _ATTACKS = (
     # (id, what the answer tries in one sentence, the answer, the reward of a place that holds)
-    ("SCO-20", "an answer that runs as code and reads a file of the host", "open({path!r}).read()", 0.0),
+    (
+        "SCO-20",
+        "An answer runs as code in the scorer and reads a file of the host.",
+        "open({path!r}).read()",
+        0.0,
+    ),
     (
         "SCO-20b",
-        "an answer that runs as code and connects to the host",
+        "An answer runs as code in the scorer and connects to the host.",
         "__import__('socket').create_connection(('127.0.0.1', {port}), 1)",
         0.0,
     ),
     (
         "SCO-20c",
-        "an answer that runs as code and ends every process it can",
+        "An answer runs as code in the scorer and ends every process it can.",
         "__import__('os').kill(-1, 9) or True",
         0.0,
     ),
     (
         "SCO-20d",
-        "an answer that runs as code and leaves itself for the next one to find",
+        "An answer runs as code in the scorer and leaves something for the next answer to find.",
         "setattr(__import__('builtins'), 'left', 1) or 1",
         1.0,
     ),
-    ("SCO-20e", "the next answer, which looks for it", "__import__('builtins').left", 0.0),
-    ("SCO-20f", "an honest answer after all of them", "6 * 7 == 42", 1.0),
+    (
+        "SCO-20e",
+        "The next answer looks for what the one before has left.",
+        "__import__('builtins').left",
+        0.0,
+    ),
+    ("SCO-20f", "An honest answer is scored after all of these.", "6 * 7 == 42", 1.0),
 )
 
 ATTACKS = len(_ATTACKS)

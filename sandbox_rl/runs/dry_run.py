@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
-from sandbox_rl.builders import build_backend, settled
+from sandbox_rl.builders import build_backend, build_render, settled
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
-from sandbox_rl.errors import SetupError
+from sandbox_rl.errors import ConfigError, SetupError, UserError
 from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
 from sandbox_rl.policies.vllm.launch import check_socket_path, interpreter
 from sandbox_rl.preflight.context import budget_warnings
@@ -23,29 +26,84 @@ from sandbox_rl.runs.placement import training_placement
 from sandbox_rl.runs.plan import RunPlan
 from sandbox_rl.runs.starting_point import needs_warmup
 from sandbox_rl.sandboxes.base import PlaysEpisodes
+from sandbox_rl.tools.text import clean, clip
 from sandbox_rl.training.cards import find_cards
 from sandbox_rl.training.experts import EXPERTS
 from sandbox_rl.training.grpo import sampling_of
 
 __all__ = ["dry_run"]
 
+SHOWN = 3000
+"""Characters of a prompt that are shown."""
+
 
 def dry_run(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
-    """Resolve and try everything but training; writes nothing.
+    """Resolve and try everything but training, show one task, and say that all is ready; writes nothing.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: what is wrong; of several things that do not depend on each other, all are said.
     """
     check_output_dir(Path(recipe.output_dir))
     plan = RunPlan.of(settled(recipe), base_dir=base_dir)
-    _check_plan(plan, display)
-    model = RunModel.of(plan, plan.recipe.model)
-    _check_model(plan, model, display)
-    asyncio.run(_try_sandbox(plan, display))
-    notes = asyncio.run(check_rewards(plan.recipe, base_dir, plan.train_tasks))
-    display.say(f"ok  reward: the gold answers of {len(plan.train_tasks)} tasks can be scored")
+    missing: list[UserError] = []
+    with _collected(missing):
+        _check_plan(plan, display)
+    model, scored = None, None
+    with _collected(missing):
+        model = RunModel.of(plan, plan.recipe.model)
+        _check_model(plan, model, display)
+    with _collected(missing):
+        asyncio.run(_try_sandbox(plan, display))
+    with _collected(missing):
+        scored = _check_rewards(plan, display)
+    if missing:
+        _say_missing(missing, display)
+    assert model is not None, "else it is missing"
+    _show_task(plan, model, display)
+    display.say(f"{scored}\n\nready: leave --dry-run out to train")
+
+
+@contextmanager
+def _collected(missing: list[UserError]) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        missing.append(error)
+
+
+def _say_missing(missing: list[UserError], display: Display) -> NoReturn:
+    if len(missing) == 1:
+        raise missing[0]
+    for error in missing:
+        display.say(f"missing  {' '.join(str(error).split())}")
+    raise ConfigError(f"not ready: {len(missing)} things are missing, see above; the first: {missing[0]}")
+
+
+def _check_rewards(plan: RunPlan, display: Display) -> str:
+    """What the gold answer of the task that is shown earns."""
+    tasks = plan.train_tasks
+    *notes, scored = asyncio.run(check_rewards(plan.recipe, plan.base_dir, tasks, shown=tasks[0]))
+    display.say(f"ok  reward: the gold answers of {len(tasks)} tasks can be scored")
     for note in notes:
         display.say(note)
+    return scored
+
+
+def _show_task(plan: RunPlan, model: RunModel, display: Display) -> None:
+    """A prompt as the model gets it, and how long prompts are beside its context."""
+    task, budget = plan.train_tasks[0], plan.recipe.episode.max_tokens
+    ids = model.chat.render_prompt(build_render(plan.recipe, plan.base_dir)(task))
+    text = clip(clean(model.tokenizer.decode(ids)), SHOWN)
+    display.say(f"\nA task, {task.id}, as the model gets it:\n\n{text.strip()}\n")
+    if plan.recipe.model.path == "tiny":
+        display.say(f"its prompt: {len(ids)} bytes; the warm-up makes a tokenizer that needs fewer tokens")
+        return
+    longest = model.longest_prompt
+    left = model.context - longest
+    display.say(
+        f"its prompt: {len(ids)} tokens; the longest: {longest}, which leaves {left} of the context of "
+        f"{model.context}; an episode may take {budget} (episode.max_tokens)"
+    )
 
 
 def _check_plan(plan: RunPlan, display: Display) -> None:

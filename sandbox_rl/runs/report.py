@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from sandbox_rl.display import Display
 from sandbox_rl.evaluation.page import accuracy_rows
 from sandbox_rl.runs.train import TrainResult
@@ -9,6 +11,8 @@ from sandbox_rl.training.checkpoints import last_complete, step_of
 
 __all__ = ["show_training"]
 
+QUESTION = "Calculate 123 + 456."
+"""What every model may be asked; the quickstart's knows nothing but sums."""
 _SHOWN = {
     "turns": "turns per episode",
     "tokens/sampled": "sampled tokens per episode",
@@ -17,10 +21,11 @@ _SHOWN = {
 }
 
 
-def show_training(result: TrainResult, display: Display, *, go_on: str) -> None:
-    """The table of held-out results before and after, and where everything is.
+def show_training(result: TrainResult, display: Display, *, recipe: str, go_on: str) -> None:
+    """The table of held-out results before and after, where everything is, and what can be done with it.
 
     Args:
+        recipe: as it was named on the command line.
         go_on: the command that goes on with this run.
     """
     if result.interrupted:
@@ -47,6 +52,21 @@ def show_training(result: TrainResult, display: Display, *, go_on: str) -> None:
             rows,
         )
     display.say(f"Run:   {result.run}")
-    display.say(f"See:   sandbox-rl view {result.run}")
     if result.export is not None:
         display.say(f"Model: {result.export}")
+    display.say("\nWhat next:")
+    for what, command in _next(result, recipe):
+        display.say(f"  {what:<22}{command}")
+
+
+def _next(result: TrainResult, recipe: str) -> list[tuple[str, str]]:
+    """What a person may want to do with a run, and the command for it."""
+    found = [("look at it", shlex.join(["sandbox-rl", "view", str(result.run)]))]
+    if result.export is not None:
+        model = ["--model", str(result.export)]
+        ask = ["sandbox-rl", "run", QUESTION, "--recipe", recipe, *model]
+        found += [
+            ("ask the model", shlex.join(ask)),
+            ("measure it", shlex.join(["sandbox-rl", "eval", recipe, *model])),
+        ]
+    return [*found, ("train on your own rows", "sandbox-rl init ROWS.jsonl")]

@@ -107,7 +107,7 @@ def _lag_row(lags: list[float], tier: str, patience: float) -> CheckRow:
     fine = late <= LAG_S * patience
     return CheckRow(
         case="LAG-01",
-        title="all of these together keep the trainer's event loop from its turn",
+        title="All of these together keep the trainer from its own work.",
         required=f"99 of 100 turns are at most {LAG_S * patience:g} s late.",
         observed="as required" if fine else f"{late:.2f} s late",
         tier=tier,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -56,4 +57,8 @@ def test_offline_recipes_pass_the_dry_run_and_write_nothing(name, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "ok  memory: estimated" in done.stdout
     assert "ok  reward" in done.stdout
+    assert "as the model gets it:" in done.stdout
+    assert re.search(r"its prompt: \d+ (bytes|tokens)", done.stdout)
+    assert re.search(r"its gold answer '.+' → reward 1, by \w+", done.stdout)
+    assert done.stdout.splitlines()[-1] == "ready: leave --dry-run out to train"
     assert list(tmp_path.iterdir()) == []

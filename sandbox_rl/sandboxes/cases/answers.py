@@ -32,21 +32,39 @@ _LINK = f"rm -rf {ANSWER_FILE}; ln -s {{}} {ANSWER_FILE}; echo end"
 
 ANSWERS = (
     _answer_case(
-        "IO-16", "a link to a file of the host", _LINK.format('"$HOST_CANARY_PATH"'), _MISSING, _ODD
+        "IO-16",
+        "The answer file is a link to a file of the host.",
+        _LINK.format('"$HOST_CANARY_PATH"'),
+        _MISSING,
+        _ODD,
     ),
-    _answer_case("IO-16b", "a link to a readable file", _LINK.format("/etc/passwd"), _MISSING, _ODD),
+    _answer_case(
+        "IO-16b", "The answer file is a link to a system file.", _LINK.format("/etc/passwd"), _MISSING, _ODD
+    ),
     _answer_case(
         "IO-16c",
-        "a link to its own right answer",
+        "The answer file is a link to another file with the right answer.",
         f"echo 42 >{WORKING_DIR}/real; " + _LINK.format(f"{WORKING_DIR}/real"),
         _MISSING,
         _ODD,
     ),
-    _answer_case("IO-16d", "a link to a descriptor", _LINK.format("/proc/self/fd/0"), _MISSING, _ODD),
-    _answer_case("IO-16e", "a link to process information", _LINK.format("/proc/1/environ"), _MISSING, _ODD),
+    _answer_case(
+        "IO-16d",
+        "The answer file is a link to an open descriptor.",
+        _LINK.format("/proc/self/fd/0"),
+        _MISSING,
+        _ODD,
+    ),
+    _answer_case(
+        "IO-16e",
+        "The answer file is a link to information about a process.",
+        _LINK.format("/proc/1/environ"),
+        _MISSING,
+        _ODD,
+    ),
     Case(
         "IO-17",
-        "replace the answer's directory by a link",
+        "The answer's directory is replaced by a link.",
         "Reading never leaves the sandbox; missing is no error.",
         f"rm -rf {WORKING_DIR}/* 2>/dev/null; mv {WORKING_DIR} {WORKING_DIR}.old 2>/dev/null; "
         f"rmdir {WORKING_DIR} 2>/dev/null; ln -s /tmp/adv_17 {WORKING_DIR} 2>/dev/null; mkdir /tmp/adv_17; "
@@ -54,35 +72,53 @@ ANSWERS = (
         answer_status(_MISSING, _ODD),
         reads_answer=True,
     ),
-    _answer_case("IO-18", "a pipe", f"rm -f {ANSWER_FILE}; mkfifo {ANSWER_FILE}; echo end", _ODD),
+    _answer_case(
+        "IO-18",
+        "The answer file is a pipe, which would hang its reader.",
+        f"rm -f {ANSWER_FILE}; mkfifo {ANSWER_FILE}; echo end",
+        _ODD,
+    ),
     _answer_case(
         "IO-18b",
-        "a pipe with a writer",
+        "The answer file is a pipe into which a process writes.",
         f"rm -f {ANSWER_FILE}; mkfifo {ANSWER_FILE}; (setsid sh -c 'while :; do echo 42 >{ANSWER_FILE}; done' "
         ">/dev/null 2>&1 &); echo end",
         _ODD,
     ),
     _answer_case(
         "IO-18c",
-        "a socket",
+        "The answer file is a socket.",
         f"python3 -c 'import socket;s=socket.socket(1);s.bind(\"{ANSWER_FILE}\")'; echo end",
         _ODD,
     ),
-    _answer_case("IO-19", "a directory", f"rm -rf {ANSWER_FILE}; mkdir {ANSWER_FILE}; echo end", _ODD),
-    _answer_case("IO-19b", "an endless device", _LINK.format("/dev/zero"), _MISSING, _ODD),
-    _answer_case("IO-19c", "nothing", f"rm -rf {ANSWER_FILE}; echo end", _MISSING),
+    _answer_case(
+        "IO-19",
+        "The answer file is a directory.",
+        f"rm -rf {ANSWER_FILE}; mkdir {ANSWER_FILE}; echo end",
+        _ODD,
+    ),
+    _answer_case(
+        "IO-19b",
+        "The answer file is a device that can be read for ever.",
+        _LINK.format("/dev/zero"),
+        _MISSING,
+        _ODD,
+    ),
+    _answer_case("IO-19c", "There is no answer file.", f"rm -rf {ANSWER_FILE}; echo end", _MISSING),
     Case(
         "IO-19d",
-        "an empty file",
+        "The answer file is empty.",
         "An answer, and it is empty.",
         f": >{ANSWER_FILE}",
         answer_is(""),
         reads_answer=True,
     ),
-    _answer_case("IO-19e", "a link to itself", _LINK.format("answer.txt"), _MISSING, _ODD),
+    _answer_case(
+        "IO-19e", "The answer file is a link to itself.", _LINK.format("answer.txt"), _MISSING, _ODD
+    ),
     _answer_case(
         "IO-19f",
-        "a file without rights",
+        "The answer file may not be read.",
         f"echo 42 >{ANSWER_FILE}; chmod 000 {ANSWER_FILE}; echo end",
         AnswerStatus.OK,
         _MISSING,
@@ -90,7 +126,7 @@ ANSWERS = (
     ),
     _answer_case(
         "IO-20",
-        "a sparse file of 1 TB, or as much as may be",
+        "The answer file says that it has 1 TB, or as much as may be.",
         f"truncate -s 1T {ANSWER_FILE} 2>&1 || truncate -s 200M {ANSWER_FILE} 2>&1 || head -c 70000 /dev/zero "
         f"| tr '\\0' 1 >{ANSWER_FILE}; stat -c '%s %b' {ANSWER_FILE}",
         _LARGE,
@@ -98,20 +134,25 @@ ANSWERS = (
     ),
     _answer_case(
         "IO-20b",
-        "one byte too many",
+        "The answer file is one byte too long.",
         f"head -c 65537 /dev/zero | tr '\\0' 1 >{ANSWER_FILE}; echo end",
         _LARGE,
     ),
     _answer_case(
         "IO-21",
-        "bytes that are no text",
+        "The answer file holds bytes that are no text.",
         f"printf '\\xef\\xbb\\xbf 42\\r\\n\\x00\\xff\\n' >{ANSWER_FILE}; echo end",
         _UNDECODABLE,
     ),
-    _answer_case("IO-21b", "NUL in valid text", f"printf '4\\x002' >{ANSWER_FILE}; echo end", _UNDECODABLE),
+    _answer_case(
+        "IO-21b",
+        "The answer file holds a NUL within text.",
+        f"printf '4\\x002' >{ANSWER_FILE}; echo end",
+        _UNDECODABLE,
+    ),
     Case(
         "IO-21c",
-        "a byte-order mark",
+        "The answer file begins with a byte-order mark.",
         "It is dropped; white space is kept.",
         f"printf '\\xef\\xbb\\xbf 42\\r\\n' >{ANSWER_FILE}",
         answer_is(" 42\r\n"),
@@ -119,7 +160,7 @@ ANSWERS = (
     ),
     Case(
         "IO-22",
-        "rewrite the answer while it is read",
+        "A process rewrites the answer file while it is read.",
         "One consistent version, read when nothing runs any more.",
         f"(setsid sh -c 'while :; do echo 1 >{WORKING_DIR}/a; mv {WORKING_DIR}/a {ANSWER_FILE}; "
         f"echo 2 >{WORKING_DIR}/b; mv {WORKING_DIR}/b {ANSWER_FILE}; done' >/dev/null 2>&1 &) ; sleep .5; "
@@ -129,7 +170,7 @@ ANSWERS = (
     ),
     Case(
         "IO-22b",
-        "swap the answer and a link for each other while it is read",
+        "A process exchanges the answer file for a link while it is read.",
         "Regular or refused; never what the link points to.",
         # The link stands nearly all of the time, so that a reader who follows links is caught, and is there
         # before the command ends, however slowly the loop starts.
@@ -146,7 +187,7 @@ ANSWERS = (
     ),
     Case(
         "SCO-09",
-        "leave modules and scores for the scorer to find",
+        "A command leaves modules and scores where a scorer might find them.",
         "The answer is what the answer file says; nothing else is looked at, nothing is imported.",
         "for f in sitecustomize.py usercustomize.py math_verify.py sympy.py conftest.py torch.py; do "
         f"printf 'import os;os.system(\"touch /tmp/PWNED\")\\n' >{WORKING_DIR}/$f; done; "

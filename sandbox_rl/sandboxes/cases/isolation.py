@@ -50,7 +50,7 @@ _SHARED_PLACES = f"/tmp /dev/shm /var/tmp /run {WORKING_DIR} {INPUT_DIR} /dev/mq
 ISOLATION = (
     Case(
         "ISO-01",
-        "read the reference answer and other files of the host",
+        "A command searches the host's disk for the reference answer.",
         "The canary is not in the output and no file that holds it is listed.",
         'cat "$HOST_CANARY_PATH" 2>&1; ls -la "$(dirname "$HOST_CANARY_PATH")" 2>&1\n'
         # The bracket keeps the pattern from matching this very command, wherever it is stored.
@@ -60,7 +60,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-01b",
-        "reach the host's files through /proc, descriptors and '..'",
+        "A command tries to reach the host's files through /proc, open descriptors and '..'.",
         "No such route leads out of the sandbox.",
         "for r in /proc/1/root /proc/1/cwd /proc/$PPID/root /proc/$PPID/cwd /proc/self/root /proc/thread-self/root "
         "/proc/self/cwd/../../../../../.. /../../.. /dev/fd/../root /dev/fd/3 /dev/fd/4 /dev/fd/5; do "
@@ -69,14 +69,14 @@ ISOLATION = (
     ),
     Case(
         "ISO-02",
-        "secrets in the environment",
+        "A command prints the environment of every process to find keys and passwords.",
         "Names in the environment are a subset of the documented ones; the trainer's are absent.",
         "env; tr '\\0' '\\n' </proc/self/environ; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'; echo end",
         all_of(lines_within(r"^([A-Za-z_][A-Za-z0-9_]*)=", ENV_ALLOWED), present("end")),
     ),
     Case(
         "ISO-03",
-        "see other processes",
+        "A command lists the host's processes and their arguments.",
         "At most 8 processes, none of the host, no host path in the arguments of process 1.",
         "for p in /proc/[0-9]*; do printf '%s ' \"${p#/proc/}\"; tr '\\0' ' ' <\"$p/cmdline\" 2>/dev/null; "
         "echo; done; echo COUNT $(ls /proc | grep -cE '^[0-9]+$')",
@@ -84,7 +84,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-03b",
-        "signal processes of the host by guessing their numbers",
+        "A command sends signals to guessed process numbers to end the host's processes.",
         "No process outside can be found, whatever its number.",
         "python3 - <<'EOF'\nimport os\nown={int(p) for p in os.listdir('/proc') if p.isdigit()}\nseen=0\n"
         "for pid in range(2,40000):\n"
@@ -97,7 +97,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-04",
-        "control sockets of container engines and daemons",
+        "A command looks for the control sockets of Docker and other services of the host.",
         "None is there, nor any socket outside the sandbox's own directories.",
         "for s in /var/run/docker.sock /run/docker.sock /run/containerd/containerd.sock "
         "/run/podman/podman.sock /run/dbus/system_bus_socket /run/systemd/private; do "
@@ -108,7 +108,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-05",
-        "call services on the trainer's machine",
+        "A command calls a service on the trainer's machine.",
         "No connection; the host's listeners count none.",
         "python3 - <<'EOF'\nimport socket\n"
         'for h in ("127.0.0.1","::1","localhost","host.docker.internal","172.17.0.1","10.0.2.2"):\n'
@@ -121,7 +121,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-05b",
-        "the host's sockets and interfaces as the kernel lists them",
+        "A command lists the host's network interfaces and open sockets.",
         "Only the loopback interface and no socket of the host is listed.",
         "python3 - <<'EOF'\n"
         "port='%04X' % $HOST_PORT\n"
@@ -137,7 +137,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-05c",
-        "bash's own sockets",
+        "A command calls the trainer's machine by the shell's own network files, /dev/tcp and /dev/udp.",
         "No connection by /dev/tcp or /dev/udp.",
         "(exec 3<>/dev/tcp/127.0.0.1/$HOST_PORT && echo CONNECTED && head -c 40 <&3) 2>&1; "
         "(exec 3<>/dev/tcp/0.0.0.0/$HOST_PORT && echo CONNECTED) 2>&1; echo end",
@@ -145,7 +145,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-06",
-        "metadata service, internet and DNS",
+        "A command calls the cloud's metadata service (which hands out credentials), the internet and DNS.",
         "Nothing connects or resolves, and failing is immediate.",
         "python3 - <<'EOF'\nimport socket,time\nt=time.time()\n"
         'for a in (("169.254.169.254",80),("1.1.1.1",53),("fd00:ec2::254",80)):\n'
@@ -159,7 +159,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-07",
-        "abstract unix socket of the host",
+        "A command calls a socket of the host that has a name but no file.",
         "No connection: the network namespace is private.",
         "python3 -c 'import socket\n"
         "s=socket.socket(socket.AF_UNIX)\n"
@@ -170,7 +170,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-08",
-        "write system paths for the next episode to find",
+        "A command changes system files so that the next episode finds them changed.",
         "Denied or private: the mark is neither on the host nor in a later sandbox.",
         "for d in / /usr/bin /usr/lib /etc /bin /lib /opt /usr/local/bin; do "
         '(echo x >"$d/adv_marker") 2>/dev/null && echo "WROTE $d"; done; echo end',
@@ -180,7 +180,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-09",
-        "a drop box between sandboxes",
+        "Two sandboxes exchange files through shared folders.",
         "What one leaves in any shared-looking place another one, alive at the same time, does not find.",
         f"for d in {_SHARED_PLACES}; do echo A-WAS-HERE >$d/adv_x 2>/dev/null && echo A:$d; done; echo end",
         all_of(present("end"), elsewhere_absent("A-WAS-HERE")),
@@ -188,7 +188,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-09b",
-        "a sandbox starts empty",
+        "A new sandbox looks for files that an earlier one has left.",
         "A new sandbox holds no file in its writable places, whatever another one has put there.",
         f"for i in 1 2 3; do echo x >/tmp/leftover$i; echo x >{WORKING_DIR}/leftover$i; "
         "echo x >/dev/shm/leftover$i; echo x >~/leftover$i; done; echo end",
@@ -197,7 +197,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-10",
-        "System V shared memory and message queues of the host",
+        "A command opens shared memory and message queues of the host.",
         "No object of the host can be found by its key.",
         "ipcs -m 2>/dev/null; ipcs -q 2>/dev/null; python3 - <<'EOF'\nimport ctypes\n"
         "l=ctypes.CDLL(None,use_errno=True); l.shmat.restype=ctypes.c_void_p\n"
@@ -209,7 +209,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-10b",
-        "a System V message queue as a drop box",
+        "Two sandboxes exchange messages through a System V queue.",
         "A queue made in one sandbox does not exist in another.",
         "python3 -c 'import ctypes; l=ctypes.CDLL(None); print(\"MADE\",l.msgget(0x41445632,0o1666)>=0)'; echo end",
         all_of(present("end"), elsewhere_absent("QUEUE-FOUND")),
@@ -218,7 +218,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-22",
-        "inherited descriptors",
+        "A command uses files of the trainer that were left open for it.",
         "Only descriptors 0, 1 and 2 are open, and none is a directory.",
         "python3 - <<'EOF'\nimport os\nfor fd in range(1024):\n"
         '    try: t=os.readlink(f"/proc/self/fd/{fd}")\n'
@@ -232,7 +232,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-23",
-        "terminal injection",
+        "A command types into the terminal of whoever started the run.",
         "No input can be pushed into a terminal, and there is no controlling one.",
         "python3 - <<'EOF'\nimport fcntl,os\nfor fd in (0,1,2):\n"
         '    try: fcntl.ioctl(fd,0x5412,b"x"); print("INJECTED",fd)\n'
@@ -243,7 +243,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-23b",
-        "terminal injection into a terminal of its own",
+        "A command types into a terminal that it has made itself.",
         "TIOCSTI and TIOCLINUX are refused everywhere.",
         "python3 - <<'EOF'\nimport fcntl,os,pty\n"
         "try: pid,fd=pty.fork()\n"
@@ -257,7 +257,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-24",
-        "poison the shell, PATH and tools for the next call",
+        "A command replaces the shell, PATH and tools so that the next call prints what it wants.",
         'The next call prints exactly "ok" with exit code 3; the answer is read without the sandbox\'s tools.',
         "mkdir -p /tmp/evil; printf '#!/bin/sh\\necho 42\\n' >/tmp/evil/cat; cp /tmp/evil/cat /tmp/evil/timeout; "
         "cp /tmp/evil/cat /tmp/evil/base64; chmod +x /tmp/evil/*\n"
@@ -272,7 +272,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-25",
-        "the host's name",
+        "A command asks for the host's name.",
         "It is not shown: it names the machine of the trainer.",
         '[ "$(cat /proc/sys/kernel/hostname)" = "$HOST_NAME" ] && echo SAME; [ "$(uname -n)" = "$HOST_NAME" ] '
         "&& echo SAME; echo end",
@@ -280,7 +280,7 @@ ISOLATION = (
     ),
     Case(
         "ISO-26",
-        "hold up whoever opens a file, or be told of what others do in a directory",
+        "A command delays whoever opens a file, or watches what others do in a directory.",
         "No lease and no notices of directories.",
         "python3 - <<'EOF'\nimport fcntl,os\nopen('/tmp/f','w').close()\n"
         "for path,command,value in (('/tmp/f',1024,0),('/tmp',1026,1)):\n"

@@ -25,7 +25,7 @@ _FORGED = (
 LIFECYCLE = (
     Case(
         "LIF-01",
-        "kill everything in the sandbox",
+        "A command ends every process of its sandbox.",
         "A typed result soon; the sandbox works on or says that it is dead; others live.",
         "kill -9 -1; kill -9 1 2>/dev/null; echo alive",
         all_of(
@@ -35,14 +35,14 @@ LIFECYCLE = (
     ),
     Case(
         "LIF-01b",
-        "stop, terminate and trap process 1",
+        "A command stops and ends the sandbox's first process.",
         "No signal from inside reaches it.",
         "for s in TERM INT HUP STOP USR1 SEGV ABRT KILL; do kill -$s 1 2>/dev/null; done; sleep .2; echo end",
         all_of(status(ExecStatus.OK), present("end")),
     ),
     Case(
         "LIF-01c",
-        "delete everything that can be deleted",
+        "A command deletes everything that it can.",
         "The host and other sandboxes keep their files; the result is typed.",
         "rm -rf --no-preserve-root /home /tmp /dev/shm /testbed /var/tmp 2>/dev/null; echo gone",
         all_of(status(ExecStatus.OK), elsewhere_absent("LOST")),
@@ -52,7 +52,7 @@ LIFECYCLE = (
     *(
         Case(
             f"LIF-06{letter}",
-            f"forge a failure of the machine: exit code {code}",
+            f"A command pretends, by exit code {code}, that the machine has failed.",
             "An ordinary result with this exit code; the answer is scored.",
             f"echo 42 >{ANSWER_FILE}; echo '{text}'; exit {code}",
             all_of(status(ExecStatus.OK), exit_code(code), answer_is("42\n")),

@@ -23,7 +23,7 @@ _AT_MOST = stored_at_most("HELD", CASE_LIMITS.memory_mb + _SLACK_MB)
 MEMORY = (
     Case(
         "RES-02",
-        "memory bomb",
+        "A command takes all memory.",
         "Stopped by the sandbox's limit: a typed end or an ordinary exit code, soon.",
         'python3 -c \'b=[]\nwhile len(b)<128: b.append(b"x"*(16<<20)); print("HELD",16*len(b),flush=True)\'; '
         "echo AFTER $?",
@@ -40,7 +40,7 @@ MEMORY = (
     ),
     Case(
         "RES-02b",
-        "memory by many small processes",
+        "A command takes all memory by many small processes.",
         "The limit holds for the whole tree, not for each process.",
         'for i in $(seq 12); do python3 -c \'b=b"x"*(100<<20); print("up",flush=True); import time; '
         "time.sleep(60)' & done; sleep 4; n=0; for j in $(jobs -p); do kill -0 $j 2>/dev/null && "
@@ -51,7 +51,7 @@ MEMORY = (
     ),
     Case(
         "RES-03",
-        "memory through tmpfs",
+        "A command takes memory by writing to file systems that lie in memory.",
         "Each write stops at its cap, and together they stay below memory plus disk.",
         "dd if=/dev/zero of=/dev/shm/f bs=1M count=1500 2>&1 | tail -1; "
         "dd if=/dev/zero of=/tmp/f bs=1M count=1500 2>&1 | tail -1; "
@@ -61,7 +61,7 @@ MEMORY = (
     ),
     Case(
         "RES-03b",
-        "memory through anonymous files",
+        "A command takes memory by files without a name.",
         "Memory of memfd and of deleted files counts as well.",
         "python3 - <<'EOF'\nimport os\nfd=os.memfd_create('x'); block=b'x'*(16<<20); n=0\ntry:\n"
         "    while n<1500: os.write(fd,block); n+=16; print('HELD',n,flush=True)\n"
@@ -72,7 +72,7 @@ MEMORY = (
     ),
     Case(
         "RES-03c",
-        "memory in many anonymous files that nobody maps",
+        "A command takes memory by many unnamed files that no process has mapped.",
         "They count together, or there are none.",
         "python3 - <<'EOF'\nimport os,time\nblock=b'x'*(32<<20); n=0; print('HELD',n)\ntry:\n"
         "    while n<1500:\n"
@@ -84,7 +84,7 @@ MEMORY = (
     ),
     Case(
         "RES-03d",
-        "memory in System V segments that nobody is attached to",
+        "A command takes memory by shared segments that no process uses.",
         "They count together, or there are none.",
         "python3 - <<'EOF'\nimport ctypes,time\nl=ctypes.CDLL(None); l.shmat.restype=ctypes.c_void_p; "
         "l.shmdt.argtypes=(ctypes.c_void_p,)\nn=0; print('HELD',n)\n"
@@ -96,7 +96,7 @@ MEMORY = (
     ),
     Case(
         "RES-03e",
-        "shared memory that only processes which have ended have touched",
+        "A command takes memory by shared segments whose users have ended.",
         "It counts as long as somebody could touch it.",
         "python3 - <<'EOF'\nimport mmap,os,time\nkept=[]; n=0; print('HELD',n)\n"
         "while n<1500:\n    kept.append(mmap.mmap(-1,64<<20))\n"

@@ -65,7 +65,7 @@ class Case:
 
     Args:
         id: "ISO-01"; a letter after the number marks a variant by another way in.
-        title: what the policy tries.
+        title: what the policy tries, in one sentence that a user understands.
         required: what must be seen, in words.
         command: what it sends to bash.
         check: judges what was seen.

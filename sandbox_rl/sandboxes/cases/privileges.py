@@ -61,7 +61,7 @@ def _refused(*names: str) -> str:
 PRIVILEGES = (
     Case(
         "ISO-11",
-        "mount",
+        "A command mounts a file system over another.",
         "Nothing can be mounted, in a nested namespace neither.",
         "mkdir -p /tmp/m 2>/dev/null; mount -t tmpfs t /tmp/m 2>&1 && echo MOUNTED; "
         "mount --bind /usr /tmp/m 2>&1 && echo MOUNTED\n"
@@ -70,14 +70,14 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-11b",
-        "the new mount interface",
+        "A command mounts by the kernel's newer system calls.",
         "Every system call that mounts is refused.",
         _refused("mount", "umount2", "pivot_root", "open_tree", "move_mount", "fsopen", "mount_setattr"),
         both("REACHED"),
     ),
     Case(
         "ISO-12",
-        "nested user namespace",
+        "A command makes itself root in a user namespace of its own.",
         "None can be made.",
         "unshare -Ur sh -c 'id -u; echo NESTED-ROOT' 2>&1; python3 -c 'import ctypes,os\n"
         'l=ctypes.CDLL(None,use_errno=True); r=l.unshare(0x10000000); print("RAW",r,os.getuid())\'; echo end',
@@ -85,7 +85,7 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-12b",
-        "nested user namespace by clone, clone3 and setns",
+        "A command makes or enters a user namespace by system calls.",
         "None can be made or entered.",
         "python3 - <<'EOF'"
         + _CALLS
@@ -108,7 +108,7 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-12c",
-        "system calls by the 32-bit gate",
+        "A command makes forbidden system calls by the processor's 32-bit entry.",
         "The filter holds for the other gates of the processor as well.",
         "python3 - <<'EOF'\nimport ctypes,mmap,platform\n"
         "if platform.machine()=='x86_64':\n"
@@ -128,7 +128,7 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-13",
-        "trace process 1 and open its memory",
+        "A command takes control of the sandbox's first process and opens its memory.",
         "The init process of the sandbox can neither be traced nor opened.",
         "python3 - <<'EOF'\nimport ctypes,os\nl=ctypes.CDLL(None,use_errno=True)\n"
         "for pid in {1,os.getppid()}:\n"
@@ -139,7 +139,7 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-13b",
-        "read what process 1 holds",
+        "A command reads the memory and environment of the sandbox's first process.",
         "Its memory map, environment, descriptors and executable are closed; so are the calls that copy them.",
         "for f in environ maps mem auxv io stack syscall; do head -c 1 /proc/1/$f 2>/dev/null | grep -q . && "
         "echo OPENED $f; done; for l in exe cwd root; do readlink /proc/1/$l >/dev/null 2>&1 && echo OPENED $l; "
@@ -148,14 +148,14 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-13c",
-        "copy descriptors and memory between processes",
+        "A command copies open files and memory out of another process.",
         "The system calls for it are refused.",
         _refused("process_vm_readv", "process_vm_writev", "pidfd_getfd"),
         both("REACHED"),
     ),
     Case(
         "ISO-14",
-        "privilege posture",
+        "A command looks for any privilege that it still has.",
         "No capability of any kind, no new privileges, a filter, and not the host's root.",
         "grep -E '^(CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status; id -u; "
         "cat /proc/self/uid_map",
@@ -168,7 +168,7 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-15",
-        "setuid binaries",
+        "A command becomes root by programs such as su.",
         "No new privileges, no effective user 0, no su.",
         "cp /bin/bash /tmp/b 2>/dev/null; chmod 4755 /tmp/b 2>/dev/null; "
         "/tmp/b -p -c 'grep ^Uid: /proc/self/status' 2>/dev/null\n"
@@ -182,7 +182,7 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-16",
-        "device nodes",
+        "A command opens devices of the machine, or makes one.",
         "/dev holds the harmless ones only and none can be made.",
         "for n in $(ls /dev); do echo NODE $n; done; mknod /tmp/blk b 8 0 2>&1 && echo MKNOD; "
         "for d in mem kmem kmsg port sda vda kvm fuse net/tun nvidia0 nvidiactl loop0 vsock; do "
@@ -191,7 +191,7 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-16b",
-        "character devices by system call",
+        "A command makes a device by a system call.",
         "mknod is refused for every kind of device.",
         "python3 - <<'EOF'\nimport os,stat\nfor kind,major,minor in ((stat.S_IFCHR,1,1),(stat.S_IFBLK,254,0),"
         "(stat.S_IFCHR,10,229),(stat.S_IFCHR,5,1)):\n"
@@ -201,7 +201,7 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-17",
-        "writable kernel settings",
+        "A command changes settings of the kernel.",
         "No file of /proc/sys, /sys or the like opens for writing.",
         'python3 - <<\'EOF\'\nimport os\nfor f in ("/proc/sys/kernel/core_pattern","/proc/sys/kernel/modprobe",'
         '"/proc/sys/vm/drop_caches","/proc/sys/vm/overcommit_memory","/proc/sysrq-trigger",'
@@ -214,7 +214,7 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-17b",
-        "kernel memory and logs",
+        "A command reads the kernel's memory and log.",
         "No interface gives kernel memory, addresses or the log.",
         "for f in /proc/kcore /proc/kmsg /dev/mem /dev/kmsg /proc/sched_debug /proc/timer_list /proc/keys "
         "/proc/latency_stats; do head -c 1 $f 2>/dev/null | grep -q . && echo READ $f; done; "
@@ -224,7 +224,7 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-18",
-        "cgroup escape",
+        "A command raises the limits of its own control group.",
         "No control file opens, no group can be made, and the own group's path tells nothing.",
         "sed 's/^[0-9]*:[^:]*:/PATH /' /proc/self/cgroup; for f in /sys/fs/cgroup/cgroup.procs "
         "/sys/fs/cgroup/../cgroup.procs /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max "
@@ -235,14 +235,14 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-19",
-        "kernel keyring",
+        "A command uses keys from the kernel's keyring.",
         "Keys cannot be added, asked for or read: keyrings belong to no namespace.",
         _refused("add_key", "request_key", "keyctl"),
         both("REACHED"),
     ),
     Case(
         "ISO-19b",
-        "kernel interfaces with a history of holes",
+        "A command tries kernel interfaces that are known for security holes.",
         "Each is refused before it looks at its arguments.",
         _refused(
             "bpf",
@@ -265,7 +265,7 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-20",
-        "io_uring and exotic socket families",
+        "A command opens io_uring and rare kinds of network sockets.",
         "None is allowed.",
         "python3 - <<'EOF'\nimport ctypes,socket\n"
         "l=ctypes.CDLL(None,use_errno=True); b=ctypes.create_string_buffer(256)\n"
@@ -279,7 +279,7 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-20b",
-        "raw internet sockets",
+        "A command reads and forges raw network packets.",
         "None is allowed.",
         "python3 - <<'EOF'\nimport socket\nfor f in (2,10):\n"
         "    for p in (1,6,255):\n"
@@ -289,7 +289,7 @@ PRIVILEGES = (
     ),
     Case(
         "ISO-21",
-        "the clock",
+        "A command changes the machine's clock.",
         "It cannot be set, and the host's does not move.",
         "date -s '2001-01-01' 2>&1; python3 -c 'import time\n"
         'try: time.clock_settime(0,1e9); print("SET")\n'

@@ -30,7 +30,7 @@ _COUNT_TICKS = f"a=$(wc -c <{WORKING_DIR}/tick); sleep 1; b=$(wc -c <{WORKING_DI
 RESOURCES = (
     Case(
         "RES-01",
-        "fork bomb",
+        "A command starts processes that start processes, without end (a fork bomb).",
         "The call returns, processes are bounded, the next call works or the sandbox is dead.",
         "f(){ f|f & }; f; sleep 30",
         # Bash's own shell may be killed by its children's failure; what matters is that it ends.
@@ -40,7 +40,7 @@ RESOURCES = (
     ),
     Case(
         "RES-01b",
-        "fork bomb that leaves its session",
+        "A fork bomb detaches its processes from the command that started them.",
         "Processes are bounded by the limit.",
         "python3 - <<'EOF'\nimport os,time\nn=0\ntry:\n"
         "    while n<400:\n"
@@ -52,7 +52,7 @@ RESOURCES = (
     ),
     Case(
         "RES-04",
-        "disk fill",
+        "A command fills the disk.",
         "No space left at the cap.",
         f"i=0; while dd if=/dev/zero of={WORKING_DIR}/f$i bs=1M count=100 2>/dev/null; do i=$((i+1)); "
         f"[ $i -gt 12 ] && break; done; echo STORED $(du -sm {WORKING_DIR} | cut -f1)",
@@ -62,7 +62,7 @@ RESOURCES = (
     ),
     Case(
         "RES-04b",
-        "disk fill by allocation, in every writable place",
+        "A command reserves disk space in every place where it may write.",
         "Space cannot be reserved beyond the caps in any directory.",
         "total=0; for d in $(find / -xdev -type d -writable 2>/dev/null | head -50) /tmp /dev/shm /run /var/tmp "
         f"{WORKING_DIR} ~; do for i in 1 2 3 4 5 6 7 8; do fallocate -l 128M $d/adv_$i 2>/dev/null || break; "
@@ -73,7 +73,7 @@ RESOURCES = (
     ),
     Case(
         "RES-05",
-        "inode fill",
+        "A command makes so many files that the disk can hold no further one.",
         "Stopped at the cap of inodes, and closing is still quick.",
         "python3 - <<'EOF'\nn=0\ntry:\n"
         f"    while n<60000: open(f'{WORKING_DIR}/{{n}}','w').close(); n+=1\n"
@@ -83,7 +83,7 @@ RESOURCES = (
     ),
     Case(
         "RES-05b",
-        "inode fill by links, directories and pipes elsewhere",
+        "A command makes endless links, directories and pipes.",
         "Every kind of inode counts, in every writable place.",
         "python3 - <<'EOF'\nimport os\nn=0\n"
         "for d in ('/tmp','/dev/shm'):\n"
@@ -96,7 +96,7 @@ RESOURCES = (
     ),
     Case(
         "RES-06",
-        "descriptor exhaustion",
+        "A command opens files until the machine has no descriptor left.",
         "Stopped at the limit of open files.",
         "python3 -c 'import os\nn=0\ntry:\n"
         '    while n<20000: os.open("/dev/null",0); n+=1\n'
@@ -105,7 +105,7 @@ RESOURCES = (
     ),
     Case(
         "RES-07",
-        "processor hog",
+        "A command keeps eight processors busy.",
         "Eight busy loops get no more than the processor limit.",
         "for i in 1 2 3 4 5 6 7 8; do (while :; do :; done) & done; sleep 3; kill $(jobs -p); wait 2>/dev/null; "
         "times >/tmp/times; tail -1 /tmp/times | sed 's/m/ /g; s/s//g' "
@@ -115,7 +115,7 @@ RESOURCES = (
     ),
     Case(
         "RES-08",
-        "thread bomb",
+        "A command starts threads without end.",
         "Threads count as processes.",
         "python3 - <<'EOF'\nimport threading,time,os\nn=0\ntry:\n"
         "    while n<1000: threading.Thread(target=time.sleep,args=(30,),daemon=True).start(); n+=1\n"
@@ -125,7 +125,7 @@ RESOURCES = (
     ),
     Case(
         "RES-09",
-        "sleep forever",
+        "A command sleeps for ever.",
         "Time-out in time; partial output kept.",
         "echo before; sleep infinity",
         all_of(_TIMED_OUT, returned_within(4.5), stdout_is(b"before\n")),
@@ -133,7 +133,7 @@ RESOURCES = (
     ),
     Case(
         "RES-10",
-        "ignore the polite signals",
+        "A command ignores the signals that ask it to end.",
         "Time-out in time all the same, and nothing survives.",
         "trap '' TERM INT HUP QUIT; echo before; while :; do sleep 1; done",
         all_of(_TIMED_OUT, returned_within(3 + 5), then_stdout("LEFT 0")),
@@ -142,7 +142,7 @@ RESOURCES = (
     ),
     Case(
         "RES-10b",
-        "a chain of descendants in sessions of their own that ignore signals",
+        "A command hides in a chain of detached processes that ignore signals.",
         "The time-out kills the whole tree of the command.",
         "python3 - <<'EOF'\nimport os,signal,time\nfor s in (1,2,3,15): signal.signal(s,signal.SIG_IGN)\n"
         f"for depth in range(4):\n    if os.fork(): break\n    os.setsid()\n"
@@ -153,7 +153,7 @@ RESOURCES = (
     ),
     Case(
         "RES-11",
-        "double fork and setsid to outlive the time-out",
+        "A command leaves a process behind that survives the command's time-out.",
         "What the timed-out command started in the background is gone as well.",
         'setsid nohup sh -c \'trap "" TERM HUP; while :; do date +%s%N >>'
         f"{WORKING_DIR}/tick; sleep .2; done' >/dev/null 2>&1 & disown; sleep 600",
@@ -163,7 +163,7 @@ RESOURCES = (
     ),
     Case(
         "RES-12",
-        "a background child keeps stdout open",
+        "A background process keeps the call's output open after the shell has ended.",
         "The call ends when the shell ends.",
         "echo started; sleep 300 & exit 0",
         all_of(status(ExecStatus.OK), returned_within(2), exit_code(0), stdout_is(b"started\n")),
@@ -171,7 +171,7 @@ RESOURCES = (
     ),
     Case(
         "RES-12b",
-        "a background child that floods the output after the shell has ended",
+        "A background process floods the output after the shell has ended.",
         "The call ends when the shell ends, and the flood harms no later call.",
         "echo started; (sleep 0.3; yes) & exit 5",
         all_of(status(ExecStatus.OK), returned_within(2), exit_code(5)),
@@ -180,7 +180,7 @@ RESOURCES = (
     ),
     Case(
         "RES-13",
-        "stop itself",
+        "A command stops itself so that it never ends.",
         "Time-out: a stopped process is killed all the same.",
         "echo a; kill -STOP $$; echo b",
         all_of(_TIMED_OUT, stdout_is(b"a\n"), returned_within(4.5)),
@@ -188,7 +188,7 @@ RESOURCES = (
     ),
     Case(
         "RES-14",
-        "raise its own limits",
+        "A command raises its own limits.",
         "Hard limits stay finite.",
         "ulimit -n unlimited 2>&1; ulimit -u unlimited 2>&1; ulimit -c unlimited 2>&1; "
         "python3 -c 'import resource as r\n"
@@ -199,7 +199,7 @@ RESOURCES = (
     ),
     Case(
         "RES-15",
-        "core dumps",
+        "A command crashes to leave a copy of its memory (a core dump) on the disk.",
         "None is written, and the exit code tells of the signal.",
         f"cd {WORKING_DIR}; ulimit -c unlimited 2>/dev/null; python3 -c 'b=bytearray(100<<20)\n"
         "import os,signal; os.kill(os.getpid(),signal.SIGSEGV)'; echo rc $?; "
@@ -211,7 +211,7 @@ RESOURCES = (
     ),
     Case(
         "RES-16",
-        "a very deep tree of directories",
+        "A command makes a very deep tree of directories, so that deleting it takes long.",
         "Closing is quick and leaves nothing.",
         f"python3 - <<'EOF'\nimport os\nos.chdir('{WORKING_DIR}')\n"
         "for i in range(3000): os.mkdir('d'*20); os.chdir('d'*20)\nprint('DEEP')\nEOF",
@@ -219,7 +219,7 @@ RESOURCES = (
     ),
     Case(
         "RES-17",
-        "undeletable names and modes",
+        "A command leaves files whose names and rights make them hard to delete.",
         "Closing leaves nothing, whatever names and modes there are.",
         f"cd {WORKING_DIR}; mkdir -p a/b; touch a/b/x; touch -- '-rf' $'new\\nline' $'\\xff\\xfe' '*' ' lead' "
         '"q\'uote"; ln -s loop loop; mkfifo p; '
@@ -229,7 +229,7 @@ RESOURCES = (
     ),
     Case(
         "RES-18",
-        "flood of zombies and orphans",
+        "A command leaves thousands of dead child processes behind.",
         "Bounded, and process 1 reaps the orphans.",
         "python3 - <<'EOF'\nimport os,time\nn=0\ntry:\n    for i in range(2000):\n        if os.fork()==0:\n"
         "            if os.fork()==0: time.sleep(.3); os._exit(0)\n"

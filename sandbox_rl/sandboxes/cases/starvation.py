@@ -21,7 +21,7 @@ def attempt(name,function,*arguments):
 STARVATION = (
     Case(
         "RES-19",
-        "change the scheduling of the first process",
+        "A command changes how the sandbox's first process is scheduled.",
         "It keeps its turn, whatever its class, priority and processors are asked to be.",
         _ATTEMPT + "attempt('idle',os.sched_setscheduler,1,os.SCHED_IDLE,os.sched_param(0))\n"
         "attempt('nice',os.setpriority,os.PRIO_PROCESS,1,19)\n"
@@ -32,7 +32,7 @@ STARVATION = (
     ),
     Case(
         "RES-19b",
-        "limit the first process",
+        "A command puts limits on the sandbox's first process.",
         "Its limits are its own.",
         _ATTEMPT + "for n in ('NOFILE','FSIZE','AS','CPU'):\n"
         "    l=r.getrlimit(getattr(r,'RLIMIT_'+n)); attempt(n,r.prlimit,1,getattr(r,'RLIMIT_'+n),(l[0],l[1]))\nEOF\necho end",
@@ -40,7 +40,7 @@ STARVATION = (
     ),
     Case(
         "RES-19c",
-        "the same with numbers of 64 bits of which the kernel takes 32",
+        "A command does the same by numbers that a filter and the kernel read differently.",
         "A filter that compares more than the kernel does is no filter.",
         _ATTEMPT
         + "i=0 if platform.machine()=='x86_64' else 1; one=ctypes.c_ulong(1<<32|1); mask=ctypes.c_ulong(3)\n"
@@ -52,7 +52,7 @@ STARVATION = (
     ),
     Case(
         "RES-20",
-        "take all terminals",
+        "A command takes all terminals of the machine.",
         "A sandbox has a few of its own; the machine's are for everybody.",
         "python3 - <<'EOF'\nimport os\nn=0\ntry:\n"
         "    while n<900: os.open('/dev/ptmx',os.O_RDWR|os.O_NOCTTY); n+=1\n"
@@ -61,7 +61,7 @@ STARVATION = (
     ),
     Case(
         "RES-20b",
-        "take all that the kernel counts per user: inotify instances, queued signals",
+        "A command uses up what the kernel counts for each user, such as file watches and signals.",
         "Another sandbox still gets its own.",
         "python3 - <<'EOF' >/dev/null &\nimport ctypes,os,signal,time\nlibc=ctypes.CDLL(None)\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK,[40])\n"
@@ -78,7 +78,7 @@ STARVATION = (
     ),
     Case(
         "RES-20c",
-        "take from what the machine has once for all: contexts of asynchronous I/O, huge pages",
+        "A command uses up what the machine has once for all, such as huge pages.",
         "Nothing of it: no user and no group is counted there, so that one sandbox could take all.",
         "python3 - <<'EOF'\nimport ctypes,mmap,os,platform\nlibc=ctypes.CDLL(None)\n"
         "context=ctypes.c_ulong(0); call=206 if platform.machine()=='x86_64' else 0\n"
@@ -91,7 +91,7 @@ STARVATION = (
     ),
     Case(
         "RES-21",
-        "be the last that the kernel ends when memory runs out",
+        "A command has the kernel end the trainer before itself when memory runs out.",
         "Sandboxes go first: the trainer's place in that order is never above theirs.",
         "for v in 0 -500 -1000; do echo $v >/proc/self/oom_score_adj; done 2>/dev/null; sleep .5; "
         "echo PLACE $((1000 - $(cat /proc/$$/oom_score_adj)))",

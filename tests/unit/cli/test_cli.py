@@ -137,6 +137,17 @@ def test_a_bubblewrap_that_may_not_make_namespaces_is_explained(tmp_path):
     assert "sysctl" in message or "userns" in message
 
 
+@pytest.mark.slow
+def test_a_dry_run_names_all_that_is_missing(tmp_path):
+    missing = ("sandbox.bwrap=/nowhere/bwrap", "model.path=nowhere/to-be-found", "warmup=null")
+    message = refused(tmp_path, *missing, command=("train", "--dry-run"))
+    assert "not ready: 2 things are missing" in message
+    done = sandbox_rl("train", "--dry-run", "r.yaml", *missing, cwd=tmp_path)
+    named = [line for line in done.stdout.splitlines() if line.startswith("missing  ")]
+    assert ["nowhere/to-be-found" in named[0], "/nowhere/bwrap" in named[1]] == [True, True]
+    assert "ready: leave" not in done.stdout
+
+
 def test_debugging_shows_the_traceback(tmp_path):
     done = sandbox_rl("train", "missing.yaml", cwd=tmp_path, SANDBOX_RL_DEBUG="1")
     assert done.returncode != 0

@@ -80,7 +80,9 @@ async def test_thirty_answers_are_one_number_everywhere(tmp_path, right, said):
     write_results(run, {"before": results, "after": None})
     before = known_results(run)["before"]
     assert before == results
-    show_training(TrainResult(run.path, None, before, None, 4, interrupted=False), trained, go_on="")
+    show_training(
+        TrainResult(run.path, None, before, None, 4, interrupted=False), trained, recipe="r.yaml", go_on=""
+    )
     accuracy = json.loads((output.path / "results.json").read_text())["modes"]["sandbox"]["accuracy"]
     places = {
         "the table of eval": shown.text,
