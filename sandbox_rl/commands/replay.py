@@ -32,14 +32,20 @@ def replay(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where --rescore writes; a new file."),
     ] = None,
+    files: Annotated[
+        bool,
+        typer.Option("--files", help="Write what each turn changed in the sandbox, for `view` to show it."),
+    ] = False,
     to_step: Annotated[
         int | None,
         typer.Option("--to-step", metavar="K", help="Compute the updates up to checkpoint K again."),
     ] = None,
 ) -> None:
-    """Play what a run has recorded again; exit code 1 where it comes out another way. The run is not touched.
+    """Play what a run has recorded again; exit code 1 where it comes out another way. Its records are not
+    touched.
 
-    EPISODE: its turns in a fresh sandbox; observations, ids, answer and reward are compared.
+    EPISODE: its turns in a fresh sandbox; observations, ids, answer and reward are compared. With --files
+    the files that each turn changed are written to RUN/files, which `sandbox-rl view` shows.
     --rescore: all of its answers with other scorers; whose reward, advantage and gradient would have changed.
     --to-step K: its updates from the recorded rollouts; the weights are compared with those of checkpoint K.
     """
@@ -57,6 +63,8 @@ def replay(
             f"{' and --to-step' * (to_step is not None)}, expected the id of one episode, or --rescore, or "
             "--to-step K"
         )
+    if files and not episodes:
+        raise ConfigError("--files: without an episode, expected its id; only an episode has files")
     if to_step is not None:
         if overrides:
             raise ConfigError(
@@ -66,7 +74,7 @@ def replay(
     elif rescore:
         _rescore(run, [*map(_rewards_of, recipes), *overrides], output)
     else:
-        _episode(run, episodes[0], overrides)
+        _episode(run, episodes[0], overrides, files=files)
 
 
 def _updates(run: Path, step: int) -> None:
@@ -106,11 +114,11 @@ def _rescore(run: Path, overrides: list[str], output: Path | None) -> None:
     display.say(str(rescore_to_file(run, overrides, output, display=display)))
 
 
-def _episode(run: Path, episode: str, overrides: list[str]) -> None:
+def _episode(run: Path, episode: str, overrides: list[str], *, files: bool) -> None:
     from sandbox_rl.replay.episodes import replay_episode
     from sandbox_rl.view.terminal import inert
 
-    outcome = replay_episode(run, episode, overrides)
+    outcome = replay_episode(run, episode, overrides, files=files)
     if not outcome.differences:
         typer.echo(f"{outcome.episode}: the same again, {outcome.turns} turns, reward {outcome.reward}")
         return

@@ -22,9 +22,10 @@ from sandbox_rl.cassette.cassette import as_written
 from sandbox_rl.errors import DataError
 from sandbox_rl.journal import rollout_record
 from sandbox_rl.journal.records import turn_record
-from sandbox_rl.observer import Observer
+from sandbox_rl.observer import Observer, Observers
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.recorded import AnotherWay, RecordedPolicy
+from sandbox_rl.replay.files import ChangedFiles, write_changes
 from sandbox_rl.replay.recorded_run import RecordedRun
 from sandbox_rl.types import Rollout, StopReason, Turn
 
@@ -63,12 +64,15 @@ class EpisodeReplay:
     differences: tuple[Difference, ...]
 
 
-def replay_episode(path: Path, episode_id: str, overrides: Sequence[str] = ()) -> EpisodeReplay:
+def replay_episode(
+    path: Path, episode_id: str, overrides: Sequence[str] = (), *, files: bool = False
+) -> EpisodeReplay:
     """Play an episode of a run again.
 
     Args:
         path: the run's directory.
         overrides: of its recipe, such as another sandbox.
+        files: write down what each turn changed in the sandbox (`files.py`).
 
     Raises:
         UserError: no such run or episode, or what it stood on (data, tokenizer, sandbox) cannot be had.
@@ -86,7 +90,7 @@ def replay_episode(path: Path, episode_id: str, overrides: Sequence[str] = ()) -
     seen = _Seen()
     beyond: list[Difference] = []
     try:
-        rollout = asyncio.run(_play(recorded_run, id, record, seen))
+        rollout = asyncio.run(_play(recorded_run, id, record, seen, files=files))
         ended = rollout_record(rollout) | {"masked": rollout.reward.masked}
     except AnotherWay as error:
         ended = {}
@@ -112,7 +116,9 @@ class _Seen(Observer):
         return {"prompt_ids": list(self._prompt), "turns": [turn_record(turn) for turn in self._turns]}
 
 
-async def _play(recorded: RecordedRun, id: str, record: dict[str, Any], seen: Observer) -> Rollout:
+async def _play(
+    recorded: RecordedRun, id: str, record: dict[str, Any], seen: Observer, *, files: bool
+) -> Rollout:
     plain = record.get("mode") == "plain"
     (task,) = recorded.tasks([record["task_id"]]).values()
     chat, context = recorded.talk(tools=not plain)
@@ -123,20 +129,26 @@ async def _play(recorded: RecordedRun, id: str, record: dict[str, Any], seen: Ob
             "rollout": recipe.rollout.model_copy(update={"retries": 0}),
         }
     )
+    backend = None if plain else build_backend(recipe)
+    changes = ChangedFiles(backend) if files and backend is not None else None
     policy = RecordedPolicy(recordings(recorded.run.path), max_context=context, strict=False)
     engine = build_engine(
         recipe,
         base_dir=recorded.run.path,
         agent=TokenAgent(policy, chat),
         sampling=Sampling(),
-        backend=None if plain else build_backend(recipe),
+        backend=changes or backend,
     )
-    async with engine:
-        (rollout,) = await engine.run(
-            [EpisodeRequest(id, task, record["seed"])],
-            overlong="score" if record.get("phase") == "eval" else None,
-            observer=seen,
-        )
+    try:
+        async with engine:
+            (rollout,) = await engine.run(
+                [EpisodeRequest(id, task, record["seed"])],
+                overlong="score" if record.get("phase") == "eval" else None,
+                observer=seen if changes is None else Observers(seen, changes),
+            )
+    finally:
+        if changes is not None:
+            write_changes(recorded.run.path, id, changes)
     return rollout
 
 

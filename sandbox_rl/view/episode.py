@@ -9,6 +9,7 @@ from typing import Any
 
 from sandbox_rl.errors import DataError
 from sandbox_rl.journal.reader import places_of, read_events
+from sandbox_rl.view.changes import changes_of
 from sandbox_rl.view.opened import OpenRun
 from sandbox_rl.view.why import why_not_trained
 
@@ -41,6 +42,8 @@ def episode(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
     events = read_all(run, row, turn_places[offset : offset + TURNS])
     messages = [m for m in last.get("messages", []) if m.get("role") == "assistant"]
     turns = [_turn(run, event, offset + i, messages) for i, event in enumerate(events)]
+    for turn, files in zip(turns, changes_of(run.path, row["id"])[offset:], strict=False):
+        turn["files"] = files
     answer = last.get("answer") or {}
     prompt = _prompt(run, first, last)
     sibling_rows = run.select(
@@ -152,6 +155,7 @@ def _turn(
         "switches": event.get("weight_switches", []),
         "finish": event["finish_reason"],
         "logprob": sum(logprobs) / len(logprobs) if logprobs else None,
+        "files": None,
     }
 
 

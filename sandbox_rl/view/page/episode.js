@@ -59,7 +59,8 @@ function turnsTab(query, e, body) {
   };
   more.onclick = async () => take((await ask("episode", { ...query, offset: have })).turns);
   take(e.turns);
-  fill(body, prompt, list, more, outcome);
+  const files = e.turns.some((turn) => turn.files) ? null : h("p.soft", {}, "What each turn changed in its sandbox is seen by playing the episode again: ", h("code", {}, `sandbox-rl replay RUN ${e.episode.id} --files`));
+  fill(body, prompt, list, more, outcome, e.episode.state === "ended" && e.turns.length ? files : null);
 }
 
 function turnCard(query, turn) {
@@ -69,9 +70,14 @@ function turnCard(query, turn) {
     const about = [o.failure ? o.failure.replaceAll("_", " ") : "", o.exit_code ? `exit code ${o.exit_code}` : "", o.submitted ? "submitted" : "", duration(o.seconds)].filter(Boolean).join(" · ");
     return h("div.observation" + (o.failure ? ".failed" : ""), {}, h("div.label", {}, "observation ", h("span.soft", {}, about)), o.text ? block(query, o, { what: "observation", turn: turn.index, number: number_ }) : null);
   });
+  const files = (turn.files || []).map((file) => {
+    const title = h("summary", {}, h("span.mono", {}, file.path), ` ${file.what}, ${number(file.bytes)} bytes`);
+    return file.diff ? h("details.file", { open: file.diff.length < 600 }, title, addDiff(h("pre"), file.diff)) : h("p.soft.file", {}, h("span.mono", {}, file.path), ` ${file.what}, ${number(file.bytes)} bytes, no text`);
+  });
+  const changed = files.length ? h("div.files", {}, h("div.label", {}, "changed in the sandbox"), files) : null;
   const raw = h("details", {}, h("summary", {}, "as sampled"));
   raw.addEventListener("toggle", async () => raw.childElementCount === 1 && raw.append(addText(h("pre.raw"), (await ask("text", { ...query, what: "raw", turn: turn.index })).text)));
-  return picked(h("section.turn", { id: "turn-" + turn.index }, h("h2", {}, `Turn ${turn.index + 1} `, h("span.soft", {}, about)), turn.thought.text ? h("div.thought", {}, block(query, turn.thought, { what: "thought", turn: turn.index }, "thought")) : null, calls, seen, turn.sampled ? raw : null), {});
+  return picked(h("section.turn", { id: "turn-" + turn.index }, h("h2", {}, `Turn ${turn.index + 1} `, h("span.soft", {}, about)), turn.thought.text ? h("div.thought", {}, block(query, turn.thought, { what: "thought", turn: turn.index }, "thought")) : null, calls, seen, changed, turn.sampled ? raw : null), {});
 }
 
 const part = (title, content, note = "") => h("div", {}, h("h3", {}, title, note ? h("span.soft", {}, " " + note) : ""), content);

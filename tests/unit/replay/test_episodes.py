@@ -11,9 +11,12 @@ from sandbox_rl.cassette import Cassette
 from sandbox_rl.cli import whole_app
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.replay.episodes import differences, replay_episode
+from sandbox_rl.view.api import answer
+from sandbox_rl.view.opened import open_run
 from tests.recorded_runs import bash, recipe_of, record, submit
 
 EPISODE = "train-000000-0000"
+EDITS = "train-000002-0000"
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,12 @@ def run(tmp_path_factory):
     sums = bash("echo $((5 + 7)) | tee answer.txt; ls nowhere")
     work = [sums, "thinking", bash("cat answer.txt"), submit()]
     clock = [bash("cat /proc/sys/kernel/random/uuid > answer.txt; cat answer.txt"), submit()]
-    return record(recipe, [("sum", [work, clock]), ("word", [[bash("echo a dog > answer.txt")] * 4])])
+    edits = [
+        bash("printf 'one\\ntwo\\n' > answer.txt; printf '\\000\\377' > raw"),
+        *(bash("sed -i s/two/2/ answer.txt"), bash("rm raw"), submit()),
+    ]
+    words = [[bash("echo a dog > answer.txt")] * 4]
+    return record(recipe, [("sum", [work, clock]), ("word", words), ("sum", [edits])])
 
 
 def tree(directory):
@@ -34,6 +42,23 @@ def test_what_comes_out_the_same_is_said_in_one_line_and_nothing_of_the_run_is_t
     done = CliRunner().invoke(whole_app(), ["replay", str(run), EPISODE])
     assert (done.exit_code, done.output) == (0, f"{EPISODE}: the same again, 4 turns, reward 1.0\n")
     assert tree(run) == before
+
+
+def test_the_files_that_each_turn_changed_are_written_when_somebody_asks(run):
+    done = CliRunner().invoke(whole_app(), ["replay", str(run), EDITS, "--files"])
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in (run / "files").iterdir()] == [f"{EDITS}.json"]
+    turns = json.loads((run / "files" / f"{EDITS}.json").read_text())["turns"]
+    assert [[(c["path"], c["what"], c["diff"].split("\n")[1:]) for c in turn] for turn in turns] == [
+        [("answer.txt", "added", ["+ one", "+ two"]), ("raw", "added", [])],
+        [("answer.txt", "changed", ["  one", "- two", "+ 2"])],
+        [("raw", "removed", [])],
+        [],
+    ]
+    with open_run(run, whole=True) as seen:
+        shown = answer([seen], "episode", {"id": EDITS})["turns"]
+        assert [turn["files"] for turn in shown] == turns
+        assert {turn["files"] for turn in answer([seen], "episode", {"id": EPISODE})["turns"]} == {None}
 
 
 def test_the_first_difference_is_shown(run):
