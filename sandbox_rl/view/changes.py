@@ -17,6 +17,6 @@ def file_of(run: Path, episode: str) -> Path:
 
 
 def changes_of(run: Path, episode: str) -> list[Any]:
-    """Of each turn its changes, each with `path`, `what`, `bytes` and `diff`; nothing where none are known."""
+    """Of each turn its changes, each with `path`, `what`, `bytes` and `diff`; empty where none are known."""
     turns = json_file(file_of(run, episode)).get("turns")
     return turns if isinstance(turns, list) else []
