@@ -162,11 +162,12 @@ def _run(place, words):
 
 
 def test_scripts_and_modules_exist_and_know_the_options():
+    files = (path for part in ("sandbox_rl", "tests") for path in (ROOT / part).rglob("*.py"))
+    read = set(re.findall(r"SANDBOX_RL_\w+", "".join(path.read_text() for path in files)))
     for command in PROGRAMS:
         for variable in command.variables:
             name = variable.split("=")[0]
-            if name.startswith("SANDBOX_RL_"):
-                assert any(name in path.read_text() for path in (ROOT / "sandbox_rl").rglob("*.py")), command
+            assert not name.startswith("SANDBOX_RL_") or name in read, f"{command.page}: {command}"
         if (file := _file_of(command)) is None:
             assert any(_starts(command, program) for program in OTHERS), f"{command.page}: {command}"
             continue
