@@ -87,24 +87,35 @@ def kill_a_server(processes: list[subprocess.Popen[str]], run: Path) -> None:
     os.kill(second, signal.SIGKILL)
 
 
+FLEETS = {
+    "sync": (
+        "2x NVIDIA H100 80GB",
+        {
+            # A few rows: parts, and as many on each rank.
+            "update": {"micro_batch_tokens": 600},
+            "grpo": {"max_steps": 4, "per_device_train_batch_size": 8, "save_steps": 2},
+        },
+    ),
+    "async": (
+        "4x NVIDIA H100 80GB",
+        {"mode": "async", "grpo": {"max_steps": 12, "token_budget": 1024, "save_steps": 4}},
+    ),
+}
+"""By mode: the cards that it seems to run on, and blocks of the recipe for two ranks and two servers."""
+
+
+def fleet(write_recipe, monkeypatch, mode: str) -> Path:
+    cards, blocks = FLEETS[mode]
+    monkeypatch.setenv("SANDBOX_RL_FAKE_CARDS", cards)
+    both = {"num_generations": 4, "learning_rate": 1.0e-3, "activation_checkpointing": False}
+    return write_recipe(f"two-{mode}", **blocks | {"evaluation": {"tasks": 0}, "grpo": both | blocks["grpo"]})
+
+
 def test_two_processes_and_two_servers_of_which_one_is_killed(write_recipe, monkeypatch):
     """As on two cards that train and serve: each rank drives its own episodes on both servers and computes
     its rows in parts; weights are published to both, and to the one that was started again."""
-    monkeypatch.setenv("SANDBOX_RL_FAKE_CARDS", "2x NVIDIA H100 80GB")
-    recipe = write_recipe(
-        "two",
-        evaluation={"tasks": 0},
-        update={"micro_batch_tokens": 600},  # a few rows: parts, and as many on each rank
-        grpo={
-            "max_steps": 4,
-            "per_device_train_batch_size": 8,
-            "num_generations": 4,
-            "learning_rate": 1.0e-3,
-            "activation_checkpointing": False,
-            "save_steps": 2,
-        },
-    )
-    run = recipe.parent / "runs" / "two"
+    recipe = fleet(write_recipe, monkeypatch, "sync")
+    run = recipe.parent / "runs" / "two-sync"
     processes = prepared.ranks(2, "sandbox_rl.cli", "train", recipe)
     kill_a_server(processes, run)
     printed = "".join(finish(process) for process in processes)
@@ -125,20 +136,7 @@ def test_two_processes_and_two_servers_of_which_one_is_killed(write_recipe, monk
 @pytest.mark.faults
 def test_two_asynchronous_processes_and_two_servers_of_which_one_is_killed(write_recipe, monkeypatch):
     """As on four cards, of which two train; the process that rolls out finds the server again too."""
-    monkeypatch.setenv("SANDBOX_RL_FAKE_CARDS", "4x NVIDIA H100 80GB")
-    recipe = write_recipe(
-        "two-async",
-        mode="async",
-        evaluation={"tasks": 0},
-        grpo={
-            "max_steps": 12,
-            "num_generations": 4,
-            "learning_rate": 1.0e-3,
-            "token_budget": 1024,
-            "activation_checkpointing": False,
-            "save_steps": 12,
-        },
-    )
+    recipe = fleet(write_recipe, monkeypatch, "async")
     run = recipe.parent / "runs" / "two-async"
     processes = prepared.ranks(2, "sandbox_rl.cli", "train", recipe)
     kill_a_server(processes, run)
@@ -148,6 +146,35 @@ def test_two_asynchronous_processes_and_two_servers_of_which_one_is_killed(write
     assert steps[-1]["step"] == 12
     assert all(line["ratio"] == pytest.approx(1, abs=0.2) for line in steps)
     assert max(line["off_policy/age_max"] for line in steps) <= 4
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("mode", FLEETS)
+def test_two_processes_and_two_servers_are_killed_and_go_on(write_recipe, monkeypatch, mode):
+    recipe = fleet(write_recipe, monkeypatch, mode)
+    run = recipe.parent / "runs" / f"two-{mode}"
+    processes = prepared.ranks(2, "sandbox_rl.cli", "train", recipe)
+    deadline = time.monotonic() + 300
+    while last_complete(run / "checkpoints") is None:
+        assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = [pid for process in processes for pid in descendants(process.pid)]
+    for process in processes:
+        process.kill()
+        process.communicate(timeout=30)
+    gone(family)
+    for process in prepared.ranks(2, "sandbox_rl.cli", "train", recipe, "--resume"):
+        finish(process)
+    found = check_run(run)
+    assert (found.violation, found.updates) == (None, FLEETS[mode][1]["grpo"]["max_steps"]), found
+    ids = [record["episode_id"] for record in read_journal(run / "journal")]
+    assert len(ids) == len(set(ids)), "an id names one episode"
+    assert [event["event"] for event in map(json.loads, (run / "history.jsonl").open())] == [
+        "started",
+        "resumed",
+        "finished",
+    ]
 
 
 def test_asynchronous_survives_a_kill(write_recipe):
