@@ -73,18 +73,18 @@ class Golds:
         assert process.stdout is not None
         assert process.stderr is not None
         errors: deque[bytes] = deque(maxlen=1)
-        draining = threading.Thread(target=errors.extend, args=(process.stderr,), daemon=True)
-        draining.start()
-        with process.stdout as lines:
+        with process.stdout as lines, process.stderr as said:
+            draining = threading.Thread(target=errors.extend, args=(said,), daemon=True)
+            draining.start()
             for line in lines:
                 if line.endswith(b"\n"):
                     id, answer = json.loads(line)
                     self._answers[id] = answer
-        draining.join()
+            draining.join()
         if process.wait() != 0:
             last = errors[-1].decode(errors="replace") if errors else f"exit code {process.returncode}"
-            said = re.sub(r"^[\w.]+: ", "", last.strip())[:CHARS]  # without the name of the exception
-            self.failure = f"The run's tasks cannot be loaded again: {said}"
+            last = re.sub(r"^[\w.]+: ", "", last.strip())[:CHARS]  # without the name of the exception
+            self.failure = f"The run's tasks cannot be loaded again: {last}"
         self.done = True
 
 

@@ -55,7 +55,9 @@ def _held_out(rows: Rows) -> Finding | None:
 
 def _trend(rewards: Sequence[float]) -> Finding:
     if len(rewards) < ENOUGH:
-        return Finding("note", f"Too early to say: {len(rewards)} updates so far.")
+        so_far = {0: "no update has finished", 1: "one update so far"}
+        said = so_far.get(len(rewards), f"{len(rewards)} updates so far")
+        return Finding("note", f"Too early to say: {said}.")
     size = max(3, len(rewards) // 4)
     first, last = rewards[:size], rewards[-size:]
     change = fmean(last) - fmean(first)

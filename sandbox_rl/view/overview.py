@@ -72,8 +72,8 @@ def _now(run: OpenRun) -> dict[str, Any]:
     live = []
     if run.state == "running":
         live = run.select(
-            "SELECT id, task_id, domain, turns, started FROM episodes WHERE state = 'live' AND NOT replaced "
-            "ORDER BY started LIMIT ?",
+            "SELECT id, phase, task_id, domain, turns, started FROM episodes "
+            "WHERE state = 'live' AND NOT replaced ORDER BY started LIMIT ?",
             [IN_FLIGHT],
         )
     done = counts.get("ended", 0)

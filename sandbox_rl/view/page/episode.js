@@ -3,6 +3,7 @@ import { address, duration, fill, h, link, number, picked, rewardBadge } from ".
 import { addCommand, addDiff, addText, pieces, shortLines } from "./text.js";
 
 const LINES = 16; // of an observation before it is folded
+const PAGE = 40, KEPT = 240; // turns that are asked for at once, and that are drawn at once
 const CHUNK = 1500; // tokens that are drawn at once
 
 export async function episodeScreen(state, main) {
@@ -49,18 +50,65 @@ function turnsTab(query, e, body) {
     part("Score", h("div", {}, rewardBadge(e.episode.reward, e.episode.state), Object.entries(e.reward_parts).map(([name, value]) => h("span.partial", {}, `${name} ${number(value)}`)), e.reward_detail.text ? block(query, e.reward_detail, { what: "detail" }) : null, e.episode.fault ? h("p.bad", {}, e.episode.fault) : null))));
   const prompt = h("section.turn.prompt", {}, h("h2", {}, "Prompt ", h("span.soft", {}, `${number(e.prompt_tokens)} tokens`)),
     e.decoded ? block(query, e.prompt, { what: "prompt" }) : h("p.soft", {}, "The ids cannot be shown as text: no tokenizer is in the run or in the model's cache."));
-  const more = h("button.more");
-  let have = 0;
-  const take = (turns) => {
-    list.append(...turns.map((turn) => turnCard(query, turn)));
-    have += turns.length;
-    more.hidden = have >= e.turns_total;
-    more.textContent = `Show turns ${have + 1} to ${Math.min(have + 40, e.turns_total)} of ${e.turns_total}`;
-  };
-  more.onclick = async () => take((await ask("episode", { ...query, offset: have })).turns);
-  take(e.turns);
+  const long = e.turns_total > PAGE, shown = turnWindow(query, e, list);
+  const jump = h("input.jump", { type: "number", min: 1, max: e.turns_total, "aria-label": "go to turn", placeholder: "turn", onchange: () => shown.go(Number(jump.value)) });
+  const bar = long ? h("p.pages", {}, h("span", {}, `${number(e.turns_total)} turns`), h("label", {}, "go to ", jump), shown.before) : null;
   const files = e.turns.some((turn) => turn.files) ? null : h("p.soft", {}, "What each turn changed in its sandbox is seen by playing the episode again: ", h("code", {}, `sandbox-rl replay RUN ${e.episode.id} --files`));
-  fill(body, prompt, list, more, outcome, e.episode.state === "ended" && e.turns.length ? files : null);
+  fill(body, prompt, long ? outcome : null, bar, list, shown.more, long ? null : outcome, e.episode.state === "ended" && e.turns.length ? files : null);
+  shown.start();
+}
+
+// The turns that are drawn: more come while one scrolls down, and those far above go.
+function turnWindow(query, e, list) {
+  let first = 0, end = 0, last = Promise.resolve();
+  const total = e.turns_total;
+  const more = h("button.more", { onclick: () => down() }), before = h("button.more", { onclick: () => up() });
+  const say = () => {
+    more.hidden = end >= total;
+    more.textContent = `Show turns ${end + 1} to ${Math.min(end + PAGE, total)} of ${number(total)}`;
+    before.hidden = first === 0;
+    before.textContent = `show turns ${first - PAGE + 1} to ${first}`;
+  };
+  const turnsFrom = async (at) => (await ask("episode", { ...query, offset: at || "" })).turns.map((turn) => turnCard(query, turn));
+  const alone = (work) => (last = last.catch(() => {}).then(work).then(say)); // one after the other
+  const down = () => alone(async () => {
+    if (end >= total) return;
+    const cards = await turnsFrom(end);
+    list.append(...cards);
+    end += cards.length;
+    while (end - first > KEPT) {
+      for (let i = 0; i < PAGE; i++) list.firstChild.remove();
+      first += PAGE;
+    }
+  });
+  const up = () => alone(async () => {
+    if (!first) return;
+    const cards = await turnsFrom(first - PAGE);
+    list.prepend(...cards);
+    first -= PAGE;
+    for (; end - first > KEPT; end--) list.lastChild.remove();
+  });
+  const go = (turn) => alone(async () => {
+    const at = Math.max(0, Math.min(total, turn || 1) - 1);
+    const cards = await turnsFrom(at - (at % PAGE));
+    list.replaceChildren(...cards);
+    first = at - (at % PAGE);
+    end = first + cards.length;
+    list.children[at - first]?.scrollIntoView({ block: "start" });
+  });
+  const start = () => {
+    list.append(...e.turns.map((turn) => turnCard(query, turn)));
+    end = e.turns.length;
+    say();
+    const watch = new IntersectionObserver(async (seen) => {
+      if (!seen.some((s) => s.isIntersecting) || end >= total) return;
+      await down();
+      watch.unobserve(more); // to be told again where it is still in sight
+      watch.observe(more);
+    });
+    if (total > PAGE) watch.observe(more);
+  };
+  return { more, before, go, start };
 }
 
 function turnCard(query, turn) {

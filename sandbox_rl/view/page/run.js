@@ -53,7 +53,7 @@ function verdict(run) {
   return h("section.verdict", { "aria-label": "Is it learning?" },
     h("h1." + said.level, {}, said.text),
     run.findings.length ? h("ul.findings", {}, run.findings.slice(0, 8).map(line)) : null,
-    run.findings.some((f) => f.level !== "note") ? null : h("p.soft", {}, run.kind === "evaluation" ? run.path : "Nothing stands in its way: no alarms, no faults, and groups whose rewards differ."),
+    run.findings.some((f) => f.level !== "note") || (run.kind === "training" && !run.progress.done) ? null : h("p.soft", {}, run.kind === "evaluation" ? run.path : "Nothing stands in its way: no alarms, no faults, and groups whose rewards differ."),
     numbers(run));
 }
 
@@ -76,11 +76,12 @@ function evaluated(run) {
   return { level: "note", text: text ? `Accuracy: ${text}.` : "Not measured yet." };
 }
 
-const DOING = { episodes: "Sampling episodes", update: "Updating the weights", between: "Between two updates" };
+const DOING = { episodes: "Sampling episodes", measuring: "Measuring on held-out tasks", update: "Updating the weights", between: "Between two updates" };
 
 function nowBox(box, state, run) {
   const silent = run.clock - run.last_sign, doing = run.now.status, live = run.state === "running";
-  const words = { running: DOING[doing.doing] || "Running", finished: "Finished", stopped: "Stopped, as it was asked to", ended: `Ended without saying so at ${moment(run.last_sign)}`, silent: `No sign of life for ${duration(silent)}, and no end` };
+  const measures = doing.doing === "episodes" && run.now.live.length && run.now.live.every((e) => e.phase === "eval");
+  const words = { running: DOING[measures ? "measuring" : doing.doing] || "Running", finished: "Finished", stopped: "Stopped, as it was asked to", ended: `Ended without saying so at ${moment(run.last_sign)}`, silent: `No sign of life for ${duration(silent)}, and no end` };
   const { done, total, seconds_left: left, seconds_per_step: pace } = run.progress;
   const { alive = 0, sampling = 0, waiting = 0 } = doing.episodes || {};
   const save = doing.next_checkpoint;
@@ -119,7 +120,7 @@ function curves(state, run) {
   return [
     h("div.charts", {}, made),
     h("div.pair", {}, results(run), events(run)),
-    h("div.pair", {}, anyMetric(run), h("section.panel", {}, h("h2", {}, "Go on"), h("p", {}, episodesLink(state, run)),
+    h("div.pair", {}, run.curves.step.length ? anyMetric(run) : null, h("section.panel", {}, h("h2", {}, "Go on"), h("p", {}, episodesLink(state, run)),
       step ? h("p", {}, link({ run: state.run, view: "timeline", step: step - 1 }, "Timeline of the last step")) : null,
       h("p", {}, link({ run: state.run, view: "suspicions" }, "What looks suspicious")), h("p", {}, link({ run: state.run, view: "recipe" }, "The recipe")))),
   ];
