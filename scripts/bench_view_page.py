@@ -89,7 +89,8 @@ async def open_long_episode(directory: Path) -> dict[str, float]:
         page = await browser.page()
         await page.goto(viewer.url)
         known = "fetch('api/overview').then((r) => r.json()).then((o) => o.behind === 0)"
-        await page.wait(known, 300)  # the index is made, once
+        while not await page.evaluate(known):  # noqa: ASYNC110  # the index is made, once
+            await asyncio.sleep(0.5)
         found = {"opened": await seconds_until(page, f"#episode={LONG}", f"{TURNS} >= 40")}
         started = time.perf_counter()
         await page.evaluate("window.scrollTo(0, document.body.scrollHeight)")

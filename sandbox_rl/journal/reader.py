@@ -15,12 +15,14 @@ from sandbox_rl.journal.columns import Columns, unpack
 
 __all__ = ["lengths_of", "places_of", "read_chain", "read_events", "whole_lines", "writers"]
 
-_HEAD = re.compile(rb'\{"event":\s*"\w+",\s*"episode_id":\s*"(?:[^"\\]|\\.)*"(?:,\s*"prev":\s*(-?\d+))?')
+_HEAD = re.compile(
+    rb'\{"event":\s*"\w+",\s*"episode_id":\s*"[^"\\]*(?:\\.[^"\\]*)*"(?:,\s*"prev":\s*(-?\d+))?'
+)
 """How every event of an episode begins, and the offset of the one before it, which the first lacks."""
 
 _LENGTHS = re.compile(rb'"lengths":\s*\[([\d,\s]*)\]')
-LENGTHS_WITHIN = 200
-"""Bytes from the beginning of an event's columns within which their lengths stand."""
+WITHIN = 300
+"""Bytes at the end of a line within which its columns stand."""
 
 
 def writers(directory: Path) -> list[str]:
@@ -62,17 +64,16 @@ def places_of(directory: Path, writer: str, at: int) -> list[int]:
     path = directory / f"{writer}.jsonl"
     places = [at]
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
-        while True:
-            found = _HEAD.match(lines, places[-1])
+        while True:  # some hundred thousand times for a long episode
+            found = _HEAD.match(lines, at)
             if found is None:
-                raise ValueError(f"{path}: no event at byte {places[-1]}")
-            if found.group(1) is None:
+                raise ValueError(f"{path}: no event at byte {at}")
+            if (before := found[1]) is None:
                 return places[::-1]
-            if not 0 <= int(found.group(1)) < places[-1]:
-                raise ValueError(
-                    f"{path}: the event at byte {places[-1]} follows one at {int(found.group(1))}"
-                )
-            places.append(int(found.group(1)))
+            if not 0 <= int(before) < at:
+                raise ValueError(f"{path}: the event at byte {at} follows one at {int(before)}")
+            at = int(before)
+            places.append(at)
 
 
 def lengths_of(directory: Path, writer: str, places: Sequence[int]) -> list[tuple[int, ...]]:
@@ -86,8 +87,9 @@ def lengths_of(directory: Path, writer: str, places: Sequence[int]) -> list[tupl
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
         for place in places:
             # The last of that name in the line: what a policy wrote stands before it.
-            at = lines.rfind(b'"columns":', place, lines.find(b"\n", place))
-            said = _LENGTHS.search(lines, at, at + LENGTHS_WITHIN) if at >= 0 else None
+            end = lines.find(b"\n", place)
+            at = lines.rfind(b'"columns":', max(place, end - WITHIN), end)
+            said = _LENGTHS.search(lines, at, end) if at >= 0 else None
             if said is None:
                 raise ValueError(f"{path}: no event at byte {place}")
             found.append(tuple(map(int, said.group(1).split(b","))) if said.group(1) else ())
