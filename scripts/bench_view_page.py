@@ -34,7 +34,7 @@ EVENTS = 300_000
 OPENS_S = 1.0
 SLOWER = 1.02
 PORT = 8765
-LONG = "train-000000-0000"
+LONG, SHORT = "train-000000-0000", "train-000000-0001"
 TURNS = "document.querySelectorAll('.turn[id]').length"
 
 
@@ -67,7 +67,10 @@ def make_long_episode(run: Path) -> None:
         ended |= {"stop": "max_turns", "fault": "", "reward": 0.0, "reward_parts": {}, "reward_detail": ""}
         ended |= {"answer": {"status": "ok", "text": "42"}, "masked": False, "scoring_seconds": 0.1}
         ended |= {"seconds": 9.0, "sampled": 8 * EVENTS, "observed": 4 * EVENTS}
-        write({**ended, "generation_seconds": 1.0, "execution_seconds": 1.0, "columns": none})
+        ended |= {"generation_seconds": 1.0, "execution_seconds": 1.0, "columns": none}
+        write(ended)
+        last = write({"event": "started", "episode_id": SHORT, **about, "time": now, "columns": prompt})
+        write({**ended, "episode_id": SHORT, "prev": last, "turns": 0, "sampled": 0, "observed": 0})
 
 
 async def seconds_until(page: Page, address: str, shown: str) -> float:
@@ -91,6 +94,9 @@ async def open_long_episode(directory: Path) -> dict[str, float]:
         known = "fetch('api/overview').then((r) => r.json()).then((o) => o.behind === 0)"
         while not await page.evaluate(known):  # noqa: ASYNC110  # the index is made, once
             await asyncio.sleep(0.5)
+        # Where the long one's events lie is remembered until another episode is looked at.
+        await seconds_until(page, f"#episode={SHORT}", f"document.title.startsWith('{SHORT}')")
+        await page.wait("document.querySelector('.turn.outcome')")
         found = {"opened": await seconds_until(page, f"#episode={LONG}", f"{TURNS} >= 40")}
         started = time.perf_counter()
         await page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
