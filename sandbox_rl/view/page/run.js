@@ -5,12 +5,12 @@ import { duration, fill, h, link, number, percent, table } from "./dom.js";
 const CHARTS = [
   ["Reward", "mean of an update's episodes", /^reward\/(?!margins)/, {}],
   ["Held-out accuracy", "with its 95 % interval", null, {}],
-  ["Solved", "episodes solved; groups with at least one that solved it", /^(solve_rate|pass_at_group)$/, { share: true }],
-  ["Groups that teach nothing", "all rewards in the group are equal", /^zero_variance_groups$/, { share: true }],
+  ["Solved", "episodes; groups with at least one", /^(solve_rate|pass_at_group)$/, { share: true }],
+  ["Groups that teach nothing", "all their rewards are equal", /^zero_variance_groups$/, { share: true }],
   ["How episodes end", "share by stop reason", /^stop\//, { share: true }],
   ["Turns and calls", "per episode", /^(turns|calls\/.+)$/, {}],
   ["Tokens", "per episode", /^tokens\/(sampled|observed|prompt)$/, {}],
-  ["Sampler against trainer", "divergence of the two, nats per token", /^(mismatch\/(kl|mean)|mismatch_kl)$/, {}],
+  ["Sampler against trainer", "divergence, nats per token", /^(mismatch\/(kl|mean)|mismatch_kl)$/, {}],
   ["Entropy", "of the policy, nats per token", /^entropy$/, {}],
   ["Gradient norm", "before clipping", /^grad_norm$/, {}],
   ["What updates change", "share of weights, and of tokens trained", /^(update\/(applied|changed)|samples\/trained)$/, { share: true }],
@@ -23,7 +23,7 @@ const CHARTS = [
 
 // Of each chart the curve that comes first.
 const LEADS = ["reward/mean", "solve_rate", "turns", "tokens/sampled", "mismatch/kl", "stop/submitted", "update/applied", "infra_fault_rate", "seconds/generation", "step_time"];
-const moment = (time) => new Date(1000 * time).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+const moment = (time) => new Date(1000 * time).toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
 
 export async function runScreen(state, main) {
   let known = await ask("overview", { run: state.run });
@@ -96,7 +96,7 @@ function nowBox(box, state, run) {
     ...(live ? (doing.servers || []).map((s, i, all) => [all.length > 1 ? `Server ${i + 1}` : "Server", s.away ? h("span.warn", {}, "does not answer") : `${number(s.episodes)} episodes, weights ${doing.weights}`]) : []),
     live && doing.card && ["GPU", [doing.card.busy === null ? null : `${doing.card.busy} % busy`, `${Math.round(100 * doing.card.memory)} % of its memory`].filter(Boolean).join(", ")],
     run.behind > 0 && ["Still to be read", `${number(run.behind / 1e6, 3)} MB`],
-    ["Last sign", live ? `${duration(Math.max(0, silent))} ago` : moment(run.last_sign)],
+    [live ? "Last sign" : "Until", live ? `${duration(Math.max(0, silent))} ago` : moment(run.last_sign)],
   ].filter(Boolean);
   const bar = total ? h("progress", { max: total, value: done, "aria-label": "updates done" }) : null;
   fill(box, h("h2." + run.state, {}, words[run.state]), bar,
