@@ -36,5 +36,7 @@ def test_every_hop_of_a_way_exists(way):
     assert len(way) <= MOST_HOPS
 
 
-def test_training_and_episodes_are_told():
-    assert {way[0][0] for way in WAYS} >= {"commands/train.py", "rollout/engine.py"}
+def test_no_part_is_left_out():
+    commands = {f"commands/{name}.py" for name in ("train", "evaluate", "run", "replay", "check", "view")}
+    parts = {"rollout/engine.py", "training/trl_hooks.py", "policies/vllm/supervisor.py"}
+    assert {way[0][0] for way in WAYS} >= commands | parts
