@@ -187,6 +187,34 @@ async def test_hostile_text_is_inert(tmp_path, page):
         assert not [url for url in page.asked if "evil" in url]
 
 
+async def test_a_long_episode_scrolls_and_any_turn_can_be_gone_to(tmp_path, page):
+    def change(journal: Journal) -> None:
+        write_episode(journal, rollout("train-000400-0000", bash(*[("ls", "x")] * 999), "1", 1.0))
+
+    drawn = "[...document.querySelectorAll('.turn[id]')].map((turn) => Number(turn.id.slice(5)))"
+    async with Viewer([make_run(tmp_path / "run", change=change)]) as viewer:
+        await page.goto(viewer.url + "#episode=train-000400-0000")
+        assert await page.evaluate(drawn) == list(range(40))
+        for _ in range(7):
+            last = (await page.evaluate(drawn))[-1]
+            await page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+            await page.wait(f"{drawn}.at(-1) > {last}")
+        turns = await page.evaluate(drawn)
+        assert turns == list(range(turns[0], turns[-1] + 1))
+        assert 0 < turns[0] < turns[0] + len(turns) <= turns[0] + 240
+        await page.evaluate(
+            "(() => { const j = document.querySelector('.jump'); j.value = 987;"
+            " j.dispatchEvent(new Event('change')); })()"
+        )
+        await page.wait(f"{drawn}.at(-1) === 999")
+        assert (await page.evaluate(drawn))[0] == 960
+        top = "Math.abs(document.querySelector('#turn-986').getBoundingClientRect().top)"
+        assert await page.evaluate(top) < 200
+        await page.evaluate("[...document.querySelectorAll('.pages button')].at(-1).click()")
+        await page.wait(f"{drawn}[0] === 920")
+        assert page.errors == []
+
+
 async def test_keys_lead_from_the_run_to_an_episode_and_back(tmp_path, page):
     async with Viewer([make_run(tmp_path / "run")]) as viewer:
         await page.goto(viewer.url)

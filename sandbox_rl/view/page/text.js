@@ -64,7 +64,7 @@ export function addCommand(element, text) {
 export function addDiff(element, text) {
   for (const line of text.split("\n")) {
     const part = document.createElement("span");
-    part.className = line.startsWith("+ ") ? "added" : line.startsWith("- ") ? "removed" : "";
+    part.className = line.startsWith("+ ") ? "added" : line.startsWith("- ") ? "removed" : line.startsWith("@@") ? "soft" : "";
     element.append(addText(part, line), "\n");
   }
   return element;
