@@ -56,7 +56,7 @@ def show_training(result: TrainResult, display: Display, *, recipe: str, go_on: 
         display.say(f"Model: {result.export}")
     display.say("\nWhat next:")
     for what, command in _next(result, recipe):
-        display.say(f"  {what:<22}{command}")
+        display.say(f"  {what:<24}{command}")
 
 
 def _next(result: TrainResult, recipe: str) -> list[tuple[str, str]]:

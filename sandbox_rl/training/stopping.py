@@ -193,7 +193,8 @@ def _sayer(run: Path | None, owner: Owner | None) -> Callable[[Asked], None]:
     def say(asked: Asked) -> None:
         if owner is not None:
             how = f". Go on with: {owner.go_on(run)}" if asked is Asked.NOW and run is not None else ""
-            owner.say(_TOLD[asked] + how)
+            with suppress(OSError, ValueError):  # nobody may be there to read it any more
+                owner.say(_TOLD[asked] + how)
 
     return say
 
@@ -212,11 +213,13 @@ class _Presses:
         self._once = Asked.UPDATE if hurried else Asked.STEP
         self._pressed_at: float | None = None
         self._reader, self.writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poll = select.poll()  # `select` ends at 1,024 descriptors
+        self._poll.register(self._reader, select.POLLIN)
 
     def read(self, wait_s: float) -> Asked:
         """The most that the signals ask for that come within that time."""
         found = Asked.NOTHING
-        if select.select([self._reader], [], [], wait_s)[0]:
+        if self._poll.poll(1000 * wait_s):
             for number in os.read(self._reader, 4096):
                 if number == signal.SIGTERM:
                     found = max(found, Asked.UPDATE)
