@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from sandbox_rl.builders import settled
@@ -32,13 +33,22 @@ from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.models import compute_dtype
 from sandbox_rl.training.stopping import Owner
 from sandbox_rl.training.views import RunTrainer
+from sandbox_rl.types import Task
 
 __all__ = ["TrainResult", "train"]
+
+LOOKED_AT = 64
+SHORT = 160
+"""Tasks among which an example is sought, and characters that it may have."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """Where everything lies, and what was measured on held-out tasks."""
+    """Where everything lies, and what was measured on held-out tasks.
+
+    Args:
+        example: a short task without files, as the model can be asked; None where there is none.
+    """
 
     run: Path
     export: Path | None
@@ -47,6 +57,7 @@ class TrainResult:
     steps: int
     interrupted: bool
     finished_before: bool = False
+    example: Task | None = None
 
 
 def train(
@@ -103,7 +114,7 @@ def train(
                 session.records.history.with_event("stopped", steps)
             return TrainResult(run.path, None, before, None, steps, interrupted=True)
     _export(session, trainer, before, after)
-    return TrainResult(run.path, run.export, before, after, steps, interrupted=False)
+    return TrainResult(run.path, run.export, before, after, steps, interrupted=False, example=_example(plan))
 
 
 def _train(session: Session, trainer: RunTrainer) -> Results | None:
@@ -136,6 +147,12 @@ def _train(session: Session, trainer: RunTrainer) -> Results | None:
     if session.finish.stopped:
         trainer.keep_last_update()
     return before
+
+
+def _example(plan: RunPlan) -> Task | None:
+    tasks = chain(islice(plan.held_out_tasks, LOOKED_AT), islice(plan.train_tasks, LOOKED_AT))
+    fit = (task for task in tasks if not task.files and len(task.prompt) <= SHORT)
+    return next((task for task in fit if task.prompt.isprintable()), None)
 
 
 @contextmanager

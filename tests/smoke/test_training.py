@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -95,6 +96,18 @@ def test_a_person_sees_results_and_the_model_s_path(trained):
     assert "before" in printed
     assert "after" in printed
     assert str(run / "export") in printed.replace("\n", "")
+
+
+def test_a_run_ends_with_commands_for_what_comes_next(trained, recipe):
+    run, printed = trained
+    lines = printed.partition("What next:\n")[2].splitlines()
+    commands = [shlex.split(line.partition("sandbox-rl ")[2]) for line in lines]
+    asked = next(command for command in commands if command[0] == "run")
+    assert [command[0] for command in commands] == ["view", "run", "eval", "init"]
+    assert commands[0][1:] == [str(run)]
+    assert asked[1].endswith("=")
+    assert asked[2:] == ["--recipe", str(recipe), "--domain", "arithmetic", "--model", str(run / "export")]
+    assert commands[2] == ["eval", str(recipe), "--model", str(run / "export")]
 
 
 def test_the_run_can_be_computed_from_its_directory(trained, recipe):
