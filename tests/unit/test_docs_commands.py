@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import random
 import re
 import shutil
 import sys
@@ -14,6 +15,7 @@ import pytest
 import typer
 import yaml
 
+from sandbox_rl import BadGold, Task
 from sandbox_rl.assistant.settings import AssistantSettings
 from sandbox_rl.config.load import load_block, load_settings
 from sandbox_rl.config.recipe import Recipe
@@ -215,12 +217,44 @@ def test_python_in_pages_compiles_and_imports_what_exists(page, text):
             assert [name.name for name in node.names if not hasattr(module, name.name)] == [], page
 
 
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory):
+    """The folder of the modules that pages tell to write: blocks that begin with `# NAME.py`."""
+    folder = tmp_path_factory.mktemp("modules")
+    for _, text in PYTHON:
+        if named := re.match(r"# (\w+\.py)\n", text):
+            (folder / named[1]).write_text(text)
+    return folder
+
+
+def test_the_scorer_of_the_guide_scores(modules):
+    look_beside(modules)
+    score = importlib.import_module("my_scorer").close_enough
+    task = Task("t", "?", "200")
+    assert [score(answer, task) for answer in ("201", "199.0", "210", "two hundred")] == [1, 1, 0, 0]
+    with pytest.raises(BadGold):
+        score("1", Task("t", "?", "many"))
+
+
+def test_the_expert_of_the_guide_plays(modules):
+    look_beside(modules)
+    turns = importlib.import_module("my_expert").reads_then_answers(Task("t", "?", "7"), random.Random(0))
+    said = [next(turns), turns.send("seen"), turns.send("written")]
+    assert [turn.calls[0].name for turn in said] == ["execute_bash", "execute_bash", "submit"]
+
+
 YAML = [(page.name, text) for page in PAGES for language, text in blocks(page) if language == "yaml"]
 
 
 @pytest.mark.parametrize(("page", "text"), YAML, ids=[f"{page}-{i}" for i, (page, _) in enumerate(YAML)])
-def test_keys_in_pages_are_those_of_recipes(page, text):
-    told = yaml.safe_load(text)
-    if not isinstance(told, dict) or not told.keys() & Recipe.model_fields.keys():
+def test_settings_in_pages_are_those_of_recipes(page, text, modules):
+    for folder in (ROOT / "examples", modules):
+        look_beside(folder)
+    told = yaml.safe_load(text.replace("sha256:…", f"sha256:{0:064}"))
+    if not isinstance(told, dict) or not told.keys() & {*Recipe.model_fields, *Suite.model_fields}:
         return  # a prompt set, a cluster's job
-    assert told.keys() <= Recipe.model_fields.keys() | Suite.model_fields.keys(), page
+    if "parts" in told:
+        Suite.model_validate(told)
+        return
+    tasks = {"sources": [{"type": "reasoning_gym", "dataset": "chain_sum"}]}
+    Recipe.model_validate({"data": tasks, **told})
