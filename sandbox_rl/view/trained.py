@@ -102,5 +102,6 @@ def _joined(parts: list[TrainedRow], sampled: int, total: float) -> TrainedColum
     for part in parts:
         place = slice(part.first, part.first + len(part.log_probs))
         log_probs[place] = part.log_probs[: len(log_probs[place])]
-        shares[place] = np.abs(part.gradients)[: len(shares[place])] / total if total else 0.0
+        found = np.abs(part.gradients)[: len(shares[place])] / total if total else 0.0
+        shares[place] = np.nan_to_num(shares[place]) + found  # a token can be in two parts, once with 0
     return TrainedColumns(log_probs, shares)

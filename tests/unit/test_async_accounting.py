@@ -13,7 +13,7 @@ from sandbox_rl.errors import ModelError
 from sandbox_rl.ledger import Group, Sample, SampleEnd
 from sandbox_rl.training import samples
 from sandbox_rl.training.asynchronous.progress import GroupProgress
-from sandbox_rl.training.asynchronous.rows import micro_batches
+from sandbox_rl.training.asynchronous.rows import micro_batches, samples_of
 from sandbox_rl.training.samples import FinishedGroup
 
 
@@ -165,3 +165,21 @@ def test_a_single_sample_is_shared_by_two_ranks():
     assert [row.trained for row in batch] == [4, 4]
     (batch,) = micro_batches([replace(lone, samples=(sample(0, 0, tokens=2),))], ranks=2, token_budget=50)
     assert sorted(row.samples[0]["advantage"] for row in batch) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(("tokens", "ranks"), [(100, 3), (100, 7), (2, 2)])
+def test_parts_of_a_sample_say_where_they_begin(tokens, ranks):
+    """Among its sampled tokens; of one that cannot be divided each part has the whole."""
+    one = FinishedGroup(Group(0, "t", None, ()), (sample(0, 0, tokens),))
+    packed = micro_batches([one], ranks=ranks, token_budget=1000)
+    (named,) = samples_of(packed)
+    counts = [int(row.samples[0]["completion_mask"].sum()) for row in packed[0]]
+    places = sorted(
+        (first, count) for ((name, first),), count in zip(named, counts, strict=True) if name == "0-0"
+    )
+    assert len(places) == ranks
+    if tokens == 2:
+        assert places == [(0, 1), (0, 1)]
+        return
+    assert [first for first, _ in places] == [0, *np.cumsum([count for _, count in places])[:-1]]
+    assert sum(counts) == tokens - 1
