@@ -1,7 +1,7 @@
 """What the page of `sandbox-rl view` costs in a real Chromium, and what it costs a run that is looked at.
 
     python scripts/bench_view_page.py episode              # 300,000 events: opens in under a second, scrolls
-    python scripts/bench_view_page.py watched [--pairs 4]  # the quickstart, looked at and not, in turns
+    python scripts/bench_view_page.py watched [--pairs 4] [KEY=VALUE…]  # the quickstart, looked at or not
 
 `watched` trains the recipe once for its warm-up and then in pairs, of which one run has the page open in
 Chromium; which comes first alternates. Compared is the time from the first to the last update. Fails where
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
@@ -117,9 +118,9 @@ async def open_long_episode(directory: Path) -> dict[str, float]:
     return found
 
 
-def train(directory: Path, name: str, watched: bool) -> float:
+def train(directory: Path, name: str, watched: bool, overrides: Sequence[str] = ()) -> float:
     """Seconds from the first to the last update of a run, with the page open on it or not."""
-    settings = [f"name={name}", f"output_dir={directory}"]
+    settings = [f"name={name}", f"output_dir={directory}", *overrides]
     command = [sys.executable, "-m", "sandbox_rl", "train", "quickstart", *settings]
     run = directory / name
     trained = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -153,13 +154,13 @@ async def _look_on(trained: subprocess.Popen[bytes]) -> None:
         await asyncio.to_thread(trained.wait)
 
 
-def watch(pairs: int, directory: Path) -> float:
+def watch(pairs: int, directory: Path, overrides: Sequence[str]) -> float:
     """The geometric mean of the pairs' ratios, looked at to not."""
-    train(directory, "warm", watched=False)
+    train(directory, "warm", False, ["grpo.max_steps=1", *overrides])
     ratios = []
     for pair in range(pairs):
         order = (True, False) if pair % 2 else (False, True)
-        took = {watched: train(directory, f"run-{pair}-{watched}", watched) for watched in order}
+        took = {watched: train(directory, f"run-{pair}-{watched}", watched, overrides) for watched in order}
         ratios.append(took[True] / took[False])
         seconds = f"{took[False]:.1f} s, looked at {took[True]:.1f} s"
         print(f"pair {pair + 1}: {seconds}, {ratios[-1]:.4f}", flush=True)
@@ -170,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("episode", "watched"))
     parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the quickstart, for `watched`")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if options.what == "episode":
@@ -180,7 +182,7 @@ def main() -> None:
             if late:
                 sys.exit(f"bench_view_page: over its limit: {', '.join(late)}")
             return
-        ratio = watch(options.pairs, Path(temporary))
+        ratio = watch(options.pairs, Path(temporary), options.overrides)
         print(f"looked at to not: {ratio:.4f}, at most {SLOWER:g}")
         if ratio > SLOWER:
             sys.exit("bench_view_page: looking on makes the run slower than that")
