@@ -48,7 +48,8 @@ class RunStatus(TrainerCallback):  # type: ignore[misc]
     def __exit__(self, *exc: object) -> None:
         self._end.set()
         self._thread.join()
-        self._path.unlink(missing_ok=True)  # a run that has ended does nothing
+        with suppress(OSError):
+            self._path.unlink()  # a run that has ended does nothing
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """An update begins, in synchronous training with its episodes."""
@@ -102,8 +103,11 @@ def _card() -> dict[str, Any] | None:
     cent, where that can be asked. Asking about others would take some of their memory."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return None
-    free, total = torch.cuda.mem_get_info(0)
     busy = None
     with suppress(ImportError, RuntimeError):  # without nvidia-ml-py
         busy = round(torch.cuda.utilization(0), -1)
+    try:
+        free, total = torch.cuda.mem_get_info(0)
+    except RuntimeError:  # whoever computes on it will say what is wrong
+        return None
     return {"memory": round(1 - free / total, 1), "busy": busy}
