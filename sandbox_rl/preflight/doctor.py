@@ -37,6 +37,9 @@ OPTIONAL = {
     "docker": ("no sandboxes in containers", "pip install 'sandbox-rl[docker]'"),
     "ray": ("no sandboxes on other machines of a cluster", "pip install 'sandbox-rl[ray]'"),
     "wandb": ("no `report_to: [wandb]`", "pip install 'sandbox-rl[wandb]'"),
+    "trackio": ("no `report_to: [trackio]`", "pip install 'sandbox-rl[trackio]'"),
+    "prometheus-client": ("no `metrics.prometheus`", "pip install 'sandbox-rl[prometheus]'"),
+    "inspect-ai": ("no `export-episodes --format inspect`", "pip install 'sandbox-rl[inspect]'"),
 }
 
 
@@ -90,7 +93,8 @@ def _python() -> Finding:
 def _packages() -> Iterator[Finding]:
     for line in requires("sandbox-rl") or ():
         requirement = Requirement(line)
-        if requirement.marker is not None and requirement.name not in OPTIONAL:
+        marker = requirement.marker
+        if marker is not None and (requirement.name not in OPTIONAL or marker.evaluate({"extra": "dev"})):
             continue
         if requirement.name in OPTIONAL or requirement.name in (
             "torch",
