@@ -14,6 +14,7 @@ from sandbox_rl.observer import Observer, Observers
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rewards.base import Scores
 from sandbox_rl.rewards.reply import answer_of_reply
+from sandbox_rl.rollout.disk import DiskSpace
 from sandbox_rl.rollout.groups import FirstGroups, first_groups
 from sandbox_rl.rollout.judging import judge
 from sandbox_rl.rollout.occupancy import Occupancy
@@ -41,6 +42,7 @@ class RolloutEngine:
         backend: None for episodes without a sandbox: one turn of all the episode's tokens, no tools, and
             the answer is in the reply.
         render: the messages of a task's prompt.
+        disk: waited for before an episode starts.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class RolloutEngine:
         episode: EpisodeSettings,
         sampling: Sampling,
         settings: RolloutSettings,
+        disk: DiskSpace | None = None,
     ) -> None:
         self.agent = agent
         self.backend = backend
@@ -68,6 +71,7 @@ class RolloutEngine:
         )
         self._sampling = sampling
         self._settings = settings
+        self._disk = disk
         self._stack: AsyncExitStack | None = None
 
     async def __aenter__(self) -> RolloutEngine:
@@ -150,6 +154,7 @@ class RolloutEngine:
             budget_s=self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S,
             prompt_ids=self.prompt_ids,
             observer=seen,
+            disk=self._disk,
         )
 
         async def finished_or_run(request: EpisodeRequest) -> Rollout:

@@ -19,6 +19,7 @@ from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.cooperate import give_way
 from sandbox_rl.errors import InfraFault, UserError
 from sandbox_rl.observer import Observer, ObserverFailed
+from sandbox_rl.rollout.disk import DiskSpace
 from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory
 
@@ -36,6 +37,7 @@ def episode_runner(
     budget_s: float,
     prompt_ids: Callable[[Task], tuple[int, ...]],
     observer: Observer,
+    disk: DiskSpace | None = None,
 ) -> RunOne:
     """What runs one episode: with retries, and waiting while `settings.concurrency` others run.
 
@@ -44,11 +46,14 @@ def episode_runner(
         budget_s: seconds that a try may take.
         prompt_ids: those of an episode that is lost to a fault.
         observer: is told of every rollout.
+        disk: waited for before the first try; none of the episode's time.
     """
     slots = asyncio.Semaphore(settings.concurrency)
 
     async def one(request: EpisodeRequest) -> Rollout:
         async with slots:
+            if disk is not None:
+                await disk.wait()
             rollout = await _with_retries(request, attempt, settings, budget_s, prompt_ids)
         await give_way()  # an observer may write a journal line of megabytes
         observer.rolled_out(request, rollout)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sandbox_rl.sandboxes import agent_sandbox, embedded, spawner_client
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.spawner.live import all_parents, descendants
 from sandbox_rl.types import ExecStatus
+from tests.unit.rig import SUBMIT, bash, make_engine, request, say
 
 
 @pytest.fixture
@@ -108,3 +110,27 @@ async def test_a_spawner_that_hangs_is_replaced(backend):
         assert (await sandbox.exec("echo 1", timeout=5)).exit_code == 0
     assert backend._spawner._process.pid != first
     assert time.monotonic() - started < 15
+
+
+async def test_a_spawner_that_is_killed_is_replaced_alone_and_costs_no_episode():
+    """FI-25: each process of a run has one; the sandboxes of the one that dies are lost, and made again."""
+
+    def script(episode_id, turn, ids):
+        return say(*[(bash("sleep 0.5; echo 42 > answer.txt"),), (SUBMIT,)][turn])
+
+    backends = EmbeddedBackend(), EmbeddedBackend()
+    async with AsyncExitStack() as stack:
+        engines = [
+            await stack.enter_async_context(
+                make_engine(script, backend=backend, rollout={"concurrency": 4, "retries": 2})
+            )
+            for backend in backends
+        ]
+        killed, other = (backend._spawner._process.pid for backend in backends)
+        runs = [asyncio.ensure_future(e.run([request(str(n)) for n in range(8)])) for e in engines]
+        await asyncio.sleep(0.8)
+        os.kill(killed, signal.SIGKILL)
+        rollouts = [rollout for run in runs for rollout in await run]
+        assert backends[0]._spawner._process.pid != killed
+        assert backends[1]._spawner._process.pid == other
+    assert [r.reward.value for r in rollouts] == [1.0] * 16

@@ -12,6 +12,7 @@ from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.policies.base import Policy, Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
+from sandbox_rl.rollout.disk import DiskSpace
 from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.training.tiny import tiny_tokenizer
 from sandbox_rl.types import Answer, AnswerStatus, Message, Reward, Task, ToolCall
@@ -62,6 +63,7 @@ def make_engine(
     episode: dict[str, Any] | None = None,
     rollout: dict[str, Any] | None = None,
     max_context: int = 100_000,
+    disk: DiskSpace | None = None,
 ) -> RolloutEngine:
     policy = script if hasattr(script, "session") else ScriptedPolicy(script, max_context=max_context)
     return RolloutEngine(
@@ -73,6 +75,7 @@ def make_engine(
         episode=EpisodeSettings(**{"timeout_s": 20, **(episode or {})}),
         sampling=Sampling(),
         settings=RolloutSettings(**{"backoff_s": 0.01, **(rollout or {})}),
+        disk=disk,
     )
 
 

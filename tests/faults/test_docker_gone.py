@@ -1,0 +1,91 @@
+"""FI-02: the Docker engine refuses connections for a while, by a relay in front of a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from sandbox_rl.sandboxes.config import PoolSettings
+from sandbox_rl.sandboxes.docker.backend import DockerBackend
+from sandbox_rl.sandboxes.pool import SandboxPool
+from tests.docker_engine import settings_for
+from tests.unit.rig import SUBMIT, bash, make_engine, request, say
+
+
+class Relay:
+    """A socket in front of an engine's own. While it is down nobody listens, and no connection is left."""
+
+    def __init__(self, socket: Path, engine: str) -> None:
+        self.socket, self.engine = socket, engine
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def up(self) -> None:
+        self._server = await asyncio.start_unix_server(self._relay, self.socket)
+
+    async def down(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.socket.unlink(missing_ok=True)
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        ours = theirs = writer
+        try:
+            back, theirs = await asyncio.open_unix_connection(self.engine)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(_copy(reader, theirs))
+                both.create_task(_copy(back, ours))
+        except asyncio.CancelledError:
+            pass  # down: the streams end without a word
+        finally:
+            self._connections.discard(task)
+            for stream in (ours, theirs):
+                stream.transport.abort()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
+
+
+async def test_while_the_engine_is_gone_nothing_ends_and_no_episode_is_the_policys_failure(engine):
+    def script(episode_id, turn, ids):
+        return say(*[(bash("sleep 1"),), (bash("echo 42 > answer.txt"),), (SUBMIT,)][turn])
+
+    with tempfile.TemporaryDirectory(prefix="relay") as directory:  # short, as paths of sockets are
+        relay = Relay(Path(directory) / "docker.sock", engine.removeprefix("unix://"))
+        await relay.up()
+        backend = DockerBackend(settings=settings_for(f"unix://{relay.socket}"))
+        pool = SandboxPool(backend, settings=PoolSettings(probe_interval_s=0.5, warm=0))
+        async with make_engine(script, backend=pool, rollout={"concurrency": 4, "retries": 1}) as rollouts:
+            running = asyncio.ensure_future(rollouts.run([request(str(n)) for n in range(8)]))
+            while not rollouts.occupancy._alive:  # noqa: ASYNC110 (a state to look at, not a task)
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
+            await relay.down()
+            await asyncio.sleep(5.0)
+            assert not running.done()
+            assert pool.broken
+            await relay.up()
+            back = time.monotonic()
+            while pool.broken:  # noqa: ASYNC110 (the same)
+                await asyncio.sleep(0.05)
+            resumed = time.monotonic() - back
+            ended = await running
+        assert resumed < 10
+        await relay.down()
+    # The live ones were lost with it, once: a second loss would be more than the one retry.
+    assert [r.reward.value for r in ended] == [1.0] * 8
