@@ -36,12 +36,14 @@ class Birth:
         group: name of its control groups, once it is there.
         death: done when nothing is left of it: the end of its launcher's stderr, "" where there is none.
         killed_outside: whether something killed it that was neither the policy nor the kernel nor us.
+        orphaned: whether its spawner has gone, and it with that; another one may have been started since.
     """
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.group = ""
         self.killed_outside = False
+        self.orphaned = False
         self.death: asyncio.Future[str] = loop.create_future()
         self._agent: socket.socket | None = None
         self._told: asyncio.Future[None] = loop.create_future()
@@ -154,16 +156,17 @@ class SpawnerClient:
         """
         if self.alive:
             await asyncio.sleep(0.01)  # the news of its end may be on the way
-        if not self.alive:
+        if self.alive and not birth.orphaned:
+            stopped = await self._look(name)
+            if stopped is None:
+                return "the sandbox spawner hangs"
+            if stopped:
+                return "something outside has stopped the sandbox"
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_NEWS_S):
+                    await asyncio.shield(birth.death)
+        if birth.orphaned or not self.alive:  # asked last: it may have gone meanwhile
             return "the sandbox spawner has ended"
-        stopped = await self._look(name)
-        if stopped is None:
-            return "the sandbox spawner hangs"
-        if stopped:
-            return "something outside has stopped the sandbox"
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_NEWS_S):
-                await asyncio.shield(birth.death)
         return "something outside has killed the sandbox" if birth.killed_outside else ""
 
     async def end_if_hung(self) -> None:
@@ -228,6 +231,7 @@ class SpawnerClient:
             self._control.close()
             self._control = None
         for birth in self._births.values():
+            birth.orphaned = True
             birth.has_ended("the spawner is gone")
         self._births.clear()
         for look in self._looks.values():

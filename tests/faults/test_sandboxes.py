@@ -112,6 +112,32 @@ async def test_a_spawner_that_hangs_is_replaced(backend):
     assert time.monotonic() - started < 15
 
 
+async def test_a_sandbox_whose_spawner_was_killed_and_replaced_meanwhile_is_our_fault(backend):
+    """Nobody has asked for anything of it since."""
+    async with backend.sandbox() as sandbox:
+        os.kill(backend._spawner._process.pid, signal.SIGKILL)
+        async with backend.sandbox(timeout=20) as other:  # by another spawner
+            assert (await other.exec("true", timeout=5)).exit_code == 0
+            with pytest.raises(SandboxFault, match="spawner has ended"):
+                await sandbox.exec("true", timeout=5)
+            with pytest.raises(SandboxFault, match="spawner has ended"):
+                await sandbox.read_answer()
+
+
+async def test_a_spawner_that_ends_while_it_is_asked_is_our_fault(backend, monkeypatch):
+    monkeypatch.setattr(spawner_client, "ANSWER_TIMEOUT_S", 20.0)
+    async with backend.sandbox() as sandbox:
+        spawner = backend._spawner._process.pid
+        call = await running(sandbox)
+        _, first = await processes(backend, sandbox)
+        os.kill(spawner, signal.SIGSTOP)  # so that it does not answer any more
+        os.kill(first, signal.SIGKILL)
+        await asyncio.sleep(0.5)
+        os.kill(spawner, signal.SIGKILL)
+        with pytest.raises(SandboxFault, match="spawner has ended"):
+            await call
+
+
 async def test_a_spawner_that_is_killed_is_replaced_alone_and_costs_no_episode():
     """FI-25: each process of a run has one; the sandboxes of the one that dies are lost, and made again."""
 
