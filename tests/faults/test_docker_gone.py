@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from sandbox_rl.errors import SandboxFault
 from sandbox_rl.sandboxes.config import PoolSettings
 from sandbox_rl.sandboxes.docker.backend import DockerBackend
 from sandbox_rl.sandboxes.pool import SandboxPool
+from sandbox_rl.types import ExecStatus
 from tests.docker_engine import settings_for
 from tests.unit.rig import SUBMIT, bash, make_engine, request, say
 
@@ -62,6 +64,26 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
         if writer.can_write_eof():
             writer.write_eof()
+
+
+async def test_an_engine_that_was_away_while_nothing_was_asked_of_a_sandbox_is_our_fault(engine):
+    """It has taken the container with it, and answers again when the sandbox is used next."""
+    with tempfile.TemporaryDirectory(prefix="relay") as directory:
+        relay = Relay(Path(directory) / "docker.sock", engine.removeprefix("unix://"))
+        await relay.up()
+        async with DockerBackend(settings=settings_for(f"unix://{relay.socket}")) as backend:
+            async with backend.sandbox() as sandbox:
+                await sandbox.exec("true", timeout=5)
+                await relay.down()
+                await relay.up()
+                await asyncio.sleep(0.5)
+                with pytest.raises(SandboxFault, match="broke"):
+                    await sandbox.exec("true", timeout=5)
+            await asyncio.sleep(1.0)
+            async with backend.sandbox() as sandbox:  # what a policy does to one of later is its own
+                result = await sandbox.exec("kill -9 -1; kill -9 1; exec sleep 60", timeout=1)
+                assert result.status is not ExecStatus.SANDBOX_DEAD
+        await relay.down()
 
 
 # The SDK does not close a socket that could not connect; it is closed with its object, and warns.

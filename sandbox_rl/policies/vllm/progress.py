@@ -47,19 +47,24 @@ class EngineProgress:
         """
         started = time.monotonic()
         answer = asyncio.ensure_future(asked)
+        judging: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             if started >= deadline:
                 raise TimeoutError
             while True:
                 left = deadline - time.monotonic()
                 await asyncio.wait([answer], timeout=min(left, LOOK_S) if left > 0 else LOOK_S)
+                if not answer.done():
+                    judging = asyncio.ensure_future(self._judge(started, deadline, stalled_s))
+                    await asyncio.wait([answer, judging], return_when=asyncio.FIRST_COMPLETED)
                 if answer.done():
                     break
-                await self._judge(started, deadline, stalled_s)
+                await judging
             said = answer.result()
         finally:
             answer.cancel()
-            await asyncio.gather(answer, return_exceptions=True)
+            judging.cancel()
+            await asyncio.gather(answer, judging, return_exceptions=True)
         self._worked_at = self._idle_since = self._looked_at = time.monotonic()
         return said
 

@@ -38,6 +38,8 @@ REMOVE_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 8.0
 """Seconds within which an engine says that it is there, after a sandbox of it has gone."""
 REAP_INTERVAL_S = 60.0
+LOOK_AGAIN_S = 0.5
+"""Before an engine that has ended is looked for again."""
 
 
 class DockerBackend:
@@ -68,7 +70,8 @@ class DockerBackend:
         self._users = ContainerUsers()
         self._making = asyncio.Semaphore(settings.create_concurrency)
         self._engine: DockerEngine | None = None
-        self._reaper: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._endings = 0  # of the engine, while we were connected to it
         self._info: SandboxInfo | None = None
         self._source = b""
         self._image = ""
@@ -107,15 +110,18 @@ class DockerBackend:
         except BaseException:
             await self.__aexit__()
             raise
-        self._reaper = asyncio.create_task(self._reap_now_and_then())
+        self._tasks = [
+            asyncio.create_task(self._reap_now_and_then()),
+            asyncio.create_task(self._count_endings(self._engine)),
+        ]
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         self._info = None
-        if self._reaper is not None:
-            self._reaper.cancel()
-            await asyncio.gather(self._reaper, return_exceptions=True)
-            self._reaper = None
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._engine is not None:
             await self._in_thread(self._engine.close)
             self._engine = None
@@ -141,7 +147,7 @@ class DockerBackend:
                     engine = self._running_engine()
                     way_out = self._network.proxy_for(name) if self._network else None
                     making = asyncio.create_task(self._make(name, user, channel, way_out))
-                    check_host = partial(self._check_host, engine.breaks)
+                    check_host = partial(self._check_host, engine.breaks + self._endings)
                     pid = await asyncio.shield(making)
                     await channel.hello
                     if way_out is not None:
@@ -210,11 +216,14 @@ class DockerBackend:
         return self._engine
 
     async def _check_host(self, breaks: int) -> None:
-        """Raises SandboxFault if the engine does not answer, or its streams broke since `breaks`."""
+        """Raises SandboxFault if the engine does not answer, or its streams broke since `breaks`.
+
+        One that ended and was started again in between has taken its containers with it.
+        """
         engine = self._running_engine()
         if not engine.local:
             await asyncio.sleep(0.1)  # the news of a break may be on the way
-        if engine.breaks != breaks:
+        if engine.breaks + self._endings != breaks:
             raise SandboxFault(f"the connection to {self._settings.host or 'the engine'} broke")
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -234,6 +243,13 @@ class DockerBackend:
             await asyncio.sleep(REAP_INTERVAL_S)
             with contextlib.suppress(SandboxFault):
                 await self._reap()
+
+    async def _count_endings(self, engine: DockerEngine) -> None:
+        while True:
+            with contextlib.suppress(OSError, TimeoutError):
+                await engine.until_gone()
+                self._endings += 1
+            await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _probe(self) -> None:
         """Make one sandbox as a trial; where the image has no Python for the agent, put one in."""

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import SandboxFault, SetupError
-from sandbox_rl.sandboxes.docker.transport import KEY_FILES, EngineAddress, attach, find_engine
+from sandbox_rl.sandboxes.docker.transport import (
+    KEY_FILES,
+    EngineAddress,
+    attach,
+    find_engine,
+    until_gone,
+)
 from sandbox_rl.sandboxes.docker.transport_ssh import ForwardedSocket
 from sandbox_rl.sandboxes.protocol import AgentChannel
 
@@ -149,6 +155,10 @@ class DockerEngine:
     async def attach(self, container: str, channel: AgentChannel) -> asyncio.Transport:
         """Connect `channel` to a container that has not been started."""
         return await attach(self.address, self._context, self._api.api_version, container, channel)
+
+    async def until_gone(self) -> None:
+        """Returns once the engine has ended, or the way to it has. Raises OSError, TimeoutError if it has."""
+        await until_gone(self.address, self._context, self._api.api_version)
 
     @property
     def local(self) -> bool:

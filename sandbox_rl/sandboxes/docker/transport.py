@@ -14,7 +14,7 @@ from sandbox_rl.errors import ConfigError, SandboxFault
 from sandbox_rl.sandboxes.docker.stream import AttachedStream
 from sandbox_rl.sandboxes.protocol import AgentChannel
 
-__all__ = ["KEY_FILES", "LOCAL_SOCKET", "EngineAddress", "attach", "find_engine"]
+__all__ = ["KEY_FILES", "LOCAL_SOCKET", "EngineAddress", "attach", "find_engine", "until_gone"]
 
 LOCAL_SOCKET = "/var/run/docker.sock"
 ATTACH_TIMEOUT_S = 30.0
@@ -143,6 +143,26 @@ async def attach(
         raise SandboxFault(f"the Docker engine at {address.shown} does not attach: {refusal}")
     made: asyncio.Transport = transport
     return made
+
+
+async def until_gone(address: EngineAddress, context: ssl.SSLContext | None, version: str) -> None:
+    """Returns once the engine has ended, by a connection that it keeps for as long as it lives.
+
+    Raises:
+        OSError, TimeoutError: nobody answers there.
+    """
+    async with asyncio.timeout(ATTACH_TIMEOUT_S):
+        if address.socket:
+            reader, writer = await asyncio.open_unix_connection(address.socket)
+        else:
+            reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
+    try:
+        of_itself = "%7B%22type%22%3A%5B%22daemon%22%5D%7D"  # {"type":["daemon"]}: about nothing else
+        writer.write(f"GET /v{version}/events?filters={of_itself} HTTP/1.1\r\nHost: docker\r\n\r\n".encode())
+        while await reader.read(1 << 16):
+            pass
+    finally:
+        writer.transport.abort()
 
 
 def _bracketed(host: str) -> str:
