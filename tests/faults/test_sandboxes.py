@@ -115,7 +115,9 @@ async def test_a_spawner_that_hangs_is_replaced(backend):
 async def test_a_sandbox_whose_spawner_was_killed_and_replaced_meanwhile_is_our_fault(backend):
     """Nobody has asked for anything of it since."""
     async with backend.sandbox() as sandbox:
-        os.kill(backend._spawner._process.pid, signal.SIGKILL)
+        spawner = backend._spawner._process
+        spawner.kill()
+        spawner.wait()
         async with backend.sandbox(timeout=20) as other:  # by another spawner
             assert (await other.exec("true", timeout=5)).exit_code == 0
             with pytest.raises(SandboxFault, match="spawner has ended"):
