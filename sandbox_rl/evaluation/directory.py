@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.evaluation.identity import check_same
+from sandbox_rl.evaluation.identity import FORMAT, check_same
 from sandbox_rl.evaluation.page import page
 from sandbox_rl.evaluation.results import Results
 from sandbox_rl.outputs import write_atomically
@@ -45,7 +45,7 @@ class EvaluationDirectory:
         """The identity of the evaluation to go on with; None for a new one.
 
         Raises:
-            ConfigError: a new one is there already, or one to be resumed is not.
+            ConfigError: a new one is there already, or one to be resumed is not, or is of another version.
         """
         if not resume:
             if os.path.lexists(self.path):
@@ -56,11 +56,18 @@ class EvaluationDirectory:
         path = self.path / "evaluation.json"
         try:
             stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(stored, dict):
+                raise ValueError("no object")
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"--resume: {path} cannot be read ({error}), expected the directory of an earlier "
                 "evaluation; leave --resume away to start one"
             ) from error
+        if stored.get("format") != FORMAT:
+            raise ConfigError(
+                f"--resume: {path} has format {stored.get('format')}, expected {FORMAT}; another version has "
+                "written it: go on with that version, or start another with a new --output"
+            )
         return stored
 
     @contextmanager

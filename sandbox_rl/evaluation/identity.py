@@ -15,7 +15,7 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.plan import EvaluationPlan
 from sandbox_rl.types import Task
 
-__all__ = ["check_same", "identity_of", "short_hash", "task_key"]
+__all__ = ["FORMAT", "check_same", "identity_of", "short_hash", "task_key"]
 
 FORMAT = 1
 

@@ -12,6 +12,7 @@ from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError, DataError, UserError
 from sandbox_rl.runs.directory import RunDirectory
+from sandbox_rl.runs.history import refuse_newer
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import last_complete
 from sandbox_rl.training.config import ModelSettings
@@ -38,13 +39,14 @@ class RecordedRun:
         """The run of a directory.
 
         Raises:
-            ConfigError: there is no run, or an override does not fit.
+            ConfigError: there is no run, a newer version has written it, or an override does not fit.
         """
         run = RunDirectory(path)
         if not run.recipe.is_file():
             raise ConfigError(
                 f"{path}: no run here (no recipe.yaml), expected a directory such as runs/quickstart"
             )
+        refuse_newer(run)
         return cls(run, load_recipe(run.recipe, overrides))
 
     def tasks(self, wanted: Iterable[str]) -> dict[str, Task]:

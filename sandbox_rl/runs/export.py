@@ -14,6 +14,7 @@ from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError, ModelError
 from sandbox_rl.outputs import check_new
 from sandbox_rl.runs.directory import RunDirectory
+from sandbox_rl.runs.history import refuse_newer
 from sandbox_rl.runs.results import card_lines, known_results
 from sandbox_rl.training.checkpoints import is_complete, last_complete
 from sandbox_rl.training.config import ModelSettings
@@ -41,7 +42,7 @@ def export(
     """Write the run's newest complete checkpoint, or that of `step`, to `output`.
 
     Raises:
-        ConfigError: no such run or checkpoint, or `output` exists.
+        ConfigError: no such run or checkpoint, one of a newer version, or `output` exists.
         ModelError: the Hub refuses the upload.
     """
     check_new(output, "OUTPUT")
@@ -52,6 +53,7 @@ def export(
         raise ConfigError(
             f"{run_dir}: no run here (no recipe.yaml); give a directory such as runs/quickstart"
         )
+    refuse_newer(RunDirectory(run_dir))
     checkpoint = _checkpoint(run_dir / "checkpoints", step)
     recipe = load_recipe(recipe_path)
     trained = with_compute_dtype(recipe.model)  # the checkpoint itself holds float32 masters

@@ -20,7 +20,7 @@ from typing import Any
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.runs.directory import RunDirectory
 
-__all__ = ["FORMAT", "History", "set_lines_aside", "step_of_line"]
+__all__ = ["FORMAT", "History", "refuse_newer", "set_lines_aside", "step_of_line"]
 
 FILE = "history.jsonl"
 FORMAT = 1
@@ -114,6 +114,20 @@ class History:
             if e["event"] == "changed":
                 old, new = json.dumps(e["from"]), json.dumps(e["to"])
                 yield f"changed at step {e['step']}: {e['field']}: {old} -> {new}"
+
+
+def refuse_newer(run: RunDirectory) -> None:
+    """For whoever only reads: records of a later version may mean something else.
+
+    Raises:
+        ConfigError: the run was started by one.
+    """
+    found = History.read(run).started_with("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise ConfigError(
+            f"{run.path}: format {found}, expected at most {FORMAT}; a newer version has written it: update "
+            "sandbox_rl"
+        )
 
 
 def step_of_line(line: bytes) -> int | None:

@@ -20,9 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sandbox_rl.errors import DataError
+from sandbox_rl.evaluation.identity import FORMAT as EVALUATION_FORMAT
 from sandbox_rl.evaluation.results import FORMAT
 from sandbox_rl.journal import Index
 from sandbox_rl.ledger.reader import FORMAT as LEDGER_FORMAT
+from sandbox_rl.runs.directory import RunDirectory
+from sandbox_rl.runs.history import refuse_newer
 from sandbox_rl.view.golds import Golds
 from sandbox_rl.view.lines import GrowingLines, json_file, json_line
 from sandbox_rl.view.samples import TABLES, read_samples
@@ -201,6 +204,16 @@ def _check(path: Path) -> None:
             f"{path}: this is no run, expected a directory with a journal/ or metrics.jsonl in it, as "
             "`train` and `eval` write it; name the run itself, such as runs/quickstart"
         )
+    refuse_newer(RunDirectory(path))
+    if (identity := path / "evaluation.json").exists():
+        told = json_file(identity).get("format")
+        if not isinstance(told, int):
+            raise DataError(
+                f"{identity}: it does not say what is measured, expected what `eval` writes as it starts; it "
+                "was killed before that, or the file is damaged: run it again"
+            )
+        if told > EVALUATION_FORMAT:
+            raise _newer(identity, told, EVALUATION_FORMAT)
     found = json_file(path / "results.json")
     formats = [part.get("format") for part in (found, *found.values()) if isinstance(part, dict)]
     newer = [f for f in formats if isinstance(f, int) and f > FORMAT]

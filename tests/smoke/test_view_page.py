@@ -126,7 +126,7 @@ async def test_an_evaluation_says_its_accuracy(tmp_path, page):
     directory = make_run(tmp_path / "measured", ledger=False)
     for name in ("metrics.jsonl", "history.jsonl", "recipe.yaml"):
         (directory / name).unlink()
-    (directory / "evaluation.json").write_text('{"name": "offline", "model": "someone/model"}')
+    (directory / "evaluation.json").write_text('{"format": 1, "name": "offline", "model": "someone/model"}')
     mean = {"value": 0.75, "low": 0.5, "high": 0.9, "tasks": 20}
     modes = {mode: {"accuracy": mean, "parts": {}, "episodes": 25} for mode in ("sandbox", "plain")}
     (directory / "results.json").write_text(json.dumps({"format": 2, "modes": modes}))

@@ -34,7 +34,7 @@ class Schedule:
         size: of a group.
         groups: of a generation; 0 in an asynchronous run, which has none.
         per_update: generations of an update.
-        curriculum: of the recipe; curriculum_changed: whether that was another before a resume.
+        curriculum: of the recipe, which a run keeps for good.
         domains: of the tasks; None where they were not written.
         over_sampled: whether slow groups are cancelled and sampled again.
         rule: rewards of a group → its advantages; None where they depend on more than the group.
@@ -52,7 +52,6 @@ class Schedule:
     groups: int
     per_update: Fraction
     curriculum: CurriculumSettings
-    curriculum_changed: bool
     domains: Sequence[str] | None
     over_sampled: bool
     rule: Rule | None
@@ -96,10 +95,6 @@ class Schedule:
             groups=groups,
             per_update=per_update,
             curriculum=_curriculum(run, recipe),
-            curriculum_changed=any(
-                event["event"] == "changed" and str(event.get("field")).startswith("curriculum")
-                for event in history.events
-            ),
             domains=domains,
             over_sampled=bool(_block(recipe, "rollout").get("over_sample", 0)),
             rule=_rule(mode, estimator, grpo),
