@@ -170,11 +170,8 @@ def test_two_processes_and_two_servers_are_killed_and_go_on(write_recipe, monkey
     assert (found.violation, found.updates) == (None, FLEETS[mode][1]["grpo"]["max_steps"]), found
     ids = [record["episode_id"] for record in read_journal(run / "journal")]
     assert len(ids) == len(set(ids)), "an id names one episode"
-    assert [event["event"] for event in map(json.loads, (run / "history.jsonl").open())] == [
-        "started",
-        "resumed",
-        "finished",
-    ]
+    history = map(json.loads, (run / "history.jsonl").read_text().splitlines())
+    assert [event["event"] for event in history] == ["started", "resumed", "finished"]
 
 
 def test_asynchronous_survives_a_kill(write_recipe):
