@@ -59,7 +59,7 @@ class Draws:
             by_number.setdefault(group.number, []).append(group)
         for generation in range(schedule.ended_by(update.number - 1), schedule.ended_by(update.number)):
             first = generation * count
-            places = [by_number[number] for number in range(first, first + count)]
+            places = [by_number.get(number, []) for number in range(first, first + count)]
             told = _Generation(f"update {update.number}", generation, first, places)
             local = max(1, count // schedule.processes_of(update.number))
             self._curriculum.record(self._replay(self._curriculum, told, local))
