@@ -1,8 +1,9 @@
 """A run of both ways of training for some minutes, with something going wrong every few seconds.
 
     .venv/bin/python scripts/soak.py --minutes 60 [--mode sync|async|both] [--seed 0] [--every 20]
+                                     [--chaos 0.05] [--turn-s 0.02]
 
-Beside faults that are injected into 5 % of the episodes' tries, every `--every` seconds one of these befalls
+Beside faults that are injected into 5 % of the episodes' tries (`--chaos`), every `--every` seconds one of these befalls
 the run: the trainer is killed and started again with --resume, the policy's server is killed or stopped for a
 while, a sandbox is killed, or what makes sandboxes hangs. Prints for each way of training the effective time
 (updates times their median time, as a share of all time), faults by kind, what `sandbox-rl check` says of the
@@ -75,11 +76,12 @@ def slope(points: list[tuple[float, float]]) -> float:
     return 3600 * statistics.median(pairs) if pairs else float("nan")
 
 
-def soak(directory: Path, mode: str, seconds: float, every: float, seed: int) -> bool:
+def soak(directory: Path, mode: str, asked: argparse.Namespace) -> bool:
     """One run; prints what became of it and returns whether all is well."""
-    rng = random.Random(seed)
-    chaos = {"share": CHAOS, "seed": seed}
-    trainer = Trainer(prepare(directory, mode=mode, steps=100_000, chaos=chaos), log=directory / "log.txt")
+    seconds, every, rng = 60 * asked.minutes, asked.every, random.Random(asked.seed)
+    blocks = {"chaos": {"share": asked.chaos, "seed": asked.seed}} if asked.chaos else {}
+    recipe = prepare(directory, mode=mode, steps=100_000, turn_s=asked.turn_s, **blocks)
+    trainer = Trainer(recipe, log=directory / "log.txt")
     done: Counter[str] = Counter()
     lives: dict[int, list[tuple[float, float, int]]] = {}
     began = time.monotonic()
@@ -109,9 +111,9 @@ def soak(directory: Path, mode: str, seconds: float, every: float, seed: int) ->
         code = trainer.code
         if not died:
             trainer.kill(signal.SIGTERM)
-            asked = time.monotonic()
+            since = time.monotonic()
             code = trainer.wait(300)
-            print(f"  SIGTERM: exit code {code} after {time.monotonic() - asked:.0f} s")
+            print(f"  SIGTERM: exit code {code} after {time.monotonic() - since:.0f} s")
     return told(trainer, done, lives, all_time, died or code not in (0, 3, 130, 143))
 
 
@@ -155,6 +157,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, required=True, help="of each way of training")
     parser.add_argument("--mode", choices=["sync", "async", "both"], default="both")
     parser.add_argument("--every", type=float, default=20.0, help="seconds between faults from outside")
+    parser.add_argument("--chaos", type=float, default=CHAOS, help="share of tries with an injected fault")
+    parser.add_argument("--turn-s", type=float, default=0.02, help="seconds that the server takes for a turn")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if not arguments.minutes > 0:
@@ -163,7 +167,7 @@ def main() -> None:
     for mode in ("sync", "async") if arguments.mode == "both" else (arguments.mode,):
         with tempfile.TemporaryDirectory(prefix="soak-") as folder:
             print(f"{mode}: seed {arguments.seed}", flush=True)
-            well &= soak(Path(folder), mode, 60 * arguments.minutes, arguments.every, arguments.seed)
+            well &= soak(Path(folder), mode, arguments)
     raise SystemExit(int(not well))
 
 

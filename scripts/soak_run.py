@@ -22,8 +22,14 @@ REPOSITORY = Path(__file__).parents[1]
 GROUP = 4
 
 
-def prepare(directory: Path, *, mode: str, steps: int, groups: int = 4, seed: int = 0, **blocks) -> Path:
-    """A recipe with its model, tasks and "interpreter with vLLM"; returns its path."""
+def prepare(
+    directory: Path, *, mode: str, steps: int, groups: int = 4, seed: int = 0, turn_s: float = 0.02, **blocks
+) -> Path:
+    """A recipe with its model, tasks and "interpreter with vLLM"; returns its path.
+
+    Args:
+        turn_s: seconds that a turn of the scripted server takes.
+    """
     from sandbox_rl.chat.format import ChatFormat
     from sandbox_rl.tools.toolbox import make_toolbox
     from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
@@ -44,6 +50,7 @@ def prepare(directory: Path, *, mode: str, steps: int, groups: int = 4, seed: in
     said["submit"] = turn("submit")
     said["answered"] = [tokenizer.convert_tokens_to_ids("<tool_response>")]
     (directory / "said.json").write_text(json.dumps(said))
+    (directory / "turn_s").write_text(str(turn_s))
     rows = [{"id": f"t{n}", "prompt": f"What is {n} + 42 - {n}?", "answer": "42"} for n in range(4000)]
     (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     python = directory / "python"
@@ -224,7 +231,8 @@ async def _serve(socket: Path, directory: Path) -> None:
         return said["42" if body["seed"] % 2 else "41"]
 
     tokenizer = AutoTokenizer.from_pretrained(directory / "model")
-    async with FakeVLLM(script=script, tokenizer=tokenizer, delay_s=0.02).serving(socket):
+    delay_s = float((directory / "turn_s").read_text())
+    async with FakeVLLM(script=script, tokenizer=tokenizer, delay_s=delay_s).serving(socket):
         await asyncio.Event().wait()
 
 
