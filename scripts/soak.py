@@ -6,9 +6,9 @@
 Beside faults that are injected into 5 % of the episodes' tries (`--chaos`), every `--every` seconds one of
 these befalls the run: the trainer is killed and started again with --resume, the policy's server is killed
 or stopped for a while, a sandbox is killed, or what makes sandboxes hangs. Prints for each way of training
-the effective time (updates times their median time, as a share of all time), faults by kind, what `sandbox-
-rl check` says of the run's files, how the trainer's memory and descriptors grew, and what is left when it
-has ended. Ends with 1 where a run died, the check finds fault, or anything is left.
+the effective time (updates times their median time, as a share of all time), faults by kind, what
+`sandbox-rl check` says of the run's files, how the trainer's memory and descriptors grew, and what is left
+when it has ended. Ends with 1 where a run died, the check finds fault, or anything is left.
 """
 
 from __future__ import annotations
