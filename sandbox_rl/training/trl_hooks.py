@@ -13,15 +13,17 @@ publications instead of updates. There `_sync_weight` is replaced whole.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
+
+import torch
 
 from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication.base import Weights
 from sandbox_rl.training.views import ModelView, RolloutFunc
 
-__all__ = ["NoTransfer", "PolicyHooks"]
+__all__ = ["NoTransfer", "PolicyHooks", "without_peak_flops"]
 
 
 class _Hooked(ModelView, Protocol):
@@ -112,3 +114,21 @@ class NoTransfer:
 
     def destroy(self) -> None:
         """Nothing: whoever made the weights closes them."""
+
+
+@contextmanager
+def without_peak_flops() -> Iterator[None]:
+    """While TRL's asynchronous trainer is built: TRL 1.16 asks CUDA for the card's name, for its MFU metric,
+    also where there is no card. Unknown cards have None there; so have CPUs while open.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    from trl.experimental.async_grpo import async_grpo_trainer
+
+    original = async_grpo_trainer.get_peak_flops_per_device
+    async_grpo_trainer.get_peak_flops_per_device = lambda *_: None
+    try:
+        yield
+    finally:
+        async_grpo_trainer.get_peak_flops_per_device = original

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.http_client import Refused, Unreachable
@@ -30,10 +30,11 @@ from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.progress import EngineProgress
 from sandbox_rl.policies.vllm.replies import action_of, divided
+from sandbox_rl.policies.vllm.source import ServerSource
 from sandbox_rl.retries import GaveUp, Retries
 from sandbox_rl.types import Action
 
-__all__ = ["ServerSource", "VLLMPolicy"]
+__all__ = ["VLLMPolicy"]
 
 
 HEALTH_S = 5.0
@@ -42,37 +43,6 @@ ASK_AGAIN_S = 1.0
 """Between two tries of a probe."""
 LOOK_AGAIN_S = 10.0
 """Seconds after which a server that was away is asked again whether it is there."""
-
-
-class ServerSource(Protocol):
-    """Gives servers that are up, and waits for one that is being restarted."""
-
-    async def __aenter__(self) -> ServerSource: ...
-
-    async def __aexit__(self, *exc: object) -> None: ...
-
-    @property
-    def servers(self) -> Sequence[VLLMServer]:
-        """The servers, open and ready."""
-        ...
-
-    @property
-    def served_model(self) -> str:
-        """The name that requests must carry."""
-        ...
-
-    @property
-    def max_context(self) -> int:
-        """Longest sequence that every server takes, in tokens."""
-        ...
-
-    async def recovered(self, server: VLLMServer) -> None:
-        """Wait until `server` serves the newest weights, where someone is restarting it.
-
-        Raises:
-            EngineFault: nobody can.
-        """
-        ...
 
 
 @dataclass(slots=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer, async_grpo_trainer
+from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from sandbox_rl.audit.run import RunAudit
@@ -35,7 +35,7 @@ from sandbox_rl.training.saving import AgreedSaves
 from sandbox_rl.training.trained_tokens import TokenRecorder
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.training.tree_check import check_packing
-from sandbox_rl.training.trl_hooks import NoTransfer, PolicyHooks
+from sandbox_rl.training.trl_hooks import NoTransfer, PolicyHooks, without_peak_flops
 from sandbox_rl.training.views import LossInputs
 
 __all__ = ["SandboxAsyncTrainer"]
@@ -99,7 +99,7 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
         self.saved = (self.progress.save, *saved)
         self._at_once = at_once
         self._border = _Border(self, stop, stopped)
-        with _without_peak_flops():
+        with without_peak_flops():
             super().__init__(
                 args=args, callbacks=[self._border, *callbacks], weight_transfer=NoTransfer(), **kwargs
             )
@@ -283,20 +283,3 @@ class _Border(TrainerCallback):  # type: ignore[misc]
         if self._agreed:
             control.should_training_stop = True
             control.should_save = 0 < state.global_step != self._saved_step
-
-
-@contextmanager
-def _without_peak_flops() -> Iterator[None]:
-    """TRL 1.16 asks CUDA for the card's name, for its MFU metric, also where there is no card.
-
-    Unknown cards have None there; so have CPUs while open.
-    """
-    if torch.cuda.is_available():
-        yield
-        return
-    original = async_grpo_trainer.get_peak_flops_per_device
-    async_grpo_trainer.get_peak_flops_per_device = lambda *_: None
-    try:
-        yield
-    finally:
-        async_grpo_trainer.get_peak_flops_per_device = original

@@ -20,9 +20,10 @@ from sandbox_rl.policies.vllm.check import TokenizerProbe
 from sandbox_rl.policies.vllm.external import ExternalServers
 from sandbox_rl.policies.vllm.fleet import ManagedServers, log_of
 from sandbox_rl.policies.vllm.launch import ENGINES
-from sandbox_rl.policies.vllm.policy import ServerSource, VLLMPolicy
+from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.restored import RestoredServers
 from sandbox_rl.policies.vllm.server import ManagedServer
+from sandbox_rl.policies.vllm.source import ServerSource
 from sandbox_rl.policies.vllm.supervisor import SupervisedServers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.placement import Place, Placement
