@@ -26,79 +26,66 @@ def write_inspect_log(run: OpenRun, records: Iterator[dict[str, Any]], path: Pat
         SetupError: inspect_ai is not installed.
     """
     try:
-        from inspect_ai.log import (
-            EvalConfig,
-            EvalDataset,
-            EvalLog,
-            EvalMetric,
-            EvalResults,
-            EvalSample,
-            EvalScore,
-            EvalSpec,
-            EvalStats,
-            write_eval_log,
-        )
-        from inspect_ai.model import ModelOutput, ModelUsage
-        from inspect_ai.scorer import Score
-        from pydantic import TypeAdapter
+        from inspect_ai import log
+        from inspect_ai.log import EvalMetric, EvalScore
     except ImportError as error:
         raise SetupError(
             f"--format inspect: {error.name} is not installed; pip install inspect_ai, or choose jsonl or "
             "harbor"
         ) from error
-    from inspect_ai.model import ChatMessage
 
-    adapter: Any = TypeAdapter(list[ChatMessage])
-    samples, rewards, times, model = [], [], [], run.model or "none/none"
-    for epoch_of, record in _with_epochs(records):
-        messages = adapter.validate_python([_inspect_message(m) for m in record["messages"]])
-        judged = record["reward"] is not None
-        rewards += [record["reward"]] if judged else []
-        about = {n: record[n] for n in ("id", "domain", "phase", "step", "stop", "end", "advantage")}
-        explanation = str(record["detail"])
-        score = Score(
-            value=record["reward"] if judged else "N", answer=record["answer"], explanation=explanation
-        )
+    model = run.model or "none/none"
+    samples, rewards, times = [], [], []
+    for epoch, record in _with_epochs(records):
+        samples.append(_sample(record, epoch, model))
+        rewards += [record["reward"]] if record["reward"] is not None else []
         times += [record["started"], record["ended"]]
-        took, tokens = record["ended"] - record["started"], int(record["sampled"] or 0)
-        usage = ModelUsage(output_tokens=tokens, total_tokens=tokens)
-        samples.append(
-            EvalSample(
-                id=record["task_id"],
-                epoch=epoch_of,
-                input=next((str(m["content"]) for m in record["messages"] if m["role"] == "user"), ""),
-                target="",
-                messages=messages,
-                output=ModelOutput.from_content(model, record["answer"]),
-                model_usage={model: usage},
-                started_at=moment(record["started"]),
-                completed_at=moment(record["ended"]),
-                total_time=took,
-                working_time=took,
-                scores={"reward": score},
-                metadata=about,
-            )
-        )
     started, completed = (moment(when) for when in ((min(times), max(times)) if times else (0.0, 0.0)))
-    mean = sum(rewards) / len(rewards) if rewards else 0.0
-    spec = EvalSpec(
+    mean = EvalMetric(name="mean", value=sum(rewards) / len(rewards) if rewards else 0.0)
+    spec = log.EvalSpec(
         created=started,
         task=run.name,
-        dataset=EvalDataset(name=run.name, samples=len(samples)),
+        dataset=log.EvalDataset(name=run.name, samples=len(samples)),
         model=model,
-        config=EvalConfig(),
+        config=log.EvalConfig(),
     )
-    results = EvalResults(
+    results = log.EvalResults(
         total_samples=len(samples),
         completed_samples=len(samples),
-        scores=[
-            EvalScore(name="reward", scorer="reward", metrics={"mean": EvalMetric(name="mean", value=mean)})
-        ],
+        scores=[EvalScore(name="reward", scorer="reward", metrics={"mean": mean})],
     )
-    stats = EvalStats(started_at=started, completed_at=completed)
-    log = EvalLog(status="success", eval=spec, results=results, stats=stats, samples=samples)
-    write_eval_log(log, str(path), format="eval")
+    stats = log.EvalStats(started_at=started, completed_at=completed)
+    whole = log.EvalLog(status="success", eval=spec, results=results, stats=stats, samples=samples)
+    log.write_eval_log(whole, str(path), format="eval")
     return len(samples)
+
+
+def _sample(record: Mapping[str, Any], epoch: int, model: str) -> Any:
+    """An episode as one of Inspect's samples."""
+    from inspect_ai.log import EvalSample
+    from inspect_ai.model import ChatMessage, ModelOutput, ModelUsage
+    from inspect_ai.scorer import Score
+    from pydantic import TypeAdapter
+
+    adapter: Any = TypeAdapter(list[ChatMessage])
+    messages = record["messages"]
+    reward = "N" if record["reward"] is None else record["reward"]
+    took, tokens = record["ended"] - record["started"], int(record["sampled"] or 0)
+    return EvalSample(
+        id=record["task_id"],
+        epoch=epoch,
+        input=next((str(m["content"]) for m in messages if m["role"] == "user"), ""),
+        target="",
+        messages=adapter.validate_python([_inspect_message(m) for m in messages]),
+        output=ModelOutput.from_content(model, record["answer"]),
+        model_usage={model: ModelUsage(output_tokens=tokens, total_tokens=tokens)},
+        started_at=moment(record["started"]),
+        completed_at=moment(record["ended"]),
+        total_time=took,
+        working_time=took,
+        scores={"reward": Score(value=reward, answer=record["answer"], explanation=str(record["detail"]))},
+        metadata={n: record[n] for n in ("id", "domain", "phase", "step", "stop", "end", "advantage")},
+    )
 
 
 def _with_epochs(records: Iterator[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -161,3 +161,17 @@ def test_the_command_line_loads_nothing_heavy():
 
 def test_importing_recipes_loads_no_torch():
     assert run("import sys, sandbox_rl.config.load; print({'torch', 'trl'} & set(sys.modules))") == "set()\n"
+
+
+def test_modules_and_functions_stay_small():
+    """What does not fit on a few screens is more than one thing: 300 lines a module, 60 a function."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    large = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text()
+        if text.count("\n") > 300:
+            large.append(f"{path.relative_to(PACKAGE)}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, functions) and node.end_lineno - node.body[0].lineno >= 60:
+                large.append(f"{path.relative_to(PACKAGE)}: {node.name}")
+    assert large == []
