@@ -110,6 +110,8 @@ class Trainer:
         self.runs = Path(yaml.safe_load(recipe.read_text())["output_dir"])
         self.process: subprocess.Popen[bytes] | None = None
         self.pids: list[int] = []
+        self.helpers: set[tuple[int, str]] = set()
+        """What was below it when it was killed: process ids, and when they were started."""
         self.temporary = recipe.parent / "tmp"
         self.temporary.mkdir(exist_ok=True)
 
@@ -142,6 +144,7 @@ class Trainer:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         assert self.process is not None
+        self.helpers |= {(pid, since) for pid in tree(self.process.pid) if (since := started(pid))}
         self.process.send_signal(number)
 
     def wait(self, timeout: float) -> int:
@@ -171,6 +174,15 @@ def tree(top: int) -> dict[int, tuple[int, str]]:
     return {pid: rows[pid] for pid in found & rows.keys() if pid != top}
 
 
+def started(pid: int) -> str:
+    """When, in clock ticks after boot; "" where it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
+    except OSError:
+        return ""
+
+
 def servers(below: dict[int, tuple[int, str]]) -> list[int]:
     return [pid for pid, (_, line) in below.items() if "soak_run.py" in line and "/python" in line]
 
@@ -194,6 +206,9 @@ def left_over(trainer: Trainer) -> dict[str, list[str]]:
         with suppress(OSError):
             if int(entry.name) != os.getpid() and mark.encode() in line.read_bytes():
                 processes.append(f"{entry.name}: {line.read_bytes()[:100]!r}")
+    processes += [
+        f"{pid}: below a trainer that was killed" for pid, since in trainer.helpers if started(pid) == since
+    ]
     owners = {str(pid) for pid in trainer.pids}
     groups = [str(p) for p in Path("/sys/fs/cgroup").glob("**/sandbox-rl-*-*-*-*") if owned(p, owners)]
     mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if mark in line]

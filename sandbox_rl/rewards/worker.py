@@ -65,7 +65,7 @@ _RUNS_S, _STOPS_S = 0.005, 0.045
 """Seconds that a slowed process runs and is stopped, in turn."""
 
 EXITED, OUT_OF_CPU, OUT_OF_TIME = 0, 1, 2
-_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 
 
 def main() -> None:
@@ -94,6 +94,7 @@ class _Worker:
         self.first = os.getpid() == 1
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # no child may look into this process
+        self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)  # stopped, it would not see its end
         self.filter = _FilterProgram(bytes.fromhex(config["filter"])) if config["filter"] else None
         self.slowed = False
         self.reads = warm(config["scorers"])

@@ -19,6 +19,7 @@ from sandbox_rl.sandboxes.spawner.stage import Stage
 from sandbox_rl.sandboxes.spawner.system import (
     CAP_SYS_RESOURCE,
     PR_SET_CHILD_SUBREAPER,
+    PR_SET_PDEATHSIG,
     has_capability,
     prctl,
 )
@@ -64,6 +65,9 @@ class Spawner:
         raise_descriptor_limit()
         self.launcher = Launcher(config, stage, self.cgroups)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
+        # Stopped by somebody, it would not see that the host has gone, and keep its sandboxes for ever. After
+        # the user was settled: a change of that clears it.
+        prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
 
     def describe(self) -> dict[str, Any]:
         """What the host wants to know."""

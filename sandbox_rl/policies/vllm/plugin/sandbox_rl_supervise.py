@@ -27,6 +27,7 @@ PATIENCE_S = 10.0
 def main(directory, command):
     """Run the command; its exit code, or 0 when the parent went first."""
     libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)  # stopped, it would not see the parent go
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans come to us, so that none is lost sight of
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to answer
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

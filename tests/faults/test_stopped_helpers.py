@@ -1,0 +1,88 @@
+"""Processes that serve a trainer end with it, also where somebody had stopped them when it was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sandbox_rl
+from tests.contract.test_sandbox_agent import settles
+
+SUPERVISOR = Path(sandbox_rl.__file__).parent / "policies" / "vllm" / "plugin" / "sandbox_rl_supervise.py"
+SPAWNER = """
+import asyncio
+from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+async def main():
+    async with EmbeddedBackend() as backend, backend.sandbox() as sandbox:
+        await sandbox.exec("sleep 306 >/dev/null 2>&1 &", timeout=5)
+        print(backend._spawner._process.pid, flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+SCORER = """
+import asyncio
+from sandbox_rl.rewards.places import PlainPlace
+from sandbox_rl.rewards.pool import ScoringPool
+async def main():
+    place = PlainPlace()
+    async with ScoringPool(place, workers=1, expected=("exact",)):
+        print(place._workers[0]._process.pid, flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+SERVER = f"""
+import subprocess, sys, time
+command = [sys.executable, "-I", "-S", {str(SUPERVISOR)!r}, sys.argv[1], "sleep", "306"]
+print(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True).pid, flush=True)
+time.sleep(60)
+"""
+
+
+def below(root: int) -> set[int]:
+    """A process and all that it has started."""
+    parents = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def started(program: str, directory: Path) -> subprocess.Popen[str]:
+    (directory / "socket").mkdir()
+    command = [sys.executable, "-c", program, str(directory / "socket")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("program", [SPAWNER, SCORER, SERVER], ids=["spawner", "scorer", "server"])
+async def test_a_helper_that_is_stopped_ends_with_its_trainer(program, tmp_path):
+    trainer = started(program, tmp_path)
+    assert trainer.stdout is not None
+    helper = int(trainer.stdout.readline())
+    assert await settles(lambda: len(below(helper)) > 1 or program is SCORER, 10)
+    family = below(helper)
+    os.kill(helper, signal.SIGSTOP)
+    trainer.kill()
+    trainer.wait()
+    trainer.stdout.close()
+    try:
+        assert await settles(lambda: not any(map(alive, family)), 10), [p for p in family if alive(p)]
+    finally:
+        for pid in filter(alive, family):
+            os.kill(pid, signal.SIGKILL)
