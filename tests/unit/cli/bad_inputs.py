@@ -395,6 +395,10 @@ def _run() -> list[Row]:
 
 def _sandboxes() -> list[Row]:
     return [
+        (("fetch-model",), ("NAME",)),
+        (("fetch-model", "gpt-5"), ("'gpt-5'", "smollm2-135m")),
+        (("fetch-model", "smollm2-135m", "--to", "taken"), ("--to", "taken", "exists already")),
+        (("fetch-model", "smollm2-135m", "--to", "nowhere"), ("--to", "nowhere")),
         (("self-check", "--backend", "vm"), ("vm",)),
         (("self-check", "--cases", "ZZZ"), ("--cases", "ZZZ")),
         (("self-check", "nonsense"), ("nonsense",)),
