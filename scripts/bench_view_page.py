@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("what", choices=("episode", "watched"))
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the quickstart, for `watched`")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as temporary:
         if options.what == "episode":
             found = asyncio.run(open_long_episode(Path(temporary)))
