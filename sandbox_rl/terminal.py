@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -21,6 +22,10 @@ __all__ = ["JsonLines", "Terminal"]
 
 SMOOTHING = 0.98
 """Weight of the past in the running mean of the reward: about the last fifty episodes."""
+
+
+LOG_EVERY = 30.0
+"""Seconds between two lines of what goes on, where there is no terminal that shows a bar."""
 
 
 class _Console(Console):
@@ -50,7 +55,7 @@ class Terminal:
 
     @contextmanager
     def progress(self, title: str, total: int, done: int = 0) -> Iterator[EpisodeBar]:
-        """A progress bar; where there is no terminal, one line at its end."""
+        """A progress bar; where there is no terminal, a line now and then, and one at its end."""
         columns = (
             TextColumn("{task.description:<26}"),
             BarColumn(bar_width=24),
@@ -104,6 +109,7 @@ class EpisodeBar:
         self._mean = 0.0
         self._weight = 0.0
         self._faults = 0
+        self._logged = time.monotonic()
 
     def advance(self, reward: float | None) -> None:
         """One more episode; shows the running mean of the reward and the number of faults."""
@@ -116,11 +122,20 @@ class EpisodeBar:
         note = f"reward {self._mean / self._weight:.2f}" if self._weight else ""
         if self._faults:
             note += f"  faults {self._faults}"
-        self._bar.update(self._task, advance=1, note=note)
+        self._bar.update(self._task, note=note)
+        self.step()
 
     def step(self) -> None:
         """One more of something that has no reward."""
         self._bar.update(self._task, advance=1)
+        now = time.monotonic()
+        if self._bar.console.is_terminal or now - self._logged < LOG_EVERY:
+            return
+        self._logged = now
+        task = self._bar.tasks[self._task]
+        total = f"/{task.total:.0f}" if task.total else ""
+        told = f"{task.description}: {task.completed:.0f}{total}  {task.fields['note']}".rstrip()
+        self._bar.console.print(told, highlight=False, soft_wrap=True, markup=False)
 
     def note(self, text: str) -> None:
         """A few words beside the bar."""
