@@ -1,6 +1,7 @@
 """Peak memory of the forward and backward pass of one update at growing row lengths, beside the estimate.
 
     python scripts/bench_long.py [--lengths 2048 8192 32768] [--shape tiny|0.6b|4b] [--lora] [--json FILE]
+    python scripts/bench_long.py --lengths 65536 --ways tiles --vocabulary 32768     # on a CPU, in minutes
 
 Every measurement runs in a process of its own: resident memory on a CPU (the kernel's high-water mark, set
 back before the pass), allocated memory on a GPU. Both are above what was held before, so weights are not in.
@@ -39,10 +40,10 @@ WAYS = {"logits": (1.0,), "tiles": (1.0,), "padded": (1.0, 0.5), "parts": (1.0, 
 PROMPT = 16
 
 
-def config_of(shape: str) -> Qwen3Config:
+def config_of(shape: str, vocabulary: int) -> Qwen3Config:
     hidden, mlp, layers, heads, kv, head = SHAPES[shape]
     return Qwen3Config(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=mlp,
         num_hidden_layers=layers,
@@ -54,13 +55,13 @@ def config_of(shape: str) -> Qwen3Config:
     )
 
 
-def build(shape: str, device: str, *, lora: bool) -> Any:
+def build(shape: str, device: str, *, vocabulary: int, lora: bool) -> Any:
     """The model in bf16 on a GPU, in float32 on a CPU, with activation checkpointing."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with torch.device(device):
         torch.set_default_dtype(dtype)
-        model: Any = Qwen3ForCausalLM(config_of(shape))
+        model: Any = Qwen3ForCausalLM(config_of(shape, vocabulary))
         torch.set_default_dtype(torch.float32)
     model.activation_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = False
@@ -72,11 +73,11 @@ def build(shape: str, device: str, *, lora: bool) -> Any:
     return model.train()
 
 
-def rows(tokens: int, shares: tuple[float, ...], device: str) -> dict[str, torch.Tensor]:
+def rows(tokens: int, shares: tuple[float, ...], vocabulary: int, device: str) -> dict[str, torch.Tensor]:
     """Rows as TRL pads them; everything after the prompt is trained."""
     lengths = torch.tensor([int(tokens * share) for share in shares], device=device)
     mask = (torch.arange(tokens, device=device) < lengths[:, None]).long()
-    ids = torch.randint(10, VOCABULARY, mask.shape, device=device) * mask
+    ids = torch.randint(10, vocabulary, mask.shape, device=device) * mask
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, :PROMPT] = -100
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
@@ -112,9 +113,11 @@ def update(model: Any, way: str, inputs: dict[str, torch.Tensor]) -> None:
 
 def measure(way: str, tokens: int, options: argparse.Namespace, results: Any) -> None:
     device = options.device
-    model = build(options.shape, device, lora=options.lora)
-    inputs = rows(tokens, WAYS[way], device)
-    update(model, way, rows(64, WAYS[way], device))  # kernels, threads and gradients are there
+    model = build(options.shape, device, vocabulary=options.vocabulary, lora=options.lora)
+    inputs = rows(tokens, WAYS[way], options.vocabulary, device)
+    update(
+        model, way, rows(64, WAYS[way], options.vocabulary, device)
+    )  # kernels, threads and gradients are there
     start = time.perf_counter()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -155,7 +158,7 @@ def estimated(way: str, tokens: int, options: argparse.Namespace) -> int:
         bf16=False,
     )
     found = estimate_memory(
-        model_shape(config_of(options.shape)),
+        model_shape(config_of(options.shape, options.vocabulary)),
         args,
         ModelSettings(
             path="x",
@@ -179,9 +182,9 @@ def free_memory(device: str) -> int:
     return 0
 
 
-def least(way: str, tokens: int) -> int:
+def least(way: str, tokens: int, vocabulary: int) -> int:
     """Bytes of what the naive ways cannot do without: logits and what is as large; the mask."""
-    return 5 * 4 * tokens * VOCABULARY if way == "logits" else 2 * tokens * tokens if way == "padded" else 0
+    return 5 * 4 * tokens * vocabulary if way == "logits" else 2 * tokens * tokens if way == "padded" else 0
 
 
 def main() -> int:
@@ -192,6 +195,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="0.6b" if cuda else "tiny")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS))
     parser.add_argument("--json", type=Path)
@@ -199,17 +203,14 @@ def main() -> int:
     gpu = options.device == "cuda"
     lengths = options.lengths or ([8192, 16_384, 32_768, 65_536] if gpu else [2048, 8192, 32_768])
     name = torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores"
-    print(f"{options.shape}{' LoRA' if options.lora else ''}, vocabulary {VOCABULARY}, {name}")
+    print(f"{options.shape}{' LoRA' if options.lora else ''}, vocabulary {options.vocabulary}, {name}")
     print(f"{'tokens':>8} {'way':>7} {'peak GiB':>9} {'seconds':>8} {'estimated GiB':>14} {'ratio':>6}")
     records = []
     context = multiprocessing.get_context("spawn")
     for tokens in lengths:
         for way in options.ways:
-            if least(way, tokens) > free_memory(options.device):
-                print(
-                    f"{tokens:>8} {way:>7}  not run: needs more than {least(way, tokens) / GIB:.0f} GiB",
-                    flush=True,
-                )
+            if (need := least(way, tokens, options.vocabulary)) > free_memory(options.device):
+                print(f"{tokens:>8} {way:>7}  not run: needs more than {need / GIB:.0f} GiB", flush=True)
                 continue
             results = context.SimpleQueue()
             child = context.Process(target=measure, args=(way, tokens, options, results))

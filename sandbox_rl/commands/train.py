@@ -139,4 +139,9 @@ def _launch(recipe: Recipe) -> Launch | None:
     from sandbox_rl.runs.launch import cards_here, cards_that_train, plan_launch
 
     cards = cards_that_train(recipe, cards_here())
-    return plan_launch(recipe.launch, cards=cards, environment=os.environ)
+    launch = plan_launch(recipe.launch, cards=cards, environment=os.environ)
+    if launch is not None and launch.way is not None:
+        from sandbox_rl.runs.division import check_division, division_of
+
+        check_division(recipe, division_of(launch))
+    return launch

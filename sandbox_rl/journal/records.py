@@ -73,6 +73,7 @@ def turn_text(turn: Turn) -> dict[str, Any]:
         "finish_reason": action.finish_reason,
         "weight_version": action.weight_version,
         "weight_switches": [list(switch) for switch in action.weight_switches],
+        **({} if action.switches_known else {"switches_known": False}),
         "calls": [
             {"malformed": call.reason}
             if isinstance(call, MalformedCall)
@@ -109,6 +110,7 @@ def trajectory_from_record(record: Mapping[str, Any]) -> Trajectory:
                     turn["weight_version"],
                     # Written since there are switches; a journal from before has none.
                     tuple((index, version) for index, version in turn.get("weight_switches", ())),
+                    turn.get("switches_known", True),
                 ),
                 calls=tuple(
                     MalformedCall(call["malformed"])

@@ -20,6 +20,7 @@ from sandbox_rl.preflight.estimates import duration_of, memory_of
 from sandbox_rl.preflight.rewards import check_rewards
 from sandbox_rl.preflight.sampler import sampler_gap
 from sandbox_rl.runs.directory import check_output_dir
+from sandbox_rl.runs.division import check_division, division_of
 from sandbox_rl.runs.launch import cards_that_train, plan_launch
 from sandbox_rl.runs.model import RunModel
 from sandbox_rl.runs.placement import training_placement
@@ -134,11 +135,15 @@ def _check_model(plan: RunPlan, model: RunModel, display: Display) -> None:
     if recipe.model.path != "tiny":
         for warning in budget_warnings(model.chat, recipe.episode, prompt=prompt, context=context):
             display.say(f"warning: {warning}")
-    memory = memory_of(recipe, plan.args, model.config, prompt=prompt, context=context)
-    display.say(f"ok  memory: {memory}")
     cards = len(find_cards())
     train = cards_that_train(recipe, cards)
     launch = plan_launch(recipe.launch, cards=train, environment=os.environ) if cards else None
+    division = division_of(launch)
+    check_division(recipe, division)
+    memory = memory_of(
+        recipe, plan.args, model.config, prompt=prompt, context=context, shards=division.shards
+    )
+    display.say(f"ok  memory: {memory}")
     if launch is not None:
         display.say(f"ok  launch: {launch}")
     placement = training_placement(recipe, plan.args, model, launch=launch)

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -42,6 +43,11 @@ class Launch:
         where = f" on each of {machines} machines" if machines > 1 else ""
         how = f", {self.config.name}" if self.config else ""
         return f"{self.each} processes{where}{how}"
+
+    @property
+    def way(self) -> str | None:
+        """How they divide the model, `FSDP` or `DEEPSPEED`; None where each holds all of it."""
+        return None if self.config is None else _way(self.config)
 
     def arguments(self) -> list[str]:
         """For accelerate's launcher."""
@@ -101,6 +107,11 @@ def plan_launch(settings: LaunchSettings, *, cards: int, environment: Mapping[st
             f"launch.config: {settings.config!r} divides a model over CUDA cards, but there is none here; "
             "leave it out, or see `nvidia-smi` and CUDA_VISIBLE_DEVICES"
         )
+    if config is not None and _way(config) == "DEEPSPEED" and find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"launch.config: {settings.config!r} needs DeepSpeed, which is not installed; pip install "
+            "'sandbox-rl[deepspeed]', or set launch.config=fsdp2"
+        )
     if asked is not None and 0 < cards < asked:
         raise ConfigError(
             f"launch.processes: {asked}, but {cards} CUDA card{'s are' if cards > 1 else ' is'} to be seen, "
@@ -153,6 +164,11 @@ def _config(name: str) -> Path:
             f"launch.config: {name!r}, expected one of {known}, or an existing file of accelerate's"
         )
     return path
+
+
+def _way(config: Path) -> str | None:
+    text = config.read_text()
+    return next((way for way in ("FSDP", "DEEPSPEED") if f"distributed_type: {way}" in text), None)
 
 
 def _shipped(name: str) -> Path:

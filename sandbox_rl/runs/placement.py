@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.preflight.estimates import memory_of
+from sandbox_rl.runs.division import division_of
 from sandbox_rl.runs.launch import Launch
 from sandbox_rl.runs.model import RunModel
 from sandbox_rl.training.cards import FAKE_CARDS, find_cards
@@ -40,16 +39,8 @@ def training_placement(
     policy = recipe.policy
     if not isinstance(policy, VLLMSettings) or policy.engine == "external":
         return None
-    if launch is None:
-        processes = PartialState().num_processes
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-        ways = [os.environ.get(f"ACCELERATE_USE_{way}") for way in ("FSDP", "DEEPSPEED")]
-        sharded = "true" in ways
-    else:
-        ranks = launch.each
-        processes = ranks * launch.settings.machines
-        sharded = launch.config is not None and _shards(launch.config)
-    if processes > ranks:
+    division = division_of(launch)
+    if division.processes > division.ranks:
         raise ConfigError(
             "policy.engine: 'managed', but processes of several machines train, expected 'external': servers "
             "of the first machine are out of the others' reach; start some and name them in policy.base_urls"
@@ -62,7 +53,7 @@ def training_placement(
             model.config,
             prompt=model.longest_prompt,
             context=model.context,
-            shards=ranks if sharded else 1,
+            shards=1 if division.way is None else ranks,
         )
         shape, item = model_shape(model.config), compute_dtype(model.settings).itemsize
         return Needs(
@@ -72,7 +63,7 @@ def training_placement(
             longest=kv_bytes_per_token(shape, item) * model.longest,
         )
 
-    return _here(plan_placement(find_cards(), ranks, policy, needs, mode=recipe.mode))
+    return _here(plan_placement(find_cards(), division.ranks, policy, needs, mode=recipe.mode))
 
 
 def serving_placement(policy: VLLMSettings) -> Placement:
@@ -82,12 +73,6 @@ def serving_placement(policy: VLLMSettings) -> Placement:
         ConfigError: it is not possible here.
     """
     return _here(plan_serving(find_cards(), policy))
-
-
-def _shards(config: Path) -> bool:
-    """Whether accelerate divides the model by this file."""
-    text = config.read_text()
-    return any(f"distributed_type: {way}" in text for way in ("FSDP", "DEEPSPEED"))
 
 
 def _here(placement: Placement) -> Placement:

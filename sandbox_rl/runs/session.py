@@ -17,6 +17,7 @@ from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.preflight.rewards import check_rewards
 from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.runs.division import check_division, division_of
 from sandbox_rl.runs.machine import machine_facts
 from sandbox_rl.runs.model import RunModel
 from sandbox_rl.runs.placement import training_placement
@@ -74,6 +75,8 @@ def training_session(
         EndedNow: Ctrl-C came twice.
     """
     recipe = plan.recipe
+    with together():
+        check_division(recipe, division_of(None))
     with together():  # an endpoint can be out of reach of one process
         notes = asyncio.run(check_rewards(recipe, plan.base_dir, plan.train_tasks))
     for note in notes:

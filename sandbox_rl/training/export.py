@@ -13,14 +13,13 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import sandbox_rl
 from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.outputs import new_directory
 from sandbox_rl.training.models import end_turns_with
-from sandbox_rl.training.publication.merge import checkpoint_tensors
+from sandbox_rl.training.publication.merge import checkpoint_tensors, divided
 
 __all__ = ["export_model", "whole_weights"]
 
@@ -31,7 +30,7 @@ LICENCE = "apache-2.0"
 def whole_weights(
     model: PreTrainedModel | PeftModel, *, dtype: torch.dtype, keep: bool
 ) -> dict[str, torch.Tensor] | None:
-    """The weights of a model that is sharded by FSDP2 or quantised, adapters merged, in host memory.
+    """The weights of a model that is sharded or quantised, adapters merged, in host memory.
 
     Every process takes part in gathering them.
 
@@ -43,7 +42,7 @@ def whole_weights(
         Tensors by their names in a checkpoint, or None if the model can be saved as it is.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not _quantized(base) and not any(isinstance(p, DTensor) for p in model.parameters()):
+    if not _quantized(base) and not any(map(divided, model.parameters())):
         return None
     wide = _kept_wide(base)
     return {

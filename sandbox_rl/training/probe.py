@@ -15,6 +15,7 @@ from trl.experimental.async_grpo.packing import TREE_ATTENTION
 
 from sandbox_rl.audit.publication import LogProbs, PublicationAudit, TrainerScores
 from sandbox_rl.audit.sampler import SamplerCause
+from sandbox_rl.training.publication.merge import whole_tensor
 
 __all__ = ["PublicationProbe", "causes_of_gap", "plain_forward", "trainer_scores", "truncated_gap"]
 
@@ -249,6 +250,4 @@ def _tied_head(model: Model) -> torch.Tensor | None:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or embedding is None or head.weight is not embedding.weight:
         return None
-    weight = head.weight.detach()
-    whole: torch.Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-    return whole.to("cpu", copy=True)
+    return whole_tensor(head.weight).to("cpu", copy=True)

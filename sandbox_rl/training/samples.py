@@ -30,6 +30,7 @@ class Sample:
         versions: updates that the weights had received which the token was sampled with; of an observed
             token those of the turn's end before it, of the prompt those of the first token.
         divided: sampled tokens of turns in the middle of which the weights changed.
+        unlabelled: of turns in which they may have, but the server did not say from which token on.
     """
 
     group: int
@@ -42,6 +43,7 @@ class Sample:
     advantage: float
     reward: float
     divided: int = 0
+    unlabelled: int = 0
 
     def ages(self, step: int) -> NDArray[np.int32]:
         """Of each sampled token: by how many updates its weights lie behind those of step `step`."""
@@ -155,4 +157,5 @@ def _sample(row: GroupRow, group: int, index: int, advantage: float) -> Sample:
         advantage=advantage,
         reward=float(reward),
         divided=sum(len(t.action.token_ids) for t in trajectory.turns if t.action.weight_switches),
+        unlabelled=sum(len(t.action.token_ids) for t in trajectory.turns if not t.action.switches_known),
     )

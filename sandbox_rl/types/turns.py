@@ -85,6 +85,8 @@ class Action:
         weight_switches: (index, version) where the policy got other weights in the middle of the turn: from
             the token at this index on, the version that follows. Where the engine does not say, a token has
             the version from before the turn began: never one newer than its own.
+        switches_known: False where the policy got other weights meanwhile and its engine did not say from
+            which token on.
         lost_s: seconds that failures of ours took before it could be sampled; they are not the episode's.
     """
 
@@ -93,6 +95,7 @@ class Action:
     finish_reason: str
     weight_version: int = 0
     weight_switches: tuple[tuple[int, int], ...] = ()
+    switches_known: bool = True
     lost_s: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:

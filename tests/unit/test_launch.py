@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from sandbox_rl.config.launch import LaunchSettings
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.runs.division import Division, check_division, division_of
 from sandbox_rl.runs.launch import Launch, cards_that_train, plan_launch, run_launch
 
 TP2 = {"tensor_parallel_size": 2}
@@ -92,16 +94,53 @@ def test_what_cannot_be_started_is_refused_in_one_line(cards, environment, field
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
+def test_a_launch_by_deepspeed_needs_it():
+    with pytest.raises(ConfigError, match="'zero3' needs DeepSpeed, which is not installed") as refused:
+        plan(cards=8, config="zero3")
+    assert "launch.config=fsdp2" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("way", "blocks", "said"),
+    [
+        ("FSDP", {"policy": {"type": "transformers"}}, "'transformers', but 8 processes divide the model"),
+        ("DEEPSPEED", {"policy": {"type": "transformers"}}, "set policy.type=vllm"),
+        ("DEEPSPEED", {"mode": "async"}, "set launch.config=fsdp2, or mode=sync"),
+        ("DEEPSPEED", {"update": {"micro_batch_tokens": 64}}, "64, expected none with DeepSpeed"),
+        ("DEEPSPEED", {}, None),
+        ("FSDP", {"mode": "async"}, None),
+        ("FSDP", {"update": {"micro_batch_tokens": 64}}, None),
+        (None, {"policy": {"type": "transformers"}}, None),
+    ],
+)
+def test_what_a_divided_model_cannot_do_is_refused_in_one_line(way, blocks, said):
+    blocks = {"data": {"sources": [{"type": "table", "path": "a"}]}, "policy": {"type": "vllm"}} | blocks
+    recipe, division = Recipe.model_validate(blocks), Division(way, ranks=8, processes=8)
+    assert division.shards == (1 if way is None else 8)
+    if said is None:
+        check_division(recipe, division)
+        return
+    with pytest.raises(ConfigError, match=re.escape(said)) as refused:
+        check_division(recipe, division)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("config", [None, "fsdp2", "zero3"])
-def test_accelerate_s_own_launcher_understands_every_launch(config, monkeypatch):
+def test_accelerate_s_own_launcher_understands_every_launch(config, monkeypatch, tmp_path):
     """Its arguments go through its parser and its checks; the processes themselves are not started."""
     from accelerate.commands import launch as accelerate
 
+    (tmp_path / "deepspeed").mkdir()
+    (tmp_path / "deepspeed" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)  # so that it is found where it is not installed
     seen = []
     for name in ("multi_gpu_launcher", "deepspeed_launcher"):
         monkeypatch.setattr(accelerate, name, lambda given, name=name: seen.append((name, given)))
     fields = {"machines": 2, "machine_rank": 1, "main_address": "first", "main_port": 29500}
     launch = plan(cards=4, config=config, **fields)
+    assert launch.way == {"fsdp2": "FSDP", "zero3": "DEEPSPEED"}.get(config)
+    assert division_of(launch).processes == 8
     assert run_launch(launch, ["train", "recipe.yaml", "seed=1"]) == 0
     ((name, given),) = seen
     assert name == ("deepspeed_launcher" if config == "zero3" else "multi_gpu_launcher")

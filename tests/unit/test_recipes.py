@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from transformers import Qwen3Config
 
 from sandbox_rl.builders import grpo_arguments, training_arguments
 from sandbox_rl.config.load import load_recipe
+from sandbox_rl.display import Silent
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.runs.dry_run import dry_run
+from sandbox_rl.runs.launch import plan_launch
 from sandbox_rl.tasks.prompts import load_prompt_set
+from sandbox_rl.training.memory import estimate_memory, model_shape
+from sandbox_rl.training.placement import GIB, Needs
+from sandbox_rl.training.placement_plan import plan_placement
 from tests import prepared
+from tests.smoke.support import TOKENIZER
+from tests.unit.shapes import QWEN3_4B
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+PAPER = RECIPES / "llm-in-sandbox"
 ALL = sorted(p for p in RECIPES.rglob("*.yaml") if not p.parent.name.startswith("prompts"))
 OFFLINE = ["math-cpu.yaml", "context-qa-cpu.yaml", "llm-in-sandbox/offline.yaml"]
 
@@ -47,6 +61,72 @@ def test_the_paper_s_run_is_the_paper_s():
         5400,
     )
     assert not recipe.curriculum.active
+
+
+@pytest.mark.parametrize("path", sorted(PAPER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_for_cards_says_in_one_line_that_there_is_none(path):
+    recipe = load_recipe(path)
+    policy = recipe.policy
+    if not isinstance(policy, VLLMSettings):
+        assert path.stem == "offline", "the others are served"
+        return
+
+    def start():
+        plan_launch(recipe.launch, cards=0, environment={})
+        plan_placement((), 1, policy, lambda ranks: Needs(0, 0, 0, 0), mode=recipe.mode)
+
+    with pytest.raises(ConfigError, match=r"there is none here|no CUDA card is to be seen") as refused:
+        start()
+    assert "\n" not in str(refused.value)
+
+
+def test_the_paper_s_run_is_planned_at_its_full_length(tmp_path, monkeypatch):
+    """Its dry run on eight cards that are made up: a model of its shape, sharded, with 65,536 tokens after
+    the longest prompt, and servers in what an update leaves."""
+    monkeypatch.setenv("SANDBOX_RL_FAKE_CARDS", "8x NVIDIA H100 80GB")
+    model = tmp_path / "model"
+    shape = {"max_position_embeddings": 262_144, "eos_token_id": TOKENIZER.eos_token_id}
+    Qwen3Config(**(QWEN3_4B.to_dict() | shape)).save_pretrained(model)
+    TOKENIZER.save_pretrained(model)
+    rows = [{"q": f"What does line {n} say?", "a": str(n)} for n in range(100)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"type": "table", "path": "rows.jsonl", "domain": "context_qa", "scorer": "rouge_l"}
+    raw = yaml.safe_load((PAPER / "qwen3-4b.yaml").read_text())
+    raw["model"]["path"], raw["policy"]["python"] = str(model), sys.executable
+    raw["data"]["sources"] = [source | {"columns": {"prompt": "q", "answer": "a"}}]
+    raw["output_dir"] = str(tmp_path / "runs")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    recipe, told = load_recipe(tmp_path / "recipe.yaml"), Told()
+    dry_run(recipe, base_dir=tmp_path, display=told)
+    assert "ok  launch: 8 processes, fsdp2.yaml" in told.lines
+    longest = int(
+        next(re.search(r"the longest: (\d+)", line)[1] for line in told.lines if "longest:" in line)
+    )
+    args = grpo_arguments(recipe, tmp_path)
+    expected = estimate_memory(
+        model_shape(QWEN3_4B),
+        args,
+        recipe.model,
+        prompt_tokens=longest,
+        completion_tokens=65_536,
+        sampled_rows=0,
+        shards=8,
+    )
+    (memory,) = [line for line in told.lines if line.startswith("ok  memory: ")]
+    assert memory == f"ok  memory: {expected}"
+    (placed,) = [line for line in told.lines if line.startswith("ok  placement: ")]
+    taken = f"({expected.training / GIB:.1f} of 80 GiB)"
+    assert f"shared: 8 x NVIDIA H100 80GB train {taken} with 8 servers on them" in placed
+
+
+class Told(Silent):
+    """What was said, by lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines += text.splitlines()
 
 
 @pytest.mark.slow

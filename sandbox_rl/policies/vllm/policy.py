@@ -237,13 +237,13 @@ class VLLMPolicy:
             # Where the time went to a server that was away, that is not the policy's doing.
             raise EngineFault(f"{server.address}: {error}; {len(error.failures)} tries") from error
 
-    async def _switches(self, server: VLLMServer, name: str) -> Sequence[Sequence[int]]:
+    async def _switches(self, server: VLLMServer, name: str) -> Sequence[Sequence[int]] | None:
         """(tokens that it had by then, version of the weights that it went on with), by publications during
-        a turn; none where the server does not say."""
+        a turn; None where the server does not say."""
         try:
             return max(await server.rpc("sandbox_rl_switches", name), key=len, default=())
         except (Refused, Unreachable):
-            return ()
+            return None
 
     def _body(self, prompt_ids: Sequence[int], sampling: TurnSampling, version: int) -> dict[str, Any]:
         return {

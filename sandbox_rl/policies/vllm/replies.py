@@ -12,8 +12,14 @@ from sandbox_rl.types import Action
 __all__ = ["action_of", "divided"]
 
 
-def divided(action: Action, switches: Sequence[Sequence[int]]) -> Action:
-    """The action with the versions of its tokens, where weights were published while it was sampled."""
+def divided(action: Action, switches: Sequence[Sequence[int]] | None) -> Action:
+    """The action with the versions of its tokens, where weights were published while it was sampled.
+
+    Args:
+        switches: (index of a token, version of the weights from there on); None where the server did not say.
+    """
+    if switches is None:
+        return replace(action, switches_known=False)
     begins = {index: version for index, version in switches if index < len(action.token_ids)}
     first = begins.pop(0, action.weight_version)
     return replace(action, weight_version=first, weight_switches=tuple(sorted(begins.items())))

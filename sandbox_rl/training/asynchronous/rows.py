@@ -142,8 +142,10 @@ def age_metrics(samples: Iterable[Sample], step: int) -> dict[str, float | tuple
 
     Returns:
         `off_policy/age_mean` and the shares `off_policy/age_0`, `_1` … `_8_up` as (sum, tokens), which TRL
-        reduces to a rate over the tokens of all updates logged together; `off_policy/age_max`; and
-        `off_policy/divided_turns`, the share of tokens in turns in the middle of which the weights changed.
+        reduces to a rate over the tokens of all updates logged together; `off_policy/age_max`; the share of
+        tokens in turns in the middle of which the weights changed, `off_policy/divided_turns`, and of those
+        in turns of which the server did not say whether and where, `off_policy/unlabelled_turns`: their age
+        is what it can be at most.
     """
     samples = list(samples)
     ages = np.concatenate([sample.ages(step) for sample in samples])
@@ -152,6 +154,7 @@ def age_metrics(samples: Iterable[Sample], step: int) -> dict[str, float | tuple
         "off_policy/age_mean": (float(ages.sum()), total),
         "off_policy/age_max": float(ages.max()),
         "off_policy/divided_turns": (float(sum(sample.divided for sample in samples)), total),
+        "off_policy/unlabelled_turns": (float(sum(sample.unlabelled for sample in samples)), total),
         f"off_policy/age_{OLDEST_SHARE}_up": (float((ages >= OLDEST_SHARE).sum()), total),
     }
     return found | {

@@ -6,25 +6,27 @@ bfloat16 base twice per publication: the frozen weights would drift away from th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from sandbox_rl.errors import ModelError
 
-__all__ = ["checkpoint_tensors"]
+__all__ = ["checkpoint_tensors", "divided", "whole_tensor"]
 
 
 def checkpoint_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """`(name in the base model's checkpoint, whole tensor)` of every weight a server loads, one at a time.
 
     Of tied weights the first one comes, as in a checkpoint. A shard is gathered from all ranks
-    (`DTensor.full_tensor`), so every rank must exhaust this. A weight with adapters comes as a new float32
-    tensor; any other may share the model's memory.
+    (`whole_tensor`), so every rank must exhaust this. A weight with adapters comes as a new float32 tensor;
+    any other may share the model's memory.
 
     Raises:
         ModelError: an adapter that cannot be folded into one weight.
@@ -33,7 +35,7 @@ def checkpoint_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         yield from _merged(model)
         return
     for raw, parameter in model.named_parameters():
-        yield _plain(raw), _whole(parameter)
+        yield _plain(raw), whole_tensor(parameter)
 
 
 def _merged(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
@@ -54,7 +56,7 @@ def _merged(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
             continue  # trained in a copy, which comes below
         elif ".modules_to_save." in raw:
             owner, _, inner = raw.partition(".modules_to_save.")
-            yield f"{_plain(owner)}.{inner.partition('.')[2]}", _whole(parameter)
+            yield f"{_plain(owner)}.{inner.partition('.')[2]}", whole_tensor(parameter)
         elif not _of_adapter(raw, adapted):
             yield _plain(raw), _plain_weight(base, raw, parameter)
 
@@ -62,7 +64,7 @@ def _merged(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
 def _plain_weight(base: nn.Module, raw: str, parameter: nn.Parameter) -> torch.Tensor:
     """The whole weight; a quantised one as the numbers that are computed with."""
     if parameter.is_floating_point():
-        return _whole(parameter)
+        return whole_tensor(parameter)
     weight: torch.Tensor | None = dequantize_module_weight(base.get_submodule(raw.rpartition(".")[0]))
     if weight is None or not weight.is_floating_point():
         raise ModelError(
@@ -87,7 +89,8 @@ def _with_adapters(weight: torch.Tensor, layer: BaseTunerLayer, name: str) -> to
     for adapter in layer.active_adapters:
         if getattr(layer, "use_dora", {}).get(adapter):
             raise ModelError(f"model.lora: {name} uses DoRA, which a served policy cannot; switch it off")
-        merged += _whole(layer.get_delta_weight(adapter)).float()
+        with _gathered(p for name, p in layer.named_parameters() if not name.startswith("base_layer.")):
+            merged += whole_tensor(layer.get_delta_weight(adapter)).float()
     return merged
 
 
@@ -109,7 +112,31 @@ def _plain(name: str) -> str:
     return name.removeprefix("module.").replace("_checkpoint_wrapped_module.", "")
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    full = getattr(tensor, "full_tensor", None)
-    whole: torch.Tensor = full() if callable(full) else tensor
-    return whole.detach()
+def divided(tensor: torch.Tensor) -> bool:
+    """Whether processes have a part of it each: by FSDP2 (`DTensor`) or DeepSpeed's ZeRO-3."""
+    return isinstance(tensor, DTensor) or hasattr(tensor, "ds_id")
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A weight without its gradient, gathered from all processes where it is divided; all must call this.
+
+    What ZeRO-3 has gathered is a copy: the parameter itself is divided again before this returns.
+    """
+    if isinstance(tensor, DTensor):
+        full: torch.Tensor = tensor.full_tensor()
+        return full.detach()
+    if divided(tensor):
+        with _gathered([tensor]):
+            return tensor.detach().clone()
+    return tensor.detach()
+
+
+def _gathered(parameters: Iterable[torch.Tensor]) -> AbstractContextManager[object]:
+    """While open, parameters that ZeRO-3 has divided are whole; the others are as they were."""
+    parts = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not parts:
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    context: AbstractContextManager[object] = GatheredParameters(parts)
+    return context

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import replace
 
 import pytest
 
+from sandbox_rl.journal import rollout_record, trajectory_from_record
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.fake import FakeVLLM
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
-from sandbox_rl.types import Action
+from sandbox_rl.training.asynchronous.rows import age_metrics
+from sandbox_rl.training.samples import finished_group
+from sandbox_rl.types import (
+    Action,
+    Answer,
+    AnswerStatus,
+    Reward,
+    Rollout,
+    StopReason,
+    Task,
+    Trajectory,
+    Turn,
+)
 from tests.unit.test_weight_transfer import Model, publishing
 
 
@@ -72,9 +87,28 @@ def test_of_two_publications_at_the_same_token_the_later_counts():
     assert sampled(frozen_tokens=3, publications=2).weight_switches == ((3, 2),)
 
 
-def test_where_the_server_does_not_say_no_token_seems_newer_than_it_is():
+def test_where_the_server_does_not_say_no_token_seems_newer_than_it_is_and_it_is_counted():
     action = sampled(frozen_tokens=3, control_faults={"/collective_rpc sandbox_rl_switches": 9})
-    assert action.versions == (0,) * 8
+    assert (action.versions, action.switches_known) == ((0,) * 8, False)
+    assert shares(action) == (0, 1)
+    assert shares(sampled(frozen_tokens=3)) == (1, 0)
+    assert shares(sampled(frozen_tokens=0, publications=0)) == (0, 0)
+
+
+def shares(action):
+    """The shares of divided and of unlabelled turns that an update logs, whose one episode has this turn;
+    as it comes back from the journal of a run that goes on."""
+    trajectory = Trajectory(
+        "t", (5, 6), (Turn(action),), StopReason.SUBMITTED, Answer(AnswerStatus.OK, "4"), episode_id="e"
+    )
+    rollout = Rollout(trajectory, Reward(1.0), Task(id="t", prompt="?", answer="4"))
+    record = rollout_record(rollout)
+    rollout = replace(rollout, trajectory=trajectory_from_record(json.loads(json.dumps(record))))
+    assert rollout.trajectory == trajectory
+    group = finished_group([rollout] * 2, number=0, kind="rloo")
+    metrics = age_metrics(group.samples, 1)
+    found = [metrics[f"off_policy/{name}_turns"] for name in ("divided", "unlabelled")]
+    return tuple(part / of for part, of in found)
 
 
 @pytest.mark.parametrize("switches", [((0, 1),), ((4, 1),), ((2, 1), (2, 2)), ((3, 1), (1, 2))])
