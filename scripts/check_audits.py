@@ -88,6 +88,13 @@ ASYNC: dict[str, dict[str, Any]] = {
 }
 
 
+PLAIN: dict[str, Any] = {
+    **{"learning_rate": 1e-4, "bf16": False, "use_cpu": True, "report_to": "none", "logging_steps": 1},
+    **{"save_strategy": "no", "disable_tqdm": True, "remove_unused_columns": False},
+}
+"""Of every synchronous run."""
+
+
 class Episodes:
     """Stands where the rollout engine stands: random tokens with the log-probs of the model as it is.
 
@@ -188,22 +195,8 @@ def sync_alarms(directory: Path, steps: int, kind: dict[str, Any]) -> list[str]:
     episodes = Episodes(lost=fields.pop("lost", 0), masked=fields.pop("masked", 0))
     lora, refill = adapters(fields.pop("lora", False)), fields.pop("refill", False)
     over_sample, parts = fields.pop("over_sample", 0.0), fields.pop("micro_batch_tokens", None)
-    args = GRPOConfig(
-        str(directory),
-        **{
-            **{"per_device_train_batch_size": 2 * GROUP, "num_generations": GROUP, "max_steps": steps},
-            **{
-                "learning_rate": 1e-4,
-                "bf16": False,
-                "use_cpu": True,
-                "report_to": "none",
-                "logging_steps": 1,
-            },
-            **{"save_strategy": "no", "disable_tqdm": True, "remove_unused_columns": False},
-            **estimator_fields(estimator),
-            **fields,
-        },
-    )
+    sizes = {"per_device_train_batch_size": 2 * GROUP, "num_generations": GROUP, "max_steps": steps}
+    args = GRPOConfig(str(directory), **(PLAIN | sizes | estimator_fields(estimator) | fields))
     audit = RunAudit.start(
         masks_truncated=args.mask_truncated_completions, advantages=advantage_rule(estimator, args)
     )
@@ -213,6 +206,7 @@ def sync_alarms(directory: Path, steps: int, kind: dict[str, Any]) -> list[str]:
     elif refill:
         drawer = Curriculum(dict.fromkeys(TASKS, ""), CurriculumSettings(refill_rounds=1), seed=0)
         make = partial(GroupRollouts, curriculum=drawer)
+    given = {"estimator": estimator, "seed": 0, "eos_id": TOKENIZER.eos_token_id, "audit": audit.samples}
     with LoopThread() as loop:
         trainer = SandboxGRPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(saved_model(directory), dtype=torch.float32),
@@ -220,15 +214,7 @@ def sync_alarms(directory: Path, steps: int, kind: dict[str, Any]) -> list[str]:
             train_dataset=Dataset.from_dict({"prompt": ["t0"] * 8 * steps}),
             processing_class=TOKENIZER,
             reward_funcs=outcome_reward,
-            rollout_func=make(
-                episodes,
-                loop,
-                TASKS,
-                estimator=estimator,
-                seed=0,
-                eos_id=TOKENIZER.eos_token_id,
-                audit=audit.samples,
-            ),
+            rollout_func=make(episodes, loop, TASKS, **given),
             peft_config=lora,
             micro_batch_tokens=parts,
             audit=audit,

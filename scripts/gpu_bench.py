@@ -3,13 +3,18 @@
     python scripts/gpu_bench.py [--minutes 25] [--only PART ...] [--scale tiny|full] [--seeds 3]
                                 [--model DIR] [--out gpu-bench]
 
-    trainer    tokens/s of an update beside a bare forward and backward pass
-    transfer   seconds to publish weights, and what episodes see of it, beside a reload from disk; then the
-               same for LoRA, beside an adapter that is loaded into the server
+    smoke      two parts of gpu_check.py: training by a server whose weights arrive by the default way, and
+               float32 masters
+    trainer    tokens/s of an update beside a bare forward and backward pass, and beside a published figure;
+               in full, and with adapters
     rollouts   sampled tokens/s with sandboxes beside the same token work without tools
     steps      seconds per update: asynchronous beside synchronous, and synchronous beside TRL's own loop
+    transfer   seconds to publish weights, and what episodes see of it, beside a reload from disk; then the
+               same for LoRA, beside an adapter that is loaded into the server
 
-Each part is a script of its own, runs in a process of its own and is explained there. Works offline: models
+The parts come in the order of what is learned from them, so that a first call of ten minutes (`--minutes 9`)
+brings the most valuable figures; what cannot run here is said first. Each part is a script of its own, runs
+in a process of its own and is explained there. Works offline: models
 have random weights or are warmed up on the spot, unless `--model` names one that is. What was measured
 before, for the same device and scale, is not measured again: after a cut the same command goes on. A part
 that does not end within `--minutes` is stopped and is missing; the exit code then is 1, as it is when a part
@@ -25,6 +30,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,8 +38,10 @@ from typing import Any
 import torch
 from gpu_common import REPOSITORY, device_name, scale_of, start, stop
 
-FAMILIES = ("trainer", "transfer", "rollouts", "steps")
+FAMILIES = ("smoke", "trainer", "rollouts", "steps", "transfer")
 SIZES = {"full": "600M", "tiny": "8M"}
+PEERS = {"trainer": ("Qwen3-0.6B", 11_900), "trainer adapters": ("Qwen3-4B", 6_200)}
+"""Part → its model at full scale, and what prime-rl has published for it: tokens/s at 16,384 on one H100."""
 
 
 def commands(scale: str, seeds: int, model: str | None, out: Path) -> dict[str, list[str]]:
@@ -41,26 +49,62 @@ def commands(scale: str, seeds: int, model: str | None, out: Path) -> dict[str, 
     gpu = torch.cuda.is_available()
     transfers = ["ipc", "shm"] if gpu else ["shm"]
     steps = ["--scale", scale, "--out", str(out / "steps"), *(["--model", model] if model else [])]
+    smoke = ["--parts", "sync", "masters", "--out", str(out / "check")]
     parts = {
+        "smoke": ["gpu_check.py", *smoke],
         "trainer": ["gpu_bench_trainer.py", "--scale", scale],
-        "transfer": ["bench_weights.py", "--sizes", SIZES[scale], "--transfers", *transfers],
-        "transfer adapters": ["bench_adapters.py", "--sizes", SIZES[scale]],
+        "trainer adapters": ["gpu_bench_trainer.py", "--scale", scale, "--lora"],
         "rollouts": ["gpu_bench_rollouts.py", "--scale", scale],
     }
     for seed in range(seeds):
         ways = ["sync", "async"]
         if seed == 0:
-            ways += ["trl"] if gpu else ["local", "trl"]
+            ways += [] if gpu else ["local"]
+            ways += ["trl"] if trl_can_sample() else []
         for way in ways:
             parts[f"steps {way} {seed}"] = ["gpu_bench_steps.py", way, "--seed", str(seed), *steps]
+        if seed == 0:
+            sizes = ["--sizes", SIZES[scale]]
+            parts["transfer"] = ["bench_weights.py", *sizes, "--transfers", *transfers]
+            parts["transfer adapters"] = ["bench_adapters.py", *sizes]
     return parts
+
+
+def trl_can_sample() -> bool:
+    """On a card TRL's own loop samples by vLLM in the trainer's environment."""
+    return not torch.cuda.is_available() or find_spec("vllm") is not None
+
+
+def left_out(cards: int) -> list[str]:
+    """What is not measured on this machine, and why."""
+    found = []
+    if not cards:
+        found += ["transfer by ipc: it needs a card", "share of time that the GPU is idle: it needs one"]
+        found += ["the shapes of Qwen3-0.6B and Qwen3-4B at 16,384 tokens: they need a card (--scale full)"]
+    if cards < 2:
+        found += ["transfer by nccl, servers on cards of their own, weights sharded: they need two cards"]
+    if not trl_can_sample():
+        found += ["TRL's own loop: it needs vLLM in this environment (pip install 'sandbox-rl[vllm]')"]
+    return found
 
 
 def figures(parts: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, Callable[[float], bool]]]:
     """(what, value, bound, whether the value keeps it) of everything that was measured."""
     found: list[tuple[str, float, str, Callable[[float], bool]]] = []
-    if trainer := parts.get("trainer"):
-        found.append(("update / bare pass, tokens/s", trainer["ratio"], ">= 0.80", lambda v: v >= 0.80))
+    for part, values in parts.get("smoke", {}).get("parts", {}).items():
+        if (gap := values.get("mismatch/mean")) is not None:
+            found.append((f"{part}: sampler - trainer, nats", gap, "<= 0.05", lambda v: v <= 0.05))
+        if (changed := values.get("update/changed")) is not None:
+            what = "of what an update at 1e-6 should change, in bfloat16"
+            found.append((what, changed, ">= 0.90", lambda v: v >= 0.90))
+    for name, (model, peer) in PEERS.items():
+        if trainer := parts.get(name):
+            how = name.removeprefix("trainer").strip() or "in full"
+            what = f"update / bare pass, {how}, tokens/s"
+            found.append((what, trainer["ratio"], ">= 0.80", lambda v: v >= 0.80))
+            if trainer["scale"] == "full":
+                what, rate = f"update of {model}, {how}, tokens/s", trainer["tokens_per_s"]
+                found.append((what, rate, f">= {peer}", lambda v, peer=peer: v >= peer))
     for row in parts.get("transfer", {}).get("transfers", []):
         name = f"{row['transfer']}, {row['size']}"
         found.append((f"publish by {name}, s", row["publish_s"], "<= 0.2", lambda v: v <= 0.2))
@@ -145,6 +189,8 @@ def main() -> int:
         if name.split()[0] in options.only
     }
     print(f"{settings['device']}, scale {scale}", flush=True)
+    for what in left_out(torch.cuda.device_count()):
+        print(f"not measured here: {what}", flush=True)
     for name, command in chosen.items():
         if name in parts:
             continue

@@ -1,6 +1,6 @@
 """Tokens/s of the trainer's update beside a bare forward and backward pass of the same model.
 
-    python scripts/gpu_bench_trainer.py [--scale tiny|full] [--json FILE]
+    python scripts/gpu_bench_trainer.py [--scale tiny|full] [--lora] [--json FILE]
 
 Four rows of equal length, all of whose tokens after the prompt count, are trained in micro-batches of one.
 Every way runs in a process of its own, and its first update is not counted:
@@ -9,8 +9,9 @@ Every way runs in a process of its own, and its first update is not counted:
     in process  a whole step of our trainer (loss, gradient, clipping, AdamW) on given rollouts
     served      the same with a server's log-probs, corrected for (token_truncate)
 
-Full is the shape of Qwen3-0.6B, 16,384 tokens, bf16; tiny is for CPUs, in float32. Where our trainer reaches
-less than 0.80 of the bare pass, what its time went to is printed, by torch's profiler.
+Full is 16,384 tokens in bf16 through the shape of Qwen3-0.6B, with `--lora` through that of Qwen3-4B with
+adapters of rank 16; tiny is for CPUs, in float32. Where our trainer reaches less than 0.80 of the bare pass,
+what its time went to is printed, by torch's profiler.
 """
 
 from __future__ import annotations
@@ -55,25 +56,43 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 64,
     },
 }
+QWEN3_4B = SHAPES["full"] | {
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+}
+RANK = 16
 TOKENS = {"full": 16_384, "tiny": 1024}
 UPDATES = {"full": 4, "tiny": 4}
 
 
-def build(scale: str) -> Any:
-    """Random weights."""
+def build(scale: str, *, lora: bool = False) -> Any:
+    """Random weights, of the shape that takes adapters for `lora`."""
     torch.manual_seed(0)
-    config = Qwen3Config(**SHAPES[scale], max_position_embeddings=1 << 15, tie_word_embeddings=True)
+    shape = QWEN3_4B if lora and scale == "full" else SHAPES[scale]
+    config = Qwen3Config(**shape, max_position_embeddings=1 << 15, tie_word_embeddings=True)
     model: Any = Qwen3ForCausalLM(config)
     return model.to("cuda", torch.bfloat16) if torch.cuda.is_available() else model
 
 
-def bare(scale: str) -> list[float]:
+def adapters() -> Any:
+    """Of all linear layers, as the trainer adds them."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def bare(scale: str, *, lora: bool) -> list[float]:
     """Seconds of each pass over all rows."""
+    from peft import get_peft_model
     from trl.trainer.utils import add_fused_lm_head
 
-    model = build(scale).train()
+    model = build(scale, lora=lora).train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     add_fused_lm_head(model)
+    if lora:
+        model = get_peft_model(model, adapters())
     vocabulary = SHAPES[scale]["vocab_size"]
     seconds = []
     for _ in range(UPDATES[scale]):
@@ -88,7 +107,9 @@ def bare(scale: str) -> list[float]:
     return seconds
 
 
-def update(scale: str, directory: Path, *, served: bool, profile: bool = False) -> tuple[list[float], str]:
+def update(
+    scale: str, directory: Path, *, lora: bool, served: bool, profile: bool = False
+) -> tuple[list[float], str]:
     """(seconds of each step, the profiler's table if asked for)."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -125,7 +146,8 @@ def update(scale: str, directory: Path, *, served: bool, profile: bool = False) 
         return signal
 
     trainer = SandboxGRPOTrainer(
-        model=build(scale),
+        model=build(scale, lora=lora),
+        peft_config=adapters() if lora else None,
         args=grpo_config(
             {
                 "max_steps": 2 if profile else UPDATES[scale],
@@ -160,16 +182,17 @@ def update(scale: str, directory: Path, *, served: bool, profile: bool = False) 
     return seconds, str(profiler.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=60))
 
 
-def measure(way: str, scale: str, profile: bool, results: Any) -> None:
+def measure(way: str, scale: str, lora: bool, profile: bool, results: Any) -> None:
     """In a process of its own: the median step after the first, and the peak of memory."""
     table = ""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory(prefix="bench-trainer-") as directory:
         if way == "bare":
-            seconds = bare(scale)
+            seconds = bare(scale, lora=lora)
         else:
-            seconds, table = update(scale, Path(directory), served=way == "served", profile=profile)
+            served = way == "served"
+            seconds, table = update(scale, Path(directory), lora=lora, served=served, profile=profile)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     results.put((sorted(seconds[1:])[len(seconds[1:]) // 2], peak, table))
 
@@ -185,6 +208,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scale", choices=tuple(SHAPES))
+    parser.add_argument("--lora", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     scale = scale_of(options.scale)
@@ -192,7 +216,7 @@ def main() -> int:
 
     def child(way: str, profile: bool = False) -> tuple[float, int, str]:
         results = context.SimpleQueue()
-        process = context.Process(target=measure, args=(way, scale, profile, results))
+        process = context.Process(target=measure, args=(way, scale, options.lora, profile, results))
         process.start()
         process.join(LONGEST_S)
         if process.exitcode != 0:
@@ -202,7 +226,8 @@ def main() -> int:
         found: tuple[float, int, str] = results.get()
         return found
 
-    print(f"{device_name()}, {scale}: {ROWS} rows of {TOKENS[scale]} tokens")
+    what = f"{scale}, LoRA" if options.lora else scale
+    print(f"{device_name()}, {what}: {ROWS} rows of {TOKENS[scale]} tokens")
     rows: dict[str, dict[str, float]] = {}
     for way in WAYS:
         seconds, peak, _ = child(way)
@@ -216,6 +241,7 @@ def main() -> int:
         print(profile)
     if options.json is not None:
         found = {"rows": rows, "bound": BOUND, "ratio": rows["served"]["ratio"], "profile": profile}
+        found |= {"scale": scale, "tokens_per_s": rows["served"]["tokens_per_s"]}
         options.json.write_text(json.dumps(found))
     return 0
 

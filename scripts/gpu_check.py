@@ -6,6 +6,7 @@ Trains the tiny policy (or `--model`, without a warm-up) for a few updates, each
 with its own server, and reads what was logged:
 
     sync         rollouts and updates take turns; held-out evaluation before and after
+    masters      as sync, computed in bfloat16 at the paper's rate of 1e-6, at which bfloat16 weights stay
     async        updates go on while episodes run; how long they paused, and where the time went
     restart      the server is killed during training, and training ends as if it had not been
     shm, gloo …  each way for weights to reach the server that this machine has, besides the default one
@@ -17,9 +18,10 @@ with its own server, and reads what was logged:
 A part passes if its process ends well and, in training, an update before the last one moved the weights and
 the trainer's log-probs of the sampled tokens still agree with the server's. Without that movement a transfer
 that does nothing would pass, so rewards follow a coin's rule (`tests.vllm.rewards:even`), not right answers:
-they say nothing about learning. In `async` samples are older than the trainer by design; there the age is
-held against `grpo.max_staleness`, and agreement is shown but not judged. `restart` kills during rollouts: in
-the middle of a transfer a run ends with an error instead, on purpose.
+they say nothing about learning. In `masters` the share of weights that an update changed is judged as well.
+In `async` samples are older than the trainer by design; there the age is held against `grpo.max_staleness`,
+and agreement is shown but not judged. `restart` kills during rollouts: in the middle of a transfer a run ends
+with an error instead, on purpose.
 
 Prints a table, writes `gpu_check.json`; a part that passed before is not done again. Exit code 1 if a part
 failed or time ran out.
@@ -43,12 +45,14 @@ from gpu_common import REPOSITORY, device_name, start, stop
 
 MISMATCH = {"cpu": 1e-4, "cuda": 0.05}
 """Mean difference of log-probs per token: float32 on CPUs, bfloat16 on GPUs (nats)."""
+MOVED = 0.9
+"""Share of what an update should change that it has to change, in `masters`."""
 INTO_ROLLOUT_S = 2.0
 """From the log line of an update until the next rollouts are under way, the transfer done."""
 SERVER = "vllm.entrypoints"
 """In the command line of a server's process."""
 
-SYNC_KEYS = ("mismatch/mean", "mismatch/max", "mismatch/kl", "step_time")
+SYNC_KEYS = ("mismatch/mean", "mismatch/max", "mismatch/kl", "step_time", "update/changed")
 ASYNC_KEYS = (
     "kl",
     "ratio",
@@ -56,16 +60,18 @@ ASYNC_KEYS = (
     "perf/step_s",
     "perf/rollout_wait_s",
     "perf/fwd_bwd_s",
-    "sample/staleness_mean",
+    "off_policy/age_mean",
+    "off_policy/divided_turns",
 )
 
 
 def parts_of(gpus: int) -> list[str]:
     """In the order of what is learned from them, for a clock that may run out."""
     if not gpus:
-        return ["sync", "async", "restart", "gloo", "lora", "early-stop", "eval"]
+        return ["sync", "masters", "async", "restart", "gloo", "lora", "early-stop", "eval"]
     nccl = ["nccl"] if gpus > 1 else []
-    return ["sync", "async", "restart", "shm", "gloo", *nccl, "lora", "sleep", "early-stop", "eval"]
+    more = ["async", "restart", "shm", "gloo", *nccl, "lora", "sleep", "early-stop", "eval"]
+    return ["sync", "masters", *more]
 
 
 def recipe(part: str, model: str | None, out: Path, *, gpu: bool) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def recipe(part: str, model: str | None, out: Path, *, gpu: bool) -> dict[str, A
     }
     quick["warmup"] |= {"episodes": 300}
     quick["warmup"]["sft"] |= {"max_steps": 100, "per_device_train_batch_size": 16}
-    steps = {"async": 6, "sync": 4, "restart": 4, "early-stop": 5}.get(part, 2)
+    steps = {"async": 6, "sync": 4, "restart": 4, "early-stop": 5, "masters": 3}.get(part, 2)
     quick["grpo"] |= {"max_steps": steps, "save_steps": steps}
     if part != "async":
         quick["grpo"] |= {"per_device_train_batch_size": 32}
@@ -91,7 +97,10 @@ def recipe(part: str, model: str | None, out: Path, *, gpu: bool) -> dict[str, A
     if part in ("shm", "gloo", "nccl"):
         quick["policy"]["transfer"] = part
     if part == "nccl":
-        quick["policy"]["environment"] = {"CUDA_VISIBLE_DEVICES": "1"}
+        quick["policy"]["placement"] = "split"
+    if part == "masters":
+        quick["model"]["dtype"] = "bfloat16"
+        quick["grpo"]["learning_rate"] = 1.0e-6
     if part == "sleep":
         quick["policy"]["sleep"] = True
     quick["reward"] = {"scorer": "tests.vllm.rewards:even"}
@@ -175,33 +184,51 @@ def run_part(part: str, model: str | None, out: Path, deadline: float) -> dict[s
         return {"failed": why}
     (metrics,) = set((out / "runs").glob(f"{part}*/metrics.jsonl")) - before
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    seconds = time.monotonic() - started
+    made = recipe(part, model, out, gpu=torch.cuda.is_available())
+    return {"seconds": seconds} | judged(part, lines, made, gpu=torch.cuda.is_available())
+
+
+def judged(part: str, lines: list[dict[str, Any]], made: dict[str, Any], *, gpu: bool) -> dict[str, Any]:
+    """What the log lines of a run say; `failed` if they are not as they should be.
+
+    Args:
+        made: the recipe of the run.
+    """
     steps = [line for line in lines if "grad_norm" in line]
 
     def median(key: str) -> float | None:
         values = [step[key] for step in steps if step.get(key) is not None]
         return statistics.median(values) if values else None
 
-    found: dict[str, Any] = {"seconds": time.monotonic() - started, "updates": len(steps)}
+    found: dict[str, Any] = {"updates": len(steps)}
     found |= {key: median(key) for key in (ASYNC_KEYS if part == "async" else SYNC_KEYS)}
     if part == "early-stop":
         found["over_sampling/cancelled"] = sum(step["over_sampling/cancelled"] for step in steps)
     found["updates that moved weights"] = sum(step["grad_norm"] > 0 for step in steps)
-    held_out = [line for line in lines if "eval/accuracy" in line]
-    if part == "sync" and len(held_out) != 2:
-        found["failed"] = f"{len(held_out)} held-out evaluations, expected 2"
-    bound = MISMATCH["cuda" if torch.cuda.is_available() else "cpu"]
-    if part == "async":
-        allowed = recipe(part, model, out, gpu=torch.cuda.is_available())["grpo"]["max_staleness"]
-        age = found["sample/staleness_mean"]
-        wrong = "" if age is not None and age <= allowed else f"staleness {age}, expected at most {allowed}"
-    else:
-        gap = found["mismatch/mean"]
-        wrong = "" if gap is not None and gap <= bound else f"mismatch {gap} nats, expected at most {bound}"
-    if wrong:
+    if wrong := _wrong(part, found, lines, made, gpu=gpu):
         found["failed"] = wrong
     elif not any(step["grad_norm"] > 0 for step in steps[:-1]):
         found["failed"] = "no update moved the weights, so that agreement shows nothing"
     return found
+
+
+def _wrong(
+    part: str, found: dict[str, Any], lines: list[dict[str, Any]], made: dict[str, Any], *, gpu: bool
+) -> str:
+    held_out = sum("eval/accuracy" in line for line in lines)
+    if part == "sync" and held_out != 2:
+        return f"{held_out} held-out evaluations, expected 2"
+    if part == "async":
+        allowed = made["grpo"]["max_staleness"]
+        ages = [line["off_policy/age_max"] for line in lines if "off_policy/age_max" in line]
+        oldest = max(ages, default=None)
+        return "" if oldest is not None and oldest <= allowed else f"age {oldest}, expected at most {allowed}"
+    changed = found["update/changed"]
+    if part == "masters" and (changed is None or changed < MOVED):
+        return f"updates changed {changed} of what they should, expected {MOVED} or more"
+    gap, bound = found["mismatch/mean"], MISMATCH["cuda" if gpu or part == "masters" else "cpu"]
+    return "" if gap is not None and gap <= bound else f"mismatch {gap} nats, expected at most {bound}"
 
 
 def main() -> int:
@@ -213,6 +240,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--out", type=Path, default=Path("gpu-check"))
     parser.add_argument("--parts", nargs="+", choices=here, help="default: all that can run here")
+    parser.add_argument("--json", type=Path, help="the report once more")
     options = parser.parse_args()
     deadline = time.monotonic() + 60 * options.minutes
     out = options.out.resolve()
@@ -236,6 +264,8 @@ def main() -> int:
     failed = [part for part in wanted if "failed" in parts[part]]
     found["ok"] = not failed
     report.write_text(json.dumps(found, indent=2) + "\n")
+    if options.json is not None:
+        options.json.write_text(json.dumps(found))
     print(f"FAILED: {', '.join(failed)}; their logs lie in {out}" if failed else "ok")
     return 1 if failed else 0
 

@@ -52,7 +52,6 @@ SCALES: dict[str, dict[str, Any]] = {
                 "per_device_train_batch_size": 32,
                 "max_steps": 400,
                 "learning_rate": 3.0e-3,
-                "lr_scheduler_type": "linear",
                 "warmup_steps": 20,
             },
         },
@@ -66,7 +65,6 @@ SCALES: dict[str, dict[str, Any]] = {
                 "per_device_train_batch_size": 16,
                 "max_steps": 60,
                 "learning_rate": 2.0e-5,
-                "lr_scheduler_type": "linear",
                 "warmup_steps": 5,
             },
         },
@@ -134,7 +132,11 @@ def recipe(seed: int, options: argparse.Namespace, out: Path, *, gpu: bool) -> d
             ],
             "held_out": 0.1,
         },
-        "warmup": {"expert": "mixed", **scale["warmup"]},
+        "warmup": {
+            "expert": "mixed",
+            "episodes": scale["warmup"]["episodes"],
+            "sft": {"lr_scheduler_type": "linear", **scale["warmup"]["sft"]},
+        },
         "episode": {"max_turns": 4, "timeout_s": 60, "exec_timeout_s": 5, **scale["episode"]},
         "rollout": {"concurrency": 128 if gpu else 32},
         "evaluation": {"tasks": options.tasks, "every_steps": EVERY},
@@ -152,14 +154,8 @@ def recipe(seed: int, options: argparse.Namespace, out: Path, *, gpu: bool) -> d
 
 def train(path: Path, run: Path, log: Path, deadline: float) -> int | None:
     """The exit code of one run, newly started or gone on with; None: cut by the clock, saved if possible."""
-    command = [
-        sys.executable,
-        "-m",
-        "sandbox_rl",
-        "train",
-        str(path),
-        *(["--resume"] if run.is_dir() else []),
-    ]
+    command = [sys.executable, "-m", "sandbox_rl", "train", str(path)]
+    command += ["--resume"] if run.is_dir() else []
     with log.open("ab") as output:
         child = start(command, output)
         try:
@@ -231,18 +227,13 @@ def draw(runs: dict[int, Path], target: Path, title: str) -> None:
         colour = f"C{number}"
         axes.plot(sorted(rewards), [rewards[s] for s in sorted(rewards)], color=colour, alpha=0.3, lw=1)
         steps = sorted(evaluations)
-        axes.errorbar(
-            steps,
-            [evaluations[s]["eval/accuracy"] for s in steps],
-            yerr=[
-                [evaluations[s]["eval/accuracy"] - evaluations[s]["eval/low"] for s in steps],
-                [evaluations[s]["eval/high"] - evaluations[s]["eval/accuracy"] for s in steps],
-            ],
-            color=colour,
-            marker="o",
-            capsize=3,
-            label=f"seed {seed}",
+        low, middle, high = (
+            [evaluations[step][f"eval/{name}"] for step in steps] for name in ("low", "accuracy", "high")
         )
+        below = [m - end for m, end in zip(middle, low, strict=True)]
+        above = [end - m for m, end in zip(middle, high, strict=True)]
+        how = {"color": colour, "marker": "o", "capsize": 3, "label": f"seed {seed}"}
+        axes.errorbar(steps, middle, yerr=[below, above], **how)
     axes.set(xlabel="updates", ylabel="accuracy", ylim=(0, 1.02), title=title)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)

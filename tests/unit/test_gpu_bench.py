@@ -78,7 +78,9 @@ def measured(seconds: float, reward: float = 0.5) -> dict[str, float]:
 def test_figures_are_ratios_of_what_was_measured():
     bench = load("gpu_bench")
     parts = {
-        "trainer": {"ratio": 0.85},
+        "smoke": {"parts": {"sync": {"mismatch/mean": 0.01}, "masters": {"update/changed": 0.5}}},
+        "trainer": {"ratio": 0.85, "scale": "tiny", "tokens_per_s": 700.0},
+        "trainer adapters": {"ratio": 0.75, "scale": "full", "tokens_per_s": 7000.0},
         "transfer": {
             "transfers": [{"transfer": "ipc", "size": "600M", "publish_s": 0.1, "publish_stall_s": 0.5}]
         },
@@ -92,7 +94,11 @@ def test_figures_are_ratios_of_what_was_measured():
     }
     found = {what: (value, kept(value)) for what, value, _, kept in bench.figures(parts)}
     assert found == {
-        "update / bare pass, tokens/s": (0.85, True),
+        "sync: sampler - trainer, nats": (0.01, True),
+        "of what an update at 1e-6 should change, in bfloat16": (0.5, False),
+        "update / bare pass, in full, tokens/s": (0.85, True),
+        "update / bare pass, adapters, tokens/s": (0.75, False),
+        "update of Qwen3-4B, adapters, tokens/s": (7000.0, True),
         "publish by ipc, 600M, s": (0.1, True),
         "stall by ipc, 600M, s": (0.5, False),
         "tokens/s with / without tools, 96 in flight on 64 slots": (0.92, True),
@@ -102,6 +108,17 @@ def test_figures_are_ratios_of_what_was_measured():
         "sync update / TRL's environment_factory, s": (0.25, True),
     }
     assert bench.figures({}) == []
+
+
+def test_what_is_worth_most_is_measured_first_and_what_cannot_run_is_said(tmp_path):
+    bench = load("gpu_bench")
+    parts = bench.commands("full", 3, None, tmp_path)
+    first = ["smoke", "trainer", "trainer adapters", "rollouts", "steps sync 0", "steps async 0"]
+    assert list(parts)[: len(first)] == first
+    assert {name.split()[0] for name in parts} == set(bench.FAMILIES)
+    assert all((SCRIPTS / command[0]).is_file() for command in parts.values())
+    said = bench.left_out(0), bench.left_out(1), bench.left_out(2)
+    assert [sum("need" in line and "card" in line for line in lines) for lines in said] == [4, 1, 0]
 
 
 def test_rates_are_of_the_time_in_which_the_number_in_flight_is_kept_up():
@@ -114,7 +131,9 @@ def test_after_a_cut_only_what_is_missing_is_measured(tmp_path):
     bench = load("gpu_bench")
     out = tmp_path / "out"
     out.mkdir()
-    done = {"device": bench.device_name(), "scale": "tiny", "model": None, "parts": {"trainer": {"ratio": 1}}}
+    trained = {"ratio": 1, "scale": "tiny", "tokens_per_s": 1.0}
+    parts = {"trainer": trained, "trainer adapters": trained}
+    done = {"device": bench.device_name(), "scale": "tiny", "model": None, "parts": parts}
     bench.save(out / "gpu_bench.json", done)
     command = [sys.executable, str(SCRIPTS / "gpu_bench.py"), "--scale", "tiny", "--out", str(out)]
     again = prepared.run([*command, "--only", "trainer"], timeout=120)

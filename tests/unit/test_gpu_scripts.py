@@ -48,6 +48,33 @@ def test_recipes_are_valid_on_both_kinds_of_machine(tmp_path, gpu, model):
             assert args.generation_batch_size % args.num_generations == 0
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "why"),
+    [
+        ("sync", {}, None),
+        ("sync", {"mismatch/mean": 0.1}, "mismatch 0.1 nats"),
+        ("sync", {"grad_norm": 0.0}, "no update moved"),
+        ("masters", {"mismatch/mean": 0.01}, None),
+        ("masters", {"update/changed": 0.01}, "changed 0.01"),
+        ("async", {}, None),
+        ("async", {"off_policy/age_max": 3.0}, "age 3.0, expected at most 2"),
+        ("async", {"off_policy/age_max": None}, "age None"),
+        ("lora", {"mismatch/mean": None}, "mismatch None"),
+    ],
+)
+def test_a_part_is_judged_by_what_our_trainers_log(part, change, why):
+    """The names are those that the two trainers write, also where the value decides nothing."""
+    check = load("gpu_check")
+    line = {"grad_norm": 1.0, "mismatch/mean": 1e-6, "update/changed": 0.99, "off_policy/age_max": 2.0}
+    line = {name: value for name, value in (line | change).items() if value is not None}
+    lines = [{"eval/accuracy": 0.5}, line, line, {"eval/accuracy": 0.5}]
+    found = check.judged(part, lines, {"grpo": {"max_staleness": 2}}, gpu=False)
+    assert found.get("failed", "").startswith(why) if why else "failed" not in found, found
+    logged = {"kl", "ratio", *(name for name in check.ASYNC_KEYS if name.startswith("perf/"))}
+    ours = (SCRIPTS.parent / "sandbox_rl" / "training" / "asynchronous" / "rows.py").read_text()
+    assert all(name in logged or name in ours for name in check.ASYNC_KEYS)
+
+
 def test_a_curve_counts_the_later_of_two_steps(tmp_path):
     demo = load("gpu_demo")
     lines = [
