@@ -9,11 +9,11 @@ computed every episode goes on by `--pace` tokens. The ways differ only in what 
     borders   it waits until they have ended, so that each turn has one version
     in turns  `max_staleness: 0`: sampling and updating take turns, all tokens are of the newest weights
 
-The toy: a prompt names one of four classes, an episode is two turns of 8 to 24 tokens, and its reward is the
-share of its tokens that belong to the class. After every fifth update the weights are asked for fresh
+The toy: a prompt names one of four classes, an episode is two turns of 6 to 16 tokens, and its reward is the
+share of its tokens that belong to the class. After every tenth update the weights are asked for fresh
 episodes of each class; their mean reward is the curve.
 
-    python scripts/bench_divided_turns.py [--seeds 3] [--updates 60] [--json FILE]
+    python scripts/bench_divided_turns.py [--seeds 3] [--updates 50] [--json FILE]
 
 Exit code 1: the mean of the curve, over seeds, is lower by more than 5 % where turns are divided than at
 borders, or hardly any turn was divided.
@@ -23,12 +23,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import queue
 import random
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -41,8 +43,8 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as the command line does, before to
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PrinterCallback
+from transformers.utils.logging import disable_progress_bar
 
 from sandbox_rl.training.asynchronous.config import async_config
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
@@ -53,11 +55,11 @@ from sandbox_rl.types import Action, Answer, AnswerStatus, Reward, Rollout, Stop
 
 WAYS = ("divided", "borders", "in turns")
 TOKENIZER = tiny_tokenizer()
-CLASSES, SIZE = 4, 16  # episodes of a group
+CLASSES, SIZE = 4, 32  # episodes of a group
 PROMPT, OBSERVED = (20, 21, 22), (30, 31, 32)
-TURNS, SHORTEST, LONGEST = 2, 8, 24
-AT_ONCE = 8  # groups
-LOOK_EVERY = 5
+TURNS, SHORTEST, LONGEST = 2, 6, 16
+AT_ONCE = 4  # groups
+LOOK_EVERY = 10
 MOST = 0.05
 """Of the mean of the curve at borders, by which that of divided turns may be lower."""
 LEAST_DIVIDED = 0.3
@@ -245,6 +247,7 @@ def run(directory: Path, way: str, seed: int, options: argparse.Namespace) -> di
         rollout_worker=server,
         weights=server,
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     logged = [line for line in trainer.state.log_history if "off_policy/divided_turns" in line]
     return {
@@ -264,14 +267,18 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=60)
-    parser.add_argument("--pace", type=int, default=6, help="tokens of each episode during one update")
+    parser.add_argument("--updates", type=int, default=50)
+    parser.add_argument("--pace", type=int, default=4, help="tokens of each episode during one update")
     parser.add_argument("--staleness", type=int, default=4, help="grpo.max_staleness of the first two ways")
-    parser.add_argument("--tokens", type=int, default=2400, help="of an update")
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--tokens", type=int, default=1700, help="of an update")
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    for noisy in ("sandbox_rl", "trl", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    disable_progress_bar()
+    warnings.simplefilter("ignore")
     found = []
     print(f"{'':9} {'seed':>4} {'divided':>8} {'age':>5} {'start':>6} {'mean':>6} {'last':>6} {'seconds':>8}")
     with tempfile.TemporaryDirectory(prefix="divided") as folder:

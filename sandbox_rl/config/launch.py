@@ -18,8 +18,8 @@ class LaunchSettings(Settings):
     """On each machine; `auto`: one for each CUDA card that is to be seen and that no server is to have for
     itself (`policy.placement`), or one."""
     config: str | None = None
-    """What accelerate is told besides: the name of a file in `configs/accelerate`, such as `fsdp2`, which
-    shards the model, or a path relative to the working directory."""
+    """What accelerate is told besides: the name of a file in `configs/accelerate`, such as `fsdp2` or
+    `zero3`, which divide the model, or a path relative to the working directory."""
     machines: int = Field(1, ge=1)
     """Each runs the same command with its own `machine_rank`."""
     machine_rank: int = Field(0, ge=0)
