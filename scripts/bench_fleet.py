@@ -9,8 +9,13 @@ what is ours (placing episodes, HTTP, publishing, restarting), on any machine.
               them were its own in flight; the weights that every server holds afterwards are verified
 
     python scripts/bench_fleet.py [--servers 2] [--seconds 5] [--json FILE]
+    python scripts/bench_fleet.py --real [--seconds 20] [--slots 32]      # vLLM itself, on the tiny model
 
-Exit code 1: several sample less than 0.95 times as much as so many, or a death costs others a turn.
+With `--real` servers share the machine's cores, so that several sample about what one does: `death` is left
+out, and what is asked is whether several cost anything.
+
+Exit code 1: several sample less than 0.95 times as much as so many (with `--real` 0.9 times as much as one),
+or a death costs others a turn.
 """
 
 from __future__ import annotations
@@ -43,10 +48,14 @@ from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.payload import checksums_of
 from sandbox_rl.training.publication.routes import verify
 from sandbox_rl.training.publication.weights import PublishedWeights
+from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 
 BOUND = 0.95
 """Of the rate of as many servers by themselves."""
+REAL_BOUND = 0.9
+"""Of the rate of one, where all have the same cores."""
 TURN_TOKENS = 8  # what the fake samples
+REAL_ARGUMENTS = {"dtype": "float32", "kv-cache-memory-bytes": 256 << 20, "max-model-len": 1024}
 RESTART_S = 0.2  # less than a server takes to start again, more than a turn waits otherwise
 PYTHON = """#!/bin/sh
 case "$1" in -I) exec {python} "$@" ;; esac
@@ -94,6 +103,7 @@ class Tally:
     """
 
     turns: int = 0
+    tokens: int = 0
     lost: dict[int, int] = field(default_factory=dict)
     waiting: dict[int, object] = field(default_factory=dict)
 
@@ -102,12 +112,20 @@ class Tally:
 def fleet(servers: int, options: argparse.Namespace) -> Iterator[Fleet]:
     """So many servers, supervised, with published weights."""
     with tempfile.TemporaryDirectory(prefix="fleet") as folder, LoopThread() as loop:
-        python = Path(folder) / "python"
-        python.write_text(PYTHON.format(python=sys.executable, delay=options.delay, slots=options.slots))
-        python.chmod(0o755)
-        settings = VLLMSettings(type="vllm", python=str(python), backoff_s=0.05)
+        model, python = Path(folder) / "model", Path(folder) / "python"
+        if options.real:
+            tokenizer = tiny_tokenizer()
+            tiny_model(tokenizer).save_pretrained(model)
+            tokenizer.save_pretrained(model)
+            settings = VLLMSettings(type="vllm", arguments=REAL_ARGUMENTS | {"max-num-seqs": options.slots})
+        else:
+            python.write_text(PYTHON.format(python=sys.executable, delay=options.delay, slots=options.slots))
+            python.chmod(0o755)
+            settings = VLLMSettings(type="vllm", python=str(python), backoff_s=0.05)
         members = [
-            ManagedServer(settings, model="m", log=Path(folder) / f"{n}.log", transfer="shm", gpu=False)
+            ManagedServer(
+                settings, model=str(model), log=Path(folder) / f"{n}.log", transfer="shm", gpu=False
+            )
             for n in range(servers)
         ]
         managed = ManagedServers(members)
@@ -123,9 +141,11 @@ async def episode(number: int, session: PolicySession, server: object, until: fl
     """Turn after turn, to the deadline."""
     while time.monotonic() < until:
         tally.waiting[number] = server
-        action = await session.act((5, 6, 7), TurnSampling(max_tokens=TURN_TOKENS), timeout=120)
+        sampling = TurnSampling(max_tokens=TURN_TOKENS, seed=number)
+        action = await session.act((5, 6, 7), sampling, timeout=120)
         del tally.waiting[number]
         tally.turns += 1
+        tally.tokens += len(action.token_ids)
         tally.lost[number] = tally.lost.get(number, 0) + (action.lost_s > RESTART_S)
 
 
@@ -152,7 +172,7 @@ def rate(servers: int, options: argparse.Namespace) -> float:
     with fleet(servers, options) as on:
         tally, started = Tally(), time.monotonic()
         on.loop.run(episodes(on, options, tally))
-        return tally.turns * TURN_TOKENS / (time.monotonic() - started)
+        return tally.tokens / (time.monotonic() - started)
 
 
 def kill_child(supervisor: int) -> None:
@@ -197,11 +217,17 @@ def main() -> int:
     parser.add_argument("--slots", type=int, default=8, help="turns that a server samples at once")
     parser.add_argument("--delay", type=float, default=0.1, help="seconds of a turn")
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--real", action="store_true", help="vLLM in the place of the fake")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     one, several = rate(1, options), rate(options.servers, options)
     ratio = several / one
-    print(f"1 server {one:.0f} tokens/s, {options.servers} servers {several:.0f}: {ratio:.2f} x")
+    print(f"1 server {one:.0f} tokens/s, {options.servers} servers {several:.0f}: {ratio:.2f} x", flush=True)
+    if options.real:
+        if options.json:
+            row = {"one": one, "several": several, "servers": options.servers, "ratio": ratio}
+            options.json.write_text(json.dumps(row, indent=1))
+        return 0 if ratio >= REAL_BOUND else 1
     cost = death(options)
     print(
         f"a server killed: {cost['lost']} of {cost['turns']} turns sampled again, its own in flight were "
