@@ -55,6 +55,7 @@ BOUND = 0.95
 REAL_BOUND = 0.9
 """Of the rate of one, where all have the same cores."""
 TURN_TOKENS = 8  # what the fake samples
+REAL_TURN_TOKENS = 64
 REAL_ARGUMENTS = {"dtype": "float32", "kv-cache-memory-bytes": 256 << 20, "max-model-len": 1024}
 RESTART_S = 0.2  # less than a server takes to start again, more than a turn waits otherwise
 PYTHON = """#!/bin/sh
@@ -117,7 +118,8 @@ def fleet(servers: int, options: argparse.Namespace) -> Iterator[Fleet]:
             tokenizer = tiny_tokenizer()
             tiny_model(tokenizer).save_pretrained(model)
             tokenizer.save_pretrained(model)
-            settings = VLLMSettings(type="vllm", arguments=REAL_ARGUMENTS | {"max-num-seqs": options.slots})
+            seats = {"max-num-seqs": options.servers * options.slots}
+            settings = VLLMSettings(type="vllm", arguments=REAL_ARGUMENTS | seats)
         else:
             python.write_text(PYTHON.format(python=sys.executable, delay=options.delay, slots=options.slots))
             python.chmod(0o755)
@@ -137,11 +139,13 @@ def fleet(servers: int, options: argparse.Namespace) -> Iterator[Fleet]:
             weights.close()
 
 
-async def episode(number: int, session: PolicySession, server: object, until: float, tally: Tally) -> None:
-    """Turn after turn, to the deadline."""
+async def episode(
+    number: int, session: PolicySession, server: object, until: float, tally: Tally, tokens: int
+) -> None:
+    """Turn after turn, of so many tokens at most, to the deadline."""
     while time.monotonic() < until:
         tally.waiting[number] = server
-        sampling = TurnSampling(max_tokens=TURN_TOKENS, seed=number)
+        sampling = TurnSampling(max_tokens=tokens, seed=number)
         action = await session.act((5, 6, 7), sampling, timeout=120)
         del tally.waiting[number]
         tally.turns += 1
@@ -150,18 +154,20 @@ async def episode(number: int, session: PolicySession, server: object, until: fl
 
 
 async def episodes(on: Fleet, options: argparse.Namespace, tally: Tally) -> None:
-    """`--slots` episodes for each server until the time is over."""
+    """`--slots` episodes for each server until the time is over; as many on one where they share cores."""
     until = time.monotonic() + options.seconds
+    tokens = REAL_TURN_TOKENS if options.real else TURN_TOKENS
+    servers = options.servers if options.real else len(on.members)
 
     async def one(number: int) -> None:
         before = [slot.live for slot in on.policy._slots]
         async with on.policy.session(str(number)) as session:
             after = [slot.live for slot in on.policy._slots]
             own = next(i for i, (a, b) in enumerate(zip(before, after, strict=True)) if b > a)
-            await episode(number, session, on.members[own], until, tally)
+            await episode(number, session, on.members[own], until, tally, tokens)
 
     tasks = []
-    for number in range(len(on.members) * options.slots):
+    for number in range(servers * options.slots):
         tasks.append(asyncio.ensure_future(one(number)))
         await asyncio.sleep(0)  # so that each sees where the one before it went
     await asyncio.gather(*tasks)
