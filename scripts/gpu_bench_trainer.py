@@ -72,8 +72,12 @@ def build(scale: str, *, lora: bool = False) -> Any:
     torch.manual_seed(0)
     shape = QWEN3_4B if lora and scale == "full" else SHAPES[scale]
     config = Qwen3Config(**shape, max_position_embeddings=1 << 15, tie_word_embeddings=True)
-    model: Any = Qwen3ForCausalLM(config)
-    return model.to("cuda", torch.bfloat16) if torch.cuda.is_available() else model
+    cuda = torch.cuda.is_available()
+    torch.set_default_dtype(torch.bfloat16 if cuda else torch.float32)
+    with torch.device("cuda" if cuda else "cpu"):  # billions of numbers take minutes on a CPU
+        model: Any = Qwen3ForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    return model
 
 
 def adapters() -> Any:
