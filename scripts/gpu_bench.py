@@ -79,7 +79,7 @@ def left_out(cards: int) -> list[str]:
     """What is not measured on this machine, and why."""
     found = []
     if not cards:
-        found += ["transfer by ipc: it needs a card", "share of time that the GPU is idle: it needs one"]
+        found += ["transfer by ipc: it needs a card", "share of time that a card is idle: it needs a card"]
         found += ["the shapes of Qwen3-0.6B and Qwen3-4B at 16,384 tokens: they need a card (--scale full)"]
     if cards < 2:
         found += ["transfer by nccl, servers on cards of their own, weights sharded: they need two cards"]
