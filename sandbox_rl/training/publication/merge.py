@@ -136,7 +136,7 @@ def _gathered(parameters: Iterable[torch.Tensor]) -> AbstractContextManager[obje
     parts = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not parts:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     context: AbstractContextManager[object] = GatheredParameters(parts)
     return context
