@@ -55,7 +55,7 @@ def test_recipes_are_valid_on_both_kinds_of_machine(tmp_path, gpu, model):
         ("sync", {"mismatch/mean": 0.1}, "mismatch 0.1 nats"),
         ("sync", {"grad_norm": 0.0}, "no update moved"),
         ("masters", {"mismatch/mean": 0.01}, None),
-        ("masters", {"update/changed": 0.01}, "changed 0.01"),
+        ("masters", {"update/changed": 0.01}, "updates changed 0.01"),
         ("async", {}, None),
         ("async", {"off_policy/age_max": 3.0}, "age 3.0, expected at most 2"),
         ("async", {"off_policy/age_max": None}, "age None"),
