@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import TrainerCallback
 
 from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.http_client import Address
@@ -145,8 +145,9 @@ def trained(directory: Path, weights: PublishedWeights) -> dict[str, Any]:
             results={},
             weights=kept,
         )
-        loaded = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.bfloat16)
-        assert all(torch.equal(p, tensors[name].bfloat16()) for name, p in loaded.named_parameters())
+        loaded = load_file(exported / "model.safetensors")  # transformers would divide it again
+        assert loaded.keys() == tensors.keys()
+        assert all(torch.equal(tensor, tensors[name].bfloat16()) for name, tensor in loaded.items())
 
     checkpoint = directory / "run" / f"checkpoint-{SAVED}"
     again = trainer_of(directory / "run", max_steps=UPDATES)
