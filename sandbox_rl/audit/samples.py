@@ -110,7 +110,7 @@ class SampleAudit:
         advantage: float,
         step: int,
     ) -> None:
-        row, again = self._find(prompt, ids, advantage)
+        row, again = self._find(prompt, ids, advantage, trained=bool(counted.any()))
         if row is None:
             self._sound(step, AlarmName.UNKNOWN_ROW, f"a row of {int(counted.sum())} trained tokens is not "
                         "what any episode of this step sampled")  # fmt: skip
@@ -162,17 +162,24 @@ class SampleAudit:
             )
 
     def _find(
-        self, prompt: bytes, ids: np.ndarray[Any, Any], advantage: float
+        self, prompt: bytes, ids: np.ndarray[Any, Any], advantage: float, *, trained: bool
     ) -> tuple[ExpectedRow | None, bool]:
         """The rollout behind a row, and whether it was in a loss before (`num_iterations` > 1).
 
-        Rollouts of equal tokens are told apart by the sign of the advantage.
+        A policy that has become sure samples the same tokens several times in a group. Such rollouts are told
+        apart by what the loss makes of the row: the one that fits is taken, and if something is wrong with
+        another one, no fitting rollout is left for it.
         """
         sign = int(np.sign(advantage)) if abs(advantage) > ZERO else 0
+
+        def fit(row: ExpectedRow) -> tuple[int, bool, bool, float]:
+            off = 0.0 if row.advantage is None else abs(advantage - row.advantage)
+            return len(row.ids), row.judged == trained, row.sign == sign, -off
+
         for again, places in ((False, self._waiting), (True, self._used)):
             fits = [row for row in places.get(prompt, ()) if np.array_equal(ids[: len(row.ids)], row.ids)]
             if fits:
-                row = max(fits, key=lambda r: (len(r.ids), r.sign == sign, not r.judged))
+                row = max(fits, key=fit)
                 if not again:
                     self._waiting[prompt].remove(row)
                     self._used.setdefault(prompt, []).append(row)
