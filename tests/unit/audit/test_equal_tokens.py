@@ -1,4 +1,4 @@
-"""A policy that has become sure samples the same tokens several times: the audit still tells episodes apart."""
+"""A policy that is sure samples the same tokens several times: the audit still tells episodes apart."""
 
 from __future__ import annotations
 
