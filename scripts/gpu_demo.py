@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 import yaml
+from curves import curve, draw
 from gpu_common import REPOSITORY, device_name, start, stop
 
 SAVE_S = 40.0
@@ -172,21 +173,6 @@ def train(path: Path, run: Path, log: Path, deadline: float) -> int | None:
             stop(child)
 
 
-def curve(run: Path) -> tuple[dict[int, dict[str, Any]], dict[int, float]]:
-    """Held-out evaluations and training rewards by step; of steps done twice after a cut, the later."""
-    evaluations: dict[int, dict[str, Any]] = {}
-    rewards: dict[int, float] = {}
-    if (run / "metrics.jsonl").exists():
-        for line in (run / "metrics.jsonl").read_text().splitlines():
-            entry = json.loads(line)
-            if "eval/accuracy" in entry:
-                evaluations[entry["step"]] = entry
-            elif "reward" in entry:
-                # TRL's own is of what the estimator is given, which the paper's scales.
-                rewards[entry["step"]] = entry.get("reward/mean", entry["reward"])
-    return evaluations, rewards
-
-
 def summary(run: Path) -> dict[str, Any]:
     """What a run has to show so far."""
     evaluations, _ = curve(run)
@@ -209,38 +195,6 @@ def said(point: dict[str, Any]) -> str:
     """Accuracy with its 95 % interval, as everything else says it."""
     low, high = point["interval"]
     return f"{100 * point['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def draw(runs: dict[int, Path], target: Path, title: str) -> None:
-    try:
-        import matplotlib
-    except ImportError:
-        print("no curve: matplotlib is not installed")
-        return
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), constrained_layout=True)
-    for number, (seed, run) in enumerate(runs.items()):
-        evaluations, rewards = curve(run)
-        colour = f"C{number}"
-        axes.plot(sorted(rewards), [rewards[s] for s in sorted(rewards)], color=colour, alpha=0.3, lw=1)
-        steps = sorted(evaluations)
-        low, middle, high = (
-            [evaluations[step][f"eval/{name}"] for step in steps] for name in ("low", "accuracy", "high")
-        )
-        below = [m - end for m, end in zip(middle, low, strict=True)]
-        above = [end - m for m, end in zip(middle, high, strict=True)]
-        how = {"color": colour, "marker": "o", "capsize": 3, "label": f"seed {seed}"}
-        axes.errorbar(steps, middle, yerr=[below, above], **how)
-    axes.set(xlabel="updates", ylabel="accuracy", ylim=(0, 1.02), title=title)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend(title="held out, 95 % interval\n(thin: reward in training)", loc="lower right")
-    figure.savefig(target, dpi=130)
-    print(f"curve: {target}")
-    pyplot.close(figure)
 
 
 def main() -> int:
@@ -288,7 +242,16 @@ def main() -> int:
     if gains:
         report["gain"] = {"mean": sum(gains) / len(gains), "least": min(gains)}
         print(f"gain: {100 * report['gain']['mean']:.1f} points on average, {100 * min(gains):.1f} at least")
-        draw(runs, out / "curve.png", f"{model}: sums and documents, {device}")
+        drawn = out / "curve.png"
+        try:
+            draw(
+                {f"seed {seed}": run for seed, run in runs.items()},
+                drawn,
+                f"{model}: sums and documents, {device}",
+            )
+            print(f"curve: {drawn}")
+        except ImportError:
+            print("no curve: matplotlib is not installed")
     (out / "demo.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"{report['seconds']:.0f} s on {device}; {out / 'demo.json'}")
     return 0 if all(found["state"] == "done" for found in report["seeds"].values()) else 1
