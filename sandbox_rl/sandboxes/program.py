@@ -20,8 +20,7 @@ import sandbox_rl
 from sandbox_rl.errors import SandboxDead, SandboxFault, SetupError
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX, Bubblewrap, Layout, find_bubblewrap, program_arguments
-from sandbox_rl.sandboxes.seccomp import build_filter
-from sandbox_rl.sandboxes.seccomp_compute import build_compute_filter
+from sandbox_rl.sandboxes.seccomp import build_compute_filter, build_filter
 from sandbox_rl.sandboxes.spawner_client import Birth, SpawnerClient
 
 __all__ = ["Program", "ProgramSandboxes", "ProgramView", "program_limits", "program_view"]

@@ -8,9 +8,9 @@ from typing import Any
 
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
-from sandbox_rl.sandboxes.docker.seccomp import seccomp_profile
 from sandbox_rl.sandboxes.docker.stream import LOADER
 from sandbox_rl.sandboxes.docker.users import GROUP
+from sandbox_rl.sandboxes.seccomp import seccomp_profile
 
 __all__ = ["container_options", "host_options", "own_terminals", "podman_profile"]
 

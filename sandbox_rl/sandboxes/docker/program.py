@@ -27,7 +27,7 @@ from sandbox_rl.sandboxes.docker.users import GROUP, ContainerUsers
 from sandbox_rl.sandboxes.egress.listener import HandoverDirectory
 from sandbox_rl.sandboxes.ownership import owner_labels
 from sandbox_rl.sandboxes.program import ProgramView, program_limits, program_view
-from sandbox_rl.sandboxes.seccomp_compute import build_compute_filter
+from sandbox_rl.sandboxes.seccomp import build_compute_filter
 
 __all__ = ["ContainedProgram", "DockerPrograms"]
 
