@@ -124,10 +124,13 @@ class SandboxFileError(SandboxCondition):
     """A file operation that the sandbox's own state made impossible."""
 
     def __init__(self, problem: FileProblem, path: str, detail: str = "") -> None:
-        super().__init__(f"{path}: {problem.value}" + (f" ({detail})" if detail else ""))
+        super().__init__(problem, path, detail)  # as they are: errors of other nodes come pickled
         self.problem = problem
         self.path = path
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem.value}" + (f" ({self.detail})" if self.detail else "")
 
 
 class SandboxDead(SandboxCondition):

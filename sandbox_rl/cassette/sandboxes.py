@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ from pydantic import Field
 
 from sandbox_rl.cassette.cassette import Cassette, as_written
 from sandbox_rl.errors import DataError
-from sandbox_rl.sandboxes.base import ANSWER_FILE, WORKING_DIR, SandboxBackend, SandboxInfo
+from sandbox_rl.sandboxes.base import ANSWER_FILE, SandboxBackend, SandboxInfo
 from sandbox_rl.sandboxes.config import BackendSettings, PoolSettings
+from sandbox_rl.sandboxes.forwarding import ForwardingSandbox
 from sandbox_rl.types import (
     Answer,
-    ExecResult,
     MalformedCall,
     Observation,
     StopReason,
@@ -105,7 +105,7 @@ class _OfEpisode:
         return None
 
 
-class RecordedSandbox:
+class RecordedSandbox(ForwardingSandbox):
     """Answers the calls of one episode in their recorded order, and gives its recorded answer.
 
     Only whole calls can be answered (`AnswersCalls`); a tool of your own that reaches around them finds no
@@ -163,30 +163,10 @@ class RecordedSandbox:
             )
         return self._recorded.answer
 
-    async def exec(self, command: str, *, timeout: float, cwd: str = WORKING_DIR) -> ExecResult:
-        """See `Sandbox.exec`; raises `DataError`."""
-        self._no_computer("exec")
-
-    async def read_file(self, path: str, *, max_bytes: int) -> bytes:
-        """See `Sandbox.read_file`; raises `DataError`."""
-        self._no_computer("read_file")
-
-    async def write_file(self, path: str, data: bytes) -> None:
-        """See `Sandbox.write_file`; raises `DataError`."""
-        self._no_computer("write_file")
-
-    async def list_dir(self, path: str, *, max_entries: int) -> tuple[str, ...]:
-        """See `Sandbox.list_dir`; raises `DataError`."""
-        self._no_computer("list_dir")
-
-    async def get_files(self, root: str, *, max_bytes: int) -> Mapping[str, bytes]:
-        """See `Sandbox.get_files`; raises `DataError`."""
-        self._no_computer("get_files")
-
-    def _no_computer(self, method: str) -> NoReturn:
+    async def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:
         raise DataError(
-            f"episode {self._episode_id!r}: {method} was asked of a recorded sandbox, expected tool calls "
-            "only; use a real backend"
+            f"episode {self._episode_id!r}: {method.__name__} was asked of a recorded sandbox, "
+            "expected tool calls only; use a real backend"
         )
 
 

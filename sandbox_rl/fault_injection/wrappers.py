@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sandbox_rl.agents.base import Agent, AgentSession, EpisodeRequest, Said
 from sandbox_rl.agents.settings import EpisodeSettings
@@ -15,11 +15,15 @@ from sandbox_rl.errors import EngineFault, SandboxFault
 from sandbox_rl.fault_injection.settings import ChaosSettings, FaultKind
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rewards.base import Scores
-from sandbox_rl.sandboxes.base import ANSWER_FILE, WORKING_DIR, Sandbox, SandboxBackend, SandboxInfo
+from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend, SandboxInfo
+from sandbox_rl.sandboxes.forwarding import ForwardingSandbox
 from sandbox_rl.seeds import derive_seed
-from sandbox_rl.types import Answer, ExecResult, Message, Observation, Reward, Task
+from sandbox_rl.types import Answer, Message, Observation, Reward, Task
 
 __all__ = ["FaultyAgent", "FaultyBackend", "FaultyScoring", "Injector"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +97,7 @@ class FaultyBackend:
                 yield sandbox
 
 
-class _Breaking:
+class _Breaking(ForwardingSandbox):
     """A sandbox that breaks in its n-th call, counted from 0, or when its answer is read if that is sooner.
 
     Args:
@@ -112,43 +116,18 @@ class _Breaking:
 
     @property
     def id(self) -> str:
-        """The real one's."""
         return self._sandbox.id
 
-    async def exec(self, command: str, *, timeout: float, cwd: str = WORKING_DIR) -> ExecResult:
-        """See `Sandbox.exec`."""
-        await self._perhaps(timeout)
-        return await self._sandbox.exec(command, timeout=timeout, cwd=cwd)
+    async def _call(
+        self, method: Callable[Concatenate[Any, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        await self._perhaps(last=method is Sandbox.read_answer)
+        result: T = await getattr(self._sandbox, method.__name__)(*args, **kwargs)
+        return result
 
-    async def read_file(self, path: str, *, max_bytes: int) -> bytes:
-        """See `Sandbox.read_file`."""
-        await self._perhaps()
-        return await self._sandbox.read_file(path, max_bytes=max_bytes)
-
-    async def write_file(self, path: str, data: bytes) -> None:
-        """See `Sandbox.write_file`."""
-        await self._perhaps()
-        await self._sandbox.write_file(path, data)
-
-    async def list_dir(self, path: str, *, max_entries: int) -> tuple[str, ...]:
-        """See `Sandbox.list_dir`."""
-        await self._perhaps()
-        return await self._sandbox.list_dir(path, max_entries=max_entries)
-
-    async def get_files(self, root: str, *, max_bytes: int) -> Mapping[str, bytes]:
-        """See `Sandbox.get_files`."""
-        await self._perhaps()
-        return await self._sandbox.get_files(root, max_bytes=max_bytes)
-
-    async def read_answer(self, path: str = ANSWER_FILE, *, max_bytes: int = 65_536) -> Answer:
-        """See `Sandbox.read_answer`."""
-        self._calls_left = 0
-        await self._perhaps()
-        return await self._sandbox.read_answer(path, max_bytes=max_bytes)
-
-    async def _perhaps(self, timeout: float = 0.0) -> None:
+    async def _perhaps(self, *, last: bool) -> None:
         if not self._broken:
-            if self._calls_left > 0:
+            if self._calls_left > 0 and not last:
                 self._calls_left -= 1
                 return
             self._broken = True

@@ -18,7 +18,7 @@ from sandbox_rl.errors import SandboxCondition
 from sandbox_rl.observer import Observer
 from sandbox_rl.outputs import write_atomically
 from sandbox_rl.sandboxes.base import WORKING_DIR, Sandbox, SandboxBackend, SandboxInfo
-from sandbox_rl.sandboxes.watched import WatchedSandbox
+from sandbox_rl.sandboxes.forwarding import WatchedSandbox
 from sandbox_rl.types import ExecResult, Turn
 from sandbox_rl.view.changes import file_of
 

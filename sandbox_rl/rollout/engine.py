@@ -21,7 +21,7 @@ from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.settings import OverlongPolicy, RolloutSettings
 from sandbox_rl.rollout.slots import RunOne, episode_runner, run_requests
 from sandbox_rl.sandboxes.base import SandboxBackend, of_episode
-from sandbox_rl.sandboxes.watched import watched
+from sandbox_rl.sandboxes.forwarding import watched
 from sandbox_rl.tools.toolbox import Toolbox
 from sandbox_rl.types import Message, Rollout, Task, Trajectory
 

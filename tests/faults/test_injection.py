@@ -13,7 +13,7 @@ from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.fault_injection import ChaosSettings, FaultyAgent, FaultyBackend, FaultyScoring, Injector
 from sandbox_rl.fault_injection.settings import KINDS
 from sandbox_rl.rollout import RolloutEngine
-from sandbox_rl.sandboxes import watched
+from sandbox_rl.sandboxes import forwarding
 from sandbox_rl.types import StopReason
 from tests.unit.rig import SUBMIT, ExactScoring, bash, make_engine, request, say, write
 
@@ -49,8 +49,8 @@ async def rolled(engine: RolloutEngine, count: int):
 
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch):
-    monkeypatch.setattr(watched, "GRACE_S", -119.5)  # after the 120 s of a command
-    monkeypatch.setattr(watched, "FILES_S", 0.5)
+    monkeypatch.setattr(forwarding, "GRACE_S", -119.5)  # after the 120 s of a command
+    monkeypatch.setattr(forwarding, "FILES_S", 0.5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

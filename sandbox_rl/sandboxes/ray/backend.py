@@ -165,7 +165,7 @@ class RayBackend:
         try:
             yield cast(AgentSandbox, sandbox)  # it has every method of one, each forwarded
         finally:
-            sandbox.close()
+            sandbox.closed = True
             await self._close(node, name)
 
     async def _open(self, files: Mapping[str, bytes], deadline: float, timeout: float) -> tuple[_Node, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from sandbox_rl.errors import SandboxFault, SetupError
-from sandbox_rl.sandboxes.ray.node import Failure, SandboxNode
+from sandbox_rl.sandboxes.ray.node import Failure, SandboxNode, placed
 
 __all__ = ["NodeActor", "NodeFacts", "alive_nodes", "connection", "in_own_thread", "ray_version"]
 
@@ -201,7 +201,7 @@ class NodeActor:
         except self._failed as error:
             raise SandboxFault(f"node {self.node.name} failed: {_line(error)}") from None
         if isinstance(value, Failure):
-            raise value.error(self.node.name)
+            raise placed(value, self.node.name)
         return value
 
     def kill(self) -> None:

@@ -1,6 +1,6 @@
 """What an actor on a node of a Ray cluster does: one pool of sandboxes, used by name from afar.
 
-It needs nothing of Ray itself. Errors go back as values, because exceptions lose their type and their
+It needs nothing of Ray itself. Errors go back as values, because what is raised loses its type and its
 fields on the way.
 """
 
@@ -15,20 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandbox_rl import __version__
-from sandbox_rl.errors import (
-    FileProblem,
-    SandboxDead,
-    SandboxFault,
-    SandboxFileError,
-    SandboxRLError,
-    SetupError,
-)
+from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError, SandboxRLError, SetupError
 from sandbox_rl.sandboxes.base import Sandbox, SandboxInfo
 from sandbox_rl.sandboxes.config import BackendSettings, PoolSettings
 from sandbox_rl.sandboxes.host_capacity import HostCapacity
 from sandbox_rl.sandboxes.pool import SandboxPool
 
-__all__ = ["SERVED", "Failure", "NodeReport", "SandboxNode"]
+__all__ = ["SERVED", "Failure", "NodeReport", "SandboxNode", "as_value", "placed"]
 
 SERVED = frozenset(
     ("exec", "read_file", "write_file", "list_dir", "get_files", "read_answer", "put_files", "pack", "unpack")
@@ -38,39 +31,25 @@ SERVED = frozenset(
 CLOSE_TIMEOUT_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An error of this package as a value."""
-
-    kind: str
-    message: str
-    problem: str = ""
-    path: str = ""
-
-    @staticmethod
-    def of(error: Exception) -> Failure:
-        """The value that stands for `error`; what is not of this package becomes a host failure."""
-        if isinstance(error, SandboxFileError):
-            return Failure("file", error.detail, error.problem.value, error.path)
-        for kind, known in _KINDS.items():
-            if isinstance(error, known):
-                return Failure(kind, str(error))
-        return Failure("fault", f"{type(error).__name__}: {error}")
-
-    def error(self, where: str) -> Exception:
-        """The error again, with the place added to what is the host's failure."""
-        if self.kind == "file":
-            return SandboxFileError(FileProblem(self.problem), self.path, self.message)
-        shown = f"node {where}: {self.message}" if self.kind in ("fault", "setup") else self.message
-        return _KINDS[self.kind](shown)
+Failure = SandboxFileError | SandboxDead | SandboxFault | SetupError | ValueError
+"""What a caller tells apart; sent back as a value."""
 
 
-_KINDS: dict[str, type[Exception]] = {
-    "dead": SandboxDead,
-    "fault": SandboxFault,
-    "setup": SetupError,
-    "value": ValueError,
-}
+def as_value(error: Exception) -> Failure:
+    """`error`, ready to be sent: what a caller does not tell apart becomes a failure of the host's side."""
+    if isinstance(error, SandboxFileError):
+        return error
+    for kind in (SandboxDead, SandboxFault, SetupError, ValueError):
+        if isinstance(error, kind):
+            return kind(str(error))
+    return SandboxFault(f"{type(error).__name__}: {error}")
+
+
+def placed(failure: Failure, where: str) -> Failure:
+    """`failure`, with the node named in what is the host's."""
+    if isinstance(failure, SandboxFault | SetupError):
+        return type(failure)(f"node {where}: {failure}")
+    return failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +106,14 @@ class SandboxNode:
             version: of this package where the owner runs, which must be the same here.
         """
         if version != __version__:
-            return Failure(
-                "setup", f"sandbox-rl {__version__} is installed, the trainer has {version}; make them alike"
+            return SetupError(
+                f"sandbox-rl {__version__} is installed, the trainer has {version}; make them alike"
             )
         self._renewed = time.monotonic()
         try:
             await self._pool.__aenter__()
         except (SandboxRLError, OSError) as error:
-            return Failure.of(error)
+            return as_value(error)
         self._watch = asyncio.create_task(self._end_without_owner(), name="lease")
         return self._pool.info
 
@@ -156,7 +135,7 @@ class SandboxNode:
     async def open(self, name: str, files: Mapping[str, bytes], timeout: float) -> Failure | None:
         """A new sandbox called `name`, made within `timeout` seconds."""
         if name in self._held:
-            return Failure("fault", f"has a sandbox {name} already")
+            return SandboxFault(f"has a sandbox {name} already")
         held = _Held(asyncio.get_running_loop().create_future())
         self._held[name] = held
         held.task = asyncio.create_task(self._hold(held, files, timeout), name=name)
@@ -164,7 +143,7 @@ class SandboxNode:
         try:
             await asyncio.shield(held.opened)
         except (SandboxRLError, ValueError, OSError) as error:
-            return Failure.of(error)
+            return as_value(error)
         except asyncio.CancelledError:
             self._let_go(held)
             raise
@@ -176,11 +155,11 @@ class SandboxNode:
         served = held is not None and held.opened.done() and method in SERVED
         function = getattr(held.opened.result(), method, None) if held is not None and served else None
         if function is None:
-            return Failure("fault", f"has no sandbox {name} that could {method}")
+            return SandboxFault(f"has no sandbox {name} that could {method}")
         try:
             return await function(*args, **kwargs)
         except (SandboxRLError, ValueError, OSError) as error:
-            return Failure.of(error)
+            return as_value(error)
 
     async def close(self, name: str) -> None:
         """Destroy it, if it is there; returns when nothing is left of it."""

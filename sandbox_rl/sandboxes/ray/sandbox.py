@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sandbox_rl.errors import SandboxDead
-from sandbox_rl.sandboxes.agent_sandbox import FILE_TIMEOUT_S, KILL_GRACE_S
+from sandbox_rl.sandboxes.agent_sandbox import FILE_TIMEOUT_S, KILL_GRACE_S, AgentSandbox
 from sandbox_rl.sandboxes.base import ANSWER_FILE, INPUT_DIR, WORKING_DIR
+from sandbox_rl.sandboxes.forwarding import ForwardingSandbox
 from sandbox_rl.sandboxes.ray.cluster import NodeActor
 from sandbox_rl.types import Answer, AnswerStatus, ExecResult, ExecStatus
 
 __all__ = ["RemoteSandbox"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 ON_THE_WAY_S = 15.0  # for request and reply, beyond what the call itself may take on its node
+SEVERAL = ("pack", "unpack")  # which take up to three requests
 
 
-class RemoteSandbox:
-    """Fulfils `Sandbox`, and what snapshots need, by the node's own deadlines plus time on the way."""
+class RemoteSandbox(ForwardingSandbox):
+    """Fulfils `Sandbox`, and what snapshots need, by the node's own deadlines plus time on the way.
+
+    Attributes:
+        closed: set by its owner, who destroys it: from then on it counts as dead.
+    """
 
     def __init__(self, id: str, actor: NodeActor) -> None:
         self._id = id
         self._actor = actor
-        self._closed = False
-
-    def close(self) -> None:
-        """From now on it counts as dead; its owner destroys it."""
-        self._closed = True
+        self.closed = False
 
     @property
     def id(self) -> str:
-        """Random, unique, safe in file names."""
         return self._id
 
     @property
@@ -38,58 +42,34 @@ class RemoteSandbox:
         """Host and the beginning of the id of the node that it lives on."""
         return self._actor.node.name
 
-    async def exec(self, command: str, *, timeout: float, cwd: str = WORKING_DIR) -> ExecResult:
-        """See `Sandbox.exec`."""
-        if self._closed:
-            return ExecResult(ExecStatus.SANDBOX_DEAD)
-        result: ExecResult = await self._call(
-            "exec", command, takes=timeout + KILL_GRACE_S, timeout=timeout, cwd=cwd
-        )
+    async def _call(
+        self, method: Callable[Concatenate[Any, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        if self.closed:
+            raise SandboxDead("closed")
+        name, own = method.__name__, kwargs.get("timeout")
+        takes = FILE_TIMEOUT_S * (3 if name in SEVERAL else 1)
+        if isinstance(own, int | float):
+            takes = own + KILL_GRACE_S
+        call = ("call", self._id, name, args, kwargs)
+        result: T = await self._actor.call(*call, timeout=takes + ON_THE_WAY_S)
         return result
 
-    async def read_file(self, path: str, *, max_bytes: int) -> bytes:
-        """See `Sandbox.read_file`."""
-        data: bytes = await self._call("read_file", path, max_bytes=max_bytes)
-        return data
-
-    async def write_file(self, path: str, data: bytes) -> None:
-        """See `Sandbox.write_file`."""
-        await self._call("write_file", path, data)
-
-    async def list_dir(self, path: str, *, max_entries: int) -> tuple[str, ...]:
-        """See `Sandbox.list_dir`."""
-        found: tuple[str, ...] = await self._call("list_dir", path, max_entries=max_entries)
-        return found
-
-    async def get_files(self, root: str, *, max_bytes: int) -> Mapping[str, bytes]:
-        """See `Sandbox.get_files`."""
-        files: Mapping[str, bytes] = await self._call("get_files", root, max_bytes=max_bytes)
-        return files
+    async def exec(self, command: str, *, timeout: float, cwd: str = WORKING_DIR) -> ExecResult:
+        if self.closed:
+            return ExecResult(ExecStatus.SANDBOX_DEAD)
+        return await super().exec(command, timeout=timeout, cwd=cwd)
 
     async def read_answer(self, path: str = ANSWER_FILE, *, max_bytes: int = 65_536) -> Answer:
-        """See `Sandbox.read_answer`."""
-        if self._closed:
+        if self.closed:
             return Answer(AnswerStatus.MISSING)
-        answer: Answer = await self._call("read_answer", path, max_bytes=max_bytes)
-        return answer
+        return await super().read_answer(path, max_bytes=max_bytes)
 
     async def put_files(self, files: Mapping[str, bytes], root: str = INPUT_DIR) -> None:
-        """See `AgentSandbox.put_files`."""
-        await self._call("put_files", dict(files), root)
+        await self._call(AgentSandbox.put_files, dict(files), root)
 
     async def pack(self, roots: Sequence[str], *, max_bytes: int) -> tuple[bytes, ...]:
-        """See `AgentSandbox.pack`."""
-        packed: tuple[bytes, ...] = await self._call(
-            "pack", tuple(roots), takes=3 * FILE_TIMEOUT_S, max_bytes=max_bytes
-        )
-        return packed
+        return await self._call(AgentSandbox.pack, tuple(roots), max_bytes=max_bytes)
 
     async def unpack(self, packed: Sequence[bytes]) -> None:
-        """See `AgentSandbox.unpack`."""
-        await self._call("unpack", tuple(packed), takes=3 * FILE_TIMEOUT_S)
-
-    async def _call(self, method: str, *args: Any, takes: float = FILE_TIMEOUT_S, **kwargs: Any) -> Any:
-        """`takes`: seconds that the call may take on its node."""
-        if self._closed:
-            raise SandboxDead("closed")
-        return await self._actor.call("call", self._id, method, args, kwargs, timeout=takes + ON_THE_WAY_S)
+        await self._call(AgentSandbox.unpack, tuple(packed))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -9,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from sandbox_rl.errors import FileProblem, SandboxDead, SandboxFault, SandboxFileError, SetupError
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.sandboxes.config import DockerSettings, RaySettings, SandboxSettings
-from sandbox_rl.sandboxes.ray.node import Failure
+from sandbox_rl.sandboxes.ray.node import as_value, placed
 
 READ = TypeAdapter(SandboxSettings)
 
@@ -56,7 +58,7 @@ def test_blocks_that_are_refused(block, told):
     ],
 )
 def test_errors_come_back_as_they_were(error):
-    back = Failure.of(error).error("n1")
+    back = placed(pickle.loads(pickle.dumps(as_value(error))), "n1")
     assert type(back) is type(error)
     assert str(error) in str(back)
     if isinstance(back, SandboxFileError):
@@ -65,4 +67,4 @@ def test_errors_come_back_as_they_were(error):
 
 
 def test_what_is_not_of_this_package_is_the_hosts_failure():
-    assert type(Failure.of(OSError("no space")).error("n1")) is SandboxFault
+    assert type(as_value(OSError("no space"))) is SandboxFault
