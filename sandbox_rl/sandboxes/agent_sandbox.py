@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ FILE_TIMEOUT_S = 30.0
 BATCH_BYTES = 8 << 20  # of one request that carries files
 FRAMING = 32 << 20  # bytes of names and lengths beside the content of many files
 LONGEST_COMMAND = 32 << 20
+ORDINARY_FILE = wire.number(stat.S_IFREG | 0o644)
 
 OutOfMemory = Callable[[], bool]
 """Whether the kernel has killed something in the sandbox for its memory since the last call."""
@@ -119,28 +121,23 @@ class AgentSandbox:
 
     async def get_files(self, root: str, *, max_bytes: int) -> Mapping[str, bytes]:
         """Regular files below a directory; see `Sandbox.get_files`."""
-        fields = (checked_path(root), wire.number(max_bytes))
-        found = await self._files(wire.GET_TREE, fields, root, max_reply=max_bytes + FRAMING)
-        if len(found) % 2 or sum(map(len, found[1::2])) > max_bytes:
-            self._break("a tree that is larger than asked for or incomplete")
-        pairs = zip(found[::2], found[1::2], strict=True)
-        return {name.decode("utf-8", "backslashreplace"): data for name, data in pairs}
+        prefix = checked_path(root) + b"/"
+        packed = await self._packed((root,), max_bytes, only_files=True)
+        paths, contents = packed[::3], packed[2::3]
+        if sum(map(len, contents)) > max_bytes or not all(path.startswith(prefix) for path in paths):
+            self._break("a tree that is larger than asked for, or another")
+        names = (path.removeprefix(prefix).decode("utf-8", "backslashreplace") for path in paths)
+        return dict(zip(names, contents, strict=True))
 
     async def put_files(self, files: Mapping[str, bytes], root: str = INPUT_DIR) -> None:
         """Place files (checked relative path → content) below `root`, few requests for many files."""
-        batch: list[bytes] = []
-        size = 0
+        packed: list[bytes] = []
         for name, data in files.items():
             if len(data) > BATCH_BYTES:
                 await self.write_file(f"{root}/{name}", data)
-                continue
-            batch += (name.encode(), data)
-            size += len(data)
-            if size > BATCH_BYTES:
-                await self._files(wire.PUT_TREE, (root.encode(), *batch), root, count=0)
-                batch, size = [], 0
-        if batch:
-            await self._files(wire.PUT_TREE, (root.encode(), *batch), root, count=0)
+            else:
+                packed += (f"{root}/{name}".encode(), ORDINARY_FILE, data)
+        await self.unpack(packed, root)
 
     async def read_answer(self, path: str = ANSWER_FILE, *, max_bytes: int = 65_536) -> Answer:
         """Kill everything, then read the answer once; see `Sandbox.read_answer`."""
@@ -154,33 +151,42 @@ class AgentSandbox:
             await self._check_host()
             return Answer(AnswerStatus.MISSING)
 
-    async def pack(self, roots: Sequence[str], *, max_bytes: int) -> tuple[bytes, ...]:
+    async def pack(self, roots: Sequence[str], *, max_bytes: int) -> Sequence[bytes]:
         """Directories, files and links below `roots`, for `unpack` in another sandbox.
 
         Everything in the sandbox is stopped meanwhile.
         """
         await self._files(wire.FREEZE, (), "/", count=0)
         try:
-            fields = (wire.number(max_bytes), *(root.encode() for root in roots))
-            packed = await self._files(wire.PACK, fields, roots[0], max_reply=max_bytes + FRAMING)
+            return await self._packed(roots, max_bytes)
         finally:
             if not self._channel.dead:
                 await self._files(wire.THAW, (), "/", count=0)
+
+    async def _packed(
+        self, roots: Sequence[str], max_bytes: int, *, only_files: bool = False
+    ) -> Sequence[bytes]:
+        """Path, mode and content by turns."""
+        fields = (wire.number(max_bytes), wire.number(only_files), *(root.encode() for root in roots))
+        packed = await self._files(wire.PACK, fields, roots[0], max_reply=max_bytes + FRAMING)
         if len(packed) % 3:
             self._break("an incomplete tree")
-        return tuple(packed)
+        return packed
 
-    async def unpack(self, packed: Sequence[bytes]) -> None:
-        """Recreate what `pack` returned, in requests of bounded size."""
+    async def unpack(self, packed: Sequence[bytes], root: str = "/") -> None:
+        """Recreate what `pack` returned, in requests of bounded size.
+
+        Args:
+            root: for messages.
+        """
         batch: list[bytes] = []
         size = 0
         for i in range(0, len(packed), 3):
             batch += packed[i : i + 3]
             size += len(packed[i + 2])
-            if size > BATCH_BYTES:
-                await self._files(wire.UNPACK, batch, "/", count=0)
+            if size > BATCH_BYTES or i + 3 == len(packed):
+                await self._files(wire.UNPACK, batch, root, count=0)
                 batch, size = [], 0
-        await self._files(wire.UNPACK, batch, "/", count=0)
 
     async def ping(self) -> None:
         """Raises SandboxDead unless the agent answers."""

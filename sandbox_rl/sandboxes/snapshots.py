@@ -40,7 +40,7 @@ async def take_snapshot(sandbox: AgentSandbox, *, max_bytes: int = 64 << 20) -> 
         SandboxFileError: they exceed `max_bytes` together.
         SandboxDead, SandboxFault.
     """
-    return Snapshot(await sandbox.pack(ROOTS, max_bytes=max_bytes))
+    return Snapshot(tuple(await sandbox.pack(ROOTS, max_bytes=max_bytes)))
 
 
 @asynccontextmanager

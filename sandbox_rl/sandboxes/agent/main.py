@@ -14,7 +14,7 @@ from sandbox_rl.sandboxes.agent.jobs import READ_SIZE, CannotStart, Job, refused
 from sandbox_rl.sandboxes.agent.memory import largest_beyond, own_place, put_back
 from sandbox_rl.sandboxes.agent.network import hand_out_listener
 from sandbox_rl.sandboxes.agent.processes import SIGCONT, SIGKILL, SIGSTOP, kill_all, send, table
-from sandbox_rl.sandboxes.agent.trees import get_tree, list_dir, pack, put_tree, unpack
+from sandbox_rl.sandboxes.agent.trees import list_dir, pack, unpack
 from sandbox_rl.sandboxes.agent.wire import (
     ANSWER,
     BAD_REQUEST,
@@ -22,14 +22,12 @@ from sandbox_rl.sandboxes.agent.wire import (
     EXEC,
     FILE_ERROR,
     FREEZE,
-    GET_TREE,
     HEADER,
     LIST,
     MAX_REQUEST,
     OK,
     PACK,
     PING,
-    PUT_TREE,
     READ,
     THAW,
     TIMED_OUT,
@@ -45,8 +43,6 @@ FILE_OPERATIONS = {
     READ: read_file,
     WRITE: write_file,
     LIST: list_dir,
-    GET_TREE: get_tree,
-    PUT_TREE: put_tree,
     PACK: pack,
     UNPACK: unpack,
     ANSWER: read_answer,

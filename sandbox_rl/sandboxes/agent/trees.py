@@ -17,16 +17,6 @@ from sandbox_rl.sandboxes.agent.wire import WireError, integer, number, take
 MAX_SCAN = 200_000  # directory entries looked at by one request
 
 
-def put_tree(fields: list[bytes]) -> list[bytes]:
-    """(root, then path and content by turns) → (). Paths are relative to `root`, checked by the host."""
-    if len(fields) % 2 == 0:
-        raise WireError("a path without content")
-    make_directories(fields[0])
-    for i in range(1, len(fields), 2):
-        store(fields[0] + b"/" + fields[i], fields[i + 1])
-    return []
-
-
 def list_dir(fields: list[bytes]) -> list[bytes]:
     """(path, max entries) → sorted paths up to two levels below, directories ending in "/"."""
     path, limit = take(fields, 2)
@@ -94,39 +84,24 @@ def walk(root: bytes) -> list[tuple[bytes, os.stat_result]]:
     return listed
 
 
-def get_tree(fields: list[bytes]) -> list[bytes]:
-    """(root, max bytes) → path and content by turns, regular files only."""
-    root, limit = take(fields, 2)
-    left = integer(limit)
-    result: list[bytes] = []
-    for path, status in walk(root):
-        if not stat.S_ISREG(status.st_mode):
-            continue
-        if status.st_size > left:
-            raise FileTrouble(b"too_large", f"more than {integer(limit)} bytes together")
-        try:
-            data = read_regular(root + b"/" + path, left, os.O_NOFOLLOW)
-        except OSError:
-            continue
-        left -= len(data)
-        result += (path, data)
-    return result
-
-
 def pack(fields: list[bytes]) -> list[bytes]:
-    """(max bytes, roots …) → path, mode and content by turns: directories, files and links."""
-    limit, roots = integer(fields[0]), fields[1:]
+    """(max bytes, regular files only?, roots …) → path, mode and content by turns.
+
+    Otherwise of directories, files and links.
+    """
+    limit, only_files, roots = integer(fields[0]), fields[1] == b"1", fields[2:]
     left = limit
     result: list[bytes] = []
     for root in roots:
         for relative, status in walk(root):
-            path = root + b"/" + relative
-            data = b""
+            path, data = root + b"/" + relative, b""
             try:
                 if stat.S_ISREG(status.st_mode):
                     if status.st_size > left:
                         raise FileTrouble(b"too_large", f"more than {limit} bytes together")
                     data = read_regular(path, left, os.O_NOFOLLOW)
+                elif only_files:
+                    continue
                 elif stat.S_ISLNK(status.st_mode):
                     data = os.readlink(path)
                 elif not stat.S_ISDIR(status.st_mode):

@@ -68,8 +68,8 @@ class RemoteSandbox(ForwardingSandbox):
     async def put_files(self, files: Mapping[str, bytes], root: str = INPUT_DIR) -> None:
         await self._call(AgentSandbox.put_files, dict(files), root)
 
-    async def pack(self, roots: Sequence[str], *, max_bytes: int) -> tuple[bytes, ...]:
+    async def pack(self, roots: Sequence[str], *, max_bytes: int) -> Sequence[bytes]:
         return await self._call(AgentSandbox.pack, tuple(roots), max_bytes=max_bytes)
 
-    async def unpack(self, packed: Sequence[bytes]) -> None:
-        await self._call(AgentSandbox.unpack, tuple(packed))
+    async def unpack(self, packed: Sequence[bytes], root: str = "/") -> None:
+        await self._call(AgentSandbox.unpack, tuple(packed), root)
