@@ -23,8 +23,7 @@ from sandbox_rl.sandboxes.base import ANSWER_FILE, Sandbox, SandboxBackend
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.backend import DockerBackend
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
-from sandbox_rl.sandboxes.docker.options import container_options, host_options
-from sandbox_rl.sandboxes.docker.users import USERS
+from sandbox_rl.sandboxes.docker.options import USERS, container_options, host_options
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.ownership import LABEL
 

@@ -5,26 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import re
-import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError, SandboxRLError, SetupError
-from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
+from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxRLError, SetupError
+from sandbox_rl.sandboxes.agent_backend import AgentBackend, Connected
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.bwrap import Bubblewrap, find_bubblewrap, make_layout, show_certificates
 from sandbox_rl.sandboxes.config import EmbeddedSettings
-from sandbox_rl.sandboxes.egress.capacity import SharedCapacity
 from sandbox_rl.sandboxes.egress.listener import HANDOVER_BY_CHANNEL, take_listener
-from sandbox_rl.sandboxes.egress.proxy import FilteringProxy, announce, proxy_environment
+from sandbox_rl.sandboxes.egress.proxy import announce, proxy_environment
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
-from sandbox_rl.sandboxes.names import check_files
+from sandbox_rl.sandboxes.oom import rising
 from sandbox_rl.sandboxes.protocol import AgentChannel
 from sandbox_rl.sandboxes.seccomp import build_filter
 from sandbox_rl.sandboxes.spawner_client import Birth, SpawnerClient
@@ -40,24 +38,10 @@ ALLOW_NAMESPACES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """A connected agent, its sandbox's birth, and where it listens if there is a network."""
-
-    channel: AgentChannel
-    birth: Birth
-    listener: socket.socket | None
-
-
-class EmbeddedBackend:
+class EmbeddedBackend(AgentBackend[EmbeddedSettings]):
     """Makes sandboxes from Linux namespaces through bubblewrap.
 
     Entering it starts one clean spawner process and makes one sandbox to find out what works here.
-
-    Args:
-        limits: what each sandbox may use, instead of the settings' own.
-        settings: everything else.
-        rules: for the network, instead of the settings' own.
     """
 
     def __init__(
@@ -67,23 +51,11 @@ class EmbeddedBackend:
         settings: EmbeddedSettings | None = None,
         rules: NetworkRules | None = None,
     ) -> None:
-        settings = settings or EmbeddedSettings()
-        self._rules = rules or NetworkRules(settings.network, settings.allowlist)
-        self._capacity = SharedCapacity()
-        self._settings = settings.model_copy(update={"limits": limits}) if limits else settings
+        super().__init__(limits, settings or EmbeddedSettings(), rules)
         self._spawner = SpawnerClient()
         self._config: dict[str, Any] = {}
         self._restarting = asyncio.Lock()
-        self._making = asyncio.Semaphore(self._settings.create_concurrency)
-        self._info: SandboxInfo | None = None
         self._events = ""
-
-    @property
-    def info(self) -> SandboxInfo:
-        """Tier, and what it lacks on this machine; valid once entered."""
-        if self._info is None:
-            raise RuntimeError("EmbeddedBackend.info is known once the backend has been entered")
-        return self._info
 
     async def __aenter__(self) -> EmbeddedBackend:
         settings = self._settings
@@ -132,79 +104,33 @@ class EmbeddedBackend:
         await self._spawner.stop()
 
     @asynccontextmanager
-    async def sandbox(
-        self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
-    ) -> AsyncIterator[AgentSandbox]:
-        """A new sandbox; see `SandboxBackend.sandbox`."""
-        check_files(files or {}, self._settings.limits)
-        name = secrets.token_hex(8)
-        made: _Made | None = None
-        proxy: FilteringProxy | None = None
-        try:
-            try:
-                async with asyncio.timeout(timeout), self._making:
-                    made = await self._make(name)
-                    if made.listener is not None:
-                        proxy = FilteringProxy(
-                            name, made.listener, self._rules, self._settings.network_limits, self._capacity
-                        )
-                        proxy.start()
-                    sandbox = AgentSandbox(
-                        name,
-                        made.channel,
-                        self._settings.limits,
-                        out_of_memory=self._kill_counter(made.birth.group),
-                        check_host=partial(self._check_host, name, made.birth),
-                    )
-                    await sandbox.put_files(files or {})
-            except TimeoutError as error:
-                raise SandboxFault(f"no sandbox within {timeout:g} s") from error
-            except SandboxFileError as error:
-                raise SandboxFault(f"the files of a new sandbox cannot be placed: {error}") from error
-            except SandboxDead as error:
-                # Nothing of the policy's has run yet, so this is ours.
-                raise SandboxFault(f"a new sandbox died: {error}") from error
-            except OSError as error:
-                raise SandboxFault(f"a sandbox cannot be made: {error.strerror}") from error
-            yield sandbox
-        finally:
-            try:
-                if made is not None:
-                    await self._destroy(name, made.channel, made.birth)
-            finally:
-                if proxy is not None:
-                    proxy.close()
-
-    async def _make(self, name: str) -> _Made:
-        """A connected agent, and where it listens if there is a network.
-
-        Nothing may be awaited between the request to the spawner and the return, except what leaves
-        the sandbox to be found by its name.
-
-        Raises:
-            SandboxDead: it has ended; the message is what its launcher said, if anything.
-        """
+    async def _connected(self, name: str) -> AsyncIterator[Connected]:
+        """See `AgentBackend._connected`. From the request to the spawner on, it is found by its name."""
         await self._ensure_spawner()
         birth = self._spawner.create(name)
-        ours: socket.socket | None = None
+        unused: list[socket.socket] = []
         channel: AgentChannel | None = None
-        listener: socket.socket | None = None
         try:
-            ours = await birth.agent()
-            if self._rules.mode != "off":
-                listener = await take_listener(ours)
-            _, channel = await asyncio.get_running_loop().create_connection(AgentChannel, sock=ours)
-            await channel.hello
-        except BaseException as error:
-            if listener is not None:
-                listener.close()
-            if channel is None and ours is not None:
-                ours.close()
+            try:
+                unused.append(await birth.agent())
+                if self._rules.mode != "off":
+                    unused.append(await take_listener(unused[0]))
+                loop = asyncio.get_running_loop()
+                _, channel = await loop.create_connection(AgentChannel, sock=unused[0])
+                del unused[0]  # the channel's from now on
+                await channel.hello
+            except SandboxDead as error:
+                await self._destroy(name, channel, birth)
+                if birth.death.done() and birth.death.result():
+                    raise SandboxDead(birth.death.result()) from error
+                raise
+            listener = unused.pop() if unused else None
+            counter = rising(Path(self._events.format(group=birth.group))) if self._events else None
+            yield Connected(channel, listener, counter, partial(self._check_host, name, birth))
+        finally:
+            for made in unused:
+                made.close()
             await self._destroy(name, channel, birth)
-            if isinstance(error, SandboxDead) and birth.death.done() and birth.death.result():
-                raise SandboxDead(birth.death.result()) from error
-            raise
-        return _Made(channel, birth, listener)
 
     async def _destroy(self, name: str, channel: AgentChannel | None, birth: Birth) -> None:
         """Kill it and wait until nothing is left, cancelled or not.
@@ -238,25 +164,6 @@ class EmbeddedBackend:
         """Raises SandboxFault if it is not the policy's doing that a sandbox is dead."""
         if why := await self._spawner.blame(name, birth):
             raise SandboxFault(why)
-
-    def _kill_counter(self, group: str) -> Callable[[], bool] | None:
-        """Whether the kernel's count of out-of-memory kills has risen since the last call."""
-        if not self._events:
-            return None
-        path = self._events.format(group=group)
-        seen = 0
-
-        def risen() -> bool:
-            nonlocal seen
-            try:
-                with open(path, encoding="ascii") as file:
-                    match = re.search(r"^oom_kill (\d+)", file.read(), re.MULTILINE)
-            except OSError:
-                return False
-            before, seen = seen, int(match[1]) if match else 0
-            return seen > before
-
-        return risen
 
 
 def _describe(bubblewrap: Bubblewrap, found: Mapping[str, Any], rules: NetworkRules) -> SandboxInfo:

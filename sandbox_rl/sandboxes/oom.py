@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["kill_counter"]
+__all__ = ["kill_counter", "rising"]
 
 
 def kill_counter(pid: int, root: Path = Path("/sys/fs/cgroup")) -> Callable[[], bool] | None:
@@ -28,11 +28,12 @@ def kill_counter(pid: int, root: Path = Path("/sys/fs/cgroup")) -> Callable[[], 
         else:
             continue
         if file.is_file():
-            return _rising(file)
+            return rising(file)
     return None
 
 
-def _rising(file: Path) -> Callable[[], bool]:
+def rising(file: Path) -> Callable[[], bool]:
+    """Whether the count of kills in `file` has risen since the last call; not where it cannot be read."""
     seen = 0
 
     def risen() -> bool:

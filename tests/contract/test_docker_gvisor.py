@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox_rl.sandboxes.docker.backend import DockerBackend
-from sandbox_rl.sandboxes.docker.users import USERS
+from sandbox_rl.sandboxes.docker.options import USERS
 from sandbox_rl.types import ExecStatus
 
 from ..docker_engine import docker_engine, settings_for, unavailable

@@ -15,7 +15,7 @@ import pytest
 
 from sandbox_rl.sandboxes.docker.backend import DockerBackend
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
-from sandbox_rl.sandboxes.docker.users import USERS
+from sandbox_rl.sandboxes.docker.options import USERS
 from sandbox_rl.sandboxes.ownership import LABEL
 
 from ..docker_engine import make_skeleton, settings_for, unavailable

@@ -13,8 +13,7 @@ from sandbox_rl.sandboxes.cases import ALL_CASES, HostWitness, run_case
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.backend import DockerBackend
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
-from sandbox_rl.sandboxes.docker.network import ContainerNetwork
-from sandbox_rl.sandboxes.docker.users import USERS
+from sandbox_rl.sandboxes.docker.options import USERS, with_network
 from sandbox_rl.sandboxes.egress.listener import HandoverDirectory
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.ownership import LABEL, RUN
@@ -106,7 +105,7 @@ def test_directories_of_killed_owners_go_at_the_next_start() -> None:
 def test_networks_that_cannot_be(mode: str, local: bool, runtime: str, said: str) -> None:
     settings = DockerSettings(type="docker", runtime=runtime)
     with pytest.raises(SetupError) as caught:
-        ContainerNetwork(NetworkRules(mode, ("example.org",)), settings, local=local)  # type: ignore[arg-type]
+        with_network(settings, NetworkRules(mode, ("example.org",)), local=local)  # type: ignore[arg-type]
     assert f"sandbox.network: {mode}" in str(caught.value)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -6,26 +6,31 @@ import asyncio
 import contextlib
 import secrets
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError, SandboxRLError, SetupError
-from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
-from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
+from sandbox_rl.errors import SandboxFault, SandboxRLError, SetupError
+from sandbox_rl.sandboxes.agent_backend import AgentBackend, Connected
+from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.config import DockerSettings
-from sandbox_rl.sandboxes.docker.description import describe
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
 from sandbox_rl.sandboxes.docker.image import checked_image, fitted_image, has_python
-from sandbox_rl.sandboxes.docker.network import ContainerNetwork, ContainerProxy
-from sandbox_rl.sandboxes.docker.options import container_options, host_options, podman_profile
-from sandbox_rl.sandboxes.docker.users import USERS, ContainerUsers
+from sandbox_rl.sandboxes.docker.options import (
+    USERS,
+    ContainerUsers,
+    container_options,
+    describe,
+    host_options,
+    podman_profile,
+    with_network,
+)
+from sandbox_rl.sandboxes.egress.listener import HANDOVER_IN_CONTAINER, HandoverDirectory, HandoverSocket
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
-from sandbox_rl.sandboxes.names import check_files
 from sandbox_rl.sandboxes.oom import kill_counter
 from sandbox_rl.sandboxes.ownership import LABEL, is_orphan, owner_labels
 from sandbox_rl.sandboxes.protocol import AgentChannel
@@ -42,16 +47,11 @@ LOOK_AGAIN_S = 0.5
 """Before an engine that has ended is looked for again."""
 
 
-class DockerBackend:
+class DockerBackend(AgentBackend[DockerSettings]):
     """Makes sandboxes on a Docker engine.
 
     Entering it removes what dead owners have left on the engine and makes one sandbox as a trial. When
     this process dies, its containers lose their standard input, end and are removed by the engine.
-
-    Args:
-        limits: what each sandbox may use, instead of the settings' own.
-        settings: everything else.
-        rules: for the network, instead of the settings' own.
     """
 
     def __init__(
@@ -62,27 +62,18 @@ class DockerBackend:
         rules: NetworkRules | None = None,
     ) -> None:
         settings = settings or DockerSettings(type="docker")
-        self._rules = rules or NetworkRules(settings.network, settings.allowlist)
-        self._network: ContainerNetwork | None = None
+        super().__init__(limits, settings, rules)
+        self._needs = f"; image {settings.image!r} needs {settings.python} 3.9 or newer"
         self._run = settings.run or secrets.token_hex(4)
-        self._settings = settings.model_copy(update={"limits": limits}) if limits else settings
         self._threads = ThreadPoolExecutor(2 * settings.create_concurrency, thread_name_prefix="docker")
         self._users = ContainerUsers()
-        self._making = asyncio.Semaphore(settings.create_concurrency)
         self._engine: DockerEngine | None = None
+        self._handovers: HandoverDirectory | None = None  # where there is a network
         self._tasks: list[asyncio.Task[None]] = []
         self._endings = 0  # of the engine, while we were connected to it
-        self._info: SandboxInfo | None = None
         self._source = b""
         self._image = ""
         self._python: tuple[str, ...] = ()  # what runs the agent, if not the image's own
-
-    @property
-    def info(self) -> SandboxInfo:
-        """Tier, and what it lacks on this engine; valid once entered."""
-        if self._info is None:
-            raise RuntimeError("DockerBackend.info is known once the backend has been entered")
-        return self._info
 
     async def __aenter__(self) -> DockerBackend:
         source = agent_source().encode()
@@ -92,8 +83,9 @@ class DockerBackend:
             facts = await self._in_thread(self._engine.facts)
             image, digest = self._settings.image, self._settings.digest
             self._image = await self._in_thread(checked_image, self._engine, image, digest)
-            self._network = ContainerNetwork(self._rules, self._settings, local=self._engine.local)
-            self._settings = self._network.settings
+            if self._rules.mode != "off":
+                self._settings = with_network(self._settings, self._rules, local=self._engine.local)
+                self._handovers = HandoverDirectory()
             if self._settings.runtime and self._settings.runtime not in facts.runtimes:
                 raise SetupError(
                     f"sandbox.runtime: the engine does not know {self._settings.runtime!r}, only "
@@ -125,61 +117,35 @@ class DockerBackend:
         if self._engine is not None:
             await self._in_thread(self._engine.close)
             self._engine = None
-        if self._network is not None:
-            self._network.close()
-            self._network = None
+        if self._handovers is not None:
+            self._handovers.close()
+            self._handovers = None
         await asyncio.to_thread(self._threads.shutdown)
 
     @asynccontextmanager
-    async def sandbox(
-        self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
-    ) -> AsyncIterator[AgentSandbox]:
-        """A new sandbox; see `SandboxBackend.sandbox`."""
-        check_files(files or {}, self._settings.limits)
-        name = f"sandbox-rl-{secrets.token_hex(8)}"
+    async def _connected(self, name: str) -> AsyncIterator[Connected]:
+        """See `AgentBackend._connected`."""
+        engine = self._running_engine()
+        handover = self._handovers.socket(name) if self._handovers else None
         user = self._users.take()
         channel = AgentChannel()
-        making: asyncio.Task[int] | None = None
-        way_out: ContainerProxy | None = None
+        making = asyncio.create_task(self._make(name, user, channel, handover))
+        check_host = partial(self._check_host, engine.breaks + self._endings)
         try:
-            try:
-                async with asyncio.timeout(timeout), self._making:
-                    engine = self._running_engine()
-                    way_out = self._network.proxy_for(name) if self._network else None
-                    making = asyncio.create_task(self._make(name, user, channel, way_out))
-                    check_host = partial(self._check_host, engine.breaks + self._endings)
-                    pid = await asyncio.shield(making)
-                    await channel.hello
-                    if way_out is not None:
-                        await way_out.open()
-                    sandbox = AgentSandbox(
-                        name,
-                        channel,
-                        self._settings.limits,
-                        out_of_memory=kill_counter(pid) if engine.local else None,
-                        check_host=check_host,
-                    )
-                    await sandbox.put_files(files or {})
-            except TimeoutError as error:
-                raise SandboxFault(f"no sandbox within {timeout:g} s") from error
-            except SandboxFileError as error:
-                raise SandboxFault(f"the files of a new sandbox cannot be placed: {error}") from error
-            except SandboxDead as error:
-                # Nothing of the policy's has run yet, so this is ours.
-                raise SandboxFault(
-                    f"a new sandbox died ({error}); image {self._settings.image!r} needs "
-                    f"{self._settings.python} 3.9 or newer"
-                ) from error
-            yield sandbox
+            pid = await asyncio.shield(making)
+            await channel.hello
+            listener = await handover.listener() if handover else None
+            yield Connected(channel, listener, kill_counter(pid) if engine.local else None, check_host)
         finally:
             channel.close()
-            if way_out is not None:
-                way_out.close()
-            if making is not None:
-                await _to_the_end(self._destroy(name, making))
+            if handover is not None:
+                handover.close()
+            await _to_the_end(self._destroy(name, making))
             self._users.give_back(user)
 
-    async def _make(self, name: str, user: int, channel: AgentChannel, way_out: ContainerProxy | None) -> int:
+    async def _make(
+        self, name: str, user: int, channel: AgentChannel, handover: HandoverSocket | None
+    ) -> int:
         """Create, attach, start; returns the first process's id on the engine's machine.
 
         It runs to its end even when nobody waits any more, so that `_destroy` finds what it made.
@@ -191,8 +157,9 @@ class DockerBackend:
 
         def create() -> str:
             host = host_options(settings, user, podman_profile=podman_profile(engine))
-            if way_out is not None:
-                way_out.into(host, options)
+            if handover is not None:  # shown in the container, and told to its agent
+                host["binds"] = [*host["binds"], f"{handover.path}:{HANDOVER_IN_CONTAINER}"]
+                options["command"] = [*options["command"], f"={HANDOVER_IN_CONTAINER}"]
             return engine.create(name, host=host, container=options)
 
         container = await self._in_thread(create)

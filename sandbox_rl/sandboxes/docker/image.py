@@ -8,7 +8,7 @@ from typing import Any
 from sandbox_rl.errors import SetupError
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
 from sandbox_rl.sandboxes.docker.image_python import PLACE, portable_python
-from sandbox_rl.sandboxes.docker.users import GROUP, USERS
+from sandbox_rl.sandboxes.docker.options import GROUP, USERS
 
 __all__ = ["check_digest", "checked_image", "fitted_image", "has_python"]
 

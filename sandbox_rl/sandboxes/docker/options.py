@@ -1,18 +1,37 @@
-"""What a sandbox's container may do, as the engine's options."""
+"""What a sandbox's container may do, as the engine's options, and what it lacks."""
 
 from __future__ import annotations
 
 import resource
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from sandbox_rl.errors import SetupError
+from sandbox_rl.sandboxes.base import SandboxInfo
 from sandbox_rl.sandboxes.config import DockerSettings
-from sandbox_rl.sandboxes.docker.engine import DockerEngine
+from sandbox_rl.sandboxes.docker.engine import DockerEngine, EngineFacts
 from sandbox_rl.sandboxes.docker.stream import LOADER
-from sandbox_rl.sandboxes.docker.users import GROUP
+from sandbox_rl.sandboxes.egress.proxy import announce, proxy_environment
+from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.seccomp import seccomp_profile
 
-__all__ = ["container_options", "host_options", "own_terminals", "podman_profile"]
+__all__ = [
+    "GROUP",
+    "USERS",
+    "ContainerUsers",
+    "container_options",
+    "describe",
+    "host_options",
+    "podman_profile",
+    "with_network",
+]
+
+USERS = range(20_000, 60_000)
+"""Unused on ordinary systems, and within the 65,536 ids that engines in user namespaces have."""
+
+GROUP = 1000
+"""The group of all, as images have it."""
 
 AGENT_PROCESSES = 1
 FIRST_TO_GO = 1000  # of 1000: before anything else when the machine has no memory left
@@ -37,6 +56,32 @@ TERMINALS = {
 """In the place of the engine's own: a few for each container. The volume goes with its container."""
 PODMAN_PROCESSES = 32_768
 WRITABLE = {"/testbed": "0755", "/tmp": "1777", "/dev/shm": "1777", "/home/sandbox": "0700"}
+
+
+class ContainerUsers:
+    """Hands out ids of users, from a random one on: two programs on one engine seldom share any."""
+
+    def __init__(self) -> None:
+        self._next = secrets.randbelow(len(USERS))
+        self._taken: set[int] = set()
+
+    def take(self) -> int:
+        """One that no container of this backend has; `give_back` it when the container is gone.
+
+        Raises:
+            RuntimeError: all are taken.
+        """
+        for _ in USERS:
+            user = USERS[self._next]
+            self._next = (self._next + 1) % len(USERS)
+            if user not in self._taken:
+                self._taken.add(user)
+                return user
+        raise RuntimeError(f"all {len(USERS)} users of containers are taken")
+
+    def give_back(self, user: int) -> None:
+        """It may be taken again."""
+        self._taken.discard(user)
 
 
 def container_options(
@@ -140,3 +185,64 @@ def host_options(settings: DockerSettings, user: int, *, podman_profile: str | N
         most = min(PODMAN_PROCESSES, *(n for n in resource.getrlimit(resource.RLIMIT_NPROC) if n > 0))
         options["ulimits"].append({"name": "nproc", "soft": most, "hard": most})
     return options | settings.more_limits | ({"runtime": settings.runtime} if settings.runtime else {})
+
+
+def with_network(settings: DockerSettings, rules: NetworkRules, *, local: bool) -> DockerSettings:
+    """`settings` with the variables by which clients find the egress proxy.
+
+    Raises:
+        SetupError: the engine cannot show a socket of this machine to its containers.
+    """
+    if not local:
+        raise SetupError(
+            f"sandbox.network: {rules.mode} needs an engine on this machine, as the proxy runs here; set "
+            "network: off, or run where the engine is"
+        )
+    if settings.runtime:
+        raise SetupError(
+            f"sandbox.network: {rules.mode} is not supported with runtime {settings.runtime!r}; set "
+            "network: off, or leave `runtime` out"
+        )
+    announce(rules)
+    return settings.model_copy(update={"environment": proxy_environment() | settings.environment})
+
+
+def describe(
+    facts: EngineFacts, settings: DockerSettings, image: str, engine: DockerEngine, network: str
+) -> SandboxInfo:
+    """The tier of sandboxes made by these settings.
+
+    Args:
+        image: the digest that the settings' image has.
+        network: what can be reached, in words.
+    """
+    lacks = [
+        f"The engine cannot bound {what} here."
+        for what in ("memory", "pids", "cpu")
+        if what not in facts.limits
+    ]
+    lacks.append("disk_mb and inodes hold for each of four writable directories, not for all together.")
+    if not (few_terminals := own_terminals(settings, podman=engine.podman)):
+        lacks.append("The terminals of the engine's machine are counted for all containers together.")
+    if settings.read_only:
+        lacks.append(
+            "A sandbox can hold an advisory lock on what `read_only` shows, also against this machine."
+        )
+    if engine.podman:
+        lacks.append("The number of files is not bounded, and what /tmp holds only by memory_mb.")
+    if podman_profile(engine) == "":
+        lacks.append("System calls are filtered by the engine's own profile, not by ours.")
+    if engine.podman or not engine.local:
+        lacks.append("A command that was killed for its memory is told by exit code 137 alone.")
+    return SandboxInfo(
+        backend="docker",
+        tier=f"container+{settings.runtime or 'default runtime'}",
+        version=f"{facts.name} {facts.version}",
+        lacks=tuple(lacks),
+        known_limits=() if few_terminals else ("RES-20",),
+        details={
+            "image": f"{settings.image} ({image})",
+            "user": f"one per container, uid {USERS[0]} to {USERS[-1]} as the engine counts them",
+            "network": network,
+        },
+    )

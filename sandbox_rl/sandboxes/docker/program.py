@@ -22,8 +22,7 @@ from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
 from sandbox_rl.sandboxes.docker.image import checked_image
-from sandbox_rl.sandboxes.docker.options import host_options, podman_profile
-from sandbox_rl.sandboxes.docker.users import GROUP, ContainerUsers
+from sandbox_rl.sandboxes.docker.options import GROUP, ContainerUsers, host_options, podman_profile
 from sandbox_rl.sandboxes.egress.listener import HandoverDirectory
 from sandbox_rl.sandboxes.ownership import owner_labels
 from sandbox_rl.sandboxes.program import ProgramView, program_limits, program_view

@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 
 from sandbox_rl.sandboxes.agent.network import PROXY_PORT
 from sandbox_rl.sandboxes.config import NetworkLimits
-from sandbox_rl.sandboxes.egress.capacity import SharedCapacity
 from sandbox_rl.sandboxes.egress.request import BadRequest, ProxyRequest, parse_head
 from sandbox_rl.sandboxes.egress.rules import Destination, NetworkRules, Refused
 
-__all__ = ["FilteringProxy", "announce", "proxy_environment"]
+__all__ = ["FilteringProxy", "SharedCapacity", "announce", "proxy_environment"]
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ CONNECT_TIMEOUT_S = 10.0
 CLOSING_S = 5.0
 CHUNK = 64 << 10
 BETWEEN_CONNECTIONS_S = 0.01  # of one sandbox
+BETWEEN_ALL_S = 0.001  # of all sandboxes
+MOST_CONNECTIONS = 4096
+DESCRIPTORS_SHARE = 8  # two of each connection: a quarter of what this process may open
 LOGGED = 20  # refusals of one sandbox that are logged one by one
 
 
@@ -39,6 +42,30 @@ def proxy_environment() -> dict[str, str]:
     url = f"http://127.0.0.1:{PROXY_PORT}"
     names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     return dict.fromkeys(names, url) | dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1")
+
+
+class SharedCapacity:
+    """What the proxies of all sandboxes together may take of this process: descriptors, and of its loop.
+
+    Without it a few hundred policies could leave the trainer without descriptors. Whoever comes first is
+    served first, and no sandbox has more than one connection waiting here.
+    """
+
+    def __init__(self) -> None:
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        bound = descriptors // DESCRIPTORS_SHARE if descriptors > 0 else MOST_CONNECTIONS
+        self._free = asyncio.Semaphore(max(8, min(bound, MOST_CONNECTIONS)))
+        self._pace = asyncio.Lock()
+
+    async def enter(self) -> None:
+        """Wait for a place among all connections; `leave` gives it back."""
+        async with self._pace:
+            await asyncio.sleep(BETWEEN_ALL_S)
+        await self._free.acquire()
+
+    def leave(self) -> None:
+        """After `enter`."""
+        self._free.release()
 
 
 class FilteringProxy:
