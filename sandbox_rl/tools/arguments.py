@@ -1,20 +1,23 @@
-"""Checking a call's arguments, with messages that tell the model what to write instead."""
+"""Tools whose arguments are checked by a model, with messages that tell the policy what to do instead."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from sandbox_rl.errors import FileProblem, SandboxDead, SandboxFileError
 from sandbox_rl.rewards.escapes import swallowed
-from sandbox_rl.tools.text import quote
+from sandbox_rl.sandboxes.base import Sandbox
+from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS, clip, quote
 from sandbox_rl.types import Observation, ToolFailure
 
-__all__ = ["BadArgumentsError", "ToolArguments", "bad_arguments", "escape_note", "read_arguments"]
+__all__ = ["DEAD_TEXT", "BadArgumentsError", "CheckedTool", "NotDoneError", "ToolArguments", "escape_note"]
 
 MAX_ARGUMENT_CHARS = 1_000_000
 """Longer strings are refused by every tool."""
@@ -28,8 +31,30 @@ _TYPES = {
 }
 
 
+DEAD_TEXT = (
+    "The sandbox no longer answers: what ran in it has destroyed it. The episode ends here; "
+    "do not kill processes that you did not start."
+)
+
+_PROBLEMS = {
+    FileProblem.MISSING: "does not exist. Look around with view on a directory or `ls`",
+    FileProblem.EXISTS: "exists already",
+    FileProblem.NOT_REGULAR: "is not a regular file, or lies below one. Choose another path",
+    FileProblem.IS_DIRECTORY: "is a directory. Name a file in it",
+    FileProblem.TOO_LARGE: "is too large for the editor. Use execute_bash, for example `sed -n '1,100p'`",
+    FileProblem.PERMISSION: "may not be accessed. Take the rights back with `chmod u+rwx`",
+    FileProblem.NO_SPACE: "cannot be written: no space is left. Delete files that you do not need",
+    FileProblem.BAD_PATH: "is not a usable path. Use a plain one such as /testbed/notes.txt",
+    FileProblem.BUSY: "is busy. Stop what uses it and try again",
+}
+
+
 class BadArgumentsError(Exception):
     """The arguments do not fit the tool; the message is written for the model."""
+
+
+class NotDoneError(Exception):
+    """The call cannot be done as the files are; the message is written for the model."""
 
 
 class ToolArguments(BaseModel):
@@ -51,26 +76,75 @@ class ToolArguments(BaseModel):
 Arguments = TypeVar("Arguments", bound=ToolArguments)
 
 
-def read_arguments(model: type[Arguments], tool: str, arguments: Mapping[str, Any]) -> Arguments:
-    """The arguments as `model`.
+class CheckedTool(ABC, Generic[Arguments]):
+    """A tool that does what valid arguments ask for; every mistake becomes an observation here.
 
-    Raises:
-        BadArgumentsError: naming up to three mistakes.
+    Args:
+        max_chars: longest reply in characters.
     """
-    # A model writes null for an optional argument that it leaves out.
-    given = {k: v for k, v in arguments.items() if v is not None or k not in model.model_fields}
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        known = list(model.model_fields)
-        mistakes = [_mistake(dict(e), known) for e in error.errors(include_url=False)[:3]]
-        takes = f"{tool} takes {', '.join(known)}" if known else f"{tool} takes no arguments"
-        raise BadArgumentsError(f"{'; '.join(mistakes)}. {takes}.") from None
+
+    name: str
+    description: str
+    arguments: type[Arguments]
+    hint = ""
+    """What is said after the mistakes in a call's arguments."""
+
+    def __init__(self, max_chars: int = MAX_OBSERVATION_CHARS) -> None:
+        self._max_chars = max_chars
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """The OpenAI function schema, of the arguments' model."""
+        made = self.arguments.model_json_schema()
+        parameters = {
+            "type": "object",
+            "properties": {name: _property(field) for name, field in made["properties"].items()},
+            "required": made.get("required", []),
+        }
+        function = {"name": self.name, "description": self.description, "parameters": parameters}
+        return {"type": "function", "function": function}
+
+    @abstractmethod
+    async def _run(self, sandbox: Sandbox, given: Arguments, timeout: float) -> Observation:
+        """Do it within `timeout` seconds.
+
+        Raises:
+            BadArgumentsError, NotDoneError, SandboxCondition: the policy's mistakes.
+            SandboxFault: the host side failed.
+        """
+
+    async def run(self, sandbox: Sandbox, arguments: Mapping[str, Any], *, timeout: float) -> Observation:
+        """See `Tool.run`."""
+        try:
+            return await self._run(sandbox, self._read(arguments), timeout)
+        except BadArgumentsError as error:
+            text, failure = f"Bad arguments for {self.name}: {error}{self.hint}", ToolFailure.BAD_ARGUMENTS
+        except NotDoneError as error:
+            text, failure = clip(str(error), self._max_chars), ToolFailure.FILE
+        except SandboxFileError as error:
+            text, failure = f"{quote(error.path, 200)} {_PROBLEMS[error.problem]}.", ToolFailure.FILE
+        except SandboxDead:
+            text, failure = DEAD_TEXT, ToolFailure.SANDBOX_DEAD
+        return Observation(text, tool=self.name, failure=failure)
+
+    def _read(self, arguments: Mapping[str, Any]) -> Arguments:
+        """Raises BadArgumentsError, naming up to three mistakes."""
+        fields = self.arguments.model_fields
+        # A model writes null for an optional argument that it leaves out.
+        given = {k: v for k, v in arguments.items() if v is not None or k not in fields}
+        try:
+            return self.arguments.model_validate(given)
+        except ValidationError as error:
+            known = list(fields)
+            mistakes = [_mistake(dict(e), known) for e in error.errors(include_url=False)[:3]]
+            takes = f"{self.name} takes {', '.join(known) or 'no arguments'}"
+            raise BadArgumentsError(f"{'; '.join(mistakes)}. {takes}.") from None
 
 
-def bad_arguments(tool: str, error: BadArgumentsError) -> Observation:
-    """What to tell the model."""
-    return Observation(f"Bad arguments for {tool}: {error}", tool=tool, failure=ToolFailure.BAD_ARGUMENTS)
+def _property(field: Mapping[str, Any]) -> dict[str, Any]:
+    """What the policy is shown of an argument; null, which stands for one that is left out, is not."""
+    known = {**field, **field.get("anyOf", [{}])[0]}
+    return {key: known[key] for key in ("type", "enum", "items", "description") if key in known}
 
 
 def escape_note(arguments: Mapping[str, Any]) -> str | None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from sandbox_rl.cooperate import give_way
 from sandbox_rl.sandboxes.base import WORKING_DIR, Sandbox
-from sandbox_rl.tools.arguments import BadArgumentsError, ToolArguments, bad_arguments, read_arguments
-from sandbox_rl.tools.conditions import DEAD_TEXT
-from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS, stream_text
+from sandbox_rl.tools.arguments import DEAD_TEXT, CheckedTool, ToolArguments
+from sandbox_rl.tools.text import stream_text
 from sandbox_rl.types import ExecResult, ExecStatus, Observation, ToolFailure
 
 __all__ = ["ExecuteBash"]
@@ -26,7 +22,7 @@ _FAILURES = {
 
 
 class _Arguments(ToolArguments):
-    command: str
+    command: str = Field(description="The command to run.")
 
     @field_validator("command")
     @classmethod
@@ -42,48 +38,19 @@ class _Arguments(ToolArguments):
         return command
 
 
-class ExecuteBash:
-    """Runs a command and reports exit code, standard output and standard error.
-
-    Args:
-        max_chars: longest reply in characters, both streams together.
-    """
+class ExecuteBash(CheckedTool[_Arguments]):
+    """Runs a command and reports exit code, standard output and standard error."""
 
     name = "execute_bash"
+    description = (
+        f"Run a bash command in {WORKING_DIR}. Every call is a new shell: the working directory and "
+        "variables do not carry over to the next call, files do. Long output is cut in the middle. Standard "
+        "input is empty."
+    )
+    arguments = _Arguments
 
-    def __init__(self, max_chars: int = MAX_OBSERVATION_CHARS) -> None:
-        self._max_chars = max_chars
-
-    @property
-    def schema(self) -> Mapping[str, Any]:
-        """The OpenAI function schema."""
-        return {
-            "type": "function",
-            "function": {
-                "name": self.name,
-                "description": (
-                    f"Run a bash command in {WORKING_DIR}. Every call is a new shell: the working directory "
-                    "and variables do not carry over to the next call, files do. Long output is cut in the "
-                    "middle. Standard input is empty."
-                ),
-                "parameters": {
-                    "type": "object",
-                    "properties": {"command": {"type": "string", "description": "The command to run."}},
-                    "required": ["command"],
-                },
-            },
-        }
-
-    async def run(self, sandbox: Sandbox, arguments: Mapping[str, Any], *, timeout: float) -> Observation:
-        """Run it within `timeout` seconds.
-
-        Raises:
-            SandboxFault: the host side failed.
-        """
-        try:
-            command = read_arguments(_Arguments, self.name, arguments).command
-        except BadArgumentsError as error:
-            return bad_arguments(self.name, error)
+    async def _run(self, sandbox: Sandbox, given: _Arguments, timeout: float) -> Observation:
+        command = given.command
         result = await sandbox.exec(command, timeout=timeout)
         why = _not_entered(result)
         if why:  # the policy has locked itself out: from / it can repair that

@@ -7,18 +7,17 @@ marks and a missing last newline stay as they are; a file that is not UTF-8 is r
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Literal, TypeVar
+
+from pydantic import Field, field_validator
 
 from sandbox_rl.cooperate import give_way
-from sandbox_rl.errors import FileProblem, SandboxCondition, SandboxFileError
+from sandbox_rl.errors import FileProblem, SandboxFileError
 from sandbox_rl.sandboxes.base import WORKING_DIR, Sandbox
-from sandbox_rl.tools.arguments import BadArgumentsError, bad_arguments, read_arguments
-from sandbox_rl.tools.conditions import from_condition
-from sandbox_rl.tools.editor_arguments import SCHEMA, EditorArguments
+from sandbox_rl.tools.arguments import BadArgumentsError, CheckedTool, NotDoneError, ToolArguments
 from sandbox_rl.tools.lines import count_lines, insert_lines, line_of, number_lines, occurrences, snippet
-from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS, clip, quote
-from sandbox_rl.types import Observation, ToolFailure
+from sandbox_rl.tools.text import clip, quote
+from sandbox_rl.types import Observation
 
 __all__ = ["StrReplaceEditor"]
 
@@ -29,56 +28,60 @@ MOST_PLACES = 10  # named when a text that should occur once occurs more often
 T = TypeVar("T")
 
 
-class _EditError(Exception):
-    """The edit cannot be made; the message is written for the model."""
+class EditorArguments(ToolArguments):
+    """A call's arguments; which of them a command needs is checked by the editor."""
+
+    command: Literal["view", "create", "str_replace", "insert"] = Field(description="What to do.")
+    path: str = Field(description=f"Absolute, or relative to {WORKING_DIR}.")
+    file_text: str | None = Field(default=None, description="create: the whole content.")
+    old_str: str | None = Field(default=None, description="str_replace: the text to replace.")
+    new_str: str | None = Field(default=None, description="str_replace, insert: the new text.")
+    insert_line: int | None = Field(default=None, description="insert: the line after which.")
+    view_range: list[int] | None = Field(
+        default=None, description="view: first and last line, [1, 50]; [51, -1] goes to the end."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _usable(cls, path: str) -> str:
+        if not path.strip():
+            raise ValueError(f"is empty; give a path such as {WORKING_DIR}/notes.txt")
+        if "\0" in path:
+            raise ValueError("holds a NUL character, which no path can")
+        if path.startswith("~"):
+            raise ValueError(f"begins with ~, which is not expanded; use {WORKING_DIR}/…")
+        return path
 
 
-class StrReplaceEditor:
-    """Views, creates and edits text files.
+class StrReplaceEditor(CheckedTool[EditorArguments]):
+    """Views, creates and edits text files. File operations are bounded by their size, not by time."""
 
-    Args:
-        max_chars: longest reply in characters.
-    """
+    name = "str_replace_editor"
+    description = (
+        "View, create and edit text files (UTF-8).\n"
+        "* view: a file with line numbers, or a directory two levels deep; long files are cut, "
+        "use view_range to see more.\n"
+        "* create: a new file with file_text. It fails if the path exists.\n"
+        "* str_replace: replace old_str by new_str. old_str must occur exactly once, to the "
+        "character, white space included.\n"
+        "* insert: put new_str as lines of its own after line insert_line (0: at the beginning)."
+    )
+    arguments = EditorArguments
 
-    name: str = SCHEMA["function"]["name"]
-
-    def __init__(self, max_chars: int = MAX_OBSERVATION_CHARS) -> None:
-        self._max_chars = max_chars
-
-    @property
-    def schema(self) -> Mapping[str, Any]:
-        """The OpenAI function schema."""
-        return SCHEMA
-
-    async def run(self, sandbox: Sandbox, arguments: Mapping[str, Any], *, timeout: float) -> Observation:
-        """Do it. File operations are bounded by their size, so `timeout` is not needed.
-
-        Raises:
-            SandboxFault: the host side failed.
-        """
-        del timeout
-        try:
-            given = read_arguments(EditorArguments, self.name, arguments)
-            path = _absolute(given.path)
-            match given.command:
-                case "view":
-                    text = await self._view(sandbox, path, given.view_range)
-                case "create":
-                    text = await self._create(sandbox, path, _need(given.file_text, "file_text", "create"))
-                case "str_replace":
-                    old = _need(given.old_str, "old_str", "str_replace")
-                    text = await self._replace(sandbox, path, old, given.new_str or "")
-                case "insert":
-                    new = _need(given.new_str, "new_str", "insert")
-                    line = _need(given.insert_line, "insert_line", "insert")
-                    text = await self._insert(sandbox, path, line, new)
-        except BadArgumentsError as error:
-            return bad_arguments(self.name, error)
-        except _EditError as error:
-            text = clip(str(error), self._max_chars)
-            return Observation(text, tool=self.name, failure=ToolFailure.FILE)
-        except SandboxCondition as condition:
-            return from_condition(condition, self.name)
+    async def _run(self, sandbox: Sandbox, given: EditorArguments, timeout: float) -> Observation:
+        path = _absolute(given.path)
+        match given.command:
+            case "view":
+                text = await self._view(sandbox, path, given.view_range)
+            case "create":
+                text = await self._create(sandbox, path, _need(given.file_text, "file_text", "create"))
+            case "str_replace":
+                old = _need(given.old_str, "old_str", "str_replace")
+                text = await self._replace(sandbox, path, old, given.new_str or "")
+            case "insert":
+                new = _need(given.new_str, "new_str", "insert")
+                line = _need(given.insert_line, "insert_line", "insert")
+                text = await self._insert(sandbox, path, line, new)
         return Observation(text, tool=self.name)
 
     async def _view(self, sandbox: Sandbox, path: str, view_range: list[int] | None) -> str:
@@ -88,7 +91,9 @@ class StrReplaceEditor:
             if error.problem is not FileProblem.IS_DIRECTORY:
                 raise
             if view_range is not None:
-                raise _EditError(f"{quote(path, 200)} is a directory: view it without view_range.") from None
+                raise NotDoneError(
+                    f"{quote(path, 200)} is a directory: view it without view_range."
+                ) from None
             return await self._list(sandbox, path)
         total = count_lines(text)
         first, last = _range(view_range, total)
@@ -117,7 +122,7 @@ class StrReplaceEditor:
         else:
             exists = True
         if exists:
-            raise _EditError(
+            raise NotDoneError(
                 f"{quote(path, 200)} exists already; create does not overwrite. Change it with str_replace "
                 "or insert, remove it with execute_bash first, or choose another path."
             )
@@ -133,7 +138,7 @@ class StrReplaceEditor:
         places = occurrences(text, old, MOST_PLACES)
         if not places:
             hint = " The file has CRLF line ends: write \\r\\n in old_str." if _only_crlf(text, old) else ""
-            raise _EditError(
+            raise NotDoneError(
                 f"old_str does not occur in {quote(path, 200)}: it must match to the character, white space "
                 f"included.{hint} View the file and copy the text from there, without line numbers."
             )
@@ -141,7 +146,7 @@ class StrReplaceEditor:
         if len(places) > 1:
             lines = ", ".join(dict.fromkeys(str(line_of(text, place)) for place in places))
             times = f"{len(places)} times" if len(places) < MOST_PLACES else f"{MOST_PLACES} times or more"
-            raise _EditError(
+            raise NotDoneError(
                 f"old_str occurs {times} in {quote(path, 200)} (lines {lines}): add the lines around "
                 "the one you mean, so that it occurs once."
             )
@@ -154,7 +159,7 @@ class StrReplaceEditor:
         text = await _read(sandbox, path)
         total = count_lines(text)
         if not 0 <= line <= total:
-            raise _EditError(
+            raise NotDoneError(
                 f"insert_line is {line}, but {quote(path, 200)} has {_lines(total)}: use 0 to {total}."
             )
         return await self._write(sandbox, path, insert_lines(text, line, new), line + 1, new)
@@ -162,7 +167,7 @@ class StrReplaceEditor:
     async def _write(self, sandbox: Sandbox, path: str, text: str, first: int, new: str) -> str:
         data = text.encode()
         if len(data) > MAX_FILE_BYTES:
-            raise _EditError(f"{quote(path, 200)} would grow to {len(data)} bytes, limit {MAX_FILE_BYTES}.")
+            raise NotDoneError(f"{quote(path, 200)} would grow to {len(data)} bytes, limit {MAX_FILE_BYTES}.")
         await sandbox.write_file(path, data)
         head = f"Edited {quote(path, 200)}. The place now reads:"
         return f"{head}\n{snippet(text, first, max(count_lines(new), 1), self._max_chars - len(head) - 1)}"
@@ -174,7 +179,7 @@ async def _read(sandbox: Sandbox, path: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _EditError(
+        raise NotDoneError(
             f"{quote(path, 200)} is not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start}). "
             "Use execute_bash, for example `file`, `xxd | head` or `iconv -f LATIN1 -t UTF-8`."
         ) from None

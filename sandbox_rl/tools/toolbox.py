@@ -9,11 +9,10 @@ from typing import Any
 
 from sandbox_rl.registry import Registry
 from sandbox_rl.sandboxes.base import ANSWER_FILE, AnswersCalls, Sandbox
-from sandbox_rl.tools.arguments import escape_note
+from sandbox_rl.tools.arguments import CheckedTool, ToolArguments, escape_note
 from sandbox_rl.tools.base import Tool
 from sandbox_rl.tools.bash import ExecuteBash
 from sandbox_rl.tools.editor import StrReplaceEditor
-from sandbox_rl.tools.submit import Submit
 from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS, clip, quote
 from sandbox_rl.types import MalformedCall, Observation, ToolCall, ToolFailure
 
@@ -45,6 +44,22 @@ def _cut(observation: Observation, most: int, marker: str = "") -> Observation:
         return observation
     text = clip(observation.text, most, max_lines=len(observation.text), marker=marker)
     return replace(observation, text=text[:most])
+
+
+class _NoArguments(ToolArguments):
+    pass
+
+
+class Submit(CheckedTool[_NoArguments]):
+    """Ends the episode; the answer file is read afterwards. Refused with arguments, which would not count."""
+
+    name = "submit"
+    description = f"Finish the task. Takes no arguments: the answer is read from {ANSWER_FILE}."
+    arguments = _NoArguments
+    hint = f" Write the answer to {ANSWER_FILE} first, then submit"
+
+    async def _run(self, sandbox: Sandbox, given: _NoArguments, timeout: float) -> Observation:
+        return Observation("Submitted.", tool=self.name, submitted=True)
 
 
 class Toolbox:

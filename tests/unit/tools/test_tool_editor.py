@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 
 from sandbox_rl.errors import FileProblem, SandboxFault, SandboxFileError
 from sandbox_rl.fakes import RecordingSandbox
-from sandbox_rl.tools.conditions import from_condition
 from sandbox_rl.tools.editor import MAX_FILE_BYTES, StrReplaceEditor
-from sandbox_rl.tools.editor_arguments import SCHEMA, EditorArguments
 from sandbox_rl.types import Observation, ToolFailure
 
 TEXTS = (
@@ -211,13 +209,21 @@ async def test_our_own_faults_are_raised() -> None:
 
 
 @pytest.mark.parametrize("problem", FileProblem)
-def test_every_file_problem_has_words(problem: FileProblem) -> None:
-    observation = from_condition(SandboxFileError(problem, "/testbed/x"), "str_replace_editor")
+async def test_every_file_problem_has_words(problem: FileProblem) -> None:
+    class Odd(RecordingSandbox):
+        async def list_dir(self, path: str, *, max_entries: int) -> tuple[str, ...]:
+            raise SandboxFileError(problem, "/testbed/x")
+
+    observation = await edit(Odd(files={"/testbed/d/f": b""}), command="view", path="d")
     assert observation.failure is ToolFailure.FILE
     assert observation.text.startswith("'/testbed/x' ")
 
 
-def test_schema_and_arguments_name_the_same_things() -> None:
-    parameters = SCHEMA["function"]["parameters"]
-    assert list(parameters["properties"]) == list(EditorArguments.model_fields)
-    assert parameters["required"] == [n for n, f in EditorArguments.model_fields.items() if f.is_required()]
+def test_the_schema_shows_every_argument_and_what_is_needed() -> None:
+    function = StrReplaceEditor().schema["function"]
+    properties = function["parameters"]["properties"]
+    assert [name for name in properties if name in ("title", "default", "anyOf")] == []
+    assert all(set(shown) <= {"type", "enum", "items", "description"} for shown in properties.values())
+    assert properties["view_range"]["items"] == {"type": "integer"}
+    assert properties["command"]["enum"] == ["view", "create", "str_replace", "insert"]
+    assert function["parameters"]["required"] == ["command", "path"]
