@@ -14,53 +14,30 @@ _MISSING, _ODD = AnswerStatus.MISSING, AnswerStatus.NOT_REGULAR
 _LARGE, _UNDECODABLE = AnswerStatus.TOO_LARGE, AnswerStatus.UNDECODABLE
 
 
-def _answer_case(
-    id: str, title: str, command: str, *allowed: AnswerStatus, required: str = "", timeout: float = 6.0
-) -> Case:
-    return Case(
-        id,
-        title,
-        required or f"Typed as {' or '.join(allowed)}, at once; nothing outside is read.",
-        command,
-        answer_status(*allowed),
-        timeout=timeout,
-        reads_answer=True,
-    )
+def _answer_case(id: str, title: str, command: str, *allowed: AnswerStatus, required: str = "") -> Case:
+    """Typed as one of `allowed`; without any as a link is: missing or odd."""
+    allowed = allowed or (_MISSING, _ODD)
+    required = required or f"Typed as {' or '.join(allowed)}, at once; nothing outside is read."
+    return Case(id, title, required, command, answer_status(*allowed), reads_answer=True)
 
 
 _LINK = f"rm -rf {ANSWER_FILE}; ln -s {{}} {ANSWER_FILE}; echo end"
 
 ANSWERS = (
     _answer_case(
-        "IO-16",
-        "The answer file is a link to a file of the host.",
-        _LINK.format('"$HOST_CANARY_PATH"'),
-        _MISSING,
-        _ODD,
+        "IO-16", "The answer file is a link to a file of the host.", _LINK.format('"$HOST_CANARY_PATH"')
     ),
-    _answer_case(
-        "IO-16b", "The answer file is a link to a system file.", _LINK.format("/etc/passwd"), _MISSING, _ODD
-    ),
+    _answer_case("IO-16b", "The answer file is a link to a system file.", _LINK.format("/etc/passwd")),
     _answer_case(
         "IO-16c",
         "The answer file is a link to another file with the right answer.",
         f"echo 42 >{WORKING_DIR}/real; " + _LINK.format(f"{WORKING_DIR}/real"),
-        _MISSING,
-        _ODD,
     ),
     _answer_case(
-        "IO-16d",
-        "The answer file is a link to an open descriptor.",
-        _LINK.format("/proc/self/fd/0"),
-        _MISSING,
-        _ODD,
+        "IO-16d", "The answer file is a link to an open descriptor.", _LINK.format("/proc/self/fd/0")
     ),
     _answer_case(
-        "IO-16e",
-        "The answer file is a link to information about a process.",
-        _LINK.format("/proc/1/environ"),
-        _MISSING,
-        _ODD,
+        "IO-16e", "The answer file is a link to information about a process.", _LINK.format("/proc/1/environ")
     ),
     Case(
         "IO-17",
@@ -98,11 +75,7 @@ ANSWERS = (
         _ODD,
     ),
     _answer_case(
-        "IO-19b",
-        "The answer file is a device that can be read for ever.",
-        _LINK.format("/dev/zero"),
-        _MISSING,
-        _ODD,
+        "IO-19b", "The answer file is a device that can be read for ever.", _LINK.format("/dev/zero")
     ),
     _answer_case("IO-19c", "There is no answer file.", f"rm -rf {ANSWER_FILE}; echo end", _MISSING),
     Case(
@@ -113,16 +86,12 @@ ANSWERS = (
         answer_is(""),
         reads_answer=True,
     ),
-    _answer_case(
-        "IO-19e", "The answer file is a link to itself.", _LINK.format("answer.txt"), _MISSING, _ODD
-    ),
+    _answer_case("IO-19e", "The answer file is a link to itself.", _LINK.format("answer.txt")),
     _answer_case(
         "IO-19f",
         "The answer file may not be read.",
         f"echo 42 >{ANSWER_FILE}; chmod 000 {ANSWER_FILE}; echo end",
-        AnswerStatus.OK,
-        _MISSING,
-        _ODD,
+        *(AnswerStatus.OK, _MISSING, _ODD),
     ),
     _answer_case(
         "IO-20",

@@ -148,14 +148,14 @@ def largest(mark: str, limit: float) -> Check:
     return check
 
 
-def lines_within(pattern: str, allowed: frozenset[str]) -> Check:
-    """Every first group of `pattern` in the output is one of `allowed`."""
+def lines_within(pattern: str, allowed: str) -> Check:
+    """Every first group of `pattern` in the output is one of the words of `allowed`."""
 
     def check(seen: Seen) -> str:
         found = set(re.findall(pattern, seen.text, re.MULTILINE))
         if not found:
             return f"nothing matches {pattern!r} in {_excerpt(seen.text)}"
-        extra = sorted(found - allowed)
+        extra = sorted(found.difference(allowed.split()))
         return f"not allowed: {extra}" if extra else ""
 
     return check
