@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from sandbox_rl.errors import ConfigError, SetupError
+from sandbox_rl.sandboxes.base import SandboxLimits
+from sandbox_rl.sandboxes.seccomp import build_filter
 
-__all__ = ["Bubblewrap", "Layout", "find_bubblewrap", "make_layout", "program_arguments", "show_certificates"]
+__all__ = ["Bubblewrap", "Layout", "find_bubblewrap", "make_layout", "show_certificates", "spawner_config"]
 
 log = logging.getLogger(__name__)
 
@@ -48,27 +52,22 @@ class Bubblewrap:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the spawner needs to lay sandboxes out.
+    """What a sandbox shows of this machine, read-only, and what its first process is.
 
     Attributes:
-        arguments: of bubblewrap; `{root}` becomes the directory that sandboxes see as their root.
-        shown: (path of the host, where it is seen, read-only).
+        shown: (path of the host, where it is seen).
         links: place → target of symbolic links.
-        bwrap: the executable, below `bwrap_directory` if that is not "".
-        python: the interpreter that runs the agent.
+        python: the interpreter that runs the first process.
+        variables: of that process.
         environment: of the policy's commands.
         hidden: directories inside that are shown empty.
     """
 
-    arguments: tuple[str, ...]
-    command: tuple[str, ...]
-    command_environment: Mapping[str, str]
     shown: tuple[tuple[str, str], ...]
     links: Mapping[str, str]
-    bwrap: str
-    bwrap_directory: str
     python: str
-    environment: Mapping[str, str]
+    variables: Mapping[str, str]
+    environment: Mapping[str, str] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
 
 
@@ -113,19 +112,52 @@ def _version(path: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", said)[:3])
 
 
-def make_layout(
+def spawner_config(
     bubblewrap: Bubblewrap,
+    layout: Layout,
+    *,
+    source: str,
+    limits: SandboxLimits,
+    cgroups: bool = True,
+    for_commands: bool = True,
+) -> dict[str, Any]:
+    """What a spawner is started with.
+
+    The root of a sandbox is a read-only tmpfs with what `layout` shows, a made-up /etc, a minimal /dev, a
+    masked /proc and four writable directories on one bounded tmpfs. Nothing else of the host is there. The
+    spawner lays out all of it that is the same for everyone (`spawner.tree`); bubblewrap adds /proc.
+
+    Args:
+        source: of the first process, one Python file.
+        for_commands: whether commands of policies run there. What holds memory of no process is then refused
+            where no cgroup charges it.
+    """
+    filters = {"seccomp": build_filter(platform.machine())}
+    if for_commands:
+        filters["seccomp_uncharged"] = build_filter(platform.machine(), charged=False)
+    return {
+        **asdict(layout),
+        **{name: made.hex() for name, made in filters.items()},
+        # Of bwrap, by --args; {root} becomes the directory that sandboxes see as their root.
+        "arguments": [*_namespaces(), "--dev-bind", "{root}", "/", *_proc(), "--chdir", "/"],
+        "command": ["/run/agent/python", "-S", "-s", "-B", "/run/agent/agent.pyc"],
+        "bwrap": bubblewrap.path,
+        "bwrap_directory": bubblewrap.directory,
+        "agent": source,
+        "limits": asdict(limits),
+        "cgroups": cgroups,
+        "owner": os.getpid(),
+    }
+
+
+def make_layout(
     *,
     python_env: Path | None,
     read_only: Mapping[Path, str],
     environment: Mapping[str, str],
     hidden_packages: Sequence[str] = (),
 ) -> Layout:
-    """Options of `bwrap` (for `--args`), the same for every sandbox of a backend.
-
-    The root is a read-only tmpfs with the host's /usr, a made-up /etc, a minimal /dev, a masked /proc and
-    four writable directories on one bounded tmpfs. Nothing else of the host is there. The spawner lays
-    out all of it that is the same for everyone (`spawner.tree`); bubblewrap adds /proc.
+    """What a policy's sandbox shows: the host's programs and libraries, and what was asked for besides.
 
     Raises:
         ConfigError: a path to show does not exist, or would replace a part of the sandbox.
@@ -154,27 +186,11 @@ def make_layout(
     for host, inside in read_only.items():
         _check_shown(host, inside)
         show(host, inside)
-    command = ["/run/agent/python", "-S", "-s", "-B", "/run/agent/agent.pyc"]
     own = {"LANG": "C.UTF-8"}
     if python != SYSTEM_PYTHON and prefix:
         own |= {"PYTHONHOME": PYTHON_PREFIX, "LD_LIBRARY_PATH": f"{PYTHON_PREFIX}/lib"}
-    return Layout(
-        arguments=program_arguments(),
-        command=tuple(command),
-        command_environment=own,
-        shown=tuple(shown),
-        links=links,
-        bwrap=bubblewrap.path,
-        bwrap_directory=bubblewrap.directory,
-        python=python,
-        environment={**variables, **environment},
-        hidden=_answer_keys(shown, (*ANSWER_KEYS, *hidden_packages)),
-    )
-
-
-def program_arguments() -> tuple[str, ...]:
-    """Options of `bwrap` for whatever runs in a tree that the spawner has laid out."""
-    return (*_namespaces(), "--dev-bind", "{root}", "/", *_proc(), "--chdir", "/")
+    hidden = _answer_keys(shown, (*ANSWER_KEYS, *hidden_packages))
+    return Layout(tuple(shown), links, python, own, {**variables, **environment}, hidden)
 
 
 def show_certificates(read_only: Mapping[Path, str]) -> tuple[dict[str, str], dict[Path, str]]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import platform
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +14,19 @@ from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxRLError, SetupEr
 from sandbox_rl.sandboxes.agent_backend import AgentBackend, Connected
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
-from sandbox_rl.sandboxes.bwrap import Bubblewrap, find_bubblewrap, make_layout, show_certificates
+from sandbox_rl.sandboxes.bwrap import (
+    Bubblewrap,
+    find_bubblewrap,
+    make_layout,
+    show_certificates,
+    spawner_config,
+)
 from sandbox_rl.sandboxes.config import EmbeddedSettings
 from sandbox_rl.sandboxes.egress.listener import HANDOVER_BY_CHANNEL, take_listener
 from sandbox_rl.sandboxes.egress.proxy import announce, proxy_environment
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.oom import rising
 from sandbox_rl.sandboxes.protocol import AgentChannel
-from sandbox_rl.sandboxes.seccomp import build_filter
 from sandbox_rl.sandboxes.spawner_client import Birth, SpawnerClient
 
 __all__ = ["EmbeddedBackend"]
@@ -53,9 +55,6 @@ class EmbeddedBackend(AgentBackend[EmbeddedSettings]):
     ) -> None:
         super().__init__(limits, settings or EmbeddedSettings(), rules)
         self._spawner = SpawnerClient()
-        self._config: dict[str, Any] = {}
-        self._restarting = asyncio.Lock()
-        self._events = ""
 
     async def __aenter__(self) -> EmbeddedBackend:
         settings = self._settings
@@ -66,25 +65,18 @@ class EmbeddedBackend(AgentBackend[EmbeddedSettings]):
             announce(self._rules)
         bubblewrap = await asyncio.to_thread(find_bubblewrap, settings.bwrap)
         layout = make_layout(
-            bubblewrap,
             python_env=settings.python_env,
             read_only=read_only,
             environment=environment,
             hidden_packages=settings.hidden_packages,
         )
-        self._config = asdict(layout) | {
-            "agent": agent_source(),
-            "seccomp": build_filter(platform.machine()).hex(),
-            "seccomp_uncharged": build_filter(platform.machine(), charged=False).hex(),
-            "limits": asdict(settings.limits),
-            "cgroups": settings.cgroups,
-            "owner": os.getpid(),
-        }
+        config = spawner_config(
+            bubblewrap, layout, source=agent_source(), limits=settings.limits, cgroups=settings.cgroups
+        )
         try:
-            found = await self._spawner.start(self._config)
+            found = await self._spawner.start(config)
         except SetupError as error:
             raise SetupError(f"{error}; {ALLOW_NAMESPACES}") from error
-        self._events = found["events"]
         self._info = _describe(bubblewrap, found, self._rules)
         try:
             async with self.sandbox(timeout=30) as probe:
@@ -106,7 +98,7 @@ class EmbeddedBackend(AgentBackend[EmbeddedSettings]):
     @asynccontextmanager
     async def _connected(self, name: str) -> AsyncIterator[Connected]:
         """See `AgentBackend._connected`. From the request to the spawner on, it is found by its name."""
-        await self._ensure_spawner()
+        await self._spawner.ensure()
         birth = self._spawner.create(name)
         unused: list[socket.socket] = []
         channel: AgentChannel | None = None
@@ -125,7 +117,8 @@ class EmbeddedBackend(AgentBackend[EmbeddedSettings]):
                     raise SandboxDead(birth.death.result()) from error
                 raise
             listener = unused.pop() if unused else None
-            counter = rising(Path(self._events.format(group=birth.group))) if self._events else None
+            events = self._spawner.found["events"]
+            counter = rising(Path(events.format(group=birth.group))) if events else None
             yield Connected(channel, listener, counter, partial(self._check_host, name, birth))
         finally:
             for made in unused:
@@ -146,19 +139,6 @@ class EmbeddedBackend(AgentBackend[EmbeddedSettings]):
                 await asyncio.shield(birth.death)
         except TimeoutError:
             await self._spawner.end_if_hung()
-
-    async def _ensure_spawner(self) -> None:
-        """Start another one if it has been killed; the sandboxes of the old one are gone with it."""
-        if self._spawner.alive:
-            return
-        async with self._restarting:
-            if self._info is None or self._spawner.alive:
-                return
-            await self._spawner.stop()
-            try:
-                self._events = (await self._spawner.start(self._config))["events"]
-            except SetupError as error:
-                raise SandboxFault(f"the sandbox spawner cannot be started again: {error}") from error
 
     async def _check_host(self, name: str, birth: Birth) -> None:
         """Raises SandboxFault if it is not the policy's doing that a sandbox is dead."""

@@ -13,17 +13,16 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import sandbox_rl
-from sandbox_rl.errors import SandboxDead, SandboxFault, SetupError
+from sandbox_rl.errors import SandboxDead, SandboxFault
 from sandbox_rl.sandboxes.base import SandboxLimits
-from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX, Bubblewrap, Layout, find_bubblewrap, program_arguments
-from sandbox_rl.sandboxes.seccomp import build_compute_filter, build_filter
+from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX, Layout, find_bubblewrap, spawner_config
+from sandbox_rl.sandboxes.seccomp import build_compute_filter
 from sandbox_rl.sandboxes.spawner_client import Birth, SpawnerClient
 
-__all__ = ["Program", "ProgramSandboxes", "ProgramView", "program_limits", "program_view"]
+__all__ = ["Program", "ProgramSandboxes", "program_layout", "program_limits"]
 
 _OURS = "/opt/sandbox_rl"
 _SITES = "/opt/site"
@@ -88,7 +87,6 @@ class ProgramSandboxes:
         self._limits = program_limits(memory_mb, processes)
         self._bwrap = bwrap
         self._spawner = SpawnerClient()
-        self._config: dict[str, object] = {}
         self.filter = build_compute_filter(platform.machine())
 
     async def open(self, show: Mapping[Path, str]) -> None:
@@ -97,15 +95,10 @@ class ProgramSandboxes:
         Raises:
             SetupError: sandboxes cannot be made here; the message says what is missing.
         """
-        layout = _layout(find_bubblewrap(self._bwrap), program_view(show))
-        self._config = asdict(layout) | {
-            "agent": self._source,
-            "seccomp": build_filter(platform.machine()).hex(),
-            "limits": asdict(self._limits),
-            "cgroups": True,
-            "owner": os.getpid(),
-        }
-        await self._spawner.start(self._config)
+        bubblewrap, layout = find_bubblewrap(self._bwrap), program_layout(show)
+        await self._spawner.start(
+            spawner_config(bubblewrap, layout, source=self._source, limits=self._limits, for_commands=False)
+        )
 
     async def start(self) -> Program:
         """A new program.
@@ -113,12 +106,7 @@ class ProgramSandboxes:
         Raises:
             SandboxFault: it cannot be made.
         """
-        if not self._spawner.alive:
-            await self._spawner.stop()
-            try:
-                await self._spawner.start(self._config)
-            except SetupError as error:
-                raise SandboxFault(f"the spawner of scoring sandboxes cannot be started: {error}") from error
+        await self._spawner.ensure()
         name = secrets.token_hex(8)
         birth = self._spawner.create(name)
         try:
@@ -137,24 +125,7 @@ class ProgramSandboxes:
         await self._spawner.stop()
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramView:
-    """What a program sees of this machine, read-only.
-
-    Attributes:
-        shown: (path here, path inside).
-        links: place → target of symbolic links.
-        variables: of its environment.
-        python: the interpreter here.
-    """
-
-    shown: tuple[tuple[str, str], ...]
-    links: Mapping[str, str]
-    variables: Mapping[str, str]
-    python: str
-
-
-def program_view(show: Mapping[Path, str]) -> ProgramView:
+def program_layout(show: Mapping[Path, str]) -> Layout:
     """The interpreter's libraries, the packages that this process can import, and what is shown besides."""
     shown, links = _libraries()
     places = [_OURS]
@@ -170,21 +141,7 @@ def program_view(show: Mapping[Path, str]) -> ProgramView:
         # A shared library is looked for where it was installed, which is elsewhere on the host.
         variables["LD_LIBRARY_PATH"] = f"{PYTHON_PREFIX}/lib"
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    return ProgramView(tuple(shown), links, variables, python)
-
-
-def _layout(bubblewrap: Bubblewrap, view: ProgramView) -> Layout:
-    return Layout(
-        arguments=program_arguments(),
-        command=("/run/agent/python", "-S", "-s", "-B", "/run/agent/agent.pyc"),
-        command_environment=view.variables,
-        shown=view.shown,
-        links=view.links,
-        bwrap=bubblewrap.path,
-        bwrap_directory=bubblewrap.directory,
-        python=view.python,
-        environment={},
-    )
+    return Layout(tuple(shown), links, python, variables)
 
 
 def _libraries() -> tuple[list[tuple[str, str]], dict[str, str]]:

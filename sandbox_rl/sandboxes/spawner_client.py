@@ -24,9 +24,7 @@ END_NEWS_S = 1.0
 """Seconds within which the spawner has heard of the end of a sandbox that no longer speaks."""
 STOP_TIMEOUT_S = 15.0
 MESSAGE = 1 << 20
-NO_DESCRIPTOR = (
-    "no file descriptor is left for another sandbox; raise the limit (`ulimit -n`) or run fewer at once"
-)
+NO_DESCRIPTOR = "no file descriptor is left for another sandbox; raise `ulimit -n` or run fewer at once"
 
 
 class Birth:
@@ -97,6 +95,9 @@ class SpawnerClient:
     """A running spawner. Everything that it made dies with this object's process, however that ends."""
 
     def __init__(self) -> None:
+        self.found: dict[str, Any] = {}  # its description of what it can do here, once started
+        self._config: Mapping[str, Any] | None = None
+        self._restarting = asyncio.Lock()
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._births: dict[str, Birth] = {}
@@ -108,7 +109,7 @@ class SpawnerClient:
         return self._control is not None and self._process is not None and self._process.poll() is None
 
     async def start(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Start the process and return its description.
+        """Start the process with what `bwrap.spawner_config` gave, and return its description.
 
         Raises:
             SetupError: it could not lay out what sandboxes need; the message says what.
@@ -121,15 +122,31 @@ class SpawnerClient:
             async with asyncio.timeout(START_TIMEOUT_S):
                 answer = json.loads(await loop.sock_recv(ours, MESSAGE) or b'{"error": "it ended at once"}')
         except BaseException as error:
-            await self.stop()
+            await self._end()
             if isinstance(error, OSError | TimeoutError):
                 raise SetupError(f"sandbox: the spawner process does not answer ({error})") from error
             raise
         if not answer.get("ready"):
-            await self.stop()
+            await self._end()
             raise SetupError(f"sandbox: {answer['error']}")
         loop.add_reader(ours.fileno(), self._news)
-        return dict(answer)
+        self._config, self.found = config, dict(answer)
+        return self.found
+
+    async def ensure(self) -> None:
+        """Start another one if it has been killed; what the old one had made is gone with it.
+
+        Raises:
+            SandboxFault: it cannot be started.
+        """
+        async with self._restarting:
+            if self.alive or self._config is None:
+                return
+            await self._end()
+            try:
+                await self.start(self._config)
+            except SetupError as error:
+                raise SandboxFault(f"the sandbox spawner cannot be started again: {error}") from error
 
     def create(self, name: str) -> Birth:
         """Ask for a sandbox.
@@ -240,7 +257,11 @@ class SpawnerClient:
         self._looks.clear()
 
     async def stop(self) -> None:
-        """Let it kill all sandboxes, remove their groups and leave; idempotent."""
+        """Let it kill all sandboxes, remove their groups and leave; idempotent. It is not started again."""
+        self._config = None
+        await self._end()
+
+    async def _end(self) -> None:
         self._lost()
         process, self._process = self._process, None
         if process is None:

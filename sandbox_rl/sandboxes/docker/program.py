@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import SandboxFault, SetupError
-from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX
+from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX, Layout
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
 from sandbox_rl.sandboxes.docker.image import checked_image
 from sandbox_rl.sandboxes.docker.options import GROUP, ContainerUsers, host_options, podman_profile
 from sandbox_rl.sandboxes.egress.listener import HandoverDirectory
 from sandbox_rl.sandboxes.ownership import owner_labels
-from sandbox_rl.sandboxes.program import ProgramView, program_limits, program_view
+from sandbox_rl.sandboxes.program import program_layout, program_limits
 from sandbox_rl.sandboxes.seccomp import build_compute_filter
 
 __all__ = ["ContainedProgram", "DockerPrograms"]
@@ -80,7 +80,7 @@ class DockerPrograms:
         limits = program_limits(memory_mb, processes)
         self._source = source
         self._settings = settings.model_copy(update={"limits": limits, "read_only": {}})
-        self._view = ProgramView((), {}, {}, "")
+        self._layout = Layout((), {}, "", {})
         self._image = ""
         self._engine: DockerEngine | None = None
         self._handovers: HandoverDirectory | None = None
@@ -96,7 +96,7 @@ class DockerPrograms:
             SetupError: no engine answers, it is not on this machine, or it has no such image.
         """
         settings = self._settings
-        self._view = await asyncio.to_thread(program_view, show)
+        self._layout = await asyncio.to_thread(program_layout, show)
         self._engine = engine = await asyncio.to_thread(DockerEngine, settings.host, settings.tls)
         try:
             if not engine.local:
@@ -164,12 +164,12 @@ class DockerPrograms:
         engine.start(engine.create(name, **self._options(engine, handover)))
 
     def _options(self, engine: DockerEngine, handover: str) -> dict[str, dict[str, Any]]:
-        view = self._view
+        layout = self._layout
         user = self._users.take()  # a program is made once a run and worker: there are enough
         host = host_options(self._settings, user, podman_profile=podman_profile(engine))
         # A link of this machine may be a directory of the image: what it leads to is shown there as well.
-        linked = [(str(Path(place).resolve()), place) for place in view.links]
-        shown = [*view.shown, *linked, (view.python, _PYTHON)]
+        linked = [(str(Path(place).resolve()), place) for place in layout.links]
+        shown = [*layout.shown, *linked, (layout.python, _PYTHON)]
         host |= {
             "binds": [*(f"{outside}:{inside}:ro" for outside, inside in shown), f"{handover}:{_SOCKET}"],
             "tmpfs": dict.fromkeys(("/home", "/root"), "ro,size=4k,mode=0555"),  # not even the image's own
@@ -179,7 +179,7 @@ class DockerPrograms:
             "image": self._image,
             "entrypoint": [_PYTHON, "-S", "-s", "-B", "-c", _CONNECT + self._source],
             "command": [],
-            "environment": dict(view.variables),
+            "environment": dict(layout.variables),
             "user": f"{user}:{GROUP}",
             "working_dir": "/",
             "hostname": "sandbox",

@@ -36,7 +36,7 @@ class Launcher:
     def __init__(self, config: dict[str, Any], stage: Stage, cgroups: Cgroups | None) -> None:
         self.limits: dict[str, Any] = config["limits"]
         self.command: list[str] = config["command"]
-        self.environment: dict[str, str] = config["command_environment"]
+        self.environment: dict[str, str] = config["variables"]
         self.stage = stage
         self.cgroups = cgroups
 

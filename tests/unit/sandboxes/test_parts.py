@@ -143,19 +143,18 @@ def test_old_bubblewrap_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inside", ["/", "/usr", "etc", "/a/../usr", "/testbed/"])
 def test_places_of_the_sandbox_cannot_be_replaced(inside: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="read_only"):
-        make_layout(find_bubblewrap(), python_env=None, read_only={tmp_path: inside}, environment={})
+        make_layout(python_env=None, read_only={tmp_path: inside}, environment={})
 
 
 def test_a_path_that_does_not_exist_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing-here"):
         make_layout(
-            find_bubblewrap(),
             python_env=None,
             read_only={tmp_path / "nothing-here": "/opt/x"},
             environment={},
         )
     with pytest.raises(ConfigError, match="python_env"):
-        make_layout(find_bubblewrap(), python_env=tmp_path, read_only={}, environment={})
+        make_layout(python_env=tmp_path, read_only={}, environment={})
 
 
 def host(

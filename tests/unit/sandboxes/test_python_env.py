@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sandbox_rl.errors import ConfigError, SetupError
-from sandbox_rl.sandboxes.bwrap import find_bubblewrap, make_layout
+from sandbox_rl.sandboxes.bwrap import make_layout
 from sandbox_rl.sandboxes.python_env import make_python_env
 
 
@@ -44,7 +44,6 @@ def test_packages_that_make_tasks_are_hidden_wherever_they_are_shown(tmp_path: P
     (tmp_path / "env" / "bin").mkdir()
     (tmp_path / "env" / "bin" / "python3").symlink_to("/usr/bin/python3")
     layout = make_layout(
-        find_bubblewrap(),
         python_env=tmp_path / "env",
         read_only={tmp_path / "env": "/opt/mine"},
         environment={},
