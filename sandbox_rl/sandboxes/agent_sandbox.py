@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from sandbox_rl.errors import FileProblem, SandboxDead, SandboxFileError
@@ -15,7 +17,7 @@ from sandbox_rl.sandboxes.names import checked_path
 from sandbox_rl.sandboxes.protocol import AgentChannel, Reply, exec_result, file_error
 from sandbox_rl.types import Answer, AnswerStatus, ExecResult, ExecStatus, Stream
 
-__all__ = ["AgentSandbox"]
+__all__ = ["AgentSandbox", "OutOfMemory", "kill_counter", "rising"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -248,3 +250,42 @@ def _refused(message: str) -> ExecResult:
     """The result of a command that no shell could be started for, in a shell's own form."""
     text = message.encode("utf-8", "replace") + b"\n"
     return ExecResult(ExecStatus.OK, exit_code=126, stderr=Stream(text, total_bytes=len(text)))
+
+
+def kill_counter(pid: int, root: Path = Path("/sys/fs/cgroup")) -> OutOfMemory | None:
+    """Whether the kernel's count of the cgroup of process `pid` has risen since the last call.
+
+    None where it cannot be read: another machine's engine, or a cgroup out of sight.
+    """
+    try:
+        rows = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for row in rows:
+        _, controllers, path = row.split(":", 2)
+        inside = path.lstrip("/")
+        if "memory" in controllers.split(","):
+            file = root / "memory" / inside / "memory.oom_control"
+        elif not controllers:
+            file = root / inside / "memory.events"
+        else:
+            continue
+        if file.is_file():
+            return rising(file)
+    return None
+
+
+def rising(file: Path) -> OutOfMemory:
+    """Whether the count of kills in `file` has risen since the last call; not where it cannot be read."""
+    seen = 0
+
+    def risen() -> bool:
+        nonlocal seen
+        try:
+            match = re.search(r"^oom_kill (\d+)", file.read_text(), re.MULTILINE)
+        except OSError:
+            return False
+        before, seen = seen, int(match[1]) if match else 0
+        return seen > before
+
+    return risen

@@ -16,6 +16,7 @@ from sandbox_rl.types import Answer, ExecResult, MalformedCall, Observation, Too
 
 __all__ = [
     "ANSWER_FILE",
+    "COMMAND_VARIABLES",
     "INPUT_DIR",
     "WORKING_DIR",
     "AnswersCalls",
@@ -36,6 +37,15 @@ INPUT_DIR = "/testbed/documents"
 ANSWER_FILE = "/testbed/answer.txt"
 """What is read and scored after the episode."""
 
+
+COMMAND_VARIABLES = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+    "HOME": "/home/sandbox",
+    "USER": "sandbox",
+    "LANG": "C.UTF-8",
+    "TERM": "dumb",
+}
+"""What the environment of a command holds, beside what its settings add and PWD."""
 
 LEAST_MEMORY_MB = 16
 """With less no shell answers, which looks like a broken machine."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import ConfigError, SetupError
-from sandbox_rl.sandboxes.base import SandboxLimits
+from sandbox_rl.sandboxes.base import COMMAND_VARIABLES, SandboxLimits
 from sandbox_rl.sandboxes.seccomp import build_filter
 
 __all__ = ["Bubblewrap", "Layout", "find_bubblewrap", "make_layout", "show_certificates", "spawner_config"]
@@ -168,13 +168,7 @@ def make_layout(
         shown.append((str(host), inside))
 
     python, prefix = _agent_python()
-    variables = {
-        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
-        "HOME": "/home/sandbox",
-        "USER": "sandbox",
-        "LANG": "C.UTF-8",
-        "TERM": "dumb",
-    }
+    variables = dict(COMMAND_VARIABLES)
     if python_env is not None:
         prefix = _show_environment(python_env, show, variables) or prefix
     if prefix:

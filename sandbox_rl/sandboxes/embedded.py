@@ -12,6 +12,7 @@ from typing import Any
 
 from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxRLError, SetupError
 from sandbox_rl.sandboxes.agent_backend import AgentBackend, Connected
+from sandbox_rl.sandboxes.agent_sandbox import rising
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.bwrap import (
@@ -25,7 +26,6 @@ from sandbox_rl.sandboxes.config import EmbeddedSettings
 from sandbox_rl.sandboxes.egress.listener import HANDOVER_BY_CHANNEL, take_listener
 from sandbox_rl.sandboxes.egress.proxy import announce, proxy_environment
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
-from sandbox_rl.sandboxes.oom import rising
 from sandbox_rl.sandboxes.protocol import AgentChannel
 from sandbox_rl.sandboxes.spawner_client import Birth, SpawnerClient
 

@@ -57,12 +57,11 @@ class AgentChannel(asyncio.Protocol):
         self.why_dead = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The event loop's notice."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """The event loop's notice: take complete frames out of what has come."""
+        """Take complete frames out of what has come."""
         self._received += data
         try:
             while len(self._received) >= wire.HEADER:
@@ -91,7 +90,6 @@ class AgentChannel(asyncio.Protocol):
             pending.future.set_result(Reply(code, fields))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The event loop's notice."""
         self.close("the agent is gone")
 
     def close(self, reason: str = "closed") -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from sandbox_rl.errors import SandboxFault, SandboxRLError, SetupError
 from sandbox_rl.sandboxes.agent_backend import AgentBackend, Connected
+from sandbox_rl.sandboxes.agent_sandbox import kill_counter
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.config import DockerSettings
@@ -31,7 +32,6 @@ from sandbox_rl.sandboxes.docker.options import (
 )
 from sandbox_rl.sandboxes.egress.listener import HANDOVER_IN_CONTAINER, HandoverDirectory, HandoverSocket
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
-from sandbox_rl.sandboxes.oom import kill_counter
 from sandbox_rl.sandboxes.ownership import LABEL, is_orphan, owner_labels
 from sandbox_rl.sandboxes.protocol import AgentChannel
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from sandbox_rl.errors import SetupError
-from sandbox_rl.sandboxes.base import SandboxInfo
+from sandbox_rl.sandboxes.base import COMMAND_VARIABLES, SandboxInfo
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.engine import DockerEngine, EngineFacts
-from sandbox_rl.sandboxes.docker.stream import LOADER
+from sandbox_rl.sandboxes.docker.transport import LOADER
 from sandbox_rl.sandboxes.egress.proxy import announce, proxy_environment
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.seccomp import seccomp_profile
@@ -91,27 +91,14 @@ def container_options(
 
     No other init is needed: the agent reaps what is orphaned, and nothing inside can signal it.
     """
-    variables = {
-        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
-        "HOME": "/home/sandbox",
-        "USER": "sandbox",
-        "LANG": "C.UTF-8",
-        "TERM": "dumb",
-        **settings.environment,
-    }
-    descriptors, watchdog, processes = ("0", "1"), "0", "0"  # the engine bounds memory and processes
-    nice, keeps_place = str(MOST_NICE), "1"  # an engine in a container may be unable to fix the place
+    variables = COMMAND_VARIABLES | settings.environment
+    # Descriptors to read and to write; no watchdog and no limit of processes, as the engine bounds both; the
+    # niceness of commands; and as an engine in a container may be unable to fix the place, the agent does.
+    arguments = ("0", "1", "0", "0", str(MOST_NICE), "1")
     return {
         "image": image,
         "entrypoint": [*(python or (settings.python,)), "-I", "-S", "-B", "-c", LOADER],
-        "command": [
-            *descriptors,
-            watchdog,
-            processes,
-            nice,
-            keeps_place,
-            *(f"{k}={v}" for k, v in variables.items()),
-        ],
+        "command": [*arguments, *(f"{name}={value}" for name, value in variables.items())],
         "user": f"{user}:{GROUP}",
         "working_dir": "/",
         "hostname": "sandbox",
@@ -152,7 +139,18 @@ def host_options(settings: DockerSettings, user: int, *, podman_profile: str | N
     else:
         size += f",nr_inodes={limits.inodes},uid={user},gid={GROUP}"
     profile = seccomp_profile() if podman_profile is None else podman_profile
-    file_size = limits.file_size_mb << 20
+    ulimits = {
+        "nofile": limits.open_files,
+        "fsize": limits.file_size_mb << 20,
+        "core": 0,
+        "sigpending": QUEUED_SIGNALS,
+        "msgqueue": MESSAGE_BYTES,
+        "memlock": LOCKED_BYTES,
+    }
+    if podman_profile is not None:
+        # Its own default may be more than it is allowed to give itself; what bounds processes is pids_limit.
+        most_processes = (n for n in resource.getrlimit(resource.RLIMIT_NPROC) if n > 0)
+        ulimits["nproc"] = min(PODMAN_PROCESSES, *most_processes)
     options: dict[str, Any] = {
         "auto_remove": True,
         "read_only": True,
@@ -167,23 +165,12 @@ def host_options(settings: DockerSettings, user: int, *, podman_profile: str | N
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true", *([f"seccomp={profile}"] if profile else [])],
         "log_config": {"type": "none", "config": {}},
-        "ulimits": [
-            {"name": "nofile", "soft": limits.open_files, "hard": limits.open_files},
-            {"name": "fsize", "soft": file_size, "hard": file_size},
-            {"name": "core", "soft": 0, "hard": 0},
-            {"name": "sigpending", "soft": QUEUED_SIGNALS, "hard": QUEUED_SIGNALS},
-            {"name": "msgqueue", "soft": MESSAGE_BYTES, "hard": MESSAGE_BYTES},
-            {"name": "memlock", "soft": LOCKED_BYTES, "hard": LOCKED_BYTES},
-        ],
+        "ulimits": [{"name": name, "soft": most, "hard": most} for name, most in ulimits.items()],
         "oom_score_adj": FIRST_TO_GO,
         "binds": [f"{outside}:{inside}:ro" for outside, inside in settings.read_only.items()],
     }
     if own_terminals(settings, podman=podman_profile is not None):
         options["mounts"] = [TERMINALS]
-    if podman_profile is not None:
-        # Its own default may be more than it is allowed to give itself; what bounds processes is pids_limit.
-        most = min(PODMAN_PROCESSES, *(n for n in resource.getrlimit(resource.RLIMIT_NPROC) if n > 0))
-        options["ulimits"].append({"name": "nproc", "soft": most, "hard": most})
     return options | settings.more_limits | ({"runtime": settings.runtime} if settings.runtime else {})
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox_rl.sandboxes.agent import wire
-from sandbox_rl.sandboxes.docker.stream import AttachedStream
+from sandbox_rl.sandboxes.docker.transport import AttachedStream
 from sandbox_rl.sandboxes.protocol import AgentChannel
 
 
