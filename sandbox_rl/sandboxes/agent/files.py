@@ -15,7 +15,6 @@ from sandbox_rl.sandboxes.agent.wire import ABSENT, FOUND, HUGE, ODD, integer, n
 
 PROBLEMS = {
     errno.ENOENT: b"missing",
-    errno.ENOTDIR: b"not_regular",
     errno.EISDIR: b"is_directory",
     errno.EEXIST: b"exists",
     errno.EFBIG: b"too_large",
@@ -28,8 +27,6 @@ PROBLEMS = {
     errno.EMFILE: b"no_space",
     errno.ELOOP: b"bad_path",
     errno.ENAMETOOLONG: b"bad_path",
-    errno.EINVAL: b"not_regular",
-    errno.ENXIO: b"not_regular",
     errno.EBUSY: b"busy",
     errno.ETXTBSY: b"busy",
 }
@@ -49,7 +46,7 @@ class FileTrouble(Exception):
 
 
 def trouble_of(error: OSError) -> FileTrouble:
-    """The typed form of an OSError; an unknown one counts as an odd file."""
+    """The typed form of an OSError; one that is not listed is of an odd file."""
     return FileTrouble(PROBLEMS.get(error.errno or 0, b"not_regular"), os.strerror(error.errno or 0))
 
 
@@ -109,13 +106,13 @@ def write_file(fields: list[bytes]) -> list[bytes]:
     return []
 
 
-def store(path: bytes, data: bytes, append: bool = False, mode: int = 0o644) -> None:
+def store(path: bytes, data: bytes, append: bool = False) -> None:
     """Create, replace or extend a regular file."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | NO_BLOCK, mode)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | NO_BLOCK, 0o644)
     except FileNotFoundError:
         make_directories(path.rpartition(b"/")[0])
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | NO_BLOCK, mode)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | NO_BLOCK, 0o644)
     try:
         if not stat.S_ISREG(judged(fd).st_mode):
             raise FileTrouble(b"not_regular")

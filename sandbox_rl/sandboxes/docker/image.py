@@ -18,13 +18,17 @@ TRIAL = "import sys, resource, select; sys.exit(sys.version_info < (3, 9))"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}  # as engines and as kernels call them
 
 
-def check_digest(engine: DockerEngine, image: str, wanted: str) -> str:
-    """The id of an image. Raises SetupError unless `wanted`, if any, is its id or a repository digest."""
+def check_digest(engine: DockerEngine, image: str, wanted: str, *, key: str = "digest") -> str:
+    """The id of an image, "" if there is none.
+
+    Raises:
+        SetupError: `wanted`, which `key` says, is neither its id nor a repository digest.
+    """
     identity, found = engine.image(image)
     if wanted and wanted not in found:
         raise SetupError(
-            f"digest: image {image!r} has {', '.join(sorted(found)) or 'none'}, expected {wanted}; correct "
-            "the digest, or find out where this image comes from"
+            f"{key}: image {image!r} has {', '.join(sorted(found)) or 'none'}, expected {wanted}; correct the "
+            "digest, or fetch the image that has it"
         )
     return identity
 
@@ -35,18 +39,12 @@ def checked_image(engine: DockerEngine, image: str, wanted: str = "") -> str:
     Raises:
         SetupError: it is missing, or another one than was asked for.
     """
-    identity, found = engine.image(image)
-    if not identity:
+    if not check_digest(engine, image, ""):
         raise SetupError(
             f"sandbox.image: the engine has no image {image!r}; build it with `docker build -t {image} "
             f"configs/sandbox`, or fetch it with `docker pull {image}`"
         )
-    if wanted and wanted not in found:
-        raise SetupError(
-            f"sandbox.digest: image {image!r} has {', '.join(sorted(found))}, expected {wanted}; fetch "
-            "that one or correct the digest"
-        )
-    return identity
+    return check_digest(engine, image, wanted, key="sandbox.digest")
 
 
 def has_python(engine: DockerEngine, image: str, python: str, host: Mapping[str, Any]) -> bool:

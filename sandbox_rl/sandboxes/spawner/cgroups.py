@@ -28,12 +28,17 @@ def owner_name(pid: int) -> str:
     return f"{PREFIX}{place()}-{pid}-{start_time(pid)}"
 
 
+def stat_of(pid: int) -> list[str]:
+    """State, parent and the further fields that the kernel tells of a process; [] if there is none."""
+    try:
+        return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def start_time(pid: int) -> str:
     """Start of a process in clock ticks since boot, "" if there is none."""
-    try:
-        return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
+    return "".join(stat_of(pid)[19:20])
 
 
 def read_text(path: str) -> str:
@@ -223,15 +228,9 @@ def remove_orphans(parent: str) -> None:
 def is_spawner(pid: int) -> bool:
     """Whether a living process is one of these: its name alone may belong to a newcomer by now."""
     try:
-        return b"/proc/self/fd/" in open_bytes(f"/proc/{pid}/cmdline")
+        return "/proc/self/fd/" in read_text(f"/proc/{pid}/cmdline")
     except OSError:
         return False
-
-
-def open_bytes(path: str) -> bytes:
-    """Content of a small file."""
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def clear_groups(directory: str) -> bool:

@@ -15,7 +15,6 @@ from sandbox_rl.sandboxes.spawner.users import lower_limit
 
 AGENT_FD, ARGUMENTS_FD = 3, 4  # the others stand in the arguments: 5 seccomp, 6 info, 7 gate
 
-
 QUEUED_SIGNALS = 1024
 FIRST_TO_GO = 1000  # of 1000: before anything else when the machine has no memory left
 

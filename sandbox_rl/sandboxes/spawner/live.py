@@ -7,7 +7,7 @@ import os
 import socket
 import time
 
-from sandbox_rl.sandboxes.spawner.cgroups import kill_process
+from sandbox_rl.sandboxes.spawner.cgroups import kill_process, stat_of
 from sandbox_rl.sandboxes.spawner.launch import Handles, Launcher
 
 
@@ -88,7 +88,7 @@ class Live:
 
     def stopped(self) -> bool:
         """Whether its first process was stopped, as only something outside can."""
-        return state_of(self.first_process()) in ("T", "t")
+        return stat_of(self.first_process())[:1] in (["T"], ["t"])
 
     def kill(self) -> None:
         """Its first process, if known, takes all others with it; else the launcher.
@@ -136,20 +136,7 @@ class Live:
 
 def parent_of(pid: int) -> int:
     """Parent of a process, 0 if there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except OSError:
-        return 0
-
-
-def state_of(pid: int) -> str:
-    """State of a process as the kernel writes it, "" if there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0].decode()
-    except OSError:
-        return ""
+    return int("".join(stat_of(pid)[1:2]) or 0)
 
 
 def all_parents() -> dict[int, int]:
