@@ -27,8 +27,8 @@ def check_digest(engine: DockerEngine, image: str, wanted: str, *, key: str = "d
     identity, found = engine.image(image)
     if wanted and wanted not in found:
         raise SetupError(
-            f"{key}: image {image!r} has {', '.join(sorted(found)) or 'none'}, expected {wanted}; correct the "
-            "digest, or fetch the image that has it"
+            f"{key}: image {image!r} has {', '.join(sorted(found)) or 'none'}, expected {wanted}; correct "
+            "the digest, or fetch the image that has it"
         )
     return identity
 
