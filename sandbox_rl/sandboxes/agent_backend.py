@@ -79,7 +79,6 @@ class AgentBackend(ABC, Generic[S]):
     async def sandbox(
         self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
     ) -> AsyncIterator[AgentSandbox]:
-        """A new sandbox; see `SandboxBackend.sandbox`."""
         check_files(files or {}, self._settings.limits)
         name = f"sandbox-rl-{secrets.token_hex(8)}"
         async with AsyncExitStack() as stack:

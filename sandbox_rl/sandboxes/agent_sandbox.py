@@ -62,12 +62,10 @@ class AgentSandbox:
 
     @property
     def id(self) -> str:
-        """Random, unique, safe in file names."""
         return self._id
 
     @property
     def dead(self) -> bool:
-        """Whether the agent no longer answers."""
         return self._channel.dead
 
     async def exec(self, command: str, *, timeout: float, cwd: str = WORKING_DIR) -> ExecResult:
@@ -99,12 +97,10 @@ class AgentSandbox:
         return result
 
     async def read_file(self, path: str, *, max_bytes: int) -> bytes:
-        """Content of a regular file; see `Sandbox.read_file`."""
         fields = (checked_path(path), wire.number(max_bytes))
         return (await self._files(wire.READ, fields, path, max_reply=max_bytes + 4096, count=1))[0]
 
     async def write_file(self, path: str, data: bytes) -> None:
-        """Create or replace a file; see `Sandbox.write_file`."""
         name = checked_path(path)
         if path.endswith(("/", "/.", "/..")):
             raise SandboxFileError(FileProblem.IS_DIRECTORY, path)
@@ -122,7 +118,6 @@ class AgentSandbox:
         return tuple(name.decode("utf-8", "backslashreplace") for name in found[:max_entries])
 
     async def get_files(self, root: str, *, max_bytes: int) -> Mapping[str, bytes]:
-        """Regular files below a directory; see `Sandbox.get_files`."""
         prefix = checked_path(root) + b"/"
         packed = await self._packed((root,), max_bytes, only_files=True)
         paths, contents = packed[::3], packed[2::3]

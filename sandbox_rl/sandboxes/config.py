@@ -169,13 +169,11 @@ class EmbeddedSettings(NetworkSettings):
     """Sandboxes being made at the same time; further ones wait."""
 
     def backend(self) -> EmbeddedBackend:
-        """See `EmbeddedBackend`."""
         from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 
         return EmbeddedBackend(settings=self)
 
     def hiding(self, packages: Sequence[str]) -> EmbeddedSettings:
-        """See `BackendSettings.hiding`."""
         return self.model_copy(update={"hidden_packages": (*self.hidden_packages, *packages)})
 
 
@@ -211,7 +209,6 @@ class DockerSettings(NetworkSettings):
     """Seconds after which a container counts as abandoned, whoever owns it; longer than any episode."""
 
     def backend(self) -> DockerBackend:
-        """See `DockerBackend`."""
         from sandbox_rl.sandboxes.docker.backend import DockerBackend
 
         return DockerBackend(settings=self)
@@ -268,7 +265,6 @@ class RaySettings(BackendSettings):
         return self
 
     def backend(self) -> RayBackend:
-        """See `RayBackend`."""
         from sandbox_rl.sandboxes.ray.backend import RayBackend
 
         return RayBackend(self)
@@ -280,11 +276,9 @@ class RaySettings(BackendSettings):
         return RayBackend(self, pool=pool)
 
     def on_this_machine(self) -> BackendSettings:
-        """The settings of one node's backend, with the limits."""
         return self.node.model_copy(update={"limits": self.limits})
 
     def hiding(self, packages: Sequence[str]) -> RaySettings:
-        """See `BackendSettings.hiding`."""
         return self.model_copy(update={"node": self.node.hiding(packages)})
 
 

@@ -75,7 +75,6 @@ class HostCapacity:
         return ""
 
     def enough(self) -> bool:
-        """Whether one more fits now."""
         return not self.lacking()
 
     async def wait(self) -> None:

@@ -63,17 +63,14 @@ class SandboxPool:
 
     @property
     def info(self) -> SandboxInfo:
-        """The backend's."""
         return self._backend.info
 
     @property
     def warm(self) -> int:
-        """Sandboxes that wait to be handed out."""
         return len(self._warm)
 
     @property
     def broken(self) -> bool:
-        """Whether the circuit breaker is open."""
         return self._failures >= self._settings.breaker_failures
 
     async def __aenter__(self) -> SandboxPool:

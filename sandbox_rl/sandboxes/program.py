@@ -63,7 +63,6 @@ class Program:
         return death.result() if death.done() and not death.cancelled() else ""
 
     def kill(self) -> None:
-        """End it and everything in its sandbox; idempotent."""
         self.socket.close()
         self._spawner.kill(self._name)
 
@@ -121,7 +120,6 @@ class ProgramSandboxes:
         return Program(name, self._spawner, birth, connection)
 
     async def close(self) -> None:
-        """End all programs; idempotent."""
         await self._spawner.stop()
 
 

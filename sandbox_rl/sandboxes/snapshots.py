@@ -21,9 +21,7 @@ class MakesAgentSandboxes(Protocol):
 
     def sandbox(
         self, files: None = None, *, timeout: float = 60.0
-    ) -> AbstractAsyncContextManager[AgentSandbox]:
-        """As `SandboxBackend.sandbox`."""
-        ...
+    ) -> AbstractAsyncContextManager[AgentSandbox]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,6 @@ class Birth:
             self._told.set_exception(SandboxFault(NO_DESCRIPTOR))
 
     def has_ended(self, words: str, *, killed_outside: bool = False) -> None:
-        """The spawner has cleaned up after it."""
         self.killed_outside = killed_outside
         if not self._told.done():
             self._told.set_result(None)
@@ -105,7 +104,6 @@ class SpawnerClient:
 
     @property
     def alive(self) -> bool:
-        """Whether requests can be made."""
         return self._control is not None and self._process is not None and self._process.poll() is None
 
     async def start(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +240,6 @@ class SpawnerClient:
                 birth.has_ended(message["error"], killed_outside=message.get("outside", False))
 
     def _lost(self) -> None:
-        """The spawner has gone, and with it every sandbox."""
         if self._control is not None:
             asyncio.get_running_loop().remove_reader(self._control.fileno())
             self._control.close()

@@ -114,7 +114,6 @@ class CheckedTool(ABC, Generic[Arguments]):
         """
 
     async def run(self, sandbox: Sandbox, arguments: Mapping[str, Any], *, timeout: float) -> Observation:
-        """See `Tool.run`."""
         try:
             return await self._run(sandbox, self._read(arguments), timeout)
         except BadArgumentsError as error:

@@ -146,7 +146,6 @@ class Job:
         kill_others(self.spared)
 
     def reaped(self, status: int, cpu: float, peak: int) -> None:
-        """The shell has ended."""
         self.exit = (status, cpu, peak)
         self.ended = time.monotonic()
 
@@ -168,7 +167,6 @@ class Job:
         return fields
 
     def close(self) -> None:
-        """Close the pipes."""
         for output in self.outputs:
             output.close()
 

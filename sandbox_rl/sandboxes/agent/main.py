@@ -121,7 +121,6 @@ class Agent:
         return busy
 
     def finish(self, job: Job) -> None:
-        """Reply and forget."""
         self.jobs.remove(job)
         job.close()
         self.reply(job.request, OK, job.reply())

@@ -124,7 +124,6 @@ class DockerBackend(AgentBackend[DockerSettings]):
 
     @asynccontextmanager
     async def _connected(self, name: str) -> AsyncIterator[Connected]:
-        """See `AgentBackend._connected`."""
         engine = self._running_engine()
         handover = self._handovers.socket(name) if self._handovers else None
         user = self._users.take()

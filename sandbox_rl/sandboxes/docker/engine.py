@@ -117,7 +117,6 @@ class DockerEngine:
 
     @property
     def podman(self) -> bool:
-        """Whether it is Podman, which takes some options otherwise."""
         return self._podman
 
     def file_for_engine(self, content: str) -> str:
@@ -153,7 +152,6 @@ class DockerEngine:
         return str(made["Id"])
 
     async def attach(self, container: str, channel: AgentChannel) -> asyncio.Transport:
-        """Connect `channel` to a container that has not been started."""
         return await attach(self.address, self._context, self._api.api_version, container, channel)
 
     async def until_gone(self) -> None:
@@ -171,7 +169,6 @@ class DockerEngine:
         return self._forward.breaks if self._forward is not None else 0
 
     def start(self, container: str) -> None:
-        """Start it."""
         self._call("start", container)
 
     def process_id(self, container: str) -> int:
@@ -198,7 +195,6 @@ class DockerEngine:
         return str(self._call("inspect_image", image).get("Architecture") or "unknown")
 
     def tag(self, image: str, name: str) -> None:
-        """Give an image a further name, `repository:tag`."""
         repository, _, tag = name.rpartition(":")
         self._call("tag", image, repository, tag)
 
@@ -267,7 +263,6 @@ class DockerEngine:
         return "".join(str(row.get("stream", "")) for row in rows)
 
     def close(self) -> None:
-        """Drop the connections."""
         with contextlib.suppress(*self._errors):
             self._api.close()
         if self._forward is not None:

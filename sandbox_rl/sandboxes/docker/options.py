@@ -80,7 +80,6 @@ class ContainerUsers:
         raise RuntimeError(f"all {len(USERS)} users of containers are taken")
 
     def give_back(self, user: int) -> None:
-        """It may be taken again."""
         self._taken.discard(user)
 
 

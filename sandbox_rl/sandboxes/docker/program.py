@@ -58,7 +58,6 @@ class ContainedProgram:
         self._owner = owner
 
     def kill(self) -> None:
-        """End it and everything in its container; idempotent."""
         self.socket.close()
         self._owner.remove(self._name)
 
@@ -147,7 +146,6 @@ class DockerPrograms:
             self._threads.submit(_remove, self._engine, name)
 
     async def close(self) -> None:
-        """End all programs; idempotent."""
         threads, self._threads = self._threads, None
         if threads is not None:
             await asyncio.to_thread(threads.shutdown)  # nothing is being made any more

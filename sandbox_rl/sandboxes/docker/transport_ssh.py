@@ -80,7 +80,6 @@ class ForwardedSocket:
         return self._made - (process is not None and process.poll() is None)
 
     def close(self) -> None:
-        """End the connection; idempotent."""
         if self._closing.is_set():
             return
         self._closing.set()

@@ -121,9 +121,7 @@ class HandoverDirectory:
         os.chmod(self._directory.name, 0o711)
 
     def socket(self, name: str) -> HandoverSocket:
-        """The socket for the container `name`. Raises OSError."""
         return HandoverSocket(Path(self._directory.name, name))
 
     def close(self) -> None:
-        """Remove the directory; idempotent."""
         self._directory.cleanup()

@@ -64,7 +64,6 @@ class SharedCapacity:
         await self._free.acquire()
 
     def leave(self) -> None:
-        """After `enter`."""
         self._free.release()
 
 
@@ -96,7 +95,6 @@ class FilteringProxy:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Begin to serve."""
         self._listener.setblocking(False)
         self._keep(asyncio.create_task(self._accept())).add_done_callback(lambda _: self._listener.close())
 
@@ -150,7 +148,6 @@ class FilteringProxy:
         writer.transport.abort()  # closed already, unless it was cancelled before its first step
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, to its end."""
         try:
             async with asyncio.timeout(self._limits.seconds):
                 await self._answer(reader, writer)

@@ -169,7 +169,6 @@ class SandboxNode:
             await asyncio.wait([held.task], timeout=CLOSE_TIMEOUT_S)
 
     async def stop(self) -> None:
-        """Destroy all sandboxes and leave the pool."""
         if self._watch is not None:
             self._watch.cancel()
         await asyncio.gather(*(self.close(name) for name in list(self._held)))

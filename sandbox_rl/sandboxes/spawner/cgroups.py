@@ -109,7 +109,6 @@ class Cgroups:
         }[controller]
 
     def make(self, name: str) -> None:
-        """Groups for a new sandbox."""
         for controller, root in self.roots.items():
             directory = f"{root}/{name}"
             os.mkdir(directory)
@@ -123,7 +122,6 @@ class Cgroups:
                     write_text(f"{directory}/{file}", 0 if "swap" in file else self.limits["memory_mb"] << 20)
 
     def join(self, name: str) -> None:
-        """Move the calling process into a sandbox's groups."""
         for root in self.roots.values():
             write_text(f"{root}/{name}/cgroup.procs", 0)
 
@@ -145,7 +143,6 @@ class Cgroups:
         return gone
 
     def close(self) -> None:
-        """Remove the backend's groups."""
         for root in self.roots.values():
             deadline = time.monotonic() + 5
             while not remove_group(root) and time.monotonic() < deadline:

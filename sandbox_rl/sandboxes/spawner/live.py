@@ -127,7 +127,6 @@ class Live:
         return read_now(self.errors).decode("utf-8", "replace").strip()[-500:]
 
     def close(self) -> None:
-        """Let go of every descriptor."""
         self.agent.close()
         for fd in self.fds:
             os.close(fd)

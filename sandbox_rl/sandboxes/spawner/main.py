@@ -70,7 +70,6 @@ class Spawner:
         prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
 
     def describe(self) -> dict[str, Any]:
-        """What the host wants to know."""
         groups = self.cgroups
         bounded = bool(groups and groups.memory)
         return {
@@ -195,7 +194,6 @@ class Spawner:
         return killed and not sandbox.killed and bool(self.cgroups and self.cgroups.kills(sandbox.group) == 0)
 
     def dying(self) -> list[Live]:
-        """Those whose end was asked for."""
         return [sandbox for sandbox in self.live.values() if sandbox.killed]
 
     def press(self) -> None:
