@@ -19,13 +19,13 @@ _DROPPED = ("sandbox_rl.", "__future__", "typing", "collections.abc")
 @cache
 def agent_source() -> str:
     """The agent as one file; run it with the arguments of `agent.main.main`."""
-    return _join("agent", ("wire", "files", "trees", "processes", "memory", "jobs", "network", "main"))
+    return _join("agent", ("wire", "files", "trees", "processes", "jobs", "network", "main"))
 
 
 @cache
 def spawner_source() -> str:
     """The spawner as one file; its only argument is the descriptor of its control socket."""
-    return _join("spawner", ("system", "cgroups", "users", "tree", "stage", "launch", "live", "main"))
+    return _join("spawner", ("system", "cgroups", "users", "stage", "live", "main"))
 
 
 def _join(package: str, modules: Sequence[str]) -> str:

@@ -125,7 +125,7 @@ def spawner_config(
 
     The root of a sandbox is a read-only tmpfs with what `layout` shows, a made-up /etc, a minimal /dev, a
     masked /proc and four writable directories on one bounded tmpfs. Nothing else of the host is there. The
-    spawner lays out all of it that is the same for everyone (`spawner.tree`); bubblewrap adds /proc.
+    spawner lays out all of it that is the same for everyone (`spawner.stage`); bubblewrap adds /proc.
 
     Args:
         source: of the first process, one Python file.

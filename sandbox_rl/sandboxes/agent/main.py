@@ -11,9 +11,18 @@ import time
 
 from sandbox_rl.sandboxes.agent.files import FileTrouble, read_answer, read_file, trouble_of, write_file
 from sandbox_rl.sandboxes.agent.jobs import READ_SIZE, CannotStart, Job, refused
-from sandbox_rl.sandboxes.agent.memory import largest_beyond, own_place, put_back
 from sandbox_rl.sandboxes.agent.network import hand_out_listener
-from sandbox_rl.sandboxes.agent.processes import SIGCONT, SIGKILL, SIGSTOP, kill_all, send, table
+from sandbox_rl.sandboxes.agent.processes import (
+    SIGCONT,
+    SIGKILL,
+    SIGSTOP,
+    kill_all,
+    largest_beyond,
+    own_place,
+    put_back,
+    send,
+    table,
+)
 from sandbox_rl.sandboxes.agent.trees import list_dir, pack, unpack
 from sandbox_rl.sandboxes.agent.wire import (
     ANSWER,
@@ -55,13 +64,7 @@ class Agent:
     """Serves one host over a pair of descriptors (the same one twice for a socket)."""
 
     def __init__(
-        self,
-        reader: int,
-        writer: int,
-        environment: dict[str, str],
-        memory: int,
-        nice: int,
-        keeps_place: bool,
+        self, reader: int, writer: int, environment: dict[str, str], memory: int, nice: int, keeps_place: bool
     ) -> None:
         self.reader = reader
         self.writer = writer
@@ -175,11 +178,9 @@ class Agent:
                 self.execute(request, fields)
                 return
             self.reply(request, OK, self.serve_now(code, fields))
-        except FileTrouble as trouble:
+        except (FileTrouble, OSError) as error:
+            trouble = error if isinstance(error, FileTrouble) else trouble_of(error)
             self.reply(request, FILE_ERROR, [trouble.problem, trouble.detail.encode()])
-        except OSError as error:
-            typed = trouble_of(error)
-            self.reply(request, FILE_ERROR, [typed.problem, typed.detail.encode()])
         except MemoryError:
             self.reply(request, FILE_ERROR, [b"no_space", b"out of memory"])
         except (WireError, ValueError) as error:

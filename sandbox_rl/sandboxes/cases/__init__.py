@@ -8,12 +8,11 @@ from sandbox_rl.sandboxes.cases.answers import ANSWERS
 from sandbox_rl.sandboxes.cases.controls import CONTROLS
 from sandbox_rl.sandboxes.cases.isolation import ENV_ALLOWED, ISOLATION
 from sandbox_rl.sandboxes.cases.lifecycle import LIFECYCLE
-from sandbox_rl.sandboxes.cases.memory import MEMORY
 from sandbox_rl.sandboxes.cases.model import CASE_LIMITS, Case, Outcome, Seen
 from sandbox_rl.sandboxes.cases.privileges import PRIVILEGES
 from sandbox_rl.sandboxes.cases.resources import RESOURCES
 from sandbox_rl.sandboxes.cases.runner import run_case
-from sandbox_rl.sandboxes.cases.starvation import STARVATION
+from sandbox_rl.sandboxes.cases.starvation import MEMORY, STARVATION
 from sandbox_rl.sandboxes.cases.streams import STREAMS
 from sandbox_rl.sandboxes.cases.tokens import TOKENS
 from sandbox_rl.sandboxes.cases.witness import HostWitness

@@ -18,8 +18,7 @@ from sandbox_rl import __version__
 from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError, SandboxRLError, SetupError
 from sandbox_rl.sandboxes.base import Sandbox, SandboxInfo
 from sandbox_rl.sandboxes.config import BackendSettings, PoolSettings
-from sandbox_rl.sandboxes.host_capacity import HostCapacity
-from sandbox_rl.sandboxes.pool import SandboxPool
+from sandbox_rl.sandboxes.pool import HostCapacity, SandboxPool
 
 __all__ = ["SERVED", "Failure", "NodeReport", "SandboxNode", "as_value", "placed"]
 

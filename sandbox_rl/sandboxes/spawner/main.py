@@ -13,8 +13,14 @@ import time
 from typing import Any
 
 from sandbox_rl.sandboxes.spawner.cgroups import Cgroups, kill_process
-from sandbox_rl.sandboxes.spawner.launch import AGENT_FD, Launcher
-from sandbox_rl.sandboxes.spawner.live import Live, all_parents, descendants, parent_of
+from sandbox_rl.sandboxes.spawner.live import (
+    AGENT_FD,
+    Launcher,
+    Live,
+    all_parents,
+    descendants,
+    parent_of,
+)
 from sandbox_rl.sandboxes.spawner.stage import Stage
 from sandbox_rl.sandboxes.spawner.system import (
     CAP_SYS_RESOURCE,

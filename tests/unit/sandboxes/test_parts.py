@@ -12,8 +12,8 @@ from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source, spawner_source
 from sandbox_rl.sandboxes.bwrap import find_bubblewrap, make_layout
 from sandbox_rl.sandboxes.cases.model import Outcome
-from sandbox_rl.sandboxes.host_capacity import HostCapacity
 from sandbox_rl.sandboxes.names import check_files, checked_path
+from sandbox_rl.sandboxes.pool import HostCapacity
 from sandbox_rl.sandboxes.seccomp import DENIED, build_filter, numbers_of
 from sandbox_rl.sandboxes.spawner.cgroups import owner_name, remove_orphans
 
