@@ -7,7 +7,8 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
+
+from sandbox_rl.sandboxes.spawner.cgroups import place, start_time
 
 __all__ = ["LABEL", "RUN", "is_orphan", "owner_labels", "owner_name", "owner_of_name_is_gone"]
 
@@ -20,7 +21,7 @@ def owner_labels(lifetime_s: float, run: str = "") -> dict[str, str]:
     """Labels of a sandbox that this process makes: run, place, process id and start time, expiry (Unix s)."""
     pid = os.getpid()
     return {
-        LABEL: f"{pid}:{_start_time(pid)}",
+        LABEL: f"{pid}:{start_time(pid)}",
         RUN: run,
         _PLACE: _place(),
         _EXPIRY: str(int(time.time() + lifetime_s)),
@@ -39,34 +40,25 @@ def is_orphan(labels: Mapping[str, str]) -> bool:
         return False
     if time.time() > int(expiry):
         return True
-    return labels.get(_PLACE) == _place() != "" and _start_time(int(owner[1])) != owner[2]
+    return labels.get(_PLACE) == _place() != "" and start_time(int(owner[1])) != owner[2]
 
 
 def owner_name(prefix: str) -> str:
     """Beginning of a file's name that says which process of this machine made it."""
     place = hashlib.sha256(_place().encode()).hexdigest()[:8]
-    return f"{prefix}{place}-{os.getpid()}-{_start_time(os.getpid())}-"
+    return f"{prefix}{place}-{os.getpid()}-{start_time(os.getpid())}-"
 
 
 def owner_of_name_is_gone(prefix: str, name: str) -> bool:
     """Whether `name` begins as `owner_name(prefix)` of a process that was here and is not any more."""
     found = re.match(re.escape(prefix) + r"([0-9a-f]{8})-(\d+)-(\d+)-", name)
     here = owner_name(prefix).removeprefix(prefix)[:8]
-    return bool(found and _place() and found[1] == here and _start_time(int(found[2])) != found[3])
+    return bool(found and _place() and found[1] == here and start_time(int(found[2])) != found[3])
 
 
 def _place() -> str:
-    """Where process ids mean the same: boot id and process namespace; "" where they cannot be read."""
+    """Where process ids mean the same; "" where that cannot be read."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+        return place()
     except OSError:
         return ""
-
-
-def _start_time(pid: int) -> str:
-    """In clock ticks after boot; "0" when there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return "0"

@@ -7,12 +7,14 @@ what is shown besides, read-only; the program is the first process and speaks on
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import secrets
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import sandbox_rl
@@ -20,7 +22,7 @@ from sandbox_rl.errors import SandboxDead, SandboxFault
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX, Layout, find_bubblewrap, spawner_config
 from sandbox_rl.sandboxes.seccomp import build_compute_filter
-from sandbox_rl.sandboxes.spawner_client import Birth, SpawnerClient
+from sandbox_rl.sandboxes.spawner_client import SpawnerClient
 
 __all__ = ["Program", "ProgramSandboxes", "program_layout", "program_limits"]
 
@@ -46,25 +48,29 @@ def program_limits(memory_mb: int, processes: int) -> SandboxLimits:
 class Program:
     """A running program.
 
-    Attributes:
-        socket: its standing connection, non-blocking.
+    Args:
+        connection: its standing one, non-blocking.
+        end: ends it and everything in its sandbox.
+        death: tells what its launcher said at its end, where that is told.
     """
 
-    def __init__(self, name: str, spawner: SpawnerClient, birth: Birth, connection: socket.socket) -> None:
+    def __init__(
+        self, connection: socket.socket, end: Callable[[], None], death: asyncio.Future[str] | None = None
+    ) -> None:
         self.socket = connection
-        self._name = name
-        self._spawner = spawner
-        self._birth = birth
+        self._end = end
+        self._death = death
 
     @property
     def complaint(self) -> str:
-        """What its launcher said at its end, "" if nothing or while it lives."""
-        death = self._birth.death
-        return death.result() if death.done() and not death.cancelled() else ""
+        """Why it ended; "" if that is not known, or while it lives."""
+        death = self._death
+        return death.result() if death and death.done() and not death.cancelled() else ""
 
     def kill(self) -> None:
+        """End it; idempotent."""
         self.socket.close()
-        self._spawner.kill(self._name)
+        self._end()
 
 
 class ProgramSandboxes:
@@ -117,7 +123,7 @@ class ProgramSandboxes:
             birth.close()
             self._spawner.kill(name)
             raise
-        return Program(name, self._spawner, birth, connection)
+        return Program(connection, partial(self._spawner.kill, name), birth.death)
 
     async def close(self) -> None:
         await self._spawner.stop()

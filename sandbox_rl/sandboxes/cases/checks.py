@@ -48,22 +48,16 @@ def holds(what: str, test: Callable[[Seen], bool]) -> Check:
 
 def absent(*words: str) -> Check:
     """None of the words may be in the output of the command."""
-
-    def check(seen: Seen) -> str:
-        found = [word for word in words if word in seen.text]
-        return f"output contains {found}: {_excerpt(seen.text)}" if found else ""
-
-    return check
+    return lambda seen: _told("output contains", [w for w in words if w in seen.text], seen.text)
 
 
 def present(*words: str) -> Check:
     """All words must be in the output: the proof that the attempt was really made."""
+    return lambda seen: _told("output lacks", [w for w in words if w not in seen.text], seen.text)
 
-    def check(seen: Seen) -> str:
-        missing = [word for word in words if word not in seen.text]
-        return f"output lacks {missing}: {_excerpt(seen.text)}" if missing else ""
 
-    return check
+def _told(what: str, words: list[str], text: str) -> str:
+    return f"{what} {words}: {_excerpt(text)}" if words else ""
 
 
 def both(refused: str | tuple[str, ...], proof: str = "end") -> Check:
@@ -79,8 +73,7 @@ def elsewhere_absent(*words: str) -> Check:
         if seen.elsewhere is None or seen.elsewhere.status is not ExecStatus.OK:
             return f"the second sandbox did not answer: {_excerpt(repr(seen.elsewhere))}"
         text = text_of(seen.elsewhere)
-        found = [word for word in words if word in text]
-        return f"the second sandbox saw {found}: {_excerpt(text)}" if found else ""
+        return _told("the second sandbox saw", [word for word in words if word in text], text)
 
     return check
 

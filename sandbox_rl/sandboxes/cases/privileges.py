@@ -30,13 +30,14 @@ N.update(io_uring_setup=425,open_tree=428,move_mount=429,fsopen=430,fsconfig=431
 """
 
 
-def _refused(names: str) -> str:
-    return (
+def _refused(id: str, title: str, required: str, names: str) -> Case:
+    command = (
         "python3 - <<'EOF'" + _CALLS + f"for n in {tuple(names.split())!r}:\n"
         "    ctypes.set_errno(0); r=l.syscall(N[n],0x7fffffff,0x7fffffff,0x7fffffff,0x7fffffff,0)\n"
         "    e=ctypes.get_errno(); print('refused' if r==-1 and e in (1,38) else 'REACHED',n,r,e)\n"
         "print('end')\nEOF"
     )
+    return Case(id, title, required, command, both("REACHED"))
 
 
 PRIVILEGES = (
@@ -49,12 +50,11 @@ PRIVILEGES = (
         "unshare -rm sh -c 'mount -t tmpfs t /mnt && echo MOUNTED' 2>&1; echo end",
         both("MOUNTED"),
     ),
-    Case(
+    _refused(
         "ISO-11b",
         "A command mounts by the kernel's newer system calls.",
         "Every system call that mounts is refused.",
-        _refused("mount umount2 pivot_root open_tree move_mount fsopen mount_setattr"),
-        both("REACHED"),
+        "mount umount2 pivot_root open_tree move_mount fsopen mount_setattr",
     ),
     Case(
         "ISO-12",
@@ -127,12 +127,11 @@ PRIVILEGES = (
         "done; ls /proc/1/fd/ 2>/dev/null | grep -q . && echo OPENED fd; echo end",
         both("OPENED"),
     ),
-    Case(
+    _refused(
         "ISO-13c",
         "A command copies open files and memory out of another process.",
         "The system calls for it are refused.",
-        _refused("process_vm_readv process_vm_writev pidfd_getfd"),
-        both("REACHED"),
+        "process_vm_readv process_vm_writev pidfd_getfd",
     ),
     Case(
         "ISO-14",
@@ -214,22 +213,18 @@ PRIVILEGES = (
         "mkdir /sys/fs/cgroup/adv /sys/fs/cgroup/memory/adv 2>/dev/null && echo MKCG; echo end",
         all_of(both(("OPENED", "MKCG")), lines_within(r"^PATH (.*)$", "/")),
     ),
-    Case(
+    _refused(
         "ISO-19",
         "A command uses keys from the kernel's keyring.",
         "Keys cannot be added, asked for or read: keyrings belong to no namespace.",
-        _refused("add_key request_key keyctl"),
-        both("REACHED"),
+        "add_key request_key keyctl",
     ),
-    Case(
+    _refused(
         "ISO-19b",
         "A command tries kernel interfaces that are known for security holes.",
         "Each is refused before it looks at its arguments.",
-        _refused(
-            "bpf perf_event_open userfaultfd open_by_handle_at init_module "
-            "finit_module kexec_load setns swapon reboot acct syslog quotactl unshare ptrace"
-        ),
-        both("REACHED"),
+        "bpf perf_event_open userfaultfd open_by_handle_at init_module "
+        "finit_module kexec_load setns swapon reboot acct syslog quotactl unshare ptrace",
     ),
     Case(
         "ISO-20",

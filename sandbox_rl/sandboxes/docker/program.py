@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import platform
 import secrets
-import socket
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from sandbox_rl.sandboxes.docker.image import checked_image
 from sandbox_rl.sandboxes.docker.options import GROUP, ContainerUsers, host_options, podman_profile
 from sandbox_rl.sandboxes.egress.listener import HandoverDirectory
 from sandbox_rl.sandboxes.ownership import owner_labels
-from sandbox_rl.sandboxes.program import program_layout, program_limits
+from sandbox_rl.sandboxes.program import Program, program_layout, program_limits
 from sandbox_rl.sandboxes.seccomp import build_compute_filter
 
-__all__ = ["ContainedProgram", "DockerPrograms"]
+__all__ = ["DockerPrograms"]
 
 _START_TIMEOUT_S = 60.0
 _LIFETIME_S = 365 * 86_400.0  # a run may be long, and a program ends with its owner's socket
@@ -40,26 +40,6 @@ _connection = socket.socket(socket.AF_UNIX)
 _connection.connect({_SOCKET!r})
 sys.argv[1:] = [str(_connection.detach())]
 """
-
-
-class ContainedProgram:
-    """A running program.
-
-    Attributes:
-        socket: its standing connection, non-blocking.
-        complaint: why it ended: a container's output goes nowhere, so never known.
-    """
-
-    complaint = ""
-
-    def __init__(self, name: str, connection: socket.socket, owner: DockerPrograms) -> None:
-        self.socket = connection
-        self._name = name
-        self._owner = owner
-
-    def kill(self) -> None:
-        self.socket.close()
-        self._owner.remove(self._name)
 
 
 class DockerPrograms:
@@ -112,7 +92,7 @@ class DockerPrograms:
             raise
         self._threads = ThreadPoolExecutor(settings.create_concurrency, thread_name_prefix="programs")
 
-    async def start(self) -> ContainedProgram:
+    async def start(self) -> Program:
         """A new program.
 
         Raises:
@@ -137,7 +117,7 @@ class DockerPrograms:
                 why = f"in a container of {self._settings.image} a program does not start"
                 raise SandboxFault(why) from None
             raise
-        return ContainedProgram(name, connection, self)
+        return Program(connection, partial(self.remove, name))  # its output goes nowhere: no complaint
 
     def remove(self, name: str) -> None:
         """Begin to remove a container; what cannot be removed ends by itself, as its socket is closed."""

@@ -9,9 +9,10 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from sandbox_rl.errors import SandboxFault, SetupError
 from sandbox_rl.sandboxes.ray.node import Failure, SandboxNode, placed
@@ -213,28 +214,17 @@ class NodeActor:
 
 async def in_own_thread(function: Callable[..., T], *args: Any) -> T:
     """Await one of Ray's blocking calls, which no deadline of ours can end: its thread holds up no exit."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(cast(T, result))
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # so that giving it up leaves it to the thread
 
     def work() -> None:
-        result, error = None, None
         try:
-            result = function(*args)
-        except BaseException as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
-            loop.call_soon_threadsafe(settle, result, error)
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
 
     threading.Thread(target=work, name="ray", daemon=True).start()
-    return await future
+    return await asyncio.wrap_future(future)
 
 
 async def _result(reference: Any) -> Any:
