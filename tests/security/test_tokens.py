@@ -22,7 +22,7 @@ from sandbox_rl.observer import Observer
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.sandboxes.base import SandboxBackend
-from sandbox_rl.sandboxes.cases.tokens import TOKENS
+from sandbox_rl.sandboxes.cases.streams import TOKENS
 from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.types import (
     Answer,

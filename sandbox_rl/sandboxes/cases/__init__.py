@@ -13,8 +13,7 @@ from sandbox_rl.sandboxes.cases.privileges import PRIVILEGES
 from sandbox_rl.sandboxes.cases.resources import RESOURCES
 from sandbox_rl.sandboxes.cases.runner import run_case
 from sandbox_rl.sandboxes.cases.starvation import MEMORY, STARVATION
-from sandbox_rl.sandboxes.cases.streams import STREAMS
-from sandbox_rl.sandboxes.cases.tokens import TOKENS
+from sandbox_rl.sandboxes.cases.streams import STREAMS, TOKENS
 from sandbox_rl.sandboxes.cases.witness import HostWitness
 
 __all__ = [
