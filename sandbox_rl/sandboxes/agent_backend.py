@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox, OutOfMemory
-from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
+from sandbox_rl.sandboxes.base import SandboxInfo
 from sandbox_rl.sandboxes.config import DockerSettings, EmbeddedSettings
 from sandbox_rl.sandboxes.egress.proxy import FilteringProxy, SharedCapacity
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
@@ -44,16 +44,14 @@ class AgentBackend(ABC, Generic[S]):
     """Makes sandboxes that have an agent; a backend says how one comes to be and ends.
 
     Args:
-        limits: what each sandbox may use, instead of the settings' own.
-        settings: everything else.
         rules: for the network, instead of the settings' own.
     """
 
     _needs = ""
     """Added to what is said of a sandbox that died before anything ran in it."""
 
-    def __init__(self, limits: SandboxLimits | None, settings: S, rules: NetworkRules | None) -> None:
-        self._settings: S = settings.model_copy(update={"limits": limits}) if limits else settings
+    def __init__(self, settings: S, rules: NetworkRules | None) -> None:
+        self._settings: S = settings
         self._rules = rules or NetworkRules(settings.network, settings.allowlist)
         self._capacity = SharedCapacity()
         self._making = asyncio.Semaphore(settings.create_concurrency)

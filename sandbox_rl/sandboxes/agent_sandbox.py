@@ -64,10 +64,6 @@ class AgentSandbox:
     def id(self) -> str:
         return self._id
 
-    @property
-    def dead(self) -> bool:
-        return self._channel.dead
-
     async def exec(self, command: str, *, timeout: float, cwd: str = WORKING_DIR) -> ExecResult:
         """Run `command` in a fresh bash; see `Sandbox.exec`.
 

@@ -171,7 +171,7 @@ class EmbeddedSettings(NetworkSettings):
     def backend(self) -> EmbeddedBackend:
         from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 
-        return EmbeddedBackend(settings=self)
+        return EmbeddedBackend(self)
 
     def hiding(self, packages: Sequence[str]) -> EmbeddedSettings:
         return self.model_copy(update={"hidden_packages": (*self.hidden_packages, *packages)})
@@ -211,7 +211,7 @@ class DockerSettings(NetworkSettings):
     def backend(self) -> DockerBackend:
         from sandbox_rl.sandboxes.docker.backend import DockerBackend
 
-        return DockerBackend(settings=self)
+        return DockerBackend(self)
 
     def pooled(self, pool: PoolSettings, *, run: str = "") -> SandboxBackend:
         """Its containers labelled with the run, so that `docker ps` says whose they are."""

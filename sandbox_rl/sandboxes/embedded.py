@@ -13,7 +13,7 @@ from typing import Any
 from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxRLError, SetupError
 from sandbox_rl.sandboxes.agent_backend import AgentBackend, Connected
 from sandbox_rl.sandboxes.agent_sandbox import rising
-from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
+from sandbox_rl.sandboxes.base import SandboxInfo
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.bwrap import (
     Bubblewrap,
@@ -47,13 +47,9 @@ class EmbeddedBackend(AgentBackend[EmbeddedSettings]):
     """
 
     def __init__(
-        self,
-        limits: SandboxLimits | None = None,
-        *,
-        settings: EmbeddedSettings | None = None,
-        rules: NetworkRules | None = None,
+        self, settings: EmbeddedSettings | None = None, *, rules: NetworkRules | None = None
     ) -> None:
-        super().__init__(limits, settings or EmbeddedSettings(), rules)
+        super().__init__(settings or EmbeddedSettings(), rules)
         self._spawner = SpawnerClient()
 
     async def __aenter__(self) -> EmbeddedBackend:

@@ -38,11 +38,9 @@ _QUIET = {
 """A program that forks must have no threads that a library made unasked."""
 
 
-def program_limits(memory_mb: int, processes: int) -> SandboxLimits:
+def program_limits(memory_mb: int) -> SandboxLimits:
     """Of a sandbox in which a program computes and stores nothing."""
-    return SandboxLimits(
-        memory_mb=memory_mb, pids=processes, disk_mb=1, inodes=64, open_files=256, file_size_mb=1
-    )
+    return SandboxLimits(memory_mb=memory_mb, pids=64, disk_mb=1, inodes=64, open_files=256, file_size_mb=1)
 
 
 class Program:
@@ -79,17 +77,14 @@ class ProgramSandboxes:
     Args:
         source: of the program, one Python file; `sys.argv[1]` is the descriptor of its socket.
         memory_mb: what one sandbox may hold, MiB.
-        processes: processes and threads in one sandbox.
     """
 
     isolation = "sandbox"
     """How it is called in reports."""
 
-    def __init__(
-        self, source: str, *, memory_mb: int, processes: int = 64, bwrap: Path | None = None
-    ) -> None:
+    def __init__(self, source: str, *, memory_mb: int, bwrap: Path | None = None) -> None:
         self._source = source
-        self._limits = program_limits(memory_mb, processes)
+        self._limits = program_limits(memory_mb)
         self._bwrap = bwrap
         self._spawner = SpawnerClient()
         self.filter = build_compute_filter(platform.machine())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sandbox_rl.registry import look_beside
 from sandbox_rl.sandboxes.base import SandboxBackend, SandboxLimits
-from sandbox_rl.sandboxes.config import PoolSettings
+from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings
 
 __all__ = ["BACKENDS", "ENGINE_VARIABLE", "ISOLATING", "RAY_VARIABLE", "docker", "embedded"]
 
@@ -22,7 +22,7 @@ RAY_VARIABLE = "SANDBOX_RL_TEST_RAY"
 def embedded(limits: SandboxLimits) -> SandboxBackend:
     from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 
-    return EmbeddedBackend(limits=limits)
+    return EmbeddedBackend(EmbeddedSettings(limits=limits))
 
 
 def pooled(limits: SandboxLimits) -> SandboxBackend:

@@ -40,7 +40,7 @@ ENVIRONMENT = Path(sys.prefix)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def backend() -> AsyncIterator[EmbeddedBackend]:
-    async with EmbeddedBackend(SandboxLimits()) as made:
+    async with EmbeddedBackend() as made:
         yield made
 
 
@@ -514,9 +514,13 @@ class TestPool:
             await asyncio.wait_for(asyncio.gather(self._use(pool), self._use(pool)), 20)
 
 
+def made(limits: SandboxLimits) -> EmbeddedBackend:
+    return EmbeddedBackend(EmbeddedSettings(limits=limits))
+
+
 async def test_self_check_gives_a_row_for_each_case() -> None:
     some = [case for case in (*CONTROLS, *ALL_CASES) if case.id in ("ISO-13", "ISO-14", "IO-18")]
-    rows = [row async for row in self_check(EmbeddedBackend, cases=[*CONTROLS[:1], *some])]
+    rows = [row async for row in self_check(made, cases=[*CONTROLS[:1], *some])]
     assert {row.case for row in rows} == {CONTROLS[0].id, "ISO-13", "ISO-14", "IO-18"}
     assert {row.verdict for row in rows} == {CheckVerdict.PASS}, rows
 
@@ -525,9 +529,9 @@ async def test_self_check_tells_a_broken_promise_from_a_known_limit() -> None:
     broken = replace(
         next(case for case in ALL_CASES if case.id == "ISO-14"), check=lambda _: "it did not hold"
     )
-    (row,) = [row async for row in self_check(EmbeddedBackend, cases=[broken])]
+    (row,) = [row async for row in self_check(made, cases=[broken])]
     assert (row.verdict, row.observed) == (CheckVerdict.FAIL, "it did not hold")
-    (row,) = [row async for row in self_check(EmbeddedBackend, cases=[broken], known_limits=["ISO-14"])]
+    (row,) = [row async for row in self_check(made, cases=[broken], known_limits=["ISO-14"])]
     assert row.verdict is CheckVerdict.KNOWN_LIMIT
 
 
@@ -535,7 +539,7 @@ async def test_self_check_attacks_scoring_and_watches_the_event_loop() -> None:
     rows = [row async for row in check_scoring()]
     assert len(rows) > 4
     assert {(row.observed, row.verdict) for row in rows} == {("as required", CheckVerdict.PASS)}
-    case, lag = [row async for row in self_check(EmbeddedBackend, cases=CONTROLS[:1], lag=True)]
+    case, lag = [row async for row in self_check(made, cases=CONTROLS[:1], lag=True)]
     assert (case.case, lag.case) == (CONTROLS[0].id, "LAG-01")
 
 

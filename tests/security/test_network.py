@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend
-from sandbox_rl.sandboxes.cases import ALL_CASES, CASE_LIMITS, Case, HostWitness, run_case
+from sandbox_rl.sandboxes.cases import ALL_CASES, Case, HostWitness, run_case
 from sandbox_rl.sandboxes.config import EmbeddedSettings, NetworkLimits
 from sandbox_rl.sandboxes.egress.rules import NetworkRules, Refused, is_public
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
@@ -283,7 +283,7 @@ async def test_every_case_of_isolation_holds_with_a_network() -> None:
     cases = [case for case in ALL_CASES if case.id.startswith("ISO") and case.id != "ISO-02"]  # variables
     free = asyncio.Semaphore(16)
     with HostWitness() as witness:
-        async with EmbeddedBackend(CASE_LIMITS, rules=NetworkRules("allowlist", ("example.org",))) as entered:
+        async with EmbeddedBackend(rules=NetworkRules("allowlist", ("example.org",))) as entered:
 
             async def one(case: Case) -> tuple[str, ...]:
                 async with free:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import pytest
 
 from sandbox_rl.sandboxes.base import SandboxLimits
+from sandbox_rl.sandboxes.config import EmbeddedSettings
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.types import AnswerStatus, ExecStatus
 
@@ -152,7 +153,7 @@ async def test_a_thousand_odd_answers_are_classified() -> None:
     everything = files(seed=20_261_123)
     assert len(everything) >= 1_000
     started = time.monotonic()
-    async with EmbeddedBackend(limits=SandboxLimits(pids=512)) as backend:
+    async with EmbeddedBackend(EmbeddedSettings(limits=SandboxLimits(pids=512))) as backend:
         batches = [everything[number::BATCHES] for number in range(BATCHES)]
         found = [
             row for batch in await asyncio.gather(*(_read(backend, b) for b in batches)) for row in batch

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from sandbox_rl.errors import SandboxFault, SandboxRLError, SetupError
 from sandbox_rl.sandboxes.agent_backend import AgentBackend, Connected
 from sandbox_rl.sandboxes.agent_sandbox import kill_counter
-from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
@@ -54,15 +53,8 @@ class DockerBackend(AgentBackend[DockerSettings]):
     this process dies, its containers lose their standard input, end and are removed by the engine.
     """
 
-    def __init__(
-        self,
-        limits: SandboxLimits | None = None,
-        *,
-        settings: DockerSettings | None = None,
-        rules: NetworkRules | None = None,
-    ) -> None:
-        settings = settings or DockerSettings(type="docker")
-        super().__init__(limits, settings, rules)
+    def __init__(self, settings: DockerSettings, *, rules: NetworkRules | None = None) -> None:
+        super().__init__(settings, rules)
         self._needs = f"; image {settings.image!r} needs {settings.python} 3.9 or newer"
         self._run = settings.run or secrets.token_hex(4)
         self._threads = ThreadPoolExecutor(2 * settings.create_concurrency, thread_name_prefix="docker")

@@ -49,14 +49,13 @@ class DockerPrograms:
         source: of the program, Python; `sys.argv[1]` is the descriptor of its socket.
         settings: engine, image and runtime.
         memory_mb: what one container may hold, MiB.
-        processes: processes and threads in one container.
     """
 
     isolation = "docker"
     """How it is called in reports."""
 
-    def __init__(self, source: str, settings: DockerSettings, *, memory_mb: int, processes: int = 64) -> None:
-        limits = program_limits(memory_mb, processes)
+    def __init__(self, source: str, settings: DockerSettings, *, memory_mb: int) -> None:
+        limits = program_limits(memory_mb)
         self._source = source
         self._settings = settings.model_copy(update={"limits": limits, "read_only": {}})
         self._layout = Layout((), {}, "", {})

@@ -13,7 +13,7 @@ from typing import cast
 from sandbox_rl import __version__
 from sandbox_rl.errors import SandboxFault, SandboxRLError, SetupError
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
-from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
+from sandbox_rl.sandboxes.base import SandboxInfo
 from sandbox_rl.sandboxes.config import PoolSettings, RaySettings
 from sandbox_rl.sandboxes.names import check_files
 from sandbox_rl.sandboxes.ray.cluster import (
@@ -64,19 +64,11 @@ class RayBackend:
 
     Args:
         settings: the cluster and what its nodes do.
-        limits: of each sandbox, instead of the settings' own.
         pool: of each node's pool.
     """
 
-    def __init__(
-        self,
-        settings: RaySettings | None = None,
-        *,
-        limits: SandboxLimits | None = None,
-        pool: PoolSettings | None = None,
-    ) -> None:
-        settings = settings or RaySettings(type="ray")
-        self._settings = settings.model_copy(update={"limits": limits}) if limits else settings
+    def __init__(self, settings: RaySettings, *, pool: PoolSettings | None = None) -> None:
+        self._settings = settings
         self._pool = pool or PoolSettings()
         self._connection: AbstractContextManager[None] | None = None
         self._nodes: dict[str, _Node] = {}
