@@ -122,15 +122,15 @@ class AgentSandbox:
         names = (path.removeprefix(prefix).decode("utf-8", "backslashreplace") for path in paths)
         return dict(zip(names, contents, strict=True))
 
-    async def put_files(self, files: Mapping[str, bytes], root: str = INPUT_DIR) -> None:
-        """Place files (checked relative path → content) below `root`, few requests for many files."""
+    async def put_files(self, files: Mapping[str, bytes]) -> None:
+        """Place files (checked relative path → content) below `INPUT_DIR`, few requests for many files."""
         packed: list[bytes] = []
         for name, data in files.items():
             if len(data) > BATCH_BYTES:
-                await self.write_file(f"{root}/{name}", data)
+                await self.write_file(f"{INPUT_DIR}/{name}", data)
             else:
-                packed += (f"{root}/{name}".encode(), ORDINARY_FILE, data)
-        await self.unpack(packed, root)
+                packed += (f"{INPUT_DIR}/{name}".encode(), ORDINARY_FILE, data)
+        await self.unpack(packed, INPUT_DIR)
 
     async def read_answer(self, path: str = ANSWER_FILE, *, max_bytes: int = 65_536) -> Answer:
         """Kill everything, then read the answer once; see `Sandbox.read_answer`."""
@@ -243,7 +243,7 @@ def _refused(message: str) -> ExecResult:
     return ExecResult(ExecStatus.OK, exit_code=126, stderr=Stream(text, total_bytes=len(text)))
 
 
-def kill_counter(pid: int, root: Path = Path("/sys/fs/cgroup")) -> OutOfMemory | None:
+def kill_counter(pid: int) -> OutOfMemory | None:
     """Whether the kernel's count of the cgroup of process `pid` has risen since the last call.
 
     None where it cannot be read: another machine's engine, or a cgroup out of sight.
@@ -252,6 +252,7 @@ def kill_counter(pid: int, root: Path = Path("/sys/fs/cgroup")) -> OutOfMemory |
         rows = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     except OSError:
         return None
+    root = Path("/sys/fs/cgroup")
     for row in rows:
         _, controllers, path = row.split(":", 2)
         inside = path.lstrip("/")

@@ -14,7 +14,8 @@ from sandbox_rl.sandboxes.cases import ALL_CASES, CASE_LIMITS, CONTROLS, Case, H
 __all__ = ["CheckRow", "CheckVerdict", "self_check"]
 
 
-LAG_S = 0.1
+PATIENCE = 2.0  # factor on the deadlines around the cases, for a machine with other work
+MOST_LAG_S = 0.1 * PATIENCE
 
 
 class CheckVerdict(StrEnum):
@@ -43,7 +44,6 @@ async def self_check(
     *,
     cases: Iterable[Case] = (*CONTROLS, *ALL_CASES),
     at_once: int = 2,
-    patience: float = 2.0,
     known_limits: Iterable[str] = (),
     lag: bool = False,
 ) -> AsyncIterator[CheckRow]:
@@ -52,7 +52,6 @@ async def self_check(
     Args:
         make_backend: gives a backend, not yet entered; is told the limits that the cases assume.
         at_once: cases that run at the same time.
-        patience: factor on the deadlines around the cases, for a machine with other work.
         known_limits: ids of cases whose own claim may fail, beside those that the tier names itself.
         lag: add a row on how late the event loop was meanwhile.
 
@@ -67,7 +66,7 @@ async def self_check(
 
             async def one(case: Case) -> CheckRow:
                 async with free:
-                    outcome = await run_case(backend, case, witness, patience=patience)
+                    outcome = await run_case(backend, case, witness, patience=PATIENCE)
                 known = outcome.excused(accepted)
                 failed = CheckVerdict.KNOWN_LIMIT if known else CheckVerdict.FAIL
                 return CheckRow(
@@ -87,7 +86,7 @@ async def self_check(
                 for row in asyncio.as_completed(tasks):
                     yield await row
                 if lag:
-                    yield _lag_row(lags, tier, patience)
+                    yield _lag_row(lags, tier)
             finally:
                 for task in (*tasks, watching):
                     task.cancel()
@@ -102,13 +101,13 @@ async def _measure_lags(lags: list[float]) -> None:
         lags.append(time.monotonic() - due)
 
 
-def _lag_row(lags: list[float], tier: str, patience: float) -> CheckRow:
+def _lag_row(lags: list[float], tier: str) -> CheckRow:
     late = sorted(lags)[int(0.99 * (len(lags) - 1))] if lags else 0.0
-    fine = late <= LAG_S * patience
+    fine = late <= MOST_LAG_S
     return CheckRow(
         case="LAG-01",
         title="All of these together keep the trainer from its own work.",
-        required=f"99 of 100 turns are at most {LAG_S * patience:g} s late.",
+        required=f"99 of 100 turns are at most {MOST_LAG_S:g} s late.",
         observed="as required" if fine else f"{late:.2f} s late",
         tier=tier,
         verdict=CheckVerdict.PASS if fine else CheckVerdict.FAIL,

@@ -106,15 +106,15 @@ def stdout_is(expected: bytes) -> Check:
     return check
 
 
-def then_stdout(expected: str, step: int = 1) -> Check:
-    """Standard output of follow-up number `step` (from 1), white space around it ignored."""
+def then_stdout(expected: str) -> Check:
+    """Standard output of the first follow-up, white space around it ignored."""
 
     def check(seen: Seen) -> str:
-        got = seen.then[step - 1]
+        got = seen.then[0]
         text = got.stdout.head.decode("utf-8", "replace").strip()
         if got.status is ExecStatus.OK and text == expected:
             return ""
-        return f"follow-up {step} gave {got.status} {_excerpt(text)}, expected {expected!r}"
+        return f"follow-up 1 gave {got.status} {_excerpt(text)}, expected {expected!r}"
 
     return check
 

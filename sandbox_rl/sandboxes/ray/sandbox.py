@@ -7,7 +7,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sandbox_rl.errors import SandboxDead
 from sandbox_rl.sandboxes.agent_sandbox import FILE_TIMEOUT_S, KILL_GRACE_S, AgentSandbox
-from sandbox_rl.sandboxes.base import ANSWER_FILE, INPUT_DIR, WORKING_DIR
+from sandbox_rl.sandboxes.base import ANSWER_FILE, WORKING_DIR
 from sandbox_rl.sandboxes.forwarding import ForwardingSandbox
 from sandbox_rl.sandboxes.ray.cluster import NodeActor
 from sandbox_rl.types import Answer, AnswerStatus, ExecResult, ExecStatus
@@ -65,8 +65,8 @@ class RemoteSandbox(ForwardingSandbox):
             return Answer(AnswerStatus.MISSING)
         return await super().read_answer(path, max_bytes=max_bytes)
 
-    async def put_files(self, files: Mapping[str, bytes], root: str = INPUT_DIR) -> None:
-        await self._call(AgentSandbox.put_files, dict(files), root)
+    async def put_files(self, files: Mapping[str, bytes]) -> None:
+        await self._call(AgentSandbox.put_files, dict(files))
 
     async def pack(self, roots: Sequence[str], *, max_bytes: int) -> Sequence[bytes]:
         return await self._call(AgentSandbox.pack, tuple(roots), max_bytes=max_bytes)
