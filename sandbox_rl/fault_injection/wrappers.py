@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 from sandbox_rl.agents.base import Agent, AgentSession, EpisodeRequest, Said
 from sandbox_rl.agents.settings import EpisodeSettings
@@ -16,14 +16,11 @@ from sandbox_rl.fault_injection.settings import ChaosSettings, FaultKind
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rewards.base import Scores
 from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend, SandboxInfo
-from sandbox_rl.sandboxes.forwarding import ForwardingSandbox
+from sandbox_rl.sandboxes.forwarding import ForwardingSandbox, Method, P, T
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Answer, Message, Observation, Reward, Task
 
 __all__ = ["FaultyAgent", "FaultyBackend", "FaultyScoring", "Injector"]
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +115,7 @@ class _Breaking(ForwardingSandbox):
     def id(self) -> str:
         return self._sandbox.id
 
-    async def _call(
-        self, method: Callable[Concatenate[Any, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def _call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         await self._perhaps(last=method is Sandbox.read_answer)
         result: T = await getattr(self._sandbox, method.__name__)(*args, **kwargs)
         return result

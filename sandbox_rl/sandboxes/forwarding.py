@@ -10,10 +10,12 @@ from sandbox_rl.errors import SandboxFault
 from sandbox_rl.sandboxes.base import ANSWER_FILE, WORKING_DIR, AnswersCalls, Sandbox
 from sandbox_rl.types import Answer, ExecResult
 
-__all__ = ["ForwardingSandbox", "WatchedSandbox", "watched"]
+__all__ = ["ForwardingSandbox", "Method", "P", "T", "WatchedSandbox", "watched"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Method = Callable[Concatenate[Any, P], Awaitable[T]]
+"""Of `Sandbox`, as the Protocol has it: its name says which one is called."""
 
 GRACE_S = 15.0
 """How long a command may outlast its own time. A backend kills what runs too long by itself, well before."""
@@ -28,10 +30,8 @@ class ForwardingSandbox:
     def id(self) -> str:
         raise NotImplementedError
 
-    async def _call(
-        self, method: Callable[Concatenate[Any, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """The result of a method of `Sandbox`, named by the Protocol's own."""
+    async def _call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of that method of the sandbox behind."""
         raise NotImplementedError
 
     async def exec(self, command: str, *, timeout: float, cwd: str = WORKING_DIR) -> ExecResult:
@@ -67,9 +67,7 @@ class WatchedSandbox(ForwardingSandbox):
     def id(self) -> str:
         return self._sandbox.id
 
-    async def _call(
-        self, method: Callable[Concatenate[Any, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def _call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         own = kwargs.get("timeout")
         seconds = own + GRACE_S if isinstance(own, int | float) else FILES_S
         try:

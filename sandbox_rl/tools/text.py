@@ -56,11 +56,7 @@ def clip(text: str, max_chars: int, *, max_lines: int = MAX_LINES, marker: str =
         tail = tail[len(tail) - (left - len(head)) :] if len(tail) > left - len(head) else tail
     left_out = len(text) - len(head) - len(tail)
     skipped = text[len(head) : len(text) - len(tail)].count("\n")
-    return f"{head}\n{marker or _marker(left_out, skipped)}\n{tail}"
-
-
-def _marker(characters: int, lines: int) -> str:
-    return f"[... {characters} characters, {lines} line ends left out ...]"
+    return f"{head}\n{marker or f'[... {left_out} characters, {skipped} line ends left out ...]'}\n{tail}"
 
 
 def stream_text(stream: Stream, max_chars: int) -> str:

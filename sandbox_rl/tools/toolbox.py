@@ -109,12 +109,9 @@ class Toolbox:
 
     def no_call(self, example: str = "") -> Observation:
         """What to say to a turn without a call; `example` shows how one is written."""
-        text = (
-            f"Your turn holds no tool call. Every turn must call one of {self._names}. "
-            f"When the answer is in {ANSWER_FILE}, call submit."
-            if Submit.name in self._tools
-            else f"Your turn holds no tool call. Every turn must call one of {self._names}."
-        )
+        text = f"Your turn holds no tool call. Every turn must call one of {self._names}."
+        if Submit.name in self._tools:
+            text += f" When the answer is in {ANSWER_FILE}, call submit."
         if example:
             text += f" Write a call exactly like this:\n{example}"
         return _cut(Observation(text, failure=ToolFailure.NO_CALL), MAX_OBSERVATION_CHARS)

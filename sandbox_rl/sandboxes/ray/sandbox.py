@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
 
 from sandbox_rl.errors import SandboxDead
 from sandbox_rl.sandboxes.agent_sandbox import FILE_TIMEOUT_S, KILL_GRACE_S, AgentSandbox
 from sandbox_rl.sandboxes.base import ANSWER_FILE, WORKING_DIR
-from sandbox_rl.sandboxes.forwarding import ForwardingSandbox
+from sandbox_rl.sandboxes.forwarding import ForwardingSandbox, Method, P, T
 from sandbox_rl.sandboxes.ray.cluster import NodeActor
 from sandbox_rl.types import Answer, AnswerStatus, ExecResult, ExecStatus
 
 __all__ = ["RemoteSandbox"]
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 ON_THE_WAY_S = 15.0  # for request and reply, beyond what the call itself may take on its node
 SEVERAL = ("pack", "unpack")  # which take up to three requests
@@ -42,9 +38,7 @@ class RemoteSandbox(ForwardingSandbox):
         """Host and the beginning of the id of the node that it lives on."""
         return self._actor.node.name
 
-    async def _call(
-        self, method: Callable[Concatenate[Any, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def _call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self.closed:
             raise SandboxDead("closed")
         name, own = method.__name__, kwargs.get("timeout")
