@@ -35,7 +35,6 @@ from sandbox_rl.training.precision import computing
 from sandbox_rl.types import Message, Task
 
 __all__ = [
-    "async_arguments",
     "build_backend",
     "build_chat",
     "build_engine",
@@ -43,7 +42,6 @@ __all__ = [
     "build_render",
     "build_scoring",
     "build_toolbox",
-    "grpo_arguments",
     "scoring_place",
     "settled",
     "training_arguments",
@@ -207,55 +205,32 @@ def build_engine(
     )
 
 
-def training_arguments(recipe: Recipe, checkpoints: Path) -> Any:
-    """TRL's settings for the recipe's mode; of an asynchronous one, what is known before any token is.
-
-    Raises:
-        ConfigError: a field that TRL does not know or refuses.
-    """
-    if recipe.mode == "async":
-        return async_arguments(recipe, checkpoints, longest=1)
-    return grpo_arguments(recipe, checkpoints)
-
-
-def async_arguments(recipe: Recipe, checkpoints: Path, *, longest: int) -> Any:
-    """The recipe's `trl.experimental.AsyncGRPOConfig`.
+def training_arguments(recipe: Recipe, checkpoints: Path, *, longest: int = 1) -> Any:
+    """TRL's settings for the recipe's mode: its `GRPOConfig`, or its experimental `AsyncGRPOConfig`.
 
     Args:
-        longest: tokens of the longest episode with its prompt.
+        longest: tokens of the longest episode with its prompt, for asynchronous training; 1: not known yet.
 
     Raises:
-        ConfigError: a field that TRL does not know or refuses, or a token budget that is too small.
+        ConfigError: a field that TRL does not know or refuses, a batch that splits groups, or a token budget
+            that is too small.
     """
+    shared: dict[str, Any] = {
+        "checkpoints": checkpoints,
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "max_tokens": recipe.episode.max_tokens,
+        "dtype": compute_dtype(recipe.model),
+        "report_to": recipe.report_to,
+    }
+    if recipe.mode == "sync":
+        return grpo_config(recipe.grpo, estimator=recipe.estimator, **shared)
     from sandbox_rl.training.asynchronous.config import async_config  # TRL's experimental part takes a second
 
     return async_config(
         recipe.grpo,
-        checkpoints=checkpoints,
-        name=recipe.name,
-        seed=recipe.seed,
-        max_tokens=recipe.episode.max_tokens,
         longest=longest,
-        dtype=compute_dtype(recipe.model),
         adapters=recipe.model.lora is not None,
         trust_remote_code=recipe.model.trust_remote_code,
-        report_to=recipe.report_to,
-    )
-
-
-def grpo_arguments(recipe: Recipe, checkpoints: Path) -> Any:
-    """The recipe's `trl.GRPOConfig`.
-
-    Raises:
-        ConfigError: a field that TRL does not know or refuses, or a batch that splits groups.
-    """
-    return grpo_config(
-        recipe.grpo,
-        checkpoints=checkpoints,
-        name=recipe.name,
-        seed=recipe.seed,
-        estimator=recipe.estimator,
-        max_tokens=recipe.episode.max_tokens,
-        dtype=compute_dtype(recipe.model),
-        report_to=recipe.report_to,
+        **shared,
     )

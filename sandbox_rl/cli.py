@@ -17,58 +17,15 @@ import typer
 
 from sandbox_rl import __version__
 from sandbox_rl.command_line import DONE_IN_PART, INTERRUPTED, Interrupted, first_process
-from sandbox_rl.commands import (
-    build_data,
-    bundle,
-    check,
-    compare,
-    doctor,
-    evaluate,
-    export,
-    export_episodes,
-    fetch_model,
-    image,
-    init,
-    python_env,
-    replay,
-    run,
-    self_check,
-    show,
-    train,
-    verify,
-    view,
-    warmup,
-)
-from sandbox_rl.environment_errors import environment_error
-from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, UserError
+from sandbox_rl.commands import check, data, evaluate, machine, models, replay, run, train, view
+from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, UserError, environment_error
 from sandbox_rl.registry import Registry
 
 __all__ = ["COMMANDS", "main", "whole_app"]
 
 DEBUG_VARIABLE = "SANDBOX_RL_DEBUG"
 
-OURS = (
-    init,
-    train,
-    warmup,
-    export,
-    build_data,
-    self_check,
-    python_env,
-    fetch_model,
-    image,
-    run,
-    evaluate,
-    compare,
-    replay,
-    bundle,
-    verify,
-    view,
-    show,
-    export_episodes,
-    doctor,
-    check,
-)
+OURS = (data, train, models, evaluate, run, view, replay, check, machine)
 
 COMMANDS: Registry[typer.Typer] = Registry(
     "command",

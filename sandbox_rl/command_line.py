@@ -13,21 +13,28 @@ if TYPE_CHECKING:
     from sandbox_rl.display import Display
 
 __all__ = [
+    "DIFFERS",
     "DONE_IN_PART",
     "INTERRUPTED",
+    "ApiKeyEnv",
+    "BaseUrl",
     "Interrupted",
     "Overrides",
     "RecipePath",
+    "RunPath",
     "first_process",
     "open_recipe",
     "terminal",
 ]
 
+DIFFERS = 1
+"""Exit code: a check failed, or what was recorded and what has come out now are not the same."""
 DONE_IN_PART = 3
 """Exit code of a command that left something undone which `--resume` can do, and of our failures."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, e.g. runs/quickstart.")]
 RecipePath = Annotated[
     Path,
     typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe of the package: quickstart."),
@@ -35,6 +42,13 @@ RecipePath = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Replace values of the recipe: grpo.learning_rate=1e-6."),
+]
+BaseUrl = Annotated[
+    str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint: http://HOST:PORT/v1.")
+]
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Environment variable with its key; else OPENAI_API_KEY if set."),
 ]
 
 

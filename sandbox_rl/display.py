@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
-__all__ = ["Display", "Progress", "Silent"]
+__all__ = ["Display", "Progress", "Silent", "quieted"]
 
 
 class Progress(Protocol):
@@ -71,3 +72,15 @@ class Silent:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Nothing."""
+
+
+@contextmanager
+def quieted(name: str, level: int) -> Iterator[None]:
+    """While open, what a logger says below a level is not shown."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -8,11 +8,14 @@ policy's doing and ends the run as itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
 from sandbox_rl.agents.base import EpisodeRequest, Said
 from sandbox_rl.types import MalformedCall, Observation, Rollout, StopReason, ToolCall, Turn
 
 __all__ = ["EachRollout", "Observer", "ObserverFailed", "Observers"]
+
+P = ParamSpec("P")
 
 
 class Observer:
@@ -71,43 +74,24 @@ class Observers(Observer):
     def __init__(self, *observers: Observer | None) -> None:
         self._observers = tuple(observer for observer in observers if observer is not None)
 
-    def started(self, episode: EpisodeRequest, prompt_ids: tuple[int, ...]) -> None:
-        """See `Observer.started`."""
-        self._tell(lambda observer: observer.started(episode, prompt_ids))
+    @staticmethod
+    def _each(event: Callable[Concatenate[Observers, P], None]) -> Callable[Concatenate[Observers, P], None]:
+        def tell(self: Observers, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            for observer in self._observers:
+                try:
+                    getattr(observer, event.__name__)(*args, **kwargs)
+                except ObserverFailed:
+                    raise
+                except Exception as error:
+                    raise ObserverFailed(error) from error
 
-    def sampling(self, episode: EpisodeRequest) -> None:
-        """See `Observer.sampling`."""
-        self._tell(lambda observer: observer.sampling(episode))
+        return tell
 
-    def said(self, episode: EpisodeRequest, said: Said) -> None:
-        """See `Observer.said`."""
-        self._tell(lambda observer: observer.said(episode, said))
-
-    def calling(self, episode: EpisodeRequest, call: ToolCall | MalformedCall) -> None:
-        """See `Observer.calling`."""
-        self._tell(lambda observer: observer.calling(episode, call))
-
-    def observed(self, episode: EpisodeRequest, observation: Observation) -> None:
-        """See `Observer.observed`."""
-        self._tell(lambda observer: observer.observed(episode, observation))
-
-    def turn(self, episode: EpisodeRequest, turn: Turn) -> None:
-        """See `Observer.turn`."""
-        self._tell(lambda observer: observer.turn(episode, turn))
-
-    def ended(self, episode: EpisodeRequest, stop: StopReason | None) -> None:
-        """See `Observer.ended`."""
-        self._tell(lambda observer: observer.ended(episode, stop))
-
-    def rolled_out(self, episode: EpisodeRequest, rollout: Rollout) -> None:
-        """See `Observer.rolled_out`."""
-        self._tell(lambda observer: observer.rolled_out(episode, rollout))
-
-    def _tell(self, event: Callable[[Observer], None]) -> None:
-        for observer in self._observers:
-            try:
-                event(observer)
-            except ObserverFailed:
-                raise
-            except Exception as error:
-                raise ObserverFailed(error) from error
+    started = _each(Observer.started)
+    sampling = _each(Observer.sampling)
+    said = _each(Observer.said)
+    calling = _each(Observer.calling)
+    observed = _each(Observer.observed)
+    turn = _each(Observer.turn)
+    ended = _each(Observer.ended)
+    rolled_out = _each(Observer.rolled_out)

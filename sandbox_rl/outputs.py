@@ -14,9 +14,30 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sandbox_rl.errors import ConfigError
+from sandbox_rl.errors import ConfigError, DataError
 
-__all__ = ["check_new", "check_place", "new_directory", "new_files", "write_atomically", "write_new"]
+__all__ = [
+    "check_format",
+    "check_new",
+    "check_place",
+    "new_directory",
+    "new_files",
+    "write_atomically",
+    "write_new",
+]
+
+
+def check_format(path: Path, found: object, known: int) -> None:
+    """For whoever reads records: those of a later format may mean something else.
+
+    Raises:
+        DataError: `found` is the number of one.
+    """
+    if isinstance(found, int) and found > known:
+        raise DataError(
+            f"{path}: format {found}, expected at most {known}; a newer version has written it: update "
+            "sandbox_rl"
+        )
 
 
 def check_new(target: Path, what: str) -> None:

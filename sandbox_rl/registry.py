@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from sandbox_rl.errors import ConfigError
 
-__all__ = ["Registry", "import_thing", "look_beside"]
+__all__ = ["Registry", "import_thing", "look_beside", "shipped"]
 
 T = TypeVar("T")
 
@@ -37,6 +37,15 @@ def entry_points(group: str) -> metadata.EntryPoints:
     """What installed packages offer to a group."""
     found: metadata.EntryPoints = _all_entry_points(tuple(sys.path)).select(group=group)
     return found
+
+
+def shipped(path: str) -> Path:
+    """A file or folder that comes along, such as `configs/suites`; it need not be there.
+
+    In a wheel it lies inside the package, in a checkout beside it.
+    """
+    package = Path(__file__).parent
+    return package / path if (package / path).exists() else package.parent / path
 
 
 def look_beside(directory: Path) -> None:

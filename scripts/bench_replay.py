@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import yaml
 from datasets import Dataset
 
-from sandbox_rl.builders import async_arguments
+from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import resolved
 from sandbox_rl.display import Silent
@@ -37,8 +37,7 @@ from sandbox_rl.journal import Journal
 from sandbox_rl.replay.updates import replay_training
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
-from sandbox_rl.runs.model import RunModel
-from sandbox_rl.runs.plan import RunPlan
+from sandbox_rl.runs.plan import RunModel, RunPlan
 from sandbox_rl.training.asynchronous.compositions import FILE, CompositionLog, read_compositions
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
@@ -142,7 +141,7 @@ def trained(directory: Path, updates: int) -> Path:
     run = RunDirectory.new(directory / "runs", "r")
     run.recipe.write_text(resolved(recipe))
     History(run, ()).with_event("started", 0, processes=1)
-    args = async_arguments(
+    args = training_arguments(
         recipe,
         run.checkpoints,
         longest=RunModel.of(RunPlan.of(recipe, base_dir=directory), recipe.model).longest,

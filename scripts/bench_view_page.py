@@ -26,8 +26,7 @@ import orjson
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sandbox_rl.journal.checksums import with_checksum
-from sandbox_rl.journal.columns import pack
+from sandbox_rl.journal.columns import pack, with_checksum
 from sandbox_rl.view.server import Viewer
 from tests.browser import Browser, Page
 

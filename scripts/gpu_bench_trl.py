@@ -28,7 +28,7 @@ from sandbox_rl.builders import (
     build_render,
     build_scoring,
     build_toolbox,
-    grpo_arguments,
+    training_arguments,
 )
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe
@@ -166,7 +166,7 @@ def main(path: Path) -> int:
         settings = settings.model_copy(update={"path": str(warm.path)})
     tokenizer = load_tokenizer(settings)
     tokenizer.response_template = qwen3_template  # its calls are written as Qwen's
-    args = grpo_arguments(recipe, run / "checkpoints")
+    args = training_arguments(recipe, run / "checkpoints")
     args.max_tool_calling_iterations = recipe.episode.max_turns
     if torch.cuda.is_available():
         args.use_vllm, args.vllm_mode = True, "colocate"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sandbox_rl.journal.checksums import with_checksum
+from sandbox_rl.journal.columns import with_checksum
 
 __all__ = ["edit_lines"]
 

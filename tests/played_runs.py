@@ -23,7 +23,8 @@ from sandbox_rl.rollout.order import of_group
 from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
-from sandbox_rl.runs.resume import Begun, Earlier, begin, sizes_of
+from sandbox_rl.runs.leftovers import Leftovers
+from sandbox_rl.runs.resume import Earlier, begin, sizes_of
 from sandbox_rl.training.asynchronous.admission import Admission
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import last_complete, mark_complete
@@ -123,7 +124,9 @@ class PlayedEngine:
         return rollout
 
 
-def _begun(directory: Path, recipe: dict[str, Any], args: Any, *, resume: bool) -> tuple[Begun, Path | None]:
+def _begun(
+    directory: Path, recipe: dict[str, Any], args: Any, *, resume: bool
+) -> tuple[History, Leftovers, Path | None]:
     """What this start begins with, and the checkpoint that it goes on from."""
     path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(directory)} | recipe))
@@ -133,13 +136,13 @@ def _begun(directory: Path, recipe: dict[str, Any], args: Any, *, resume: bool) 
         earlier = Earlier(run, History.read(run), checkpoint, {}, {})
     else:
         run = RunDirectory.new(directory, "played")
-    begun = begin(
+    history, left = begin(
         run, earlier, load_recipe(path), tasks=TASKS, sizes=sizes_of(args), prompts={}, steps=99, processes=1
     )
-    if begun.replaced:
-        with Journal(run.journal, start=begun.history.starts - 1, process=1) as journal:
-            journal.replaced(begun.replaced)
-    return begun, checkpoint
+    if left.replaced:
+        with Journal(run.journal, start=history.starts - 1, process=1) as journal:
+            journal.replaced(left.replaced)
+    return history, left, checkpoint
 
 
 def _save(run: RunDirectory, step: int, *parts: Any) -> None:
@@ -184,8 +187,7 @@ def sync_run(
         "grpo": {"scale_rewards": "group"},
         "estimator": "trl",
     }
-    begun, checkpoint = _begun(directory, recipe, args, resume=resume)
-    history = begun.history
+    history, left, checkpoint = _begun(directory, recipe, args, resume=resume)
     run, done = history.run, 0 if checkpoint is None else int(checkpoint.name.split("-")[1])
     domains = {task.id: task.domain for task in TASKS}
     draws = Curriculum(domains, CurriculumSettings(**curriculum), seed=SEED) if curriculum else None
@@ -212,7 +214,7 @@ def sync_run(
             journal=journal,
             ledger=written,
             again=history.again,
-            finished=begun.finished,
+            finished=left.finished,
         )
         state = SimpleNamespace(global_step=done)
         trainer = SimpleNamespace(num_generations=SIZE, args=args, state=state)
@@ -260,15 +262,14 @@ def async_run(
         "curriculum": {"refill_rounds": refill},
         "grpo": {"max_staleness": max_staleness},
     }
-    begun, checkpoint = _begun(directory, recipe, args, resume=resume)
-    history = begun.history
+    history, left, checkpoint = _begun(directory, recipe, args, resume=resume)
     run, step = history.run, 0 if checkpoint is None else int(checkpoint.name.split("-")[1])
     progress, ledger = GroupProgress(), Ledger(run.ledger)
     if checkpoint is not None:
         progress.restore(checkpoint)
     admission = Admission(progress, max_staleness=max_staleness, tokens=60, at_once=4)
     kind = {"kind": "rloo", "leave_out_equal": refill > 0}
-    again = list(recorded_groups(begun.finished, TASKS, seed=SEED, size=SIZE, **kind))
+    again = list(recorded_groups(left.finished, TASKS, seed=SEED, size=SIZE, **kind))
     for oldest, group in again:
         progress.admit_again(group.number, step if oldest is None else oldest)
         admission.arrive(group)

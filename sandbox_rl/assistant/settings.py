@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from pydantic import Field
@@ -16,6 +15,7 @@ from sandbox_rl.config.run import ToolNames
 from sandbox_rl.config.shipped import find_recipe
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.policies.base import Sampling
+from sandbox_rl.registry import shipped
 from sandbox_rl.sandboxes.config import EmbeddedSettings, SandboxSettings
 from sandbox_rl.settings import Settings
 from sandbox_rl.tools.toolbox import OUR_TOOLS
@@ -78,7 +78,7 @@ def load_assistant(
 
 def _load(recipe: Path | None, overrides: Sequence[str]) -> AssistantSettings:
     if recipe is None:
-        return load_settings(AssistantSettings, _own_file(), overrides)
+        return load_settings(AssistantSettings, shipped("configs/assistant.yaml"), overrides)
     return _of_recipe(load_recipe(find_recipe(recipe), overrides))
 
 
@@ -95,10 +95,3 @@ def _of_recipe(recipe: Recipe) -> AssistantSettings:
         seed=recipe.seed,
         max_input_mb=recipe.data.max_files_mb,
     )
-
-
-def _own_file() -> Path:
-    package = Path(str(files("sandbox_rl")))
-    # In a wheel the configs lie inside the package, in a checkout beside it.
-    inside = package / "configs" / "assistant.yaml"
-    return inside if inside.is_file() else package.parent / "configs" / "assistant.yaml"

@@ -1,4 +1,4 @@
-"""`sandbox-rl eval`: a model on held-out tasks or on a suite, with a sandbox, without one, or both."""
+"""`sandbox-rl eval` and `compare`: a model measured, with a sandbox, without one, or both; and several."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sandbox_rl.command_line import DONE_IN_PART
+from sandbox_rl.command_line import DONE_IN_PART, ApiKeyEnv, BaseUrl
 
 __all__ = ["app"]
 
@@ -38,13 +38,8 @@ def evaluate(
         str | None,
         typer.Option(help="Directory, Hub id, or name at the endpoint; by default what the recipe trains."),
     ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint: http://HOST:PORT/v1.")
-    ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Environment variable with its key; else OPENAI_API_KEY if set."),
-    ] = None,
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = None,
     mode: Annotated[
         Mode, typer.Option(help="In sandboxes, plainly without, or both and their difference.")
     ] = Mode.SANDBOX,
@@ -82,3 +77,16 @@ def evaluate(
             f"infrastructure faults{because}; --resume tries them again"
         )
         raise typer.Exit(DONE_IN_PART)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="What `eval` wrote.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="Also write the page to this file.")
+    ] = None,
+) -> None:
+    """Put evaluations side by side; paired with the first where their tasks are the same."""
+    from sandbox_rl.evaluation.compare import compare as run
+
+    typer.echo(run(runs, output=output), nl=False)

@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
+from sandbox_rl.command_line import DIFFERS, RunPath
+from sandbox_rl.errors import ConfigError
+
 __all__ = ["app"]
 
 app = typer.Typer()
 
-DIFFERS = 1
-"""Exit code: what was recorded and what has come out now are not the same."""
-
 
 @app.command()
 def replay(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, e.g. runs/quickstart.")],
+    run: RunPath,
     words: Annotated[
         list[str] | None,
         typer.Argument(
@@ -49,8 +49,6 @@ def replay(
     --rescore: all of its answers with other scorers; whose reward, advantage and gradient would have changed.
     --to-step K: its updates from the recorded rollouts; the weights are compared with those of checkpoint K.
     """
-    from sandbox_rl.errors import ConfigError
-
     overrides = [word for word in words or () if "=" in word]
     named = [word for word in words or () if "=" not in word]
     recipes = [word for word in named if rescore and word.endswith((".yaml", ".yml"))]
@@ -97,8 +95,7 @@ def _rewards_of(recipe: str) -> str:
     """The block `reward` of a recipe, as an override."""
     import json
 
-    from sandbox_rl.config.source import read_source
-    from sandbox_rl.errors import ConfigError
+    from sandbox_rl.config.load import read_source
 
     block = read_source(Path(recipe)).values.get("reward")
     if not isinstance(block, dict):

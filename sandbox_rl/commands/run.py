@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sandbox_rl.command_line import DONE_IN_PART, Interrupted
+from sandbox_rl.command_line import DONE_IN_PART, ApiKeyEnv, BaseUrl, Interrupted
 from sandbox_rl.errors import ConfigError, InfraFault
 
 if TYPE_CHECKING:
     from sandbox_rl.assistant import AssistantSettings, Assisted, AssistRequest, TerminalView
-    from sandbox_rl.policies.openai_chat import EndpointSettings
 
 __all__ = ["app"]
 
@@ -35,12 +34,8 @@ def run(
         str | None,
         typer.Option("--model", help="Directory or Hub id; with --base-url the endpoint's name for it."),
     ] = None,
-    base_url: Annotated[
-        str | None, typer.Option("--base-url", metavar="URL", help="A chat endpoint, up to and with /v1.")
-    ] = None,
-    api_key_env: Annotated[
-        str, typer.Option("--api-key-env", metavar="NAME", help="Variable that holds the endpoint's key.")
-    ] = "OPENAI_API_KEY",
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = None,
     recipe: Annotated[
         Path | None,
         typer.Option("--recipe", metavar="RECIPE", help="Take model, sandbox and budgets from this recipe."),
@@ -78,11 +73,13 @@ def run(
     from rich.console import Console
 
     from sandbox_rl.assistant import AssistRequest, TerminalView, load_assistant
+    from sandbox_rl.policies.openai_chat import EndpointSettings
 
     _check_question(question, interactive=interactive)
     settings = load_assistant(recipe, overrides or (), network=network, model=None if base_url else model)
     view = TerminalView(Console(stderr=True), answers=interactive)
-    endpoint = _endpoint(base_url, model, api_key_env)
+    # Somebody is waiting: fewer tries than a run of days has.
+    endpoint = EndpointSettings.named(base_url, model, api_key_env, retries=2)
     done = _assist(AssistRequest(question, domain, endpoint, input, output, interactive), settings, view)
     if done is not None:
         _report(done, view, interactive=interactive)
@@ -94,19 +91,6 @@ def _check_question(question: str | None, *, interactive: bool) -> None:
         raise ConfigError("QUESTION is missing; write it behind `run`, or add --interactive to type it")
     if question is not None and not question.strip():
         raise ConfigError("QUESTION is empty, expected some words; write them behind `run`")
-
-
-def _endpoint(base_url: str | None, model: str | None, api_key_env: str) -> EndpointSettings | None:
-    from sandbox_rl.policies.openai_chat import EndpointSettings
-
-    if base_url is None:
-        return None
-    if model is None:
-        raise ConfigError("--model is missing, expected the name under which the endpoint knows the model")
-    if not base_url.startswith(("http://", "https://")):
-        raise ConfigError(f"--base-url {base_url!r}: expected an address such as http://HOST:PORT/v1")
-    # Somebody is waiting: fewer tries than a run of days has.
-    return EndpointSettings(base_url=base_url, model=model, api_key_env=api_key_env, retries=2)
 
 
 def _assist(request: AssistRequest, settings: AssistantSettings, view: TerminalView) -> Assisted | None:

@@ -1,4 +1,4 @@
-"""`sandbox-rl train`: train a policy in sandboxes, measure it and export it."""
+"""`sandbox-rl train` and `warmup`: train a policy in sandboxes, measure it and export it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -22,10 +22,6 @@ from sandbox_rl.command_line import (
 )
 from sandbox_rl.display import Silent
 from sandbox_rl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from sandbox_rl.config.recipe import Recipe
-    from sandbox_rl.runs.launch import Launch
 
 __all__ = ["app"]
 
@@ -90,8 +86,8 @@ def train(
     Uses all CUDA cards, or as many processes as launch.processes says; the same under a launcher of your own:
     accelerate launch -m sandbox_rl train RECIPE [KEY=VALUE]...
     """
-    chosen = [] if chaos is None else [f"chaos.share={chaos}"]
-    loaded, base_dir = open_recipe(recipe, [*(overrides or []), *chosen])
+    given = [*(overrides or []), *([] if chaos is None else [f"chaos.share={chaos}"])]
+    loaded, base_dir = open_recipe(recipe, given)
     if quiet and as_json:
         raise ConfigError("--quiet and --json, expected one: what is to be seen is nothing, or lines of JSON")
     display = terminal(json=as_json)
@@ -102,9 +98,14 @@ def train(
         display.say(resolved(loaded))
         check(loaded, base_dir=base_dir, display=display)
         return
-    if (launch := _launch(loaded)) is not None:
-        from sandbox_rl.runs.launch import run_launch
+    from sandbox_rl.runs.launch import cards_here, cards_that_train, plan_launch, run_launch
 
+    cards = cards_that_train(loaded, cards_here())
+    if (launch := plan_launch(loaded.launch, cards=cards, environment=os.environ)) is not None:
+        if launch.way is not None:
+            from sandbox_rl.runs.division import check_division, division_of
+
+            check_division(loaded, division_of(launch))
         (Silent() if quiet else display).say(f"starting {launch}")
         code = run_launch(launch, sys.argv[1:])
         raise Interrupted if code == INTERRUPTED else typer.Exit(code)  # its processes have said all
@@ -113,14 +114,7 @@ def train(
     from sandbox_rl.training.stopping import EndedNow, Owner
 
     def go_on(directory: Path) -> str:
-        words = [
-            "sandbox-rl",
-            "train",
-            str(recipe),
-            *(overrides or []),
-            *(f"chaos.share={s}" for s in [chaos] if s),
-        ]
-        return shlex.join([*words, "--resume", str(directory)])
+        return shlex.join(["sandbox-rl", "train", str(recipe), *given, "--resume", str(directory)])
 
     def say(text: str) -> None:
         if first_process():
@@ -134,14 +128,20 @@ def train(
     show_training(result, display, recipe=str(recipe), go_on=go_on(result.run))
 
 
-def _launch(recipe: Recipe) -> Launch | None:
-    """The processes that this one starts; None where it trains itself."""
-    from sandbox_rl.runs.launch import cards_here, cards_that_train, plan_launch
+@app.command()
+def warmup(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Fine-tune the model on successful expert episodes, so that it can call tools at all.
 
-    cards = cards_that_train(recipe, cards_here())
-    launch = plan_launch(recipe.launch, cards=cards, environment=os.environ)
-    if launch is not None and launch.way is not None:
-        from sandbox_rl.runs.division import check_division, division_of
+    The result is cached below the output directory; `train` finds it there.
+    """
+    loaded, base_dir = open_recipe(recipe, overrides)
+    from sandbox_rl.runs.warmup import warmup as run
 
-        check_division(recipe, division_of(launch))
-    return launch
+    display = terminal()
+    result = run(loaded, base_dir=base_dir, display=display)
+    how = "Found" if result.cached else "Made"
+    display.say(
+        f"{how}: {result.successful} of {result.episodes} expert episodes were successful, "
+        f"loss {result.loss:.3f}"
+    )
+    display.say(str(result.path))

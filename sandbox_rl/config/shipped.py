@@ -6,12 +6,9 @@ from pathlib import Path
 
 from sandbox_rl.config.suite import find_suite
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.registry import shipped
 
 __all__ = ["find_recipe", "find_target"]
-
-# In a wheel the recipes lie inside the package, in a checkout beside it.
-_PACKAGE = Path(__file__).parents[1]
-_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -25,8 +22,11 @@ def find_recipe(name: str | Path) -> Path:
         return path
     if (found := _shipped(name)) is not None:
         return found
+    folder = shipped("recipes")
+    known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
     raise ConfigError(
-        f"recipe {str(name)!r}: no such file, expected one, or a name that comes along: {', '.join(_names())}"
+        f"recipe {str(name)!r}: no such file, expected one, or a name that comes along: "
+        f"{', '.join(name for name in known if not name.startswith('prompts'))}"
     )
 
 
@@ -42,11 +42,5 @@ def find_target(name: str | Path) -> Path:
 
 
 def _shipped(name: str | Path) -> Path | None:
-    found = (folder / f"{name}.yaml" for folder in _FOLDERS)
-    return None if Path(name).is_absolute() else next((file for file in found if file.is_file()), None)
-
-
-def _names() -> list[str]:
-    folder = next((f for f in _FOLDERS if f.is_dir()), _PACKAGE)
-    names = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
-    return [name for name in names if not name.startswith("prompts")]
+    found = shipped(f"recipes/{name}.yaml")
+    return found if found.is_file() and not Path(name).is_absolute() else None

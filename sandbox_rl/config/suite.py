@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from sandbox_rl.config.load import load_settings
+from sandbox_rl.config.load import load_settings, read_source
 from sandbox_rl.config.run import RunSettings
-from sandbox_rl.config.source import read_source
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.config import PartSettings
 from sandbox_rl.policies.base import Sampling
+from sandbox_rl.registry import shipped
 
 __all__ = ["Suite", "find_suite", "is_suite", "load_suite"]
 
@@ -82,13 +82,10 @@ def find_suite(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    package = Path(__file__).parents[1]
-    # In a wheel the configs lie inside the package, in a checkout beside it.
-    folders = [package / "configs" / "suites", package.parent / "configs" / "suites"]
-    for folder in folders:
-        if path.name == str(name) and (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    folder = shipped("configs/suites")
+    if path.name == str(name) and (folder / f"{name}.yaml").is_file():
+        return folder / f"{name}.yaml"
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
     raise ConfigError(
         f"{str(name)!r}: no such file, expected a recipe, a suite, or one of the shipped suites "
         f"({', '.join(known)})"

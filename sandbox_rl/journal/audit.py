@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from sandbox_rl.journal.checksums import has_checksum, is_as_written
+from sandbox_rl.journal.columns import has_checksum, is_as_written
 from sandbox_rl.journal.reader import whole_lines, writers
 
 __all__ = ["DamagedLine", "EndedEpisode", "Note", "audited", "first_damage", "without_checksums"]

@@ -1,18 +1,22 @@
-"""Token columns: what is sampled and observed as binary numbers beside the readable text.
+"""Token columns, binary numbers beside the readable text, and checksums, so that no byte changes unseen.
 
 Ids are unsigned 32-bit, log-probs IEEE float32, both little-endian: 4 bytes for a token that was observed, 8
 for one that was sampled. float32 is what engines compute and what the trainer reads, so nothing is lost.
+
+A line ends with the CRC-32 of everything before it: `{"event":…}` is written as
+`{"event":…,"crc":"0123abcd"}`, which is JSON still. The numbers of its columns have a checksum of their own.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["ColumnError", "Columns", "pack", "unpack"]
+__all__ = ["ColumnError", "Columns", "has_checksum", "is_as_written", "pack", "unpack", "with_checksum"]
 
 
 class ColumnError(ValueError):
@@ -75,3 +79,23 @@ def unpack(content: bytes, columns: Columns) -> tuple[list[tuple[int, ...]], tup
         found.append(tuple(np.frombuffer(content, "<u4", length, at).tolist()))
         at += 4 * length
     return found, tuple(np.frombuffer(content, "<f4", columns.logprobs, at).tolist())
+
+
+_END = re.compile(rb',"crc":"([0-9a-f]{8})"\}\n')
+_SIZE = len(b',"crc":"01234567"}\n')
+
+
+def with_checksum(value: bytes) -> bytes:
+    """A JSON object, with fields, as a line."""
+    return b'%b,"crc":"%08x"}\n' % (value[:-1], zlib.crc32(memoryview(value)[:-1]))
+
+
+def has_checksum(line: bytes) -> bool:
+    """Whether a line ends with one; those that were written before there were any do not."""
+    return _END.fullmatch(line[-_SIZE:]) is not None
+
+
+def is_as_written(line: bytes) -> bool | None:
+    """Whether a line is what its checksum says; None where it has none."""
+    found = _END.fullmatch(line[-_SIZE:])
+    return None if found is None else zlib.crc32(memoryview(line)[:-_SIZE]) == int(found[1], 16)

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import DataError
-from sandbox_rl.journal.checksums import is_as_written
-from sandbox_rl.journal.reader import read_chain, whole_lines, writers
+from sandbox_rl.journal.columns import is_as_written
+from sandbox_rl.journal.reader import places_of, read_events, whole_lines, writers
 
-__all__ = ["Index", "read_journal", "record_of"]
+__all__ = ["Index", "read_journal", "read_record"]
 
 FILE = "index.sqlite"
 VERSION = 2
@@ -140,10 +140,9 @@ class Index:
         if found is None:
             raise DataError(f"{self.directory}: no episode {episode_id!r}")
         try:
-            events = read_chain(self.directory, found["writer"], found["last"])
+            record = read_record(self.directory, found["writer"], found["last"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{self.directory}: episode {episode_id!r} cannot be read: {error}") from error
-        record = record_of(events)
         return record | {"phase": found["phase"]} if "phase" in record else record
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -248,8 +247,13 @@ def _siblings(id: str) -> str:
     return id if found is None else found.group(1) + (found.group(2) or "")
 
 
-def record_of(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One episode as `records.rollout_record` gives it, of its events in order (`reader.read_chain`)."""
+def read_record(directory: Path, writer: str, at: int) -> dict[str, Any]:
+    """One episode as `records.rollout_record` gives it, up to its event at an offset.
+
+    Raises:
+        ValueError: as `reader.places_of` and `reader.read_events`.
+    """
+    events = read_events(directory, writer, places_of(directory, writer, at))
     start, end = events[0], events[-1]
     turns = [
         {k: v for k, v in e.items() if k not in (*_PLACE, "episode_id")}

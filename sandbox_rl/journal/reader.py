@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sandbox_rl.journal.checksums import is_as_written
-from sandbox_rl.journal.columns import Columns, unpack
+from sandbox_rl.journal.columns import Columns, is_as_written, unpack
 
-__all__ = ["lengths_of", "places_of", "read_chain", "read_events", "whole_lines", "writers"]
+__all__ = ["lengths_of", "places_of", "read_events", "whole_lines", "writers"]
 
 _HEAD = re.compile(
     rb'\{"event":\s*"\w+",\s*"episode_id":\s*"[^"\\]*(?:\\.[^"\\]*)*"(?:,\s*"prev":\s*(-?\d+))?'
@@ -40,19 +39,6 @@ def whole_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
                 return
             yield at, line
             at += len(line)
-
-
-def read_chain(directory: Path, writer: str, at: int) -> list[dict[str, Any]]:
-    """The events of one episode from its start to the event at an offset, each with its numbers.
-
-    `started` gets `prompt_ids`; a `turn` gets `token_ids`, `logprobs` (None where the engine gave none) and
-    `observation_ids`.
-
-    Raises:
-        ColumnError: the numbers are not what was written.
-        ValueError: there is no event at one of its places, or a line is not the one that was written.
-    """
-    return read_events(directory, writer, places_of(directory, writer, at))
 
 
 def places_of(directory: Path, writer: str, at: int) -> list[int]:
@@ -97,7 +83,15 @@ def lengths_of(directory: Path, writer: str, places: Sequence[int]) -> list[tupl
 
 
 def read_events(directory: Path, writer: str, places: Sequence[int]) -> list[dict[str, Any]]:
-    """The events at these places, each with its numbers; raises as `read_chain`."""
+    """The events at these places, each with its numbers.
+
+    `started` gets `prompt_ids`; a `turn` gets `token_ids`, `logprobs` (None where the engine gave none) and
+    `observation_ids`.
+
+    Raises:
+        ColumnError: the numbers are not what was written.
+        ValueError: there is no event at one of the places, or a line is not the one that was written.
+    """
     events: list[dict[str, Any]] = []
     path = directory / f"{writer}.jsonl"
     with path.open("rb") as lines, path.with_suffix(".tokens").open("rb") as tokens:

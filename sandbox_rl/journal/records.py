@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from sandbox_rl.types import (
@@ -21,7 +22,7 @@ from sandbox_rl.types import (
     TurnTiming,
 )
 
-__all__ = ["chat_text", "rollout_record", "trajectory_from_record", "turn_record", "turn_text"]
+__all__ = ["end_record", "rollout_record", "trajectory_from_record", "turn_record", "turn_text"]
 
 
 def rollout_record(rollout: Rollout, **context: Any) -> dict[str, Any]:
@@ -36,23 +37,27 @@ def rollout_record(rollout: Rollout, **context: Any) -> dict[str, Any]:
         "episode_id": t.episode_id,
         "task_id": t.task_id,
         "domain": rollout.task.domain,
-        "stop": t.stop.value,
-        "fault": t.fault,
-        "reward": rollout.reward.value,
-        "reward_parts": dict(rollout.reward.parts),
-        "reward_detail": rollout.reward.detail,
-        "scoring_seconds": rollout.reward.seconds,
-        "answer": {"status": t.answer.status.value, "text": t.answer.text},
-        "seconds": t.seconds,
+        **end_record(rollout),
         "prompt_ids": list(t.prompt_ids),
         "turns": [turn_record(turn) for turn in t.turns],
-        **chat_text(t.chat),
     }
 
 
-def chat_text(chat: ChatRecord | None) -> dict[str, Any]:
-    """What an endpoint's trajectory has instead of ids; nothing for others."""
-    return {} if chat is None else {"messages": list(chat.messages), "usage": dict(chat.usage)}
+def end_record(rollout: Rollout) -> dict[str, Any]:
+    """How an episode ended and what it was scored; an endpoint's also has its messages, instead of ids."""
+    t, reward = rollout.trajectory, rollout.reward
+    chat = {} if t.chat is None else {"messages": list(t.chat.messages), "usage": dict(t.chat.usage)}
+    return {
+        "stop": t.stop.value,
+        "fault": t.fault,
+        "answer": {"status": t.answer.status.value, "text": t.answer.text},
+        "reward": reward.value,
+        "reward_parts": dict(reward.parts),
+        "reward_detail": reward.detail,
+        "scoring_seconds": reward.seconds,
+        "seconds": t.seconds,
+        **chat,
+    }
 
 
 def turn_record(turn: Turn) -> dict[str, Any]:
@@ -80,17 +85,7 @@ def turn_text(turn: Turn) -> dict[str, Any]:
             else {"name": call.name, "arguments": dict(call.arguments)}
             for call in turn.calls
         ],
-        "observations": [
-            {
-                "tool": o.tool,
-                "text": o.text,
-                "failure": o.failure.value if o.failure else None,
-                "submitted": o.submitted,
-                "exit_code": o.exit_code,
-                "seconds": o.seconds,
-            }
-            for o in turn.observations
-        ],
+        "observations": [asdict(observation) for observation in turn.observations],
         "generation_seconds": turn.timing.generation,
         "execution_seconds": turn.timing.execution,
     }
@@ -119,14 +114,7 @@ def trajectory_from_record(record: Mapping[str, Any]) -> Trajectory:
                     for call in turn["calls"]
                 ),
                 observations=tuple(
-                    Observation(
-                        text=o["text"],
-                        tool=o["tool"],
-                        failure=ToolFailure(o["failure"]) if o["failure"] else None,
-                        submitted=o["submitted"],
-                        exit_code=o["exit_code"],
-                        seconds=o["seconds"],
-                    )
+                    Observation(**{**o, "failure": ToolFailure(o["failure"]) if o["failure"] else None})
                     for o in turn["observations"]
                 ),
                 observation_ids=tuple(turn["observation_ids"]),

@@ -19,19 +19,20 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from sandbox_rl.journal.checksums import with_checksum
-from sandbox_rl.journal.columns import pack
-from sandbox_rl.journal.records import chat_text, turn_text
-from sandbox_rl.types import Rollout, Task, Turn
+from sandbox_rl.agents.base import EpisodeRequest
+from sandbox_rl.journal.columns import pack, with_checksum
+from sandbox_rl.journal.records import end_record, turn_text
+from sandbox_rl.observer import Observer
+from sandbox_rl.types import Rollout, StopReason, Task, Turn
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "JournalObserver"]
 
 
 class Journal:
@@ -130,14 +131,8 @@ class Journal:
 
     def _turn(self, episode_id: str, turn: Turn) -> None:
         before, turns = self._last[episode_id]
-        event = {
-            "event": "turn",
-            "episode_id": episode_id,
-            "prev": before,
-            "index": turns,
-            "time": time.time(),
-        }
-        event |= turn_text(turn)
+        event = {"event": "turn", "episode_id": episode_id, "prev": before, "index": turns}
+        event |= {"time": time.time(), **turn_text(turn)}
         columns = (turn.action.token_ids, turn.observation_ids)
         self._last[episode_id] = self._append(event, columns, turn.action.logprobs), turns + 1
 
@@ -164,22 +159,13 @@ class Journal:
 
 
 def _end_of(rollout: Rollout) -> dict[str, Any]:
-    t, reward = rollout.trajectory, rollout.reward
-    return {
-        "stop": t.stop.value,
-        "fault": t.fault,
-        "answer": {"status": t.answer.status.value, "text": t.answer.text},
-        "reward": reward.value,
-        "reward_parts": dict(reward.parts),
-        "reward_detail": reward.detail,
-        "scoring_seconds": reward.seconds,
-        "masked": reward.masked,
-        "seconds": t.seconds,
-        "sampled": sum(len(turn.action.token_ids) for turn in t.turns),
-        "observed": sum(len(turn.observation_ids) for turn in t.turns),
-        "generation_seconds": sum(turn.timing.generation for turn in t.turns),
-        "execution_seconds": sum(turn.timing.execution for turn in t.turns),
-        **chat_text(t.chat),
+    turns = rollout.trajectory.turns
+    return end_record(rollout) | {
+        "masked": rollout.reward.masked,
+        "sampled": sum(len(turn.action.token_ids) for turn in turns),
+        "observed": sum(len(turn.observation_ids) for turn in turns),
+        "generation_seconds": sum(turn.timing.generation for turn in turns),
+        "execution_seconds": sum(turn.timing.execution for turn in turns),
     }
 
 
@@ -201,3 +187,34 @@ def _write_whole(fd: int, content: bytes, at: int) -> None:
     while left:
         written = os.pwrite(fd, left, at)
         left, at = left[written:], at + written
+
+
+class JournalObserver(Observer):
+    """Writes what happens, when it happens.
+
+    Args:
+        context: gives further fields of an episode, such as the phase or the step.
+    """
+
+    def __init__(
+        self, journal: Journal, context: Callable[[EpisodeRequest], Mapping[str, Any]] = lambda _: {}
+    ) -> None:
+        self._journal = journal
+        self._context = context
+
+    def started(self, episode: EpisodeRequest, prompt_ids: tuple[int, ...]) -> None:
+        self._journal.started(episode.id, episode.task, prompt_ids, **self._fields(episode))
+
+    def turn(self, episode: EpisodeRequest, turn: Turn) -> None:
+        self._journal.turn(episode.id, turn)
+
+    def ended(self, episode: EpisodeRequest, stop: StopReason | None) -> None:
+        if stop is None:
+            self._journal.abandoned(episode.id)
+
+    def rolled_out(self, episode: EpisodeRequest, rollout: Rollout) -> None:
+        """See `Observer.rolled_out`."""
+        self._journal.ended(rollout, **self._fields(episode))
+
+    def _fields(self, episode: EpisodeRequest) -> dict[str, Any]:
+        return {"seed": episode.seed, **self._context(episode)}

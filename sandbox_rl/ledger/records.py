@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
 __all__ = ["Group", "Sample", "SampleEnd", "Update", "as_line", "from_line"]
 
 
@@ -118,24 +121,13 @@ class Update:
 _IN_THE_LOSS = (SampleEnd.USED, SampleEnd.EQUAL_REWARDS)
 
 
-def as_line(update: Update) -> dict[str, Any]:
-    """As JSON values."""
-    return {
-        "update": update.number,
-        "time": update.time,
-        "groups": [
-            {
-                "number": group.number,
-                "task": group.task,
-                "refill": group.refill,
-                "samples": [
-                    {"episode": s.episode, "end": s.end.value, "advantage": s.advantage}
-                    for s in group.samples
-                ],
-            }
-            for group in update.groups
-        ],
-    }
+_GROUPS = TypeAdapter(tuple[Group, ...])
+
+
+def as_line(update: Update) -> bytes:
+    """As a line of JSON."""
+    line = {"update": update.number, "time": update.time, "groups": update.groups}
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def from_line(line: Mapping[str, Any]) -> Update:
@@ -144,26 +136,8 @@ def from_line(line: Mapping[str, Any]) -> Update:
     Raises:
         ValueError, KeyError, TypeError: they are not those of an update.
     """
-    return Update(
-        int(line["update"]),
-        float(line["time"]),
-        tuple(
-            Group(
-                int(group["number"]),
-                str(group["task"]),
-                None if group["refill"] is None else int(group["refill"]),
-                tuple(
-                    Sample(
-                        str(s["episode"]),
-                        _ENDS[s["end"]],
-                        None if s["advantage"] is None else float(s["advantage"]),
-                    )
-                    for s in group["samples"]
-                ),
-            )
-            for group in line["groups"]
-        ),
-    )
-
-
-_ENDS = {end.value: end for end in SampleEnd}
+    try:
+        return Update(int(line["update"]), float(line["time"]), _GROUPS.validate_python(line["groups"]))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, ('groups', *first['loc'])))}: {first['msg']}") from error

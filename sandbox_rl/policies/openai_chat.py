@@ -55,6 +55,29 @@ class EndpointSettings(Settings):
     connections: int = Field(256, ge=1)
     """Open at the same time."""
 
+    @classmethod
+    def named(
+        cls, base_url: str | None, model: str | None, api_key_env: str | None, *, retries: int = 4
+    ) -> EndpointSettings | None:
+        """What a command's --base-url, --model and --api-key-env name; None without an address.
+
+        Raises:
+            ConfigError: they do not go together, or the variable is not set.
+        """
+        if base_url is None:
+            if api_key_env is not None:
+                raise ConfigError("--api-key-env: given without --base-url, which names the endpoint; add it")
+            return None
+        if model is None:
+            raise ConfigError("--base-url: given without --model; name the model that the endpoint serves")
+        if not re.fullmatch(r"https?://\S+", base_url):
+            raise ConfigError(f"--base-url: {base_url!r}, expected http://HOST:PORT/v1")
+        if api_key_env is None:
+            return cls(base_url=base_url, model=model, retries=retries)
+        if not os.environ.get(api_key_env):
+            raise ConfigError(f"--api-key-env: variable {api_key_env!r} is not set; export it with the key")
+        return cls(base_url=base_url, model=model, api_key_env=api_key_env, retries=retries)
+
 
 class ContextFull(Exception):
     """The conversation no longer fits into the model's context: a budget's end, nobody's fault."""

@@ -67,7 +67,8 @@ async def examine(place: Path) -> list[Finding]:
     Args:
         place: where runs are to be written.
     """
-    found = [_python(), *_packages(), await asyncio.to_thread(_gpu)]
+    python = Finding("python", "ok", platform.python_version())  # an older one cannot install the package
+    found = [python, *_packages(), await asyncio.to_thread(_gpu)]
     found += [await _sandboxes(), _containers(), *_limits(place), _ports()]
     return found
 
@@ -86,23 +87,13 @@ def judge_package(requirement: Requirement, installed: str | None) -> Finding:
     )
 
 
-def _python() -> Finding:
-    return Finding("python", "ok", platform.python_version())  # an older one cannot install the package
-
-
 def _packages() -> Iterator[Finding]:
     for line in requires("sandbox-rl") or ():
         requirement = Requirement(line)
         marker = requirement.marker
         if marker is not None and (requirement.name not in OPTIONAL or marker.evaluate({"extra": "dev"})):
             continue
-        if requirement.name in OPTIONAL or requirement.name in (
-            "torch",
-            "trl",
-            "transformers",
-            "accelerate",
-            "peft",
-        ):
+        if requirement.name in (*OPTIONAL, "torch", "trl", "transformers", "accelerate", "peft"):
             try:
                 installed: str | None = version(requirement.name)
             except PackageNotFoundError:

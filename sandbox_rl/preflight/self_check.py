@@ -1,41 +1,79 @@
-"""Every known case against a backend, and the attacks on scoring, as rows of one table."""
+"""Every known case against a backend, and attacks on scoring, as rows of one table.
+
+In the attacks on scoring a scorer evaluates its answer: the worst that there may be.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
-from typing import Protocol
+from pathlib import Path
 
+from sandbox_rl.builders import scoring_place
+from sandbox_rl.display import quieted
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.preflight.scoring_attacks import ATTACKS, check_scoring
+from sandbox_rl.rewards.config import RewardSettings
+from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.sandboxes.base import SandboxBackend, SandboxInfo, SandboxLimits
-from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS
+from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS, HostWitness
 from sandbox_rl.sandboxes.config import BackendSettings
-from sandbox_rl.sandboxes.self_check import CheckRow
+from sandbox_rl.sandboxes.self_check import CheckRow, CheckVerdict
 from sandbox_rl.sandboxes.self_check import self_check as check_sandboxes
+from sandbox_rl.types import Answer, AnswerStatus, Task
 
-__all__ = ["Watch", "self_check"]
+__all__ = ["ATTACKS", "check_scoring", "self_check"]
 
+_SCORER = "def score(answer, task):\n    return 1.0 if eval(answer) else 0.0\n"
+_NAME = "self_check_scorer"
+_TIMEOUT_S = 2.0
 
-class Watch(Protocol):
-    """Is told how the check goes on."""
+_RUNS = "An answer runs as code in the scorer and"
+_ATTACKS = (
+    # (id, what the answer tries in one sentence, the answer, the reward of a place that holds)
+    ("SCO-20", f"{_RUNS} reads a file of the host.", "open({path!r}).read()", 0.0),
+    (
+        "SCO-20b",
+        f"{_RUNS} connects to the host.",
+        "__import__('socket').create_connection(('127.0.0.1', {port}), 1)",
+        0.0,
+    ),
+    ("SCO-20c", f"{_RUNS} ends every process it can.", "__import__('os').kill(-1, 9) or True", 0.0),
+    (
+        "SCO-20d",
+        f"{_RUNS} leaves something for the next answer to find.",
+        "setattr(__import__('builtins'), 'left', 1) or 1",
+        1.0,
+    ),
+    (
+        "SCO-20e",
+        "The next answer looks for what the one before has left.",
+        "__import__('builtins').left",
+        0.0,
+    ),
+    ("SCO-20f", "An honest answer is scored after all of these.", "6 * 7 == 42", 1.0),
+)
 
-    def say(self, text: str) -> None:
-        """One line of news."""
-        ...
-
-    def row(self, row: CheckRow, number: int, of: int) -> None:
-        """One more case is done."""
-        ...
+ATTACKS = len(_ATTACKS)
+"""Rows that `check_scoring` yields."""
 
 
 async def self_check(
-    settings: BackendSettings, *, prefix: str = "", watch: Watch | None = None
+    settings: BackendSettings,
+    *,
+    prefix: str = "",
+    say: Callable[[str], None] = lambda _: None,
+    done: Callable[[CheckRow, int, int], None] = lambda row, number, of: None,
 ) -> tuple[SandboxInfo, list[CheckRow]]:
     """Facts of the backend, and a row for each case by id.
 
     Args:
         prefix: only cases whose id begins so.
+        say: is told what a person should know.
+        done: is told of each row as it comes: the how manieth of how many it is.
 
     Raises:
         SetupError: this machine can make no such sandbox.
@@ -47,26 +85,55 @@ async def self_check(
         raise ConfigError(f"--cases: no case's id starts with {prefix!r}; ids begin with ISO, RES, …")
     async with settings.backend() as entered:
         info = entered.info
-    every = not prefix
-    rows: list[CheckRow] = []
-    count = len(cases) + (ATTACKS if scoring else 0) + (bool(cases) and every)
 
     def made(assumed: SandboxLimits) -> SandboxBackend:
-        if settings.limits != assumed and watch is not None:
+        if settings.limits != assumed:
             other = asdict(settings.limits).items() - asdict(assumed).items()
             said = ", ".join(f"{name}={value}" for name, value in sorted(other))
-            watch.say(f"The cases assume other limits than {said}; a failure may mean only that.")
+            say(f"The cases assume other limits than {said}; a failure may mean only that.")
         return settings.backend()
 
-    sandboxes = check_sandboxes(made, cases=cases, lag=every) if cases else None
-    async for row in _one_after_the_other(sandboxes, check_scoring(settings) if scoring else None):
-        rows.append(row)
-        if watch is not None:
-            watch.row(row, len(rows), count)
+    parts = [check_sandboxes(made, cases=cases, lag=not prefix)] if cases else []
+    parts += [check_scoring(settings)] if scoring else []
+    count = len(cases) + (ATTACKS if scoring else 0) + (bool(cases) and not prefix)
+    rows: list[CheckRow] = []
+    for part in parts:
+        async for row in part:
+            rows.append(row)
+            done(row, len(rows), count)
     return info, sorted(rows, key=lambda row: row.case)
 
 
-async def _one_after_the_other(*parts: AsyncIterator[CheckRow] | None) -> AsyncIterator[CheckRow]:
-    for part in filter(None, parts):
-        async for row in part:
-            yield row
+async def check_scoring(sandbox: BackendSettings | None = None) -> AsyncIterator[CheckRow]:
+    """One row per attack, in the place where answers are scored by default.
+
+    Args:
+        sandbox: settings of the sandboxes that commands run in; with a Docker image, a further such place.
+
+    Raises:
+        SetupError: this machine has no such place.
+    """
+    place = scoring_place(RewardSettings(), sandbox)
+    # The pool warns of a scorer that fails on an answer; here that is what an attack comes to.
+    quiet = quieted("sandbox_rl.rewards", logging.ERROR)
+    with HostWitness() as witness, tempfile.TemporaryDirectory() as directory, quiet:
+        scorer = Path(directory)
+        await asyncio.to_thread((scorer / f"{_NAME}.py").write_text, _SCORER)
+        names = ((f"{_NAME}:score", 1.0),)
+        async with ScoringPool(place, workers=1, timeout=_TIMEOUT_S, scorers=names, beside=scorer) as pool:
+            for id, title, text, expected in _ATTACKS:
+                started = time.monotonic()
+                filled = text.format(path=witness.path, port=witness.port)
+                task = Task(id, "?", "True", scorer=names[0][0])
+                reward = await pool.score(task, Answer(AnswerStatus.OK, filled))
+                problems = [f"was worth {reward.value}, expected {expected}"] * (reward.value != expected)
+                problems += witness.problems()
+                yield CheckRow(
+                    case=id,
+                    title=title,
+                    required=f"It is worth {expected:g}, and nothing outside is reached.",
+                    observed="; ".join(problems) or "as required",
+                    tier=f"scoring: {place.isolation}",
+                    verdict=CheckVerdict.FAIL if problems else CheckVerdict.PASS,
+                    seconds=time.monotonic() - started,
+                )

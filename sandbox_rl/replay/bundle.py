@@ -34,6 +34,8 @@ MEMBERS = re.compile(
     r"|journal/\d{4,6}-\d{4,6}\.(jsonl|tokens)|replaced/[a-z]+-\d{1,6}\.jsonl|tasks\.jsonl|scoring\.json)"
 )
 """What a bundle may hold beside its manifest: nothing else is packed, and nothing else is taken out."""
+TEXTS = ("id", "prompt", "answer", "domain", "scorer")
+"""Of a task's line."""
 _PIECE = 1 << 20
 
 
@@ -50,9 +52,10 @@ def bundle(path: Path, output: Path | None = None) -> Path:
     run = RecordedRun.open(path)
     target = output or path.resolve().parent / f"{path.resolve().name}.bundle.zip"
     check_new(target, "--output")
-    tasks = _tasks(run)
+    with Cassette(path) as cassette:
+        tasks = run.tasks(set(cassette.tasks.values()))
     made = {
-        TASKS: "".join(_line_of_task(task) for task in tasks),
+        TASKS: "".join(_line_of_task(task) for _, task in sorted(tasks.items())),
         SCORING: json.dumps(
             {block: run.recipe.model_dump(mode="json")[block] for block in ("reward", "rollout")}
         ),
@@ -72,12 +75,6 @@ def _records(run: Path) -> Iterator[str]:
     for name in sorted(names, key=lambda name: (name.startswith("journal/"), name)):
         if MEMBERS.fullmatch(name) and names[name].is_file() and not names[name].is_symlink():
             yield name
-
-
-def _tasks(run: RecordedRun) -> list[Task]:
-    with Cassette(run.run.path) as cassette:
-        wanted = set(cassette.tasks.values())
-    return [task for _, task in sorted(run.tasks(wanted).items())]
 
 
 def _manifest(run: RecordedRun, files: dict[str, Any]) -> dict[str, Any]:
@@ -105,13 +102,8 @@ def _source(source: Any) -> dict[str, Any]:
 
 def _line_of_task(task: Task) -> str:
     files = {name: hashlib.sha256(content).hexdigest() for name, content in task.files.items()}
-    told: dict[str, Any] = {
-        "id": task.id,
-        "prompt": task.prompt,
-        "answer": task.answer,
-        "domain": task.domain,
-    }
-    told |= {"scorer": task.scorer, "metadata": dict(task.metadata), "files": files}
+    told: dict[str, Any] = {name: getattr(task, name) for name in TEXTS}
+    told |= {"metadata": dict(task.metadata), "files": files}
     return json.dumps(told, default=str) + "\n"
 
 
@@ -122,7 +114,7 @@ def task_of_line(line: bytes) -> Task:
         ValueError, KeyError, TypeError, AttributeError: no such line.
     """
     told = json.loads(line)
-    texts = {name: told[name] for name in ("id", "prompt", "answer", "domain", "scorer")}
+    texts = {name: told[name] for name in TEXTS}
     if not all(isinstance(text, str) for text in texts.values()) or not isinstance(told["metadata"], dict):
         raise TypeError("not a task")
     return Task(**texts, metadata=told["metadata"])

@@ -20,7 +20,7 @@ from sandbox_rl.outputs import write_atomically
 from sandbox_rl.sandboxes.base import WORKING_DIR, Sandbox, SandboxBackend, SandboxInfo
 from sandbox_rl.sandboxes.forwarding import WatchedSandbox
 from sandbox_rl.types import ExecResult, Turn
-from sandbox_rl.view.changes import file_of
+from sandbox_rl.view.episode import file_of
 
 __all__ = ["ChangedFiles", "write_changes"]
 
@@ -60,7 +60,6 @@ class ChangedFiles(Observer):
     async def sandbox(
         self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
     ) -> AsyncIterator[Sandbox]:
-        """See `SandboxBackend.sandbox`."""
         async with self._backend.sandbox(files, timeout=timeout) as sandbox:
             await self.look(sandbox)
             self._before = self._now
@@ -89,7 +88,6 @@ class _Looking(WatchedSandbox):
         self._files = files
 
     async def exec(self, command: str, *, timeout: float, cwd: str = WORKING_DIR) -> ExecResult:
-        """See `Sandbox.exec`."""
         found = await super().exec(command, timeout=timeout, cwd=cwd)
         await self._files.look(self._sandbox)
         return found

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from sandbox_rl.builders import build_chat
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError, DataError, UserError
 from sandbox_rl.runs.directory import RunDirectory
-from sandbox_rl.runs.history import refuse_newer
+from sandbox_rl.runs.history import recorded_run
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import last_complete
 from sandbox_rl.training.config import ModelSettings
@@ -41,13 +40,7 @@ class RecordedRun:
         Raises:
             ConfigError: there is no run, a newer version has written it, or an override does not fit.
         """
-        run = RunDirectory(path)
-        if not run.recipe.is_file():
-            raise ConfigError(
-                f"{path}: no run here (no recipe.yaml), expected a directory such as runs/quickstart"
-            )
-        refuse_newer(run)
-        return cls(run, load_recipe(run.recipe, overrides))
+        return cls(*recorded_run(path, overrides))
 
     def tasks(self, wanted: Iterable[str]) -> dict[str, Task]:
         """The tasks of these ids, of either split, by id.

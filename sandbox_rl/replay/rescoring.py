@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -225,18 +226,13 @@ def rescore_to_file(path: Path, overrides: Sequence[str], output: Path | None, *
         )
     if len(found.changed) > 10:
         display.say(f"… and {len(found.changed) - 10} more")
-    target = output or _free(path)
+    run = path.resolve()
+    free = (run.with_name(f"{run.name}-rescored-{number}.json") for number in count(1))
+    target = output or next(file for file in free if not file.exists())
     content = {"run": str(path), "overrides": list(overrides), "by_domain": table}
     content["changed"] = [asdict(episode) for episode in found.changed]
     write_new(target, json.dumps(content, indent=1) + "\n", "--output")
     return target
-
-
-def _free(run: Path) -> Path:
-    number = 1
-    while (path := run.resolve().parent / f"{run.resolve().name}-rescored-{number}.json").exists():
-        number += 1
-    return path
 
 
 def _shown(value: Any) -> str:

@@ -35,8 +35,7 @@ from sandbox_rl.replay.rollouts import NoRollouts, RecordedRollouts, RecordedUpd
 from sandbox_rl.runs.async_training import trainer_of
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
-from sandbox_rl.runs.model import RunModel
-from sandbox_rl.runs.plan import RunPlan
+from sandbox_rl.runs.plan import RunModel, RunPlan
 from sandbox_rl.runs.policy import RunPolicy, loaded_model
 from sandbox_rl.runs.records import Records
 from sandbox_rl.runs.resume import tasks_digest
@@ -46,7 +45,7 @@ from sandbox_rl.runs.sync_training import sync_trainer
 from sandbox_rl.training.asynchronous.compositions import FILE as COMPOSITIONS
 from sandbox_rl.training.asynchronous.compositions import read_compositions
 from sandbox_rl.training.asynchronous.progress import GroupProgress
-from sandbox_rl.training.checkpoints import is_complete, step_of
+from sandbox_rl.training.checkpoints import complete_of
 from sandbox_rl.training.estimator import advantage_of
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.base import UnsentWeights
@@ -80,7 +79,7 @@ def replay_training(path: Path, step: int, *, display: Display) -> ReplayedTrain
         UserError: data or model are not those that the run was started with.
     """
     run = RecordedRun.open(path)
-    checkpoint = _checkpoint(run.run, step)
+    checkpoint = complete_of(run.run.checkpoints, step, "--to-step")
     history = History.read(run.run)
     processes = next((e["processes"] for e in history.events if e.get("processes", 1) > 1), 1)
     if processes > 1 or PartialState().num_processes > 1:
@@ -92,17 +91,6 @@ def replay_training(path: Path, step: int, *, display: Display) -> ReplayedTrain
         again = _trained(run, history, step, Path(scratch), display)
         found = differing(checkpoint, again)
         return ReplayedTraining(step, weights_digest(checkpoint), weights_digest(again), found)
-
-
-def _checkpoint(run: RunDirectory, step: int) -> Path:
-    found = run.checkpoints / f"checkpoint-{step}"
-    if is_complete(found):
-        return found
-    steps = sorted(step_of(path) for path in run.checkpoints.glob("checkpoint-*") if is_complete(path))
-    raise ConfigError(
-        f"--to-step: {step}, but {run.path} has no complete checkpoint of it to compare with, expected one "
-        f"of {', '.join(map(str, steps)) or 'none, it has no checkpoints'}"
-    )
 
 
 def _trained(run: RecordedRun, history: History, step: int, scratch: Path, display: Display) -> Path:
@@ -118,8 +106,11 @@ def _session(run: RecordedRun, history: History, scratch: Path, display: Display
     """A session without servers, sandboxes and scorers that writes to `scratch` alone."""
     recipe = _quiet(settled(run.recipe), run.run)
     plan = RunPlan.of(recipe, base_dir=run.run.path)
-    if (known := history.started_with("tasks")) is not None:
-        _check_tasks(known, plan, run.run.path)
+    if history.started_with("tasks") not in (None, tasks_digest(plan.train_tasks)):
+        raise DataError(
+            f"{run.run.path}: the training tasks are not those that the run was started with, expected the "
+            "same files and options; restore them"
+        )
     settings = starting_point(recipe, base_dir=run.run.path, state=PartialState(), display=display)
     model = RunModel.of(plan, settings)
     served = isinstance(recipe.policy, VLLMSettings)
@@ -147,19 +138,6 @@ def _session(run: RecordedRun, history: History, scratch: Path, display: Display
             records,
             FinishOnSignal(),
             FaultWatch(recipe.reward.max_fault_share),
-        )
-
-
-def _check_tasks(known: str, plan: RunPlan, path: Path) -> None:
-    """Whether the tasks are those that the run was started with.
-
-    Raises:
-        DataError: they are not.
-    """
-    if tasks_digest(plan.train_tasks) != known:
-        raise DataError(
-            f"{path}: the training tasks are not those that the run was started with, expected the same "
-            "files and options; restore them"
         )
 
 

@@ -25,9 +25,10 @@ import yaml
 
 from sandbox_rl.builders import scoring_place
 from sandbox_rl.cassette import Cassette
-from sandbox_rl.config.source import parse_yaml
+from sandbox_rl.config.load import parse_yaml
 from sandbox_rl.errors import DataError
 from sandbox_rl.journal.audit import first_damage
+from sandbox_rl.outputs import check_format
 from sandbox_rl.replay.bundle import FORMAT, MANIFEST, MEMBERS, SCORING, TASKS, task_of_line
 from sandbox_rl.replay.rescoring import Rescored, score_all
 from sandbox_rl.rewards.base import BUILT_IN
@@ -51,16 +52,8 @@ MOST_GROWTH = 200
 tenth, or a hundredth where it repeats itself."""
 _PIECE = 1 << 20
 _NO_BUNDLE = (
-    *(
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        OverflowError,
-        MemoryError,
-    ),
-    *(ValueError, KeyError, TypeError, AttributeError, sqlite3.Error, yaml.YAMLError),
+    *(zipfile.BadZipFile, zlib.error, sqlite3.Error, yaml.YAMLError, NotImplementedError, RuntimeError),
+    *(ValueError, KeyError, TypeError, AttributeError, EOFError, OverflowError, MemoryError),
 )
 """What reading something else than a bundle raises."""
 
@@ -185,10 +178,7 @@ def _manifest(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo | None
         raise DataError(f"{path}: no {MANIFEST} in it, expected what `sandbox-rl bundle` made")
     with archive.open(info) as file:
         manifest: dict[str, Any] = json.loads(file.read(info.file_size + 1))
-    if manifest["bundle"] > FORMAT:
-        raise DataError(
-            f"{path}: bundle of format {manifest['bundle']}, expected at most {FORMAT}; use a newer version"
-        )
+    check_format(path, int(manifest["bundle"]), FORMAT)
     if missing := {SCORING, TASKS} - manifest["files"].keys():
         raise DataError(f"{path}: it has no {min(missing)}, expected what `sandbox-rl bundle` made")
     return manifest

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, set_seed
 
 from sandbox_rl.audit.progress import ProgressAudit
-from sandbox_rl.builders import async_arguments
+from sandbox_rl.builders import training_arguments
 from sandbox_rl.runs.rollouts import build_rollouts
 from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit, watchers
@@ -64,7 +64,7 @@ def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> It
     """
     recipe, checkpoint = session.plan.recipe, session.plan.checkpoint
     ledger, tokens = session.records.ledger, session.records.tokens
-    args = async_arguments(recipe, session.records.run.checkpoints, longest=session.model.longest)
+    args = training_arguments(recipe, session.records.run.checkpoints, longest=session.model.longest)
     done = 0 if checkpoint is None else step_of(checkpoint)
     with session.display.progress("Training", args.max_steps, done=done) as bar:
         audit = start_audit(

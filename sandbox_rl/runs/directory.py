@@ -27,6 +27,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,35 @@ from sandbox_rl.outputs import check_place, write_atomically
 __all__ = ["RunDirectory", "check_output_dir", "find_run", "set_aside", "write_atomically"]
 
 
+class _Below:
+    """An attribute that is a path below the run's."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunDirectory, kind: type[RunDirectory] | None = None) -> Path:
+        return run.path / self._name
+
+
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
     """The paths of one run."""
 
     path: Path
+    recipe = _Below("recipe.yaml")
+    """The resolved recipe."""
+    tasks = _Below("tasks.json")
+    """Ids of the training tasks, in the order of the data."""
+    journal = _Below("journal")
+    """Of all episodes."""
+    metrics = _Below("metrics.jsonl")
+    """One JSON line per logged step."""
+    ledger = _Below("ledger.jsonl")
+    """One JSON line per finished update."""
+    checkpoints = _Below("checkpoints")
+    """Where the trainer saves."""
+    export = _Below("export")
+    """The exported model."""
 
     @classmethod
     def new(cls, output_dir: Path, name: str) -> RunDirectory:
@@ -76,41 +101,6 @@ class RunDirectory:
                 "leave --resume away to start one"
             )
         return cls(output_dir / (name if max(found) == 1 else f"{name}-{max(found)}"))
-
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def tasks(self) -> Path:
-        """Ids of the training tasks, in the order of the data."""
-        return self.path / "tasks.json"
-
-    @property
-    def journal(self) -> Path:
-        """Of all episodes."""
-        return self.path / "journal"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line per logged step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def ledger(self) -> Path:
-        """One JSON line per finished update."""
-        return self.path / "ledger.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the trainer saves."""
-        return self.path / "checkpoints"
-
-    @property
-    def export(self) -> Path:
-        """The exported model."""
-        return self.path / "export"
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write `name` below the run's directory, whole or not at all."""
@@ -149,10 +139,8 @@ def check_output_dir(output_dir: Path) -> None:
 def set_aside(path: Path) -> None:
     """Give what lies at `path`, if anything does, a name that is free beside it: `<name>.replaced-1`, …"""
     if path.exists():
-        number = 1
-        while (other := path.with_name(f"{path.name}.replaced-{number}")).exists():
-            number += 1
-        path.rename(other)
+        names = (path.with_name(f"{path.name}.replaced-{number}") for number in count(1))
+        path.rename(next(name for name in names if not name.exists()))
 
 
 def _numbered(output_dir: Path, name: str) -> list[int]:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 from sandbox_rl.builders import build_backend, build_render, settled
 from sandbox_rl.config.recipe import Recipe
@@ -16,15 +15,13 @@ from sandbox_rl.errors import ConfigError, SetupError, UserError
 from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
 from sandbox_rl.policies.vllm.launch import check_socket_path, interpreter
 from sandbox_rl.preflight.context import budget_warnings
-from sandbox_rl.preflight.estimates import duration_of, memory_of
+from sandbox_rl.preflight.estimates import duration_of, memory_of, sampler_gap
 from sandbox_rl.preflight.rewards import check_rewards
-from sandbox_rl.preflight.sampler import sampler_gap
 from sandbox_rl.runs.directory import check_output_dir
 from sandbox_rl.runs.division import check_division, division_of
 from sandbox_rl.runs.launch import cards_that_train, plan_launch
-from sandbox_rl.runs.model import RunModel
 from sandbox_rl.runs.placement import training_placement
-from sandbox_rl.runs.plan import RunPlan
+from sandbox_rl.runs.plan import RunModel, RunPlan
 from sandbox_rl.runs.starting_point import needs_warmup
 from sandbox_rl.sandboxes.base import PlaysEpisodes
 from sandbox_rl.tools.text import clean, clip
@@ -57,8 +54,12 @@ def dry_run(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
         asyncio.run(_try_sandbox(plan, display))
     with _collected(missing):
         scored = _check_rewards(plan, display)
+    if len(missing) == 1:
+        raise missing[0]
+    for error in missing:
+        display.say(f"missing  {' '.join(str(error).split())}")
     if missing:
-        _say_missing(missing, display)
+        raise ConfigError(f"not ready: {len(missing)} things are missing, see above; the first: {missing[0]}")
     assert model is not None, "else it is missing"
     _show_task(plan, model, display)
     display.say(f"{scored}\n\nready: leave --dry-run out to train")
@@ -70,14 +71,6 @@ def _collected(missing: list[UserError]) -> Iterator[None]:
         yield
     except UserError as error:
         missing.append(error)
-
-
-def _say_missing(missing: list[UserError], display: Display) -> NoReturn:
-    if len(missing) == 1:
-        raise missing[0]
-    for error in missing:
-        display.say(f"missing  {' '.join(str(error).split())}")
-    raise ConfigError(f"not ready: {len(missing)} things are missing, see above; the first: {missing[0]}")
 
 
 def _check_rewards(plan: RunPlan, display: Display) -> str:

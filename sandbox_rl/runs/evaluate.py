@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from sandbox_rl.config.run import RunSettings
 from sandbox_rl.config.suite import Suite
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, InfraFault
@@ -22,8 +23,8 @@ from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.openai_chat import EndpointSettings
 from sandbox_rl.runs.directory import check_output_dir
 from sandbox_rl.runs.evaluation_engines import engines_of
-from sandbox_rl.runs.evaluation_identity import model_identity, settings_identity
 from sandbox_rl.runs.subjects import Subject
+from sandbox_rl.tasks.prompts import load_prompt_set
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
 
@@ -72,7 +73,8 @@ def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome
     modes = MODES if options.mode == "both" else (options.mode,)
     if not set(modes) <= set(MODES):
         raise ConfigError(f"--mode: {options.mode!r}, expected sandbox, plain or both")
-    endpoint = _endpoint(options)  # before anything is loaded
+    # Before anything is loaded.
+    endpoint = EndpointSettings.named(options.base_url, options.model, options.api_key_env)
     subject = Subject.open(options.target, options.overrides, samples=options.samples)
     output = EvaluationDirectory(_output(subject, options))
     stored = output.stored(resume=options.resume)
@@ -126,25 +128,6 @@ def _run(
         )
 
 
-def _endpoint(options: EvaluateOptions) -> EndpointSettings | None:
-    if options.base_url is None:
-        if options.api_key_env is not None:
-            raise ConfigError("--api-key-env: given without --base-url, which names the endpoint; add it")
-        return None
-    if options.model is None:
-        raise ConfigError("--base-url: given without --model; name the model that the endpoint serves")
-    if not re.fullmatch(r"https?://\S+", options.base_url):
-        raise ConfigError(f"--base-url: {options.base_url!r}, expected http://HOST:PORT/v1")
-    settings = EndpointSettings(base_url=options.base_url, model=options.model)
-    if options.api_key_env is None:
-        return settings
-    if not os.environ.get(options.api_key_env):
-        raise ConfigError(
-            f"--api-key-env: variable {options.api_key_env!r} is not set; export it with the key"
-        )
-    return settings.model_copy(update={"api_key_env": options.api_key_env})
-
-
 def _output(subject: Subject, options: EvaluateOptions) -> Path:
     if options.output is not None:
         check_place(options.output, "--output")
@@ -171,3 +154,52 @@ def _local_model(subject: Subject, options: EvaluateOptions, display: Display) -
     from sandbox_rl.runs.starting_point import starting_point
 
     return starting_point(settings, base_dir=subject.base_dir, state=PartialState(), display=display)
+
+
+_JUDGE_ADDRESS = {
+    "base_url", "api_key_env", "timeout_s", "retries", "requests_per_second", "concurrency", "cache_dir",
+}  # fmt: skip
+"""Where a judge is and how it is asked does not change what it says."""
+
+
+def model_identity(model: ModelSettings | EndpointSettings) -> dict[str, Any]:
+    """Path, dtype, and of a directory what its files begin and end with: enough to tell checkpoints apart.
+
+    Of an endpoint only its name for the model is known.
+    """
+    if isinstance(model, EndpointSettings):
+        return {"endpoint": model.model}
+    value: dict[str, Any] = {"path": model.path, "revision": model.revision, "dtype": model.dtype}
+    folder = Path(model.path)
+    if not folder.is_dir():
+        return value
+    parts: list[bytes | str] = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".jinja", ".bin", ".model") and file.is_file():
+            with file.open("rb") as content:
+                size = file.stat().st_size
+                parts += [file.name, str(size), content.read(1 << 20)]
+                content.seek(max(0, size - (1 << 20)))
+                parts.append(content.read())
+    return value | {"path": str(folder.resolve()), "files": short_hash(*parts)}
+
+
+def settings_identity(recipe: RunSettings, plan: EvaluationPlan, *, local: bool) -> dict[str, Any]:
+    """What else results depend on: prompts, budgets, scoring, sandbox, and how a local model is talked to."""
+    directories = [Path(directory) for directory in recipe.prompts]
+    domains = sorted({task.domain for part in plan.parts for task in part.tasks})
+    sets = {domain: load_prompt_set(domain, directories) for domain in domains}
+    value: dict[str, Any] = {
+        "prompts": {
+            name: short_hash(found.system, found.instance, found.plain_system, found.plain_instance)
+            for name, found in sets.items()
+        },
+        "episode": recipe.episode.model_dump(mode="json"),
+        "reward": recipe.reward.model_dump(mode="json", exclude={"workers": True, "judge": _JUDGE_ADDRESS}),
+    }
+    if "sandbox" in plan.modes:
+        value["sandbox"] = recipe.sandbox.model_dump(mode="json")
+        value["tools"] = list(recipe.tools)
+    if local:
+        value["chat"] = recipe.chat.model_dump(mode="json")
+    return value

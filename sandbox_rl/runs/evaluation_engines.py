@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
-    AbstractContextManager,
     ExitStack,
     asynccontextmanager,
     contextmanager,
-    nullcontext,
 )
 from heapq import nlargest
 from pathlib import Path
@@ -33,7 +31,7 @@ from sandbox_rl.config.run import RunSettings
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.plan import MODES, EvaluationPlan
-from sandbox_rl.policies.base import Policy, PolicySession, TurnSampling
+from sandbox_rl.policies.base import Policy, TurnSampling
 from sandbox_rl.policies.config import RecordedPolicySettings, TransformersSettings
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
 from sandbox_rl.policies.recorded import RecordedPolicy
@@ -45,7 +43,7 @@ from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import configured_context, generation_ends, load_model, load_tokenizer
 from sandbox_rl.training.publication.served import ServedModel, serve, starting_log
 
-__all__ = ["Engines", "endpoint_engines", "engines_of", "local_engines"]
+__all__ = ["Engines", "engines_of"]
 
 Engines = Mapping[str, AbstractAsyncContextManager[RolloutEngine]]
 
@@ -56,6 +54,7 @@ GREETING_S = 120.0
 """Seconds that an endpoint has for its first, short reply; some load the model then."""
 
 
+@contextmanager
 def engines_of(
     subject: Subject,
     plan: EvaluationPlan,
@@ -64,24 +63,10 @@ def engines_of(
     loop: LoopThread,
     log: Path,
     display: Display,
-) -> AbstractContextManager[Engines]:
-    """An engine for each mode of a plan; see `local_engines` and `endpoint_engines`."""
-    if isinstance(model, EndpointSettings):
-        return nullcontext(endpoint_engines(subject, plan, model))
-    return local_engines(subject, plan, model, loop=loop, log=log, display=display)
-
-
-@contextmanager
-def local_engines(
-    subject: Subject,
-    plan: EvaluationPlan,
-    model: ModelSettings,
-    *,
-    loop: LoopThread,
-    log: Path,
-    display: Display,
 ) -> Iterator[Engines]:
-    """A model in this process, or in a vLLM server of ours where the settings say so; the same for all modes.
+    """An engine for each mode of a plan, over one model.
+
+    It is behind a chat endpoint, in this process, or in a vLLM server of ours where the settings say so.
 
     Args:
         loop: where the engines will run.
@@ -92,6 +77,12 @@ def local_engines(
         SetupError: no interpreter with vLLM.
         ConfigError: several processes were started, or the settings name servers of someone else.
     """
+    if isinstance(model, EndpointSettings):
+        yield {
+            mode: _greeted(model, _engine(subject, MessageAgent(ChatClient(model)), mode))
+            for mode in plan.modes
+        }
+        return
     state = PartialState()
     if state.num_processes > 1:
         raise ConfigError(
@@ -129,8 +120,7 @@ def local_engines(
             policy = served.policy
             stack.enter_context(loop.entered(policy))
             served.keep_log(log)
-        borrowed = _Borrowed(policy)
-        yield {mode: _engine(subject, TokenAgent(borrowed, chats[mode]), mode) for mode in plan.modes}
+        yield {mode: _engine(subject, _Lent(policy, chats[mode]), mode) for mode in plan.modes}
 
 
 def _served(
@@ -160,20 +150,10 @@ def _engine(subject: Subject, agent: Agent, mode: str) -> RolloutEngine:
     )
 
 
-class _Borrowed:
-    """A policy that outlives the engines that use it one after the other."""
+class _Lent(TokenAgent):
+    """Its policy outlives the engines that use it one after the other."""
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-
-    @property
-    def max_context(self) -> int:
-        return self._policy.max_context
-
-    def session(self, episode_id: str) -> AbstractAsyncContextManager[PolicySession]:
-        return self._policy.session(episode_id)
-
-    async def __aenter__(self) -> _Borrowed:
+    async def __aenter__(self) -> TokenAgent:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -186,14 +166,6 @@ def _longest(chat: ChatFormat, subject: Subject, mode: str) -> int:
     messages = (render(task) for part in subject.parts for task in part.tasks)
     most = nlargest(LONGEST, messages, key=lambda found: sum(len(message.content) for message in found))
     return max(len(chat.render_prompt(found)) for found in most)
-
-
-def endpoint_engines(subject: Subject, plan: EvaluationPlan, endpoint: EndpointSettings) -> Engines:
-    """A model behind a chat endpoint."""
-    return {
-        mode: _greeted(endpoint, _engine(subject, MessageAgent(ChatClient(endpoint)), mode))
-        for mode in plan.modes
-    }
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.runs.directory import set_aside
 from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.subjects import Subject
-from sandbox_rl.training.agreement import together
+from sandbox_rl.training.agreement import of_first, together
 from sandbox_rl.training.callbacks import for_trackers
 from sandbox_rl.training.views import RunTrainer
 from sandbox_rl.types import Rollout
@@ -69,10 +69,8 @@ def measure_suite(session: Session, trainer: RunTrainer, subject: Subject) -> Re
     output = EvaluationDirectory(session.records.run.path / "suites" / f"{name}-{step:06d}")
     plan = _plan(session, subject)
     rows: list[EpisodeRow] = []
-    with together():
-        if session.state.is_main_process:
-            # A run that was killed and resumed comes here again, with weights of its own.
-            set_aside(output.path)
+    # A run that was killed and resumed comes here again, with weights of its own.
+    of_first(lambda: set_aside(output.path))
     with together(), Journal(output.journal, process=session.state.process_index) as journal:
         engine = _suite_engine(session, subject)
         try:
@@ -80,9 +78,7 @@ def measure_suite(session: Session, trainer: RunTrainer, subject: Subject) -> Re
         except InfraFault as error:
             session.display.say(f"{title}: {error}")
     results = _results(session, trainer, plan, rows, f"suite/{name}")
-    with together():
-        if session.state.is_main_process:
-            output.write(results)
+    of_first(lambda: output.write(results))
     session.display.say(f"{title}: {results.headline()}")
     return results
 

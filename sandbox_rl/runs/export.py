@@ -10,13 +10,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sandbox_rl.builders import build_chat
-from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError, ModelError
 from sandbox_rl.outputs import check_new
-from sandbox_rl.runs.directory import RunDirectory
-from sandbox_rl.runs.history import refuse_newer
-from sandbox_rl.runs.results import card_lines, known_results
-from sandbox_rl.training.checkpoints import is_complete, last_complete
+from sandbox_rl.runs.history import card_lines, known_results, recorded_run
+from sandbox_rl.training.checkpoints import complete_of, last_complete
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.models import (
@@ -48,20 +45,14 @@ def export(
     check_new(output, "OUTPUT")
     if push_to_hub is not None:
         check_repository(push_to_hub)
-    recipe_path = run_dir / "recipe.yaml"
-    if not recipe_path.is_file():
-        raise ConfigError(
-            f"{run_dir}: no run here (no recipe.yaml); give a directory such as runs/quickstart"
-        )
-    refuse_newer(RunDirectory(run_dir))
-    checkpoint = _checkpoint(run_dir / "checkpoints", step)
-    recipe = load_recipe(recipe_path)
+    run, recipe = recorded_run(run_dir)
+    checkpoint = _checkpoint(run.checkpoints, step)
     trained = with_compute_dtype(recipe.model)  # the checkpoint itself holds float32 masters
     settings = ModelSettings(path=str(checkpoint), dtype=trained.dtype)
     adapter = (checkpoint / "adapter_config.json").is_file()
     model: Any = load_adapted(checkpoint, trained) if adapter else load_model(settings)
     dtype = compute_dtype(trained)
-    results = known_results(RunDirectory(run_dir))
+    results = known_results(run)
     tokenizer = load_tokenizer(settings)
     path = export_model(
         model,
@@ -69,7 +60,7 @@ def export(
         output,
         ends=build_chat(recipe, tokenizer, generation_ends(model)).ends,
         dtype=dtype,
-        recipe=recipe_path.read_text(encoding="utf-8"),
+        recipe=run.recipe.read_text(encoding="utf-8"),
         base_model=recipe.model.path,
         datasets=[source.label for source in recipe.data.sources],
         results=card_lines(results),
@@ -129,13 +120,8 @@ def upload(path: Path, repository: str) -> None:
 
 
 def _checkpoint(directory: Path, step: int | None) -> Path:
-    if step is None:
-        found = last_complete(directory)
-        if found is None:
-            raise ConfigError(f"{directory}: no complete checkpoint; train on, or lower grpo.save_steps")
-        return found
-    checkpoint = directory / f"checkpoint-{step}"
-    if not is_complete(checkpoint):
-        have = sorted(p.name for p in directory.glob("checkpoint-*") if is_complete(p))
-        raise ConfigError(f"--step {step}: no complete checkpoint, there are {', '.join(have) or 'none'}")
-    return checkpoint
+    if step is not None:
+        return complete_of(directory, step, "--step")
+    if (found := last_complete(directory)) is None:
+        raise ConfigError(f"{directory}: no complete checkpoint; train on, or lower grpo.save_steps")
+    return found

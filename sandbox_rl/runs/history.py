@@ -1,4 +1,4 @@
-"""What became of a run's directory: starts, changes of its recipe, its end; and records that were replaced.
+"""What became of a run's directory: starts, changes of its recipe, results; and records that were replaced.
 
 A run that goes on from a checkpoint does the updates after it again. Metrics and alarms of them move to
 `replaced/`, so that each step stands once in the run's files and nothing is lost. The journal keeps its
@@ -11,16 +11,30 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sandbox_rl.config.load import load_recipe
+from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.evaluation.results import Results
+from sandbox_rl.outputs import check_format
 from sandbox_rl.runs.directory import RunDirectory
 
-__all__ = ["FORMAT", "History", "refuse_newer", "set_lines_aside", "step_of_line"]
+__all__ = [
+    "FORMAT",
+    "History",
+    "card_lines",
+    "known_results",
+    "recorded_run",
+    "refuse_newer",
+    "set_lines_aside",
+    "step_of_line",
+    "write_results",
+]
 
 FILE = "history.jsonl"
 FORMAT = 1
@@ -116,18 +130,28 @@ class History:
                 yield f"changed at step {e['step']}: {e['field']}: {old} -> {new}"
 
 
-def refuse_newer(run: RunDirectory) -> None:
-    """For whoever only reads: records of a later version may mean something else.
+def recorded_run(path: Path, overrides: Sequence[str] = ()) -> tuple[RunDirectory, Recipe]:
+    """The run of a directory, and its own recipe with these overrides.
 
     Raises:
-        ConfigError: the run was started by one.
+        UserError: there is no run, a newer version has written it, or an override does not fit.
     """
-    found = History.read(run).started_with("format")
-    if isinstance(found, int) and found > FORMAT:
+    run = RunDirectory(path)
+    if not run.recipe.is_file():
         raise ConfigError(
-            f"{run.path}: format {found}, expected at most {FORMAT}; a newer version has written it: update "
-            "sandbox_rl"
+            f"{path}: no run here (no recipe.yaml), expected a directory such as runs/quickstart"
         )
+    refuse_newer(run)
+    return run, load_recipe(run.recipe, overrides)
+
+
+def refuse_newer(run: RunDirectory) -> None:
+    """For whoever only reads.
+
+    Raises:
+        DataError: the run was started by a later version.
+    """
+    check_format(run.path, History.read(run).started_with("format"), FORMAT)
 
 
 def step_of_line(line: bytes) -> int | None:
@@ -163,3 +187,37 @@ def set_lines_aside(path: Path, replaced: Callable[[bytes], bool], aside: Path) 
     finally:
         kept_path.unlink(missing_ok=True)
         aside_path.unlink(missing_ok=True)
+
+
+WHEN = ("before", "after")
+
+
+def write_results(run: RunDirectory, results: Mapping[str, Results | None]) -> None:
+    """Write it anew: when ("before" or "after") → results, as `sandbox-rl eval` writes its own."""
+    run.write_json("results.json", {when: r.to_json() for when, r in results.items() if r is not None})
+
+
+def known_results(run: RunDirectory) -> dict[str, Results]:
+    """When → results, as far as an earlier start of this run has written them.
+
+    Raises:
+        ConfigError: the file was written by another version.
+    """
+    path = run.path / "results.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {when: Results.from_json(found[when]) for when in WHEN if when in found}
+    except OSError:
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: not what this version writes ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "move it away to go on without it"
+        ) from error
+
+
+def card_lines(results: Mapping[str, Results | None]) -> dict[str, str]:
+    """Metric → value for a model card."""
+    return {
+        f"held-out accuracy {when} training": r.headline() for when, r in results.items() if r is not None
+    }

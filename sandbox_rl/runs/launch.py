@@ -13,14 +13,16 @@ from pathlib import Path
 
 import psutil
 
-from sandbox_rl.config.launch import LaunchSettings
-from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.config.recipe import LaunchSettings, Recipe
+from sandbox_rl.display import quieted
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.registry import shipped
 from sandbox_rl.training.stopping import LAUNCHER
 
 __all__ = ["Launch", "cards_here", "cards_that_train", "plan_launch", "run_launch"]
 
+CONFIGS = "configs/accelerate"
 STARTED = "WORLD_SIZE"
 """Of the environment that any launcher gives to its processes."""
 
@@ -57,7 +59,7 @@ class Launch:
         if s.main_address is not None:
             given += ["--main_process_ip", s.main_address]
         # Without a file it would read the one that this user may have made for other programs.
-        given += ["--config_file", str(self.config or _shipped("one_gpu"))]
+        given += ["--config_file", str(self.config or shipped(f"{CONFIGS}/one_gpu.yaml"))]
         return [*given, "--multi_gpu"] if self.config is None else given
 
 
@@ -146,7 +148,9 @@ def run_launch(launch: Launch, arguments: Sequence[str], *, module: str = "sandb
     given, _, _ = accelerate._validate_launch_command(given)
     given.signals_to_handle = "SIGQUIT"  # of torch
     start = accelerate.deepspeed_launcher if given.use_deepspeed else accelerate.multi_gpu_launcher
-    with _quiet(), _handing_on(signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    # Processes say themselves what is wrong; torch would report each as a failure of its own.
+    quiet = quieted("torch.distributed.elastic", logging.CRITICAL)
+    with quiet, _handing_on(signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         try:
             start(given)
         except ChildFailedError as failed:
@@ -156,10 +160,10 @@ def run_launch(launch: Launch, arguments: Sequence[str], *, module: str = "sandb
 
 
 def _config(name: str) -> Path:
-    shipped = _shipped(name)
-    path = shipped if shipped.is_file() else Path(name)
+    own = shipped(f"{CONFIGS}/{name}.yaml")
+    path = own if own.is_file() else Path(name)
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.yaml")))
+        known = ", ".join(sorted(file.stem for file in shipped(CONFIGS).glob("*.yaml")))
         raise ConfigError(
             f"launch.config: {name!r}, expected one of {known}, or an existing file of accelerate's"
         )
@@ -169,25 +173,6 @@ def _config(name: str) -> Path:
 def _way(config: Path) -> str | None:
     text = config.read_text()
     return next((way for way in ("FSDP", "DEEPSPEED") if f"distributed_type: {way}" in text), None)
-
-
-def _shipped(name: str) -> Path:
-    package = Path(__file__).parents[1]
-    folders = (package / "configs" / "accelerate", package.parent / "configs" / "accelerate")
-    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
-    return folder / f"{name}.yaml"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Processes say themselves what is wrong; torch would report each as a failure of its own."""
-    logger = logging.getLogger("torch.distributed.elastic")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,9 +18,11 @@ from pathlib import Path
 
 from sandbox_rl.errors import ConfigError
 
-__all__ = ["alone", "check_alone"]
+__all__ = ["alone", "check_alone", "is_owned"]
 
 FILE = "lock"
+_FLOCK = "hhqqi4x"
+"""`struct flock` of 64-bit Linux: type, whence, start, length, pid."""
 
 
 @contextmanager
@@ -55,6 +58,26 @@ def check_alone(run: Path, what: str = "--resume") -> None:
         return
     try:
         _lock(file, run, what, fcntl.LOCK_SH)
+    finally:
+        os.close(file)
+
+
+def is_owned(run: Path) -> bool | None:
+    """Whether a process holds the run's record lock, which goes with it however it ends; takes nothing.
+
+    Returns:
+        None where nobody can tell: the run has no such file, or the file system no such locks.
+    """
+    try:
+        file = os.open(run / FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))[0]
+        return bool(kind != fcntl.F_UNLCK)
+    except OSError:
+        return None
     finally:
         os.close(file)
 

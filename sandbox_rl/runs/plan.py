@@ -1,4 +1,4 @@
-"""What a start of a run is going to do: read and checked before anything is started or written."""
+"""What a start of a run is going to do, and with which model: checked before anything is written."""
 
 from __future__ import annotations
 
@@ -8,16 +8,31 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sandbox_rl.builders import training_arguments
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from sandbox_rl.builders import build_chat, training_arguments
+from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.preflight.context import check_prompts
 from sandbox_rl.runs.resume import Earlier, prompt_digests, sizes_of
 from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.tasks.load import TaskSet, load_tasks
+from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.curriculum import Curriculum
-from sandbox_rl.training.models import check_quantization
+from sandbox_rl.training.models import (
+    check_quantization,
+    configured_context,
+    generation_ends,
+    load_config,
+    load_tokenizer,
+)
 from sandbox_rl.training.prometheus import check_prometheus
+from sandbox_rl.training.sampler_check import check_rope
+from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_tokenizer
+from sandbox_rl.training.tree_check import check_tree_config
 
-__all__ = ["RunPlan"]
+__all__ = ["RunModel", "RunPlan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +98,52 @@ class RunPlan:
     def checkpoint(self) -> Path | None:
         """What training goes on from."""
         return None if self.earlier is None else self.earlier.checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class RunModel:
+    """A model that fits the run's tasks.
+
+    Args:
+        settings: the recipe's model, or the warm-up's result.
+        chat: how it is talked to.
+        context: its longest sequence, in tokens.
+        longest_prompt: in tokens.
+        longest: tokens of the longest episode with its prompt.
+    """
+
+    settings: ModelSettings
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatFormat
+    context: int
+    longest_prompt: int
+    longest: int
+
+    @classmethod
+    def of(cls, plan: RunPlan, settings: ModelSettings) -> RunModel:
+        """Look at a model's tokenizer and configuration; `tiny` is what its warm-up begins with.
+
+        Raises:
+            ModelError, ConfigError: it is not there, or cannot be trained on these tasks in this way.
+        """
+        recipe = plan.recipe
+        tiny = settings.path == "tiny"
+        # The tiny model's own tokenizer is trained during the warm-up and only ever shorter than bytes.
+        tokenizer = tiny_tokenizer() if tiny else load_tokenizer(settings)
+        chat = build_chat(recipe, tokenizer, () if tiny else generation_ends(settings))
+        context = CONTEXT if tiny else configured_context(settings)
+        prompt = check_prompts(
+            recipe, plan.base_dir, chat, plan.train_tasks, context=None if tiny else context
+        )
+        longest = min(context, prompt + recipe.episode.max_tokens)
+        config = tiny_config(tokenizer) if tiny else load_config(settings)
+        check_rope(config, longest=longest, path=settings.path)
+        if recipe.mode == "async":
+            check_tree_config(
+                config,
+                path=settings.path,
+                cuda=torch.cuda.is_available(),
+                trust_remote_code=settings.trust_remote_code,
+            )
+        return cls(settings, config, tokenizer, chat, context, prompt, longest)

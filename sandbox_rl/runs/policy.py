@@ -17,7 +17,7 @@ from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import RecordedPolicySettings, TransformersSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.recorded import RecordedPolicy
-from sandbox_rl.runs.model import RunModel
+from sandbox_rl.runs.plan import RunModel
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import compute_dtype, end_turns_with, load_trained
 from sandbox_rl.training.placement import Placement

@@ -7,20 +7,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from sandbox_rl.journal import Journal
 from sandbox_rl.journal.trained import DIRECTORY, TrainedTokens
 from sandbox_rl.ledger import Ledger
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
+from sandbox_rl.runs.leftovers import Leftovers
 from sandbox_rl.runs.lock import alone
 from sandbox_rl.runs.plan import RunPlan
-from sandbox_rl.runs.resume import Begun, begin, sizes_of
-from sandbox_rl.training.agreement import any_of, together
+from sandbox_rl.runs.resume import begin, sizes_of
+from sandbox_rl.training.agreement import any_of, of_first
 from sandbox_rl.training.checkpoints import prune
 from sandbox_rl.training.reuse import FinishedEpisodes
 from sandbox_rl.training.trained_tokens import TokenRecorder
@@ -55,8 +54,8 @@ def open_records(plan: RunPlan, state: PartialState) -> Iterator[Records]:
     The first process does it, the others wait.
     """
     with ExitStack() as stack:
-        begun = _begin(plan, state, stack)
-        history, finished, replaced = begun.history, begun.finished, list(begun.replaced)
+        history, left = _begin(plan, state, stack)
+        finished, replaced = left.finished, list(left.replaced)
         if any_of(not finished.readable()):  # this machine has not the files that the first process has
             replaced += [place.id for place in finished.places.values()]
             finished = replace(finished, places={})
@@ -71,27 +70,24 @@ def open_records(plan: RunPlan, state: PartialState) -> Iterator[Records]:
         yield Records(run, history, journal, ledger, finished, TokenRecorder(tokens))
 
 
-def _begin(plan: RunPlan, state: PartialState, stack: ExitStack) -> Begun:
+def _begin(plan: RunPlan, state: PartialState, stack: ExitStack) -> tuple[History, Leftovers]:
     """What the first process has found and made; `stack` keeps others away."""
     recipe, earlier = plan.recipe, plan.earlier
-    found: list[Any] = [None]
-    with together():
-        if state.is_main_process:
-            run = RunDirectory.new(Path(recipe.output_dir), recipe.name) if earlier is None else earlier.run
-            stack.enter_context(alone(run.path))
-            found = [
-                begin(
-                    run,
-                    earlier,
-                    recipe,
-                    tasks=plan.train_tasks,
-                    sizes=sizes_of(plan.args),
-                    prompts=plan.prompts,
-                    steps=plan.args.max_steps,
-                    processes=state.num_processes,
-                )
-            ]
-            prune(run.checkpoints, plan.args.save_total_limit)  # a kill may have come before that
-    broadcast_object_list(found)
-    begun: Begun = found[0]
-    return begun
+
+    def begun() -> tuple[History, Leftovers]:
+        run = RunDirectory.new(Path(recipe.output_dir), recipe.name) if earlier is None else earlier.run
+        stack.enter_context(alone(run.path))
+        found = begin(
+            run,
+            earlier,
+            recipe,
+            tasks=plan.train_tasks,
+            sizes=sizes_of(plan.args),
+            prompts=plan.prompts,
+            steps=plan.args.max_steps,
+            processes=state.num_processes,
+        )
+        prune(run.checkpoints, plan.args.save_total_limit)  # a kill may have come before that
+        return found
+
+    return of_first(begun)

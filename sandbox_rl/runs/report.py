@@ -8,7 +8,6 @@ from sandbox_rl.display import Display
 from sandbox_rl.evaluation.page import accuracy_rows
 from sandbox_rl.runs.train import TrainResult
 from sandbox_rl.training.checkpoints import last_complete, step_of
-from sandbox_rl.types import Task
 
 __all__ = ["show_training"]
 
@@ -58,17 +57,14 @@ def show_training(result: TrainResult, display: Display, *, recipe: str, go_on: 
         display.say(f"  {what:<24}{command}")
 
 
-def _asked(task: Task) -> tuple[str, list[str]]:
-    """A small model knows only questions in the words and with the prompts that it was trained on."""
-    return task.prompt, ["--domain", task.domain]
-
-
 def _next(result: TrainResult, recipe: str) -> list[tuple[str, str]]:
     """What a person may want to do with a run, and the command for it."""
     found = [("look at it", shlex.join(["sandbox-rl", "view", str(result.run)]))]
     if result.export is not None:
         model = ["--model", str(result.export)]
-        question, domain = ("QUESTION", []) if result.example is None else _asked(result.example)
+        # A small model knows only questions in the words and with the prompts that it was trained on.
+        task = result.example
+        question, domain = ("QUESTION", []) if task is None else (task.prompt, ["--domain", task.domain])
         ask = ["sandbox-rl", "run", question, "--recipe", recipe, *domain, *model]
         found += [
             ("ask the model", shlex.join(ask)),

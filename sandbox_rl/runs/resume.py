@@ -10,26 +10,22 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.ledger import Ledger
 from sandbox_rl.runs.directory import RunDirectory, find_run, set_aside, write_atomically
-from sandbox_rl.runs.history import FORMAT, History
+from sandbox_rl.runs.history import FORMAT, History, known_results
 from sandbox_rl.runs.leftovers import Leftovers, leftovers_of, set_aside_beyond
 from sandbox_rl.runs.lock import check_alone
-from sandbox_rl.runs.results import known_results
 from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.tasks.prompts import load_prompt_set
-from sandbox_rl.training.agreement import together
+from sandbox_rl.training.agreement import of_first
 from sandbox_rl.training.checkpoints import last_intact, remove_leftovers, step_of
 from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.reuse import FinishedEpisodes
 
-__all__ = ["Begun", "Earlier", "begin", "prompt_digests", "sizes_of", "tasks_digest"]
+__all__ = ["Earlier", "begin", "prompt_digests", "sizes_of", "tasks_digest"]
 
 SETTLED = (
     *("seed", "model", "chat", "data", "tools", "mode", "estimator", "warmup", "curriculum"),
@@ -69,7 +65,7 @@ class Earlier:
         run = find_run(Path(recipe.output_dir), recipe.name, which)
         history = History.read(run)
         history.check()
-        _check_alone(run)
+        of_first(lambda: check_alone(run.path))
         changes = dict(_changes(load_recipe(run.recipe), recipe))
         for field, (old, new) in changes.items():
             if any(field == name or field.startswith(f"{name}.") for name in SETTLED):
@@ -77,7 +73,8 @@ class Earlier:
                     f"--resume: {field} is {new!r}, but the run {run.path} has {old!r}, expected the same; "
                     "set it back, or start a run of its own without --resume"
                 )
-        checkpoint, damaged = _intact(run.checkpoints)
+        # It reads every file, and all must go on from one.
+        checkpoint, damaged = of_first(lambda: last_intact(run.checkpoints))
         return cls(run, history, checkpoint, damaged, changes)
 
     @property
@@ -119,21 +116,6 @@ class Earlier:
                     "expected the same; set grpo.per_device_train_batch_size, gradient_accumulation_steps, "
                     "steps_per_generation, num_iterations and the number of processes so that they are"
                 )
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """What a start of a run begins with.
-
-    Args:
-        history: this start included.
-        replaced: episodes in the journal that are sampled again, since their updates are done again.
-        finished: episodes in it that are not.
-    """
-
-    history: History
-    replaced: Sequence[str]
-    finished: FinishedEpisodes
 
 
 def sizes_of(args: Any) -> dict[str, Any]:
@@ -178,11 +160,14 @@ def begin(
     prompts: Mapping[str, str],
     steps: int,
     processes: int,
-) -> Begun:
+) -> tuple[History, Leftovers]:
     """Bring a run's records to where training begins, before anything is added; on the main process only.
 
     Args:
         steps: updates that the recipe asks for; not above 0 where it does not say.
+
+    Returns:
+        The history, this start included, and what earlier starts have left.
 
     Raises:
         UserError: records that do not fit each other.
@@ -223,25 +208,7 @@ def begin(
     told = {"ids": [id for id, _ in known], "domains": [domain for _, domain in known]}
     write_atomically(run.tasks, json.dumps(told) + "\n")
     write_atomically(run.recipe, notes + resolved(recipe))
-    return Begun(history, gone.replaced, gone.finished)
-
-
-def _check_alone(run: RunDirectory) -> None:
-    with together():
-        if PartialState().is_main_process:
-            check_alone(run.path)
-
-
-def _intact(directory: Path) -> tuple[Path | None, dict[Path, str]]:
-    """`last_intact`, as the first process finds it: it reads every file, and all must go on from one."""
-    found: list[Any] = [None]
-    state = PartialState()
-    with together():
-        if state.is_main_process:
-            found = [last_intact(directory)]
-    broadcast_object_list(found)
-    intact: tuple[Path | None, dict[Path, str]] = found[0]
-    return intact
+    return history, gone
 
 
 def _evaluates_again(earlier: Earlier, steps: int) -> bool:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
+import torch
 from accelerate import PartialState
 
+import sandbox_rl
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.builders import build_backend, build_engine
@@ -18,14 +24,13 @@ from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.preflight.rewards import check_rewards
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.runs.division import check_division, division_of
-from sandbox_rl.runs.machine import machine_facts
-from sandbox_rl.runs.model import RunModel
 from sandbox_rl.runs.placement import training_placement
-from sandbox_rl.runs.plan import RunPlan
+from sandbox_rl.runs.plan import RunModel, RunPlan
 from sandbox_rl.runs.policy import RunPolicy, run_policy
 from sandbox_rl.runs.records import Records, open_records
 from sandbox_rl.runs.starting_point import starting_point
 from sandbox_rl.runs.status import RunStatus
+from sandbox_rl.sandboxes.base import SandboxInfo
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.config import MetricsSettings
 from sandbox_rl.training.grpo import sampling_of
@@ -127,3 +132,24 @@ def training_session(
         yield Session(
             plan, state, display, model, policy, loop, engine, records, finish, faults, endpoint, status
         )
+
+
+_PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "vllm", "docker", "reasoning-gym")
+
+
+def machine_facts(sandbox: SandboxInfo) -> dict[str, Any]:
+    """Versions, devices and the sandbox, as JSON values."""
+    versions: dict[str, str] = {"sandbox_rl": sandbox_rl.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": gpus,
+        "sandbox": asdict(sandbox),
+    }

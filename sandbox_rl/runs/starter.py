@@ -129,11 +129,7 @@ def starter_recipe(
         f"  path: {_yaml(path_of_model)}"
         + ("  # small enough for a CPU, and for easy tasks only" if path_of_model == ON_CPU else ""),
         f"  dtype: {'bfloat16' if cards else 'float32'}  # computed in; what is trained is float32",
-        *(
-            ["  lora: {r: 32, alpha: 64}  # all weights of some billions want cards of 80 GB"]
-            if adapters
-            else []
-        ),
+        *["  lora: {r: 32, alpha: 64}  # all weights of some billions want cards of 80 GB"] * adapters,
         "data:",
         "  sources:",
         "    - type: table",
@@ -145,22 +141,14 @@ def starter_recipe(
         "policy: {type: vllm}  # servers of the policy, on these cards"
         if cards
         else "policy: {type: transformers}  # in this process; with a card: {type: vllm}",
-        *(
-            ["launch: {config: fsdp2}  # the cards share one model"]
-            if len(cards) > 1 and not adapters
-            else []
-        ),
+        *["launch: {config: fsdp2}  # the cards share one model"] * (len(cards) > 1 and not adapters),
         f"episode: {{max_turns: {30 if cards else 8}, max_tokens: {16_384 if cards else 1024}}}  # budgets",
         f"evaluation: {{tasks: {100 if cards else 50}, every_steps: 10}}",
         "grpo:",
         f"  max_steps: {100 if cards else 10}",
         "  num_generations: 8  # episodes of a group, which are compared with each other",
         f"  per_device_train_batch_size: {1 if cards else 16}",
-        *(
-            [f"  gradient_accumulation_steps: {max(8, 64 // processes)}  # 64 episodes an update"]
-            if cards
-            else []
-        ),
+        *[f"  gradient_accumulation_steps: {max(8, 64 // processes)}  # 64 episodes an update"] * bool(cards),
         f"  learning_rate: {'1.0e-5' if adapters or not cards else '1.0e-6'}",
         "  lr_scheduler_type: constant",
         "  save_steps: 10",

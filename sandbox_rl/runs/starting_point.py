@@ -14,7 +14,7 @@ from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, InfraFault
 from sandbox_rl.runs.directory import write_atomically
-from sandbox_rl.training.agreement import together
+from sandbox_rl.training.agreement import of_first, together
 from sandbox_rl.training.config import ModelSettings
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ def starting_point(recipe: Recipe, *, base_dir: Path, state: PartialState, displ
     if state.num_processes == 1:
         result = _warm(recipe, base_dir, display)
     else:
-        with together():
-            if state.is_main_process:
-                _warm_alone(recipe, base_dir)
+        of_first(lambda: _warm_alone(recipe, base_dir))
         with together():
             result = _warm(recipe, base_dir, display)
     return recipe.model.model_copy(update={"path": str(result.path)})
@@ -82,7 +80,7 @@ def _warm_alone(recipe: Recipe, base_dir: Path) -> None:
         for name, value in os.environ.items()
         if name not in _DISTRIBUTED and not name.startswith(("TORCHELASTIC_", "ACCELERATE_"))
     }
-    command = [sys.executable, "-m", "sandbox_rl.runs.warmup_process", str(path), str(base_dir)]
+    command = [sys.executable, "-m", "sandbox_rl.runs.warmup", str(path), str(base_dir)]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     finally:

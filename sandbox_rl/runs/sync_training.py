@@ -12,7 +12,7 @@ from transformers import PrinterCallback, set_seed
 
 from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.audit.run import RunAudit
-from sandbox_rl.builders import grpo_arguments
+from sandbox_rl.builders import training_arguments
 from sandbox_rl.display import Progress
 from sandbox_rl.observer import EachRollout
 from sandbox_rl.rollout import EpisodeRequest
@@ -37,7 +37,7 @@ __all__ = ["sync_trainer"]
 def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
     """A trainer that rolls out, updates, and rolls out again; shows its episodes while open."""
     plan, recipe = session.plan, session.plan.recipe
-    args = grpo_arguments(recipe, session.records.run.checkpoints)
+    args = training_arguments(recipe, session.records.run.checkpoints)
     rhythm = Generations.of(args)
     if args.max_steps <= 0:
         args.max_steps = rhythm.steps_for(args.num_train_epochs * len(plan.train_tasks))
@@ -46,6 +46,7 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
     saved = [part.save for part in (curriculum, over_sampling) if part is not None]
     saved += [] if records.ledger is None else [records.ledger.commit]
     ledger = GenerationLedger(rhythm, records.ledger)
+    groups = rhythm.count(args.max_steps) * rhythm.groups
     with _bar(session, args, rhythm) as bar:
         audit = start_audit(
             session,
@@ -58,7 +59,8 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
             args=args,
             reward_funcs=outcome_reward,
             rollout_func=_rollouts(session, args, audit, bar, ledger, curriculum, over_sampling),
-            train_dataset=_numbers(rhythm.count(args.max_steps) * rhythm.groups),
+            # As many prompts as a run has groups: TRL makes one pass. `GroupRollouts` decides on the tasks.
+            train_dataset=Dataset.from_dict({"prompt": [str(group) for group in range(groups)]}),
             processing_class=session.model.tokenizer,
             peft_config=adapters_of(recipe.model.lora),
             weights=session.policy.weights,
@@ -142,8 +144,7 @@ def _curriculum(session: Session) -> Curriculum | None:
 def _over_sampling(session: Session) -> OverSampling | None:
     """With the groups that waited at the checkpoint; None where each step waits for all of its groups."""
     plan, state = session.plan, session.state
-    extra = plan.recipe.rollout.over_sample
-    if not extra:
+    if not (extra := plan.recipe.rollout.over_sample):
         return None
     over_sampling = OverSampling(
         extra, rank=state.process_index, world=state.num_processes, share=gather_object
@@ -162,8 +163,3 @@ def _bar(session: Session, args: Any, rhythm: Generations) -> Any:
     checkpoint = session.plan.checkpoint
     done = 0 if checkpoint is None else episodes(step_of(checkpoint))
     return session.display.progress("Training", episodes(args.max_steps), done=done)
-
-
-def _numbers(groups: int) -> Dataset:
-    """As many prompts as a run has groups: TRL makes one pass. `GroupRollouts` decides on the tasks."""
-    return Dataset.from_dict({"prompt": [str(group) for group in range(groups)]})

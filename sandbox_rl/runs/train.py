@@ -21,13 +21,13 @@ from sandbox_rl.evaluation.results import Results
 from sandbox_rl.runs.async_training import async_trainer
 from sandbox_rl.runs.directory import RunDirectory, check_output_dir
 from sandbox_rl.runs.evaluations import measure_held_out, measure_suite
+from sandbox_rl.runs.history import card_lines, known_results, write_results
 from sandbox_rl.runs.plan import RunPlan
-from sandbox_rl.runs.results import card_lines, known_results, write_results
 from sandbox_rl.runs.resume import Earlier
 from sandbox_rl.runs.session import Session, training_session
 from sandbox_rl.runs.sync_training import sync_trainer
 from sandbox_rl.runs.watching import purge_replayed
-from sandbox_rl.training.agreement import LONGEST_WAIT_S, join, together
+from sandbox_rl.training.agreement import LONGEST_WAIT_S, join, of_first, together
 from sandbox_rl.training.callbacks import AfterSteps
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.models import compute_dtype
@@ -136,7 +136,7 @@ def _train(session: Session, trainer: RunTrainer) -> Results | None:
     with _stoppable(session):
         if before is None and plan.checkpoint is None:
             before = measure_held_out(session, trainer, "before training")
-            _write_results(session, before, None)
+            of_first(lambda: write_results(run, {"before": before, "after": None}))
             _stop_on_faults(session)
         try:
             trainer.train(resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint))
@@ -169,15 +169,9 @@ def _measure_after(session: Session, trainer: RunTrainer, before: Results | None
     after = measure_held_out(session, trainer, "after training")
     if session.plan.suite is not None:
         measure_suite(session, trainer, session.plan.suite)
-    _write_results(session, before, after)
+    of_first(lambda: write_results(session.records.run, {"before": before, "after": after}))
     _stop_on_faults(session)
     return after
-
-
-def _write_results(session: Session, before: Results | None, after: Results | None) -> None:
-    with together():
-        if session.state.is_main_process:
-            write_results(session.records.run, {"before": before, "after": after})
 
 
 def _require_learning(trainer: RunTrainer, run: RunDirectory) -> None:

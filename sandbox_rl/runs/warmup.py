@@ -1,7 +1,8 @@
 """The warm-up: expert episodes in real sandboxes, then fine-tuning on the successful ones.
 
 Its result is cached below the output directory under a hash of everything that it depends on, so
-equal recipes share it and a changed one makes its own.
+equal recipes share it and a changed one makes its own. `python -m sandbox_rl.runs.warmup RECIPE BASE_DIR` is
+a warm-up outside the process group of those that train.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import random
 import shutil
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +24,11 @@ import sandbox_rl
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.builders import build_backend, build_chat, build_engine, settled
 from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe
-from sandbox_rl.display import Display, Progress
+from sandbox_rl.display import Display, Progress, Silent
 from sandbox_rl.episode import EpisodeSettings
-from sandbox_rl.errors import ConfigError
+from sandbox_rl.errors import ConfigError, UserError, environment_error
 from sandbox_rl.metrics import SOLVED
 from sandbox_rl.observer import EachRollout
 from sandbox_rl.policies.base import Sampling
@@ -236,3 +239,20 @@ class _StepBar(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self._bar.note(f"loss {float(logs['loss']):.3f}")
+
+
+def _main() -> int:
+    """Exit code 2 and one line for a user's mistake, and for a failure of the environment."""
+    try:
+        warmup(load_recipe(Path(sys.argv[1])), base_dir=Path(sys.argv[2]), display=Silent())
+    except Exception as error:
+        said = str(error) if isinstance(error, UserError) else environment_error(error)
+        if said is None:
+            raise
+        print(said, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

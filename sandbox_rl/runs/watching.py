@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from peft import LoraConfig
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TensorBoardCallback
 
 from sandbox_rl.audit.run import RunAudit
+from sandbox_rl.display import Display
 from sandbox_rl.runs.session import Session
-from sandbox_rl.runs.step_lines import StepLines
 from sandbox_rl.training.callbacks import LogMetrics
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.probe import PublicationProbe
 
-__all__ = ["adapters_of", "publication_probe", "purge_replayed", "start_audit", "watchers"]
+__all__ = [
+    "StepLines",
+    "adapters_of",
+    "line_of",
+    "publication_probe",
+    "purge_replayed",
+    "start_audit",
+    "watchers",
+]
 
 PROBE_TOKENS = 96
 """Of the prompt that publications are probed with."""
@@ -81,3 +94,93 @@ def _total(state: PartialState, counts: Sequence[float]) -> Sequence[float]:
     if state.num_processes == 1:
         return counts
     return [sum(column) for column in zip(*gather_object([list(counts)]), strict=True)]
+
+
+SHOWN = 12
+"""Updates whose rewards are drawn, and whose durations the estimate of the end goes by."""
+_BARS = "▁▂▃▄▅▆▇█"
+_ALARM = "alarms/"
+
+
+class StepLines(TrainerCallback):  # type: ignore[misc]
+    """Tells the display of each update that TRL logs."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._rewards: deque[float] = deque(maxlen=SHOWN)
+        self._seconds: deque[float] = deque(maxlen=SHOWN)
+        self._last: float | None = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """What comes before the first update is not its time."""
+        self._last = time.monotonic()
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show one line."""
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        now = time.monotonic()
+        if self._last is not None:
+            self._seconds.append((now - self._last) / max(1, args.logging_steps))
+        self._last = now
+        if (reward := _number(logs, "reward")) is not None:
+            self._rewards.append(reward)
+        text = line_of(state.global_step, state.max_steps, logs, rewards=self._rewards, seconds=self._seconds)
+        self._display.update(text, {"step": state.global_step, "steps": state.max_steps, **logs})
+
+
+def line_of(
+    step: int,
+    steps: int,
+    logs: Mapping[str, Any],
+    *,
+    rewards: deque[float],
+    seconds: deque[float],
+) -> str:
+    """What a person wants to know of an update.
+
+    Args:
+        step, steps: its number, and how many there will be.
+        logs: TRL's, by name; None and NaN say that there is no value.
+        rewards: mean rewards of the last updates, this one's last.
+        seconds: that the last updates took each, evaluations and checkpoints included.
+    """
+    words = [f"update {step:>{len(str(steps))}}/{steps}"]
+    if rewards:
+        words.append(f"reward {rewards[-1]:.3f} {_spark(rewards)}")
+    for name, text in (
+        ("solve_rate", "solved {:.0%}"),
+        ("turns", "turns {:.1f}"),
+        ("tokens/sampled", "tokens {:,.0f}"),
+    ):
+        if (value := _number(logs, name)) is not None:
+            words.append(text.format(value))
+    if faults := _number(logs, "infra_fault_rate"):
+        words.append(f"faults {faults:.0%}")
+    if seconds:
+        words.append(_duration(seconds[-1]))
+        if left := steps - step:
+            words.append(f"about {_duration(left * statistics.median(seconds))} left")
+    alarms = sorted(
+        name.removeprefix(_ALARM) for name in logs if name.startswith(_ALARM) and _number(logs, name)
+    )
+    if alarms:
+        words.append(f"ALARM {', '.join(alarms)}")
+    return "  ".join(words)
+
+
+def _number(logs: Mapping[str, Any], name: str) -> float | None:
+    """A metric's value, None where it has none: an update of which nothing was judged has no mean reward."""
+    value = logs.get(name)
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _spark(values: deque[float]) -> str:
+    low, high = min(0.0, *values), max(1.0, *values)
+    return "".join(_BARS[round((value - low) / (high - low) * (len(_BARS) - 1))] for value in values)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

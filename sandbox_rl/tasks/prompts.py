@@ -9,12 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 
 import yaml
 
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.registry import shipped
 from sandbox_rl.types import Message, Task
 
 __all__ = ["PromptSet", "load_prompt_set", "render", "render_plain"]
@@ -55,7 +55,7 @@ def load_prompt_set(domain: str, dirs: Sequence[Path] = ()) -> PromptSet:
             f"prompts: {missing[0]} is no directory, expected one with prompt sets such as {domain}.yaml; "
             "correct the path, or leave it out"
         )
-    folders = (*dirs, *_own_folders())
+    folders = (*dirs, shipped("configs/prompts"))
     for folder in folders:
         path = folder / f"{domain}.yaml"
         if path.is_file():
@@ -103,12 +103,6 @@ def _messages(system: str, instance: str, values: Mapping[str, str]) -> tuple[Me
 
     user = Message("user", fill(instance))
     return (Message("system", fill(system)), user) if system.strip() else (user,)
-
-
-def _own_folders() -> tuple[Path, ...]:
-    package = Path(str(files("sandbox_rl")))
-    # In a wheel the configs lie inside the package, in a checkout beside it.
-    return (package / "configs" / "prompts", package.parent / "configs" / "prompts")
 
 
 def _read(path: Path, domain: str) -> PromptSet:

@@ -6,19 +6,21 @@ times out. So whatever decides about the next exchange is exchanged first; every
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from sandbox_rl import errors
-from sandbox_rl.environment_errors import environment_error
-from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, StopAsked, UserError
+from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, StopAsked, UserError, environment_error
 
-__all__ = ["LONGEST_WAIT_S", "any_of", "everywhere", "join", "together"]
+__all__ = ["LONGEST_WAIT_S", "any_of", "everywhere", "join", "of_first", "together"]
+
+T = TypeVar("T")
 
 LONGEST_WAIT_S = 7200.0
 """How long a process waits for the others in an exchange: one can be rolling out while others are done."""
@@ -38,6 +40,17 @@ def any_of(flag: bool) -> bool:
     if PartialState().num_processes == 1:
         return flag
     return any(gather_object([flag]))
+
+
+def of_first(make: Callable[[], T]) -> T:
+    """What the first process makes, on all of them; where that fails, all fail as in `together`."""
+    found: list[Any] = [None]
+    with together():
+        if PartialState().is_main_process:
+            found = [make()]
+    broadcast_object_list(found)
+    made: T = found[0]
+    return made
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sandbox_rl.errors import ConfigError
+
 __all__ = [
     "SAVING",
     "complete_checkpoints",
@@ -100,6 +102,24 @@ def step_of(checkpoint: Path) -> int:
 def complete_checkpoints(directory: Path) -> list[Path]:
     """All complete checkpoints, in no order."""
     return [path for path in _checkpoints(directory) if is_complete(path)]
+
+
+def complete_of(directory: Path, step: int, what: str) -> Path:
+    """The complete checkpoint of a step.
+
+    Args:
+        what: the option that names the step, for the message.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = {step_of(path): path for path in complete_checkpoints(directory)}
+    if step not in found:
+        raise ConfigError(
+            f"{what}: {step}, but {directory} has no complete checkpoint of it there, expected one of "
+            f"{', '.join(map(str, sorted(found))) or 'none, it has no checkpoints'}"
+        )
+    return found[step]
 
 
 def last_complete(directory: Path) -> Path | None:

@@ -25,8 +25,7 @@ from transformers import (
 )
 
 from sandbox_rl.chat.turn_ends import TurnEnds
-from sandbox_rl.environment_errors import environment_error
-from sandbox_rl.errors import ModelError
+from sandbox_rl.errors import ModelError, environment_error
 from sandbox_rl.training.config import ModelSettings
 
 __all__ = [

@@ -21,8 +21,7 @@ from sandbox_rl.cassette.cassette import base_id, reward_from_record
 from sandbox_rl.errors import DataError
 from sandbox_rl.journal import Index, trajectory_from_record
 from sandbox_rl.journal.columns import ColumnError
-from sandbox_rl.journal.index import record_of
-from sandbox_rl.journal.reader import read_chain
+from sandbox_rl.journal.index import read_record
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.training.groups import Advantage, group_of, group_requests
 from sandbox_rl.training.samples import FinishedGroup, finished_group
@@ -90,7 +89,7 @@ class FinishedEpisodes:
         if place is None:
             return None
         try:
-            record = record_of(read_chain(self.journal, place.writer, place.last))
+            record = read_record(self.journal, place.writer, place.last)
         except (OSError, ColumnError, ValueError, KeyError, TypeError):
             return None
         if (record["task_id"], record.get("seed")) != (request.task.id, request.seed):

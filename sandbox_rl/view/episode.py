@@ -1,19 +1,21 @@
-"""One episode as people read it: turns with thought, calls and observations, a page of them at a time."""
+"""One episode as people read it: its turns, a page of them at a time, and why it was not trained."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sandbox_rl.errors import DataError
 from sandbox_rl.journal.reader import places_of, read_events
-from sandbox_rl.view.changes import changes_of
+from sandbox_rl.ledger import SampleEnd
+from sandbox_rl.view.lines import json_file
 from sandbox_rl.view.opened import OpenRun
-from sandbox_rl.view.why import why_not_trained
 
-__all__ = ["TURNS", "episode", "event_pages", "read_all", "thought_of", "turn_text", "whole_text"]
+__all__ = ["TURNS", "episode", "event_pages", "file_of", "read_all", "thought_of", "turn_text", "whole_text"]
 
 TURNS = 40
 """Turns that are sent at once."""
@@ -42,7 +44,8 @@ def episode(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
     events = read_all(run, row, turn_places[offset : offset + TURNS])
     messages = [m for m in last.get("messages", []) if m.get("role") == "assistant"]
     turns = [_turn(run, event, offset + i, messages) for i, event in enumerate(events)]
-    for turn, files in zip(turns, changes_of(run.path, row["id"])[offset:], strict=False):
+    changes = json_file(file_of(run.path, row["id"])).get("turns")  # where a replay has written them
+    for turn, files in zip(turns, changes[offset:] if isinstance(changes, list) else (), strict=False):
         turn["files"] = files
     answer = last.get("answer") or {}
     prompt = _prompt(run, first, last)
@@ -198,16 +201,55 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     command = arguments.get("command")
     if name == "execute_bash" and isinstance(command, str):
         return {"kind": "bash", "name": name, "text": command}
-    lines = [
-        f"{key}: {value}"
-        for key, value in arguments.items()
-        if key not in ("old_str", "new_str", "file_text")
-    ]
-    before, after = (
-        str(arguments.get("old_str") or ""),
-        str(arguments.get("new_str") or arguments.get("file_text") or ""),
-    )
+    texts = ("old_str", "new_str", "file_text")
+    lines = [f"{key}: {value}" for key, value in arguments.items() if key not in texts]
+    before, new, whole = (str(arguments.get(key) or "") for key in texts)
+    after = new or whole
     if name == "str_replace_editor" and (before or after):
         lines += [f"- {line}" for line in before.splitlines()] + [f"+ {line}" for line in after.splitlines()]
         return {"kind": "edit", "name": name, "text": "\n".join(lines)}
     return {"kind": "call", "name": name, "text": "\n".join(lines)}
+
+
+def file_of(run: Path, episode: str) -> Path:
+    """Where an episode's changes of files lie, if a replay has written them: `turns`, each a list of them."""
+    return run / "files" / f"{quote(episode, safe='')}.json"
+
+
+_WHY = {end.value: end.why for end in SampleEnd}
+
+
+def why_not_trained(run: OpenRun, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The sentence, and what it rests on.
+
+    Args:
+        row: of the episode, with `end`, `advantage` and `trained` of the ledger.
+    """
+    if row.get("end"):
+        update = f" Update {row['trained']}."
+        return {
+            "end": row["end"],
+            "sentence": _WHY[row["end"]] + update,
+            "advantage": row["advantage"],
+        }
+    return {"end": None, "sentence": _without_ledger(run, row), "advantage": None}
+
+
+def _without_ledger(run: OpenRun, row: Mapping[str, Any]) -> str:
+    if row["phase"] == "eval" or run.kind == "evaluation":
+        return "It measures the policy: episodes of an evaluation are never trained on."
+    if row["replaced"]:
+        return "The run was resumed from before its update, which was done again with other samples."
+    if row["phase"] == "cancelled":
+        return SampleEnd.CUT.why
+    if row["state"] == "live":
+        return "It is under way." if run.state == "running" else "The run ended before it did."
+    if row["state"] == "abandoned":
+        return "It was cancelled, or failed on our side and was tried again in a fresh sandbox."
+    if row["masked"]:
+        return SampleEnd.OVERLONG.why
+    if row["reward"] is None:
+        return SampleEnd.NOT_JUDGED.why
+    if (run.path / "ledger.jsonl").exists():
+        return "Not decided yet: its update has not finished, or never did."
+    return "Not recorded: this run has no ledger."

@@ -145,13 +145,10 @@ def _of_episode(runs: Sequence[OpenRun], number: int, row: Values) -> Values:
         found |= dict(_answered(runs, "episode", query | {"offset": str(offset)}))
     for wanted in _cut_texts(found.get(_key("episode", query), {})):
         found |= dict(_answered(runs, "text", query | wanted))
-    if (row["id"],) == tuple(r["id"] for r in _first_sibling(runs[number], row)):
+    first = "SELECT min(id) AS id FROM episodes WHERE siblings = ?"
+    if runs[number].select(first, [row["siblings"]]) == [{"id": row["id"]}]:
         found |= dict(_answered(runs, "group", query))
     return found
-
-
-def _first_sibling(run: OpenRun, row: Values) -> list[Values]:
-    return run.select("SELECT min(id) AS id FROM episodes WHERE siblings = ?", [row["siblings"]])
 
 
 def _cut_texts(episode: Values) -> Iterator[dict[str, str]]:

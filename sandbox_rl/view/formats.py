@@ -11,17 +11,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from sandbox_rl.outputs import new_directory, new_files
+from sandbox_rl.view import Format
 from sandbox_rl.view.episode import event_pages, read_all, turn_text
 from sandbox_rl.view.harbor_job import call_id, write_harbor_job
 from sandbox_rl.view.inspect_log import write_inspect_log
 from sandbox_rl.view.opened import OpenRun
 
-__all__ = ["Format", "export_episodes"]
+__all__ = ["export_episodes"]
 
 _FRAMES = (
     re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.S),
@@ -30,14 +30,6 @@ _FRAMES = (
 """Messages of a prompt in the frames that are most used; any other is one message of the user's."""
 
 Record = Mapping[str, Any]
-
-
-class Format(StrEnum):
-    """What is written."""
-
-    JSONL = "jsonl"
-    HARBOR = "harbor"
-    INSPECT = "inspect"
 
 
 def export_episodes(run: OpenRun, form: Format, target: Path) -> int:
@@ -115,17 +107,5 @@ def _messages(run: OpenRun, start: Record, turns: Sequence[Record]) -> Iterator[
 
 
 def _line(record: Record) -> dict[str, Any]:
-    kept = (
-        "id",
-        "task_id",
-        "domain",
-        "phase",
-        "step",
-        "reward",
-        "parts",
-        "detail",
-        "stop",
-        "fault",
-        "answer",
-    )
-    return {name: record[name] for name in (*kept, "end", "advantage", "messages")}
+    kept = ("id", "task_id", "domain", "phase", "step", "reward", "parts", "detail", "stop", "fault")
+    return {name: record[name] for name in (*kept, "answer", "end", "advantage", "messages")}

@@ -18,6 +18,17 @@ __all__ = ["Finding", "findings", "headline", "tool_use_falls"]
 ENOUGH = 6
 """Updates before anything is said about a trend."""
 REWARD = ("reward/mean", "reward")
+TOO_HIGH = (
+    ("stop/max_tokens", 0.2, "{share} of the episodes run out of tokens."),
+    ("stop/max_turns", 0.2, "{share} of the episodes run out of turns."),
+    ("stop/timeout", 0.2, "{share} of the episodes run out of time."),
+    ("stop/sandbox_dead", 0.2, "{share} of the episodes destroy their sandbox."),
+    ("failures/no_call", 0.3, "{mean:.1f} turns without a tool call per episode."),
+    ("failures/malformed", 0.3, "{mean:.1f} calls that cannot be read per episode."),
+    ("mismatch/kl", 0.01, "Sampler and trainer disagree by {mean:.3f} nats per token."),
+    ("clip_ratio/region_mean", 0.2, "{share} of the tokens are clipped: the updates are large."),
+)
+"""Metrics, the most that their mean should be, and what a higher one says."""
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -74,13 +85,7 @@ def findings(rows: Rows, alarms: Rows) -> list[Finding]:
     """What stands in the way of learning, or may do so soon; worst first."""
     steps = [row for row in rows if "loss" in row]
     late = steps[-max(3, len(steps) // 4) :]
-    found = [
-        *_alarms(alarms),
-        *_rewards(late),
-        *_episodes(late),
-        *_optimizer(late),
-        *_distribution(steps, late),
-    ]
+    found = [*_alarms(alarms), *_rewards(late), *_means(late), *_distribution(steps, late)]
     held = _held_out(rows)
     found += [held] if held is not None and held.level == "note" else []
     order = {"bad": 0, "warn": 1, "note": 2, "good": 3}
@@ -107,40 +112,20 @@ def _rewards(late: Rows) -> Iterable[Finding]:
         yield Finding("warn", f"{_percent(equal)} of the groups have equal rewards and teach nothing{why}")
 
 
-def _episodes(late: Rows) -> Iterable[Finding]:
+def _means(late: Rows) -> Iterable[Finding]:
     faults = _mean(late, "infra_fault_rate")
     if faults:
         level = "bad" if faults > 0.05 else "note"
         yield Finding(level, f"{_percent(faults)} of the episodes were lost to faults of ours.")
-    ends = {
-        "max_tokens": "run out of tokens",
-        "max_turns": "run out of turns",
-        "timeout": "run out of time",
-        "sandbox_dead": "destroy their sandbox",
-    }
-    for stop, words in ends.items():
-        share = _mean(late, f"stop/{stop}")
-        if share is not None and share > 0.2:
-            yield Finding("warn", f"{_percent(share)} of the episodes {words}.")
-    failures = {"no_call": "turns without a tool call", "malformed": "calls that cannot be read"}
-    for kind, words in failures.items():
-        count = _mean(late, f"failures/{kind}")
-        if count is not None and count > 0.3:
-            yield Finding("warn", f"{count:.1f} {words} per episode.")
-
-
-def _optimizer(late: Rows) -> Iterable[Finding]:
+    for metric, most, text in TOO_HIGH:
+        mean = _mean(late, metric)
+        if mean is not None and mean > most:
+            yield Finding("warn", text.format(mean=mean, share=_percent(mean)))
     if _mean(late, "update/changed") == 0:
         yield Finding("bad", "The weights do not change.")
     trained = _mean(late, "samples/trained")
     if trained is not None and trained < 0.5:
         yield Finding("warn", f"Only {_percent(trained)} of the sampled tokens are trained on.")
-    kl = _mean(late, "mismatch/kl")
-    if kl is not None and kl > 0.01:
-        yield Finding("warn", f"Sampler and trainer disagree by {kl:.3f} nats per token.")
-    clipped = _mean(late, "clip_ratio/region_mean")
-    if clipped is not None and clipped > 0.2:
-        yield Finding("warn", f"{_percent(clipped)} of the tokens are clipped: the updates are large.")
 
 
 def _distribution(steps: Rows, late: Rows) -> Iterable[Finding]:

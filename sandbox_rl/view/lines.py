@@ -17,14 +17,11 @@ class GrowingLines:
 
     A line without its newline yet is left for later, one that is no JSON object is left out. A file that has
     been replaced by another, as a resumed run does with its metrics, is read anew.
-
-    Args:
-        whole: name of a field that is a whole number in every line of ours; others are left out.
+    Every line of ours says a `step`, a whole number; others are left out.
     """
 
-    def __init__(self, path: Path, *, whole: str = "step") -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._whole = whole
         self._file: tuple[int, int] | None = None
         self._read = 0
         self.values: list[dict[str, Any]] = []
@@ -53,7 +50,7 @@ class GrowingLines:
                 return
             self._read += len(line)
             value = json_line(line)
-            if type(value.get(self._whole)) is int:
+            if type(value.get("step")) is int:
                 self.values.append(value)
 
 

@@ -130,10 +130,6 @@ def _guarded(run: OpenRun, *, own: bool) -> Iterator[None]:
 
 def _may(action: int, first: str | None, second: str | None, *rest: object) -> int:
     harmless = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE)
-    named = action == sqlite3.SQLITE_FUNCTION and second not in (
-        "load_extension",
-        "writefile",
-        "readfile",
-        "edit",
-    )
+    reaching_out = ("load_extension", "writefile", "readfile", "edit")
+    named = action == sqlite3.SQLITE_FUNCTION and second not in reaching_out
     return sqlite3.SQLITE_OK if harmless or named else sqlite3.SQLITE_DENY

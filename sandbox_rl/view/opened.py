@@ -23,13 +23,14 @@ from sandbox_rl.errors import DataError
 from sandbox_rl.evaluation.identity import FORMAT as EVALUATION_FORMAT
 from sandbox_rl.evaluation.results import FORMAT
 from sandbox_rl.journal import Index
-from sandbox_rl.ledger.reader import FORMAT as LEDGER_FORMAT
+from sandbox_rl.ledger.file import FORMAT as LEDGER_FORMAT
+from sandbox_rl.outputs import check_format
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import refuse_newer
+from sandbox_rl.runs.lock import is_owned
 from sandbox_rl.view.golds import Golds
 from sandbox_rl.view.lines import GrowingLines, json_file, json_line
 from sandbox_rl.view.samples import TABLES, read_samples
-from sandbox_rl.view.status import is_owned
 from sandbox_rl.view.vocabulary import Vocabulary, model_of, vocabulary_of
 
 __all__ = ["OpenRun", "open_run"]
@@ -98,7 +99,7 @@ class OpenRun:
     def _open_index(self) -> Index:
         journal = self.path / "journal"
         if not journal.is_dir():  # a run that has just begun
-            journal = self._stack.enter_context(_empty_directory())
+            journal = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         if self._cache is not None:
             name = hashlib.blake2b(os.fsencode(journal), digest_size=12).hexdigest()
             try:
@@ -190,12 +191,6 @@ def open_run(path: Path, *, whole: bool = False) -> Iterator[OpenRun]:
         yield run
 
 
-@contextmanager
-def _empty_directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as directory:
-        yield Path(directory)
-
-
 def _check(path: Path) -> None:
     if not path.is_dir():
         raise DataError(f"{path}: there is no such directory, expected one that `train` or `eval` wrote")
@@ -212,22 +207,12 @@ def _check(path: Path) -> None:
                 f"{identity}: it does not say what is measured, expected what `eval` writes as it starts; it "
                 "was killed before that, or the file is damaged: run it again"
             )
-        if told > EVALUATION_FORMAT:
-            raise _newer(identity, told, EVALUATION_FORMAT)
+        check_format(identity, told, EVALUATION_FORMAT)
     found = json_file(path / "results.json")
-    formats = [part.get("format") for part in (found, *found.values()) if isinstance(part, dict)]
-    newer = [f for f in formats if isinstance(f, int) and f > FORMAT]
-    if newer:
-        raise _newer(path / "results.json", newer[0], FORMAT)
+    for part in (found, *found.values()):
+        if isinstance(part, dict):
+            check_format(path / "results.json", part.get("format"), FORMAT)
     ledger = path / "ledger.jsonl"
     if ledger.exists():
         with ledger.open("rb") as file:
-            found = json_line(file.readline(1_000))
-        if isinstance(found.get("ledger"), int) and found["ledger"] > LEDGER_FORMAT:
-            raise _newer(ledger, found["ledger"], LEDGER_FORMAT)
-
-
-def _newer(path: Path, found: int, known: int) -> DataError:
-    return DataError(
-        f"{path}: format {found}, expected at most {known}; a newer version has written it: update sandbox_rl"
-    )
+            check_format(ledger, json_line(file.readline(1_000)).get("ledger"), LEDGER_FORMAT)

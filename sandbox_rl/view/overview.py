@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from sandbox_rl.view.learning import findings, headline
+from sandbox_rl.view.lines import json_file
 from sandbox_rl.view.opened import OpenRun
-from sandbox_rl.view.status import status_of
 
 __all__ = ["overview", "runs_of"]
 
@@ -55,6 +54,8 @@ def overview(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
     }
     if query.get("have") == version:
         return found
+    results = run.results()
+    measured = {"": results} if "modes" in results else results
     return found | {
         "headline": headline(rows),
         "findings": findings(rows, run.alarms.values),
@@ -62,7 +63,7 @@ def overview(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
         "held_out": _curves([row for row in rows if isinstance(row.get("eval/accuracy"), int | float)]),
         "events": _events(run),
         "alarms": run.alarms.values[-MOST_ALARMS:],
-        "results": {when: _result(found) for when, found in _measurements(run).items()},
+        "results": {when: _result(r) for when, r in measured.items() if isinstance(r, dict)},
     }
 
 
@@ -82,7 +83,7 @@ def _now(run: OpenRun) -> dict[str, Any]:
         "abandoned": counts.get("abandoned", 0),
         "in_flight": counts.get("live", 0),
         "live": live,
-        "status": status_of(run.path) if run.state == "running" else {},
+        "status": json_file(run.path / "status.json") if run.state == "running" else {},
         "golds": run.golds.failure,
     }
 
@@ -131,42 +132,19 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def _events(run: OpenRun) -> list[dict[str, Any]]:
     """What happened to the run, at which update."""
-    events = [
-        {"step": e.get("step", 0), "time": e.get("time"), "what": str(e["event"]), "detail": _change(e)}
-        for e in run.history.values
-        if "event" in e
-    ]
-    seen = set()
+    found: list[tuple[Any, Any, str, str]] = []
+    for e in run.history.values:
+        if "event" in e:
+            change = f"{e.get('field')}: {e.get('from')} → {e.get('to')}" if e["event"] == "changed" else ""
+            found.append((e.get("step", 0), e.get("time"), str(e["event"]), change))
+    first: dict[Any, Mapping[str, Any]] = {}
     for alarm in run.alarms.values:
-        if alarm.get("name") not in seen:
-            seen.add(alarm.get("name"))
-            what = f"alarm {alarm.get('name')}"
-            events.append(
-                {"step": alarm.get("step", 0), "time": alarm.get("time"), "what": what, "detail": ""}
-            )
-    saved = [
-        int(p.name.rpartition("-")[2]) for p in run.path.glob("checkpoints/checkpoint-*") if _is_complete(p)
-    ]
-    return events + [
-        {"step": step, "time": None, "what": "checkpoint", "detail": ""} for step in sorted(saved)
-    ]
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    return checkpoint.name.rpartition("-")[2].isdigit() and (checkpoint / "complete.json").exists()
-
-
-def _change(event: Mapping[str, Any]) -> str:
-    return (
-        f"{event.get('field')}: {event.get('from')} → {event.get('to')}"
-        if event["event"] == "changed"
-        else ""
-    )
-
-
-def _measurements(run: OpenRun) -> dict[str, Any]:
-    found = run.results()
-    return {"": found} if "modes" in found else {k: v for k, v in found.items() if isinstance(v, dict)}
+        first.setdefault(alarm.get("name"), alarm)
+    found += [(a.get("step", 0), a.get("time"), f"alarm {name}", "") for name, a in first.items()]
+    saved = run.path.glob("checkpoints/checkpoint-*/complete.json")
+    complete = (manifest.parent.name.rpartition("-")[2] for manifest in saved)
+    found += [(step, None, "checkpoint", "") for step in sorted(int(n) for n in complete if n.isdigit())]
+    return [dict(zip(("step", "time", "what", "detail"), values, strict=True)) for values in found]
 
 
 def _result(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ RULES = {
 MOST_SHOWN = 500
 MOST_EVENTS = 1_000
 """At each end of an episode that are looked at."""
+WORK = {Use.COMPUTATION, Use.FILES}
 FEWEST = 20
 """Episodes of a domain before lengths are odd, or work is what most do."""
 
@@ -140,10 +141,7 @@ def _seen(run: OpenRun, events: Sequence[Mapping[str, Any]], gold: str) -> Itera
 def _works(events: Sequence[Mapping[str, Any]]) -> bool:
     for event in events:
         for call in event.get("calls", ()) if event["event"] == "turn" else ():
-            if "malformed" not in call and uses_of(call["name"], call["arguments"]) & {
-                Use.COMPUTATION,
-                Use.FILES,
-            }:
+            if "malformed" not in call and uses_of(call["name"], call["arguments"]) & WORK:
                 return True
     return False
 
@@ -193,7 +191,5 @@ def _odd_lengths(rows: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str]]
     bound = max(8 * spread, math.log(4))
     for row in rows:
         if abs(math.log(row["sampled"]) - middle) > bound:
-            yield (
-                row["id"],
-                f"{row['sampled']:,} tokens, half of its domain have {math.exp(middle):,.0f} or fewer",
-            )
+            half = f"half of its domain have {math.exp(middle):,.0f} or fewer"
+            yield row["id"], f"{row['sampled']:,} tokens, {half}"

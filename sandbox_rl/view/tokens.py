@@ -116,13 +116,7 @@ def _columns_of(events: Sequence[Mapping[str, Any]], turn: int, *, whole: bool) 
     """
     found: dict[str, list[Any]] = {name: [] for name in ("ids", "origin", "turn", "logprob", "version")}
 
-    def extend(
-        ids: list[int],
-        origin: int,
-        turn: int,
-        logprobs: list[float] | None,
-        versions: Sequence[int] | None,
-    ) -> None:
+    def extend(ids: list[int], origin: int, turn: int, logprobs: Any = None, versions: Any = None) -> None:
         found["ids"] += ids
         found["origin"] += [origin] * len(ids)
         found["turn"] += [turn] * len(ids)
@@ -131,13 +125,13 @@ def _columns_of(events: Sequence[Mapping[str, Any]], turn: int, *, whole: bool) 
 
     turns = [event for event in events if event["event"] == "turn"]
     if events and events[0]["event"] == "started":
-        extend(events[0]["prompt_ids"], PROMPT, -1, None, None)
+        extend(events[0]["prompt_ids"], PROMPT, -1)
     for number, event in enumerate(turns):
         sampled, switches = event["token_ids"], event.get("weight_switches", ())
         versions = token_versions(len(sampled), event["weight_version"], switches)
         extend(sampled, SAMPLED, turn + number, event["logprobs"], versions)
         if number + 1 < len(turns) or not whole:
-            extend(event["observation_ids"], OBSERVED, turn + number, None, None)
+            extend(event["observation_ids"], OBSERVED, turn + number)
     return found
 
 

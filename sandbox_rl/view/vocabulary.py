@@ -71,12 +71,8 @@ class Vocabulary:
 
 def vocabulary_of(run: Path) -> Vocabulary:
     """The tokenizer of a run: its own, its export's, a checkpoint's, or that of the model it names."""
-    for place in (
-        run / "tokenizer",
-        run / "export",
-        *sorted(run.glob("checkpoints/*")),
-        *sorted(run.glob("model*")),
-    ):
+    saved = *sorted(run.glob("checkpoints/*")), *sorted(run.glob("model*"))
+    for place in (run / "tokenizer", run / "export", *saved):
         if (place / "tokenizer.json").exists():
             return Vocabulary(place / "tokenizer.json")
     model = model_of(run)

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from sandbox_rl.cli import whole_app
 from sandbox_rl.errors import SandboxFault, SetupError
-from sandbox_rl.preflight.scoring_attacks import ATTACKS, check_scoring
+from sandbox_rl.preflight.self_check import ATTACKS, check_scoring
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS

@@ -211,7 +211,7 @@ def test_a_signal_to_the_launcher_ends_what_it_has_started(recipe, launcher):
 
 LAUNCH = """
 import sys
-from sandbox_rl.config.launch import LaunchSettings
+from sandbox_rl.config.recipe import LaunchSettings
 from sandbox_rl.runs.launch import Launch, run_launch
 sys.exit(run_launch(Launch(2, LaunchSettings(), None), sys.argv[2:], module=sys.argv[1]))
 """

@@ -17,7 +17,7 @@ import yaml
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from sandbox_rl.builders import async_arguments
+from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import resolved
 from sandbox_rl.display import Silent
@@ -29,8 +29,7 @@ from sandbox_rl.replay.updates import replay_training, weights_digest
 from sandbox_rl.replay.verification import verify
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
-from sandbox_rl.runs.model import RunModel
-from sandbox_rl.runs.plan import RunPlan
+from sandbox_rl.runs.plan import RunModel, RunPlan
 from sandbox_rl.runs.train import train
 from sandbox_rl.training.asynchronous.compositions import CompositionLog, read_compositions
 from sandbox_rl.training.asynchronous.progress import GroupProgress
@@ -80,7 +79,7 @@ def async_run(directory: Path, *, updates: int, saves: Sequence[int]) -> Path:
     recipe = load_recipe(run / "recipe.yaml")
     History(RunDirectory(run), ()).with_event("started", 0, processes=1)
     longest = RunModel.of(RunPlan.of(recipe, base_dir=run), recipe.model).longest
-    args = async_arguments(recipe, run / "checkpoints", longest=longest)
+    args = training_arguments(recipe, run / "checkpoints", longest=longest)
     args.token_budget = 60  # of this trainer's own packing: several rows, and samples taken apart
     progress = GroupProgress()
     with Journal(run / "journal") as journal:

@@ -312,8 +312,8 @@ async def test_ctrl_c_while_a_model_in_this_process_thinks(tmp_path, model):
     [
         (["--model", "m"], "QUESTION is missing"),
         (["q"], "--model is missing"),
-        (["q", "--base-url", "http://x/v1"], "--model is missing"),
-        (["q", "--model", "m", "--base-url", "x"], "--base-url 'x': expected an address"),
+        (["q", "--base-url", "http://x/v1"], "--base-url: given without --model"),
+        (["q", "--model", "m", "--base-url", "x"], "--base-url: 'x', expected http://HOST:PORT/v1"),
         (["q", "--model", "m", "--base-url", "http://x/v1", "--input", "none"], "--input none"),
         (["q", "--model", "m", "--base-url", "http://x/v1", "--output", "file"], "--output"),
         (["q", "--model", "m", "--base-url", "http://x/v1", "--domain", "maths"], "did you mean 'math'"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_rl.builders import grpo_arguments
+from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.training.cards import fake_cards
@@ -113,7 +113,7 @@ def test_the_header_of_a_recipe_says_what_the_estimates_say(name, tmp_path):
     config, shards, tensor_parallel = HEADERS[name]
     path = FOLDER / f"{name}.yaml"
     recipe = load_recipe(path)
-    args = grpo_arguments(recipe, tmp_path)
+    args = training_arguments(recipe, tmp_path)
     shape = model_shape(config)
     episodes = args.per_device_train_batch_size * args.gradient_accumulation_steps
     header = re.sub(r"\s*\n#\s*", " ", path.read_text().partition("\nname:")[0])

@@ -41,7 +41,6 @@ LEVELS = (
     {
         "cooperate",
         "display",
-        "environment_errors",
         "http_client",
         "retries",
         "outputs",

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sandbox_rl.config.launch import LaunchSettings
-from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.config.recipe import LaunchSettings, Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.runs.division import Division, check_division, division_of
 from sandbox_rl.runs.launch import Launch, cards_that_train, plan_launch, run_launch

@@ -207,7 +207,7 @@ def test_an_export_onto_a_full_disk_is_one_line_and_leaves_nothing(tiny_disk):
     import torch
 
     from sandbox_rl.chat.turn_ends import TurnEnds
-    from sandbox_rl.environment_errors import environment_error
+    from sandbox_rl.errors import environment_error
     from sandbox_rl.training.export import export_model
     from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from transformers import Qwen3Config
 
-from sandbox_rl.builders import grpo_arguments, training_arguments
+from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.display import Silent
 from sandbox_rl.errors import ConfigError
@@ -51,7 +51,7 @@ def test_its_header_says_what_it_is(path):
 
 def test_the_paper_s_run_is_the_paper_s():
     recipe = load_recipe(RECIPES / "llm-in-sandbox" / "qwen3-4b.yaml")
-    args = grpo_arguments(recipe, Path("unused"))
+    args = training_arguments(recipe, Path("unused"))
     assert (args.learning_rate, args.weight_decay, args.max_grad_norm) == (1e-6, 0.01, 1.0)
     assert (args.epsilon, args.epsilon_high, args.beta, args.loss_type) == (0.2, 0.28, 0.0, "luspo")
     assert args.num_generations == args.generation_batch_size == 8  # a group on each of 8 processes
@@ -105,7 +105,7 @@ def test_the_paper_s_run_is_planned_at_its_full_length(tmp_path, monkeypatch):
     longest = int(
         next(re.search(r"the longest: (\d+)", line)[1] for line in told.lines if "longest:" in line)
     )
-    args = grpo_arguments(recipe, tmp_path)
+    args = training_arguments(recipe, tmp_path)
     expected = estimate_memory(
         model_shape(QWEN3_4B),
         args,

@@ -74,13 +74,13 @@ def start(tmp_path, earlier=None, *, name="r", **changes):
     args, found = sizes(loaded, tmp_path)
     tasks = load_tasks(loaded.data, split="train", base_dir=tmp_path)
     run = RunDirectory.new(tmp_path / "runs", name) if earlier is None else earlier.run
-    begun = begin(
+    history, left = begin(
         run, earlier, loaded, tasks=tasks, sizes=found, prompts=WORDS, steps=args.max_steps, processes=1
     )
-    if begun.replaced:
+    if left.replaced:
         with Journal(run.journal) as journal:
-            journal.replaced(begun.replaced)
-    return begun.history
+            journal.replaced(left.replaced)
+    return history
 
 
 def checkpoint(run, step):

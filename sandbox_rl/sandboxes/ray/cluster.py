@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from sandbox_rl.display import quieted
 from sandbox_rl.errors import SandboxFault, SetupError
 from sandbox_rl.sandboxes.ray.node import Failure, SandboxNode, placed
 
@@ -78,15 +79,11 @@ def _connect(ray: Any, address: str) -> None:
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options |= {"include_dashboard": False}
-    logger = logging.getLogger("ray")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns that the SIGTERM handler stays ours
     try:
-        ray.init(**options, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
+        with quieted("ray", logging.ERROR):  # it warns that the SIGTERM handler stays ours
+            ray.init(**options, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         raise SetupError(_no_cluster(named or address, error)) from None
-    finally:
-        logger.setLevel(level)
 
 
 def _no_cluster(address: str, error: BaseException) -> str:

@@ -9,8 +9,7 @@ import torch
 import typer
 
 from sandbox_rl import cli
-from sandbox_rl.environment_errors import environment_error
-from sandbox_rl.errors import ConfigError, InfraFault
+from sandbox_rl.errors import ConfigError, InfraFault, environment_error
 from sandbox_rl.training.ranges import check_numbers, check_trackers
 
 

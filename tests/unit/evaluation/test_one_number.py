@@ -19,8 +19,8 @@ from sandbox_rl.evaluation.statistics import Mean
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.runs.directory import RunDirectory
+from sandbox_rl.runs.history import card_lines, known_results, write_results
 from sandbox_rl.runs.report import show_training
-from sandbox_rl.runs.results import card_lines, known_results, write_results
 from sandbox_rl.runs.train import TrainResult
 from sandbox_rl.training.callbacks import LogMetrics, for_trackers
 from sandbox_rl.types import Task

@@ -79,7 +79,7 @@ def test_a_checkpoint_that_does_not_know_it_is_one_line(path, tmp_path, content)
     ("content", "said"),
     [
         (None, "No such file"),
-        (b'{"ledger":2}\n', "written in format 2, this version reads up to 1"),
+        (b'{"ledger":2}\n', "format 2, expected at most 1; a newer version has written it"),
         (b'{"ledger":"1"}\n', "line 1: no line of a ledger"),
         (b'{"update":1}\n', "line 1: no line of a ledger"),
         (b"[]\n", "line 1: no line of a ledger"),

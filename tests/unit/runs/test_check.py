@@ -17,7 +17,7 @@ import pytest
 from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.errors import UserError
 from sandbox_rl.journal import Journal
-from sandbox_rl.journal.checksums import with_checksum
+from sandbox_rl.journal.columns import with_checksum
 from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.runs.check import check_run
 from sandbox_rl.training.groups import group_requests
@@ -548,7 +548,7 @@ def test_checkpoints_that_do_not_fit_are_named(runs, tmp_path):
             "does not hold the ids of the training tasks",
         ),
         (lambda run: (run / "recipe.yaml").write_text("name: [\n"), "recipe.yaml"),
-        (lambda run: (run / "ledger.jsonl").write_text('{"ledger":9}\n'), "written in format 9"),
+        (lambda run: (run / "ledger.jsonl").write_text('{"ledger":9}\n'), "format 9, expected at most 1"),
         (lambda run: (run / "ledger.jsonl").write_text("{}\n"), "line 1: no line of a ledger"),
     ],
 )

