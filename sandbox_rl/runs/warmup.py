@@ -46,7 +46,7 @@ from sandbox_rl.training.models import (
     load_tokenizer,
     load_trained,
 )
-from sandbox_rl.training.sft import fine_tune, sft_rows
+from sandbox_rl.training.sft import fine_tune, free_memory, sft_rows
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.types import Rollout, Task
 
@@ -112,6 +112,8 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
         tokenizer.save_pretrained(partial)
         facts = {"episodes": len(rollouts), "successful": len(kept), "loss": loss}
         (partial / "warmup.json").write_text(json.dumps(facts) + "\n")
+    del model
+    free_memory()  # servers start next, perhaps on the same device
     return WarmupResult(path=target, cached=False, episodes=len(rollouts), successful=len(kept), loss=loss)
 
 
