@@ -135,16 +135,10 @@ class Group:
                 tuple(switches),
             )
             turns.append(Turn(action, observation_ids=OBSERVED if place + 1 < TURNS else ()))
-        name = f"class-{self.kind}"
-        trajectory = Trajectory(
-            task_id=name,
-            prompt_ids=(*PROMPT, 40 + self.kind),
-            turns=tuple(turns),
-            stop=StopReason.SUBMITTED,
-            answer=Answer(AnswerStatus.OK, ""),
-            episode_id=f"{self.number}-{row}",
-        )
-        return Rollout(trajectory, Reward(self.reward(row)), Task(id=name, prompt="", answer=""))
+        task, prompt = Task(id=f"class-{self.kind}", prompt="", answer=""), (*PROMPT, 40 + self.kind)
+        ended = StopReason.SUBMITTED, Answer(AnswerStatus.OK, ""), f"{self.number}-{row}"
+        trajectory = Trajectory(task.id, prompt, tuple(turns), *ended)
+        return Rollout(trajectory, Reward(self.reward(row)), task)
 
 
 class Server(UnsentWeights):
@@ -296,7 +290,7 @@ def main() -> int:
     print("mean of the curve: " + ", ".join(f"{way} {mean:.3f}" for way, mean in means.items()))
     if options.json is not None:
         options.json.write_text(json.dumps({**vars(options), "json": None, "runs": found}, indent=1))
-    if set(options.ways) < {"divided", "borders"}:
+    if not {"divided", "borders"} <= set(options.ways):
         return 0
     suffers = means["divided"] < (1 - MOST) * means["borders"]
     return 1 if suffers or fmean(shares) < LEAST_DIVIDED else 0
