@@ -174,8 +174,6 @@ class Server(UnsentWeights):
                     self.live.remove(group)
                     self.finished.append(finished_group(group.rollouts(), number=group.number, kind="grpo"))
 
-    # --- what the trainer asks a rollout worker for ---------------------------------------------------
-
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
