@@ -92,7 +92,9 @@ def recipe(part: str, model: str | None, out: Path, *, gpu: bool) -> dict[str, A
         quick["grpo"] |= {"per_device_train_batch_size": 32}
     if gpu:
         quick["model"]["dtype"] = "bfloat16"
-        quick["policy"] = {"type": "vllm", "arguments": {"gpu-memory-utilization": 0.3}}
+        # Graphs take a minute at each start: two parts show that weights get in beside them.
+        eager = {} if part in ("sync", "async") else {"enforce-eager": True}
+        quick["policy"] = {"type": "vllm", "arguments": {"gpu-memory-utilization": 0.3} | eager}
         quick["rollout"]["concurrency"] = 128
     if part in ("shm", "gloo", "nccl"):
         quick["policy"]["transfer"] = part
