@@ -13,7 +13,7 @@ The toy: a prompt names one of four classes, an episode is two turns of 6 to 16 
 share of its tokens that belong to the class. After every tenth update the weights are asked for fresh
 episodes of each class; their mean reward is the curve.
 
-    python scripts/bench_divided_turns.py [--seeds 3] [--updates 70] [--json FILE]
+    python scripts/bench_divided_turns.py [--seeds 0 1 2] [--updates 70] [--json FILE]
 
 Exit code 1: the mean of the curve, over seeds, is lower by more than 5 % where turns are divided than at
 borders, or hardly any turn was divided.
@@ -258,7 +258,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=70)
     parser.add_argument("--pace", type=int, default=4, help="tokens of each episode during one update")
     parser.add_argument("--staleness", type=int, default=4, help="grpo.max_staleness of the first two ways")
@@ -274,7 +274,7 @@ def main() -> int:
     found = []
     print(f"{'':9} {'seed':>4} {'divided':>8} {'age':>5} {'start':>6} {'mean':>6} {'last':>6} {'seconds':>8}")
     with tempfile.TemporaryDirectory(prefix="divided") as folder:
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             for way in options.ways:
                 one = run(Path(folder), way, seed, options)
                 found.append(one)
