@@ -1,7 +1,7 @@
 """Peak memory of the forward and backward pass of one update at growing row lengths, beside the estimate.
 
-    python scripts/bench_long.py [--lengths 2048 8192 32768] [--shape tiny|0.6b|4b] [--lora] [--json FILE]
-    python scripts/bench_long.py --lengths 65536 --ways tiles --vocabulary 32768     # on a CPU, in minutes
+    python scripts/bench_long.py [--lengths 2048 8192 32768] [--shape least|tiny|0.6b|4b] [--lora] [--json FILE]
+    python scripts/bench_long.py --lengths 65536 --ways tiles --shape least --vocabulary 16384   # on a CPU
 
 Every measurement runs in a process of its own: resident memory on a CPU (the kernel's high-water mark, set
 back before the pass), allocated memory on a GPU. Both are above what was held before, so weights are not in.
@@ -32,6 +32,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 GIB = 1 << 30
 VOCABULARY = 151_936
 SHAPES = {  # hidden, MLP, layers, heads, key-value heads, head size
+    "least": (64, 160, 1, 1, 1, 32),
     "tiny": (64, 160, 2, 2, 1, 32),
     "0.6b": (1024, 3072, 28, 16, 8, 128),
     "4b": (2560, 9728, 36, 32, 8, 128),
