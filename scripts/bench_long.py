@@ -1,7 +1,7 @@
 """Peak memory of the forward and backward pass of one update at growing row lengths, beside the estimate.
 
-    python scripts/bench_long.py [--lengths 2048 8192 32768] [--shape least|tiny|0.6b|4b] [--lora] [--json FILE]
-    python scripts/bench_long.py --lengths 65536 --ways tiles --shape least --vocabulary 16384   # on a CPU
+    python scripts/bench_long.py [--lengths 2048 8192 32768] [--shape least|tiny|0.6b|4b] [--lora]
+    python scripts/bench_long.py --lengths 65536 --ways tiles --shape least --vocabulary 16384  # on a CPU
 
 Every measurement runs in a process of its own: resident memory on a CPU (the kernel's high-water mark, set
 back before the pass), allocated memory on a GPU. Both are above what was held before, so weights are not in.
