@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from typing import Self
 
 from sandbox_rl.errors import SetupError
 from sandbox_rl.http_client import Address
 from sandbox_rl.policies.vllm.api import VLLMServer
-from sandbox_rl.policies.vllm.check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
+from sandbox_rl.policies.vllm.check import TokenizerProbe, check_server, check_tokenizer
+from sandbox_rl.policies.vllm.source import Servers
 
 __all__ = ["ExternalServers"]
 
 
-class ExternalServers:
+class ExternalServers(Servers):
     """Servers that someone else runs; checked when entered, never restarted.
 
     Args:
@@ -30,30 +31,17 @@ class ExternalServers:
         startup_timeout_s: float,
         engine: str | None = None,
     ) -> None:
-        self._addresses = addresses
+        super().__init__([VLLMServer(address) for address in addresses])
         self._startup_timeout_s = startup_timeout_s
         self._needed_context = needed_context
         self._tokenizer = tokenizer
         self._engine = engine
-        self._stack: AsyncExitStack | None = None
-        self.servers: list[VLLMServer] = []
-        self.facts: list[ServerFacts] = []
 
-    @property
-    def served_model(self) -> str:
-        """The name that requests must carry."""
-        return self.facts[0].served_model
-
-    @property
-    def max_context(self) -> int:
-        """Longest sequence that every server takes, in tokens."""
-        return min(facts.max_context for facts in self.facts)
-
-    async def __aenter__(self) -> ExternalServers:
-        async with AsyncExitStack() as stack:
-            self.servers = [await stack.enter_async_context(VLLMServer(a)) for a in self._addresses]
+    async def __aenter__(self) -> Self:
+        try:
             for server in self.servers:
-                await server.wait_healthy(self._startup_timeout_s)  # what is wrong, the check below says
+                await server.open()
+                await self.recovered(server)  # what is wrong, the check below says
             self.facts = [
                 await check_server(s, needed_context=self._needed_context, engine=self._engine)
                 for s in self.servers
@@ -64,13 +52,14 @@ class ExternalServers:
             if self._tokenizer is not None:
                 for server in self.servers:
                     await check_tokenizer(server, self.served_model, self._tokenizer)
-            self._stack = stack.pop_all()
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            await stack.aclose()
+        for server in self.servers:
+            await server.close()
 
     @property
     def up(self) -> Sequence[VLLMServer]:

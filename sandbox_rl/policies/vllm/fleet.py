@@ -3,49 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.vllm.api import VLLMServer
-from sandbox_rl.policies.vllm.check import ServerFacts
 from sandbox_rl.policies.vllm.server import ManagedServer
+from sandbox_rl.policies.vllm.source import Servers
 
 __all__ = ["ManagedServers", "log_of"]
 
 
-class ManagedServers:
-    """Servers of this process, for those who sample and those who publish. A `ServerSource` that starts none
-    again; `supervisor.py` has one that does.
+class ManagedServers(Servers):
+    """Servers of this process; none is started again but by `supervisor.py`.
 
     Args:
         members: at least one, all of the same model.
     """
 
     def __init__(self, members: Sequence[ManagedServer]) -> None:
+        super().__init__([member.client for member in members])
         self.members = tuple(members)
-        self._of: Mapping[VLLMServer, ManagedServer] = {member.client: member for member in members}
-        self._facts: list[ServerFacts] = []
-
-    @property
-    def servers(self) -> Sequence[VLLMServer]:
-        """All of them, in their order; the same over restarts."""
-        return [member.client for member in self.members]
-
-    @property
-    def facts(self) -> Sequence[ServerFacts]:
-        """What each says about itself, once they are entered."""
-        return self._facts
-
-    @property
-    def served_model(self) -> str:
-        """The name that requests must carry."""
-        return self._facts[0].served_model
-
-    @property
-    def max_context(self) -> int:
-        """Longest sequence that every server takes, in tokens."""
-        return min(facts.max_context for facts in self._facts)
+        self._of = dict(zip(self.servers, members, strict=True))
 
     def move_logs(self, path: Path) -> None:
         """Continue the logs elsewhere on the same file system; see `log_of`."""
@@ -57,11 +37,11 @@ class ManagedServers:
         for member in self.members:
             await member.start()
 
-    async def __aenter__(self) -> ManagedServers:
+    async def __aenter__(self) -> Self:
         """Wait until all answer and fit; all are ended when one does not."""
         checks = [asyncio.ensure_future(member.check()) for member in self.members]
         try:
-            self._facts = list(await asyncio.gather(*checks))
+            self.facts = await asyncio.gather(*checks)
         except BaseException:
             for check in checks:
                 check.cancel()

@@ -18,7 +18,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -27,10 +27,9 @@ from sandbox_rl.errors import EngineFault
 from sandbox_rl.http_client import Refused, Unreachable
 from sandbox_rl.policies.base import UNTRAINED, PolicySession, TurnSampling, WeightVersion
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm.api import VLLMServer
+from sandbox_rl.policies.vllm.api import VLLMServer, action_of, divided
 from sandbox_rl.policies.vllm.progress import EngineProgress
-from sandbox_rl.policies.vllm.replies import action_of, divided
-from sandbox_rl.policies.vllm.source import ServerSource
+from sandbox_rl.policies.vllm.source import Servers
 from sandbox_rl.retries import GaveUp, Retries
 from sandbox_rl.types import Action
 
@@ -62,7 +61,7 @@ class VLLMPolicy:
     """Samples turns from vLLM servers.
 
     Args:
-        source: where the servers come from; entered and left together with the policy.
+        source: gives the servers, entered and left together with the policy.
         end_ids: ids that end a turn.
         version: of the servers' weights; a turn begins with the number from before it began, and so never
             with one newer than its tokens. Where weights are published meanwhile, servers say from which
@@ -73,7 +72,7 @@ class VLLMPolicy:
 
     def __init__(
         self,
-        source: ServerSource,
+        source: AbstractAsyncContextManager[Servers],
         settings: VLLMSettings,
         *,
         end_ids: frozenset[int],
@@ -91,7 +90,7 @@ class VLLMPolicy:
     @property
     def max_context(self) -> int:
         """Longest sequence in tokens, by the servers' own word."""
-        return self._source.max_context
+        return self._servers.max_context
 
     @property
     def version(self) -> int:
@@ -105,9 +104,9 @@ class VLLMPolicy:
 
     async def __aenter__(self) -> VLLMPolicy:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._source)
+            self._servers = await stack.enter_async_context(self._source)
             slots = []
-            for server in self._source.servers:
+            for server in self._servers.servers:
                 turns = VLLMServer(server.address, confirm=partial(self._confirm, server))
                 await stack.enter_async_context(turns)
                 slots.append(_Slot(server, turns, EngineProgress(server)))
@@ -167,7 +166,7 @@ class VLLMPolicy:
         scores = []
         for slot in self._slots:
             body = {
-                "model": self._source.served_model,
+                "model": self._servers.served_model,
                 "prompt": list(ids),
                 "max_tokens": 1,
                 "prompt_logprobs": 0,
@@ -190,7 +189,7 @@ class VLLMPolicy:
         timeout = self._settings.request_timeout_s
         deadline = time.monotonic() + self._settings.startup_timeout_s
         while True:
-            await self._source.recovered(slot.server)
+            await self._servers.recovered(slot.server)
             try:
                 return await slot.turns.call("POST", "/v1/completions", body, timeout=timeout)
             except Unreachable:
@@ -229,7 +228,7 @@ class VLLMPolicy:
         retries = Retries(settings.retries, settings.backoff_s, settings.outage_s)
         try:
             return await retries.run(
-                attempt, begin_within=timeout, between=lambda: self._source.recovered(server), away=away
+                attempt, begin_within=timeout, between=lambda: self._servers.recovered(server), away=away
             )
         except Refused as error:
             raise EngineFault(f"{server.address} refused a turn: {error}") from error
@@ -247,7 +246,7 @@ class VLLMPolicy:
 
     def _body(self, prompt_ids: Sequence[int], sampling: TurnSampling, version: int) -> dict[str, Any]:
         return {
-            "model": self._source.served_model,
+            "model": self._servers.served_model,
             "prompt": list(prompt_ids),
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,

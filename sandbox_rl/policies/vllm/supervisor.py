@@ -1,19 +1,27 @@
-"""Managed servers, each started again when it dies or hangs, with the weights that it should have."""
+"""Servers that are watched while a run lasts, so that one which was started again gets the weights that it
+should have."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
+from sandbox_rl.errors import EngineFault
+from sandbox_rl.http_client import Refused, Unreachable
 from sandbox_rl.policies.vllm.api import VLLMServer
+from sandbox_rl.policies.vllm.external import ExternalServers
 from sandbox_rl.policies.vllm.fleet import ManagedServers
-from sandbox_rl.policies.vllm.server import ManagedServer
+from sandbox_rl.policies.vllm.source import Servers
 
-__all__ = ["KeepsWeights", "SupervisedServers"]
+__all__ = ["KeepsWeights", "RestoredServers", "SupervisedServers"]
 
 logger = logging.getLogger(__name__)
+
+LOOK_S = 5.0
+"""Between two looks at the version of a server that someone else runs."""
 
 
 class KeepsWeights(Protocol):
@@ -32,66 +40,54 @@ class KeepsWeights(Protocol):
         ...
 
 
-class SupervisedServers:
-    """A `ServerSource`: all servers are watched while it is entered; what happens to one stops no other.
+class _Watched(ABC):
+    """An async context manager that enters servers and watches each; what happens to one stops no other."""
 
-    Args:
-        restarts: how often each may be started again.
-    """
-
-    def __init__(self, fleet: ManagedServers, weights: KeepsWeights, *, restarts: int) -> None:
-        self._fleet = fleet
-        self._weights = weights
-        self._restarts = restarts
-        self._left = [restarts for _ in fleet.members]
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
         self._watchers: list[asyncio.Task[None]] = []
 
-    @property
-    def servers(self) -> Sequence[VLLMServer]:
-        """All of them."""
-        return self._fleet.servers
-
-    @property
-    def served_model(self) -> str:
-        """The name that requests must carry."""
-        return self._fleet.served_model
-
-    @property
-    def max_context(self) -> int:
-        """Longest sequence that every server takes, in tokens."""
-        return self._fleet.max_context
-
-    @property
-    def restarts_left(self) -> Sequence[int]:
-        """How often each may still be started again."""
-        return tuple(self._left)
-
-    async def recovered(self, server: VLLMServer) -> None:
-        """Wait for a restart that is going on.
-
-        Raises:
-            EngineFault: the server is gone for good.
-        """
-        await self._fleet.recovered(server)
-
-    async def __aenter__(self) -> SupervisedServers:
-        await self._fleet.__aenter__()
+    async def __aenter__(self) -> Servers:
+        await self._servers.__aenter__()
         self._watchers = [
-            asyncio.create_task(self._watch(number, member), name=f"watch vLLM {number}")
-            for number, member in enumerate(self._fleet.members)
+            asyncio.create_task(self._watch(number), name=f"watch {server.address}")
+            for number, server in enumerate(self._servers.servers)
         ]
-        return self
+        return self._servers
 
     async def __aexit__(self, *exc: object) -> None:
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             watcher.cancel()
         await asyncio.gather(*watchers, return_exceptions=True)
-        await self._fleet.stop()
+        await self._servers.__aexit__(*exc)
 
-    async def _watch(self, number: int, server: ManagedServer) -> None:
-        several = len(self._fleet.members) > 1
-        name = f"vLLM server {number} of {len(self._fleet.members)}" if several else "vLLM server"
+    @abstractmethod
+    async def _watch(self, number: int) -> None: ...
+
+
+class SupervisedServers(_Watched):
+    """Managed servers, each started again when it dies or hangs.
+
+    Args:
+        restarts: how often each may be started again.
+    """
+
+    def __init__(self, fleet: ManagedServers, weights: KeepsWeights, *, restarts: int) -> None:
+        super().__init__(fleet)
+        self._members = fleet.members
+        self._weights = weights
+        self._restarts = restarts
+        self._left = [restarts for _ in fleet.members]
+
+    @property
+    def restarts_left(self) -> Sequence[int]:
+        """How often each may still be started again."""
+        return tuple(self._left)
+
+    async def _watch(self, number: int) -> None:
+        server, several = self._members[number], len(self._members) > 1
+        name = f"vLLM server {number} of {len(self._members)}" if several else "vLLM server"
         while True:
             reason = await server.failed()
             await self._weights.wanted()
@@ -108,3 +104,30 @@ class SupervisedServers:
                 break
         logger.error("%s", why)
         server.give_up(why)
+
+
+class RestoredServers(_Watched):
+    """External servers of a run that publishes: one that someone starts again gets the newest weights again.
+    Who samples asks each for its version (`policy.py`) and waits meanwhile.
+
+    Args:
+        weights: published last; `weights.restore` looks itself whether they are missing.
+    """
+
+    def __init__(self, external: ExternalServers, weights: KeepsWeights) -> None:
+        super().__init__(external)
+        self._weights = weights
+
+    async def _watch(self, number: int) -> None:
+        server = self._servers.servers[number]
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                if await server.weights_version() is None:
+                    await self._weights.restore(server)
+                    if (version := await server.weights_version()) is not None:
+                        logger.warning("%s was started again; it got version %d", server.address, version)
+            except (Refused, Unreachable):
+                pass  # whoever runs it starts it again, or not: its turns are waited for
+            except EngineFault as error:
+                logger.warning("%s: the newest weights are sent again: %s", server.address, error)

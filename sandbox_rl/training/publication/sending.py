@@ -5,58 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from safetensors.torch import load_file
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.http_client import Address
 from sandbox_rl.policies.vllm.api import VLLMServer
-from sandbox_rl.policies.vllm.check import ServerFacts
+from sandbox_rl.policies.vllm.source import Servers
 from sandbox_rl.training.publication import routes
 from sandbox_rl.training.publication.payload import Checksums
 from sandbox_rl.training.publication.transports import HostCopy, Payload, Transport
 
-__all__ = ["Kept", "OwnServer", "Sending", "Servers", "without"]
-
-
-class Servers(Protocol):
-    """Servers that have been entered."""
-
-    @property
-    def servers(self) -> Sequence[VLLMServer]:
-        """All of them."""
-        ...
-
-    @property
-    def facts(self) -> Sequence[ServerFacts]:
-        """What each says about itself."""
-        ...
-
-    @property
-    def up(self) -> Sequence[VLLMServer]:
-        """Those that can be given weights now; the others get them when they are started again."""
-        ...
-
-    async def some_up(self) -> None:
-        """Wait until `up` has one.
-
-        Raises:
-            EngineFault: one of all is gone for good.
-        """
-        ...
-
-    async def recovered(self, server: VLLMServer) -> None:
-        """Wait until it is there, where someone is restarting it.
-
-        Raises:
-            EngineFault: it is gone for good.
-        """
-        ...
-
-    async def replace(self, server: VLLMServer, why: str) -> bool:
-        """End a server that did not take its weights and have another started; False where nobody can."""
-        ...
+__all__ = ["Kept", "OwnServer", "Sending", "without"]
 
 
 @dataclass(frozen=True, slots=True)

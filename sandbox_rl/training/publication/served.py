@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,12 @@ from sandbox_rl.policies.vllm.external import ExternalServers
 from sandbox_rl.policies.vllm.fleet import ManagedServers, log_of
 from sandbox_rl.policies.vllm.launch import ENGINES
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
-from sandbox_rl.policies.vllm.restored import RestoredServers
 from sandbox_rl.policies.vllm.server import ManagedServer
-from sandbox_rl.policies.vllm.source import ServerSource
-from sandbox_rl.policies.vllm.supervisor import SupervisedServers
+from sandbox_rl.policies.vllm.source import Servers
+from sandbox_rl.policies.vllm.supervisor import RestoredServers, SupervisedServers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.placement import Place, Placement
-from sandbox_rl.training.publication.sending import OwnServer, Servers
+from sandbox_rl.training.publication.sending import OwnServer
 from sandbox_rl.training.publication.weights import PublishedWeights
 
 __all__ = ["ServedModel", "ServedPolicy", "serve", "starting_log", "transfer_of"]
@@ -133,7 +133,7 @@ def serve(
         if placement is not None and transfer == "ipc" and state.num_processes > 1
         else None,
     )
-    source: ServerSource = others
+    source: AbstractAsyncContextManager[Servers] = others
     if managed is not None:
         source = SupervisedServers(managed, weights, restarts=settings.restarts)
     elif main:

@@ -28,13 +28,14 @@ from torch import nn
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.check import ServerFacts
+from sandbox_rl.policies.vllm.source import Servers
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication import routes
 from sandbox_rl.training.publication.base import Timing, shared_version
 from sandbox_rl.training.publication.group import transport_of
 from sandbox_rl.training.publication.merge import checkpoint_tensors
-from sandbox_rl.training.publication.sending import Kept, OwnServer, Sending, Servers, without
+from sandbox_rl.training.publication.sending import Kept, OwnServer, Sending, without
 from sandbox_rl.training.publication.transports import Payload, Tensors, Transport
 
 __all__ = ["PublishedWeights"]
