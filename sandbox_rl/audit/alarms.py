@@ -75,15 +75,15 @@ class Alarms:
         """All so far, oldest first."""
         return tuple(self._raised)
 
-    def sound(self, alarm: Alarm) -> None:
-        """Keep an alarm, and say it in the log unless it was said a moment ago."""
-        if self._counts[alarm.name] % REPEAT == 0:
-            logger.warning("step %d: alarm %s: %s", alarm.step, alarm.name.value, alarm.detail)
-        self._counts[alarm.name] += 1
-        self._new[alarm.name] += 1
-        self._raised.append(alarm)
+    def sound(self, step: int, name: AlarmName, detail: str) -> None:
+        """Keep an alarm, see `Alarm`, and say it in the log unless it was said a moment ago."""
+        if self._counts[name] % REPEAT == 0:
+            logger.warning("step %d: alarm %s: %s", step, name.value, detail)
+        self._counts[name] += 1
+        self._new[name] += 1
+        self._raised.append(Alarm(step, name, detail))
         if self._path is not None:
-            line = {"time": round(time.time(), 3), **asdict(alarm)}
+            line = {"time": round(time.time(), 3), **asdict(self._raised[-1])}
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 

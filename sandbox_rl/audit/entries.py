@@ -16,8 +16,6 @@ __all__ = [
     "Sampled",
     "adam_update",
     "choose",
-    "entries_of",
-    "first_moment",
     "parameter_group",
     "same",
     "summary",
@@ -74,6 +72,19 @@ class Sampled:
     group: str
     parameter: torch.nn.Parameter
     index: torch.Tensor
+
+    def weights(self) -> torch.Tensor:
+        """Shape (N,), as all that is said of the entries: a copy in float32."""
+        return entries_of(self.parameter, self.index)
+
+    def gradient(self) -> torch.Tensor | None:
+        """None where there is none."""
+        return None if self.parameter.grad is None else entries_of(self.parameter.grad, self.index)
+
+    def moment(self, optimizer: torch.optim.Optimizer) -> torch.Tensor | None:
+        """Adam's running mean of the gradients; None where there is none yet."""
+        moment = optimizer.state.get(self.parameter, {}).get("exp_avg")
+        return None if moment is None else entries_of(moment, self.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +159,6 @@ def adam_update(
     direction = mean / deviation
     decay = group.get("weight_decay", 0.0)
     return -group["lr"] * (direction + decay * before), direction.abs() > STEADY
-
-
-def first_moment(state: Mapping[str, Any], index: torch.Tensor) -> torch.Tensor | None:
-    """Adam's running mean of the gradients, of the chosen entries; None where there is none yet."""
-    moment = state.get("exp_avg")
-    return None if moment is None else entries_of(moment, index)
 
 
 def summary(parts: Sequence[Part]) -> GroupUpdate:

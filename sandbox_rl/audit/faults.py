@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 
-from sandbox_rl.audit.alarms import Alarm, AlarmName, Alarms
+from sandbox_rl.audit.alarms import AlarmName, Alarms
 from sandbox_rl.types import Rollout
 
 __all__ = ["FaultAudit", "FaultWatch", "why_not_judged"]
@@ -83,7 +83,7 @@ class FaultAudit(_Last):
     def look(self, step: int) -> None:
         """At the end of a step."""
         if said := self.above(ALARM_SHARE, f"{ALARM_SHARE:.0%}", of_at_least=ALARM_WINDOW):
-            self._alarms.sound(Alarm(step, AlarmName.INFRA_FAULTS, said))
+            self._alarms.sound(step, AlarmName.INFRA_FAULTS, said)
 
 
 def why_not_judged(rollout: Rollout) -> str:

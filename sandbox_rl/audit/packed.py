@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sandbox_rl.audit.alarms import Alarm, AlarmName, Alarms
+from sandbox_rl.audit.alarms import AlarmName, Alarms
 from sandbox_rl.audit.rows import ZERO, Advantages, TokenClass, as_expected
 from sandbox_rl.audit.shares import TokenShares
 
@@ -89,8 +89,9 @@ class PackedAudit:
             ]
             if wrong:
                 sample, due = wrong[0]
-                self._sound(
+                self._alarms.sound(
                     step,
+                    AlarmName.ADVANTAGE_DIFFERS,
                     f"group {sample.group}: the reward {sample.reward:.3g} has the advantage "
                     f"{sample.advantage:.3g}, expected {due:.3g}; rewards or rows are in another order, or "
                     "advantages were changed",
@@ -100,11 +101,9 @@ class PackedAudit:
             equal = high.reward - low.reward < 1e-6
             apart = high.advantage - low.advantage
             if (abs(apart) if equal else -apart) > ZERO:
-                self._sound(
+                self._alarms.sound(
                     step,
+                    AlarmName.ADVANTAGE_DIFFERS,
                     f"group {low.group}: rewards {low.reward:.3g} and {high.reward:.3g} have advantages "
                     f"{low.advantage:.3g} and {high.advantage:.3g}; rewards or rows are in another order",
                 )
-
-    def _sound(self, step: int, detail: str) -> None:
-        self._alarms.sound(Alarm(step, AlarmName.ADVANTAGE_DIFFERS, detail))

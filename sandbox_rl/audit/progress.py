@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
-from sandbox_rl.audit.alarms import Alarm, AlarmName, Alarms
+from sandbox_rl.audit.alarms import AlarmName, Alarms
 
 __all__ = ["ProgressAudit", "findings"]
 
@@ -74,4 +74,4 @@ class ProgressAudit(TrainerCallback):  # type: ignore[misc]
             return
         self._steps.append({name: value for name, value in logs.items() if value is not None})
         for name, detail in findings(tuple(self._steps)).items():
-            self._alarms.sound(Alarm(int(state.global_step), name, detail))
+            self._alarms.sound(int(state.global_step), name, detail)

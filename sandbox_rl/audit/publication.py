@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
-from sandbox_rl.audit.alarms import Alarm, AlarmName, Alarms
+from sandbox_rl.audit.alarms import AlarmName, Alarms
 
 __all__ = ["Cause", "PublicationAudit", "TrainerScores"]
 
@@ -117,12 +117,10 @@ class PublicationAudit:
         if found is not None:
             cause, detail = found
             self._alarms.sound(
-                Alarm(
-                    version,
-                    AlarmName.SAMPLER_DIFFERS,
-                    f"servers and trainer differ by {gap:.3g} nats per token on fixed tokens after a "
-                    f"publication; {cause.value}{detail}",
-                )
+                version,
+                AlarmName.SAMPLER_DIFFERS,
+                f"servers and trainer differ by {gap:.3g} nats per token on fixed tokens after a "
+                f"publication; {cause.value}{detail}",
             )
             return cause
         return None

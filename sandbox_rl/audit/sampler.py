@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 
-from sandbox_rl.audit.alarms import Alarm, AlarmName, Alarms
+from sandbox_rl.audit.alarms import AlarmName, Alarms
 
 __all__ = ["SamplerAudit", "SamplerCause"]
 
@@ -68,12 +68,10 @@ class SamplerAudit:
         if found.get(cause, present) >= CLEAR * present:
             cause = SamplerCause.UNKNOWN
         self._alarms.sound(
-            Alarm(
-                step,
-                AlarmName.SAMPLER_DIFFERS,
-                f"sampler and trainer differ by {gap:.3g} nats per sampled token (alarm at "
-                f"{self._ceiling:g}): {cause.value}",
-            )
+            step,
+            AlarmName.SAMPLER_DIFFERS,
+            f"sampler and trainer differ by {gap:.3g} nats per sampled token (alarm at "
+            f"{self._ceiling:g}): {cause.value}",
         )
 
     def look_old(self, gap: float, step: int) -> None:
@@ -84,10 +82,8 @@ class SamplerAudit:
         """
         if gap > self._ceiling:
             self._alarms.sound(
-                Alarm(
-                    step,
-                    AlarmName.OLD_LOG_PROBS,
-                    f"the old log-probs differ from the present ones by {gap:.3g} nats per token before any "
-                    "update has happened in between: they are of other weights or other rows",
-                )
+                step,
+                AlarmName.OLD_LOG_PROBS,
+                f"the old log-probs differ from the present ones by {gap:.3g} nats per token before any "
+                "update has happened in between: they are of other weights or other rows",
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sandbox_rl.audit.alarms import Alarm, AlarmName, Alarms
+from sandbox_rl.audit.alarms import AlarmName, Alarms
 from sandbox_rl.audit.rows import (
     ZERO,
     Advantages,
@@ -96,35 +96,24 @@ class SampleAudit:
             if "tool_mask" in columns:
                 counted = counted & columns["tool_mask"][number].astype(bool)
             advantage = float(np.ravel(advantages[number])[np.abs(np.ravel(advantages[number])).argmax()])
-            self._one(prompt_key(prompt), columns["completion_ids"][number], counted, advantage, step)
+            row, again = self._find(
+                prompt_key(prompt), columns["completion_ids"][number], advantage, trained=bool(counted.any())
+            )
+            if row is None:
+                self._alarms.sound(
+                    step,
+                    AlarmName.UNKNOWN_ROW,
+                    f"a row of {int(counted.sum())} trained tokens is not what any episode of this step "
+                    "sampled",
+                )
+                continue
+            self._compare(row, counted, advantage, step)
+            if not again:
+                self._shares.add(_class_of(row, counted, advantage), row.tokens)
 
     def fresh(self, step: int) -> bool:
         """Whether no update has happened since the rows in the loss were sampled."""
         return step == self._sampled_at
-
-    def _one(
-        self,
-        prompt: bytes,
-        ids: np.ndarray[Any, Any],
-        counted: np.ndarray[Any, Any],
-        advantage: float,
-        step: int,
-    ) -> None:
-        row, again = self._find(prompt, ids, advantage, trained=bool(counted.any()))
-        if row is None:
-            self._sound(step, AlarmName.UNKNOWN_ROW, f"a row of {int(counted.sum())} trained tokens is not "
-                        "what any episode of this step sampled")  # fmt: skip
-            return
-        self._compare(row, counted, advantage, step)
-        if not again:
-            self._shares.add(self._class_of(row, counted, advantage), row.tokens)
-
-    def _class_of(self, row: ExpectedRow, counted: np.ndarray[Any, Any], advantage: float) -> TokenClass:
-        if row.tokens and not counted.any():
-            return TokenClass.TRUNCATED if row.judged else row.expected
-        if abs(advantage) > ZERO:
-            return TokenClass.TRAINED
-        return TokenClass.ZERO_ADVANTAGE if row.expected is TokenClass.TRAINED else row.expected
 
     def _compare(self, row: ExpectedRow, counted: np.ndarray[Any, Any], advantage: float, step: int) -> None:
         whole = np.zeros_like(counted)
@@ -132,7 +121,7 @@ class SampleAudit:
             whole[: len(row.mask)] = row.mask
         by_choice = not counted.any() and self._masks_truncated
         if not by_choice and not np.array_equal(whole, counted):
-            self._sound(
+            self._alarms.sound(
                 step,
                 AlarmName.MASK_DIFFERS,
                 f"episode {row.episode}: {int((counted & ~whole).sum())} tokens are trained that were not "
@@ -140,13 +129,13 @@ class SampleAudit:
                 "is wrong",
             )
         if not row.judged and abs(advantage) > ZERO:
-            self._sound(
+            self._alarms.sound(
                 step,
                 AlarmName.FAULT_AS_REWARD,
                 f"episode {row.episode} was not judged and has an advantage of {advantage:.3g}, expected 0",
             )
-        elif row.judged and row.sign != int(np.sign(advantage) if abs(advantage) > ZERO else 0):
-            self._sound(
+        elif row.judged and row.sign != _sign(advantage):
+            self._alarms.sound(
                 step,
                 AlarmName.ADVANTAGE_DIFFERS,
                 f"episode {row.episode}: advantage {advantage:.3g}, but its reward lies "
@@ -154,7 +143,7 @@ class SampleAudit:
                 "another order",
             )
         elif row.advantage is not None and not as_expected(advantage, row.advantage):
-            self._sound(
+            self._alarms.sound(
                 step,
                 AlarmName.ADVANTAGE_DIFFERS,
                 f"episode {row.episode}: advantage {advantage:.3g}, the rewards of its group give "
@@ -170,7 +159,7 @@ class SampleAudit:
         apart by what the loss makes of the row: the one that fits is taken, and if something is wrong with
         another one, no fitting rollout is left for it.
         """
-        sign = int(np.sign(advantage)) if abs(advantage) > ZERO else 0
+        sign = _sign(advantage)
 
         def fit(row: ExpectedRow) -> tuple[int, bool, bool, float]:
             off = 0.0 if row.advantage is None else abs(advantage - row.advantage)
@@ -190,9 +179,22 @@ class SampleAudit:
         lost = [row for rows in self._waiting.values() for row in rows]
         self._shares.add(TokenClass.UNUSED, sum(row.tokens for row in lost))
         if lost:
-            self._sound(step, AlarmName.LOST_ROW, f"{len(lost)} episodes, {lost[0].episode} the first, were "
-                        "handed to the trainer and never reached the loss")  # fmt: skip
+            self._alarms.sound(
+                step,
+                AlarmName.LOST_ROW,
+                f"{len(lost)} episodes, {lost[0].episode} the first, were handed to the trainer and never "
+                "reached the loss",
+            )
         self._waiting, self._used = {}, {}
 
-    def _sound(self, step: int, name: AlarmName, detail: str) -> None:
-        self._alarms.sound(Alarm(step, name, detail))
+
+def _sign(advantage: float) -> int:
+    return int(np.sign(advantage)) if abs(advantage) > ZERO else 0
+
+
+def _class_of(row: ExpectedRow, counted: np.ndarray[Any, Any], advantage: float) -> TokenClass:
+    if row.tokens and not counted.any():
+        return TokenClass.TRUNCATED if row.judged else row.expected
+    if abs(advantage) > ZERO:
+        return TokenClass.TRAINED
+    return TokenClass.ZERO_ADVANTAGE if row.expected is TokenClass.TRAINED else row.expected

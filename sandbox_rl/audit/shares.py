@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from sandbox_rl.audit.alarms import Alarm, AlarmName, Alarms
+from sandbox_rl.audit.alarms import AlarmName, Alarms
 from sandbox_rl.audit.rows import TokenClass
 
 __all__ = ["FEW_STEPS", "HISTORY", "QUIET_STEPS", "TokenShares"]
@@ -87,13 +87,13 @@ class TokenShares:
         counts = dict(zip(names, summed, strict=True))
         self._tokens, self._due, self._in_loss = Counter(), [0.0, 0.0], [0.0, 0.0]
         if due != in_loss:
-            self._sound(
+            self._alarms.sound(
                 step,
                 AlarmName.MASK_DIFFERS,
                 f"the loss is taken over {in_loss:.0f} tokens, {due:.0f} were sampled for this update",
             )
         elif abs(weight - weight_due) > 1e-3 * weight_due:
-            self._sound(
+            self._alarms.sound(
                 step,
                 AlarmName.ADVANTAGE_DIFFERS,
                 f"the |advantages| in the loss add up to {weight:.4g}, those of this update to "
@@ -132,7 +132,7 @@ class TokenShares:
         masked = sum(reasons.values())
         if self._quiet and (self._quiet >= QUIET_STEPS or masked >= 1 - 1e-9):
             largest = max((share, n) for n, share in shares.items() if n is not TokenClass.OBSERVED)[1]
-            self._sound(
+            self._alarms.sound(
                 step,
                 AlarmName.NOTHING_TRAINED,
                 f"no token had a gradient in {self._quiet} steps: {shares[largest]:.0%} of those sampled "
@@ -144,13 +144,10 @@ class TokenShares:
         self._fallen = self._fallen + 1 if fell else 0
         if usual is not None and self._fallen >= QUIET_STEPS:
             worst = max((share, n) for n, share in reasons.items())[1]
-            self._sound(
+            self._alarms.sound(
                 step,
                 AlarmName.TRAINED_SHARE_FELL,
                 f"{masked:.0%} of the sampled tokens are masked, usually {usual:.0%}; the most "
                 f"({reasons[worst]:.0%}) as {worst.value}",
             )
         self._masked.append(masked)
-
-    def _sound(self, step: int, name: AlarmName, detail: str) -> None:
-        self._alarms.sound(Alarm(step, name, detail))

@@ -13,17 +13,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
-from sandbox_rl.audit.alarms import Alarm, AlarmName, Alarms
+from sandbox_rl.audit.alarms import AlarmName, Alarms
 from sandbox_rl.audit.entries import (
     GroupUpdate,
     Part,
     Sampled,
     adam_update,
     choose,
-    entries_of,
-    first_moment,
     same,
     summary,
     trained_parameters,
@@ -66,48 +64,33 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
         metrics, self._metrics = self._metrics, {}
         return metrics
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Choose the entries."""
         if getattr(args, "deepspeed_plugin", None) is None:
             self._sampled = choose(model.named_parameters())
             self._due = trained_parameters(model)
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
         """Keep what is there before the update, and see whether it is what the last one left."""
         step = int(state.global_step) + 1
         with torch.no_grad():
-            self._before = [entries_of(s.parameter, s.index) for s in self._sampled]
+            self._before = [sampled.weights() for sampled in self._sampled]
             if self._after and not same(self._after, self._before):
-                self._sound(
+                self._alarms.sound(
                     step,
                     AlarmName.WEIGHTS_CHANGED,
                     "the weights are not those that the last update left; something besides the optimizer "
                     "writes to them, so what was learned may be gone",
                 )
             self._look_at_memory(getattr(optimizer, "optimizer", optimizer), step)
-            self._gradients = [
-                None if s.parameter.grad is None else entries_of(s.parameter.grad, s.index)
-                for s in self._sampled
-            ]
+            self._gradients = [sampled.gradient() for sampled in self._sampled]
         self._look_for_frozen(step)
 
     def _look_at_memory(self, optimizer: Any, step: int) -> None:
         """Whether Adam's moments are those that the last update left, or a checkpoint held."""
-        now = [first_moment(optimizer.state.get(s.parameter, {}), s.index) for s in self._sampled]
+        now = [sampled.moment(optimizer) for sampled in self._sampled]
         if self._moments:
             lost = any(
                 was is not None and (here is None or not torch.equal(was, here))
@@ -116,7 +99,7 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
         else:  # the first update of this process
             lost = step > 1 and not optimizer.state
         if lost:
-            self._sound(
+            self._alarms.sound(
                 step,
                 AlarmName.OPTIMIZER_CHANGED,
                 f"before update {step} the optimizer does not hold what the update before left: its moments "
@@ -127,7 +110,7 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
         frozen = [(name, parameter) for name, parameter in self._due if not parameter.requires_grad]
         if frozen:
             share = sum(p.numel() for _, p in frozen) / sum(p.numel() for _, p in self._due)
-            self._sound(
+            self._alarms.sound(
                 step,
                 AlarmName.FROZEN,
                 f"{len(frozen)} of {len(self._due)} tensors that a run trains ({share:.0%} of those weights, "
@@ -135,12 +118,7 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
             )
 
     def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
         """Compare."""
         if not self._before or getattr(optimizer, "step_was_skipped", False):
@@ -148,10 +126,10 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
         step = int(state.global_step) + 1
         with torch.no_grad():
             inner = getattr(optimizer, "optimizer", optimizer)
+            self._after = [sampled.weights() for sampled in self._sampled]
+            self._moments = [sampled.moment(inner) for sampled in self._sampled]
             updates = self._compare(inner)
             total = sum(update.expected for update in updates.values())
-            self._after = [entries_of(s.parameter, s.index) for s in self._sampled]
-            self._moments = [first_moment(inner.state.get(s.parameter, {}), s.index) for s in self._sampled]
             self._look_for_movement(inner, step, expected=total > 0, alone=args.world_size == 1)
         self._before, self._gradients = [], []
         if not total:
@@ -161,9 +139,8 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
             **{f"update/changed_{name}": u.changed for name, u in updates.items()},
             **{f"update/relative_{name}": u.relative for name, u in updates.items()},
         }
-        known = {name: u for name, u in updates.items() if not math.isnan(u.applied)}
-        if known:
-            self._metrics["update/applied"] = min(u.applied for u in known.values())
+        if known := [u.applied for u in updates.values() if not math.isnan(u.applied)]:
+            self._metrics["update/applied"] = min(known)
         if not _starts_or_ends(inner):
             self._judge(updates, step)
 
@@ -176,7 +153,7 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
         """
         gradients = [gradient for gradient in self._gradients if gradient is not None]
         if not all(bool(values.isfinite().all()) for values in (*gradients, *self._after)):
-            self._sound(
+            self._alarms.sound(
                 step,
                 AlarmName.NOT_FINITE,
                 "gradients or weights are NaN or infinite, and every later update keeps them so; go back to "
@@ -204,17 +181,14 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
                 f"{rate:g}; grpo.max_grad_norm may be too small)"
             )
         if cause:
-            self._sound(step, AlarmName.NO_UPDATE, f"{cause}; nothing is learned there")
-
-    def _sound(self, step: int, name: AlarmName, detail: str) -> None:
-        self._alarms.sound(Alarm(step, name, detail))
+            self._alarms.sound(step, AlarmName.NO_UPDATE, f"{cause}; nothing is learned there")
 
     def _judge(self, updates: Mapping[str, GroupUpdate], step: int) -> None:
         lost = {name: u for name, u in updates.items() if u.changed < LOST or u.applied < LOST}
         if lost:
             dtypes = sorted({str(s.parameter.dtype).removeprefix("torch.") for s in self._sampled})
             said = ", ".join(f"{name} {u.changed:.0%} moved" for name, u in sorted(lost.items()))
-            self._sound(
+            self._alarms.sound(
                 step,
                 AlarmName.UPDATES_VANISH,
                 f"the update is lost in the rounding of the weights ({said}; they are "
@@ -224,20 +198,18 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
     def _compare(self, optimizer: torch.optim.Optimizer) -> dict[str, GroupUpdate]:
         settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         found: dict[str, list[Part]] = defaultdict(list)
-        for sampled, before, gradient in zip(self._sampled, self._before, self._gradients, strict=True):
+        for sampled, before, after, gradient in zip(
+            self._sampled, self._before, self._after, self._gradients, strict=True
+        ):
             group = settings.get(id(sampled.parameter))
             if group is None or group["lr"] == 0:
                 continue
             state = optimizer.state.get(sampled.parameter, {})
-            after = entries_of(sampled.parameter, sampled.index)
-            meant = adam_update(state, group, before, sampled.index)
+            meant, known = adam_update(state, group, before, sampled.index), True
+            if meant is None and gradient is not None:
+                meant, known = (gradient, gradient != 0), False
             if meant is not None:
-                update, expected = meant
-                found[sampled.group].append(Part(before, after - before, update, expected, known=True))
-            elif gradient is not None:
-                found[sampled.group].append(
-                    Part(before, after - before, gradient, gradient != 0, known=False)
-                )
+                found[sampled.group].append(Part(before, after - before, *meant, known=known))
         updates = {name: summary(parts) for name, parts in sorted(found.items())}
         return {name: update for name, update in updates.items() if update.expected}
 
