@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,18 +10,16 @@ from torch import nn
 from trl import GRPOTrainer
 
 from sandbox_rl.audit.run import RunAudit
+from sandbox_rl.training.base_trainer import SandboxTrainer
 from sandbox_rl.training.field_names import FieldNames, UpdateClock
 from sandbox_rl.training.generation_ledger import GenerationLedger
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.loss_watch import LossWatch
 from sandbox_rl.training.micro_batches import PartedLoss
-from sandbox_rl.training.not_finite import SkipsNotFinite
-from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication.base import UnsentWeights, Weights
 from sandbox_rl.training.reward_metrics import correct_reward_metrics, outcomes_of
 from sandbox_rl.training.sampler_correction import LateCorrection
-from sandbox_rl.training.saving import AgreedSaves
 from sandbox_rl.training.shared_prefixes import plan_inputs, shares_prefixes
 from sandbox_rl.training.trained_tokens import TokenRecorder
 from sandbox_rl.training.trl_hooks import PolicyHooks
@@ -32,7 +28,7 @@ from sandbox_rl.training.views import LossInputs
 __all__ = ["SandboxGRPOTrainer"]
 
 
-class SandboxGRPOTrainer(AgreedSaves, SkipsNotFinite, GRPOTrainer):  # type: ignore[misc]
+class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
     """`trl.GRPOTrainer` for long rows: float32 log-probs, little padding, bounded memory.
 
     TRL pads every row to the longest of its generation batch, so one long episode makes all
@@ -46,11 +42,10 @@ class SandboxGRPOTrainer(AgreedSaves, SkipsNotFinite, GRPOTrainer):  # type: ign
         weights: what the policy samples with, published before rollouts; by default the model itself. Where
             servers sample, TRL corrects for their log-probs differing from its own
             (`vllm_importance_sampling_mode`), as with its own vLLM modes.
-        audit: looks at what the loss is computed from; its metrics are logged with each step's.
+        audit, saved: see `SandboxTrainer`.
         probe: looks at some of the publications, where servers sample.
         ledger: is told the advantages of what is trained on; one of the callbacks as well.
         tokens: sees what the loss makes of each token; one of the callbacks as well.
-        saved: see `AgreedSaves`.
 
     Raises:
         ConfigError: parts are asked for with a loss that cannot be taken apart.
@@ -66,17 +61,11 @@ class SandboxGRPOTrainer(AgreedSaves, SkipsNotFinite, GRPOTrainer):  # type: ign
         probe: PublicationProbe | None = None,
         ledger: GenerationLedger | None = None,
         tokens: TokenRecorder | None = None,
-        saved: Sequence[Callable[[Path], None]] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.saved = saved
-        self.audit = audit
+        super().__init__(*args, audit=audit, **kwargs)
         self._ledger = ledger
         self._tokens = tokens
-        if audit is not None:
-            self.add_callback(audit.updates)
-        settle_precision(self)
         weights = UnsentWeights() if weights is None else weights
         base = float32_log_probs(self.model, temperature=self.temperature)
         share = share_prefixes and shares_prefixes(
@@ -103,12 +92,6 @@ class SandboxGRPOTrainer(AgreedSaves, SkipsNotFinite, GRPOTrainer):  # type: ign
     def sync_policy(self) -> None:
         """Have the policy sample with the weights as they are now, also where TRL does not ask for it."""
         self._policy.bring_up_to_date()
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a step with what the audits saw of it."""
-        if self.audit is not None and "loss" in logs:
-            logs |= self.audit.take(int(self.state.global_step))
-        super().log(logs, start_time)
 
     def compute_loss(
         self,

@@ -34,7 +34,7 @@ from sandbox_rl.policies.transformers import TransformersPolicy
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.tools.toolbox import Toolbox
-from sandbox_rl.training import checkpoints, group_rollouts, saving
+from sandbox_rl.training import base_trainer, checkpoints, group_rollouts
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.callbacks import LogMetrics
 from sandbox_rl.training.groups import group_of
@@ -54,8 +54,8 @@ POINTS: dict[str, tuple[Any, str, str]] = {
     "arrival": (GroupProgress, "arrive", "after"),
     "metrics": (LogMetrics, "on_log", "after"),
     "save": (torch, "save", "before"),
-    "rename": (saving, "publish", "before"),
-    "saved": (saving, "publish", "after"),
+    "rename": (base_trainer, "publish", "before"),
+    "saved": (base_trainer, "publish", "after"),
     "pruning": (checkpoints, "_delete", "before"),
 }
 

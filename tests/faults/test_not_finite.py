@@ -9,8 +9,8 @@ import torch
 from transformers import TrainerCallback
 
 from sandbox_rl.errors import InfraFault
+from sandbox_rl.training.base_trainer import SKIPPED
 from sandbox_rl.training.checkpoints import damage_of
-from sandbox_rl.training.not_finite import SKIPPED
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from tests.smoke.async_support import PlayedRollouts, make_async_trainer
 from tests.smoke.support import given_reward, make_rollout, make_trainer, rows_of

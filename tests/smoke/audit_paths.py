@@ -13,7 +13,7 @@ from torch import distributed
 from transformers import TrainerCallback
 
 from sandbox_rl.audit.run import RunAudit
-from sandbox_rl.training import trainer as trainer_module
+from sandbox_rl.training import base_trainer as trainer_module
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from tests.smoke.precision_paths import shard
 from tests.smoke.support import given_reward, make_rollout, make_trainer, rows_of

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from torch import distributed
 from transformers import TrainerCallback
 
-from sandbox_rl.training import trainer as trainer_module
+from sandbox_rl.training import base_trainer as trainer_module
 from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from tests.smoke.support import given_reward, make_rollout, make_trainer, rows_of

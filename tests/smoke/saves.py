@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import distributed
 
 from sandbox_rl.errors import SetupError
-from sandbox_rl.training import trainer as trainer_module
+from sandbox_rl.training import base_trainer as trainer_module
 from sandbox_rl.training.checkpoints import SAVING, last_complete
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from tests.smoke.precision_paths import shard

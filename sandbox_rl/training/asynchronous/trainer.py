@@ -25,13 +25,11 @@ from sandbox_rl.training.asynchronous.ratios import select_terms
 from sandbox_rl.training.asynchronous.rows import AGE
 from sandbox_rl.training.asynchronous.source import RolloutSource
 from sandbox_rl.training.asynchronous.updates import Source, UpdateStream
+from sandbox_rl.training.base_trainer import SandboxTrainer
 from sandbox_rl.training.field_names import FieldNames, of_async_update
 from sandbox_rl.training.log_probs import float32_log_probs
-from sandbox_rl.training.not_finite import SkipsNotFinite
-from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication.base import Weights
-from sandbox_rl.training.saving import AgreedSaves
 from sandbox_rl.training.trained_tokens import TokenRecorder
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.training.tree_check import check_packing
@@ -44,7 +42,7 @@ YOUNG = 1.0
 """Mean age of tokens, in updates, up to which sampled and present log-probs are compared."""
 
 
-class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # type: ignore[misc]
+class SandboxAsyncTrainer(SandboxTrainer, AsyncGRPOTrainer):  # type: ignore[misc]
     """`trl.experimental.AsyncGRPOTrainer`; what of it is relied upon is pinned by tests/smoke.
 
     TRL's trainer takes micro-batches as samples come and drops single ones that are too old. Here an update
@@ -58,11 +56,11 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
         ledger: gets a line for each finished update; on the main process.
         tokens: sees what the loss makes of each token; one of the callbacks as well.
         stop, stopped: see `UpdateStream`.
-        audit: looks at what the loss is computed from; its metrics are logged with each step's.
+        audit: see `SandboxTrainer`.
         probe: looks at some of the publications.
         compositions: where what updates consist of is written down, on the main process.
         recorded: gives updates that were composed before, instead of the rollout worker; on the main process.
-        saved: what checkpoints hold beside the groups; see `AgreedSaves`.
+        saved: what checkpoints hold beside the groups; see `SandboxTrainer`.
     """
 
     def __init__(
@@ -84,7 +82,6 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
         saved: Sequence[Callable[[Path], None]] = (),
         **kwargs: Any,
     ) -> None:
-        self.audit = audit
         self._compositions = compositions
         self._recorded = recorded
         self._weights = weights
@@ -96,17 +93,18 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
         self._ledger = ledger
         self._tokens = tokens
         self._samples: Sequence[tuple[str, int]] = ()
-        self.saved = (self.progress.save, *saved)
         self._at_once = at_once
         self._border = _Border(self, stop, stopped)
         with without_peak_flops():
             super().__init__(
-                args=args, callbacks=[self._border, *callbacks], weight_transfer=NoTransfer(), **kwargs
+                args=args,
+                audit=audit,
+                saved=(self.progress.save, *saved),
+                callbacks=[self._border, *callbacks],
+                weight_transfer=NoTransfer(),
+                **kwargs,
             )
         self.callback_handler.callbacks.insert(0, FieldNames(of_async_update))
-        if audit is not None:
-            self.add_callback(audit.updates)
-        settle_precision(self)
         register_tree_attention()
         with together():
             check_packing(self.model, low=args.bf16, path=str(kwargs.get("model")))
@@ -161,12 +159,6 @@ class SandboxAsyncTrainer(AgreedSaves, SkipsNotFinite, AsyncGRPOTrainer):  # typ
             with nullcontext() if last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, batch, num_items_in_batch))
         return torch.stack(losses).sum()
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a step with what the audits saw of it."""
-        if self.audit is not None and "loss" in logs:
-            logs |= self.audit.take(int(self.state.global_step))
-        super().log(logs, start_time)
 
     def compute_loss(
         self,
