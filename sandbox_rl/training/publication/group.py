@@ -19,10 +19,8 @@ import torch
 
 from sandbox_rl.errors import EngineFault, SetupError
 from sandbox_rl.policies.vllm.api import VLLMServer
-from sandbox_rl.training.publication.payload import checksums_of
 from sandbox_rl.training.publication.routes import control
 from sandbox_rl.training.publication.transports import (
-    HostCopy,
     IpcTransport,
     Payload,
     ShmTransport,
@@ -93,10 +91,10 @@ class GroupTransport:
         staged = {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in tensors}
         if device == "cuda":
             torch.cuda.synchronize()  # the broadcast runs in another thread, on its own stream
-        yield _ToGroup(staged, self)
+        yield Payload(staged, self.broadcast)
 
     async def broadcast(self, servers: Sequence[VLLMServer], tensors: Mapping[str, torch.Tensor]) -> None:
-        """Broadcast while the servers receive.
+        """Broadcast while all servers receive; one that is started again is in no group any more.
 
         Raises:
             EngineFault: one end failed; the group is gone then.
@@ -155,24 +153,6 @@ class GroupTransport:
             if isinstance(error, EngineFault):
                 raise error
         raise EngineFault(f"weight transfer by {self._backend}: {failed[0]}") from failed[0]
-
-
-class _ToGroup:
-    """Tensors that all servers receive at once; one that is started again is in no group any more."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], group: GroupTransport) -> None:
-        self._tensors = tensors
-        self._group = group
-        self.checksums = checksums_of(tensors)
-
-    async def send(self, servers: Sequence[VLLMServer]) -> None:
-        await self._group.broadcast(servers, self._tensors)
-
-    def copy(self) -> HostCopy:
-        return HostCopy({name: tensor.to("cpu") for name, tensor in self._tensors.items()})
-
-    def close(self) -> None:
-        self._tensors = {}
 
 
 async def _refuse_shared_cards(servers: Sequence[VLLMServer]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.http_client import Refused, Unreachable
@@ -17,7 +17,6 @@ __all__ = [
     "control",
     "control_all",
     "finish_update",
-    "load_files",
     "pause",
     "resume",
     "rpc",
@@ -25,6 +24,8 @@ __all__ = [
     "verify",
     "version_of",
 ]
+
+T = TypeVar("T")
 
 
 async def control(
@@ -40,10 +41,7 @@ async def control(
     Raises:
         EngineFault: it refused, or there was none.
     """
-    try:
-        return await server.call(method, route, body, query=query)
-    except (Refused, Unreachable) as error:
-        raise EngineFault(f"weight transfer to {server.address}: {error}") from error
+    return await _said(server, server.call(method, route, body, query=query))
 
 
 async def control_all(
@@ -62,10 +60,7 @@ async def control_all(
 
 async def rpc(server: VLLMServer, method: str, *args: str) -> list[Any]:
     """What a method of the worker extension answers, one result per worker."""
-    try:
-        return await server.rpc(method, *args)
-    except (Refused, Unreachable) as error:
-        raise EngineFault(f"weight transfer to {server.address}: {error}") from error
+    return await _said(server, server.rpc(method, *args))
 
 
 async def version_of(server: VLLMServer) -> int | None:
@@ -74,10 +69,7 @@ async def version_of(server: VLLMServer) -> int | None:
     Raises:
         EngineFault: it does not say.
     """
-    try:
-        return await server.weights_version()
-    except (Refused, Unreachable) as error:
-        raise EngineFault(f"{server.address}: {error}") from error
+    return await _said(server, server.weights_version())
 
 
 async def pause(servers: Sequence[VLLMServer], *, asleep: bool, version: int) -> None:
@@ -117,15 +109,6 @@ async def finish_update(servers: Sequence[VLLMServer], expected: Checksums, vers
     """
     await control_all(servers, "/finish_weight_update")
     await after_load(servers, expected, version)
-
-
-async def load_files(server: VLLMServer, paths: Sequence[str]) -> None:
-    """Have a server load safetensors files of this host, whatever its transfer engine.
-
-    Raises:
-        EngineFault: it does not.
-    """
-    await rpc(server, "sandbox_rl_load", json.dumps(list(paths)))
 
 
 async def after_load(servers: Sequence[VLLMServer], expected: Checksums, version: int) -> None:
@@ -168,6 +151,13 @@ async def verify(server: VLLMServer, checksums: Checksums) -> None:
         raise EngineFault(
             f"{server.address}: none of {sorted(checksums)} could be verified after the transfer"
         )
+
+
+async def _said(server: VLLMServer, answer: Awaitable[T]) -> T:
+    try:
+        return await answer
+    except (Refused, Unreachable) as error:
+        raise EngineFault(f"weight transfer to {server.address}: {error}") from error
 
 
 async def _sleeps(server: VLLMServer) -> bool:

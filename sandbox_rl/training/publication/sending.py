@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -118,7 +119,7 @@ class Kept:
         if by is not None:
             await self._send(server, by)
             return
-        await routes.load_files(server, [copy.path for copy in self._copies])
+        await routes.rpc(server, "sandbox_rl_load", json.dumps([copy.path for copy in self._copies]))
         await routes.after_load([server], self._checksums, self._version)
 
     async def _send(self, server: VLLMServer, transport: Transport) -> None:

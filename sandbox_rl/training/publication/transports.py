@@ -7,7 +7,7 @@ update; `weights.py` pauses, verifies and resumes around it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -15,7 +15,6 @@ import torch
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.training.publication.payload import (
-    Checksums,
     card_uuid,
     checksums_of,
     cuda_handles,
@@ -56,29 +55,36 @@ class HostCopy:
             os.close(file)
 
 
-class Payload(Protocol):
-    """Weights, or some of them, as they are sent."""
+class Payload:
+    """Weights, or some of them, as they are sent.
 
-    @property
-    def checksums(self) -> Checksums:
+    Args:
+        tensors: kept until `close`; servers copy from them.
+        send: brings them to servers that have started an update; an `EngineFault` where one does not do its
+            part.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        send: Callable[[Sequence[VLLMServer], Mapping[str, torch.Tensor]], Awaitable[None]],
+    ) -> None:
+        self._tensors = tensors
+        self._send = send
+        self.checksums = checksums_of(tensors)
         """What servers are held against afterwards."""
-        ...
 
     async def send(self, servers: Sequence[VLLMServer]) -> None:
-        """Bring the weights to servers that have started an update.
-
-        Raises:
-            EngineFault: a server does not do its part.
-        """
-        ...
+        """Bring the weights to servers."""
+        await self._send(servers, self._tensors)
 
     def copy(self) -> HostCopy:
         """For servers that are started again; closed by who asks for it."""
-        ...
+        return HostCopy({name: tensor.to("cpu") for name, tensor in self._tensors.items()})
 
     def close(self) -> None:
         """Free what it holds."""
-        ...
+        self._tensors = {}
 
 
 class Transport(Protocol):
@@ -113,22 +119,21 @@ class ShmTransport:
 
     def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
         """One file; the copies on the CPU are gone when this yields."""
-        staged = on_host(tensors, dtype)
-        payload = _InHostMemory(HostCopy(staged), checksums_of(staged))
-        del staged
-        yield payload
+        yield _InHostMemory(on_host(tensors, dtype))
 
     def close(self) -> None:
         """Each payload is closed by itself."""
 
 
-class _InHostMemory:
-    def __init__(self, copy: HostCopy, checksums: Checksums) -> None:
-        self._copy = copy
-        self._taken = False
-        self.checksums = checksums
+class _InHostMemory(Payload):
+    """Only the copy is kept: nobody needs the tensors any more."""
 
-    async def send(self, servers: Sequence[VLLMServer]) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(tensors, self._send_file)
+        self._copy, self._taken = HostCopy(tensors), False
+        super().close()
+
+    async def _send_file(self, servers: Sequence[VLLMServer], _: object) -> None:
         await control_all(servers, "/update_weights", {"update_info": {"path": self._copy.path}})
 
     def copy(self) -> HostCopy:
@@ -174,7 +179,7 @@ class IpcTransport:
             torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]  # the servers have closed the last ones
             staged = {name: tensor.detach().to("cuda", dtype).contiguous() for name, tensor in some.items()}
             torch.cuda.synchronize()
-            yield _OnCard(staged)
+            yield Payload(staged, _send_handles)
 
     def close(self) -> None:
         """Give back what the servers have closed."""
@@ -182,21 +187,8 @@ class IpcTransport:
             torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
 
 
-class _OnCard:
-    """Tensors that must live until the servers have copied them."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._tensors = tensors
-        self.checksums = checksums_of(tensors)
-
-    async def send(self, servers: Sequence[VLLMServer]) -> None:
-        await control_all(servers, "/update_weights", {"update_info": cuda_handles(self._tensors)})
-
-    def copy(self) -> HostCopy:
-        return HostCopy({name: tensor.to("cpu") for name, tensor in self._tensors.items()})
-
-    def close(self) -> None:
-        self._tensors = {}
+async def _send_handles(servers: Sequence[VLLMServer], tensors: Mapping[str, torch.Tensor]) -> None:
+    await control_all(servers, "/update_weights", {"update_info": cuda_handles(tensors)})
 
 
 def on_host(tensors: Tensors, dtype: torch.dtype) -> dict[str, torch.Tensor]:
