@@ -25,13 +25,11 @@ from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
 from sandbox_rl.runs.leftovers import Leftovers
 from sandbox_rl.runs.resume import Earlier, begin, sizes_of
-from sandbox_rl.training.asynchronous.admission import Admission
-from sandbox_rl.training.asynchronous.progress import GroupProgress
+from sandbox_rl.training.asynchronous.progress import Admission, GroupProgress
 from sandbox_rl.training.checkpoints import last_complete, mark_complete
 from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.training.curriculum import Curriculum
-from sandbox_rl.training.generation_ledger import GenerationLedger
-from sandbox_rl.training.generations import Generations
+from sandbox_rl.training.generations import GenerationLedger, Generations
 from sandbox_rl.training.group_rollouts import GroupRollouts
 from sandbox_rl.training.groups import advantages, group_requests
 from sandbox_rl.training.loop import LoopThread

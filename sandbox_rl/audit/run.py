@@ -9,11 +9,9 @@ from pathlib import Path
 
 from sandbox_rl.audit.alarms import Alarms
 from sandbox_rl.audit.faults import FaultAudit
-from sandbox_rl.audit.packed import PackedAudit
-from sandbox_rl.audit.publication import PublicationAudit
 from sandbox_rl.audit.rows import Advantages
-from sandbox_rl.audit.sampler import SamplerAudit
-from sandbox_rl.audit.samples import SampleAudit
+from sandbox_rl.audit.sampler import PublicationAudit, SamplerAudit
+from sandbox_rl.audit.samples import PackedAudit, SampleAudit
 from sandbox_rl.audit.shares import TokenShares
 from sandbox_rl.audit.updates import UpdateAudit
 from sandbox_rl.errors import ModelError

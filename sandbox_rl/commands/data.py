@@ -35,7 +35,7 @@ def init(
     from sandbox_rl.errors import ConfigError
     from sandbox_rl.runs.starter import guess, starter_recipe
     from sandbox_rl.tasks.rows import open_table
-    from sandbox_rl.training.cards import find_cards
+    from sandbox_rl.training.placement import find_cards
 
     if output.exists():
         raise ConfigError(f"--output: {output} exists already, expected a new file; name another one")

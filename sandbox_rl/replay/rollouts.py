@@ -16,7 +16,7 @@ from sandbox_rl.rollout.groups import FirstGroups
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.training.asynchronous.compositions import Composition, checksum
 from sandbox_rl.training.asynchronous.rows import collator, packed_as, tensors_of
-from sandbox_rl.training.asynchronous.updates import Composed
+from sandbox_rl.training.asynchronous.source import Composed
 from sandbox_rl.training.groups import Advantage, group_requests
 from sandbox_rl.training.samples import FinishedGroup, finished_group
 from sandbox_rl.types import Rollout, Task

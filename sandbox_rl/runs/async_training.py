@@ -21,7 +21,7 @@ from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.rollout_loop import RolloutJob, groups_at_once
 from sandbox_rl.training.asynchronous.rollout_process import RolloutProcess
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer
-from sandbox_rl.training.callbacks import ShowSteps, StopOnFaults
+from sandbox_rl.training.callbacks import ShowSteps, StopOnFaults, keep_going
 from sandbox_rl.training.checkpoints import step_of
 from sandbox_rl.training.estimator import advantage_of
 from sandbox_rl.training.groups import advantages
@@ -29,7 +29,6 @@ from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.models import end_turns_with
 from sandbox_rl.training.publication.served import ServedPolicy
 from sandbox_rl.training.reuse import recorded_groups
-from sandbox_rl.training.trackers import keep_going
 
 __all__ = ["async_trainer", "trainer_of"]
 

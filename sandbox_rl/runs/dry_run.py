@@ -25,9 +25,9 @@ from sandbox_rl.runs.plan import RunModel, RunPlan
 from sandbox_rl.runs.starting_point import needs_warmup
 from sandbox_rl.sandboxes.base import PlaysEpisodes
 from sandbox_rl.tools.text import clean, clip
-from sandbox_rl.training.cards import find_cards
 from sandbox_rl.training.experts import EXPERTS
 from sandbox_rl.training.grpo import sampling_of
+from sandbox_rl.training.placement import find_cards
 
 __all__ = ["dry_run"]
 

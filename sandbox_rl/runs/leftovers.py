@@ -11,8 +11,7 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.journal import Index
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import set_lines_aside, step_of_line
-from sandbox_rl.training.asynchronous.admission import MAX_STALENESS
-from sandbox_rl.training.asynchronous.progress import GroupProgress
+from sandbox_rl.training.asynchronous.progress import MAX_STALENESS, GroupProgress
 from sandbox_rl.training.checkpoints import step_of
 from sandbox_rl.training.groups import group_of
 from sandbox_rl.training.reuse import FinishedEpisodes, Place, fit_for_async, fit_for_sync, same_updates

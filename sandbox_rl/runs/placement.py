@@ -15,10 +15,9 @@ from sandbox_rl.preflight.estimates import memory_of
 from sandbox_rl.runs.division import division_of
 from sandbox_rl.runs.launch import Launch
 from sandbox_rl.runs.plan import RunModel
-from sandbox_rl.training.cards import FAKE_CARDS, find_cards
 from sandbox_rl.training.memory import kv_bytes_per_token, model_shape
 from sandbox_rl.training.models import compute_dtype
-from sandbox_rl.training.placement import Needs, Placement
+from sandbox_rl.training.placement import FAKE_CARDS, Needs, Placement, find_cards
 from sandbox_rl.training.placement_plan import plan_placement, plan_serving
 
 __all__ = ["serving_placement", "training_placement"]

@@ -19,14 +19,12 @@ from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit, watchers
-from sandbox_rl.training.callbacks import StopOnFaults
+from sandbox_rl.training.callbacks import StopOnFaults, keep_going
 from sandbox_rl.training.checkpoints import step_of
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.estimator import advantage_rule
-from sandbox_rl.training.generation_ledger import GenerationLedger
-from sandbox_rl.training.generations import Generations, StopAtBorders
+from sandbox_rl.training.generations import GenerationLedger, Generations, StopAtBorders
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
-from sandbox_rl.training.trackers import keep_going
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Rollout
 

@@ -22,15 +22,12 @@ from sandbox_rl.rollout.order import of_group
 from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.curriculum import Curriculum, outcome_of
-from sandbox_rl.training.drawn import Drawn, Generation
-from sandbox_rl.training.estimator import Estimator
-from sandbox_rl.training.generation_ledger import GenerationLedger
-from sandbox_rl.training.generations import Generations
+from sandbox_rl.training.estimator import Estimator, to_rows
+from sandbox_rl.training.generations import GenerationLedger, Generations
 from sandbox_rl.training.groups import NumberedGroup, group_requests, left_out_group
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.refill import Chosen, Refilled, refill
+from sandbox_rl.training.refill import Chosen, Drawn, Generation, Refilled, refill
 from sandbox_rl.training.reuse import FinishedEpisodes
-from sandbox_rl.training.rows import to_rows
 from sandbox_rl.training.views import TrainerView
 from sandbox_rl.types import Rollout, Task
 

@@ -16,10 +16,9 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.training.agreement import LONGEST_WAIT_S
 from sandbox_rl.training.estimator import Estimator, estimator_fields
-from sandbox_rl.training.fields import checked_fields
+from sandbox_rl.training.fields import check_numbers, check_trackers, checked_fields
 from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.precision import check_precision
-from sandbox_rl.training.ranges import check_numbers, check_trackers
 from sandbox_rl.training.views import SamplingArgs
 
 __all__ = [

@@ -5,16 +5,23 @@
     split     some cards train, the others serve
     cpu       there is no card
 
-`placement_plan.py` plans it, `cards.py` looks at the machine.
+`placement_plan.py` plans it, for the accelerators of this machine, or for those that a test or a dry run on
+another machine says it has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["GIB", "Card", "Kind", "Needs", "Place", "Placement"]
+import torch
+
+from sandbox_rl.errors import ConfigError
+
+__all__ = ["FAKE_CARDS", "GIB", "Card", "Kind", "Needs", "Place", "Placement", "fake_cards", "find_cards"]
 
 GIB = 1 << 30
 SERVER_WORK = 2 * GIB
@@ -118,3 +125,50 @@ class Placement:
 
 def _several(cards: Sequence[Card]) -> str:
     return f"{len(cards)} x {cards[0].name}" if cards else "no card"
+
+
+FAKE_CARDS = "SANDBOX_RL_FAKE_CARDS"
+"""Cards to plan for in the place of real ones, e.g. `8x NVIDIA H100 80GB`, several kinds after commas; what
+they would run runs on the CPU."""
+_KIND = re.compile(r"(\d+)\s*x\s*(.*?\S)\s+(\d+)\s*GB")
+
+
+def find_cards(environment: Mapping[str, str] = os.environ) -> tuple[Card, ...]:
+    """In the order of CUDA's numbers.
+
+    Raises:
+        ConfigError: of cards that were made up.
+    """
+    if (text := environment.get(FAKE_CARDS)) is not None:
+        return fake_cards(text)
+    if not torch.cuda.is_available():
+        return ()
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in visible.split(",")] if visible else []
+    found = []
+    for index in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(index)
+        name = names[index] if index < len(names) else str(index)
+        found.append(Card(name, about.name, about.total_memory))
+    return tuple(found)
+
+
+def fake_cards(text: str) -> tuple[Card, ...]:
+    """Cards by their description.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    cards: list[Card] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = _KIND.fullmatch(part)
+        if match is None:
+            raise ConfigError(
+                f"{FAKE_CARDS}: {part!r}, expected a number, a name and the memory, as in "
+                "'8x NVIDIA H100 80GB'"
+            )
+        count, name, memory = match.groups()
+        cards += [
+            Card(str(len(cards) + i), f"{name} {memory}GB", int(memory) * GIB) for i in range(int(count))
+        ]
+    return tuple(cards)

@@ -13,8 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from trl.experimental.async_grpo.packing import TREE_ATTENTION
 
-from sandbox_rl.audit.publication import LogProbs, PublicationAudit, TrainerScores
-from sandbox_rl.audit.sampler import SamplerCause
+from sandbox_rl.audit.sampler import LogProbs, PublicationAudit, SamplerCause, TrainerScores
 from sandbox_rl.training.publication.merge import whole_tensor
 
 __all__ = ["PublicationProbe", "causes_of_gap", "plain_forward", "trainer_scores", "truncated_gap"]

@@ -1,4 +1,6 @@
-"""Groups whose rewards are all equal give no gradient: other tasks take their places.
+"""The groups of a generation: as drawn, and refilled.
+
+Groups whose rewards are all equal give no gradient: other tasks take their places.
 
 The idea of DAPO's dynamic sampling (arXiv 2503.14476, 3.2), within a limit: the trainer needs whole
 batches, so what is still equal after the last round is trained on as it is.
@@ -11,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sandbox_rl.errors import InfraFault
+from sandbox_rl.ledger import Group
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.groups import NumberedGroup, teaches
 from sandbox_rl.types import Rollout
 
-__all__ = ["Chosen", "Refilled", "refill"]
+__all__ = ["Chosen", "Drawn", "Generation", "Refilled", "refill"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,3 +93,36 @@ def refill(
             "refill/still_equal": sum(not teaches(group.rollouts) for group in groups) / len(groups),
         },
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One generation of this process.
+
+    Args:
+        number: in the run; step: updates before it.
+        first: number, in the run, of the first group of this process.
+        size: of a group.
+        again: how often it was sampled before, by starts of the run whose records were replaced.
+    """
+
+    number: int
+    step: int
+    first: int
+    size: int
+    again: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The groups that a generation begins with.
+
+    Args:
+        cut: groups that were cancelled.
+        cut_rollouts: episodes that had ended in them.
+    """
+
+    groups: tuple[NumberedGroup, ...]
+    cut: tuple[Group, ...] = ()
+    cut_rollouts: Sequence[Rollout] = ()
+    metrics: dict[str, float] = field(default_factory=dict)

@@ -11,15 +11,14 @@ from trl import GRPOTrainer
 
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.training.base_trainer import SandboxTrainer
-from sandbox_rl.training.field_names import FieldNames, UpdateClock
-from sandbox_rl.training.generation_ledger import GenerationLedger
+from sandbox_rl.training.callbacks import FieldNames, UpdateClock
+from sandbox_rl.training.estimator import correct_reward_metrics, outcomes_of
+from sandbox_rl.training.generations import GenerationLedger
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
-from sandbox_rl.training.loss_watch import LossWatch
 from sandbox_rl.training.micro_batches import PartedLoss
 from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication.base import UnsentWeights, Weights
-from sandbox_rl.training.reward_metrics import correct_reward_metrics, outcomes_of
-from sandbox_rl.training.sampler_correction import LateCorrection
+from sandbox_rl.training.sampler_correction import LateCorrection, LossWatch
 from sandbox_rl.training.shared_prefixes import plan_inputs, shares_prefixes
 from sandbox_rl.training.trained_tokens import TokenRecorder
 from sandbox_rl.training.trl_hooks import PolicyHooks

@@ -10,8 +10,8 @@ from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.rollout.judging import judge
 from sandbox_rl.rollout.settings import RolloutSettings
+from sandbox_rl.training.estimator import to_rows
 from sandbox_rl.training.groups import end_of, group_rows, teaches
-from sandbox_rl.training.rows import to_rows
 from sandbox_rl.training.samples import finished_group
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task
 from tests.smoke.support import EOS, make_rollout

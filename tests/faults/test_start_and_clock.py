@@ -15,8 +15,8 @@ from sandbox_rl.http_client import Address
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.check import check_tokenizer
 from sandbox_rl.policies.vllm.fake import FakeVLLM
+from sandbox_rl.training.callbacks import keep_going
 from sandbox_rl.training.tiny import tiny_tokenizer
-from sandbox_rl.training.trackers import keep_going
 from sandbox_rl.types import StopReason
 from tests.unit.rig import SUBMIT, bash, make_engine, request, say, write
 

@@ -9,9 +9,9 @@ from peft import LoraConfig
 
 from sandbox_rl.training import log_probs
 from sandbox_rl.training.config import LoraSettings, ModelSettings
+from sandbox_rl.training.estimator import to_rows
 from sandbox_rl.training.group_rollouts import outcome_reward
 from sandbox_rl.training.models import load_model
-from sandbox_rl.training.rows import to_rows
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from tests.smoke.support import EOS, make_rollout, make_trainer
 

@@ -23,8 +23,7 @@ from sandbox_rl.runs.check import check_run
 from sandbox_rl.training.checkpoints import is_complete, last_complete
 from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.training.curriculum import Curriculum
-from sandbox_rl.training.generation_ledger import GenerationLedger
-from sandbox_rl.training.generations import Generations, StopAtBorders
+from sandbox_rl.training.generations import GenerationLedger, Generations, StopAtBorders
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.groups import advantages
 from sandbox_rl.training.loop import LoopThread

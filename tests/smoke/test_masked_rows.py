@@ -9,9 +9,9 @@ import torch
 
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.rollout.occupancy import Occupancy
+from sandbox_rl.training.estimator import to_rows
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.rows import to_rows
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import StopReason
 from tests.smoke.support import EOS, RecordGradients, make_rollout, make_trainer

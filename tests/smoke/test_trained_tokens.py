@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from sandbox_rl.journal.trained import TrainedTokens, read_rows
-from sandbox_rl.training.generation_ledger import GenerationLedger
-from sandbox_rl.training.generations import Generations
+from sandbox_rl.training.generations import GenerationLedger, Generations
 from sandbox_rl.training.groups import NumberedGroup
 from sandbox_rl.training.tiny import tiny_model
 from sandbox_rl.training.trained_tokens import TokenRecorder

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from sandbox_rl.rollout.occupancy import Occupancy
-from sandbox_rl.training.estimator import estimator_fields
+from sandbox_rl.training.estimator import estimator_fields, to_rows
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.micro_batches import trim_padding
-from sandbox_rl.training.rows import to_rows
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Rollout
 from tests.smoke.support import (

@@ -23,14 +23,12 @@ from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.policies.base import UNTRAINED
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.training import grpo
-from sandbox_rl.training.asynchronous.admission import Admission
 from sandbox_rl.training.asynchronous.config import async_config
-from sandbox_rl.training.asynchronous.progress import GroupProgress
+from sandbox_rl.training.asynchronous.progress import Admission, GroupProgress
 from sandbox_rl.training.asynchronous.rows import age_metrics
 from sandbox_rl.training.asynchronous.source import RolloutSource
-from sandbox_rl.training.estimator import advantage_of
+from sandbox_rl.training.estimator import advantage_of, to_rows
 from sandbox_rl.training.groups import advantages, group_requests
-from sandbox_rl.training.rows import to_rows
 from sandbox_rl.training.samples import failed_group, finished_group
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.training.tree_attention import register_tree_attention

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from sandbox_rl.ledger import Group
-from sandbox_rl.training.asynchronous.admission import Admission
-from sandbox_rl.training.asynchronous.progress import GroupProgress
+from sandbox_rl.training.asynchronous.progress import Admission, GroupProgress
 from sandbox_rl.training.groups import advantages
 from sandbox_rl.training.samples import FinishedGroup, Sample, failed_group
 

@@ -11,7 +11,6 @@ import pytest
 from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.training.cards import fake_cards
 from sandbox_rl.training.duration import (
     DEVICES,
     Device,
@@ -21,7 +20,7 @@ from sandbox_rl.training.duration import (
     sampled_together,
 )
 from sandbox_rl.training.memory import ModelShape, estimate_memory, kv_bytes_per_token, model_shape
-from sandbox_rl.training.placement import Needs
+from sandbox_rl.training.placement import Needs, fake_cards
 from sandbox_rl.training.placement_plan import plan_placement
 from tests.unit.shapes import QWEN3_4B, QWEN3_30B
 

@@ -25,8 +25,8 @@ from sandbox_rl.runs.resume import Earlier, begin, prompt_digests, sizes_of
 from sandbox_rl.runs.watching import purge_replayed
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import SAVING, mark_complete
+from sandbox_rl.training.fields import check_numbers
 from sandbox_rl.training.grpo import grpo_config
-from sandbox_rl.training.ranges import check_numbers
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory
 from tests import prepared
 

@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from sandbox_rl.audit.alarms import Alarms
-from sandbox_rl.audit.publication import Cause, PublicationAudit
+from sandbox_rl.audit.sampler import Cause, PublicationAudit
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication import routes

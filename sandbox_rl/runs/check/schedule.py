@@ -15,7 +15,7 @@ import yaml
 from sandbox_rl.errors import DataError
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
-from sandbox_rl.training.asynchronous.admission import MAX_STALENESS
+from sandbox_rl.training.asynchronous.progress import MAX_STALENESS
 from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.training.estimator import advantage_of, advantage_rule, estimator_fields
 from sandbox_rl.training.groups import advantages

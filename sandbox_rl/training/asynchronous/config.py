@@ -10,7 +10,7 @@ import torch
 from trl.experimental.async_grpo import AsyncGRPOConfig
 
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.training.asynchronous.admission import MAX_STALENESS
+from sandbox_rl.training.asynchronous.progress import MAX_STALENESS
 from sandbox_rl.training.grpo import OURS, common_fields, refuse_misplaced, settled_arguments
 
 __all__ = ["async_config"]

@@ -18,15 +18,12 @@ from trl.trainer.utils import FusedCausalLMOutput
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.ledger import Ledger, SampleEnd, Update
 from sandbox_rl.training.agreement import together
-from sandbox_rl.training.asynchronous.admission import Admission
 from sandbox_rl.training.asynchronous.compositions import CompositionLog
-from sandbox_rl.training.asynchronous.progress import GroupProgress
-from sandbox_rl.training.asynchronous.ratios import select_terms
-from sandbox_rl.training.asynchronous.rows import AGE
-from sandbox_rl.training.asynchronous.source import RolloutSource
-from sandbox_rl.training.asynchronous.updates import Source, UpdateStream
+from sandbox_rl.training.asynchronous.progress import Admission, GroupProgress
+from sandbox_rl.training.asynchronous.rows import AGE, select_terms
+from sandbox_rl.training.asynchronous.source import RolloutSource, Source, UpdateStream
 from sandbox_rl.training.base_trainer import SandboxTrainer
-from sandbox_rl.training.field_names import FieldNames, of_async_update
+from sandbox_rl.training.callbacks import FieldNames, of_async_update
 from sandbox_rl.training.log_probs import float32_log_probs
 from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication.base import Weights
@@ -46,7 +43,7 @@ class SandboxAsyncTrainer(SandboxTrainer, AsyncGRPOTrainer):  # type: ignore[mis
     """`trl.experimental.AsyncGRPOTrainer`; what of it is relied upon is pinned by tests/smoke.
 
     TRL's trainer takes micro-batches as samples come and drops single ones that are too old. Here an update
-    is composed of whole groups (`admission.py`) and computed in as many micro-batches as they need.
+    is composed of whole groups (`progress.py`) and computed in as many micro-batches as they need.
     `grpo.gradient_accumulation_steps` says how many rows per rank a usual update has.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from sandbox_rl.audit.alarms import Alarms
-from sandbox_rl.audit.publication import Cause, PublicationAudit
+from sandbox_rl.audit.sampler import Cause, PublicationAudit
 from sandbox_rl.training.probe import PublicationProbe, trainer_scores
 from sandbox_rl.training.publication.merge import checkpoint_tensors
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer

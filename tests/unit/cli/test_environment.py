@@ -10,7 +10,7 @@ import typer
 
 from sandbox_rl import cli
 from sandbox_rl.errors import ConfigError, InfraFault, environment_error
-from sandbox_rl.training.ranges import check_numbers, check_trackers
+from sandbox_rl.training.fields import check_numbers, check_trackers
 
 
 class ConnectError(Exception):

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from sandbox_rl.ledger import Group, Ledger, Sample, SampleEnd, read_ledger
-from sandbox_rl.training.generation_ledger import GenerationLedger
-from sandbox_rl.training.generations import Generations
+from sandbox_rl.training.generations import GenerationLedger, Generations
 from sandbox_rl.training.groups import NumberedGroup
 from tests.smoke.support import make_rollout
 

@@ -11,7 +11,7 @@ from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.runs.starter import guess, starter_recipe
 from sandbox_rl.tasks.rows import open_table
-from sandbox_rl.training.cards import fake_cards
+from sandbox_rl.training.placement import fake_cards
 
 MATHS = [{"Question": f"What is {n} + {n}?", "ground_truth": 2 * n} for n in range(40)]
 LETTERS = [{"id": n, "problem": "Which?", "label": "ABCD"[n % 4]} for n in range(40)]

@@ -9,10 +9,9 @@ import pytest
 
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.training.cards import fake_cards
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.memory import estimate_memory, kv_bytes_per_token, model_shape
-from sandbox_rl.training.placement import Needs
+from sandbox_rl.training.placement import Needs, fake_cards
 from sandbox_rl.training.placement_plan import plan_placement, plan_serving
 from tests.unit.shapes import QWEN3_0_6B, QWEN3_4B, QWEN3_8B
 
