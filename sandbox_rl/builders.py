@@ -163,11 +163,11 @@ def build_policy(
         model,
         end_ids=chat.ends.ids,
         pad_id=tokenizer.pad_token_id,
-        max_context=context_length(model),
+        max_context=context_length(model.config),
         max_batch=settings.max_batch,
         max_delay_s=settings.max_delay_s,
         version=version,
-        lease=lease,
+        lease=ModelLease(always=True) if lease is None else lease,
         compute=lambda: computing(model.device, compute),
     )
 

@@ -150,7 +150,7 @@ def measure(steps: int, tokens: int, directory: Path) -> dict[str, Any]:
             clock.around(audit.updates, part, "updates")
         clock.around(audit.sampler, "look", "sampler")
         clock.around(trainer, "training_step", "training step, sampling included")
-        clock.around(rollouts._loop, "run", "sampling")
+        clock.around(rollouts.loop, "run", "sampling")
         trainer.train()
     seconds = clock.seconds
     update = seconds["training step, sampling included"] - seconds["sampling"]

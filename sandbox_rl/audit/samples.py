@@ -10,6 +10,7 @@ composed of are held against the packed rows in the loss.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -31,6 +32,7 @@ from sandbox_rl.types import Rollout
 __all__ = ["PackedAudit", "PackedSample", "SampleAudit"]
 
 
+@dataclass
 class SampleAudit:
     """Follows the rollouts of one process into its loss.
 
@@ -41,18 +43,13 @@ class SampleAudit:
             the group, and only their signs are looked at.
     """
 
-    def __init__(
-        self,
-        alarms: Alarms,
-        shares: TokenShares,
-        *,
-        masks_truncated: bool = False,
-        advantages: Advantages | None = None,
-    ) -> None:
-        self._alarms = alarms
-        self._shares = shares
-        self._masks_truncated = masks_truncated
-        self._advantages = advantages
+    alarms: Alarms
+    shares: TokenShares
+    _: KW_ONLY
+    masks_truncated: bool = False
+    advantages: Advantages | None = None
+
+    def __post_init__(self) -> None:
         self._waiting: dict[bytes, list[ExpectedRow]] = {}
         self._used: dict[bytes, list[ExpectedRow]] = {}
         self._sampled_at = -1
@@ -73,11 +70,11 @@ class SampleAudit:
         self._end_generation(step)
         self._sampled_at = step
         for group in groups:
-            for row, prompt in expected_rows(group, self._advantages):
+            for row, prompt in expected_rows(group, self.advantages):
                 self._waiting.setdefault(prompt, []).append(row)
-                self._shares.add(TokenClass.OBSERVED, len(row.ids) - row.tokens)
+                self.shares.add(TokenClass.OBSERVED, len(row.ids) - row.tokens)
         for reason, rollouts in (left_out or {}).items():
-            self._shares.add(reason, sum(sum(rollout.trajectory.action_mask) for rollout in rollouts))
+            self.shares.add(reason, sum(sum(rollout.trajectory.action_mask) for rollout in rollouts))
 
     def in_loss(self, inputs: Mapping[str, Any], step: int) -> None:
         """Compare a micro-batch with what was rolled out.
@@ -102,7 +99,7 @@ class SampleAudit:
                 prompt_key(prompt), columns["completion_ids"][number], advantage, trained=bool(counted.any())
             )
             if row is None:
-                self._alarms.sound(
+                self.alarms.sound(
                     step,
                     AlarmName.UNKNOWN_ROW,
                     f"a row of {int(counted.sum())} trained tokens is not what any episode of this step "
@@ -111,7 +108,7 @@ class SampleAudit:
                 continue
             self._compare(row, counted, advantage, step)
             if not again:
-                self._shares.add(_class_of(row, counted, advantage), row.tokens)
+                self.shares.add(_class_of(row, counted, advantage), row.tokens)
 
     def fresh(self, step: int) -> bool:
         """Whether no update has happened since the rows in the loss were sampled."""
@@ -121,9 +118,9 @@ class SampleAudit:
         whole = np.zeros_like(counted)
         if row.judged:
             whole[: len(row.mask)] = row.mask
-        by_choice = not counted.any() and self._masks_truncated
+        by_choice = not counted.any() and self.masks_truncated
         if not by_choice and not np.array_equal(whole, counted):
-            self._alarms.sound(
+            self.alarms.sound(
                 step,
                 AlarmName.MASK_DIFFERS,
                 f"episode {row.episode}: {int((counted & ~whole).sum())} tokens are trained that were not "
@@ -131,13 +128,13 @@ class SampleAudit:
                 "is wrong",
             )
         if not row.judged and abs(advantage) > ZERO:
-            self._alarms.sound(
+            self.alarms.sound(
                 step,
                 AlarmName.FAULT_AS_REWARD,
                 f"episode {row.episode} was not judged and has an advantage of {advantage:.3g}, expected 0",
             )
         elif row.judged and row.sign != _sign(advantage):
-            self._alarms.sound(
+            self.alarms.sound(
                 step,
                 AlarmName.ADVANTAGE_DIFFERS,
                 f"episode {row.episode}: advantage {advantage:.3g}, but its reward lies "
@@ -145,7 +142,7 @@ class SampleAudit:
                 "another order",
             )
         elif row.advantage is not None and not as_expected(advantage, row.advantage):
-            self._alarms.sound(
+            self.alarms.sound(
                 step,
                 AlarmName.ADVANTAGE_DIFFERS,
                 f"episode {row.episode}: advantage {advantage:.3g}, the rewards of its group give "
@@ -179,9 +176,9 @@ class SampleAudit:
 
     def _end_generation(self, step: int) -> None:
         lost = [row for rows in self._waiting.values() for row in rows]
-        self._shares.add(TokenClass.UNUSED, sum(row.tokens for row in lost))
+        self.shares.add(TokenClass.UNUSED, sum(row.tokens for row in lost))
         if lost:
-            self._alarms.sound(
+            self.alarms.sound(
                 step,
                 AlarmName.LOST_ROW,
                 f"{len(lost)} episodes, {lost[0].episode} the first, were handed to the trainer and never "
@@ -221,6 +218,7 @@ class PackedSample(Protocol):
     def reward(self) -> float: ...
 
 
+@dataclass
 class PackedAudit:
     """Follows whole groups into the packed rows of an update.
 
@@ -230,13 +228,11 @@ class PackedAudit:
             less.
     """
 
-    def __init__(
-        self, alarms: Alarms, shares: TokenShares, *, advantages: Advantages | None = None, size: int = 0
-    ) -> None:
-        self._alarms = alarms
-        self._shares = shares
-        self._advantages = advantages
-        self._size = size
+    alarms: Alarms
+    shares: TokenShares
+    _: KW_ONLY
+    advantages: Advantages | None = None
+    size: int = 0
 
     def composed(self, samples: Iterable[PackedSample], step: int) -> None:
         """Take note of what an update is composed of: whole groups, on the main process."""
@@ -246,12 +242,12 @@ class PackedAudit:
         for group in groups.values():
             for sample in group:
                 tokens = int(sample.completion_mask.sum())
-                self._shares.due(tokens, tokens * abs(sample.advantage))
+                self.shares.due(tokens, tokens * abs(sample.advantage))
             self._compare(sorted(group, key=lambda sample: sample.reward), step)
 
     def left_out(self, reason: TokenClass, tokens: int) -> None:
         """Take note of tokens that were sampled for an update and are in none."""
-        self._shares.add(reason, tokens)
+        self.shares.add(reason, tokens)
 
     def in_loss(self, advantages: np.ndarray[Any, Any]) -> None:
         """Count the tokens that the loss of a packed micro-batch is taken over.
@@ -261,14 +257,14 @@ class PackedAudit:
         """
         weights = np.abs(advantages)
         trained = int((weights > ZERO).sum())
-        self._shares.add(TokenClass.TRAINED, trained)
-        self._shares.add(TokenClass.ZERO_ADVANTAGE, len(advantages) - trained)
-        self._shares.in_loss(len(advantages), float(weights.sum(dtype=np.float64)))
+        self.shares.add(TokenClass.TRAINED, trained)
+        self.shares.add(TokenClass.ZERO_ADVANTAGE, len(advantages) - trained)
+        self.shares.in_loss(len(advantages), float(weights.sum(dtype=np.float64)))
 
     def _compare(self, group: Sequence[PackedSample], step: int) -> None:
         """`group` by ascending reward."""
-        if self._advantages is not None and len(group) == self._size:
-            expected = self._advantages([sample.reward for sample in group])
+        if self.advantages is not None and len(group) == self.size:
+            expected = self.advantages([sample.reward for sample in group])
             wrong = [
                 (sample, due)
                 for sample, due in zip(group, expected, strict=True)
@@ -276,7 +272,7 @@ class PackedAudit:
             ]
             if wrong:
                 sample, due = wrong[0]
-                self._alarms.sound(
+                self.alarms.sound(
                     step,
                     AlarmName.ADVANTAGE_DIFFERS,
                     f"group {sample.group}: the reward {sample.reward:.3g} has the advantage "
@@ -288,7 +284,7 @@ class PackedAudit:
             equal = high.reward - low.reward < 1e-6
             apart = high.advantage - low.advantage
             if (abs(apart) if equal else -apart) > ZERO:
-                self._alarms.sound(
+                self.alarms.sound(
                     step,
                     AlarmName.ADVANTAGE_DIFFERS,
                     f"group {low.group}: rewards {low.reward:.3g} and {high.reward:.3g} have advantages "

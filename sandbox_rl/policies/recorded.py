@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from sandbox_rl.errors import DataError, EngineFault
 from sandbox_rl.policies.base import PolicySession, TurnSampling
@@ -24,6 +24,7 @@ class AnotherWay(DataError):
     """An episode asks for what its record does not hold: it has gone another way than it was recorded."""
 
 
+@dataclass
 class RecordedPolicy:
     """Plays the recorded actions of each episode: ids, log-probs and weight versions as they were sampled.
 
@@ -36,21 +37,10 @@ class RecordedPolicy:
             those of another. A comparison of records looks for just that, and goes on.
     """
 
-    def __init__(
-        self,
-        recordings: AbstractContextManager[Recordings],
-        *,
-        max_context: int = 1 << 20,
-        strict: bool = True,
-    ) -> None:
-        self._opened = recordings
-        self._max_context = max_context
-        self._strict = strict
-
-    @property
-    def max_context(self) -> int:
-        """Longest sequence in tokens."""
-        return self._max_context
+    recordings: AbstractContextManager[Recordings]
+    _: KW_ONLY
+    max_context: int = 1 << 20
+    strict: bool = True
 
     @asynccontextmanager
     async def session(self, episode_id: str) -> AsyncIterator[PolicySession]:
@@ -59,14 +49,14 @@ class RecordedPolicy:
         Raises:
             DataError: there is no record of the episode.
         """
-        yield _RecordedSession(episode_id, self._recordings(episode_id), strict=self._strict)
+        yield _RecordedSession(episode_id, self._opened(episode_id), strict=self.strict)
 
     async def __aenter__(self) -> RecordedPolicy:
-        self._recordings = self._opened.__enter__()
+        self._opened = self.recordings.__enter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self._opened.__exit__(None, None, None)
+        self.recordings.__exit__(None, None, None)
 
 
 @dataclass

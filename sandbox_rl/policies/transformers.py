@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -31,6 +32,7 @@ class _Request:
     done: asyncio.Future[Action]
 
 
+@dataclass
 class TransformersPolicy:
     """Samples turns from `model`, which may be trained between batches.
 
@@ -43,52 +45,35 @@ class TransformersPolicy:
         max_batch: rows of one batch at most.
         max_delay_s: how long the oldest request waits for company.
         version: updates that the model has received.
-        lease: of a model that is trained too; None: nobody trains it.
+        lease: of a model that is trained too; by default nobody trains it.
         compute: a context to compute in, as autocast.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel | Callable[[], PreTrainedModel],
-        *,
-        end_ids: frozenset[int],
-        pad_id: int,
-        max_context: int,
-        max_batch: int = 64,
-        max_delay_s: float = 0.05,
-        version: WeightVersion = UNTRAINED,
-        lease: ModelLease | None = None,
-        compute: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> None:
-        self._model: Callable[[], PreTrainedModel] = (
-            (lambda: model) if isinstance(model, PreTrainedModel) else model
-        )
-        self._end_ids = end_ids
-        self._pad_id = pad_id
-        self._max_context = max_context
-        self._max_batch = max_batch
-        self._max_delay_s = max_delay_s
-        self._version = version
-        self._lease = lease if lease is not None else ModelLease(always=True)
+    model: PreTrainedModel | Callable[[], PreTrainedModel]
+    _: KW_ONLY
+    end_ids: frozenset[int]
+    pad_id: int
+    max_context: int
+    max_batch: int = 64
+    max_delay_s: float = 0.05
+    version: WeightVersion = UNTRAINED
+    lease: ModelLease = field(default_factory=partial(ModelLease, always=True))
+    compute: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def __post_init__(self) -> None:
         self._leaving = False
-        self._compute = compute
         self._waiting: list[_Request] = []
         self._live = 0
         self._timer: asyncio.TimerHandle | None = None
         self._worker: asyncio.Task[None] | None = None
         self._executor: ThreadPoolExecutor | None = None
 
-    @property
-    def max_context(self) -> int:
-        """Longest sequence in tokens."""
-        return self._max_context
-
     @asynccontextmanager
     async def session(self, episode_id: str) -> AsyncIterator[PolicySession]:
         """Count one more living episode while open."""
         self._live += 1
         try:
-            yield _Session(self)
+            yield self
         finally:
             self._live -= 1
             self._maybe_start()  # the others may all be waiting now
@@ -108,7 +93,8 @@ class TransformersPolicy:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
 
-    async def _act(self, prompt_ids: Sequence[int], sampling: TurnSampling, timeout: float) -> Action:
+    async def act(self, prompt_ids: Sequence[int], sampling: TurnSampling, *, timeout: float) -> Action:
+        """See `PolicySession.act`; a session is nothing but one more episode that may wait."""
         request = _Request(tuple(prompt_ids), sampling, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         self._maybe_start()
@@ -123,7 +109,7 @@ class TransformersPolicy:
         busy = self._worker is not None and not self._worker.done()
         if busy or not self._waiting:
             return
-        full = len(self._waiting) >= min(self._live, self._max_batch)
+        full = len(self._waiting) >= min(self._live, self.max_batch)
         if full or overdue:
             if self._timer is not None:
                 self._timer.cancel()
@@ -131,7 +117,7 @@ class TransformersPolicy:
             self._worker = asyncio.create_task(self._work())
         elif self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._max_delay_s, self._overdue)
+            self._timer = loop.call_later(self.max_delay_s, self._overdue)
 
     def _overdue(self) -> None:
         self._timer = None
@@ -145,18 +131,15 @@ class TransformersPolicy:
             r
             for r in self._waiting
             if (r.sampling.temperature, r.sampling.top_p, r.sampling.top_k) == key and not r.done.done()
-        ][: self._max_batch]
+        ][: self.max_batch]
         self._waiting = [r for r in self._waiting if r not in batch]
         try:
             actions = await asyncio.get_running_loop().run_in_executor(
                 self._executor, lambda: self._sample(batch)
             )
         except Exception as error:
-            fault = (
-                error
-                if isinstance(error, EngineFault)
-                else EngineFault(f"the model failed to generate: {error!r}")
-            )
+            known = isinstance(error, EngineFault)
+            fault = error if known else EngineFault(f"the model failed to generate: {error!r}")
             for request in batch:
                 if not request.done.done():
                     request.done.set_exception(fault)
@@ -172,14 +155,14 @@ class TransformersPolicy:
         Raises:
             EngineFault: the latter.
         """
-        with self._lease.sampling(), self._compute():
+        with self.lease.sampling(), self.compute():
             actions = sample_batch(
-                self._model(),
+                self.model if isinstance(self.model, PreTrainedModel) else self.model(),
                 [r.prompt_ids for r in batch],
                 [r.sampling for r in batch],
-                end_ids=self._end_ids,
-                pad_id=self._pad_id,
-                weight_version=self._version.value,
+                end_ids=self.end_ids,
+                pad_id=self.pad_id,
+                weight_version=self.version.value,
                 wanted=lambda row: not (self._ends or batch[row].done.done()),
             )
             if self._ends:
@@ -188,12 +171,4 @@ class TransformersPolicy:
 
     @property
     def _ends(self) -> bool:
-        return self._leaving or self._lease.over
-
-
-class _Session:
-    def __init__(self, policy: TransformersPolicy) -> None:
-        self._policy = policy
-
-    async def act(self, prompt_ids: Sequence[int], sampling: TurnSampling, *, timeout: float) -> Action:
-        return await self._policy._act(prompt_ids, sampling, timeout)
+        return self._leaving or self.lease.over

@@ -15,7 +15,7 @@ from sandbox_rl.runs.history import recorded_run
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import last_complete
 from sandbox_rl.training.config import ModelSettings
-from sandbox_rl.training.models import configured_context, generation_ends, load_tokenizer
+from sandbox_rl.training.models import context_length, generation_ends, load_config, load_tokenizer
 from sandbox_rl.training.tiny import CONTEXT
 from sandbox_rl.types import Task
 
@@ -79,7 +79,7 @@ class RecordedRun:
         for settings in kept if warmed else [recipe.model, *kept]:
             try:
                 chat = build_chat(recipe, load_tokenizer(settings), generation_ends(settings), tools=tools)
-                return chat, configured_context(settings)
+                return chat, context_length(load_config(settings))
             except UserError as error:
                 failed = failed or error
         tokenizer = self.run.path / "tokenizer"

@@ -40,7 +40,13 @@ from sandbox_rl.runs.placement import serving_placement
 from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.models import configured_context, generation_ends, load_model, load_tokenizer
+from sandbox_rl.training.models import (
+    context_length,
+    generation_ends,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from sandbox_rl.training.publication.served import ServedModel, serve, starting_log
 
 __all__ = ["Engines", "engines_of"]
@@ -98,7 +104,7 @@ def engines_of(
             policy = build_policy(settings.policy, loaded, tokenizer, chats["sandbox"])
             stack.enter_context(loop.entered(policy))
         elif isinstance(settings.policy, RecordedPolicySettings):
-            context = configured_context(model)
+            context = context_length(load_config(model))
             policy = RecordedPolicy(recordings(settings.policy.journal), max_context=context)
             stack.enter_context(loop.entered(policy))
         else:
@@ -127,7 +133,7 @@ def _served(
     settings: RunSettings, model: ModelSettings, tokenizer: Any, chat: ChatFormat, longest: int
 ) -> ServedModel:
     """The model with space for a prompt of `longest` tokens and for what an episode adds to it."""
-    context = configured_context(model)
+    context = context_length(load_config(model))
     prompt = min(longest, context - 1)
     return ServedModel(
         model.path,

@@ -22,7 +22,7 @@ from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.models import (
     check_quantization,
-    configured_context,
+    context_length,
     generation_ends,
     load_config,
     load_tokenizer,
@@ -132,7 +132,7 @@ class RunModel:
         # The tiny model's own tokenizer is trained during the warm-up and only ever shorter than bytes.
         tokenizer = tiny_tokenizer() if tiny else load_tokenizer(settings)
         chat = build_chat(recipe, tokenizer, () if tiny else generation_ends(settings))
-        context = CONTEXT if tiny else configured_context(settings)
+        context = CONTEXT if tiny else context_length(load_config(settings))
         prompt = check_prompts(
             recipe, plan.base_dir, chat, plan.train_tasks, context=None if tiny else context
         )

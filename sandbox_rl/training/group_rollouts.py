@@ -9,6 +9,7 @@ marks with 1 what the loss is taken over: what the policy sampled, in rows that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from sandbox_rl.audit.rows import TokenClass
@@ -46,6 +47,7 @@ def outcome_reward(
     return list(signal)
 
 
+@dataclass(eq=False)
 class GroupRollouts:
     """TRL's `rollout_func`: task ids in, scored token rows out.
 
@@ -66,48 +68,30 @@ class GroupRollouts:
         audit: is told what was sampled before the trainer gets it.
     """
 
-    def __init__(
-        self,
-        engine: RolloutEngine,
-        loop: LoopThread,
-        tasks: Mapping[str, Task],
-        *,
-        estimator: Estimator,
-        seed: int,
-        eos_id: int,
-        rank: int = 0,
-        world: int = 1,
-        shuffle: bool = True,
-        curriculum: Curriculum | None = None,
-        over_sampling: OverSampling | None = None,
-        journal: Journal | None = None,
-        ledger: GenerationLedger | None = None,
-        observer: Observer | None = None,
-        audit: SampleAudit | None = None,
-        again: Callable[[int], int] = lambda step: 0,
-        finished: FinishedEpisodes | None = None,
-    ) -> None:
-        assert curriculum is None or over_sampling is None, "checked with the recipe"
-        self._engine = engine
-        self._loop = loop
-        self._tasks = tasks
-        self._estimator: Estimator = estimator
-        self._seed = seed
-        self._eos_id = eos_id
-        self._rank = rank
-        self._world = world
-        self._shuffle = shuffle
-        self._ids = list(tasks)
+    engine: RolloutEngine
+    loop: LoopThread
+    tasks: Mapping[str, Task]
+    _: KW_ONLY
+    estimator: Estimator
+    seed: int
+    eos_id: int
+    rank: int = 0
+    world: int = 1
+    shuffle: bool = True
+    curriculum: Curriculum | None = None
+    over_sampling: OverSampling | None = None
+    journal: Journal | None = None
+    ledger: GenerationLedger | None = None
+    observer: Observer | None = None
+    audit: SampleAudit | None = None
+    again: Callable[[int], int] = lambda step: 0
+    finished: FinishedEpisodes | None = None
+
+    def __post_init__(self) -> None:
+        assert self.curriculum is None or self.over_sampling is None, "checked with the recipe"
+        self._ids = list(self.tasks)
         self._last: int | None = None
-        self._curriculum = curriculum
-        self._over_sampling = over_sampling
-        self._journal = journal
-        self._ledger = ledger
-        self._finished = finished if finished is not None and finished.places else None
         self._taken: set[str] = set()
-        self._observer = observer
-        self._audit = audit
-        self._again = again
 
     def __call__(self, prompts: Sequence[str], trainer: TrainerView) -> dict[str, list[Any]]:
         """Roll out one generation batch of this rank.
@@ -118,20 +102,20 @@ class GroupRollouts:
         count, rest = divmod(len(prompts), trainer.num_generations)
         assert not rest, f"TRL sent {len(prompts)} prompts that are not groups of {trainer.num_generations}"
         now = self._generation(trainer, count)
-        self._engine.occupancy.take()  # what an evaluation left
-        over_sampled = self._over_sampling is not None
+        self.engine.occupancy.take()  # what an evaluation left
+        over_sampled = self.over_sampling is not None
         drawn = self._draw_over_sampled(now, count) if over_sampled else self._draw(now, count)
         refilled = self._refill(now, drawn.groups)
         self._tell(now, drawn, refilled)
         rows = to_rows(
-            [group.rollouts for group in refilled.groups], estimator=self._estimator, eos_id=self._eos_id
+            [group.rollouts for group in refilled.groups], estimator=self.estimator, eos_id=self.eos_id
         )
         assert len(rows["prompt_ids"]) == len(prompts), "TRL needs one row per prompt"
         # Of the groups as drawn: refilling selects, so what is trained on says nothing about the policy.
         as_drawn = [group.rollouts for group in drawn.groups]
         everyone = [rollout for group in as_drawn for rollout in group]
         metrics = rollout_metrics(everyone) | group_metrics(as_drawn)
-        metrics |= dict(refilled.metrics) | self._engine.occupancy.take() | drawn.metrics
+        metrics |= dict(refilled.metrics) | self.engine.occupancy.take() | drawn.metrics
         return {**rows, "rollout_metrics": [metrics] * len(prompts)}
 
     def _generation(self, trainer: TrainerView, local: int) -> Generation:
@@ -143,19 +127,19 @@ class GroupRollouts:
                 f"generation {number} begins after {rhythm.step_of(number)} updates, TRL asks after {step}"
             )
         self._last = number
-        first = (number * self._world + self._rank) * local
-        return Generation(number, step, first, trainer.num_generations, self._again(step))
+        first = (number * self.world + self.rank) * local
+        return Generation(number, step, first, trainer.num_generations, self.again(step))
 
     def _task_of(self, group: int) -> str:
-        return of_group(self._ids, group, seed=self._seed, shuffle=self._shuffle)
+        return of_group(self._ids, group, seed=self.seed, shuffle=self.shuffle)
 
     def _requests(
         self, now: Generation, number: int, task_id: str, *, refill: int | None = None, retried: bool = False
     ) -> list[EpisodeRequest]:
         return group_requests(
-            self._tasks[task_id],
+            self.tasks[task_id],
             number,
-            seed=self._seed,
+            seed=self.seed,
             size=now.size,
             again=now.again,
             refill=refill,
@@ -164,22 +148,22 @@ class GroupRollouts:
 
     def _observers(self, now: Generation) -> Observer:
         """Whoever sees the episodes of a generation."""
-        if self._journal is None:
-            return Observers(self._observer)
+        if self.journal is None:
+            return Observers(self.observer)
         context = {"phase": "train", "step": now.step}
-        return Observers(JournalObserver(self._journal, lambda _: context), self._observer)
+        return Observers(JournalObserver(self.journal, lambda _: context), self.observer)
 
     def _of_earlier(self) -> dict[str, Any]:
         """What the engine is told of episodes that are finished already."""
-        finished = self._finished
-        if finished is None:
+        finished = self.finished
+        if finished is None or not finished.places:
             return {}
 
         def take(request: EpisodeRequest) -> Rollout | None:
             rollout = finished.rollout(request)
             if rollout is not None:
                 self._taken.add(rollout.trajectory.episode_id)
-                Observers(self._observer).rolled_out(request, rollout)
+                Observers(self.observer).rolled_out(request, rollout)
             return rollout
 
         return {"finished": take}
@@ -189,15 +173,15 @@ class GroupRollouts:
     ) -> list[Sequence[Rollout]]:
         """A group for each list of requests."""
         flat = [request for group in requests for request in group]
-        running = self._engine.run(flat, observer=self._observers(now), **self._of_earlier())
-        rollouts = iter(self._loop.run_episodes(running, of_step=True))
+        running = self.engine.run(flat, observer=self._observers(now), **self._of_earlier())
+        rollouts = iter(self.loop.run_episodes(running, of_step=True))
         return [[next(rollouts) for _ in group] for group in requests]
 
     def _draw(self, now: Generation, count: int) -> Drawn:
         """A fault of one process is every process's."""
         names = [self._task_of(now.first + place) for place in range(count)]
-        if self._curriculum is not None:
-            names = self._curriculum.draw(names, now.number)
+        if self.curriculum is not None:
+            names = self.curriculum.draw(names, now.number)
         requests = [self._requests(now, now.first + place, name) for place, name in enumerate(names)]
         with together():
             found = self._roll_out(now, requests)
@@ -205,18 +189,18 @@ class GroupRollouts:
 
     def _draw_over_sampled(self, now: Generation, count: int) -> Drawn:
         """No step waits for its slowest groups (`rollout.over_sample`)."""
-        assert self._over_sampling is not None
-        plan = self._over_sampling.plan(count)
+        assert self.over_sampling is not None
+        plan = self.over_sampling.plan(count)
         requests = [
             self._requests(now, group, self._task_of(group), retried=bool(plan.waited))
             for group in plan.groups
         ]
         with together():
-            running = self._engine.run_groups(
+            running = self.engine.run_groups(
                 requests, keep=plan.keep, observer=self._observers(now), **self._of_earlier()
             )
-            found = self._loop.run_episodes(running, of_step=True)
-        metrics = self._over_sampling.record(plan, now.number, found.seconds, found.cut_after)
+            found = self.loop.run_episodes(running, of_step=True)
+        metrics = self.over_sampling.record(plan, now.number, found.seconds, found.cut_after)
         cut = [
             left_out_group(group, asked[0].task.id, [request.id for request in asked], SampleEnd.CUT)
             for place, (group, asked) in enumerate(zip(plan.groups, requests, strict=True))
@@ -226,7 +210,7 @@ class GroupRollouts:
         return Drawn(tuple(groups), tuple(cut), found.cut, metrics)
 
     def _refill(self, now: Generation, drawn: Sequence[NumberedGroup]) -> Refilled:
-        curriculum = self._curriculum
+        curriculum = self.curriculum
         if curriculum is None or not curriculum.refill_rounds:
             return Refilled(tuple(drawn))
 
@@ -245,24 +229,24 @@ class GroupRollouts:
         """Everybody who wants to know what was rolled out, before the trainer gets it."""
         everything = (*refilled.groups, *refilled.left_out)
         with together():
-            if self._journal is not None:
+            if self.journal is not None:
                 for rollout in drawn.cut_rollouts:
-                    self._journal.cancelled(rollout.trajectory.episode_id)
-                if self._finished is not None:  # of these groups, but nobody has asked for them again
-                    known = self._finished.of_groups(group.number for group in refilled.groups)
+                    self.journal.cancelled(rollout.trajectory.episode_id)
+                if self.finished is not None:  # of these groups, but nobody has asked for them again
+                    known = self.finished.of_groups(group.number for group in refilled.groups)
                     if unasked := known - self._taken:
-                        self._journal.replaced(sorted(unasked))
-                self._journal.sync()
-        if self._curriculum is not None:
-            self._curriculum.record([outcome_of(group.rollouts) for group in everything])
-        if self._audit is not None:
+                        self.journal.replaced(sorted(unasked))
+                self.journal.sync()
+        if self.curriculum is not None:
+            self.curriculum.record([outcome_of(group.rollouts) for group in everything])
+        if self.audit is not None:
             left_out = {
                 TokenClass.REFILLED: [r for group in refilled.left_out for r in group.rollouts],
                 TokenClass.CUT: drawn.cut_rollouts,
             }
             handed = [group.rollouts for group in refilled.groups]
-            self._audit.rolled_out(handed, now.step, left_out=left_out)
-        if self._ledger is not None:
+            self.audit.rolled_out(handed, now.step, left_out=left_out)
+        if self.ledger is not None:
             failed = [
                 left_out_group(
                     now.first + place,
@@ -277,4 +261,4 @@ class GroupRollouts:
                 )
             ]
             left = [group.left_out(SampleEnd.REFILLED) for group in refilled.left_out]
-            self._ledger.rolled_out(now.number, refilled.groups, (*left, *drawn.cut, *failed))
+            self.ledger.rolled_out(now.number, refilled.groups, (*left, *drawn.cut, *failed))

@@ -127,11 +127,8 @@ def _aligned(
     """
     source, moved = _at_the_left(labels, first, lengths)
     output = inner(input_ids=ids.gather(1, source), labels=moved, fused_lm_head=True)
-    found = {name: getattr(output, name) for name in PER_TOKEN}
     return {
-        name: _moved_back(values, ids.size(1), first, lengths)
-        for name, values in found.items()
-        if values is not None
+        name: _moved_back(values, ids.size(1), first, lengths) for name, values in _per_token(output).items()
     }
 
 
@@ -163,12 +160,15 @@ def _packed(
         fused_lm_head=True,
         **{k: v.to(device) if torch.is_tensor(v) else v for k, v in packed.attention.items()},
     )
-    found = {name: getattr(output, name) for name in PER_TOKEN}
     return {
         name: _moved_back(values[0][at].masked_fill(~counts, 0), ids.size(1), first, lengths)
-        for name, values in found.items()
-        if values is not None
+        for name, values in _per_token(output).items()
     }
+
+
+def _per_token(output: FusedCausalLMOutput) -> dict[str, torch.Tensor]:
+    found = {name: getattr(output, name) for name in PER_TOKEN}
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def _at_the_left(

@@ -31,7 +31,6 @@ from sandbox_rl.training.config import ModelSettings
 __all__ = [
     "check_quantization",
     "compute_dtype",
-    "configured_context",
     "context_length",
     "end_turns_with",
     "generation_ends",
@@ -171,18 +170,8 @@ def stored_dtype(config: PretrainedConfig) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """Longest sequence that the model was made for, in tokens."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 20))
-
-
-def configured_context(settings: ModelSettings) -> int:
-    """As `context_length`, from the configuration alone: no weights are loaded.
-
-    Raises:
-        ModelError: not found.
-    """
-    config = load_config(settings)
+def context_length(config: PretrainedConfig) -> int:
+    """Longest sequence that a model was made for, in tokens."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 20))
 
 

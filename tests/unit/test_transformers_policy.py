@@ -253,7 +253,7 @@ async def test_a_batch_starts_when_all_living_episodes_wait():
         return MODEL
 
     subject = policy(max_delay_s=30.0)
-    subject._model = counted
+    subject.model = counted
     async with subject:
         async with subject.session("a") as a, subject.session("b") as b:
             first = asyncio.create_task(a.act(PROMPTS[0], TurnSampling(max_tokens=3), timeout=20))
@@ -295,7 +295,7 @@ async def test_a_failing_model_is_our_fault():
         raise RuntimeError("out of memory")
 
     subject = policy(max_delay_s=0.0)
-    subject._model = broken
+    subject.model = broken
     async with subject:
         async with subject.session("a") as a:
             with pytest.raises(EngineFault, match="out of memory"):

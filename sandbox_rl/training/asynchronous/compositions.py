@@ -11,12 +11,14 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
+from pydantic import TypeAdapter
 from trl.experimental.async_grpo.packing import TreeRow
 
 from sandbox_rl.errors import DataError
@@ -49,6 +51,9 @@ class Composition:
     ranks: int
     rows: tuple[tuple[Part, ...], ...]
     checksum: int
+
+
+_LINE = TypeAdapter(Composition)
 
 
 class CompositionLog:
@@ -110,7 +115,8 @@ def read_compositions(path: Path) -> dict[int, Composition]:
     try:
         with path.open("rb") as file:
             for line in file:
-                if (update := _from_line(line)) is not None:
+                with suppress(ValueError):  # a kill has torn it
+                    update = _LINE.validate_json(line)
                     found = {n: u for n, u in found.items() if n < update.number} | {update.number: update}
     except OSError as error:
         raise DataError(
@@ -134,25 +140,6 @@ def checksum(micro_batches: Sequence[Mapping[str, Any]]) -> int:
             crc = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)};".encode(), crc)
             crc = zlib.crc32(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
     return crc
-
-
-def _from_line(line: bytes) -> Composition | None:
-    """None of a line that a kill has torn."""
-    try:
-        read = orjson.loads(line)
-        return Composition(
-            int(read["number"]),
-            tuple((int(group), int(version)) for group, version in read["arrived"]),
-            tuple(map(int, read["groups"])),
-            int(read["ranks"]),
-            tuple(
-                tuple((int(group), int(index), str(part)) for group, index, part in row)
-                for row in read["rows"]
-            ),
-            int(read["checksum"]),
-        )
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _ends_a_line(path: Path) -> bool:

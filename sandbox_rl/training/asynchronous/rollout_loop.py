@@ -134,26 +134,22 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
                 await asyncio.gather(*live, return_exceptions=True)
 
 
+@dataclass
 class _Groups:
     """Rolls out groups, one call each, and hands on what became of them."""
 
-    def __init__(
-        self,
-        job: RolloutJob,
-        channels: Channels,
-        engine: RolloutEngine,
-        tasks: Sequence[Task],
-        journal: Journal,
-    ) -> None:
-        self._job = job
-        self._channels = channels
-        self._engine = engine
-        self._tasks = tasks
+    job: RolloutJob
+    channels: Channels
+    engine: RolloutEngine
+    tasks: Sequence[Task]
+    journal: Journal
+
+    def __post_init__(self) -> None:
         self._observer = JournalObserver(
-            journal, lambda _: {"phase": "train", "step": channels.version.value}
+            self.journal, lambda _: {"phase": "train", "step": self.channels.version.value}
         )
         self._failed_in_a_row = 0
-        self._faults = _FaultsInOrder(FaultWatch(job.max_fault_share))
+        self._faults = _FaultsInOrder(FaultWatch(self.job.max_fault_share))
 
     def started(self, number: int) -> None:
         """This group comes next."""
@@ -165,11 +161,11 @@ class _Groups:
         Raises:
             InfraFault: too much fails for an accident.
         """
-        job, channels = self._job, self._channels
-        task = of_group(self._tasks, number, seed=job.seed)
+        job, channels = self.job, self.channels
+        task = of_group(self.tasks, number, seed=job.seed)
         requests = group_requests(task, number, seed=job.seed, size=job.group_size, again=job.attempt)
         try:
-            rollouts = await self._engine.run(requests, observer=self._observer)
+            rollouts = await self.engine.run(requests, observer=self._observer)
         except InfraFault as fault:
             self._faults.ended(number, [str(fault)] * job.group_size)
             self._failed_in_a_row += 1
@@ -180,7 +176,7 @@ class _Groups:
             return
         self._failed_in_a_row = 0
         self._faults.ended(number, rollouts)
-        occupancy = self._engine.occupancy.take()
+        occupancy = self.engine.occupancy.take()
         channels.metrics.put(rollout_metrics(rollouts) | group_metrics([rollouts]) | occupancy)
         channels.finished.put(
             finished_group(rollouts, number=number, kind=job.advantage, leave_out_equal=job.leave_out_equal)

@@ -12,7 +12,7 @@ import logging
 import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -65,6 +65,7 @@ class Rollouts(Protocol):
         ...
 
 
+@dataclass
 class RolloutSource:
     """A `Source` of updates.
 
@@ -79,35 +80,20 @@ class RolloutSource:
         stale_after_s: seconds without a beat after which the rollouts count as hung.
     """
 
-    def __init__(
-        self,
-        rollouts: Rollouts,
-        admission: Admission,
-        *,
-        step: Callable[[], int],
-        version: WeightVersion,
-        metrics: Mapping[str, list[Any]],
-        ranks: int,
-        token_budget: int,
-        pad_token_id: int,
-        stale_after_s: float,
-        audit: PackedAudit | None = None,
-        faults: FaultAudit | None = None,
-        log: CompositionLog | None = None,
-    ) -> None:
-        self._audit = audit
-        self._faults = faults
-        self._log = log
-        self._rollouts = rollouts
-        self._admission = admission
-        self._step = step
-        self._version = version
-        self._metrics = metrics
-        self._ranks = ranks
-        self._token_budget = token_budget
-        self._pad_token_id = pad_token_id
-        self._stale_after_s = stale_after_s
-        self._told = False
+    rollouts: Rollouts
+    admission: Admission
+    _: KW_ONLY
+    step: Callable[[], int]
+    version: WeightVersion
+    metrics: Mapping[str, list[Any]]
+    ranks: int
+    token_budget: int
+    pad_token_id: int
+    stale_after_s: float
+    audit: PackedAudit | None = None
+    faults: FaultAudit | None = None
+    log: CompositionLog | None = None
+    _told: bool = field(default=False, init=False)
 
     def poll(self, timeout_s: float) -> Composed | None:
         """The next update, or None if it is not ready within `timeout_s`.
@@ -116,65 +102,65 @@ class RolloutSource:
             InfraFault: the rollouts are over.
         """
         deadline = time.monotonic() + timeout_s
-        step = self._step()
+        step = self.step()
         while True:
             self._take_all()
-            self._rollouts.admit(self._admission.admit(step, self._version.value))
-            if self._admission.ready(step):
+            self.rollouts.admit(self.admission.admit(step, self.version.value))
+            if self.admission.ready(step):
                 return self._compose(step)
             try:
-                self._take(self._rollouts.rollout_buffer.get(timeout=max(0.0, deadline - time.monotonic())))
+                self._take(self.rollouts.rollout_buffer.get(timeout=max(0.0, deadline - time.monotonic())))
             except queue.Empty:
-                self._rollouts.check_health(self._stale_after_s)
+                self.rollouts.check_health(self.stale_after_s)
                 return None
 
     def _take_all(self) -> None:
         while True:
             try:
-                self._take(self._rollouts.rollout_buffer.get_nowait())
+                self._take(self.rollouts.rollout_buffer.get_nowait())
             except queue.Empty:
                 return
 
     def _take(self, group: FinishedGroup) -> None:
-        if self._log is not None:
-            self._log.arrived(group.number, self._admission.version_of(group.number))
-        self._admission.arrive(group)
-        if self._faults is not None:
+        if self.log is not None:
+            self.log.arrived(group.number, self.admission.version_of(group.number))
+        self.admission.arrive(group)
+        if self.faults is not None:
             for index, sample in enumerate(group.record.samples):
                 if sample.end is not SampleEnd.OVERLONG:
-                    self._faults.add(group.faults.get(index))
+                    self.faults.add(group.faults.get(index))
         for why in CLASS_OF:
             # A zero too: TRL's sum over what was logged would otherwise miss that nothing was left out.
             count = sum(reason is why for reason in group.left_out.values())
-            self._metrics[f"left_out/{why}_total"].append(float(count))
-        if self._audit is not None:
+            self.metrics[f"left_out/{why}_total"].append(float(count))
+        if self.audit is not None:
             for index, why in group.left_out.items():
-                self._audit.left_out(CLASS_OF[why], group.left_tokens.get(index, 0))
+                self.audit.left_out(CLASS_OF[why], group.left_tokens.get(index, 0))
 
     def _compose(self, step: int) -> Composed:
-        groups = self._admission.compose(step)
-        if (idle := self._admission.idle) > 0 and not self._told:
+        groups = self.admission.compose(step)
+        if (idle := self.admission.idle) > 0 and not self._told:
             self._told = True
             logger.warning(
                 "grpo.max_staleness lets %d groups be under way, %d fewer than rollout.concurrency admits; "
                 "to use it, raise that, or grpo.gradient_accumulation_steps for larger updates",
-                self._admission.places,
+                self.admission.places,
                 idle,
             )
-        self._metrics["off_policy/places"].append(float(self._admission.places))
+        self.metrics["off_policy/places"].append(float(self.admission.places))
         # While this update is computed others are sampled: what it took freed their places.
-        self._rollouts.admit(self._admission.admit(step, self._version.value))
+        self.rollouts.admit(self.admission.admit(step, self.version.value))
         for name, value in age_metrics((s for group in groups for s in group.samples), step).items():
-            self._metrics[name].append(value)
+            self.metrics[name].append(value)
         collate = collator(
-            self._pad_token_id, self._ranks, metrics=self._metrics, token_budget=self._token_budget
+            self.pad_token_id, self.ranks, metrics=self.metrics, token_budget=self.token_budget
         )
-        if self._audit is not None:
-            self._audit.composed((s for group in groups for s in group.samples), step)
-        rows = micro_batches(groups, ranks=self._ranks, token_budget=self._token_budget)
+        if self.audit is not None:
+            self.audit.composed((s for group in groups for s in group.samples), step)
+        rows = micro_batches(groups, ranks=self.ranks, token_budget=self.token_budget)
         tensors = tensors_of(rows, groups, step, collate=collate)
-        if self._log is not None:
-            self._log.composed(step + 1, [group.number for group in groups], rows, tensors)
+        if self.log is not None:
+            self.log.composed(step + 1, [group.number for group in groups], rows, tensors)
         return Composed(tensors, samples_of(rows))
 
 
@@ -206,6 +192,7 @@ class Source(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class UpdateStream:
     """Iterates over updates; each is this rank's micro-batches. Ends when a rank was asked to stop.
 
@@ -215,20 +202,13 @@ class UpdateStream:
         stopped: called on every rank when they have agreed to.
     """
 
-    def __init__(
-        self,
-        source: Source | None,
-        state: PartialState,
-        *,
-        stop: Callable[[], bool] = lambda: False,
-        stopped: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._source = source
-        self._state = state
-        self._stop = stop
-        self._stopped = stopped
-        self.wait_s = 0.0
-        """Seconds waited since TRL last logged and reset it."""
+    source: Source | None
+    state: PartialState
+    _: KW_ONLY
+    stop: Callable[[], bool] = lambda: False
+    stopped: Callable[[], None] = lambda: None
+    wait_s: float = field(default=0.0, init=False)
+    """Seconds waited since TRL last logged and reset it."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while True:
@@ -237,12 +217,12 @@ class UpdateStream:
             self.wait_s += time.monotonic() - started
             if update is None:
                 return
-            rank = slice(self._state.process_index, self._state.process_index + 1)
+            rank = slice(self.state.process_index, self.state.process_index + 1)
             yield {
                 "micro_batches": [
                     {key: value[rank] for key, value in batch.items()} for batch in update.micro_batches
                 ],
-                "samples": [row[self._state.process_index] for row in update.samples],
+                "samples": [row[self.state.process_index] for row in update.samples],
             }
 
     def _next(self) -> Composed | None:
@@ -256,12 +236,12 @@ class UpdateStream:
             failure: InfraFault | None = None
             if self.asked_to_stop():
                 return None
-            if self._source is not None:
+            if self.source is not None:
                 try:
-                    update = self._source.poll(ROUND_S)
+                    update = self.source.poll(ROUND_S)
                 except InfraFault as error:
                     failure = error
-            if self._state.num_processes > 1:
+            if self.state.num_processes > 1:
                 message: list[Any] = [(update, failure)]
                 broadcast_object_list(message)
                 update, failure = message[0]
@@ -272,8 +252,8 @@ class UpdateStream:
 
     def asked_to_stop(self) -> bool:
         """Whether any rank was; then all take note. Every rank calls it."""
-        mine = [self._stop()]
-        asked = any(gather_object(mine) if self._state.num_processes > 1 else mine)
+        mine = [self.stop()]
+        asked = any(gather_object(mine) if self.state.num_processes > 1 else mine)
         if asked:
-            self._stopped()
+            self.stopped()
         return asked

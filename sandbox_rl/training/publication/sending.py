@@ -99,13 +99,13 @@ async def without(
     return [server for server in those if server.address not in failed]
 
 
+@dataclass
 class Kept:
     """The weights that were published last, in memory of this host."""
 
-    def __init__(self, copies: Sequence[HostCopy], checksums: Checksums, version: int) -> None:
-        self._copies = copies
-        self._checksums = checksums
-        self._version = version
+    copies: Sequence[HostCopy]
+    checksums: Checksums
+    version: int
 
     async def load(self, server: VLLMServer, by: Transport | None = None) -> None:
         """Have a server that was started again load and verify them.
@@ -119,8 +119,8 @@ class Kept:
         if by is not None:
             await self._send(server, by)
             return
-        await routes.rpc(server, "sandbox_rl_load", json.dumps([copy.path for copy in self._copies]))
-        await routes.after_load([server], self._checksums, self._version)
+        await routes.rpc(server, "sandbox_rl_load", json.dumps([copy.path for copy in self.copies]))
+        await routes.after_load([server], self.checksums, self.version)
 
     async def _send(self, server: VLLMServer, transport: Transport) -> None:
         def parts_of(copy: HostCopy) -> Sequence[Payload]:
@@ -130,15 +130,15 @@ class Kept:
         sending = Sending([server], collective=transport.collective, keeps=False)
         await sending.each(transport.connect)
         await sending.start()
-        for copy in self._copies:
+        for copy in self.copies:
             for part in await asyncio.to_thread(parts_of, copy):
                 await sending.send(part)
                 part.close()
-        await sending.finish(self._version)
+        await sending.finish(self.version)
         for fault in sending.failed.values():
             raise fault
 
     def close(self) -> None:
         """Free them."""
-        for copy in self._copies:
+        for copy in self.copies:
             copy.close()
