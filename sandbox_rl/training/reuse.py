@@ -37,15 +37,8 @@ __all__ = [
 ]
 
 CHANGES_NOTHING = (
-    *(
-        "report_to",
-        "metrics",
-        "evaluation",
-        "rollout.concurrency",
-        "grpo.save_steps",
-        "grpo.save_total_limit",
-    ),
-    "grpo.logging_steps",
+    *("report_to", "metrics", "evaluation", "rollout.concurrency"),
+    *("grpo.save_steps", "grpo.save_total_limit", "grpo.logging_steps"),
 )
 """Blocks and fields that neither what is sampled nor what is updated depends on."""
 
@@ -131,10 +124,8 @@ def recorded_groups(
         requests = group_requests(task, number, seed=seed, size=size)
         rollouts = [rollout for request in requests if (rollout := finished.rollout(request)) is not None]
         if len(rollouts) == size:
-            yield (
-                oldest,
-                finished_group(rollouts, number=number, kind=kind, leave_out_equal=leave_out_equal),
-            )
+            group = finished_group(rollouts, number=number, kind=kind, leave_out_equal=leave_out_equal)
+            yield oldest, group
 
 
 def same_updates(changes: Iterable[str]) -> bool:
@@ -146,12 +137,7 @@ def same_updates(changes: Iterable[str]) -> bool:
 
 def fit_for_sync(index: Index, rows: Sequence[Any]) -> dict[str, Place]:
     """Those of some episodes that training gets to again: ended, and not by a fault of ours."""
-    ended = [
-        row
-        for row in rows
-        if (row["phase"], row["state"]) == ("train", "ended") and (row["reward"] is not None or row["masked"])
-    ]
-    return _whole(index, ended)
+    return _whole(index, [row for row in rows if row["reward"] is not None or row["masked"]])
 
 
 def fit_for_async(
@@ -162,9 +148,8 @@ def fit_for_async(
     Args:
         size: of a group.
     """
-    ended = [row for row in rows if (row["phase"], row["state"]) == ("train", "ended")]
     groups: dict[int, dict[str, Place]] = defaultdict(dict)
-    for name, place in _whole(index, ended).items():
+    for name, place in _whole(index, rows).items():
         number = group_of(name)
         if number is not None and all(0 <= step - version <= max_staleness for version in place.versions):
             groups[number][name] = place
@@ -172,9 +157,12 @@ def fit_for_async(
 
 
 def _whole(index: Index, rows: Sequence[Any]) -> dict[str, Place]:
-    """Those whose tokens are as they were written; of an id that stands twice, the later one."""
+    """Those of training that have ended and whose tokens are as they were written; of an id that stands
+    twice, the later one."""
     found: dict[str, Place] = {}
     for row in rows:
+        if (row["phase"], row["state"]) != ("train", "ended"):
+            continue
         try:
             turns = index.record(row["id"])["turns"]
         except DataError:

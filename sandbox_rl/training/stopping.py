@@ -116,9 +116,8 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
             self._previous[number] = signal.signal(number, self._handle)
         if parent is not None:  # `accelerate launch` leaves its only process running when a signal ends it
             ctypes.CDLL(None).prctl(_PARENT_DEATH, int(signal.SIGTERM), 0, 0, 0)
-        say = _sayer(run, owner)
         self._watch = threading.Thread(
-            target=self._look, args=(give_up, say, owner is not None), name="signals", daemon=True
+            target=self._look, args=(give_up, run, owner), name="signals", daemon=True
         )
         self._watch.start()
 
@@ -146,7 +145,7 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
             self._raised = True  # once: what is freed meanwhile is not to be cut
             raise EndedNow
 
-    def _look(self, give_up: Callable[[bool], None], say: Callable[[Asked], None], owned: bool) -> None:
+    def _look(self, give_up: Callable[[bool], None], run: Path | None, owner: Owner | None) -> None:
         shared, acted = _Shared(), Asked.NOTHING
         while not self._done.is_set():
             self.ask(self._presses.read(LOOK_S))
@@ -155,10 +154,13 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
                 continue
             acted = self.asked
             shared.tell(acted)
-            say(acted)
+            if owner is not None:
+                how = f". Go on with: {owner.go_on(run)}" if acted is Asked.NOW and run is not None else ""
+                with suppress(OSError, ValueError):  # nobody may be there to read it any more
+                    owner.say(_TOLD[acted] + how)
             if acted is Asked.NOW:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                self._leave(owned)
+                self._leave(owner is not None)
             else:
                 give_up(acted is Asked.UPDATE)
 
@@ -185,18 +187,6 @@ _TOLD = {
     Asked.UPDATE: "Asked to end: the episodes that run are given up, what is finished is saved",
     Asked.NOW: "Interrupted again: the run ends at once",
 }
-
-
-def _sayer(run: Path | None, owner: Owner | None) -> Callable[[Asked], None]:
-    """Tells the owner what a signal does."""
-
-    def say(asked: Asked) -> None:
-        if owner is not None:
-            how = f". Go on with: {owner.go_on(run)}" if asked is Asked.NOW and run is not None else ""
-            with suppress(OSError, ValueError):  # nobody may be there to read it any more
-                owner.say(_TOLD[asked] + how)
-
-    return say
 
 
 class _Presses:
@@ -280,12 +270,9 @@ class _Shared:
     def told(self) -> Asked:
         """The most that any process has said."""
         for asked in sorted(_TOLD, reverse=True):
-            if self._check(asked.name):
+            if self._with_store(lambda store, key=_KEY + asked.name: store.check([key])):
                 return asked
         return Asked.NOTHING
-
-    def _check(self, name: str) -> bool:
-        return bool(self._with_store(lambda store: store.check([_KEY + name])))
 
     def _with_store(self, ask: Callable[[Any], Any]) -> Any:
         if self._store is None:

@@ -68,7 +68,7 @@ class ManagedServer:
     ) -> None:
         self._settings = settings
         self._model = model
-        self._log = log
+        self.log = log
         self._log_start = 0
         self._transfer = transfer
         self._gpu = gpu
@@ -78,38 +78,26 @@ class ManagedServer:
         self._python = interpreter(settings)
         check_socket_path()
         self._directory = Path(tempfile.mkdtemp(prefix="sbx-vllm-"))  # short, as socket paths must be
+        self.address = Address("http://localhost", str(self._directory / SOCKET))
+        """Where clients find it; the socket appears when the weights behind it are right."""
         self.client = VLLMServer(self.address)
         self._private = VLLMServer(Address("http://localhost", str(self._directory / STARTING_SOCKET)))
         self._process: asyncio.subprocess.Process | None = None
         self._up = asyncio.Event()
         self._watched = False
-        self._lost: str | None = None
+        self.lost: str | None = None
+        """Why it is gone for good, if it is."""
         self._condemned: str | None = None
-
-    @property
-    def address(self) -> Address:
-        """Where clients find it; the socket appears when the weights behind it are right."""
-        return Address("http://localhost", str(self._directory / SOCKET))
 
     @property
     def up(self) -> bool:
         """Whether clients may use it; one that has ended is not, though nobody may have seen it yet."""
-        return self._up.is_set() and self._lost is None and not self._ended
-
-    @property
-    def lost(self) -> str | None:
-        """Why it is gone for good, if it is."""
-        return self._lost
-
-    @property
-    def log(self) -> Path:
-        """What its output goes to."""
-        return self._log
+        return self._up.is_set() and self.lost is None and not self._ended
 
     def move_log(self, path: Path) -> None:
         """Continue the log elsewhere on the same file system, once there is a run to keep it."""
-        os.replace(self._log, path)
-        self._log = path
+        os.replace(self.log, path)
+        self.log = path
 
     async def start(self) -> None:
         """Start the child and return at once."""
@@ -125,8 +113,8 @@ class ManagedServer:
             directory=self._directory,
             gpu=self._gpu,
         )
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *command,
@@ -165,11 +153,11 @@ class ManagedServer:
         Raises:
             EngineFault: the server is gone for good.
         """
-        if self._ended and self._watched and self._lost is None:
+        if self._ended and self._watched and self.lost is None:
             self._up.clear()  # its supervisor is about to see it
         await self._up.wait()
-        if self._lost is not None:
-            raise EngineFault(self._lost)
+        if self.lost is not None:
+            raise EngineFault(self.lost)
 
     async def condemn(self, why: str) -> None:
         """End a server that must not be sampled from any more; its supervisor starts another.
@@ -204,7 +192,7 @@ class ManagedServer:
 
     def give_up(self, why: str) -> None:
         """It is gone for good, and those who wait for it learn of it."""
-        self._lost = why
+        self.lost = why
         self._up.set()
 
     def _open_to_clients(self) -> None:
@@ -226,7 +214,7 @@ class ManagedServer:
             while failures < HEALTH_FAILURES and idle_s < self._settings.stalled_s:
                 await asyncio.wait([died], timeout=HEALTH_INTERVAL_S)
                 if died.done():
-                    ended = why_it_died(self._log, died.result(), since=self._log_start)
+                    ended = why_it_died(self.log, died.result(), since=self._log_start)
                     return self._condemned or ended
                 healthy = await self.client.healthy(timeout=HEALTH_INTERVAL_S)
                 failures = 0 if healthy else failures + 1
@@ -260,17 +248,17 @@ class ManagedServer:
             while not await self._private.healthy():
                 await asyncio.wait([died], timeout=0.25)
                 if died.done():
-                    why = why_it_died(self._log, died.result(), since=self._log_start)
-                    raise SetupError(f"vLLM: {why} (log: {self._log})")
+                    why = why_it_died(self.log, died.result(), since=self._log_start)
+                    raise SetupError(f"vLLM: {why} (log: {self.log})")
                 now = time.monotonic()
                 if now - started > self._settings.startup_timeout_s:
                     raise SetupError(
                         f"vLLM did not answer within policy.startup_timeout_s="
-                        f"{self._settings.startup_timeout_s:g} s; look at {self._log}, or raise it"
+                        f"{self._settings.startup_timeout_s:g} s; look at {self.log}, or raise it"
                     )
                 if now - said > 15:
                     said = now
-                    self._say(f"vLLM is starting, {now - started:.0f} s so far (log: {self._log})")
+                    self._say(f"vLLM is starting, {now - started:.0f} s so far (log: {self.log})")
         finally:
             died.cancel()
         self._say(f"vLLM is up after {time.monotonic() - started:.0f} s of waiting")
