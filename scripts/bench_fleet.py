@@ -40,10 +40,9 @@ import torch
 
 from sandbox_rl.policies.base import PolicySession, TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm.fleet import ManagedServers
+from sandbox_rl.policies.vllm.fleet import ManagedServers, SupervisedServers
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
-from sandbox_rl.policies.vllm.supervisor import SupervisedServers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.payload import checksums_of
 from sandbox_rl.training.publication.routes import verify

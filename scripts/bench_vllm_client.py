@@ -23,8 +23,8 @@ from pathlib import Path
 from sandbox_rl.http_client import Address
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm.external import ExternalServers
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
+from sandbox_rl.policies.vllm.source import ExternalServers
 
 EPISODES = 64
 SHORT_S, LONG_S = 0.25, 2.0

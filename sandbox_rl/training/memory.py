@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from trl import GRPOConfig
 
-from sandbox_rl.training.config import LoraSettings, ModelSettings
+from sandbox_rl.training.config import ModelSettings
 
 __all__ = [
     "OVERHEAD",
@@ -161,7 +161,8 @@ def estimate_memory(
     if model.quantization is not None:
         weights -= int(shape.linear_weights * (item - NF4_BITS / 8))
     if model.lora is not None:
-        trained = _adapter(shape, model.lora)
+        # r·(in + out) weights for a linear layer (arXiv 2106.09685, 4.1), and all of them: an upper bound.
+        trained = model.lora.r * shape.linear_widths
         weights += trained * MASTER
     elif getattr(args, "beta", 0.0):
         weights += shape.parameters * MASTER  # the reference
@@ -198,14 +199,6 @@ def _casts(shape: ModelShape, item: int, compute: int, *, shards: int, checkpoin
     if item == compute:
         return 0
     return compute * (layer if checkpointing else shape.linear_weights)
-
-
-def _adapter(shape: ModelShape, lora: LoraSettings) -> int:
-    """LoRA of rank r adds r·(in + out) weights to a linear layer (arXiv 2106.09685, 4.1).
-
-    Counted for all linear layers; fewer target modules take less.
-    """
-    return lora.r * shape.linear_widths
 
 
 def _optimizer(name: str, trained: int, item: int) -> int:

@@ -15,11 +15,11 @@ from sandbox_rl.errors import EngineFault
 from sandbox_rl.http_client import Address
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm import supervisor
-from sandbox_rl.policies.vllm.external import ExternalServers
+from sandbox_rl.policies.vllm import fleet
 from sandbox_rl.policies.vllm.fake import FakeVLLM
+from sandbox_rl.policies.vllm.fleet import RestoredServers
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
-from sandbox_rl.policies.vllm.supervisor import RestoredServers
+from sandbox_rl.policies.vllm.source import ExternalServers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.weights import PublishedWeights
 
@@ -133,7 +133,7 @@ def loop():
 
 @pytest.fixture
 def somebody(loop, transfer, monkeypatch):
-    monkeypatch.setattr(supervisor, "LOOK_S", 0.1)
+    monkeypatch.setattr(fleet, "LOOK_S", 0.1)
     with tempfile.TemporaryDirectory(prefix="fake") as directory:  # short, as paths of sockets are
         somebody = Somebody(loop, Path(directory) / "0", transfer)
         yield somebody

@@ -12,8 +12,8 @@ from accelerate import PartialState
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.http_client import Address
-from sandbox_rl.policies.vllm.external import ExternalServers
 from sandbox_rl.policies.vllm.fake import FakeVLLM
+from sandbox_rl.policies.vllm.source import ExternalServers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.payload import checksums_of
 from sandbox_rl.training.publication.routes import verify

@@ -38,5 +38,5 @@ def test_every_hop_of_a_way_exists(way):
 
 def test_no_part_is_left_out():
     commands = {f"commands/{name}.py" for name in ("train", "evaluate", "run", "replay", "check", "view")}
-    parts = {"rollout/engine.py", "training/trl_hooks.py", "policies/vllm/supervisor.py"}
+    parts = {"rollout/engine.py", "training/trl_hooks.py", "policies/vllm/fleet.py"}
     assert {way[0][0] for way in WAYS} >= commands | parts

@@ -17,8 +17,8 @@ from peft import LoraConfig, get_peft_model
 from sandbox_rl.errors import EngineFault, SetupError
 from sandbox_rl.http_client import Address
 from sandbox_rl.policies.vllm.api import VLLMServer
-from sandbox_rl.policies.vllm.external import ExternalServers
 from sandbox_rl.policies.vllm.fake import FakeVLLM
+from sandbox_rl.policies.vllm.source import ExternalServers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.base import UnsentWeights
 from sandbox_rl.training.publication.group import GroupTransport, address_towards

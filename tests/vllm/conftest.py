@@ -13,10 +13,9 @@ import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm.fleet import ManagedServers
+from sandbox_rl.policies.vllm.fleet import ManagedServers, SupervisedServers
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
-from sandbox_rl.policies.vllm.supervisor import SupervisedServers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.weights import PublishedWeights
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer

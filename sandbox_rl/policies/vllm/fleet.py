@@ -1,22 +1,29 @@
-"""The managed servers of a run, as one: started together, gone together, each on its own in between."""
+"""The managed servers of a run, as one: started together, gone together, each on its own in between.
+
+Servers are watched while a run lasts, managed ones and others, so that one which was started again gets the
+weights that it should have.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from sandbox_rl.errors import EngineFault
+from sandbox_rl.http_client import Refused, Unreachable
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.server import ManagedServer
-from sandbox_rl.policies.vllm.source import Servers
+from sandbox_rl.policies.vllm.source import ExternalServers, Servers
 
-__all__ = ["ManagedServers", "log_of"]
+__all__ = ["KeepsWeights", "ManagedServers", "RestoredServers", "SupervisedServers", "log_of"]
 
 
 class ManagedServers(Servers):
-    """Servers of this process; none is started again but by `supervisor.py`.
+    """Servers of this process; none is started again but by `SupervisedServers`.
 
     Args:
         members: at least one, all of the same model.
@@ -96,3 +103,118 @@ class ManagedServers(Servers):
 def log_of(path: Path, number: int, servers: int) -> Path:
     """Of one of several servers: `vllm-1.log` for `vllm.log`, which it is where there is but one."""
     return path if servers == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 5.0
+"""Between two looks at the version of a server that someone else runs."""
+
+
+class KeepsWeights(Protocol):
+    """Whoever publishes weights, as the supervisor of servers needs it."""
+
+    async def wanted(self) -> None:
+        """Wait until servers should run: while they sleep their memory is the trainer's."""
+        ...
+
+    async def restore(self, server: VLLMServer) -> None:
+        """Give a server that was started again the weights that were published last.
+
+        Raises:
+            EngineFault: nobody can.
+        """
+        ...
+
+
+class _Watched(ABC):
+    """An async context manager that enters servers and watches each; what happens to one stops no other."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self._watchers: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Servers:
+        await self._servers.__aenter__()
+        self._watchers = [
+            asyncio.create_task(self._watch(number), name=f"watch {server.address}")
+            for number, server in enumerate(self._servers.servers)
+        ]
+        return self._servers
+
+    async def __aexit__(self, *exc: object) -> None:
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            watcher.cancel()
+        await asyncio.gather(*watchers, return_exceptions=True)
+        await self._servers.__aexit__(*exc)
+
+    @abstractmethod
+    async def _watch(self, number: int) -> None: ...
+
+
+class SupervisedServers(_Watched):
+    """Managed servers, each started again when it dies or hangs.
+
+    Args:
+        restarts: how often each may be started again.
+    """
+
+    def __init__(self, fleet: ManagedServers, weights: KeepsWeights, *, restarts: int) -> None:
+        super().__init__(fleet)
+        self._members = fleet.members
+        self._weights = weights
+        self._restarts = restarts
+        self._left = [restarts for _ in fleet.members]
+
+    @property
+    def restarts_left(self) -> Sequence[int]:
+        """How often each may still be started again."""
+        return tuple(self._left)
+
+    async def _watch(self, number: int) -> None:
+        server, several = self._members[number], len(self._members) > 1
+        name = f"vLLM server {number} of {len(self._members)}" if several else "vLLM server"
+        while True:
+            reason = await server.failed()
+            await self._weights.wanted()
+            if not self._left[number]:
+                why = f"the {name} failed for good after {self._restarts} restarts: {reason}"
+                break
+            self._left[number] -= 1
+            done = self._restarts - self._left[number]
+            logger.warning("%s: %s; restart %d of %d", name, reason, done, self._restarts)
+            try:
+                await server.restart(self._weights.restore)
+            except Exception as error:
+                why = f"the {name} could not be restarted: {error}"
+                break
+        logger.error("%s", why)
+        server.give_up(why)
+
+
+class RestoredServers(_Watched):
+    """External servers of a run that publishes: one that someone starts again gets the newest weights again.
+    Who samples asks each for its version (`policy.py`) and waits meanwhile.
+
+    Args:
+        weights: published last; `weights.restore` looks itself whether they are missing.
+    """
+
+    def __init__(self, external: ExternalServers, weights: KeepsWeights) -> None:
+        super().__init__(external)
+        self._weights = weights
+
+    async def _watch(self, number: int) -> None:
+        server = self._servers.servers[number]
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                if await server.weights_version() is None:
+                    await self._weights.restore(server)
+                    if (version := await server.weights_version()) is not None:
+                        logger.warning("%s was started again; it got version %d", server.address, version)
+            except (Refused, Unreachable):
+                pass  # whoever runs it starts it again, or not: its turns are waited for
+            except EngineFault as error:
+                logger.warning("%s: the newest weights are sent again: %s", server.address, error)

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from sandbox_rl.errors import EngineFault, SetupError
@@ -37,11 +38,12 @@ SOCKET = "http"
 """Name of a server's socket once clients may use it."""
 
 
+@dataclass(eq=False)
 class ManagedServer:
     """One vLLM server as a child: started early and gone with this process, even by SIGKILL.
 
     One of a fleet (`fleet.py`). Call `start` as soon as the model is known; `check` waits until it answers.
-    Restarts are the supervisor's decision (`supervisor.py`). The connections and the address are there from
+    Restarts are the supervisor's decision (`fleet.py`). The connections and the address are there from
     the beginning and stay the same over restarts: living sessions and other processes know them.
 
     Args:
@@ -54,28 +56,19 @@ class ManagedServer:
         say: told how the start goes.
     """
 
-    def __init__(
-        self,
-        settings: VLLMSettings,
-        *,
-        model: str,
-        log: Path,
-        transfer: str,
-        gpu: bool,
-        needed_context: int = 1,
-        tokenizer: TokenizerProbe | None = None,
-        say: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        self._settings = settings
-        self._model = model
-        self.log = log
+    settings: VLLMSettings
+    _: KW_ONLY
+    model: str
+    log: Path
+    transfer: str
+    gpu: bool
+    needed_context: int = 1
+    tokenizer: TokenizerProbe | None = None
+    say: Callable[[str], None] = lambda _: None
+
+    def __post_init__(self) -> None:
         self._log_start = 0
-        self._transfer = transfer
-        self._gpu = gpu
-        self._tokenizer = tokenizer
-        self._needed_context = needed_context
-        self._say = say
-        self._python = interpreter(settings)
+        self._python = interpreter(self.settings)
         check_socket_path()
         self._directory = Path(tempfile.mkdtemp(prefix="sbx-vllm-"))  # short, as socket paths must be
         self.address = Address("http://localhost", str(self._directory / SOCKET))
@@ -106,12 +99,12 @@ class ManagedServer:
         await self.client.open()
         await self._private.open()
         command = server_command(
-            self._settings,
+            self.settings,
             python=self._python,
-            model=self._model,
-            transfer=self._transfer,
+            model=self.model,
+            transfer=self.transfer,
             directory=self._directory,
-            gpu=self._gpu,
+            gpu=self.gpu,
         )
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
@@ -121,7 +114,7 @@ class ManagedServer:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=environment(self._settings, gpu=self._gpu),
+                env=environment(self.settings, gpu=self.gpu),
                 start_new_session=True,
             )
 
@@ -134,9 +127,9 @@ class ManagedServer:
         if self._process is None:
             await self.start()
         await self._wait_until_up()
-        facts = await check_server(self._private, needed_context=self._needed_context)
-        if self._tokenizer is not None:
-            await check_tokenizer(self._private, facts.served_model, self._tokenizer)
+        facts = await check_server(self._private, needed_context=self.needed_context)
+        if self.tokenizer is not None:
+            await check_tokenizer(self._private, facts.served_model, self.tokenizer)
         self._open_to_clients()
         return facts
 
@@ -211,7 +204,7 @@ class ManagedServer:
         failures, idle_s = 0, 0.0
         progress = EngineProgress(self.client)
         try:
-            while failures < HEALTH_FAILURES and idle_s < self._settings.stalled_s:
+            while failures < HEALTH_FAILURES and idle_s < self.settings.stalled_s:
                 await asyncio.wait([died], timeout=HEALTH_INTERVAL_S)
                 if died.done():
                     ended = why_it_died(self.log, died.result(), since=self._log_start)
@@ -251,14 +244,14 @@ class ManagedServer:
                     why = why_it_died(self.log, died.result(), since=self._log_start)
                     raise SetupError(f"vLLM: {why} (log: {self.log})")
                 now = time.monotonic()
-                if now - started > self._settings.startup_timeout_s:
+                if now - started > self.settings.startup_timeout_s:
                     raise SetupError(
                         f"vLLM did not answer within policy.startup_timeout_s="
-                        f"{self._settings.startup_timeout_s:g} s; look at {self.log}, or raise it"
+                        f"{self.settings.startup_timeout_s:g} s; look at {self.log}, or raise it"
                     )
                 if now - said > 15:
                     said = now
-                    self._say(f"vLLM is starting, {now - started:.0f} s so far (log: {self.log})")
+                    self.say(f"vLLM is starting, {now - started:.0f} s so far (log: {self.log})")
         finally:
             died.cancel()
-        self._say(f"vLLM is up after {time.monotonic() - started:.0f} s of waiting")
+        self.say(f"vLLM is up after {time.monotonic() - started:.0f} s of waiting")

@@ -1,4 +1,7 @@
-"""Servers of one model, for those who sample from them and those who publish weights to them."""
+"""Servers of one model, for those who sample from them and those who publish weights to them.
+
+Those that someone else runs, or another process of this run, are here; those of this process in `fleet.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
+from sandbox_rl.errors import SetupError
+from sandbox_rl.http_client import Address
 from sandbox_rl.policies.vllm.api import VLLMServer
-from sandbox_rl.policies.vllm.check import ServerFacts
+from sandbox_rl.policies.vllm.check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
 
-__all__ = ["Servers"]
+__all__ = ["ExternalServers", "Servers"]
 
 
 class Servers(ABC):
@@ -64,3 +69,69 @@ class Servers(ABC):
     @abstractmethod
     async def replace(self, server: VLLMServer, why: str) -> bool:
         """End a server that did not take its weights and have another started; False where nobody can."""
+
+
+class ExternalServers(Servers):
+    """Servers that someone else runs; checked when entered, never restarted.
+
+    Args:
+        engine: vLLM's name of the weight transfer that will be used; None where nothing is published.
+        startup_timeout_s: seconds within which they must answer; they may be starting just now.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        *,
+        needed_context: int,
+        tokenizer: TokenizerProbe | None,
+        startup_timeout_s: float,
+        engine: str | None = None,
+    ) -> None:
+        super().__init__([VLLMServer(address) for address in addresses])
+        self._startup_timeout_s = startup_timeout_s
+        self._needed_context = needed_context
+        self._tokenizer = tokenizer
+        self._engine = engine
+
+    async def __aenter__(self) -> Self:
+        try:
+            for server in self.servers:
+                await server.open()
+                await self.recovered(server)  # what is wrong, the check below says
+            self.facts = [
+                await check_server(s, needed_context=self._needed_context, engine=self._engine)
+                for s in self.servers
+            ]
+            names = {facts.served_model for facts in self.facts}
+            if len(names) > 1:
+                raise SetupError(f"policy.base_urls: they serve {sorted(names)}, expected one model")
+            if self._tokenizer is not None:
+                for server in self.servers:
+                    await check_tokenizer(server, self.served_model, self._tokenizer)
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for server in self.servers:
+            await server.close()
+
+    @property
+    def up(self) -> Sequence[VLLMServer]:
+        """All: whoever runs them answers for them."""
+        return self.servers
+
+    async def some_up(self) -> None:
+        """Wait a while for all of them: nobody here gives one that comes later the newest weights."""
+        for server in self.servers:
+            await self.recovered(server)
+
+    async def replace(self, server: VLLMServer, why: str) -> bool:
+        """Nobody here can start it again."""
+        return False
+
+    async def recovered(self, server: VLLMServer) -> None:
+        """Wait a while for it to answer again: someone may be restarting it."""
+        await server.wait_healthy(self._startup_timeout_s)

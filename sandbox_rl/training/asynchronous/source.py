@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol
 
@@ -28,10 +28,11 @@ from sandbox_rl.policies.base import WeightVersion
 from sandbox_rl.training.agreement import everywhere
 from sandbox_rl.training.asynchronous.compositions import CompositionLog
 from sandbox_rl.training.asynchronous.progress import Admission
+from sandbox_rl.training.asynchronous.rollout_process import RolloutProcess
 from sandbox_rl.training.asynchronous.rows import age_metrics, collator, micro_batches, samples_of, tensors_of
 from sandbox_rl.training.samples import FinishedGroup
 
-__all__ = ["Composed", "RolloutSource", "Rollouts", "Source", "UpdateStream"]
+__all__ = ["Composed", "RolloutSource", "Source", "UpdateStream"]
 
 CLASS_OF = {
     SampleEnd.NOT_JUDGED: TokenClass.NOT_JUDGED,
@@ -42,27 +43,6 @@ CLASS_OF = {
 """What the audit calls the tokens of a sample that is left out."""
 
 logger = logging.getLogger(__name__)
-
-
-class Rollouts(Protocol):
-    """The part of a rollout worker that gives groups."""
-
-    @property
-    def rollout_buffer(self) -> Any:
-        """A queue of `FinishedGroup`."""
-        ...
-
-    def admit(self, numbers: Sequence[int]) -> None:
-        """Let groups start."""
-        ...
-
-    def check_health(self, stale_after_s: float) -> None:
-        """Whether it still works.
-
-        Raises:
-            InfraFault: it does not.
-        """
-        ...
 
 
 @dataclass
@@ -80,7 +60,7 @@ class RolloutSource:
         stale_after_s: seconds without a beat after which the rollouts count as hung.
     """
 
-    rollouts: Rollouts
+    rollouts: RolloutProcess
     admission: Admission
     _: KW_ONLY
     step: Callable[[], int]

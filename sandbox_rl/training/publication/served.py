@@ -18,13 +18,11 @@ from sandbox_rl.errors import SetupError
 from sandbox_rl.http_client import Address
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.check import TokenizerProbe
-from sandbox_rl.policies.vllm.external import ExternalServers
-from sandbox_rl.policies.vllm.fleet import ManagedServers, log_of
+from sandbox_rl.policies.vllm.fleet import ManagedServers, RestoredServers, SupervisedServers, log_of
 from sandbox_rl.policies.vllm.launch import ENGINES
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
-from sandbox_rl.policies.vllm.source import Servers
-from sandbox_rl.policies.vllm.supervisor import RestoredServers, SupervisedServers
+from sandbox_rl.policies.vllm.source import ExternalServers, Servers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.placement import Place, Placement
 from sandbox_rl.training.publication.sending import OwnServer

@@ -17,10 +17,9 @@ from sandbox_rl.http_client import Unreachable
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm import progress, server
-from sandbox_rl.policies.vllm.fleet import ManagedServers
+from sandbox_rl.policies.vllm.fleet import ManagedServers, SupervisedServers
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
-from sandbox_rl.policies.vllm.supervisor import SupervisedServers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.payload import checksums_of
 from sandbox_rl.training.publication.routes import verify

@@ -16,9 +16,9 @@ from sandbox_rl.http_client import Address
 from sandbox_rl.policies.base import UNTRAINED, FixedVersion, TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm import progress
-from sandbox_rl.policies.vllm.external import ExternalServers
 from sandbox_rl.policies.vllm.fake import FakeVLLM
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
+from sandbox_rl.policies.vllm.source import ExternalServers
 
 END = 2
 PROMPT = (5, 6, 7)
