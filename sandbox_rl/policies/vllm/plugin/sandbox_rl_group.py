@@ -16,7 +16,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-__all__ = ["GroupEngine"]
+__all__ = ["GroupEngine", "Reloading"]
 
 
 @dataclass
@@ -50,7 +50,32 @@ class GroupUpdate(WeightTransferUpdateInfo):
     shapes: list = field(default_factory=list)
 
 
-class GroupEngine(WeightTransferEngine[GroupInit, GroupUpdate]):
+class Reloading:
+    """What the engines of both transfers do around the weights' arrival; named before vLLM's class."""
+
+    def start_weight_update(self):
+        """Make parameters loadable again: kernels may have repacked them after the first load."""
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info):
+        """Load what `update_info` names."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def finish_weight_update(self):
+        """Repack what the kernels want repacked."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    @staticmethod
+    def trainer_send_weights(iterator, trainer_args):
+        """Abstract before vLLM 0.28; the trainer has an end of its own."""
+        raise NotImplementedError
+
+
+class GroupEngine(Reloading, WeightTransferEngine[GroupInit, GroupUpdate]):
     """Receives broadcasts of the trainer."""
 
     init_info_cls = GroupInit
@@ -77,16 +102,6 @@ class GroupEngine(WeightTransferEngine[GroupInit, GroupUpdate]):
             self.group = gloo(store, rank, init_info.size, options)
         self.on_card = init_info.backend == "nccl"
 
-    def start_weight_update(self):
-        """Make parameters loadable again: kernels may have repacked them after the first load."""
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        initialize_layerwise_reload(self.model)
-
-    def update_weights(self, update_info):
-        """Receive what `update_info` names."""
-        self.receive_weights(self.parse_update_info(update_info))
-
     def receive_weights(self, update_info):
         """Receive what `update_info` names, already parsed."""
         if self.group is None:
@@ -107,20 +122,9 @@ class GroupEngine(WeightTransferEngine[GroupInit, GroupUpdate]):
             self.group.broadcast(tensor, 0).wait()
             yield name, tensor
 
-    def finish_weight_update(self):
-        """Repack what the kernels want repacked."""
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
-
     def shutdown(self):
         """Leave the group."""
         self.group = None
-
-    @staticmethod
-    def trainer_send_weights(iterator, trainer_args):
-        """Abstract before vLLM 0.28; the trainer has an end of its own."""
-        raise NotImplementedError
 
 
 def _own_address(host, port):

@@ -8,8 +8,8 @@ import json
 import zlib
 from dataclasses import dataclass
 
-import sandbox_rl_group  # noqa: F401 (registers its engine)
 import torch
+from sandbox_rl_group import Reloading  # and with it the engine of the other transfer
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -36,7 +36,7 @@ class ShmUpdate(WeightTransferUpdateInfo):
     path: str = ""
 
 
-class ShmEngine(WeightTransferEngine[ShmInit, ShmUpdate]):
+class ShmEngine(Reloading, WeightTransferEngine[ShmInit, ShmUpdate]):
     """Loads a safetensors file that the trainer holds in shared memory."""
 
     init_info_cls = ShmInit
@@ -45,35 +45,14 @@ class ShmEngine(WeightTransferEngine[ShmInit, ShmUpdate]):
     def init_transfer_engine(self, init_info):
         """Nothing to set up."""
 
-    def start_weight_update(self):
-        """Make parameters loadable again: kernels may have repacked them after the first load."""
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        initialize_layerwise_reload(self.model)
-
-    def update_weights(self, update_info):
-        """Load the file named by `update_info`."""
-        self.receive_weights(self.parse_update_info(update_info))
-
     def receive_weights(self, update_info):
         """Load the file named by `update_info`, already parsed."""
         from safetensors.torch import load_file
 
         self.model.load_weights(list(load_file(update_info.path).items()))
 
-    def finish_weight_update(self):
-        """Repack what the kernels want repacked."""
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
-
     def shutdown(self):
         """Nothing to free."""
-
-    @staticmethod
-    def trainer_send_weights(iterator, trainer_args):
-        """Abstract before vLLM 0.28; the trainer talks to the routes itself."""
-        raise NotImplementedError
 
 
 if "shm" not in WeightTransferEngineFactory._registry:
