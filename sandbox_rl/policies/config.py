@@ -104,7 +104,7 @@ class VLLMSettings(Settings):
                 raise ValueError(f"arguments: {name!r} belongs elsewhere: {_OURS[plain]}")
             if name != name.lstrip("-"):
                 raise ValueError(f"arguments: {name!r}, expected the name without dashes in front")
-            if plain == "tensor-parallel-size" and (isinstance(value, bool) or not _positive(value)):
+            if plain == "tensor-parallel-size" and (type(value) is not int or value < 1):
                 raise ValueError(f"arguments: {name!r} is {value!r}, expected a number of cards, 1 or more")
         return self
 
@@ -114,10 +114,6 @@ class VLLMSettings(Settings):
         for field, value in (("placement", self.placement), ("servers", self.servers)):
             if value != "auto":
                 raise ValueError(f"{field}: {value!r}, expected none with engine 'external': see base_urls")
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, int) and value >= 1
 
 
 class RecordedPolicySettings(Settings):

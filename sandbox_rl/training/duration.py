@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from types import MappingProxyType
 
 from sandbox_rl.training.memory import ModelShape
 
@@ -70,18 +69,16 @@ class Device:
     bandwidth: float
 
 
-DEVICES: Mapping[str, Device] = MappingProxyType(
-    {
-        device.name: device
-        for device in (
-            Device("H200", 989e12, 4.8e12),
-            Device("H100", 989e12, 3.35e12),
-            Device("A100", 312e12, 2.0e12),
-            Device("L40S", 362e12, 0.864e12),
-            Device("4090", 165e12, 1.008e12),
-        )
-    }
-)
+DEVICES: Mapping[str, Device] = {
+    device.name: device
+    for device in (
+        Device("H200", 989e12, 4.8e12),
+        Device("H100", 989e12, 3.35e12),
+        Device("A100", 312e12, 2.0e12),
+        Device("L40S", 362e12, 0.864e12),
+        Device("4090", 165e12, 1.008e12),
+    )
+}
 
 
 def device_named(name: str) -> Device:

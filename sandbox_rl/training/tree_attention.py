@@ -7,7 +7,7 @@ What a model asks of its attention and is not done here is refused: log-probs wi
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -86,19 +86,12 @@ def tree_attention(
         raise _not_done(module, "softcap" if softcap else "s_aux", "on CUDA")
     q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))
     k, v = k.index_select(0, tree_kv_index), v.index_select(0, tree_kv_index)
-    attend = _varlen if q.is_cuda else partial(_loop, softcap=softcap, sinks=s_aux)
-    window = sliding_window or 0
-    out = attend(
-        q,
-        k,
-        v,
-        tree_cu_seqlens_q,
-        tree_cu_seqlens_k,
-        int(tree_max_seqlen_q),
-        int(tree_max_seqlen_k),
-        scaling,
-        window,
-    )
+    longest = int(tree_max_seqlen_q), int(tree_max_seqlen_k)
+    segments = _Segments(tree_cu_seqlens_q, tree_cu_seqlens_k, longest, sliding_window or 0)
+    if q.is_cuda:
+        out = _varlen(q, k, v, segments, scaling)
+    else:
+        out = _loop(q, k, v, segments, scaling, softcap=softcap, sinks=s_aux)
     return out.unsqueeze(0), None
 
 
@@ -107,16 +100,19 @@ def register_tree_attention() -> None:
     AttentionInterface.register(TREE_ATTENTION, tree_attention)
 
 
+@dataclass(frozen=True, slots=True)
+class _Segments:
+    """Where segments `q` and their paths `k` begin, shape (S + 1,); the longest of both; tokens that are seen
+    back, 0 for all."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    longest: tuple[int, int]
+    window: int
+
+
 def _varlen(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_q: torch.Tensor,
-    cu_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    scaling: float | None,
-    window: int,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: _Segments, scaling: float | None
 ) -> torch.Tensor:
     """On a GPU, in half precision: the kernel takes nothing else."""
     from torch.nn.attention.varlen import varlen_attn
@@ -127,12 +123,11 @@ def _varlen(
         q.to(dtype),
         k.to(dtype).repeat_interleave(groups, 1),
         v.to(dtype).repeat_interleave(groups, 1),
-        cu_q,
-        cu_k,
-        max_q,
-        max_k,
+        segments.q,
+        segments.k,
+        *segments.longest,
         scale=scaling,
-        window_size=(window - 1 if window else -1, 0),  # nothing ahead: causal, aligned at the end
+        window_size=(segments.window - 1, 0),  # nothing ahead: causal, aligned at the end
     )
     attended: torch.Tensor = out
     return attended.to(q.dtype)
@@ -142,17 +137,13 @@ def _loop(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    cu_q: torch.Tensor,
-    cu_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
+    segments: _Segments,
     scaling: float | None,
-    window: int,
     *,
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    starts_q, starts_k = cu_q.tolist(), cu_k.tolist()
+    starts_q, starts_k = segments.q.tolist(), segments.k.tolist()
     groups = q.shape[1] // k.shape[1]
     parts = []
     for i in range(len(starts_q) - 1):
@@ -162,8 +153,8 @@ def _loop(
         )
         length, path = segment.shape[1], keys.shape[1]
         seen = torch.ones(length, path, dtype=torch.bool, device=q.device).tril(path - length)
-        if window:
-            seen &= ~torch.ones_like(seen).tril(path - length - window)
+        if segments.window:
+            seen &= ~torch.ones_like(seen).tril(path - length - segments.window)
         if softcap or sinks is not None:
             attended = _scored(segment, keys, values, seen, scaling, softcap, sinks)
         else:

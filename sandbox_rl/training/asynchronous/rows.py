@@ -199,7 +199,7 @@ def truncated(log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: 
 def select_terms(
     model: Callable[..., FusedCausalLMOutput],
     inputs: Mapping[str, torch.Tensor],
-    seen: Callable[[torch.Tensor], object] = lambda log_probs: None,
+    seen: Callable[[torch.Tensor, torch.Tensor], object] = lambda log_probs, bounded: None,
 ) -> tuple[Callable[..., FusedCausalLMOutput], LossInputs]:
     """A model and inputs for TRL's `compute_loss` with truncated ratios.
 
@@ -207,7 +207,7 @@ def select_terms(
     loss are selected here, and TRL is given indices into them.
 
     Args:
-        seen: is shown the terms' log-probs as the model gives them, (M,).
+        seen: is shown the terms' log-probs as the model gives them and as TRL reads them, (M,) each.
     """
     selected = inputs["token_index"] >= 0
     places = inputs["token_index"][selected]
@@ -216,8 +216,8 @@ def select_terms(
     def forward(**kwargs: Any) -> FusedCausalLMOutput:
         outputs = model(**kwargs)
         terms = outputs.log_probs.flatten()[places]
-        seen(terms)
         outputs.log_probs = truncated(terms, old, advantages)
+        seen(terms, outputs.log_probs)
         outputs.entropy = outputs.entropy.flatten()[places]
         return outputs
 

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
-from trl.trainer.utils import FusedCausalLMOutput
 
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.ledger import Ledger, SampleEnd, Update
@@ -165,35 +164,25 @@ class SandboxAsyncTrainer(SandboxTrainer, AsyncGRPOTrainer):  # type: ignore[mis
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """TRL's, with a bound on what an old token can weigh."""
-        segments = inputs["segment_id"][inputs["token_index"] >= 0]
-        forward, inputs = select_terms(model, inputs, lambda terms: self._see_tokens(segments, terms))
-        if self.audit is None:
-            loss: torch.Tensor = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
-            return loss
-        seen: list[torch.Tensor] = []
 
-        def watched(*args: Any, **kwargs: Any) -> FusedCausalLMOutput:
-            output = forward(*args, **kwargs)
-            seen.append(output.log_probs.detach())
-            return output
+        def seen(log_probs: torch.Tensor, bounded: torch.Tensor) -> None:
+            if self._tokens is not None:
+                segments = inputs["segment_id"][inputs["token_index"] >= 0]
+                self._tokens.packed(self._samples, segments, log_probs)
+            if self.audit is not None:
+                self._look(self.audit, inputs, bounded.detach())
 
-        loss = super().compute_loss(watched, inputs, return_outputs, num_items_in_batch)
-        self._look(inputs, seen[0])
+        forward, terms = select_terms(model, inputs, seen)
+        loss: torch.Tensor = super().compute_loss(forward, terms, return_outputs, num_items_in_batch)
         return loss
 
-    def _see_tokens(self, segments: torch.Tensor, log_probs: torch.Tensor) -> None:
-        if self._tokens is not None:
-            self._tokens.packed(self._samples, segments, log_probs)
-
-    def _look(self, inputs: LossInputs, log_probs: torch.Tensor) -> None:
-        assert self.audit is not None
+    def _look(self, audit: RunAudit, inputs: LossInputs, log_probs: torch.Tensor) -> None:
         selected = inputs["token_index"] >= 0
-        self.audit.packed.in_loss(inputs["advantages"][selected].float().cpu().numpy())
+        audit.packed.in_loss(inputs["advantages"][selected].float().cpu().numpy())
         # Of tokens that are several updates old the difference is the policy's own change.
         if float(inputs[AGE][0]) <= YOUNG and bool(selected.any()):
-            own = log_probs.flatten()[inputs["token_index"][selected]]
-            gap = (own - inputs["old_log_probs"][selected]).abs().mean().item()
-            self.audit.sampler.look(gap, int(self.state.global_step), dict)
+            gap = (log_probs - inputs["old_log_probs"][selected]).abs().mean().item()
+            audit.sampler.look(gap, int(self.state.global_step), dict)
 
     def floating_point_ops(self, inputs: dict[str, list[LossInputs]]) -> int:
         """Of one update, for transformers' own count."""
