@@ -270,9 +270,12 @@ class _Shared:
     def told(self) -> Asked:
         """The most that any process has said."""
         for asked in sorted(_TOLD, reverse=True):
-            if self._with_store(lambda store, key=_KEY + asked.name: store.check([key])):
+            if self._said(asked):
                 return asked
         return Asked.NOTHING
+
+    def _said(self, asked: Asked) -> bool:
+        return bool(self._with_store(lambda store: store.check([_KEY + asked.name])))
 
     def _with_store(self, ask: Callable[[Any], Any]) -> Any:
         if self._store is None:
