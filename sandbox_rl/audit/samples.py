@@ -32,7 +32,7 @@ from sandbox_rl.types import Rollout
 __all__ = ["PackedAudit", "PackedSample", "SampleAudit"]
 
 
-@dataclass
+@dataclass(eq=False)
 class SampleAudit:
     """Follows the rollouts of one process into its loss.
 
@@ -218,7 +218,7 @@ class PackedSample(Protocol):
     def reward(self) -> float: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class PackedAudit:
     """Follows whole groups into the packed rows of an update.
 

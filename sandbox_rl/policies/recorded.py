@@ -24,7 +24,7 @@ class AnotherWay(DataError):
     """An episode asks for what its record does not hold: it has gone another way than it was recorded."""
 
 
-@dataclass
+@dataclass(eq=False)
 class RecordedPolicy:
     """Plays the recorded actions of each episode: ids, log-probs and weight versions as they were sampled.
 

@@ -17,7 +17,7 @@ Script = Callable[[str, int, Sequence[int]], Sequence[int]]
 """`(episode id, turn index from 0, ids so far) -> ids of this turn`, end-of-turn id included."""
 
 
-@dataclass
+@dataclass(eq=False)
 class ScriptedPolicy:
     """Plays a script. Every token has log-prob 0.0: the script is certain of itself.
 

@@ -32,7 +32,7 @@ class _Request:
     done: asyncio.Future[Action]
 
 
-@dataclass
+@dataclass(eq=False)
 class TransformersPolicy:
     """Samples turns from `model`, which may be trained between batches.
 

@@ -134,7 +134,7 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
                 await asyncio.gather(*live, return_exceptions=True)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Groups:
     """Rolls out groups, one call each, and hands on what became of them."""
 

@@ -45,7 +45,7 @@ CLASS_OF = {
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class RolloutSource:
     """A `Source` of updates.
 

@@ -99,7 +99,7 @@ async def without(
     return [server for server in those if server.address not in failed]
 
 
-@dataclass
+@dataclass(eq=False)
 class Kept:
     """The weights that were published last, in memory of this host."""
 
