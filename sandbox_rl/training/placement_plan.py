@@ -174,10 +174,7 @@ def _nearest(
     also = f" with {' and '.join(reset)}" if reset else ""
     free = settings.model_copy(update={"placement": "auto", "servers": "auto", "transfer": "auto"})
     for fewer in range(ranks, 0, -1):
-        kinds: list[Kind] = ["one" if fewer == 1 else "shared"]
-        if len(cards) > fewer:
-            kinds.insert(0, "split")
-        for kind in kinds:
+        for kind in _kinds(free, fewer, len(cards)):
             for other in _mode_and_sleep(free, mode):
                 if isinstance(_fitting(kind, cards, fewer, other[0], needs(fewer), other[1]), Placement):
                     train = f" with launch.processes={fewer}" if fewer != ranks else ""

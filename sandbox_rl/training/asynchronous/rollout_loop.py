@@ -12,7 +12,7 @@ import queue
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from sandbox_rl.training.groups import Advantage, group_requests
 from sandbox_rl.training.samples import failed_group, finished_group
 from sandbox_rl.types import Rollout, Task
 
-__all__ = ["Channels", "RolloutJob", "groups_at_once", "roll_out"]
+__all__ = ["Channels", "RolloutJob", "groups_at_once", "roll_out", "taken"]
 
 PR_SET_PDEATHSIG = 1
 FAILED_GROUPS = 8
@@ -113,7 +113,8 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
             try:
                 while not channels.stop.is_set():
                     channels.beat.value = time.monotonic()
-                    admitted.extend(_admitted(channels.admitted))
+                    for numbers in taken(channels.admitted):
+                        admitted.extend(numbers)
                     while admitted and len(live) < job.at_once:
                         groups.started(admitted[0])
                         live.add(asyncio.create_task(groups.roll_out(admitted.popleft())))
@@ -213,11 +214,11 @@ def groups_at_once(concurrency: int, group_size: int) -> int:
     return max(1, concurrency // group_size)
 
 
-def _admitted(source: Any) -> list[int]:
-    """All numbers that have come and were not taken yet."""
-    found: list[int] = []
+def taken(source: Any) -> Iterator[Any]:
+    """All that has come to a queue and was not taken yet."""
     while True:
         try:
-            found += source.get_nowait()
+            item = source.get_nowait()
         except queue.Empty:
-            return found
+            return
+        yield item

@@ -13,7 +13,7 @@ from typing import Any
 
 from sandbox_rl.errors import EngineFault, InfraFault
 from sandbox_rl.policies.base import WeightVersion
-from sandbox_rl.training.asynchronous.rollout_loop import Channels, RolloutJob, roll_out
+from sandbox_rl.training.asynchronous.rollout_loop import Channels, RolloutJob, roll_out, taken
 from sandbox_rl.training.samples import FinishedGroup
 
 __all__ = ["RolloutProcess"]
@@ -71,8 +71,8 @@ class RolloutProcess:
         self._channels.stop.set()
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while process.is_alive() and time.monotonic() < deadline:
-            _drain(self.rollout_buffer)  # a full pipe would keep its feeder thread, and so the process
-            _drain(self.metrics_queue)
+            for _ in (*taken(self.rollout_buffer), *taken(self.metrics_queue)):
+                pass  # a full pipe would keep its feeder thread, and so the process
             process.join(0.1)
         if process.is_alive():
             process.kill()
@@ -106,11 +106,3 @@ class RolloutProcess:
         silent = time.monotonic() - self._channels.beat.value
         if silent > stale_after_s:
             raise EngineFault(f"the rollout process has not moved for {silent:.0f} s; go on with --resume")
-
-
-def _drain(source: Any) -> None:
-    while True:
-        try:
-            source.get_nowait()
-        except queue.Empty:
-            return

@@ -28,6 +28,7 @@ from sandbox_rl.policies.base import WeightVersion
 from sandbox_rl.training.agreement import everywhere
 from sandbox_rl.training.asynchronous.compositions import CompositionLog
 from sandbox_rl.training.asynchronous.progress import Admission
+from sandbox_rl.training.asynchronous.rollout_loop import taken
 from sandbox_rl.training.asynchronous.rollout_process import RolloutProcess
 from sandbox_rl.training.asynchronous.rows import age_metrics, collator, micro_batches, samples_of, tensors_of
 from sandbox_rl.training.samples import FinishedGroup
@@ -84,7 +85,8 @@ class RolloutSource:
         deadline = time.monotonic() + timeout_s
         step = self.step()
         while True:
-            self._take_all()
+            for group in taken(self.rollouts.rollout_buffer):
+                self._take(group)
             self.rollouts.admit(self.admission.admit(step, self.version.value))
             if self.admission.ready(step):
                 return self._compose(step)
@@ -93,13 +95,6 @@ class RolloutSource:
             except queue.Empty:
                 self.rollouts.check_health(self.stale_after_s)
                 return None
-
-    def _take_all(self) -> None:
-        while True:
-            try:
-                self._take(self.rollouts.rollout_buffer.get_nowait())
-            except queue.Empty:
-                return
 
     def _take(self, group: FinishedGroup) -> None:
         if self.log is not None:
