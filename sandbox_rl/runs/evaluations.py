@@ -20,14 +20,14 @@ from sandbox_rl.runs.directory import set_aside
 from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.training.agreement import of_first, together
+from sandbox_rl.training.base_trainer import SandboxTrainer
 from sandbox_rl.training.callbacks import for_trackers
-from sandbox_rl.training.views import RunTrainer
 from sandbox_rl.types import Rollout
 
 __all__ = ["measure_held_out", "measure_suite"]
 
 
-def measure_held_out(session: Session, trainer: RunTrainer, when: str) -> Results | None:
+def measure_held_out(session: Session, trainer: SandboxTrainer, when: str) -> Results | None:
     """Evaluate the held-out tasks, with the same seeds each time; None where there are none.
 
     The episodes go to the run's own journal.
@@ -57,7 +57,7 @@ def measure_held_out(session: Session, trainer: RunTrainer, when: str) -> Result
     return _results(session, trainer, plan, rows, "eval")
 
 
-def measure_suite(session: Session, trainer: RunTrainer, subject: Subject) -> Results:
+def measure_suite(session: Session, trainer: SandboxTrainer, subject: Subject) -> Results:
     """Run a suite with the run's sandboxes, chat format and policy; everything else is the suite's.
 
     Each measurement has a directory of its own, `suites/<name>-<step>`, as `sandbox-rl eval` writes it.
@@ -110,7 +110,7 @@ def _run(
 
 
 def _results(
-    session: Session, trainer: RunTrainer, plan: EvaluationPlan, rows: list[EpisodeRow], prefix: str
+    session: Session, trainer: SandboxTrainer, plan: EvaluationPlan, rows: list[EpisodeRow], prefix: str
 ) -> Results:
     """The results over all processes, the same on each, and sent to the trackers."""
     everyone: list[EpisodeRow] = gather_object(rows) if session.state.num_processes > 1 else rows

@@ -28,11 +28,11 @@ from sandbox_rl.runs.session import Session, training_session
 from sandbox_rl.runs.sync_training import sync_trainer
 from sandbox_rl.runs.watching import purge_replayed
 from sandbox_rl.training.agreement import LONGEST_WAIT_S, join, of_first, together
+from sandbox_rl.training.base_trainer import SandboxTrainer
 from sandbox_rl.training.callbacks import AfterSteps
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.models import compute_dtype
 from sandbox_rl.training.stopping import Owner
-from sandbox_rl.training.views import RunTrainer
 from sandbox_rl.types import Task
 
 __all__ = ["TrainResult", "train"]
@@ -117,7 +117,7 @@ def train(
     return TrainResult(run.path, run.export, before, after, steps, interrupted=False, example=_example(plan))
 
 
-def _train(session: Session, trainer: RunTrainer) -> Results | None:
+def _train(session: Session, trainer: SandboxTrainer) -> Results | None:
     """Evaluate and train; returns what was measured before the first update."""
     plan, suite, run = session.plan, session.plan.suite, session.records.run
     every = plan.recipe.evaluation.every_steps
@@ -164,7 +164,7 @@ def _stoppable(session: Session) -> Iterator[None]:
         session.finish.agree()
 
 
-def _measure_after(session: Session, trainer: RunTrainer, before: Results | None) -> Results | None:
+def _measure_after(session: Session, trainer: SandboxTrainer, before: Results | None) -> Results | None:
     """What the run has come to; `results.json` and the suite's directory are written."""
     after = measure_held_out(session, trainer, "after training")
     if session.plan.suite is not None:
@@ -174,7 +174,7 @@ def _measure_after(session: Session, trainer: RunTrainer, before: Results | None
     return after
 
 
-def _require_learning(trainer: RunTrainer, run: RunDirectory) -> None:
+def _require_learning(trainer: SandboxTrainer, run: RunDirectory) -> None:
     """A run that trained on nothing is no result, whatever it would look like."""
     assert trainer.audit is not None, "both trainers of a run have one"
     shares = trainer.audit.shares
@@ -210,7 +210,7 @@ def _as_it_was(run: RunDirectory, steps: int) -> TrainResult:
     )
 
 
-def _export(session: Session, trainer: RunTrainer, before: Results | None, after: Results | None) -> None:
+def _export(session: Session, trainer: SandboxTrainer, before: Results | None, after: Results | None) -> None:
     """Write the model and close the run's history; all processes take part in gathering the weights."""
     recipe, run, state = session.plan.recipe, session.records.run, session.state
     model = trainer.accelerator.unwrap_model(trainer.model)

@@ -74,6 +74,10 @@ class SandboxTrainer(Trainer):  # type: ignore[misc]
             self.add_callback(audit.updates)
         settle_precision(self)
 
+    def sync_policy(self) -> None:
+        """Have the policy sample with the weights as they are now, also where TRL does not ask for it."""
+        raise NotImplementedError
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a step with what the audits saw of it."""
         if self.audit is not None and "loss" in logs:

@@ -89,7 +89,7 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
             )
 
     def sync_policy(self) -> None:
-        """Have the policy sample with the weights as they are now, also where TRL does not ask for it."""
+        """See `SandboxTrainer`."""
         self._policy.bring_up_to_date()
 
     def compute_loss(

@@ -12,10 +12,6 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainingArguments
-from transformers.trainer_callback import CallbackHandler
-
-from sandbox_rl.audit.run import RunAudit
 
 __all__ = [
     "LossArgs",
@@ -24,7 +20,6 @@ __all__ = [
     "ModelView",
     "RhythmArgs",
     "RolloutFunc",
-    "RunTrainer",
     "SamplingArgs",
     "StateView",
     "TrainerView",
@@ -119,31 +114,6 @@ class LossView(ModelView, Protocol):
     is_deepspeed_enabled: bool
     vllm_importance_sampling_correction: bool
     """Read by TRL whenever it scores and whenever it computes a loss."""
-
-
-class RunTrainer(ModelView, Protocol):
-    """Either trainer, as a run uses it."""
-
-    audit: RunAudit | None
-    args: TrainingArguments
-    control: TrainerControl
-    callback_handler: CallbackHandler
-
-    def sync_policy(self) -> None:
-        """Have the policy sample with the weights as they are now."""
-        ...
-
-    def add_callback(self, callback: TrainerCallback) -> None:
-        """Be told of what happens from now on."""
-        ...
-
-    def train(self, resume_from_checkpoint: str | None = None) -> object:
-        """Take all updates."""
-        ...
-
-    def keep_last_update(self) -> None:
-        """Save what was trained, where a fault ends the run."""
-        ...
 
 
 RolloutFunc = Callable[[Sequence[str], Any], dict[str, list[Any]]]
