@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import nn
-
-from sandbox_rl.policies.base import WeightVersion
 
 __all__ = ["Timing", "UnsentWeights", "Weights", "shared_version"]
 
@@ -29,31 +27,25 @@ class Timing:
         return self.pause_s + self.send_s + self.resume_s
 
 
-class Weights(Protocol):
+class Weights(ABC):
     """What a trainer publishes to, however its policy is sampled. Every process of a run has one."""
 
     served: bool
     """Whether servers sample, whose log-probs differ a little from the trainer's."""
 
-    @property
-    def version(self) -> WeightVersion:
+    def __init__(self) -> None:
+        self.version = shared_version()
         """For readers, in this process or a child: updates that the published weights have received."""
-        ...
-
-    @property
-    def asleep(self) -> bool:
+        self.asleep = False
         """Whether servers sleep and need a `publish` before anything is sampled, the same everywhere."""
-        ...
-
-    @property
-    def timing(self) -> Timing:
+        self.timing = Timing()
         """Of the last publication of this process."""
-        ...
 
+    @abstractmethod
     def current(self, step: int) -> bool:
         """Whether what is sampled with are the weights after `step` updates."""
-        ...
 
+    @abstractmethod
     def publish(self, model: nn.Module, step: int) -> int:
         """Have the policy sample with the weights of `model` from now on; every process calls it.
 
@@ -64,14 +56,13 @@ class Weights(Protocol):
         Raises:
             EngineFault: on every process, when a server did not take them; it stays paused.
         """
-        ...
 
+    @abstractmethod
     def sleep(self) -> None:
         """The rollouts of this process are done: have servers give their memory back, if they should."""
-        ...
 
 
-class UnsentWeights:
+class UnsentWeights(Weights):
     """Noted and sent to nobody: a policy samples from the very model that is trained, or what was sampled is
     recorded.
 
@@ -80,11 +71,9 @@ class UnsentWeights:
     """
 
     def __init__(self, *, served: bool = False) -> None:
+        super().__init__()
         self.served = served
-        self.version = shared_version()
         self.version.value = -1 if served else 0
-        self.asleep = False
-        self.timing = Timing()
 
     def current(self, step: int) -> bool:
         """Whether the version is `step`."""

@@ -39,14 +39,14 @@ ABANDON_S = 5.0
 """Seconds that the other ends get to fail once one has."""
 
 
-class GroupTransport:
+class GroupTransport(Transport):
     """Broadcasts from rank 0.
 
     Args:
         backend: `nccl` or `gloo`.
     """
 
-    collective, streams = True, False
+    collective = True
 
     def __init__(self, backend: str) -> None:
         self._backend = backend

@@ -7,8 +7,8 @@ update; `weights.py` pauses, verifies and resumes around it.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Protocol
 
 import torch
 
@@ -87,42 +87,32 @@ class Payload:
         self._tensors = {}
 
 
-class Transport(Protocol):
+class Transport(ABC):
     """One way. Its methods raise `EngineFault` when a server does not do its part."""
 
-    collective: bool
+    collective = False
     """Whether all servers receive at once, so that one that fails stops the others."""
-    streams: bool
+    streams = False
     """Whether parts are gathered one after the other while requests are frozen, to save memory."""
 
     async def connect(self, servers: Sequence[VLLMServer]) -> None:
         """Prepare these servers, which are all that are sent to; again after one was started again."""
-        ...
+        await control_all(servers, "/init_weight_transfer_engine", {"init_info": {}})
 
+    @abstractmethod
     def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
         """The tensors as they will be sent; without `streams` everything is gathered by the first one."""
-        ...
 
-    def close(self) -> None:
-        """Free everything."""
-        ...
+    def close(self) -> None:  # noqa: B027 (each payload is closed by itself)
+        """Free everything that is left."""
 
 
-class ShmTransport:
+class ShmTransport(Transport):
     """A file in shared memory, which servers of the same host and user read."""
-
-    collective = streams = False
-
-    async def connect(self, servers: Sequence[VLLMServer]) -> None:
-        """Tell the servers to load files."""
-        await control_all(servers, "/init_weight_transfer_engine", {"init_info": {}})
 
     def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
         """One file; the copies on the CPU are gone when this yields."""
         yield _InHostMemory(on_host(tensors, dtype))
-
-    def close(self) -> None:
-        """Each payload is closed by itself."""
 
 
 class _InHostMemory(Payload):
@@ -145,14 +135,14 @@ class _InHostMemory(Payload):
             self._copy.close()
 
 
-class IpcTransport:
+class IpcTransport(Transport):
     """CUDA handles: a server copies from the memory of the trainer's process on its card, part by part.
 
     Weights are gathered and sent in parts of at most `part_bytes`, so that a sharded model is never whole on
     a card beside the server's own.
     """
 
-    collective, streams = False, True
+    streams = True
 
     def __init__(self, part_bytes: int = PART_BYTES) -> None:
         self._part_bytes = part_bytes
@@ -171,7 +161,7 @@ class IpcTransport:
                     f"policy.transfer: 'ipc', but the server {server.address} does not use the trainer's "
                     "card alone; set policy.transfer=shm (the same host) or nccl"
                 )
-        await control_all(servers, "/init_weight_transfer_engine", {"init_info": {}})
+        await super().connect(servers)
 
     def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
         """On the card; tensors that are right already are not copied."""

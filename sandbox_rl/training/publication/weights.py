@@ -32,7 +32,7 @@ from sandbox_rl.policies.vllm.source import Servers
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication import routes
-from sandbox_rl.training.publication.base import Timing, shared_version
+from sandbox_rl.training.publication.base import Timing, Weights
 from sandbox_rl.training.publication.group import transport_of
 from sandbox_rl.training.publication.merge import checkpoint_tensors
 from sandbox_rl.training.publication.sending import Kept, OwnServer, Sending, without
@@ -41,7 +41,7 @@ from sandbox_rl.training.publication.transports import Payload, Tensors, Transpo
 __all__ = ["PublishedWeights"]
 
 
-class PublishedWeights:
+class PublishedWeights(Weights):
     """Weights that servers have been given.
 
     Args:
@@ -69,6 +69,7 @@ class PublishedWeights:
         external: bool = False,
         own: OwnServer | None = None,
     ) -> None:
+        super().__init__()  # version 0 before the first publication: servers have loaded those by themselves
         self._servers = servers
         self._loop = loop
         self._transport: Transport = transport_of(transfer)
@@ -84,10 +85,6 @@ class PublishedWeights:
         self._wanted = asyncio.Event()
         self._wanted.set()
         self._changing = asyncio.Lock()  # held while weights or the set of servers that have them change
-        self.version = shared_version()
-        """0 before the first publication: servers have loaded those weights by themselves."""
-        self.asleep = False
-        self.timing = Timing()
 
     def current(self, step: int) -> bool:
         """Whether servers are awake and hold the weights after `step` updates, verified."""
