@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 
 from sandbox_rl.audit.faults import FaultAudit
 from sandbox_rl.audit.rows import TokenClass
@@ -25,7 +25,7 @@ from sandbox_rl.audit.samples import PackedAudit
 from sandbox_rl.errors import InfraFault
 from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.policies.base import WeightVersion
-from sandbox_rl.training.agreement import everywhere
+from sandbox_rl.training.agreement import any_of, everywhere
 from sandbox_rl.training.asynchronous.compositions import CompositionLog
 from sandbox_rl.training.asynchronous.progress import Admission
 from sandbox_rl.training.asynchronous.rollout_loop import taken
@@ -227,8 +227,7 @@ class UpdateStream:
 
     def asked_to_stop(self) -> bool:
         """Whether any rank was; then all take note. Every rank calls it."""
-        mine = [self.stop()]
-        asked = any(gather_object(mine) if self.state.num_processes > 1 else mine)
+        asked = any_of(self.stop())
         if asked:
             self.stopped()
         return asked

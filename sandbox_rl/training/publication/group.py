@@ -27,6 +27,7 @@ from sandbox_rl.training.publication.transports import (
     Tensors,
     Transport,
     on_our_card,
+    staged,
 )
 
 __all__ = ["GroupTransport", "transport_of"]
@@ -88,10 +89,10 @@ class GroupTransport(Transport):
     def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
         """One part, where the group's backend sends from."""
         device = "cuda" if self._backend == "nccl" else "cpu"
-        staged = {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in tensors}
+        ready = staged(tensors, device, dtype)
         if device == "cuda":
             torch.cuda.synchronize()  # the broadcast runs in another thread, on its own stream
-        yield Payload(staged, self.broadcast)
+        yield Payload(ready, self.broadcast)
 
     async def broadcast(self, servers: Sequence[VLLMServer], tensors: Mapping[str, torch.Tensor]) -> None:
         """Broadcast while all servers receive; one that is started again is in no group any more.

@@ -1,10 +1,9 @@
-"""Weights on their way to a server: shared memory or CUDA handles, and checksums of some of them."""
+"""The forms of weights on their way to a server: a safetensors file, CUDA handles, checksums of some."""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import pickle
 import zlib
 from collections.abc import Mapping
@@ -17,8 +16,6 @@ __all__ = [
     "card_uuid",
     "checksums_of",
     "cuda_handles",
-    "in_shared_memory",
-    "path_of",
     "write_safetensors",
 ]
 
@@ -32,19 +29,6 @@ _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 Checksums = Mapping[str, tuple[list[int], int]]
 """Tensor name → shape of its checked rows, and their CRC-32."""
-
-
-def in_shared_memory(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Descriptor of an anonymous file with these tensors: it is gone once both sides have closed it."""
-    file = os.memfd_create("sandbox-rl-weights", os.MFD_CLOEXEC)
-    with os.fdopen(file, "wb", closefd=False) as writer:
-        write_safetensors(tensors, writer)
-    return file
-
-
-def path_of(file: int) -> str:
-    """How the server, a process of the same user, finds it."""
-    return f"/proc/{os.getpid()}/fd/{file}"
 
 
 def write_safetensors(tensors: Mapping[str, torch.Tensor], writer: BinaryIO) -> None:

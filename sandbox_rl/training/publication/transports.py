@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -18,12 +18,20 @@ from sandbox_rl.training.publication.payload import (
     card_uuid,
     checksums_of,
     cuda_handles,
-    in_shared_memory,
-    path_of,
+    write_safetensors,
 )
 from sandbox_rl.training.publication.routes import control_all, rpc
 
-__all__ = ["HostCopy", "IpcTransport", "Payload", "ShmTransport", "Tensors", "Transport", "on_our_card"]
+__all__ = [
+    "HostCopy",
+    "IpcTransport",
+    "Payload",
+    "ShmTransport",
+    "Tensors",
+    "Transport",
+    "on_our_card",
+    "staged",
+]
 
 Tensors = Iterator[tuple[str, torch.Tensor]]
 """(name in a checkpoint, whole tensor), one at a time."""
@@ -40,13 +48,16 @@ class HostCopy:
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._file: int | None = in_shared_memory(tensors)
+        # Gone once both sides have closed it.
+        self._file: int | None = os.memfd_create("sandbox-rl-weights", os.MFD_CLOEXEC)
+        with os.fdopen(self._file, "wb", closefd=False) as writer:
+            write_safetensors(tensors, writer)
 
     @property
     def path(self) -> str:
-        """How a server finds it."""
+        """How a server, a process of the same user, finds it."""
         assert self._file is not None, "it was closed"
-        return path_of(self._file)
+        return f"/proc/{os.getpid()}/fd/{self._file}"
 
     def close(self) -> None:
         """Free it, once."""
@@ -112,7 +123,7 @@ class ShmTransport(Transport):
 
     def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
         """One file; the copies on the CPU are gone when this yields."""
-        yield _InHostMemory(on_host(tensors, dtype))
+        yield _InHostMemory(staged(tensors, "cpu", dtype))
 
 
 class _InHostMemory(Payload):
@@ -167,9 +178,9 @@ class IpcTransport(Transport):
         """On the card; tensors that are right already are not copied."""
         for some in in_parts(tensors, self._part_bytes):
             torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]  # the servers have closed the last ones
-            staged = {name: tensor.detach().to("cuda", dtype).contiguous() for name, tensor in some.items()}
+            on_card = staged(some.items(), "cuda", dtype)
             torch.cuda.synchronize()
-            yield Payload(staged, _send_handles)
+            yield Payload(on_card, _send_handles)
 
     def close(self) -> None:
         """Give back what the servers have closed."""
@@ -181,9 +192,11 @@ async def _send_handles(servers: Sequence[VLLMServer], tensors: Mapping[str, tor
     await control_all(servers, "/update_weights", {"update_info": cuda_handles(tensors)})
 
 
-def on_host(tensors: Tensors, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Copies on the CPU as they will be sent."""
-    return {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors}
+def staged(
+    tensors: Iterable[tuple[str, torch.Tensor]], device: str, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """As they will be sent; what is so already is not copied."""
+    return {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in tensors}
 
 
 def in_parts(tensors: Tensors, limit: int) -> Iterator[dict[str, torch.Tensor]]:
