@@ -17,17 +17,9 @@ import torch
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.audit.sampler import SamplerCause
 from sandbox_rl.training.probe import causes_of_gap
-from sandbox_rl.training.views import LossArgs, LossInputs, LossView, RhythmArgs
+from sandbox_rl.training.views import LossInputs, LossView
 
-__all__ = [
-    "LateCorrection",
-    "LossWatch",
-    "correct",
-    "log_ratios",
-    "mismatch",
-    "one_update_per_generation",
-    "worst_row",
-]
+__all__ = ["LateCorrection", "LossWatch"]
 
 
 class LateCorrection:
@@ -39,8 +31,13 @@ class LateCorrection:
 
     def __init__(self, trainer: LossView) -> None:
         self._trainer = trainer
-        self.active = trainer.vllm_importance_sampling_correction and one_update_per_generation(trainer.args)
-        """Whether it does; with several updates per generation it is left to TRL."""
+        args = trainer.args
+        generation = args.steps_per_generation * args.num_iterations
+        self.active = (
+            trainer.vllm_importance_sampling_correction and args.gradient_accumulation_steps % generation == 0
+        )
+        """Whether it does: weights do not change between sampling and the last loss of the samples, as TRL
+        judges it. With several updates per generation it is left to TRL."""
 
     @contextmanager
     def left_out(self) -> Iterator[None]:
@@ -55,46 +52,35 @@ class LateCorrection:
             self._trainer.vllm_importance_sampling_correction = True
 
     def correct(self, inputs: LossInputs, log_probs: torch.Tensor) -> None:
-        """Add what TRL's loss is about to read, in place."""
-        correct(inputs, log_probs, self._trainer.args)
+        """Add what TRL would have computed after sampling and its loss is about to read, in place.
 
+        The ratio trainer / sampler is per token (B, C) or per sequence (B, 1), cut off or set to zero outside
+        of the bounds, as `vllm_importance_sampling_mode` says (https://fengyao.notion.site/off-policy-rl). A
+        sampler's log-prob that is not known (NaN) counts as equal.
 
-def one_update_per_generation(args: RhythmArgs) -> bool:
-    """Whether weights do not change between sampling and the last loss of the samples, as TRL judges it."""
-    generation: int = args.steps_per_generation * args.num_iterations
-    return int(args.gradient_accumulation_steps) % generation == 0
-
-
-def correct(inputs: LossInputs, log_probs: torch.Tensor, args: LossArgs) -> None:
-    """Add what TRL would have computed after sampling, in place.
-
-    The ratio trainer / sampler is per token (B, C) or per sequence (B, 1), cut off or set to zero outside of
-    the bounds, as `vllm_importance_sampling_mode` says (https://fengyao.notion.site/off-policy-rl). A
-    sampler's log-prob that is not known (NaN) counts as equal.
-
-    Args:
-        inputs: of TRL's `compute_loss`, with `sampling_per_token_logps` (B, C).
-        log_probs: the trainer's, (B, C), without gradient.
-        args: TRL's settings.
-    """
-    mode = args.vllm_importance_sampling_mode
-    low, high = args.vllm_importance_sampling_clip_min, args.vllm_importance_sampling_clip_max
-    low, high = -math.inf if low is None else low, math.inf if high is None else high
-    difference = (log_probs - inputs["sampling_per_token_logps"]) * _sampled(inputs)
-    difference = torch.nan_to_num(difference, nan=0.0)
-    if mode.startswith("sequence"):
-        difference = difference.sum(-1, keepdim=True)
-    ratio = difference.exp()
-    if mode.endswith("truncate"):
-        ratio = ratio.clamp(min=low, max=high)
-    elif mode.endswith("mask"):
-        ratio = ratio.masked_fill(ratio != ratio.clamp(min=low, max=high), 0.0)
-    else:
-        raise ValueError(
-            f"vllm_importance_sampling_mode {mode!r}, expected token_ or sequence_ truncate or mask"
-        )
-    inputs["importance_sampling_ratio"] = ratio
-    inputs["old_per_token_logps"] = log_probs
+        Args:
+            inputs: of TRL's `compute_loss`, with `sampling_per_token_logps` (B, C).
+            log_probs: the trainer's, (B, C), without gradient.
+        """
+        args = self._trainer.args
+        mode = args.vllm_importance_sampling_mode
+        low, high = args.vllm_importance_sampling_clip_min, args.vllm_importance_sampling_clip_max
+        low, high = -math.inf if low is None else low, math.inf if high is None else high
+        difference = (log_probs - inputs["sampling_per_token_logps"]) * _sampled(inputs)
+        difference = torch.nan_to_num(difference, nan=0.0)
+        if mode.startswith("sequence"):
+            difference = difference.sum(-1, keepdim=True)
+        ratio = difference.exp()
+        if mode.endswith("truncate"):
+            ratio = ratio.clamp(min=low, max=high)
+        elif mode.endswith("mask"):
+            ratio = ratio.masked_fill(ratio != ratio.clamp(min=low, max=high), 0.0)
+        else:
+            raise ValueError(
+                f"vllm_importance_sampling_mode {mode!r}, expected token_ or sequence_ truncate or mask"
+            )
+        inputs["importance_sampling_ratio"] = ratio
+        inputs["old_per_token_logps"] = log_probs
 
 
 def log_ratios(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:

@@ -11,13 +11,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-__all__ = [
-    "Checksums",
-    "card_uuid",
-    "checksums_of",
-    "cuda_handles",
-    "write_safetensors",
-]
+__all__ = ["Checksums", "card_uuid", "checksums_of", "cuda_handles", "write_safetensors"]
 
 VERIFIED_TENSORS = 8
 VERIFIED_ROWS = 256
