@@ -19,8 +19,8 @@ from transformers import TrainerCallback
 
 from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.http_client import Address
-from sandbox_rl.policies.vllm.external import ExternalServers
 from sandbox_rl.policies.vllm.fake import FakeVLLM
+from sandbox_rl.policies.vllm.source import ExternalServers
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.merge import checkpoint_tensors
