@@ -42,7 +42,7 @@ from sandbox_rl.types import Action, Reward, ToolCall
 
 POINTS: dict[str, tuple[Any, str, str]] = {
     # kind: (owner, attribute, when)
-    "generation": (TransformersPolicy, "_act", "before"),
+    "generation": (TransformersPolicy, "act", "before"),
     "tool call": (Toolbox, "run", "before"),
     "scoring": (ScoringPool, "score", "before"),
     "journal": (Journal, "ended", "after"),
