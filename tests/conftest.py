@@ -5,6 +5,7 @@ process. Every other file may go to any.
 """
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -46,6 +47,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return ORDER.index(top) if top in ORDER else len(ORDER)
 
     items.sort(key=rank)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where a few marked tests of the whole suite are wanted, what has none of them is not imported."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    wanted = re.match(r"(?:alone|faults)\b", config.option.markexpr)
+    if not (whole and wanted):
+        return None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    return not any(f"mark.{wanted[0]}" in path.read_text() for path in files) or None
 
 
 @pytest.fixture(scope="session")
