@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.journal import Journal
@@ -19,6 +20,8 @@ from tests.unit.view.run_on_disk import GROUP, bash, make_run, rollout, write_ep
 
 if CHROMIUM is None and not os.environ.get("CI"):
     pytest.skip("no Chromium on this machine; scripts/setup dev installs it", allow_module_level=True)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ID = "train-000003-0001"
 TITLE = "document.querySelector('main h1').textContent"
@@ -85,10 +88,17 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-async def page():
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser():
     async with Browser() as browser:
-        yield await browser.page()
+        yield browser
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(browser):
+    page = await browser.page()
+    yield page
+    await page.close()
 
 
 async def visit(page: Page, base: str, screens: dict[str, str]) -> None:
@@ -277,7 +287,7 @@ async def test_an_exported_page_needs_nobody(tmp_path, page, kind):
         export_page(runs, target)
 
 
-def test_too_many_episodes_for_one_file_are_refused(tmp_path, monkeypatch):
+async def test_too_many_episodes_for_one_file_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox_rl.view.export.IN_ONE_FILE", 10)
     with pytest.raises(ConfigError, match="name a directory"):
         export_page([make_run(tmp_path / "run")], tmp_path / "page.html")
