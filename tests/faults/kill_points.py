@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from sandbox_rl.runs.check import check_run
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import last_intact
 from tests import prepared
+from tests.faults.served import served
 from tests.smoke.support import saved_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -76,6 +78,9 @@ ASYNC: dict[str, Any] = {
 }
 """Instead, for the setting `async`: its episodes come from a server without a model, which solves half of
 them."""
+SERVERS = ExitStack()
+"""One for each start; they end with this process."""
+atexit.register(SERVERS.close)
 DEADLINE_S = 240.0
 TIMES = re.compile(r"^perf/|time|second|runtime|memory|cut_after|_s$")
 """Names of metrics that say how long something took; no two runs have the same."""
@@ -106,23 +111,13 @@ class Control:
             recipe.write_text(yaml.safe_dump(told))
         command = ("tests.faults.killed_run", point, rank, self.directory / self.name, recipe, f"name={run}")
         if self.settings == "async":
-            return [prepared.start(*command, f"policy.base_urls=[unix://{self.server()}]", *more)]
-        size = f"grpo.per_device_train_batch_size={4 // self.processes}"
-        arguments = (*command, size, *SETTINGS[self.settings], *more)
+            arguments = (*command, f"policy.base_urls=[{SERVERS.enter_context(served())}]", *more)
+        else:
+            size = f"grpo.per_device_train_batch_size={4 // self.processes}"
+            arguments = (*command, size, *SETTINGS[self.settings], *more)
         if self.processes == 1:
             return [prepared.start(*arguments)]
         return prepared.ranks(self.processes, *arguments)
-
-    def server(self) -> Path:
-        """The socket of a new server, which ends with this process."""
-        socket = Path(tempfile.mkdtemp(prefix="kp-")) / "s"
-        server = prepared.start("tests.faults.served", socket)
-        atexit.register(server.kill)
-        deadline = time.monotonic() + DEADLINE_S
-        while not socket.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        return socket
 
     def run(self, name: str) -> Path:
         return self.directory / "runs" / name
@@ -160,15 +155,20 @@ class Control:
         """What two runs must have alike, by name."""
         return accounts(run) if self.settings == "async" else outcome(run)
 
-    def differences(self, point: str, rank: int) -> list[str]:
-        """What differs from the control after a kill there and a resume; [] where nothing does."""
+    def differences(self, point: str, rank: int, *later: str) -> list[str]:
+        """What differs from the control after a kill there and a resume; [] where nothing does.
+
+        Args:
+            later: points at which it is killed again, once in each of as many further starts.
+        """
         name = f"{self.name}-{point.replace(' ', '-').replace(':', '-')}-{rank}"
-        expected = self.state
-        stop = finish if point.endswith(":term") else partial(kill, rank=rank)
-        stop(self.start(name, point, rank))
-        # A launcher that saw the kill before the run had a directory starts the command as it was.
-        begun = (self.run(name) / "history.jsonl").exists()
-        finish(self.start(name, "none", rank, *(["--resume", name] if begun else [])))
+        expected, more = self.state, []
+        for killed_at in (point, *later):
+            stop = finish if killed_at.endswith(":term") else partial(kill, rank=rank)
+            stop(self.start(name, killed_at, rank, *more))
+            # A launcher that saw the kill before the run had a directory starts the command as it was.
+            more = ["--resume", name] if (self.run(name) / "history.jsonl").exists() else []
+        finish(self.start(name, "none", rank, *more))
         found = self.outcome(self.run(name))
         return [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
 

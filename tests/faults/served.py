@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,26 @@ from sandbox_rl.policies.vllm.fake import FakeVLLM
 from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.training.tiny import tiny_tokenizer
 from sandbox_rl.types import ToolCall
+from tests import prepared
+
+STARTS_WITHIN_S = 120.0
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """The address of a new server in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="served-") as directory:
+        socket, deadline = Path(directory) / "s", time.monotonic() + STARTS_WITHIN_S
+        process = prepared.start("tests.faults.served", socket)
+        try:
+            while not socket.exists():
+                assert process.poll() is None, process.communicate()[0]
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield f"unix://{socket}"
+        finally:
+            process.kill()
+            process.communicate()
 
 
 async def main(socket: Path) -> None:

@@ -5,11 +5,15 @@ The table of twenty points with one process and with two: `python -m tests.fault
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.faults.kill_points import SETTINGS, Control
+from tests.faults.kill_points import SETTINGS, STEPS, Control
+
+NAME = "plain-1-tool-call-14-0"
+"""Of the run that is killed there first."""
 
 
 @pytest.fixture(scope="module")
@@ -18,11 +22,16 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kill-points")
 
 
-def test_killed_between_saves_of_the_second_pass(directory):
+def test_killed_in_one_step_three_times(directory):
+    """The first of the second pass: as it is rolled out, trained on and saved; no start gets further."""
     control = Control(directory, "plain", 1)
-    assert control.differences("backward:4", 0) == []
-    assert control.differences("rename:4", 0) == []
-    assert control.differences("tool call:14", 0) == []
+    assert control.differences("tool call:14", 0, "backward:1", "rename:1") == []
+    starts = [json.loads(line) for line in (control.run(NAME) / "history.jsonl").read_text().splitlines()]
+    assert [(start["event"], start["step"]) for start in starts] == [
+        ("started", 0),
+        *[("resumed", 3)] * 3,
+        ("finished", STEPS),
+    ]
 
 
 @pytest.mark.faults

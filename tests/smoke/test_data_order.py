@@ -279,13 +279,13 @@ def test_killed_after_step_4_and_on_two_processes_it_trains_on_the_same(tmp_path
     steps = [json.loads(line) for line in (runs / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
-    arguments = ("sandbox_rl.cli", "train", path, "name=two", "grpo.per_device_train_batch_size=4")
-    for process in prepared.ranks(2, *arguments):
+    arguments = ("sandbox_rl.cli", "train", path, "name=two", "grpo.max_steps=4")
+    for process in prepared.ranks(2, *arguments, "grpo.per_device_train_batch_size=4"):
         finish(process)
-    holds(runs / "two")
+    holds(runs / "two", steps=4)
     two = sampled(runs / "two")
     assert {step: [task for task, _ in rows] for step, rows in two.items()} == {
-        step: [task for task, _ in rows] for step, rows in whole.items()
+        step: [task for task, _ in whole[step]] for step in range(4)
     }
     assert two[0] == whole[0]  # later ones differ by the rounding of the averaged gradient
 
