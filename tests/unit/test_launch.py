@@ -16,6 +16,7 @@ from sandbox_rl.config.recipe import LaunchSettings, Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.runs.division import Division, check_division, division_of
 from sandbox_rl.runs.launch import Launch, cards_that_train, plan_launch, run_launch
+from tests import prepared
 
 TP2 = {"tensor_parallel_size": 2}
 ROOT = Path(__file__).parents[2]
@@ -156,13 +157,8 @@ def test_the_exit_code_is_that_of_the_process_that_failed(tmp_path):
     """A user's mistake in a process stays one, and nothing of torch's is printed about it."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"data": {"sources": [{"type": "table", "path": "missing.jsonl"}]}}))
-    done = subprocess.run(
-        [sys.executable, "-m", "sandbox_rl", "train", str(recipe), "launch.processes=2"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = [sys.executable, "-m", "sandbox_rl", "train", str(recipe), "launch.processes=2"]
+    done = prepared.run(command)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("Error: ") == 1
     assert "missing.jsonl" in done.stderr
@@ -172,6 +168,7 @@ def test_the_exit_code_is_that_of_the_process_that_failed(tmp_path):
 def test_a_process_waits_for_the_others_as_long_as_the_run_says():
     """Whoever asks accelerate first decides it for good; torch's own ten minutes end a long rollout."""
     code = (
+        "import warnings; warnings.simplefilter('ignore')\n"
         "from sandbox_rl.training.agreement import join; join(123)\n"
         "from trl import GRPOConfig; GRPOConfig('unused', ddp_timeout=55, use_cpu=True)\n"
         "import torch, torch.distributed as d\n"
@@ -184,14 +181,7 @@ def test_a_process_waits_for_the_others_as_long_as_the_run_says():
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
     }
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | places,
-        check=True,
-    )
+    done = prepared.run([sys.executable, "-c", code], env=os.environ | places)
     assert done.stdout.split()[-1] == "123.0"
 
 
