@@ -4,6 +4,7 @@ What looks at the whole machine, or starts a server or an engine for a session, 
 process. Every other file may go to any.
 """
 
+import gc
 import os
 import re
 import shutil
@@ -57,6 +58,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
     return not any(f"mark.{wanted[0]}" in path.read_text() for path in files) or None
+
+
+def pytest_collection_finish() -> None:
+    """What all tests have is no garbage: collections leave it out, such as each engine starts with."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

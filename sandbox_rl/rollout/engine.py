@@ -73,6 +73,7 @@ class RolloutEngine:
         self._settings = settings
         self._disk = disk
         self._stack: AsyncExitStack | None = None
+        self._froze = False
 
     async def __aenter__(self) -> RolloutEngine:
         async with AsyncExitStack() as stack:
@@ -83,13 +84,17 @@ class RolloutEngine:
             self._stack = stack.pop_all()
         # A full collection looks at everything that torch and the libraries have made: 0.2 s in which no
         # episode goes on. What is there by now is not garbage, so collections leave it out until the end.
-        gc.collect()
-        gc.freeze()
+        # Where they do so already, whoever began it ends it.
+        self._froze = gc.get_freeze_count() == 0
+        if self._froze:
+            gc.collect()
+            gc.freeze()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         stack, self._stack = self._stack, None
-        gc.unfreeze()
+        if self._froze:
+            gc.unfreeze()
         if stack is not None:
             await stack.aclose()
 

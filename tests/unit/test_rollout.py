@@ -23,7 +23,15 @@ def solve(episode_id, turn, ids):
     return [say(write("42")), say(SUBMIT)][turn]
 
 
-async def test_collections_of_garbage_leave_out_what_was_there_before_the_episodes():
+@pytest.fixture
+def nothing_left_out():
+    """By collections of garbage; the suite leaves out what all tests have."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+async def test_collections_of_garbage_leave_out_what_was_there_before_the_episodes(nothing_left_out):
     """A full one over what torch and the libraries have made holds up every episode for 0.2 s."""
     found: list[int] = []
 
@@ -34,6 +42,14 @@ async def test_collections_of_garbage_leave_out_what_was_there_before_the_episod
     async with make_engine(looking) as engine:
         await engine.run([request("e")])
     assert min(found) > 10_000
+    assert gc.get_freeze_count() == 0
+
+
+async def test_an_engine_beside_another_ends_nothing_that_the_other_began(nothing_left_out):
+    async with make_engine(solve):
+        async with make_engine(solve):
+            pass
+        assert gc.get_freeze_count() > 10_000
     assert gc.get_freeze_count() == 0
 
 
