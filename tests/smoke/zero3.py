@@ -119,7 +119,6 @@ def trained(directory: Path, weights: PublishedWeights) -> dict[str, Any]:
     trainer = trainer_of(
         directory / "run",
         callbacks=[masters],
-        parts={"weights": weights},
         max_steps=UPDATES,
         save_strategy="steps",
         save_steps=SAVED,
