@@ -11,8 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sandbox_rl.agents.base import AgentSession, BudgetSpent, EpisodeRequest, Said
-from sandbox_rl.agents.settings import EpisodeSettings
+from sandbox_rl.agents.base import AgentSession, BudgetSpent, EpisodeRequest, EpisodeSettings, Said
 from sandbox_rl.errors import SandboxFault
 from sandbox_rl.observer import Observer
 from sandbox_rl.sandboxes.base import Sandbox

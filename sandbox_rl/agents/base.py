@@ -5,13 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, Self, TypeVar
 
-from sandbox_rl.agents.settings import EpisodeSettings
+from pydantic import Field
+
 from sandbox_rl.policies.base import Sampling
+from sandbox_rl.settings import Settings
 from sandbox_rl.types import Action, ChatRecord, MalformedCall, Message, Observation, Task, ToolCall
 
-__all__ = ["Agent", "AgentSession", "BudgetSpent", "EpisodeRequest", "Said", "SessionRecord"]
+__all__ = [
+    "Agent",
+    "AgentSession",
+    "Around",
+    "BudgetSpent",
+    "EpisodeRequest",
+    "EpisodeSettings",
+    "Said",
+    "SessionRecord",
+    "SessionSetup",
+]
+
+
+class EpisodeSettings(Settings):
+    """The budgets of one episode (defaults: the paper's, arXiv 2601.16206)."""
+
+    max_turns: int = Field(100, ge=1)
+    """Policy turns."""
+    max_tokens: int = Field(65_536, ge=1)
+    """Completion tokens, sampled and observed together."""
+    turn_tokens: int = Field(8_192, ge=1)
+    """Tokens that one turn may sample."""
+    timeout_s: float = Field(5_400.0, gt=0)
+    """Seconds from sandbox boot to the end of the last turn."""
+    exec_timeout_s: float = Field(120.0, gt=0)
+    """Seconds that one command may run."""
+    boot_timeout_s: float = Field(60.0, gt=0)
+    """Seconds within which a sandbox must be up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +55,23 @@ class EpisodeRequest:
     task: Task
     seed: int
     attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSetup:
+    """What a session begins with.
+
+    Args:
+        messages: the task's prompt.
+        tools: OpenAI function schemas.
+        limits: the budgets of the episode, or of each exchange.
+    """
+
+    request: EpisodeRequest
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]]
+    sampling: Sampling
+    limits: EpisodeSettings
 
 
 class BudgetSpent(Exception):
@@ -109,21 +155,8 @@ class AgentSession(Protocol):
 class Agent(Protocol):
     """An async context manager that opens the sessions of many episodes side by side."""
 
-    def session(
-        self,
-        request: EpisodeRequest,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]],
-        sampling: Sampling,
-        limits: EpisodeSettings,
-    ) -> AbstractAsyncContextManager[AgentSession]:
-        """Open one episode's session.
-
-        Args:
-            messages: the task's prompt.
-            tools: OpenAI function schemas.
-        """
+    def session(self, setup: SessionSetup) -> AbstractAsyncContextManager[AgentSession]:
+        """Open one episode's session."""
         ...
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -137,3 +170,20 @@ class Agent(Protocol):
     async def __aenter__(self) -> Agent: ...
 
     async def __aexit__(self, *exc: object) -> None: ...
+
+
+Inner = TypeVar("Inner", bound=AbstractAsyncContextManager[Any, Any])
+
+
+class Around(Generic[Inner]):
+    """Entered and left together with what it stands around."""
+
+    def __init__(self, inner: Inner) -> None:
+        self.inner = inner
+
+    async def __aenter__(self) -> Self:
+        await self.inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.inner.__aexit__(*exc)

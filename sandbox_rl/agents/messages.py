@@ -10,9 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sandbox_rl.agents.base import AgentSession, BudgetSpent, EpisodeRequest, Said, SessionRecord
-from sandbox_rl.agents.settings import EpisodeSettings
-from sandbox_rl.policies.base import Sampling
+from sandbox_rl.agents.base import AgentSession, Around, BudgetSpent, Said, SessionRecord, SessionSetup
 from sandbox_rl.policies.openai_chat import ChatCall, ChatClient, ChatReply, ContextFull
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Action, ChatRecord, Message, Observation
@@ -23,37 +21,17 @@ CHARS_PER_TOKEN = 4
 """For endpoints that do not count; only budgets rely on it."""
 
 
-class MessageAgent:
-    """An `Agent` around a chat client, which is entered and left together with it."""
-
-    def __init__(self, client: ChatClient) -> None:
-        self.client = client
-
-    async def __aenter__(self) -> MessageAgent:
-        await self.client.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.client.__aexit__(*exc)
+class MessageAgent(Around[ChatClient]):
+    """An `Agent` around a chat client."""
 
     @asynccontextmanager
-    async def session(
-        self,
-        request: EpisodeRequest,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]],
-        sampling: Sampling,
-        limits: EpisodeSettings,
-    ) -> AsyncIterator[AgentSession]:
+    async def session(self, setup: SessionSetup) -> AsyncIterator[AgentSession]:
         """See `Agent.session`.
 
         Raises:
             ConfigError: as turns are asked for: the endpoint refuses key, model or address.
         """
-        yield _MessageSession(
-            self.client, messages, tools, seed=request.seed, sampling=sampling, limits=limits
-        )
+        yield _MessageSession(self.inner, setup)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """(): the endpoint keeps them to itself."""
@@ -67,33 +45,22 @@ class MessageAgent:
 class _MessageSession:
     call_example = ""
 
-    def __init__(
-        self,
-        client: ChatClient,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]],
-        *,
-        seed: int,
-        sampling: Sampling,
-        limits: EpisodeSettings,
-    ) -> None:
+    def __init__(self, client: ChatClient, setup: SessionSetup) -> None:
         self._client = client
-        self._tools = tools
-        self._seed = seed
-        self._sampling = sampling
-        self._limits = limits
-        self._history: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in messages]
+        self._setup = setup
+        self._history: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in setup.messages]
         self._count = _Counter(self._history)
         self._turn = 0
         self._calls: tuple[ChatCall, ...] = ()
 
     async def act(self, *, timeout: float) -> Said:
-        left = min(self._limits.turn_tokens, self._limits.max_tokens - self._count.spent)
+        setup = self._setup
+        left = min(setup.limits.turn_tokens, setup.limits.max_tokens - self._count.spent)
         if left <= 0:
             raise BudgetSpent
-        asked = self._sampling.turn(max_tokens=left, seed=derive_seed(self._seed, self._turn))
+        asked = setup.sampling.turn(max_tokens=left, seed=derive_seed(setup.request.seed, self._turn))
         try:
-            reply = await self._client.reply(self._history, self._tools, asked, timeout=timeout)
+            reply = await self._client.reply(self._history, setup.tools, asked, timeout=timeout)
         except ContextFull as error:
             raise BudgetSpent from error
         self._turn += 1

@@ -6,15 +6,13 @@ own frame.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
-from sandbox_rl.agents.base import AgentSession, BudgetSpent, EpisodeRequest, Said, SessionRecord
-from sandbox_rl.agents.settings import EpisodeSettings
+from sandbox_rl.agents.base import AgentSession, Around, BudgetSpent, Said, SessionRecord, SessionSetup
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.cooperate import give_way, off_loop
-from sandbox_rl.policies.base import Policy, PolicySession, Sampling
+from sandbox_rl.policies.base import Policy, PolicySession
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import MalformedCall, Message, Observation, ToolCall
 
@@ -24,47 +22,23 @@ INLINE_CHARS = 2_000
 """Observations of a turn that are encoded in the event loop; a thread costs more than so little text."""
 
 
-class TokenAgent:
+class TokenAgent(Around[Policy]):
     """An `Agent` around a policy.
 
     Args:
-        policy: entered and left together with the agent.
         chat: how it is talked to, made with the tools of the episodes.
     """
 
     def __init__(self, policy: Policy, chat: ChatFormat) -> None:
-        self.policy = policy
+        super().__init__(policy)
         self.chat = chat
 
-    async def __aenter__(self) -> TokenAgent:
-        await self.policy.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.policy.__aexit__(*exc)
-
     @asynccontextmanager
-    async def session(
-        self,
-        request: EpisodeRequest,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]],
-        sampling: Sampling,
-        limits: EpisodeSettings,
-    ) -> AsyncIterator[AgentSession]:
+    async def session(self, setup: SessionSetup) -> AsyncIterator[AgentSession]:
         """See `Agent.session`; the chat format knows the tools already."""
-        prompt_ids = await off_loop(self.prompt_ids, messages)  # long prompts take long to encode
-        async with self.policy.session(request.id) as opened:
-            yield _TokenSession(
-                opened,
-                self.chat,
-                prompt_ids,
-                seed=request.seed,
-                sampling=sampling,
-                limits=limits,
-                max_context=self.policy.max_context,
-            )
+        prompt_ids = await off_loop(self.prompt_ids, setup.messages)  # long prompts take long to encode
+        async with self.inner.session(setup.request.id) as opened:
+            yield _TokenSession(opened, self.chat, prompt_ids, setup, self.inner.max_context)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The rendered prompt, shape (P,)."""
@@ -81,18 +55,13 @@ class _TokenSession:
         policy: PolicySession,
         chat: ChatFormat,
         prompt_ids: tuple[int, ...],
-        *,
-        seed: int,
-        sampling: Sampling,
-        limits: EpisodeSettings,
+        setup: SessionSetup,
         max_context: int,
     ) -> None:
         self._policy = policy
         self._chat = chat
         self._prompt_ids = prompt_ids
-        self._seed = seed
-        self._sampling = sampling
-        self._limits = limits
+        self._setup = setup
         self._max_context = max_context
         self._sequence = list(prompt_ids)
         self._end = self._budget_end()
@@ -106,10 +75,11 @@ class _TokenSession:
         return self._chat.call_example
 
     async def act(self, *, timeout: float) -> Said:
-        left = min(self._limits.turn_tokens, self._end - len(self._sequence))
+        setup = self._setup
+        left = min(setup.limits.turn_tokens, self._end - len(self._sequence))
         if left <= 0:
             raise BudgetSpent
-        asked = self._sampling.turn(max_tokens=left, seed=derive_seed(self._seed, self._turn))
+        asked = setup.sampling.turn(max_tokens=left, seed=derive_seed(setup.request.seed, self._turn))
         action = await self._policy.act(self._sequence, asked, timeout=timeout)
         self._turn += 1
         self._sequence.extend(action.token_ids)
@@ -150,7 +120,7 @@ class _TokenSession:
 
     def _budget_end(self) -> int:
         """The longest that the sequence may become from here."""
-        return min(len(self._sequence) + self._limits.max_tokens, self._max_context)
+        return min(len(self._sequence) + self._setup.limits.max_tokens, self._max_context)
 
     async def _rendered(self, observations: Sequence[Observation], steps_left: int) -> tuple[int, ...]:
         texts = [o.text for o in observations]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from sandbox_rl.agents.base import Agent, AgentSession, EpisodeRequest
+from sandbox_rl.agents.base import Agent, AgentSession, EpisodeRequest, SessionSetup
 from sandbox_rl.assistant.files_out import without_inputs
 from sandbox_rl.assistant.record import Record, Viewer
 from sandbox_rl.episode import EpisodeSettings, run_episode
@@ -96,8 +96,9 @@ async def converse(
     if next_message is not None:
         toolbox = _UserAnswers(toolbox)
     async with backend, agent, backend.sandbox(task.files or None, timeout=limits.boot_timeout_s) as sandbox:
-        opened = agent.session(request, messages, tools=toolbox.schemas, sampling=sampling, limits=limits)
-        async with opened as session:
+        async with agent.session(
+            SessionSetup(request, messages, toolbox.schemas, sampling, limits)
+        ) as session:
             viewer.opened(backend.info, len(task.files))
             exchanges = _Exchanges(request, session, sandbox, toolbox, limits, record, viewer)
             stop, fault = await _ended(exchanges.until_over(next_message))

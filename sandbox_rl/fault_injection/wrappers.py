@@ -7,13 +7,10 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
-from sandbox_rl.agents.base import Agent, AgentSession, EpisodeRequest, Said
-from sandbox_rl.agents.settings import EpisodeSettings
+from sandbox_rl.agents.base import Agent, AgentSession, Around, Said, SessionRecord, SessionSetup
 from sandbox_rl.errors import EngineFault, SandboxFault
 from sandbox_rl.fault_injection.settings import ChaosSettings, FaultKind
-from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rewards.base import Scores
 from sandbox_rl.sandboxes.base import Sandbox, SandboxBackend, SandboxInfo
 from sandbox_rl.sandboxes.forwarding import ForwardingSandbox, Method, P, T
@@ -59,24 +56,17 @@ class Injector:
         return f"injected fault: {kind}"
 
 
-class FaultyBackend:
+class FaultyBackend(Around[SandboxBackend]):
     """Sandboxes of another backend, some of which are killed or hang in the middle of a call."""
 
     def __init__(self, backend: SandboxBackend, injector: Injector) -> None:
-        self._backend = backend
+        super().__init__(backend)
         self._injector = injector
 
     @property
     def info(self) -> SandboxInfo:
         """The backend's."""
-        return self._backend.info
-
-    async def __aenter__(self) -> FaultyBackend:
-        await self._backend.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._backend.__aexit__(*exc)
+        return self.inner.info
 
     @asynccontextmanager
     async def sandbox(
@@ -85,7 +75,7 @@ class FaultyBackend:
         """See `SandboxBackend.sandbox`."""
         killed, hangs = self._injector.strikes("sandbox_killed"), self._injector.strikes("sandbox_hangs")
         async with AsyncExitStack() as stack:
-            sandbox = await stack.enter_async_context(self._backend.sandbox(files, timeout=timeout))
+            sandbox = await stack.enter_async_context(self.inner.sandbox(files, timeout=timeout))
             if killed is not None:
                 yield _Breaking(sandbox, self._injector, "sandbox_killed", killed % CALLS, stack)
             elif hangs is not None:
@@ -104,7 +94,7 @@ class _Breaking(ForwardingSandbox):
     def __init__(
         self, sandbox: Sandbox, injector: Injector, kind: FaultKind, call: int, destroy: AsyncExitStack | None
     ) -> None:
-        self._sandbox = sandbox
+        super().__init__(sandbox)
         self._injector = injector
         self._kind = kind
         self._calls_left = call
@@ -134,46 +124,30 @@ class _Breaking(ForwardingSandbox):
         raise SandboxFault(f"injected fault: {self._kind}")
 
 
-class FaultyAgent:
+class FaultyAgent(Around[Agent]):
     """Sessions of another agent, some of which lose their engine in the middle of a turn."""
 
     def __init__(self, agent: Agent, injector: Injector) -> None:
-        self._agent = agent
+        super().__init__(agent)
         self._injector = injector
 
-    async def __aenter__(self) -> FaultyAgent:
-        await self._agent.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._agent.__aexit__(*exc)
-
     @asynccontextmanager
-    async def session(
-        self,
-        request: EpisodeRequest,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]],
-        sampling: Sampling,
-        limits: EpisodeSettings,
-    ) -> AsyncIterator[AgentSession]:
+    async def session(self, setup: SessionSetup) -> AsyncIterator[AgentSession]:
         """See `Agent.session`."""
-        opened = self._agent.session(request, messages, tools=tools, sampling=sampling, limits=limits)
-        async with opened as session:
+        async with self.inner.session(setup) as session:
             struck = self._injector.strikes("server_reset")
             if struck is None:
                 yield session
             else:
-                yield _Losing(session, self._injector, struck % CALLS, request.id)
+                yield _Losing(session, self._injector, struck % CALLS, setup.request.id)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """See `Agent.prompt_ids`."""
-        return self._agent.prompt_ids(messages)
+        return self.inner.prompt_ids(messages)
 
     def spoken(self, said: Said) -> tuple[str, str]:
         """See `Agent.spoken`."""
-        return self._agent.spoken(said)
+        return self.inner.spoken(said)
 
 
 class _Losing:
@@ -187,11 +161,9 @@ class _Losing:
 
     @property
     def call_example(self) -> str:
-        """See `AgentSession.call_example`."""
         return self._session.call_example
 
     async def act(self, *, timeout: float) -> Said:
-        """See `AgentSession.act`."""
         if self._turns_left:
             self._turns_left -= 1
             return await self._session.act(timeout=timeout)
@@ -206,34 +178,24 @@ class _Losing:
     async def observe(
         self, observations: Sequence[Observation], steps_left: int, *, last: bool
     ) -> tuple[int, ...] | None:
-        """See `AgentSession.observe`."""
         return await self._session.observe(observations, steps_left, last=last)
 
     def add_user(self, text: str) -> tuple[int, ...]:
-        """See `AgentSession.add_user`."""
         return self._session.add_user(text)
 
-    def record(self) -> Any:
-        """See `AgentSession.record`."""
+    def record(self) -> SessionRecord:
         return self._session.record()
 
 
-class FaultyScoring:
+class FaultyScoring(Around[Scores]):
     """Another's rewards, some of which are lost."""
 
     def __init__(self, scoring: Scores, injector: Injector) -> None:
-        self._scoring = scoring
+        super().__init__(scoring)
         self._injector = injector
-
-    async def __aenter__(self) -> FaultyScoring:
-        await self._scoring.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._scoring.__aexit__(*exc)
 
     async def score(self, task: Task, answer: Answer) -> Reward:
         """See `ScoringPool.score`."""
         if self._injector.strikes("scorer_lost") is not None:
             return Reward(None, detail=self._injector.inject("scorer_lost", f"task {task.id}"))
-        return await self._scoring.score(task, answer)
+        return await self.inner.score(task, answer)

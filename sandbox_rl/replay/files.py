@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from sandbox_rl.agents.base import EpisodeRequest
+from sandbox_rl.agents.base import Around, EpisodeRequest
 from sandbox_rl.errors import SandboxCondition
 from sandbox_rl.observer import Observer
 from sandbox_rl.outputs import write_atomically
@@ -30,7 +30,7 @@ MAX_LINES, MAX_CHARS = 400, 20_000
 """Of one file's difference."""
 
 
-class ChangedFiles(Observer):
+class ChangedFiles(Around[SandboxBackend], Observer):
     """A `SandboxBackend` for one episode that looks at the files after each call, and the episode's observer.
 
     Args:
@@ -38,7 +38,7 @@ class ChangedFiles(Observer):
     """
 
     def __init__(self, backend: SandboxBackend) -> None:
-        self._backend = backend
+        super().__init__(backend)
         self._before: Mapping[str, bytes] = {}
         self._now: Mapping[str, bytes] = {}
         self.turns: list[list[dict[str, Any]]] = []
@@ -47,20 +47,13 @@ class ChangedFiles(Observer):
     @property
     def info(self) -> SandboxInfo:
         """The backend's."""
-        return self._backend.info
-
-    async def __aenter__(self) -> ChangedFiles:
-        await self._backend.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._backend.__aexit__(*exc)
+        return self.inner.info
 
     @asynccontextmanager
     async def sandbox(
         self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
     ) -> AsyncIterator[Sandbox]:
-        async with self._backend.sandbox(files, timeout=timeout) as sandbox:
+        async with self.inner.sandbox(files, timeout=timeout) as sandbox:
             await self.look(sandbox)
             self._before = self._now
             yield _Looking(sandbox, self)

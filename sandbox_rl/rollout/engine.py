@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
-from sandbox_rl.agents.base import Agent, EpisodeRequest
+from sandbox_rl.agents.base import Agent, EpisodeRequest, SessionSetup
 from sandbox_rl.cooperate import off_loop
 from sandbox_rl.episode import EpisodeSettings, run_episode
 from sandbox_rl.observer import Observer, Observers
@@ -203,13 +203,8 @@ class RolloutEngine:
                 maker = of_episode(self.backend, request.id)
                 opened = maker.sandbox(task.files or None, timeout=settings.boot_timeout_s)
                 sandbox = watched(await stack.enter_async_context(opened))
-            async with self.agent.session(
-                request,
-                messages,
-                tools=self._toolbox.schemas,
-                sampling=sampling,
-                limits=settings,
-            ) as session:
+            setup = SessionSetup(request, messages, self._toolbox.schemas, sampling, settings)
+            async with self.agent.session(setup) as session:
                 transcript = await run_episode(
                     request,
                     session,

@@ -118,7 +118,7 @@ async def test_a_clock_that_jumps_ends_no_episode_and_spares_none(hours, monkeyp
         return say(*[(bash("ls"),), (write("42"),), (SUBMIT,)][turn])
 
     engine = make_engine(script, episode={"timeout_s": 1.0, "max_turns": 10**9, "max_tokens": 10**9})
-    engine.agent.policy.max_context = 10**12
+    engine.agent.inner.max_context = 10**12
     async with engine:
         ended, endless = await engine.run([request("e"), request("endless")])
     assert (ended.trajectory.stop, ended.reward.value) == (StopReason.SUBMITTED, 1.0)

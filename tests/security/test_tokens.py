@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sandbox_rl.agents.base import EpisodeRequest
+from sandbox_rl.agents.base import EpisodeRequest, SessionSetup
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings, run_episode
@@ -159,8 +159,8 @@ async def test_episode_is_made_of_sampled_ids(backend: SandboxBackend, family: s
     messages, limits = [Message("system", "s"), Message("user", "u")], EpisodeSettings()
     episode = EpisodeRequest("e", Task("t", "u", ""), seed=0)
     async with TokenAgent(ScriptedPolicy(script), form) as agent, backend.sandbox() as sandbox:
-        opened = agent.session(episode, messages, tools=(), sampling=Sampling(), limits=limits)
-        async with opened as session:
+        setup = SessionSetup(episode, messages, (), Sampling(), limits)
+        async with agent.session(setup) as session:
             transcript = await run_episode(
                 episode,
                 session,
