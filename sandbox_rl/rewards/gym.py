@@ -24,103 +24,22 @@ contains the answer (length ratio), which rewards hedging."""
 
 MAX_CHARS = 4096
 
-AUDITED = frozenset(
-    [
-        "ab",
-        "acre",
-        "advanced_geometry",
-        "aiw",
-        "arc_1d",
-        "arc_agi",
-        "base_conversion",
-        "basic_arithmetic",
-        "bf",
-        "binary_alternation",
-        "bitwise_arithmetic",
-        "boxnet",
-        "caesar_cipher",
-        "calendar_arithmetic",
-        "chain_sum",
-        "circuit_logic",
-        "codeio",
-        "color_cube_rotation",
-        "count_bits",
-        "count_primes",
-        "course_schedule",
-        "cryptarithm",
-        "decimal_arithmetic",
-        "decimal_chain_sum",
-        "dice",
-        "emoji_mystery",
-        "family_relationships",
-        "figlet_font",
-        "fraction_simplification",
-        "futoshiki",
-        "game_of_life",
-        "gcd",
-        "graph_color",
-        "group_anagrams",
-        "gsm_symbolic",
-        "isomorphic_strings",
-        "jugs",
-        "kakurasu",
-        "knight_swap",
-        "knights_knaves",
-        "largest_island",
-        "lcm",
-        "leg_counting",
-        "letter_counting",
-        "letter_jumble",
-        "list_functions",
-        "mahjong_puzzle",
-        "manipulate_matrix",
-        "maze",
-        "mini_sudoku",
-        "modulo_grid",
-        "needle_haystack",
-        "number_filtering",
-        "number_format",
-        "number_sequence",
-        "number_sorting",
-        "palindrome_generation",
-        "palindrome_partitioning",
-        "path_star",
-        "polynomial_equations",
-        "pool_matrix",
-        "power_function",
-        "prime_factorization",
-        "products",
-        "propositional_logic",
-        "quantum_lock",
-        "ransom_note",
-        "rearc",
-        "rectangle_count",
-        "rotate_matrix",
-        "rotten_oranges",
-        "rubiks_cube",
-        "rush_hour",
-        "self_reference",
-        "sentence_reordering",
-        "shortest_path",
-        "simple_equations",
-        "simple_geometry",
-        "sokoban",
-        "spell_backward",
-        "string_manipulation",
-        "string_splitting",
-        "string_synthesis",
-        "sudoku",
-        "survo",
-        "syllogism",
-        "time_intervals",
-        "tower_of_hanoi",
-        "tsumego",
-        "word_ladder",
-        "word_sequence_reversal",
-        "word_sorting",
-        "zebra_puzzles",
-    ]
-)
+_AUDITED = """
+ab acre advanced_geometry aiw arc_1d arc_agi base_conversion basic_arithmetic bf binary_alternation
+bitwise_arithmetic boxnet caesar_cipher calendar_arithmetic chain_sum circuit_logic codeio
+color_cube_rotation count_bits count_primes course_schedule cryptarithm decimal_arithmetic decimal_chain_sum
+dice emoji_mystery family_relationships figlet_font fraction_simplification futoshiki game_of_life gcd
+graph_color group_anagrams gsm_symbolic isomorphic_strings jugs kakurasu knight_swap knights_knaves
+largest_island lcm leg_counting letter_counting letter_jumble list_functions mahjong_puzzle
+manipulate_matrix maze mini_sudoku modulo_grid needle_haystack number_filtering number_format
+number_sequence number_sorting palindrome_generation palindrome_partitioning path_star polynomial_equations
+pool_matrix power_function prime_factorization products propositional_logic quantum_lock ransom_note rearc
+rectangle_count rotate_matrix rotten_oranges rubiks_cube rush_hour self_reference sentence_reordering
+shortest_path simple_equations simple_geometry sokoban spell_backward string_manipulation string_splitting
+string_synthesis sudoku survo syllogism time_intervals tower_of_hanoi tsumego word_ladder
+word_sequence_reversal word_sorting zebra_puzzles
+"""
+AUDITED = frozenset(_AUDITED.split())
 """Data sets whose own verifier neither evaluates the answer nor hands it to what does (`tests/security`
 looks at each of the installed version). Others are refused, unless `gym_verifiers` has one."""
 

@@ -7,6 +7,7 @@ answer earns 0, and such a gold answer is compared as text (`text_form`). docs/r
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from sandbox_rl.rewards.base import BadGold, ComparedAsText
@@ -19,6 +20,8 @@ from sandbox_rl.types import Task
 
 __all__ = ["check_gold", "equal", "score", "text_form"]
 
+_TIMES = re.compile(r"\\cdot|\\times|×")
+_LAYOUT = re.compile(r"\\left|\\right|\\[,;! ()\[\]]|[$ \n]")
 _PLAIN_KINDS = frozenset(
     {"text", "time", "ratio", "based", "set", "tuple", "list", "sym", "const", "numbers"}
 )
@@ -120,27 +123,5 @@ def _joins(char: str) -> bool:
 
 
 def _squeezed(text: str) -> str:
-    text = (
-        text.replace("**", "^")
-        .replace("\\cdot", "*")
-        .replace("\\times", "*")
-        .replace("×", "*")
-        .replace("−", "-")
-    )
-    for layout in (
-        "\\left",
-        "\\right",
-        "\\,",
-        "\\;",
-        "\\!",
-        "\\ ",
-        "$",
-        " ",
-        "\n",
-        "\\(",
-        "\\)",
-        "\\[",
-        "\\]",
-    ):
-        text = text.replace(layout, "")
-    return text
+    """A formula without layout, with one spelling of its signs."""
+    return _LAYOUT.sub("", _TIMES.sub("*", text.replace("**", "^").replace("−", "-")))

@@ -30,6 +30,12 @@ class Unit:
 
 NO_UNIT = Unit("")
 
+
+def _named(text: str) -> dict[str, str]:
+    """A table that is written as "symbol=name symbol=name …"."""
+    return dict(entry.split("=") for entry in text.split())
+
+
 # Symbols that take prefixes, and those prefixes; then symbols and words that stand alone.
 _PREFIXED = {
     **dict.fromkeys(
@@ -40,48 +46,14 @@ _PREFIXED = {
     ),
     **dict.fromkeys(("Wh", "B", "b", "bit", "byte", "bps", "pc", "t", "ly", "lm", "cd", "lx"), "mkMGT"),
 }
-_SYMBOL_NAMES = {
-    "L": "liter",
-    "l": "liter",
-    "Ω": "ohm",
-    "B": "byte",
-    "b": "bit",
-    "M": "molar",
-    "t": "tonne",
-    "ly": "light_year",
-    "pc": "parsec",
-    "C": "coulomb",
-    "F": "farad",
-    "H": "henry",
-    "T": "tesla",
-    "A": "ampere",
-    "S": "siemens",
-    "K": "kelvin",
-    "cal": "calorie",
-    "Wh": "watt_hour",
-    "g": "gram",
-    "m": "meter",
-    "s": "second",
-    "N": "newton",
-    "J": "joule",
-    "W": "watt",
-    "V": "volt",
-}
-_PREFIX_NAMES = {
-    "p": "pico",
-    "n": "nano",
-    "u": "micro",
-    "µ": "micro",
-    "μ": "micro",
-    "m": "milli",
-    "c": "centi",
-    "d": "deci",
-    "h": "hecto",
-    "k": "kilo",
-    "M": "mega",
-    "G": "giga",
-    "T": "tera",
-}
+_SYMBOL_NAMES = _named("""
+L=liter l=liter Ω=ohm B=byte b=bit M=molar t=tonne ly=light_year pc=parsec C=coulomb F=farad H=henry
+T=tesla A=ampere S=siemens K=kelvin cal=calorie Wh=watt_hour g=gram m=meter s=second N=newton
+J=joule W=watt V=volt
+""")
+_PREFIX_NAMES = _named("""
+p=pico n=nano u=micro µ=micro μ=micro m=milli c=centi d=deci h=hecto k=kilo M=mega G=giga T=tera
+""")
 _WORDS = """
 meter metre gram gramme second liter litre newton joule watt volt ampere|amp pascal hertz mole farad coulomb
 tesla ohm electron_volt|electronvolt calorie bar weber henry siemens kelvin becquerel byte bit tonne
@@ -187,9 +159,7 @@ def parse_unit(text: str) -> Unit | None:
     text = re.sub(r"\s+per\s+|/", " / ", f" {text} ", flags=re.I)
     text = re.sub(r"(?<=[A-Za-z\d}])\s*-\s*(?=[A-Za-z])|[*·]", " ", text)
     text = re.sub(r"\s*\^\s*", "^", text)
-    if match := re.fullmatch(
-        r"([^()]*/)\s*\(([^()/]*)\)\s*", text
-    ):  # J/(kg K): a slash holds for all behind it
+    if match := re.fullmatch(r"([^()]*/)\s*\(([^()/]*)\)\s*", text):  # J/(kg K): a slash holds for all behind
         text = match[1] + match[2]
     return _product(text.split())
 

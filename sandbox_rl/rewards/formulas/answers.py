@@ -8,44 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sandbox_rl.rewards.formulas.cursor import closing_of
-from sandbox_rl.rewards.formulas.items import clock, dots, end_of, environment, modulus, quantity, text
+from sandbox_rl.rewards.formulas.cursor import closing_of, parted
+from sandbox_rl.rewards.formulas.items import clock, dots, environment, modulus, quantity, text
 from sandbox_rl.rewards.formulas.nodes import Node
 from sandbox_rl.rewards.formulas.tokens import CLOSING, OPENING, Token, Unread, tokenize
 
 __all__ = ["read", "read_tokens"]
 
 MAX_DEPTH = 12
-
-
 MAX_MEMBERS = 64
-
 
 _RELATIONS = frozenset(
     {"=", "<", ">", "<=", ">=", "!=", "≈", "\\in", "\\notin", "\\equiv", "\\subset", "\\subseteq"}
 )
-
-
 _SETS = {"\\cup": "union", "\\cap": "inter", "\\setminus": "minus"}
-
-
-_PROGRAM = frozenset(
-    [
-        "Matrix",
-        "array",
-        "FiniteSet",
-        "Interval",
-        "Union",
-        "Eq",
-        "Tuple",
-        "set",
-        "list",
-        "tuple",
-        "ImmutableMatrix",
-    ]
-)
-
-
+_CALLED = "Matrix array FiniteSet Interval Union Eq Tuple set list tuple ImmutableMatrix"
+_PROGRAM = frozenset(_CALLED.split())
 _INTERVALS = {"Intervalopen": "()", "IntervalLopen": "(]", "IntervalRopen": "[)", "Interval": "[]"}
 
 
@@ -75,45 +53,27 @@ def read_tokens(tokens: Sequence[Token], depth: int = 0) -> Node:
 
 def _split(tokens: Sequence[Token]) -> tuple[list[Sequence[Token]], str]:
     """The members outside of brackets, and "or" where that word stands between two of them."""
-    parts, start, joints, place = list[Sequence[Token]](), 0, set[str](), 0
-    while place < len(tokens):
-        token = tokens[place]
-        if token.kind == "sign" and token.text in OPENING:
-            place = closing_of(tokens, place)
-        elif token.text == "\\begin":
-            place = end_of(tokens, place)
-        elif token.text in (",", ";") or (token.kind == "word" and token.text.casefold() in ("and", "or")):
-            joints.add(token.text.casefold())
-            parts.append(tokens[start:place])
-            start = place + 1
-        place += 1
-    parts.append(tokens[start:])
+    parts, joints = parted(tokens, _joins)
     # "1, 2, and 3" has two separators in one place; a comma at either end is a member that is missing
     kept = [part for at, part in enumerate(parts) if part or not 0 < at < len(parts) - 1]
     if not all(kept) or len(parts) - len(kept) > 1:
         raise Unread("a member is missing")
-    return kept, "or" if "or" in joints else ""
+    return kept, "or" if any(joint.text.casefold() == "or" for joint in joints) else ""
+
+
+def _joins(token: Token) -> bool:
+    return token.text in (",", ";") or (token.kind == "word" and token.text.casefold() in ("and", "or"))
 
 
 def _statement(tokens: Sequence[Token], depth: int) -> Node:
     """An equation, an inequality, a membership, or what stands in them."""
-    signs, parts, start, place = list[str](), list[Sequence[Token]](), 0, 0
-    while place < len(tokens):
-        token = tokens[place]
-        if token.kind == "sign" and token.text in OPENING:
-            place = closing_of(tokens, place)
-        elif token.kind != "num" and token.text in _RELATIONS:
-            signs.append(token.text)
-            parts.append(tokens[start:place])
-            start = place + 1
-        place += 1
-    parts.append(tokens[start:])
+    parts, signs = parted(tokens, lambda token: token.kind != "num" and token.text in _RELATIONS)
     if not signs:
         return _item(tokens, depth)
     if not all(parts) or len(signs) > 4:
         raise Unread("a side of a relation is missing")
     nodes = [_item(part, depth) for part in parts]
-    return Node("rel", tuple(nodes), " ".join(signs))
+    return Node("rel", tuple(nodes), " ".join(sign.text for sign in signs))
 
 
 def _item(tokens: Sequence[Token], depth: int) -> Node:
@@ -128,19 +88,17 @@ def _item(tokens: Sequence[Token], depth: int) -> Node:
 
 def _set_terms(tokens: Sequence[Token], depth: int) -> Node | None:
     """Unions, intersections and differences of sets, from left to right."""
-    node: Node | None = None
-    kind, start, place = "", 0, 0
-    while place <= len(tokens):
-        token = tokens[place] if place < len(tokens) else Token("cmd", "\\cup")
-        if token.kind == "sign" and token.text in OPENING:
-            place = closing_of(tokens, place)
-        elif token.text in _SETS or (token.kind == "word" and token.text == "U" and place > 0):
-            if place == len(tokens) and not kind:
-                return None
-            part = _item(tokens[start:place], depth + 1)
-            node = part if node is None else Node(kind, (node, part))
-            kind, start = _SETS.get(token.text, "union"), place + 1
-        place += 1
+    parts, signs = parted(
+        tokens,
+        lambda token: (
+            token.text in _SETS or (token.kind == "word" and token.text == "U" and token is not tokens[0])
+        ),
+    )
+    if not signs:
+        return None
+    node, *others = (_item(part, depth + 1) for part in parts)
+    for sign, other in zip(signs, others, strict=True):
+        node = Node(_SETS.get(sign.text, "union"), (node, other))
     return node
 
 

@@ -76,11 +76,9 @@ def _sets(said: Node, gold: Node) -> bool:
         return False
     if said.kind == "rel":
         return _inequalities(said, gold)
-    if said.kind in ("union", "inter") and all(
-        _same(a, b) for a, b in zip(said.args, gold.args[::-1], strict=True)
-    ):
+    if said.kind in ("union", "inter") and _in_order(said.args, gold.args[::-1]):
         return True
-    return said.name == gold.name and all(_same(a, b) for a, b in zip(said.args, gold.args, strict=True))
+    return said.name == gold.name and _in_order(said.args, gold.args)
 
 
 def _inequalities(said: Node, gold: Node) -> bool:
@@ -92,7 +90,7 @@ def _inequalities(said: Node, gold: Node) -> bool:
         sign = proportional(_difference(said), _difference(gold))
         wanted = {1: gold.name, -1: flipped.get(gold.name, "")}.get(sign)
         return wanted == said.name or (bool(sign) and said.name == gold.name == "!=")
-    return said.name == gold.name and all(_same(a, b) for a, b in zip(said.args, gold.args, strict=True))
+    return said.name == gold.name and _in_order(said.args, gold.args)
 
 
 def _solved(relation: Node) -> bool:
@@ -109,11 +107,7 @@ def _relations(said: Node, gold: Node) -> bool:
     if gold.kind != "rel":
         return said.name.replace("= ", "") == "=" and _stated(said, gold)
     if gold.name != "=":
-        return (
-            said.name == gold.name
-            and len(said.args) == len(gold.args)
-            and all(map(_same, said.args, gold.args))
-        )
+        return said.name == gold.name and _in_order(said.args, gold.args)
     name, value = gold.args
     if said.kind != "rel":
         return ((is_name(name) and not _holds(value, name)) and _same(said, value)) or _pairs(gold, said)
@@ -217,19 +211,13 @@ def _collections(said: Node, gold: Node) -> bool:
     if shapes[0] != shapes[1] and shapes not in _ALIKE:
         return False
     if len(said.args) != len(gold.args):
-        return (
-            gold.kind == said.kind == "set"
-            and _subset(said.args, gold.args)
-            and _subset(gold.args, said.args)
-        )
-    ordered = gold.kind in ("tuple", "matrix", "ratio") or "dots" in {part.kind for part in gold.args}
-    if gold.kind == "list" and gold.name == "row":
-        ordered = True
+        both = gold.kind == said.kind == "set"
+        return both and _subset(said.args, gold.args) and _subset(gold.args, said.args)
     if gold.kind == "matrix":
-        return all(len(a.args) == len(b.args) and all(map(_same, a.args, b.args))
-                   for a, b in zip(said.args, gold.args, strict=True))  # fmt: skip
+        return all(_in_order(a.args, b.args) for a, b in zip(said.args, gold.args, strict=True))
+    ordered = gold.kind in ("tuple", "ratio") or "dots" in {part.kind for part in gold.args}
     if ordered:
-        return all(map(_same, said.args, gold.args))
+        return _in_order(said.args, gold.args)
     return bool(gold.args) and _matched(said.args, gold.args)
 
 
@@ -250,6 +238,10 @@ def _shape(node: Node) -> str:
 
 def _is_assignment(node: Node) -> bool:
     return node.kind == "rel" and node.name == "=" and is_name(node.args[0])
+
+
+def _in_order(said: Sequence[Node], gold: Sequence[Node]) -> bool:
+    return len(said) == len(gold) and all(map(_same, said, gold))
 
 
 def _subset(small: Sequence[Node], large: Sequence[Node]) -> bool:

@@ -1,16 +1,16 @@
-"""Walking along tokens: brackets, digits, numerals."""
+"""Walking along tokens: brackets, what stands outside of them, digits, numerals."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from sandbox_rl.rewards.formulas.names import SCALES
 from sandbox_rl.rewards.formulas.nodes import Node
 from sandbox_rl.rewards.formulas.tokens import CLOSING, OPENING, Token, Unread
 
-__all__ = ["MAX_DEPTH", "Cursor", "closing_of", "number"]
+__all__ = ["MAX_DEPTH", "Cursor", "closing_of", "end_of", "number", "parted"]
 
 MAX_DEPTH = 40
 
@@ -40,6 +40,36 @@ def closing_of(tokens: Sequence[Token], at: int) -> int:
     raise Unread("a bracket without its partner")
 
 
+def end_of(tokens: Sequence[Token], at: int) -> int:
+    r"""The last token of the environment whose `\begin` stands at `at`."""
+    depth = 0
+    for place in range(at, len(tokens)):
+        if tokens[place].text in ("\\begin", "\\end"):
+            depth += 1 if tokens[place].text == "\\begin" else -1
+            if depth == 0:
+                return min(place + 3, len(tokens) - 1)
+    raise Unread("an environment without its end")
+
+
+def parted(
+    tokens: Sequence[Token], separates: Callable[[Token], bool]
+) -> tuple[list[Sequence[Token]], list[Token]]:
+    """The runs of tokens between separators that stand outside of brackets and environments, and those."""
+    parts, separators, start, place = list[Sequence[Token]](), list[Token](), 0, 0
+    while place < len(tokens):
+        token = tokens[place]
+        if token.kind == "sign" and token.text in OPENING:
+            place = closing_of(tokens, place)
+        elif token.text == "\\begin":
+            place = end_of(tokens, place)
+        elif separates(token):
+            parts.append(tokens[start:place])
+            separators.append(token)
+            start = place + 1
+        place += 1
+    return [*parts, tokens[start:]], separators
+
+
 class Cursor:
     """A place in a run of tokens, and what is read without knowing expressions."""
 
@@ -66,15 +96,24 @@ class Cursor:
         self._at += 1
         return token
 
+    def _passes(self, *texts: str) -> bool:
+        """Whether the next token is one of these, which is then passed."""
+        found = self._is(*texts)
+        self._at += found
+        return found
+
     def _expect(self, sign: str) -> None:
-        if not self._is(sign):
+        if not self._passes(sign):
             raise Unread(f"{sign!r} is missing")
-        self._next()
+
+    def _enclosed(self) -> Sequence[Token]:
+        """What the bracket that comes next encloses; it is passed with its partner."""
+        start, close = self._at + 1, closing_of(self._tokens, self._at)
+        self._at = close + 1
+        return self._tokens[start:close]
 
     def _digits(self) -> str:
-        braces = self._is("{")
-        if braces:
-            self._next()
+        braces = self._passes("{")
         token = self._next()
         if token.kind != "num" or not re.fullmatch(r"\d{1,60}", token.text):
             raise Unread("digits were expected")
@@ -102,14 +141,12 @@ class Cursor:
 
     def _numeral(self, token: Token) -> Node:
         value, scientific = number(token.text), bool(re.search("[eE]", token.text))
-        if self._is("\\overline", "\\dot") and "." in token.text:
-            self._next()
+        if "." in token.text and self._passes("\\overline", "\\dot"):
             digits = self._digits()
             places = len(token.text.partition(".")[2])
             value += Fraction(int(digits), (10 ** len(digits) - 1) * 10**places)
             return Node("num", number=value, name="repeating")
-        if self._is("_"):
-            self._next()
+        if self._passes("_"):
             return Node("based", name=token.text, number=Fraction(int(self._digits())))
         integer = re.fullmatch(r"\d+", token.text) is not None
         if integer and (fraction := self._mixed()) is not None:
@@ -120,10 +157,7 @@ class Cursor:
 
     def _subscript(self) -> str:
         if self._is("{"):
-            close = closing_of(self._tokens, self._at)
-            text = "".join(token.text for token in self._tokens[self._at + 1 : close])
-            self._at = close + 1
-            return text
+            return "".join(token.text for token in self._enclosed())
         return self._next().text
 
     @staticmethod

@@ -7,24 +7,24 @@ are bounded, so that reading is linear in the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from fractions import Fraction
 
-from sandbox_rl.rewards.formulas.building import apply, is_unit_vector, times
-from sandbox_rl.rewards.formulas.cursor import closing_of, number
+from sandbox_rl.rewards.formulas.cursor import number, parted
 from sandbox_rl.rewards.formulas.names import CONSTANTS, ENGLISH, FUNCTIONS, GREEK, OPAQUE
-from sandbox_rl.rewards.formulas.nodes import Node
+from sandbox_rl.rewards.formulas.nodes import Node, times
 from sandbox_rl.rewards.formulas.operators import Operators
-from sandbox_rl.rewards.formulas.tokens import CLOSING, OPENING, Token, Unread
+from sandbox_rl.rewards.formulas.tokens import OPENING, Token, Unread
 
-__all__ = ["ANGLES", "Expression", "members"]
+__all__ = ["ANGLES", "Expression"]
 
 ANGLES = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
+_COUNTS = {"over": 2, "root": 2, "binom": 2, "log": 1, "gcd": 0, "lcm": 0, "max": 0, "min": 0}
+"""How many arguments a function takes, 0 for any number; the others take one."""
 _LOG_NAMES = (["2", "("], ["10", "("])
 
 
 class Expression(Operators):
-    """A value: sums, products, powers, functions. Other shapes inside brackets are read by `members`."""
+    """A value: sums, products, powers, functions."""
 
     def _primary(self) -> Node:
         token = self._next()
@@ -64,8 +64,7 @@ class Expression(Operators):
         if word.endswith("pi"):
             return times(self._letters(word[:-2]), Node("const", name="pi"))
         last = self._postfix(self._letter(word[-1]))  # in ab^2 the power is that of b
-        if self._is("^"):
-            self._next()
+        if self._passes("^"):
             last = Node("pow", (last, self._exponent()))
         return times(self._letters(word[:-1]), last)
 
@@ -84,17 +83,12 @@ class Expression(Operators):
         return self._symbol(letter)
 
     def _symbol(self, name: str) -> Node:
-        if self._is("_"):
-            self._next()
+        if self._passes("_"):
             name += "_" + self._subscript()
-        while self._is("'"):
-            self._next()
+        while self._passes("'"):
             name += "'"
         if name.rstrip("'") in OPAQUE and self._is("("):
-            close = closing_of(self._tokens, self._at)
-            inner = members(self._tokens[self._at + 1 : close], self._depth + 1)
-            self._at = close + 1
-            return Node("func", inner, f"f:{name}")
+            return Node("func", self._members(), f"f:{name}")
         return Node("sym", name=name)
 
     def _group(self) -> Node:
@@ -104,10 +98,12 @@ class Expression(Operators):
             if token is not None and token.kind == "num" and len(token.text) > 1:
                 raise Unread("more digits than LaTeX takes as one argument")
             return self._primary()
-        close = closing_of(self._tokens, self._at)
-        inner = Expression(self._tokens[self._at + 1 : close], self._depth + 1).whole()
-        self._at = close + 1
-        return inner
+        return Expression(self._enclosed(), self._depth + 1).whole()
+
+    def _members(self) -> tuple[Node, ...]:
+        """The expressions between the commas of the brackets that come next."""
+        parts, _ = parted(self._enclosed(), lambda token: token.kind == "sign" and token.text == ",")
+        return tuple(Expression(part, self._depth + 1).whole() for part in parts)
 
     def _two(self) -> tuple[Node, Node]:
         token = self._peek()
@@ -126,9 +122,7 @@ class Expression(Operators):
             return Node("func", self._two(), "binom")
         if name == "sqrt":
             if self._is("["):
-                close = closing_of(self._tokens, self._at)
-                degree = Expression(self._tokens[self._at + 1 : close], self._depth + 1).whole()
-                self._at = close + 1
+                degree = Expression(self._enclosed(), self._depth + 1).whole()
                 return Node("func", (self._group(), degree), "root")
             if self._is("("):
                 return self._function("sqrt", plain=True)
@@ -151,7 +145,9 @@ class Expression(Operators):
             return self._symbol("j")
         if name in ("hat", "widehat"):
             inner = self._group()
-            return inner if is_unit_vector(inner) else Node("func", (inner,), f"mark:{name}")
+            # A unit vector is the same one in bold, plain and with a hat.
+            is_unit = inner.kind in ("const", "sym") and inner.name in ("i", "j", "k")
+            return inner if is_unit else Node("func", (inner,), f"mark:{name}")
         if name in ("overline", "vec", "tilde"):
             return Node("func", (self._group(),), f"mark:{name}")
         if name in ("angle", "triangle"):
@@ -162,8 +158,7 @@ class Expression(Operators):
 
     def _function(self, name: str, *, plain: bool) -> Node:
         power = base = None
-        if name == "log" and self._is("_"):
-            self._next()
+        if name == "log" and self._passes("_"):
             token = self._peek()
             if token is not None and token.kind == "num":  # \log_2 3, \log_23
                 self._next()
@@ -178,25 +173,21 @@ class Expression(Operators):
             name == "log" and plain and [t.text for t in self._tokens[self._at : self._at + 2]] in _LOG_NAMES
         ):
             base = self._numeral(self._next())  # log2(3)
-        if self._is("^"):
-            self._next()
+        if self._passes("^"):
             power = self._exponent()
         arguments = self._arguments(name)
-        node = apply(name, arguments, base)
+        node = _applied(name, arguments, base)
         if power is None:
             return node
         if power == Node("neg", (Node("num", number=Fraction(1)),)):
-            if name not in ("sin", "cos", "tan", "cot", "sec", "csc"):
+            if name not in ANGLES:
                 raise Unread("an inverse function")
-            return apply(f"arc{name}", arguments, None)
+            return _applied(f"arc{name}", arguments, None)
         return Node("pow", (node, power))
 
     def _arguments(self, name: str) -> tuple[Node, ...]:
         if self._is("(", "{", "["):
-            close = closing_of(self._tokens, self._at)
-            inner = members(self._tokens[self._at + 1 : close], self._depth + 1)
-            self._at = close + 1
-            return inner
+            return self._members()
         argument = self._signed() if self._is("-") else self._power()
         while self._starts_factor() and not self._next_is_function():
             token = self._peek()
@@ -214,10 +205,9 @@ class Expression(Operators):
         return token is not None and token.text.lstrip("\\") in FUNCTIONS
 
     def _bracket(self) -> Node:
-        close = closing_of(self._tokens, self._at)
-        pair = self._tokens[self._at].text + self._tokens[close].text
-        inner = members(self._tokens[self._at + 1 : close], self._depth + 1)
-        self._at = close + 1
+        opening = self._tokens[self._at].text
+        inner = self._members()
+        pair = opening + self._tokens[self._at - 1].text
         if len(inner) != 1 or pair in ("\\{\\}", "<<>>", "(]", "[)"):
             raise Unread("a list inside of an expression")
         if inner[0].kind in ("rel", "list"):
@@ -225,13 +215,16 @@ class Expression(Operators):
         return inner[0]
 
 
-def members(tokens: Sequence[Token], depth: int) -> tuple[Node, ...]:
-    """The expressions between the commas of a function's brackets."""
-    found, start, level = [], 0, 0
-    for place, token in enumerate((*tokens, Token("sign", ","))):
-        sign = token.text if token.kind == "sign" else ""
-        level += (sign in OPENING) - (sign in CLOSING)
-        if sign == "," and level == 0:
-            found.append(Expression(tokens[start:place], depth).whole())
-            start = place + 1
-    return tuple(found)
+def _applied(name: str, arguments: tuple[Node, ...], base: Node | None) -> Node:
+    """The node of a function; `base` is a logarithm's."""
+    if name == "log":
+        given = arguments if base is None else (*arguments, base)
+        if len(given) > 2 or len(arguments) < 1:
+            raise Unread("a logarithm of several numbers")
+        return Node("func", given, "logbase") if len(given) == 2 else Node("log", given)
+    count = _COUNTS.get(name, 1)
+    if base is not None or (count and len(arguments) != count) or not arguments:
+        raise Unread(f"{name} takes other arguments")
+    if name == "over":
+        return Node("div", arguments)
+    return arguments[0] if name == "same" else Node("func", arguments, name)

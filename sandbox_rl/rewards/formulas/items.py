@@ -5,25 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sandbox_rl.rewards.formulas.cursor import closing_of
+from sandbox_rl.rewards.formulas.cursor import closing_of, end_of, parted
 from sandbox_rl.rewards.formulas.grammar import ANGLES, Expression
 from sandbox_rl.rewards.formulas.names import FUNCTIONS, SCALES
 from sandbox_rl.rewards.formulas.nodes import Node, is_plain
-from sandbox_rl.rewards.formulas.tokens import CLOSING, OPENING, Token, Unread
+from sandbox_rl.rewards.formulas.tokens import Token, Unread
 from sandbox_rl.rewards.text import fold
 from sandbox_rl.rewards.units import NO_UNIT, parse_unit
 
-__all__ = ["clock", "dots", "end_of", "environment", "modulus", "quantity", "text"]
+__all__ = ["clock", "dots", "environment", "modulus", "quantity", "text"]
 
 _NUMBERS = {f"\\mathbb{letter}": letter for letter in "RZNQC"}
-
-
 _EMPTY = frozenset({"no solution", "no solutions", "none", "empty set", "the empty set", "emptyset", "set()"})
-
-
 _REALS = frozenset({"all real numbers", "all reals", "the real numbers", "all real x", "reals"})
-
-
 _NOT_UNITS = frozenset({"and", "or"})
 
 
@@ -72,32 +66,15 @@ def clock(tokens: Sequence[Token], depth: int) -> Node | None:
             hour, _, minute = words.partition(":")
             return Node("time", name=f"{int(hour)}:{minute or '00'}{half}")
         return None
-    level, colons = 0, list[int]()
-    for place, token in enumerate(tokens):
-        sign = token.text if token.kind == "sign" else ""
-        level += (sign in OPENING) - (sign in CLOSING)
-        if sign == ":" and level == 0:
-            colons.append(place)
+    parts, colons = parted(tokens, lambda token: token.kind == "sign" and token.text == ":")
     if not colons:
         return None
-    ends = zip((-1, *colons), (*colons, len(tokens)), strict=True)
-    return Node("ratio", tuple(Expression(tokens[start + 1 : end], depth).whole() for start, end in ends))
+    return Node("ratio", tuple(Expression(part, depth).whole() for part in parts))
 
 
 def dots(tokens: Sequence[Token], depth: int) -> Node | None:
     """The gap of a sequence."""
     return Node("dots") if [token.text for token in tokens] == ["..."] else None
-
-
-def end_of(tokens: Sequence[Token], at: int) -> int:
-    r"""The last token of the environment whose `\begin` stands at `at`."""
-    depth = 0
-    for place in range(at, len(tokens)):
-        if tokens[place].text in ("\\begin", "\\end"):
-            depth += 1 if tokens[place].text == "\\begin" else -1
-            if depth == 0:
-                return min(place + 3, len(tokens) - 1)
-    raise Unread("an environment without its end")
 
 
 def environment(tokens: Sequence[Token], depth: int) -> Node | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["Node", "is_name", "is_plain", "symbols", "walk"]
+__all__ = ["Node", "cross", "is_name", "is_plain", "symbols", "times", "walk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,22 @@ def is_plain(node: Node) -> bool:
     if node.kind == "div":
         return all(_integer(arg) for arg in node.args)
     return node.kind == "num"
+
+
+def times(left: Node, right: Node) -> Node:
+    """A product, longer where `left` is one."""
+    return Node("mul", (*left.args, right) if left.kind == "mul" else (left, right))
+
+
+def cross(left: Node, right: Node) -> Node:
+    """A product of vectors, whose order matters; a number before a vector is an ordinary factor."""
+    *factors, last = left.args if left.kind == "mul" else (left,)
+    if last.kind == "num":
+        return times(left, right)
+    product = Node("func", (last, right), "f:cross")
+    if not factors:
+        return product
+    return times(Node("mul", tuple(factors)) if len(factors) > 1 else factors[0], product)
 
 
 def _integer(node: Node) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from sandbox_rl.rewards.formulas.building import cross, times
 from sandbox_rl.rewards.formulas.cursor import MAX_DEPTH, Cursor
 from sandbox_rl.rewards.formulas.names import CONSTANTS, FUNCTIONS, GREEK
-from sandbox_rl.rewards.formulas.nodes import Node
+from sandbox_rl.rewards.formulas.nodes import Node, cross, times
 from sandbox_rl.rewards.formulas.tokens import Unread
 
 __all__ = ["Operators"]
@@ -45,14 +44,11 @@ class Operators(Cursor):
             if self._is("x", "X") and self._before_power_of_ten():
                 self._next()  # 1.2 x 10^5
                 node = times(node, self._power())
-            elif self._is("*"):
-                self._next()
+            elif self._passes("*"):
                 node = times(node, self._signed())
-            elif self._is("×"):
-                self._next()
+            elif self._passes("×"):
                 node = cross(node, self._signed())
-            elif self._is("/"):
-                self._next()
+            elif self._passes("/"):
                 node = Node("div", (node, self._signed()))
             elif self._starts_factor():
                 token = self._peek()
@@ -75,11 +71,9 @@ class Operators(Cursor):
         if self._depth > 3 * MAX_DEPTH:
             raise Unread("too many signs")
         try:
-            if self._is("-"):
-                self._next()
+            if self._passes("-"):
                 return Node("neg", (self._signed(),))
-            if self._is("+"):
-                self._next()
+            if self._passes("+"):
                 return self._signed()
             if self._is("\\pm", "\\mp"):
                 sign = self._next().text
@@ -103,9 +97,8 @@ class Operators(Cursor):
 
     def _power(self) -> Node:
         base = self._postfix(self._primary())
-        if not self._is("^"):
+        if not self._passes("^"):
             return base
-        self._next()
         exponent = self._exponent()
         node = Node("pow", (base, exponent))
         if base.kind == "func" and not base.args and base.name.startswith("f:"):
@@ -124,8 +117,7 @@ class Operators(Cursor):
         if several and token is not None and not {token.text} & (CONSTANTS.keys() | FUNCTIONS.keys() | GREEK):
             raise Unread("an exponent of several letters without brackets")
         base = self._postfix(self._primary())
-        if self._is("^"):
-            self._next()
+        if self._passes("^"):
             return Node("pow", (base, self._exponent()))
         return base
 
@@ -134,16 +126,13 @@ class Operators(Cursor):
         while True:
             if self._at - start > 2:
                 raise Unread("too many signs behind a value")
-            if self._is("!"):
-                self._next()
+            if self._passes("!"):
                 if (node.kind == "func" and node.name == "factorial") or self._is("!"):
                     raise Unread("a double factorial")
                 node = Node("func", (node,), "factorial")
-            elif self._is("°"):
-                self._next()
+            elif self._passes("°"):
                 node = Node("func", (node,), "degrees")
-            elif self._is("%"):
-                self._next()
+            elif self._passes("%"):
                 node = Node("func", (node,), "percent")
             else:
                 return node

@@ -19,11 +19,7 @@ __all__ = ["order", "proportional", "same_value"]
 
 MAX_WORK = 200_000
 """Bits times functions of one evaluation: some ten milliseconds."""
-
-
 TRIALS = 4
-
-
 _COSTLY = frozenset({"pow", "func", "log"})
 
 
