@@ -56,7 +56,7 @@ def evaluate(
 
     Writes results.json and results.md. Exit code 3: something could not be judged, --resume tries it again.
     """
-    from sandbox_rl.evaluation.report import no_calls_hint, show_results
+    from sandbox_rl.evaluation.page import no_calls_hint, show_results
     from sandbox_rl.runs.evaluate import EvaluateOptions
     from sandbox_rl.runs.evaluate import evaluate as run
     from sandbox_rl.terminal import Terminal
@@ -87,6 +87,6 @@ def compare(
     ] = None,
 ) -> None:
     """Put evaluations side by side; paired with the first where their tasks are the same."""
-    from sandbox_rl.evaluation.compare import compare as run
+    from sandbox_rl.evaluation.page import compare as run
 
     typer.echo(run(runs, output=output), nl=False)

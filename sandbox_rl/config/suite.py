@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from sandbox_rl.config.load import load_settings, read_source
 from sandbox_rl.config.run import RunSettings
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.evaluation.config import PartSettings
+from sandbox_rl.evaluation.sources import PartSettings
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.registry import shipped
 

@@ -1,13 +1,18 @@
-"""Results as Markdown: one run, or several side by side."""
+"""Results as a person reads them: on the screen, and as Markdown, of one run or several side by side."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
+from sandbox_rl.display import Display
+from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.results import ModeResults, Results
-from sandbox_rl.evaluation.statistics import Difference, Mean, paired_difference
+from sandbox_rl.evaluation.statistics import Mean, paired_difference
+from sandbox_rl.outputs import check_new, write_new
 
-__all__ = ["accuracy_rows", "columns_of", "page", "rows_of"]
+__all__ = ["accuracy_rows", "compare", "no_calls_hint", "page", "show_results"]
 
 _COUNTS = {
     "turns": "turns per episode",
@@ -27,7 +32,79 @@ _SHARES = {
 }
 
 
-def columns_of(runs: Sequence[Results]) -> list[tuple[str, ModeResults]]:
+def show_results(results: Results, display: Display) -> None:
+    """What `eval` found: a column for each mode, and their difference where both were run."""
+    columns = _columns_of([results])
+    rows = _rows_of([found for _, found in columns])
+    if results.comparison is not None:
+        rows.append(["sandbox minus plain", str(results.comparison), ""])
+    display.table(f"{results.name}, {results.tasks} tasks", ["", *(mode for mode, _ in columns)], rows)
+
+
+def no_calls_hint(results: Results, *, endpoint: bool) -> str:
+    """What to say where not one tool call was read in all sandbox episodes; "" where some were."""
+    sandbox = results.modes.get("sandbox")
+    if sandbox is None or not sandbox.episodes or sandbox.means.get("calls", 1.0) > 0:
+        return ""
+    fix = (
+        "start vLLM with --enable-auto-tool-choice and the --tool-call-parser of this model, SGLang with "
+        "--tool-call-parser, llama.cpp with --jinja"
+        if endpoint
+        else "look at the journal; is chat.call_format the one that the model writes?"
+    )
+    return f"warning: no tool call could be read in {sandbox.episodes} episodes, expected some: {fix}"
+
+
+def compare(runs: Sequence[Path], *, output: Path | None = None) -> str:
+    """The Markdown page of the runs, the first being what the others are measured against.
+
+    Args:
+        output: file to write the page to as well; must not exist.
+
+    Raises:
+        ConfigError: fewer than two runs, a run has no results, or the file cannot be written.
+    """
+    if len(runs) < 2:
+        raise ConfigError(f"compare: {len(runs)} run given, expected at least two")
+    if output is not None:
+        check_new(output, "--output")
+    text = page([_load_results(run) for run in runs])
+    if output is not None:
+        try:
+            write_new(output, text, "--output")
+        except OSError as error:
+            raise ConfigError(f"--output: {output} cannot be written ({error}); name another file") from error
+    return text
+
+
+def _load_results(run: Path) -> Results:
+    """The results in a directory that `eval` wrote, or in its `results.json`.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    path = run / "results.json" if run.is_dir() else run
+    if (path.parent / "recipe.yaml").is_file() and not (path.parent / "evaluation.json").is_file():
+        raise ConfigError(
+            f"{run}: is a training run, expected what `sandbox-rl eval` wrote; evaluate its export "
+            f"(sandbox-rl eval RECIPE --model {path.parent / 'export'}) and compare that"
+        )
+    try:
+        return Results.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}), expected what `sandbox-rl eval` wrote; name its "
+            "output directory, or finish the run with --resume"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        first = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"{path}: is not a result of `sandbox-rl eval` ({type(error).__name__}: {first}); evaluate "
+            "again, or write it anew by --resume"
+        ) from error
+
+
+def _columns_of(runs: Sequence[Results]) -> list[tuple[str, ModeResults]]:
     """(heading, results) of every mode of every run; the run's name is left out where there is one run."""
     single = len(runs) == 1
     return [
@@ -37,7 +114,7 @@ def columns_of(runs: Sequence[Results]) -> list[tuple[str, ModeResults]]:
     ]
 
 
-def rows_of(columns: Sequence[ModeResults]) -> list[list[str]]:
+def _rows_of(columns: Sequence[ModeResults]) -> list[list[str]]:
     """A title and one cell per column for everything that is reported."""
     rows = accuracy_rows(columns)
     parts = sorted({part for c in columns for part in c.parts})
@@ -79,7 +156,7 @@ def accuracy_rows(columns: Sequence[ModeResults]) -> list[list[str]]:
 
 def page(runs: Sequence[Results]) -> str:
     """One Markdown page; deterministic for equal results."""
-    columns = columns_of(runs)
+    columns = _columns_of(runs)
     single = runs[0] if len(runs) == 1 else None
     title = f"Evaluation: {single.name}" if single else f"Comparison of {len(runs)} evaluations"
     lines = [f"# {_cell(title)}", ""]
@@ -88,7 +165,7 @@ def page(runs: Sequence[Results]) -> str:
         lines += [f"  - left out: {_cell(part)} ({_cell(why)})" for part, why in run.skipped.items()]
         if run.unjudged:
             lines.append(f"  - {run.unjudged} episodes were not judged; the numbers are of the others")
-    lines += ["", *_table(["", *(heading for heading, _ in columns)], rows_of([c for _, c in columns]))]
+    lines += ["", *_table(["", *(heading for heading, _ in columns)], _rows_of([c for _, c in columns]))]
     compared = [run for run in runs if run.comparison is not None]
     if compared:
         lines += ["", "## Sandbox minus plain", ""]
@@ -149,7 +226,7 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _said(number: Mean | Difference | None) -> str:
+def _said(number: Mean | None) -> str:
     return "–" if number is None else str(number)
 
 

@@ -37,13 +37,8 @@ class Mean:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Mean):
     """Mean of first minus second over the tasks that both have, with its 95 % interval, all in [-1, 1]."""
-
-    value: float
-    low: float
-    high: float
-    tasks: int
 
     def __str__(self) -> str:
         """Such as "+25.0 points [-3.1, +49.0]"."""

@@ -12,9 +12,8 @@ from sandbox_rl.config.shipped import find_target
 from sandbox_rl.config.suite import Suite, find_suite, is_suite, load_suite
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.evaluation.plan import EvaluationPlan, Part, parts_by_domain
-from sandbox_rl.evaluation.sources.load import load_source
 from sandbox_rl.policies.base import Sampling
-from sandbox_rl.tasks.load import load_tasks
+from sandbox_rl.tasks.load import load_source, load_tasks
 from sandbox_rl.types import Task
 
 __all__ = ["Subject"]

@@ -17,12 +17,12 @@ from typing import Literal, overload
 import numpy as np
 
 from sandbox_rl.errors import DataError
-from sandbox_rl.tasks.config import DataSettings
+from sandbox_rl.tasks.config import DataSettings, TaskSource
 from sandbox_rl.tasks.report import MAX_LISTED, BadRow, LoadReport
 from sandbox_rl.tasks.sources import OpenSource
 from sandbox_rl.types import Task
 
-__all__ = ["TaskSet", "hash64", "is_held_out", "load_tasks"]
+__all__ = ["TaskSet", "hash64", "is_held_out", "load_source", "load_tasks"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,20 @@ def load_tasks(settings: DataSettings, *, split: Split, base_dir: Path) -> TaskS
             f"another 'held_out' (now {settings.held_out:g})"
         )
     return TaskSet(sources, picks, report)
+
+
+def load_source(source: TaskSource, *, limit: int | None, base_dir: Path, seed: int) -> Sequence[Task]:
+    """All tasks of a source, or `limit` of them by a hash of their ids, the same on every machine.
+
+    Raises:
+        DataError: it cannot be read, is not installed, or holds bad rows.
+    """
+    # Nothing is held out: what a suite names is all for evaluation.
+    whole = source.model_copy(update={"held_out": None})
+    settings = DataSettings(
+        sources=(whole,), held_out=0.0, limit=limit, seed=seed, shuffle=not source.in_order
+    )
+    return load_tasks(settings, split="train", base_dir=base_dir)
 
 
 def _expects_held_out(settings: DataSettings) -> Iterator[bool]:

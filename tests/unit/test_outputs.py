@@ -12,7 +12,7 @@ import pytest
 from sandbox_rl.build_data.builder import build_data
 from sandbox_rl.build_data.config import BuildSettings
 from sandbox_rl.errors import ConfigError, DataError
-from sandbox_rl.evaluation.compare import compare
+from sandbox_rl.evaluation.page import compare
 from sandbox_rl.outputs import check_new, check_place, new_directory, new_files, write_atomically, write_new
 
 

@@ -12,12 +12,10 @@ import yaml
 
 from sandbox_rl.config.suite import Suite, find_suite, load_suite
 from sandbox_rl.errors import ConfigError, DataError
-from sandbox_rl.evaluation.sources.champ import champ_tasks, number_in
-from sandbox_rl.evaluation.sources.config import ChampSource, DocumentsSource, MmluSource
-from sandbox_rl.evaluation.sources.documents import document_tasks, occurrences
-from sandbox_rl.evaluation.sources.load import load_source
-from sandbox_rl.evaluation.sources.mmlu import mmlu_tasks
+from sandbox_rl.evaluation.documents import DocumentsSource, occurrences
+from sandbox_rl.evaluation.sources import ChampSource, MmluSource, number_in
 from sandbox_rl.rewards.base import load_scorer
+from sandbox_rl.tasks.load import load_source
 from sandbox_rl.tasks.prompts import load_prompt_set
 from tests.unit.evaluation.expert_endpoint import work_on
 
@@ -97,7 +95,7 @@ def test_documents_of_a_package_and_of_none():
     with pytest.raises(DataError, match="'no_such_package' is not installed; pip install no_such_package"):
         load(DocumentsSource(type="documents", package="no_such_package"))
     with pytest.raises(DataError, match="expected at least 200; lower 'files'"):
-        document_tasks(DocumentsSource(type="documents", files=200))
+        DocumentsSource(type="documents", files=200).tasks()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +145,7 @@ def packages(tmp_path, monkeypatch):
 
 
 def test_champ_s_problems_with_a_number(packages):
-    tasks = champ_tasks(ChampSource(type="champ"))
+    tasks = ChampSource(type="champ").tasks()
     assert [(task.id, task.prompt, task.answer) for task in tasks] == [
         ("champ-P_0", "Question 0?", "7"),
         ("champ-P_2", "Question 2?", "1/2"),
@@ -157,7 +155,7 @@ def test_champ_s_problems_with_a_number(packages):
 
 
 def test_mmlu_s_questions(packages):
-    (task,) = mmlu_tasks(MmluSource(type="mmlu_cot"))
+    (task,) = MmluSource(type="mmlu_cot").tasks()
     assert (task.id, task.answer, task.scorer) == ("mmlu-law-0", "B", "choice")
     assert task.prompt.startswith("Which?\n(A) this (B) that\n\nAnswer with the letter")
 
@@ -165,7 +163,7 @@ def test_mmlu_s_questions(packages):
 @pytest.mark.skipif(find_spec("champ_dataset") is not None, reason="the package is installed")
 def test_a_missing_package_says_what_to_install():
     with pytest.raises(DataError, match="pip install champ-dataset"):
-        champ_tasks(ChampSource(type="champ"))
+        ChampSource(type="champ").tasks()
 
 
 def test_a_suite_s_name_or_path(tmp_path, monkeypatch):
