@@ -13,23 +13,21 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
 from sandbox_rl.build_data.config import BuildSettings
-from sandbox_rl.build_data.files import named_files, occurs_in_name
-from sandbox_rl.build_data.report import BuildReport
-from sandbox_rl.build_data.split import split_text
+from sandbox_rl.build_data.files import named_files, occurs_in_name, split_text
 from sandbox_rl.errors import DataError
 from sandbox_rl.outputs import new_files
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.convert import Documents, content_key, read_documents, text_field
 from sandbox_rl.tasks.load import hash64, is_held_out
-from sandbox_rl.tasks.report import MAX_LISTED, BadRow, RowProblem
+from sandbox_rl.tasks.report import BadRow, BadRows, RowProblem
 from sandbox_rl.tasks.rows import Row, Rows
 
-__all__ = ["BUILT_COLUMNS", "build_data"]
+__all__ = ["BUILT_COLUMNS", "BuildReport", "build_data"]
 
 BUILT_COLUMNS: Mapping[str, object] = {
     "id": "id",
@@ -46,6 +44,26 @@ _NONE = (1 << 64) - 1
 _ANSWER_CHARS = 65_536
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes an encoder for each row
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What was built. Sizes in characters; `by_field` counts dropped rows by the field at fault."""
+
+    rows: int
+    train: int
+    held_out: int
+    contexts: int
+    dropped_rows: int
+    dropped: tuple[BadRow, ...]
+    by_field: Mapping[str, int]
+    files: int
+    distractors: int
+    examples: int
+    split_documents: int
+    mean_prompt_chars: float
+    mean_files_chars: float
+    max_files_chars: int
 
 
 def build_data(settings: BuildSettings, *, base_dir: Path) -> BuildReport:
@@ -92,8 +110,7 @@ class _Builder:
         self._sides = bytearray()  # 1 where the row is held out
         self._previous = array("Q")  # the row before of the same context
         self._counts: Counter[str] = Counter()
-        self._by_field: Counter[str] = Counter()
-        self._dropped: list[BadRow] = []
+        self._bad = BadRows()
         self._largest = 0
 
     def write(self, outputs: Mapping[str, TextIO]) -> BuildReport:
@@ -103,7 +120,7 @@ class _Builder:
             try:
                 outputs[side].write(_encode(self._built(index, row)) + "\n")
             except RowProblem as problem:
-                self._drop(index, problem)
+                self._bad.add(self._rows, index, problem)
                 continue
             self._counts[side] += 1
         written = max(1, self._counts["train"] + self._counts["held_out"])
@@ -112,9 +129,9 @@ class _Builder:
             train=self._counts["train"],
             held_out=self._counts["held_out"],
             contexts=contexts,
-            dropped_rows=self._by_field.total(),
-            dropped=tuple(self._dropped),
-            by_field=dict(self._by_field),
+            dropped_rows=self._bad.by_field.total(),
+            dropped=tuple(self._bad.listed),
+            by_field=dict(self._bad.by_field),
             files=self._counts["files"],
             distractors=self._counts["distractors"],
             examples=self._counts["examples"],
@@ -137,7 +154,7 @@ class _Builder:
                 before = last.get(key, _NONE)
                 last[key] = index
             except RowProblem as problem:
-                self._drop(index, problem)
+                self._bad.add(self._rows, index, problem)
             self._keys.append(key)
             # A row is judged by the name it is grouped under later, so loading agrees with building.
             held_out = before != _NONE and self._sides[before]
@@ -268,9 +285,3 @@ class _Builder:
         if value is None:
             return self._settings.source.scorer
         return columns.scorer_names.get(str(value), str(value))
-
-    def _drop(self, index: int, problem: RowProblem) -> None:
-        self._by_field[problem.field] += 1
-        if len(self._dropped) < MAX_LISTED:
-            place = self._rows.place(index)
-            self._dropped.append(BadRow(self._rows.name, index, place, problem.field, problem.reason))

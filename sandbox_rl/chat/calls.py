@@ -15,16 +15,16 @@ from __future__ import annotations
 import json
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from sandbox_rl.chat.encoding import Piece
 from sandbox_rl.types import MalformedCall, ToolCall
 
 __all__ = [
     "BrokenCall",
-    "CallFormat",
     "CallReader",
     "WrittenCalls",
     "call_from",
@@ -46,52 +46,32 @@ class BrokenCall(Exception):
         self.end = end
 
 
-class CallFormat(Protocol):
-    """One way of writing calls."""
+class WrittenCalls(ABC):
+    """One way of writing calls; in most, reasoning is in `<think>` and each call begins a new line."""
 
     opening: re.Pattern[str]
     """Finds where the next call begins, in text outside of reasoning."""
-    thinking: tuple[str, str]
+    thinking: tuple[str, str] = ("<think>", "</think>")
     """What opens and what closes reasoning."""
-    speaks: frozenset[str]
+    speaks: frozenset[str] = frozenset()
     """Tags of the template's frames that a turn holds of right besides those of a call."""
-    invented: tuple[str, ...]
+    invented: tuple[str, ...] = ()
     """Texts of the template's frames that a turn never holds, besides their tags."""
 
+    @abstractmethod
     def read(self, text: str, start: int) -> tuple[tuple[ToolCall, ...], int]:
         """The calls that begin at `start`, mostly one, and where they end. Raises `BrokenCall`."""
-        ...
 
+    @abstractmethod
     def write(self, call: ToolCall) -> tuple[Piece, ...]:
         """One call as the model should write it; tags are trusted, names and arguments are not."""
-        ...
+
+    @abstractmethod
+    def instructions(self) -> str:
+        """One paragraph that tells a model how to write a call."""
 
     def turn(self, before: str, calls: Sequence[ToolCall]) -> tuple[Piece, ...]:
         """An assistant turn's content: text, then calls."""
-        ...
-
-    def words(self, text: str) -> str:
-        """What a stretch of a turn without calls says, for people."""
-        ...
-
-    def instructions(self) -> str:
-        """One paragraph that tells a model how to write a call."""
-        ...
-
-
-class WrittenCalls:
-    """What most formats share: reasoning in `<think>`, each call on a new line."""
-
-    thinking: tuple[str, str] = ("<think>", "</think>")
-    speaks: frozenset[str] = frozenset()
-    invented: tuple[str, ...] = ()
-
-    def write(self, call: ToolCall) -> tuple[Piece, ...]:
-        """See `CallFormat.write`."""
-        raise NotImplementedError
-
-    def turn(self, before: str, calls: Sequence[ToolCall]) -> tuple[Piece, ...]:
-        """See `CallFormat.turn`."""
         pieces = [Piece(before)] if before else []
         for call in calls:
             if pieces:
@@ -100,7 +80,7 @@ class WrittenCalls:
         return tuple(pieces)
 
     def words(self, text: str) -> str:
-        """See `CallFormat.words`."""
+        """What a stretch of a turn without calls says, for people."""
         return text.strip()
 
 
@@ -115,7 +95,7 @@ class CallReader:
         starts_thinking: whether the turn's header has opened reasoning already.
     """
 
-    format: CallFormat
+    format: WrittenCalls
     example: str
     invented: tuple[str, ...]
     starts_thinking: bool

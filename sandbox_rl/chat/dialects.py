@@ -8,15 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandbox_rl.chat.call_formats import Found, Glm, Hermes, LlamaJson, QwenXml, closed, skip_space
-from sandbox_rl.chat.calls import (
-    BrokenCall,
-    CallFormat,
-    WrittenCalls,
-    call_from,
-    parse_array,
-    parse_object,
-    to_json,
-)
+from sandbox_rl.chat.calls import BrokenCall, WrittenCalls, call_from, parse_array, parse_object, to_json
 from sandbox_rl.chat.encoding import Piece
 from sandbox_rl.chat.gemma import Gemma
 from sandbox_rl.registry import Registry
@@ -199,7 +191,7 @@ class Dialect:
     """
 
     name: str
-    make: Callable[[Sequence[Mapping[str, Any]]], CallFormat]
+    make: Callable[[Sequence[Mapping[str, Any]]], WrittenCalls]
     described: Callable[[str], bool]
     bound: bool = False
 
@@ -227,9 +219,7 @@ _OURS = (
     Dialect("qwen_xml", QwenXml, lambda source: "<function=" in source),
     Dialect("hermes", lambda _: Hermes(), lambda source: "<tool_call>" in source and "arguments" in source),
     Dialect(
-        "llama_json",
-        lambda _: LlamaJson(),
-        lambda source: '"parameters"' in source and '"name"' in source,
+        "llama_json", lambda _: LlamaJson(), lambda source: '"parameters"' in source and '"name"' in source
     ),
 )
 """In the order in which a template is asked; docs/models.md says which models write which."""
@@ -247,7 +237,7 @@ DIALECTS: Registry[Dialect] = Registry(
 CALL_FORMATS = tuple(DIALECTS.ours)
 
 
-def make(name: str, tools: Sequence[Mapping[str, Any]]) -> CallFormat:
+def make(name: str, tools: Sequence[Mapping[str, Any]]) -> WrittenCalls:
     """The format called `name`, or at that import path.
 
     Raises:

@@ -15,9 +15,21 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from sandbox_rl.chat.calls import to_json
 from sandbox_rl.errors import ModelError
+from sandbox_rl.types import ToolCall
 
-__all__ = ["ChatTemplate", "Refused", "Slot", "edges_kept", "mark", "message", "split_marks"]
+__all__ = [
+    "ChatTemplate",
+    "Refused",
+    "Slot",
+    "edges_kept",
+    "example_call",
+    "mark",
+    "message",
+    "split_marks",
+    "tool_words",
+]
 
 _MARK = re.compile(r"zqx(\d+)qzx")
 _FIXED_DAY = date(2024, 7, 26)
@@ -174,3 +186,26 @@ def split_marks(text: str) -> tuple[list[str], list[int]]:
 def edges_kept(text: str, index: int) -> tuple[bool, bool]:
     """Whether white space on the left and on the right of mark `index` was kept, where it was there."""
     return f"\t \t{mark(index)}" in text, f"{mark(index)}\t \t" in text
+
+
+def tool_words(tools: Sequence[Mapping[str, Any]], instructions: str) -> str:
+    """What to tell a model whose template does not tell it about its tools."""
+    parts = [instructions] if instructions else []
+    if tools:
+        schemas = "\n".join(to_json(t) for t in tools)
+        parts.insert(
+            0,
+            "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are "
+            "provided with function signatures within <tools></tools> XML tags:\n"
+            f"<tools>\n{schemas}\n</tools>",
+        )
+    return "\n\n".join(parts)
+
+
+def example_call(tools: Sequence[Mapping[str, Any]]) -> ToolCall:
+    """A call of the first tool with its required string parameters."""
+    if not tools:
+        return ToolCall("NAME", {})
+    function = tools[0]["function"]
+    required = function.get("parameters", {}).get("required", ())
+    return ToolCall(function["name"], {k: "ls" if k == "command" else "..." for k in required})

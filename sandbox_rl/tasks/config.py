@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -146,7 +147,7 @@ class ReasoningGymSource(TaskSource):
 
     def open(self, data: DataSettings, base_dir: Path, number: int) -> OpenSource:
         """See `GymSource`."""
-        from sandbox_rl.tasks.gym import GymSource
+        from sandbox_rl.tasks.sources import GymSource
 
         return GymSource(self, self.name or (f"{self.dataset}-{number}" if number else self.dataset))
 
@@ -221,7 +222,7 @@ class HubSource(RowsSource):
 
     def rows(self, base_dir: Path) -> Rows:
         """Of the data set, downloaded or from the cache."""
-        from sandbox_rl.tasks.hub import open_hub
+        from sandbox_rl.tasks.rows import open_hub
 
         return open_hub(self)
 
@@ -270,10 +271,11 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _names_differ(self) -> DataSettings:
-        seen: set[str] = set()
-        for source in self.sources:
-            if source.name is not None and source.name in seen:
-                raise ValueError(f"two sources are named {source.name!r}; give each its own name")
-            if source.name is not None:
-                seen.add(source.name)
+        for name, count in Counter(source.name for source in self.sources).items():
+            if name is not None and count > 1:
+                raise ValueError(f"two sources are named {name!r}; give each its own name")
         return self
+
+    def held_out_of(self, source: TaskSource) -> float:
+        """The share of a source's rows that is kept from training."""
+        return self.held_out if source.held_out is None else source.held_out

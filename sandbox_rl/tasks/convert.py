@@ -53,22 +53,19 @@ def text_field(row: Row, column: str, *, limit: int, number: bool = False) -> st
         raise RowProblem(column, "is empty; expected text")
     if len(value) > limit:
         raise RowProblem(column, f"has {len(value)} characters; the limit is {limit}")
-    proper(value, column)
+    _check_unicode(value, column)
+    if "\0" in value:
+        raise RowProblem(column, "holds a NUL character")
     return value
 
 
-def proper(text: str, column: str) -> None:
-    """Raise `RowProblem` for text that cannot be written as UTF-8 or holds NUL."""
-    if text.isascii():
-        if "\0" in text:
-            raise RowProblem(column, "holds a NUL character")
-        return
+def _check_unicode(text: str, column: str) -> None:
+    """Raise `RowProblem` for text that cannot be written as UTF-8."""
     try:
-        text.encode()
+        if not text.isascii():
+            text.encode()
     except UnicodeEncodeError as error:
         raise RowProblem(column, f"is not proper Unicode (half a surrogate pair at {error.start})") from error
-    if "\0" in text:
-        raise RowProblem(column, "holds a NUL character")
 
 
 class RowConverter:
@@ -183,7 +180,7 @@ class RowConverter:
                 raise RowProblem(column, f"file name {shown(name)} {problem}")
             if not isinstance(text, str):
                 raise RowProblem(column, f"file {shown(name)} is a {type(text).__name__}; expected text")
-            _encodable(text, f"{column}, file {shown(name)}")
+            _check_unicode(text, f"{column}, file {shown(name)}")
         return named
 
 
@@ -194,7 +191,7 @@ def read_documents(value: Any, column: str) -> Documents:
         RowProblem: it is none of these.
     """
     if isinstance(value, str) and value and not value.isspace():
-        _encodable(value, column)
+        _check_unicode(value, column)
         return (("", value),)
     items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     documents = []
@@ -207,8 +204,8 @@ def read_documents(value: Any, column: str) -> Documents:
             raise RowProblem(
                 column, f"holds {shown(item)}; expected text, or {{title, text}}, or a list of them"
             )
-        _encodable(text, column)
-        _encodable(title, column)
+        _check_unicode(text, column)
+        _check_unicode(title, column)
         documents.append((title, text))
     return tuple(documents)
 
@@ -223,14 +220,6 @@ def files_of_context(documents: Documents, settings: ContextSettings) -> list[tu
         plain = f"{stem}_{number:02d}{ending}" if several else settings.file_name
         files.append((title_to_name(title, plain) if title else plain, text))
     return files
-
-
-def _encodable(text: str, column: str) -> None:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RowProblem(column, f"is not proper Unicode (surrogate at {error.start})") from error
 
 
 def _is_pair(pair: Any) -> bool:

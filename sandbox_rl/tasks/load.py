@@ -9,7 +9,6 @@ import hashlib
 import heapq
 import logging
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, overload
@@ -18,7 +17,7 @@ import numpy as np
 
 from sandbox_rl.errors import DataError
 from sandbox_rl.tasks.config import DataSettings, TaskSource
-from sandbox_rl.tasks.report import MAX_LISTED, BadRow, LoadReport
+from sandbox_rl.tasks.report import BadRows, LoadReport, RowProblem
 from sandbox_rl.tasks.sources import OpenSource
 from sandbox_rl.types import Task
 
@@ -94,12 +93,13 @@ def load_tasks(settings: DataSettings, *, split: Split, base_dir: Path) -> TaskS
     sources = [source.open(settings, base_dir, number) for number, source in enumerate(settings.sources)]
     audit = _Audit()
     chosen: list[array[int]] = []
-    for number, source in enumerate(sources):
-        fraction = settings.sources[number].held_out
-        fraction = settings.held_out if fraction is None else fraction
-        chosen.append(audit.rows_of(source, split, fraction, settings))
+    for source, given in zip(sources, settings.sources, strict=True):
+        chosen.append(audit.rows_of(source, split, settings.held_out_of(given), settings))
         source.restrict(chosen[-1])
-    report = audit.report(kept=sum(map(len, chosen)))
+    bad = audit.bad
+    report = LoadReport(
+        audit.rows, sum(map(len, chosen)), bad.by_field.total(), tuple(bad.listed), dict(bad.by_field)
+    )
     _refuse_or_warn(report, settings)
     picks = _mix(chosen, [source.weight for source in settings.sources], stop=settings.exhausted == "stop")
     limit = settings.limit
@@ -107,9 +107,10 @@ def load_tasks(settings: DataSettings, *, split: Split, base_dir: Path) -> TaskS
         limit = settings.limit_held_out
     if limit is not None:
         picks = picks[:limit]
-    if not picks and (split == "train" or any(_expects_held_out(settings))):
+    if not picks and (split == "train" or any(map(settings.held_out_of, settings.sources))):
+        named = ", ".join(source.label for source in settings.sources)[:200]
         raise DataError(
-            f"data: the {split} split of {_named(settings)} is empty ({report.summary()}); give more rows or "
+            f"data: the {split} split of {named} is empty ({report.summary()}); give more rows or "
             f"another 'held_out' (now {settings.held_out:g})"
         )
     return TaskSet(sources, picks, report)
@@ -129,19 +130,12 @@ def load_source(source: TaskSource, *, limit: int | None, base_dir: Path, seed: 
     return load_tasks(settings, split="train", base_dir=base_dir)
 
 
-def _expects_held_out(settings: DataSettings) -> Iterator[bool]:
-    for source in settings.sources:
-        yield (settings.held_out if source.held_out is None else source.held_out) > 0
-
-
 class _Audit:
     """The pass over all rows: what is bad, what is a duplicate, what belongs to the split."""
 
     def __init__(self) -> None:
-        self._rows = 0
-        self._dropped = 0
-        self._listed: list[BadRow] = []
-        self._by_field: Counter[str] = Counter()
+        self.rows = 0
+        self.bad = BadRows()
         self._ids: set[int] = set()  # hashes: two of 10^6 ids collide once in 10^7 loads
 
     def rows_of(
@@ -150,15 +144,15 @@ class _Audit:
         rows, keys = array("Q"), array("Q")
         salt = f"order-{settings.seed}"
         for index, result in enumerate(source.scan()):
-            self._rows += 1
-            if isinstance(result, BadRow):
-                self._drop(result)
+            self.rows += 1
+            if isinstance(result, RowProblem):
+                self.bad.add(source, index, result)
                 continue
             task_id, split_key = result
             key = hash64(task_id)
             if key in self._ids:
-                reason = f"{task_id!r:.80} was seen before; ids must be unique"
-                self._drop(BadRow(source.name, index, source.place(index), "id", reason))
+                twice = RowProblem("id", f"{task_id!r:.80} was seen before; ids must be unique")
+                self.bad.add(source, index, twice)
                 continue
             self._ids.add(key)
             if is_held_out(split_key, fraction) == (split == "held_out"):
@@ -168,21 +162,6 @@ class _Audit:
             return rows
         order = np.argsort(np.frombuffer(keys, dtype=np.uint64), kind="stable")
         return array("Q", np.frombuffer(rows, dtype=np.uint64)[order].tobytes())
-
-    def _drop(self, bad: BadRow) -> None:
-        self._dropped += 1
-        self._by_field[bad.field] += 1
-        if len(self._listed) < MAX_LISTED:
-            self._listed.append(bad)
-
-    def report(self, *, kept: int) -> LoadReport:
-        return LoadReport(
-            rows=self._rows,
-            kept=kept,
-            dropped_rows=self._dropped,
-            dropped=tuple(self._listed),
-            by_field=dict(self._by_field),
-        )
 
 
 def _refuse_or_warn(report: LoadReport, settings: DataSettings) -> None:
@@ -212,8 +191,3 @@ def _mix(chosen: Sequence[array[int]], weights: Sequence[float], *, stop: bool) 
         elif stop:
             break
     return picks
-
-
-def _named(settings: DataSettings) -> str:
-    """The sources as the recipe names them."""
-    return ", ".join(source.label for source in settings.sources)[:200]

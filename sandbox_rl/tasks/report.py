@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
 
-__all__ = ["BadRow", "LoadReport", "RowProblem", "shown"]
+__all__ = ["BadRow", "BadRows", "LoadReport", "RowProblem", "shown"]
 
 MAX_LISTED = 50
 """Bad rows that are kept with their details; the rest are counted."""
@@ -35,15 +36,38 @@ class BadRow:
         return f"{self.source} {self.place}, {self.field}: {self.reason}"
 
 
+class Placed(Protocol):
+    """Rows that have a name and places where a person finds them."""
+
+    name: str
+
+    def place(self, index: int) -> str: ...
+
+
+class BadRows:
+    """Rows that were left out: counted by field, the first ones with their details."""
+
+    def __init__(self) -> None:
+        self.listed: list[BadRow] = []
+        self.by_field: Counter[str] = Counter()
+
+    def add(self, rows: Placed, index: int, problem: RowProblem) -> None:
+        """Leave this row out."""
+        self.by_field[problem.field] += 1
+        if len(self.listed) < MAX_LISTED:
+            bad = BadRow(rows.name, index, rows.place(index), problem.field, problem.reason)
+            self.listed.append(bad)
+
+
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """Counts of a load. `by_reason` counts dropped rows by field; `dropped` lists the first ones."""
+    """Counts of a load. `by_field` counts dropped rows by the field at fault; `dropped` lists the first."""
 
     rows: int
     kept: int
-    dropped_rows: int = 0
-    dropped: tuple[BadRow, ...] = ()
-    by_field: Mapping[str, int] = field(default_factory=Counter)
+    dropped_rows: int
+    dropped: tuple[BadRow, ...]
+    by_field: Mapping[str, int]
 
     def summary(self) -> str:
         """One line for a person."""

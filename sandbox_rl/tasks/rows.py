@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import mmap
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from sandbox_rl.errors import DataError
+from sandbox_rl.tasks.config import HubSource
 from sandbox_rl.tasks.report import RowProblem, shown
 
-__all__ = ["ArrowRows", "HubRows", "JsonlRows", "Row", "Rows", "open_table"]
+__all__ = ["Row", "Rows", "open_hub", "open_table"]
 
 Row = Mapping[str, Any]
 
@@ -25,7 +26,7 @@ _decode = json.JSONDecoder().decode  # json.loads looks at its arguments a milli
 
 
 class Rows(Protocol):
-    """Rows by position, from 0."""
+    """Rows by position, from 0; the base of those here."""
 
     name: str
 
@@ -37,14 +38,21 @@ class Rows(Protocol):
 
     def __iter__(self) -> Iterator[Row | RowProblem]:
         """All rows in order; what cannot be read comes as the problem itself."""
-        ...
+        return self._each(range(len(self)))
 
     def place(self, index: int) -> str:
-        """Where a person finds the row."""
-        ...
+        """Where a person finds the row: its number, from 0 and without a header."""
+        return f"row {index}"
+
+    def _each(self, indices: Iterable[int]) -> Iterator[Row | RowProblem]:
+        for index in indices:
+            try:
+                yield self.row(index)
+            except RowProblem as problem:
+                yield problem
 
 
-class JsonlRows:
+class JsonlRows(Rows):
     """A JSON-lines file, mapped into memory; blank lines do not count as rows."""
 
     def __init__(self, path: Path, name: str) -> None:
@@ -84,19 +92,12 @@ class JsonlRows:
             raise RowProblem("row", f"is {shown(value)}; expected a JSON object")
         return value
 
-    def __iter__(self) -> Iterator[Row | RowProblem]:
-        for index in range(len(self)):
-            try:
-                yield self.row(index)
-            except RowProblem as problem:
-                yield problem
-
     def place(self, index: int) -> str:
         """The line number."""
         return f"line {self._lines[index]}"
 
 
-class ArrowRows:
+class ArrowRows(Rows):
     """A pyarrow table (CSV and Parquet files)."""
 
     def __init__(self, table: Any, name: str) -> None:
@@ -119,18 +120,10 @@ class ArrowRows:
             try:
                 yield from self._table.slice(start, _BATCH).to_pylist()
             except UnicodeDecodeError:
-                for index in range(start, min(start + _BATCH, len(self))):
-                    try:
-                        yield self.row(index)
-                    except RowProblem as problem:
-                        yield problem
-
-    def place(self, index: int) -> str:
-        """The row number, from 0 and without the header."""
-        return f"row {index}"
+                yield from self._each(range(start, min(start + _BATCH, len(self))))
 
 
-class HubRows:
+class HubRows(Rows):
     """A `datasets.Dataset`, which is memory-mapped."""
 
     def __init__(self, dataset: Any, name: str) -> None:
@@ -149,10 +142,6 @@ class HubRows:
         for columns in self._dataset.iter(batch_size=_BATCH):
             for values in zip(*columns.values(), strict=True):
                 yield dict(zip(columns, values, strict=True))
-
-    def place(self, index: int) -> str:
-        """The row number, from 0."""
-        return f"row {index}"
 
 
 def open_table(path: Path, name: str) -> Rows:
@@ -197,3 +186,28 @@ def _read_csv(path: Path, delimiter: str) -> Any:
     # Everything is read as text: "007" and "1e3" are answers, not numbers.
     convert = csv.ConvertOptions(column_types=dict.fromkeys(names, string()), strings_can_be_null=False)
     return csv.read_csv(path, parse_options=parse, convert_options=convert)
+
+
+def open_hub(source: HubSource) -> Rows:
+    """Download the data set or take it from the cache.
+
+    Raises:
+        DataError: it is neither to be had nor cached, or has no such configuration or split.
+    """
+    # A second of import that only Hub sources pay for.
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(
+            source.dataset, source.config, split=source.split, revision=source.revision
+        )
+    except (OSError, ValueError, RuntimeError) as error:  # every "not found" and "offline" of datasets
+        reason = " ".join(str(error).split())[:300]
+        config = f", config {source.config!r}" if source.config else ""
+        raise DataError(
+            f"data: Hub data set {source.dataset!r}{config}, split {source.split!r} cannot be loaded "
+            f"({type(error).__name__}: {reason}); check its names, or on a machine with network run "
+            f"`hf download --repo-type dataset {source.dataset} --local-dir DIR` and use a source of "
+            "type: table with path: DIR/….parquet"
+        ) from error
+    return HubRows(dataset, source.name or source.dataset)

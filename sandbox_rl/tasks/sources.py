@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import random
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any, Protocol
 
 from sandbox_rl.errors import DataError
 from sandbox_rl.seeds import derive_seed
-from sandbox_rl.tasks.config import DataSettings, RowsSource
+from sandbox_rl.tasks.config import DataSettings, ReasoningGymSource, RowsSource
 from sandbox_rl.tasks.convert import Documents, RowConverter, content_key
-from sandbox_rl.tasks.report import BadRow, RowProblem
+from sandbox_rl.tasks.names import problem_of_name
+from sandbox_rl.tasks.report import RowProblem
 from sandbox_rl.tasks.rows import Rows
 from sandbox_rl.types import Task
 
-__all__ = ["ListedSource", "OpenSource", "RowSource"]
+__all__ = ["GymSource", "ListedSource", "OpenSource", "RowSource"]
 
 
 class OpenSource(Protocol):
-    """Rows of one source as tasks."""
+    """Rows of one source as tasks; the base of those here."""
 
     name: str
 
-    def scan(self) -> Iterator[tuple[str, str] | BadRow]:
+    def scan(self) -> Iterator[tuple[str, str] | RowProblem]:
         """Every row in order: (task id, key of the split), or why it is bad."""
         ...
 
     def restrict(self, rows: array[int]) -> None:
         """Tell the source which of its rows are in use: distractors come from these alone."""
-        ...
+        return
 
     def place(self, index: int) -> str:
         """Where a person finds the row."""
-        ...
+        return f"row {index}"
 
     def task(self, index: int) -> Task:
         """The task of a row that `scan` found good."""
         ...
 
 
-class ListedSource:
+class ListedSource(OpenSource):
     """A source whose tasks are all there.
 
     Args:
@@ -51,17 +55,14 @@ class ListedSource:
         self.name = name
         self._tasks = tuple(tasks)
 
-    def scan(self) -> Iterator[tuple[str, str] | BadRow]:
+    def scan(self) -> Iterator[tuple[str, str] | RowProblem]:
         """Equal questions about equal files fall on the same side of the split."""
-        for index, task in enumerate(self._tasks):
+        for task in self._tasks:
             if not task.prompt.strip():
-                yield BadRow(self.name, index, self.place(index), "prompt", "is empty")
+                yield RowProblem("prompt", "is empty")
                 continue
             files = "".join(f"\0{name}\0{data.hex()}" for name, data in sorted(task.files.items()))
             yield task.id, content_key(task.prompt + files)
-
-    def restrict(self, rows: array[int]) -> None:
-        """Its tasks are as they are."""
 
     def place(self, index: int) -> str:
         """The task's number."""
@@ -72,7 +73,7 @@ class ListedSource:
         return self._tasks[index]
 
 
-class RowSource:
+class RowSource(OpenSource):
     """A table or Hub data set."""
 
     def __init__(self, source: RowsSource, rows: Rows, settings: DataSettings) -> None:
@@ -88,16 +89,16 @@ class RowSource:
             max_files_bytes=int(settings.max_files_mb * (1 << 20)),
         )
 
-    def scan(self) -> Iterator[tuple[str, str] | BadRow]:
+    def scan(self) -> Iterator[tuple[str, str] | RowProblem]:
         """Convert every row once, keeping nothing but its names."""
-        for index, row in enumerate(self._rows):
+        for row in self._rows:
             try:
                 if isinstance(row, RowProblem):
                     raise row
                 task = self._converter.task(row)
                 yield task.id, self._converter.split_key(row, task)
             except RowProblem as problem:
-                yield BadRow(self.name, index, self.place(index), problem.field, problem.reason)
+                yield problem
 
     def restrict(self, rows: array[int]) -> None:
         """Remember the split's rows, from which distractors are drawn."""
@@ -114,16 +115,7 @@ class RowSource:
         if not self._distractors:
             return task
         own = self._converter.documents(row)
-        files = _shuffled_files(task, self._others(task, own), own, self._seed)
-        return Task(
-            id=task.id,
-            prompt=task.prompt,
-            answer=task.answer,
-            files=files,
-            domain=task.domain,
-            scorer=task.scorer,
-            metadata=task.metadata,
-        )
+        return replace(task, files=_shuffled_files(task, self._others(task, own), own, self._seed))
 
     def _others(self, task: Task, own: Documents) -> list[str]:
         rng = random.Random(derive_seed(self._seed, "distractors", task.id))
@@ -153,3 +145,73 @@ def _shuffled_files(task: Task, others: list[str], own: Documents, seed: int) ->
             f"task {task.id!r}: file {min(clash)!r} collides with a distractor's name; rename the file"
         )
     return {**kept, **numbered}
+
+
+class GymSource(OpenSource):
+    """One generator of reasoning-gym. Row i depends on (parameters, seed, i) alone: it is made when needed.
+
+    Raises:
+        DataError: no such generator, or it refuses its parameters.
+    """
+
+    def __init__(self, source: ReasoningGymSource, name: str) -> None:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+
+        self.name = name
+        self._source = source
+        if source.dataset not in DATASETS:
+            near = get_close_matches(source.dataset, DATASETS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see reasoning_gym.factory.DATASETS"
+            raise DataError(f"data: reasoning-gym has no generator {source.dataset!r}; {hint}")
+        if source.document is not None and (problem := problem_of_name(source.document)):
+            raise DataError(f"data: 'document' {source.document!r} {problem}; expected a plain file name")
+        try:
+            self._rows: Any = reasoning_gym.create_dataset(
+                source.dataset, size=source.size, seed=source.seed, **source.params
+            )
+        except (TypeError, ValueError, AssertionError) as error:
+            raise DataError(f"data: generator {source.dataset!r} refuses its 'params': {error}") from error
+
+    def scan(self) -> Iterator[tuple[str, str] | RowProblem]:
+        """Generate every row once. Equal questions fall on the same side of the split."""
+        for index in range(self._source.size):
+            try:
+                entry = self._rows[index]
+                json.dumps(entry["metadata"], default=str)
+            except Exception as error:  # a generator is foreign code; one failing row is a bad row
+                yield RowProblem("question", f"cannot be generated: {error!r}")
+                continue
+            if not isinstance(entry["answer"], str) or not entry["question"].strip():
+                yield RowProblem("answer", "is not text")
+                continue
+            yield self._id(index), content_key(entry["question"])
+
+    def task(self, index: int) -> Task:
+        """Generate one task."""
+        entry = self._rows[index]
+        question, files = entry["question"], dict[str, bytes]()
+        if self._source.document is not None:
+            first, gap, rest = question.strip().partition("\n\n" if "\n\n" in question else "\n")
+            if gap and rest.strip():
+                files = {self._source.document: first.encode()}
+                question = f"{rest.strip()}\n\nThe text it is about is in the file {self._source.document}."
+        metadata = {"dataset": self._source.dataset, "entry": entry}
+        if self._source.partial:
+            metadata["partial"] = True
+        return Task(
+            id=self._id(index),
+            prompt=question,
+            answer=entry["answer"],
+            files=files,
+            domain=self._source.domain,
+            scorer=self._source.scorer,
+            metadata=metadata,
+        )
+
+    def _id(self, index: int) -> str:
+        source = self._source
+        if not source.params:
+            return f"{source.dataset}-{source.seed}-{index}"
+        key = content_key(json.dumps(source.params, sort_keys=True, default=str))
+        return f"{source.dataset}-{key[:6]}-{source.seed}-{index}"

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_rl.build_data.builder import BUILT_COLUMNS, build_data
+from sandbox_rl.build_data.builder import BUILT_COLUMNS, BuildReport, build_data
 from sandbox_rl.build_data.config import BuildSettings
-from sandbox_rl.build_data.report import BuildReport
-from sandbox_rl.build_data.split import split_text
+from sandbox_rl.build_data.files import split_text
 from sandbox_rl.errors import DataError
 from sandbox_rl.tasks.config import DataSettings
 from sandbox_rl.tasks.load import load_tasks
