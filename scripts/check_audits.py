@@ -34,9 +34,9 @@ from trl import GRPOConfig
 from sandbox_rl.audit.alarms import AlarmName
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.policies.base import WeightVersion
-from sandbox_rl.rollout.groups import FirstGroups
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.over_sampling import OverSampling
+from sandbox_rl.rollout.slots import FirstGroups
 from sandbox_rl.training.asynchronous.config import async_config
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.asynchronous.trainer import SandboxAsyncTrainer

@@ -17,10 +17,10 @@ from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import UserError
 from sandbox_rl.journal import Journal, JournalObserver
 from sandbox_rl.ledger import Ledger, Update
-from sandbox_rl.rollout.groups import first_groups
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.rollout.over_sampling import OverSampling
+from sandbox_rl.rollout.slots import first_groups
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
 from sandbox_rl.runs.leftovers import Leftovers

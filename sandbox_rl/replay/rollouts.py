@@ -12,8 +12,8 @@ from sandbox_rl.cassette.cassette import reward_from_record
 from sandbox_rl.errors import DataError
 from sandbox_rl.journal import trajectory_from_record
 from sandbox_rl.observer import Observer
-from sandbox_rl.rollout.groups import FirstGroups
 from sandbox_rl.rollout.occupancy import Occupancy
+from sandbox_rl.rollout.slots import FirstGroups
 from sandbox_rl.training.asynchronous.compositions import Composition, checksum
 from sandbox_rl.training.asynchronous.rows import collator, packed_as, tensors_of
 from sandbox_rl.training.asynchronous.source import Composed

@@ -2,8 +2,8 @@
 
 from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.rollout.engine import END_GRACE_S, RolloutEngine
-from sandbox_rl.rollout.groups import FirstGroups
 from sandbox_rl.rollout.settings import OverlongPolicy, RolloutSettings
+from sandbox_rl.rollout.slots import FirstGroups
 
 __all__ = [
     "END_GRACE_S",

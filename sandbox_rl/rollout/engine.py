@@ -15,11 +15,10 @@ from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rewards.base import Scores
 from sandbox_rl.rewards.reply import answer_of_reply
 from sandbox_rl.rollout.disk import DiskSpace
-from sandbox_rl.rollout.groups import FirstGroups, first_groups
 from sandbox_rl.rollout.judging import judge
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.settings import OverlongPolicy, RolloutSettings
-from sandbox_rl.rollout.slots import RunOne, episode_runner, run_requests
+from sandbox_rl.rollout.slots import FirstGroups, RunOne, episode_runner, first_groups, run_requests
 from sandbox_rl.sandboxes.base import SandboxBackend, of_episode
 from sandbox_rl.sandboxes.forwarding import watched
 from sandbox_rl.tools.toolbox import Toolbox

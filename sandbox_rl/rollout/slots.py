@@ -1,4 +1,4 @@
-"""Episodes in a bounded number of slots, each with its retries.
+"""Episodes in a bounded number of slots, each with its retries; all of them, or the first groups to end.
 
 The only module that decides what a failure was. Whatever the policy did is in the trajectory; an
 `InfraFault` is retried with a fresh sandbox and, when it persists, becomes a rollout without reward.
@@ -10,9 +10,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sandbox_rl.agents.base import EpisodeRequest
@@ -23,7 +23,7 @@ from sandbox_rl.rollout.disk import DiskSpace
 from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory
 
-__all__ = ["RunOne", "all_done", "episode_runner", "run_requests"]
+__all__ = ["FirstGroups", "RunOne", "all_done", "episode_runner", "first_groups", "run_requests"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +71,77 @@ async def run_requests(requests: Sequence[EpisodeRequest], run_one: RunOne) -> l
     async with all_done() as group:
         tasks = [group.create_task(run_one(request)) for request in requests]
     rollouts = [task.result() for task in tasks]
+    _check_some_played(rollouts)
+    return rollouts
+
+
+@dataclass(frozen=True, slots=True)
+class FirstGroups:
+    """What became of the groups that were started.
+
+    Args:
+        ended: place of a group → its rollouts, for exactly as many groups as were to be kept.
+        seconds: place → from the start of all to the end of that group.
+        cut: episodes that had ended in groups that were cancelled.
+        cut_after: seconds from the start until the others were cancelled.
+    """
+
+    ended: Mapping[int, Sequence[Rollout]]
+    seconds: Mapping[int, float]
+    cut: Sequence[Rollout]
+    cut_after: float
+
+
+async def first_groups(
+    groups: Sequence[Sequence[EpisodeRequest]],
+    run_one: RunOne,
+    *,
+    keep: int,
+) -> FirstGroups:
+    """Start all groups and return when `keep` of them have ended and the others are gone.
+
+    Args:
+        run_one: one episode with its retries, within its own deadline.
+
+    Raises:
+        InfraFault: every episode of the groups kept failed on our side.
+        UserError: what `run_one` raises.
+    """
+    assert 0 < keep <= len(groups)
+    found: list[dict[int, Rollout]] = [{} for _ in groups]
+    seconds: dict[int, float] = {}
+    enough = asyncio.Event()
+    started = time.monotonic()
+
+    async def one(place: int, sample: int) -> None:
+        found[place][sample] = await run_one(groups[place][sample])
+        if len(found[place]) == len(groups[place]) and len(seconds) < keep:
+            seconds[place] = time.monotonic() - started
+            if len(seconds) == keep:
+                enough.set()
+
+    async with all_done() as scope:
+        tasks = [
+            scope.create_task(one(place, sample))
+            for place, group in enumerate(groups)
+            for sample in range(len(group))
+        ]
+        await enough.wait()
+        for task in tasks:
+            task.cancel()
+    ended = {place: [found[place][i] for i in range(len(groups[place]))] for place in sorted(seconds)}
+    _check_some_played([rollout for group in ended.values() for rollout in group])
+    cut = [
+        found[place][i] for place in range(len(groups)) if place not in ended for i in sorted(found[place])
+    ]
+    return FirstGroups(ended, seconds, cut, max(seconds.values()))
+
+
+def _check_some_played(rollouts: Sequence[Rollout]) -> None:
     if rollouts and all(r.trajectory.stop is StopReason.INFRA_FAULT for r in rollouts):
         raise InfraFault(
             f"all {len(rollouts)} episodes failed on our side; the first: {rollouts[0].trajectory.fault}"
         )
-    return rollouts
 
 
 @asynccontextmanager
