@@ -77,7 +77,7 @@ def build_scoring(recipe: RunSettings, base_dir: Path | None = None) -> ScoringP
         base_dir: where the recipe lies; a module beside it can be named as a scorer.
     """
     place = scoring_place(recipe.reward, recipe.sandbox)
-    return ScoringPool.from_settings(recipe.reward, place, expected=recipe.scorers, beside=base_dir)
+    return ScoringPool(place, recipe.reward, expected=recipe.scorers, beside=base_dir)
 
 
 def scoring_place(settings: RewardSettings, sandbox: BackendSettings | None = None) -> Place:

@@ -66,7 +66,7 @@ async def measure(times: dict[str, list[float]], *, sleep: bool) -> tuple[float,
     engine = RolloutEngine(
         agent=TokenAgent(ScriptedPolicy(script), chat),
         backend=RecordingBackend(answer_exec=tool),
-        scoring=ScoringPool(ProgramSandboxes(PROGRAM, memory_mb=2048), workers=2),
+        scoring=ScoringPool(ProgramSandboxes(PROGRAM, memory_mb=2048)),
         toolbox=toolbox,
         render=lambda task: (Message("user", task.prompt),),
         episode=EpisodeSettings(max_turns=8, timeout_s=120),

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.places import PROGRAM
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.rewards.trial import PROBED, SourceSample, try_rewards
@@ -147,7 +148,8 @@ async def measure(options: argparse.Namespace) -> tuple[float, float, list[list[
     place = ProgramSandboxes(PROGRAM, memory_mb=2048)
     rounds: list[list[tuple[float, float]]] = []
     expected = ("math", "reasoning_gym", BOMB)
-    async with ScoringPool(place, workers=options.workers, timeout=2.0, expected=expected) as pool:
+    settings = RewardSettings(workers=options.workers, timeout_s=2.0)
+    async with ScoringPool(place, settings, expected=expected) as pool:
         await timed(pool, answers(24))
         await nothing_runs()
         used = processor_seconds()

@@ -175,7 +175,7 @@ async def with_tools(
             limits=settings.limits,
             settings=PoolSettings(max_live=2 * in_flight),
         ),
-        scoring=ScoringPool(ProgramSandboxes(PROGRAM, memory_mb=2048), workers=2),
+        scoring=ScoringPool(ProgramSandboxes(PROGRAM, memory_mb=2048)),
         toolbox=toolbox,
         render=lambda task: (Message("user", task.prompt),),
         episode=EpisodeSettings(max_turns=8, timeout_s=300, exec_timeout_s=30),

@@ -119,12 +119,12 @@ async def check_scoring(sandbox: BackendSettings | None = None) -> AsyncIterator
     with HostWitness() as witness, tempfile.TemporaryDirectory() as directory, quiet:
         scorer = Path(directory)
         await asyncio.to_thread((scorer / f"{_NAME}.py").write_text, _SCORER)
-        names = ((f"{_NAME}:score", 1.0),)
-        async with ScoringPool(place, workers=1, timeout=_TIMEOUT_S, scorers=names, beside=scorer) as pool:
+        settings = RewardSettings(workers=1, timeout_s=_TIMEOUT_S, scorer=f"{_NAME}:score")
+        async with ScoringPool(place, settings, beside=scorer) as pool:
             for id, title, text, expected in _ATTACKS:
                 started = time.monotonic()
                 filled = text.format(path=witness.path, port=witness.port)
-                task = Task(id, "?", "True", scorer=names[0][0])
+                task = Task(id, "?", "True", scorer=f"{_NAME}:score")
                 reward = await pool.score(task, Answer(AnswerStatus.OK, filled))
                 problems = [f"was worth {reward.value}, expected {expected}"] * (reward.value != expected)
                 problems += witness.problems()

@@ -261,5 +261,5 @@ async def _score(
     """With this machine's isolation and bounds; of the bundle's settings only which scorers there are."""
     safe = RewardSettings(scorer=reward.scorer, composite=reward.composite)
     used = sorted({task.scorer for task in tasks.values() if task.scorer in BUILT_IN})
-    async with ScoringPool.from_settings(safe, scoring_place(safe), expected=used) as scoring:
+    async with ScoringPool(scoring_place(safe), safe, expected=used) as scoring:
         return await score_all(scoring, settings, cassette, ids, tasks)

@@ -96,21 +96,21 @@ def reads_with(read: Callable[[str], Any]) -> Callable[[Scorer], Scorer]:
 
 
 BUILT_IN: Mapping[str, str] = {
-    "math": "sandbox_rl.rewards.maths",
-    "choice": "sandbox_rl.rewards.choice",
-    "exact": "sandbox_rl.rewards.exact",
-    "f1": "sandbox_rl.rewards.f1",
-    "rouge_l": "sandbox_rl.rewards.rouge_l",
-    "numeric": "sandbox_rl.rewards.numeric",
-    "reasoning_gym": "sandbox_rl.rewards.gym",
-    "rules": "sandbox_rl.rewards.rules.scorer",
+    "math": "sandbox_rl.rewards.maths:score",
+    "choice": "sandbox_rl.rewards.choice:score",
+    "exact": "sandbox_rl.rewards.overlap:exact",
+    "f1": "sandbox_rl.rewards.overlap:f1",
+    "rouge_l": "sandbox_rl.rewards.overlap:rouge_l",
+    "numeric": "sandbox_rl.rewards.numeric:score",
+    "reasoning_gym": "sandbox_rl.rewards.gym:score",
+    "rules": "sandbox_rl.rewards.rules.scorer:score",
 }
-"""Name → module with `score(answer, task)` and `check_gold(task)`."""
+"""Name → function (answer, task), in a module with `check_gold(task)`."""
 
 
 SCORERS: Registry[Scorer] = Registry(
     "scorer",
-    {name: f"{module}:score" for name, module in BUILT_IN.items()},
+    BUILT_IN,
     group="sandbox_rl.scorers",
     check=callable,
     expected="a function (answer, task) -> float",
@@ -127,6 +127,6 @@ def load_scorer(name: str) -> LoadedScorer:
     """
     score = SCORERS.find(name)
     if name in BUILT_IN:
-        check = importlib.import_module(BUILT_IN[name]).check_gold
+        check = importlib.import_module(BUILT_IN[name].partition(":")[0]).check_gold
         return LoadedScorer(name, score, check, built_in=True)
     return LoadedScorer(name, score, None, built_in=False, read=getattr(score, "read_answer", None))

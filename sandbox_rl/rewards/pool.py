@@ -23,7 +23,6 @@ from pathlib import Path
 
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.rewards.base import BUILT_IN, JUDGE
-from sandbox_rl.rewards.composite import mixed
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.connection import Outcome
 from sandbox_rl.rewards.escapes import other_reading
@@ -53,77 +52,44 @@ class ScoringPool:
 
     Args:
         place: where workers run.
-        workers: worker processes of the fast lane (`lanes`).
-        timeout: processor seconds that one answer may take.
-        memory_mb: what a process may take on top of what its worker has once started, MiB.
-        scorers: (name, weight) pairs that replace every task's own scorer; empty uses `task.scorer`.
-        judge: answers the tasks whose scorer is "judge".
+        settings: a recipe's `reward:` block.
         expected: names of the scorers that tasks will ask for; workers load them as they start.
         beside: a directory in which scorers of your own are looked for, besides the Python path.
+
+    Raises:
+        ConfigError: both `scorer` and `composite` are given, one is unknown, or a weight or the judge's
+            endpoint cannot be.
     """
 
     def __init__(
         self,
         place: Place,
+        settings: RewardSettings = RewardSettings(),  # noqa: B008 (frozen)
         *,
-        workers: int = 2,
-        timeout: float = 6.0,
-        memory_mb: int = 1024,
-        scorers: Scorers = (),
-        judge: Judge | None = None,
         expected: Sequence[str] = (),
         beside: Path | None = None,
     ) -> None:
+        if settings.scorer is not None and settings.composite:
+            raise ConfigError("reward: both 'scorer' and 'composite' are given; keep one of them")
+        one = ((settings.scorer, 1.0),) if settings.scorer is not None else ()
+        scorers = one or tuple(settings.composite.items())
         own_scorers([name for name, _ in scorers])
         for name, weight in scorers:
             if not weight > 0:
                 raise ConfigError(f"reward.composite: weight of {name!r} is {weight}; expected more than 0")
-            if name == JUDGE and len(scorers) > 1 and judge is None:
+            if name == JUDGE and len(scorers) > 1 and settings.judge is None:
                 raise ConfigError(
                     "reward.composite: 'judge' has no endpoint; add reward.judge (base_url, model)"
                 )
-        self._timeout = timeout
         self._scorers = scorers
-        self._judge = judge
+        self._judge = None if settings.judge is None else Judge(settings.judge)
+        self.timeout_s = settings.timeout_s
+        """Processor seconds that one answer may take."""
         names = [name for name, _ in scorers] or list(expected)
-        self._runner = Runner(
-            place,
-            tuple(dict.fromkeys(n for n in (*names, self.fallback or "exact") if n != JUDGE)),
-            beside,
-            workers=workers,
-            timeout=timeout,
-            memory_mb=memory_mb,
-        )
+        loaded = tuple(dict.fromkeys(n for n in (*names, self.fallback or "exact") if n != JUDGE))
+        self._runner = Runner(place, settings, loaded, beside)
         self._sound: dict[tuple[str, Scorers], str] = {}
         self._told: set[str] = set()
-
-    @classmethod
-    def from_settings(
-        cls,
-        settings: RewardSettings,
-        place: Place,
-        *,
-        expected: Sequence[str] = (),
-        beside: Path | None = None,
-    ) -> ScoringPool:
-        """The pool of a recipe's `reward:` block.
-
-        Raises:
-            ConfigError: both `scorer` and `composite` are given, or one is unknown.
-        """
-        if settings.scorer is not None and settings.composite:
-            raise ConfigError("reward: both 'scorer' and 'composite' are given; keep one of them")
-        one = ((settings.scorer, 1.0),) if settings.scorer is not None else ()
-        return cls(
-            place,
-            workers=settings.workers,
-            timeout=settings.timeout_s,
-            memory_mb=settings.memory_mb,
-            scorers=one or tuple(settings.composite.items()),
-            judge=Judge(settings.judge) if settings.judge is not None else None,
-            expected=expected,
-            beside=beside,
-        )
 
     async def __aenter__(self) -> ScoringPool:
         await self._runner.start()
@@ -164,11 +130,6 @@ class ScoringPool:
                 if outcome.kind != "value":
                     found[task.id] = outcome.detail
         return found
-
-    @property
-    def timeout_s(self) -> float:
-        """Processor seconds that one answer may take."""
-        return self._timeout
 
     @property
     def fallback(self) -> str | None:
@@ -226,10 +187,16 @@ class ScoringPool:
         ruled = await self._by_rules(task, text, rules, raw)
         if ruled.value is None:
             return ruled
-        weight = sum(weight for _, weight in rules)
-        share = weight / sum(weight for _, weight in scorers)
-        parts = {rules[0][0]: ruled.value} if len(rules) == 1 else {}
-        return mixed(ruled, await self._judged(task, text), share, parts)
+        judged = await self._judged(task, text)
+        if judged.value is None:
+            return Reward(None, detail=judged.detail)
+        share = sum(weight for _, weight in rules) / sum(weight for _, weight in scorers)
+        own = {rules[0][0]: ruled.value} if len(rules) == 1 else {}
+        return Reward(
+            share * ruled.value + (1 - share) * judged.value,
+            {**own, **ruled.parts, **judged.parts, JUDGE: judged.value},
+            "; ".join(filter(None, (ruled.detail, judged.detail))),
+        )
 
     async def _by_rules(self, task: Task, text: str, scorers: Scorers, raw: str) -> Reward:
         other = other_reading(raw)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sandbox_rl.errors import ConfigError, SandboxFault, SetupError
 from sandbox_rl.rewards.base import BUILT_IN
+from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.connection import Outcome
 from sandbox_rl.rewards.gym_verifiers import VERIFIERS
 from sandbox_rl.rewards.lanes import Lanes
@@ -35,29 +36,18 @@ class Runner:
 
     Args:
         place: where workers run.
+        settings: the number of workers and the bounds of each answer.
         names: of the scorers that workers load as they start.
         beside: a directory in which scorers of your own are looked for, besides the Python path.
-        workers: of the fast lane (`lanes`).
-        timeout: processor seconds that one text may take.
-        memory_mb: what a process may take on top of what its worker has once started, MiB.
     """
 
     def __init__(
-        self,
-        place: Place,
-        names: tuple[str, ...],
-        beside: Path | None,
-        *,
-        workers: int,
-        timeout: float,
-        memory_mb: int,
+        self, place: Place, settings: RewardSettings, names: tuple[str, ...], beside: Path | None
     ) -> None:
         self._place = place
+        self._settings = settings
         self._loaded = names
         self._beside = beside
-        self._workers = workers
-        self._timeout = timeout
-        self._memory_mb = memory_mb
         self._lanes: Lanes | None = None
         self._renewing = asyncio.Lock()
 
@@ -191,9 +181,9 @@ class Runner:
         lanes = Lanes(
             self._place,
             {"scorers": self._loaded, "path": places},
-            workers=self._workers,
-            timeout=self._timeout,
-            memory_mb=self._memory_mb,
+            workers=self._settings.workers,
+            timeout=self._settings.timeout_s,
+            memory_mb=self._settings.memory_mb,
         )
         await lanes.start()
         return lanes

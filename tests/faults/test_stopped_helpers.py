@@ -26,11 +26,12 @@ asyncio.run(main())
 """
 SCORER = """
 import asyncio
+from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.places import PlainPlace
 from sandbox_rl.rewards.pool import ScoringPool
 async def main():
     place = PlainPlace()
-    async with ScoringPool(place, workers=1, expected=("exact",)):
+    async with ScoringPool(place, RewardSettings(workers=1), expected=("exact",)):
         print(place._workers[0]._process.pid, flush=True)
         await asyncio.sleep(60)
 asyncio.run(main())

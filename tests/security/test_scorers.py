@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.places import PROGRAM
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.sandboxes.program import ProgramSandboxes
@@ -91,7 +92,7 @@ HEDGES = [
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool() -> AsyncIterator[ScoringPool]:
     async with ScoringPool(
-        ProgramSandboxes(PROGRAM, memory_mb=2048), workers=2, timeout=_BUDGET_S, expected=("math",)
+        ProgramSandboxes(PROGRAM, memory_mb=2048), RewardSettings(timeout_s=_BUDGET_S), expected=("math",)
     ) as made:
         yield made
 

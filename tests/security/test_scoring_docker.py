@@ -44,7 +44,7 @@ async def pool(settings: DockerSettings) -> AsyncIterator[ScoringPool]:
     containers = DockerPrograms(PROGRAM, settings, memory_mb=2048)
     place = FirstPlace([("sandboxes", NO_BWRAP), ("containers", containers)])
     expected = ("math", RUNS, HONEST)
-    async with ScoringPool(place, workers=2, timeout=1.0, memory_mb=512, expected=expected) as made:
+    async with ScoringPool(place, RewardSettings(timeout_s=1.0, memory_mb=512), expected=expected) as made:
         yield made
 
 

@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from sandbox_rl.errors import SandboxFault, SetupError
 from sandbox_rl.rewards.base import BUILT_IN
+from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.gym import AUDITED
 from sandbox_rl.rewards.gym_verifiers import VERIFIERS
 from sandbox_rl.rewards.places import PROGRAM, PlainPlace
@@ -36,7 +37,7 @@ RUNS, COMPARES, HONEST = (f"{HERE}:{name}" for name in ("runs_code", "compares_r
 async def pool() -> AsyncIterator[ScoringPool]:
     expected = (*BUILT_IN, RUNS, COMPARES, HONEST)
     place = ProgramSandboxes(PROGRAM, memory_mb=2048)
-    async with ScoringPool(place, workers=2, timeout=1.0, memory_mb=512, expected=expected) as made:
+    async with ScoringPool(place, RewardSettings(timeout_s=1.0, memory_mb=512), expected=expected) as made:
         yield made
 
 
@@ -109,12 +110,12 @@ async def test_no_start_without_isolation(
         version = 'case "$*" in *--version*) echo "bubblewrap 0.9.0"; exit 0;; esac'
         bwrap.write_text(f"#!/bin/sh\n{version}\necho 'bwrap: No permissions' >&2\nexit 1\n")
         bwrap.chmod(0o755)
-    closed = ScoringPool(ProgramSandboxes(PROGRAM, memory_mb=2048, bwrap=bwrap), workers=1)
+    closed = ScoringPool(ProgramSandboxes(PROGRAM, memory_mb=2048, bwrap=bwrap))
     with pytest.raises((SetupError, SandboxFault)) as error:
         async with closed:
             pass
     assert "\n" not in str(error.value)
-    async with ScoringPool(PlainPlace(), workers=1, expected=("exact",)):
+    async with ScoringPool(PlainPlace(), RewardSettings(workers=1), expected=("exact",)):
         assert "reward.isolation is none" in caplog.text
 
 
@@ -122,7 +123,7 @@ async def test_without_isolation_the_claims_come_true(tmp_path: Path) -> None:
     """The weak place: what the sandbox stops is there to be had."""
     secret = tmp_path / "secret"
     secret.write_text("s")
-    async with ScoringPool(PlainPlace(), workers=1, expected=(RUNS,)) as weak:
+    async with ScoringPool(PlainPlace(), RewardSettings(workers=1), expected=(RUNS,)) as weak:
         for text in (
             f"open({str(secret)!r}).read(); verdict = 1",
             "import socket; socket.socket(); verdict = 1",

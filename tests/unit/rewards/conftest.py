@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -31,20 +31,17 @@ USERS = tuple(
 )
 
 
-def scoring_pool(**settings: Any) -> ScoringPool:
+def scoring_pool(*, expected: Sequence[str] = (), **settings: Any) -> ScoringPool:
     """A pool whose workers live in sandboxes, as in a run."""
-    return ScoringPool(ProgramSandboxes(PROGRAM, memory_mb=2048), **settings)
-
-
-def from_settings(settings: RewardSettings) -> ScoringPool:
-    return ScoringPool.from_settings(settings, ProgramSandboxes(PROGRAM, memory_mb=2048))
+    place = ProgramSandboxes(PROGRAM, memory_mb=2048)
+    return ScoringPool(place, RewardSettings(**settings), expected=expected)
 
 
 @pytest.fixture(scope="module")
 def pool_runner() -> Iterator[tuple[ScoringPool, Callable[[Awaitable[Any]], Any]]]:
     """A running pool with two-second limits, and what runs a coroutine on its loop."""
     with asyncio.Runner() as runner:
-        pool = scoring_pool(workers=2, timeout=1.5, expected=("math", *USERS))
+        pool = scoring_pool(workers=2, timeout_s=1.5, expected=("math", *USERS))
         runner.run(pool.__aenter__())
         try:
             yield pool, runner.run

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.rewards.config import JudgeSettings, RewardSettings
+from sandbox_rl.rewards.config import JudgeSettings
 from sandbox_rl.rewards.judge import Judge
 from sandbox_rl.rewards.judge_prompt import MAX_SHOWN_BYTES, shown
 from sandbox_rl.types import Reward
 
-from .conftest import from_settings, make_task, ok, scoring_pool
+from .conftest import make_task, ok, scoring_pool
 
 HANGS = 599
 """Status of an endpoint that does not reply."""
@@ -140,7 +140,7 @@ async def test_an_answer_that_gets_no_verdict_from_a_judge_that_works_earns_noth
         return DERAILED[how](body) if BAD in str(answer_in(body)) else verdict(body, "CORRECT")
 
     async with endpoint(reply) as (url, _):
-        judge = Judge(settings(url, retries=0, fallback="f1", timeout_s=0.5))
+        judge = settings(url, retries=0, fallback="f1", timeout_s=0.5)
         async with scoring_pool(workers=1, judge=judge) as pool:
             rewards = await asyncio.gather(
                 *(pool.score(make_task("at length", "judge"), ok(text)) for text in (BAD, "at length"))
@@ -291,7 +291,7 @@ async def test_a_judge_that_is_down_leaves_rows_unjudged_or_labels_the_fallback(
         reward = await judge.score(make_task("43", "judge"), "43")
         assert reward.value is None
         assert "not judged" in reward.detail
-    judge = Judge(settings(down, retries=0, fallback="exact"))
+    judge = settings(down, retries=0, fallback="exact")
     async with scoring_pool(workers=1, judge=judge) as pool:
         reward = await pool.score(make_task("43", "judge"), ok("43"))
         assert reward.value == 1.0
@@ -309,8 +309,7 @@ MIXED = {"judge": 3.0, "exact": 1.0}
 
 
 async def composite(url: str, answer: str, weights: dict[str, float] = MIXED, **more: Any) -> Reward:
-    reward = RewardSettings(composite=weights, judge=settings(url, **more))
-    async with from_settings(reward) as pool:
+    async with scoring_pool(composite=weights, judge=settings(url, **more)) as pool:
         return await pool.score(make_task("43", "unused"), ok(answer))
 
 
@@ -343,8 +342,8 @@ async def test_a_composite_without_its_judge_is_labelled_or_not_judged() -> None
         assert "scored by exact" in reward.detail
         assert (await composite(url, "43", retries=0)).value is None
         asked = len(seen)
-        both = RewardSettings(composite={"judge": 1.0, "math": 1.0}, judge=settings(url, retries=0))
-        async with from_settings(both) as pool:
+        both = {"judge": 1.0, "math": 1.0}
+        async with scoring_pool(composite=both, judge=settings(url, retries=0)) as pool:
             bad = make_task("", "unused")
             assert (await pool.score(bad, ok("43"))).value is None
             assert len(seen) == asked, "a row that the rules cannot judge needs no judge"
@@ -353,4 +352,4 @@ async def test_a_composite_without_its_judge_is_labelled_or_not_judged() -> None
 
 def test_a_composite_needs_the_judge_s_endpoint() -> None:
     with pytest.raises(ConfigError, match=r"'judge' has no endpoint; add reward\.judge"):
-        from_settings(RewardSettings(composite=MIXED))
+        scoring_pool(composite=MIXED)

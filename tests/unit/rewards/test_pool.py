@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.types import Answer, AnswerStatus
 
-from .conftest import USER, ScoreNow, from_settings, make_task, ok, scoring_pool
+from .conftest import USER, ScoreNow, make_task, ok, scoring_pool
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +105,7 @@ def test_hang_is_killed_and_delays_nobody(pool_runner: Any) -> None:
 
 async def test_a_built_in_scorer_that_is_killed_blames_the_answer() -> None:
     gold, answer = "cat dog " * 700, "dog cat bird " * 400  # most of a second of comparing
-    async with scoring_pool(workers=1, timeout=0.01) as pool:
+    async with scoring_pool(workers=1, timeout_s=0.01) as pool:
         reward = await pool.score(make_task(gold, "rouge_l"), ok(answer))
         assert reward.value == 0.0
         assert "the answer broke the scorer: killed" in reward.detail
@@ -123,7 +122,7 @@ def test_check_gold_names_the_rows(pool_runner: Any) -> None:
 
 
 async def test_cancelling_a_score_leaves_the_pool_usable() -> None:
-    async with scoring_pool(workers=1, timeout=5.0) as pool:
+    async with scoring_pool(workers=1, timeout_s=5.0) as pool:
         waiting = asyncio.create_task(pool.score(make_task("-", f"{USER}:hangs"), ok("a")))
         await asyncio.sleep(0.3)
         waiting.cancel()
@@ -150,7 +149,7 @@ def worker_processes() -> list[int]:
 
 async def test_workers_that_are_killed_while_idle_are_replaced() -> None:
     before = worker_processes()
-    async with scoring_pool(workers=2, timeout=5.0) as pool:
+    async with scoring_pool(workers=2, timeout_s=5.0) as pool:
         workers = [pid for pid in worker_processes() if pid not in before]
         assert len(workers) == 2
         for pid in workers:
@@ -161,8 +160,7 @@ async def test_workers_that_are_killed_while_idle_are_replaced() -> None:
 
 
 async def test_composite_and_override() -> None:
-    settings = RewardSettings(composite={"exact": 3.0, "f1": 1.0}, workers=1)
-    async with from_settings(settings) as pool:
+    async with scoring_pool(composite={"exact": 3.0, "f1": 1.0}, workers=1) as pool:
         reward = await pool.score(make_task("Eiffel Tower"), ok("Eiffel"))
         assert reward.value == pytest.approx((0 * 3 + 2 / 3) / 4)
         assert reward.parts == pytest.approx({"exact": 0.0, "f1": 2 / 3})
@@ -170,8 +168,8 @@ async def test_composite_and_override() -> None:
 
 def test_settings_that_cannot_work_are_told() -> None:
     with pytest.raises(ConfigError, match="both"):
-        from_settings(RewardSettings(scorer="f1", composite={"exact": 1.0}))
+        scoring_pool(scorer="f1", composite={"exact": 1.0})
     with pytest.raises(ConfigError, match="weight"):
-        from_settings(RewardSettings(composite={"exact": 0.0}))
+        scoring_pool(composite={"exact": 0.0})
     with pytest.raises(ConfigError, match="did you mean 'exact'"):
-        from_settings(RewardSettings(scorer="exakt"))
+        scoring_pool(scorer="exakt")

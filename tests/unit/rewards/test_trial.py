@@ -26,7 +26,7 @@ def tried() -> Iterator[Try]:
     """Tries a source on a pool that runs for all tests."""
     with asyncio.Runner() as runner:
         pool = scoring_pool(
-            timeout=0.5, expected=("exact", "math", "reasoning_gym", *(f"{OWN}:{name}" for name in NAMES))
+            timeout_s=0.5, expected=("exact", "math", "reasoning_gym", *(f"{OWN}:{name}" for name in NAMES))
         )
         runner.run(pool.__aenter__())
 
@@ -143,11 +143,10 @@ def test_the_original_verifiers_are_found_out(dataset: str, tried: Try) -> None:
 def test_a_dead_judge_is_refused_unless_a_rule_stands_in() -> None:
     from sandbox_rl.errors import SetupError
     from sandbox_rl.rewards.config import JudgeSettings
-    from sandbox_rl.rewards.judge import Judge
 
     async def trial(fallback: str | None) -> tuple[str, ...]:
         settings = JudgeSettings(base_url="http://127.0.0.1:9/v1", model="m", retries=0, fallback=fallback)
-        async with scoring_pool(workers=1, judge=Judge(settings)) as pool:
+        async with scoring_pool(workers=1, judge=settings) as pool:
             return await try_rewards(pool, [SourceSample("essays", [Task("t", "?", "42", scorer="judge")])])
 
     with pytest.raises(SetupError, match="endpoint gives no verdict") as error:

@@ -1,16 +1,17 @@
-"""ROUGE-L over the words that carry meaning, with a floor."""
+"""Scorers that compare words: exact match, token F1 and ROUGE-L, the best over the spellings of the gold."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import lru_cache
 from typing import Any
 
-from sandbox_rl.rewards.exact import golds
-from sandbox_rl.rewards.text import typeset
+from sandbox_rl.rewards.base import BadGold
+from sandbox_rl.rewards.text import fold, squad_tokens, typeset
 from sandbox_rl.types import Task
 
-__all__ = ["FLOOR", "check_gold", "score"]
+__all__ = ["FLOOR", "check_gold", "exact", "f1", "golds", "rouge_l"]
 
 FLOOR = 0.3
 """A lower F-measure is chance overlap and earns 0."""
@@ -28,12 +29,47 @@ _CELLS = 2_000_000
 """Most cells of the table of common subsequences: about a second of work."""
 
 
+def golds(task: Task) -> tuple[str, ...]:
+    """The gold answer and the spellings in `metadata["aliases"]`.
+
+    Raises:
+        BadGold: the answer is not text or is empty, or the aliases are not a list of text.
+    """
+    aliases = task.metadata.get("aliases", ())
+    if isinstance(aliases, str) or not all(isinstance(alias, str) for alias in aliases):
+        raise BadGold("metadata 'aliases' must be a list of strings")
+    if not isinstance(task.answer, str) or not task.answer.strip():
+        raise BadGold(f"the gold answer is {task.answer!r}; expected text")
+    return (task.answer, *aliases)
+
+
 def check_gold(task: Task) -> None:
     """Raise `BadGold` unless there is text to compare with."""
     golds(task)
 
 
-def score(answer: str, task: Task) -> float:
+def exact(answer: str, task: Task) -> float:
+    """1.0 if the answer is one of the gold spellings, else 0.0."""
+    return float(fold(answer) in {fold(gold) for gold in golds(task)})
+
+
+def f1(answer: str, task: Task) -> float:
+    """Harmonic mean of token precision and recall, the best over the gold spellings, in [0, 1].
+
+    Source: the official SQuAD 1.1 evaluation script (Rajpurkar et al., 2016).
+    """
+    said = squad_tokens(answer)
+    return max(_f1(said, squad_tokens(gold)) for gold in golds(task))
+
+
+def _f1(said: list[str], gold: list[str]) -> float:
+    if not said or not gold:
+        return float(said == gold)
+    common = sum((Counter(said) & Counter(gold)).values())
+    return 2 * common / (len(said) + len(gold))
+
+
+def rouge_l(answer: str, task: Task) -> float:
     """ROUGE-L F-measure over stemmed words without stop words, the best over the golds, 0 below `FLOOR`.
 
     Source: Lin, "ROUGE: a package for automatic evaluation of summaries" (2004); `rouge-score`.
