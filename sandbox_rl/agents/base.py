@@ -172,7 +172,13 @@ class Agent(Protocol):
     async def __aexit__(self, *exc: object) -> None: ...
 
 
-Inner = TypeVar("Inner", bound=AbstractAsyncContextManager[Any, Any])
+class _Entered(Protocol):
+    async def __aenter__(self) -> Any: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+
+Inner = TypeVar("Inner", bound=_Entered)
 
 
 class Around(Generic[Inner]):

@@ -7,19 +7,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from sandbox_rl.agents.base import Agent, AgentSession, EpisodeRequest, SessionSetup
+from sandbox_rl.agents.base import Agent, EpisodeRequest, SessionSetup
 from sandbox_rl.assistant.files_out import without_inputs
 from sandbox_rl.assistant.record import Record, Viewer
 from sandbox_rl.episode import EpisodeSettings, run_episode
 from sandbox_rl.errors import FileProblem, InfraFault, SandboxDead, SandboxFault, SandboxFileError
 from sandbox_rl.policies.base import Sampling
-from sandbox_rl.sandboxes.base import (
-    ANSWER_FILE,
-    INPUT_DIR,
-    WORKING_DIR,
-    Sandbox,
-    SandboxBackend,
-)
+from sandbox_rl.sandboxes.base import ANSWER_FILE, INPUT_DIR, WORKING_DIR, Sandbox, SandboxBackend
 from sandbox_rl.tools.toolbox import Toolbox
 from sandbox_rl.types import (
     Answer,
@@ -100,8 +94,28 @@ async def converse(
             SessionSetup(request, messages, toolbox.schemas, sampling, limits)
         ) as session:
             viewer.opened(backend.info, len(task.files))
-            exchanges = _Exchanges(request, session, sandbox, toolbox, limits, record, viewer)
-            stop, fault = await _ended(exchanges.until_over(next_message))
+
+            async def exchanges() -> StopReason:
+                while True:
+                    transcript = await run_episode(
+                        request,
+                        session,
+                        toolbox=toolbox,
+                        sandbox=sandbox,
+                        settings=limits,
+                        deadline=time.monotonic() + limits.timeout_s,
+                        observer=record,
+                    )
+                    stop = transcript.stop
+                    submitted = stop is StopReason.SUBMITTED and bool(record.turns[-1].calls)
+                    viewer.ended(stop, await _answer_so_far(sandbox) if submitted else None)
+                    if next_message is None or stop is StopReason.SANDBOX_DEAD:
+                        return stop
+                    if (text := await next_message()) is None:
+                        return stop
+                    record.user_spoke(session.add_user(text))
+
+            stop, fault = await _ended(exchanges())
             files, notes, answer = await _collect(sandbox, task, max_output_bytes)
     kept = session.record()
     trajectory = Trajectory(
@@ -129,44 +143,6 @@ async def _ended(exchanges: Awaitable[StopReason]) -> tuple[StopReason, str]:
         if task_now is not None:
             task_now.uncancel()
         return StopReason.INFRA_FAULT, INTERRUPTED
-
-
-@dataclass(frozen=True, slots=True)
-class _Exchanges:
-    """One session in one sandbox."""
-
-    request: EpisodeRequest
-    session: AgentSession
-    sandbox: Sandbox
-    toolbox: Toolbox
-    limits: EpisodeSettings
-    record: Record
-    viewer: Viewer
-
-    async def until_over(self, next_message: NextMessage | None) -> StopReason:
-        """Exchange by exchange, as long as the user goes on."""
-        while True:
-            stop = await self._exchange()
-            submitted = stop is StopReason.SUBMITTED and bool(self.record.turns[-1].calls)
-            self.viewer.ended(stop, await _answer_so_far(self.sandbox) if submitted else None)
-            if next_message is None or stop is StopReason.SANDBOX_DEAD:
-                return stop
-            text = await next_message()
-            if text is None:
-                return stop
-            self.record.user_spoke(self.session.add_user(text))
-
-    async def _exchange(self) -> StopReason:
-        transcript = await run_episode(
-            self.request,
-            self.session,
-            toolbox=self.toolbox,
-            sandbox=self.sandbox,
-            settings=self.limits,
-            deadline=time.monotonic() + self.limits.timeout_s,
-            observer=self.record,
-        )
-        return transcript.stop
 
 
 class _UserAnswers(Toolbox):

@@ -63,25 +63,20 @@ class Record(Observer):
             self._turns[-1] = replace(last, observation_ids=last.observation_ids + ids)
 
     def sampling(self, episode: EpisodeRequest) -> None:
-        """See `Observer.sampling`."""
         self._viewer.thinking()
 
     def said(self, episode: EpisodeRequest, said: Said) -> None:
-        """See `Observer.said`."""
         self._open = Turn(said.action, said.calls)
         self._viewer.said(*self._agent.spoken(said))
 
     def calling(self, episode: EpisodeRequest, call: ToolCall | MalformedCall) -> None:
-        """See `Observer.calling`."""
         self._viewer.calling(call)
 
     def observed(self, episode: EpisodeRequest, observation: Observation) -> None:
-        """See `Observer.observed`."""
         if self._open is not None:
             self._open = replace(self._open, observations=(*self._open.observations, observation))
         self._viewer.observed(observation)
 
     def turn(self, episode: EpisodeRequest, turn: Turn) -> None:
-        """See `Observer.turn`."""
         self._turns.append(turn)
         self._open = None

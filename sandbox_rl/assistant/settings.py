@@ -10,7 +10,6 @@ from pydantic import Field
 
 from sandbox_rl.chat.config import ChatSettings
 from sandbox_rl.config.load import load_recipe, load_settings
-from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.config.run import ToolNames
 from sandbox_rl.config.shipped import find_recipe
 from sandbox_rl.episode import EpisodeSettings
@@ -79,19 +78,15 @@ def load_assistant(
 def _load(recipe: Path | None, overrides: Sequence[str]) -> AssistantSettings:
     if recipe is None:
         return load_settings(AssistantSettings, shipped("configs/assistant.yaml"), overrides)
-    return _of_recipe(load_recipe(find_recipe(recipe), overrides))
-
-
-def _of_recipe(recipe: Recipe) -> AssistantSettings:
-    """A recipe's parts; turns are sampled as in its evaluation."""
+    of = load_recipe(find_recipe(recipe), overrides)
     return AssistantSettings(
-        model=recipe.model,
-        chat=recipe.chat,
-        tools=recipe.tools,
-        prompts=recipe.prompts,
-        sandbox=recipe.sandbox,
-        episode=recipe.episode,
-        sampling=recipe.evaluation.sampling,
-        seed=recipe.seed,
-        max_input_mb=recipe.data.max_files_mb,
+        model=of.model,
+        chat=of.chat,
+        tools=of.tools,
+        prompts=of.prompts,
+        sandbox=of.sandbox,
+        episode=of.episode,
+        sampling=of.evaluation.sampling,  # turns are sampled as in its evaluation
+        seed=of.seed,
+        max_input_mb=of.data.max_files_mb,
     )

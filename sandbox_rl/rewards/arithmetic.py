@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -22,7 +23,7 @@ def exact_value(text: str) -> Fraction:
     Raises:
         ValueError: it is anything else, too large, or divides by 0.
     """
-    value: Fraction = _walk(_parse(text), _fraction, _no_name, _no_call)
+    value: Fraction = _Reading(_fraction).value(_parse(text))
     return value
 
 
@@ -47,28 +48,12 @@ def expression(text: str, names: Iterable[str]) -> Any:
     import sympy
 
     known = {"pi": sympy.pi, "E": sympy.E, "e": sympy.E} | {name: sympy.Symbol(name) for name in names}
-    functions = {name: getattr(sympy, name) for name in _FUNCTIONS}
-
-    def named(name: str) -> Any:
-        if name not in known:
-            raise ValueError(f"unknown name {name!r}")
-        return known[name]
-
-    def called(name: str, argument: Any) -> Any:
-        if name not in functions:
-            raise ValueError(f"unknown function {name!r}")
-        return functions[name](argument)
-
-    def number(value: int | float, source: str) -> Any:
-        return sympy.Integer(value) if isinstance(value, int) else sympy.Rational(Fraction(source))
-
-    return _walk(_parse(text.replace("^", "**")), number, named, called)
+    functions = {name: getattr(sympy, name) for name in _FUNCTIONS.split()}
+    reading = _Reading(lambda value: sympy.Rational(_fraction(value)), known, functions)
+    return reading.value(_parse(text.replace("^", "**")))
 
 
-_FUNCTIONS = (
-    *("sin", "cos", "tan", "asin", "acos", "atan"),
-    *("sinh", "cosh", "tanh", "exp", "log", "ln", "sqrt"),
-)
+_FUNCTIONS = "sin cos tan asin acos atan sinh cosh tanh exp log ln sqrt"
 
 
 def _parse(text: str) -> ast.expr:
@@ -84,47 +69,43 @@ def _parse(text: str) -> ast.expr:
     return tree
 
 
-def _fraction(value: int | float, source: str) -> Fraction:
-    return Fraction(value) if isinstance(value, int) else Fraction(source)
+def _fraction(value: int | float) -> Fraction:
+    """A literal's exact value: of 0.1 one tenth."""
+    return Fraction(value) if isinstance(value, int) else Fraction(repr(value))
 
 
-def _no_name(name: str) -> Any:
-    raise ValueError(f"a name ({name!r}) where numbers are expected")
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the parts of an expression stand for.
 
+    Args:
+        number: of a literal.
+        names, functions: those that may occur.
+    """
 
-def _no_call(name: str, argument: Any) -> Any:
-    raise ValueError("a call where numbers are expected")
+    number: Callable[[int | float], Any]
+    names: Mapping[str, Any] = field(default_factory=dict)
+    functions: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
-
-def _walk(
-    node: ast.expr,
-    number: Callable[[int | float, str], Any],
-    named: Callable[[str], Any],
-    called: Callable[[str, Any], Any],
-    depth: int = 0,
-) -> Any:
-    if depth > _MAX_DEPTH:
-        raise ValueError("too deep an expression")
-
-    def inner(child: ast.expr) -> Any:
-        return _walk(child, number, named, called, depth + 1)
-
-    match node:
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            if isinstance(value, int) and value.bit_length() > _MAX_BITS:
-                raise ValueError("too large a number")
-            return number(value, repr(value))
-        case ast.Name(id=name):
-            return named(name)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -inner(operand)
-        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return inner(operand)
-        case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]):
-            return called(name, inner(argument))
-        case ast.BinOp(left=left, op=operator, right=right):
-            return _combine(inner(left), operator, inner(right))
-    raise ValueError(f"{type(node).__name__} is not allowed")
+    def value(self, node: ast.expr, depth: int = 0) -> Any:
+        if depth > _MAX_DEPTH:
+            raise ValueError("too deep an expression")
+        match node:
+            case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+                if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+                    raise ValueError("too large a number")
+                return self.number(value)
+            case ast.Name(id=name) if name in self.names:
+                return self.names[name]
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -self.value(operand, depth + 1)
+            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+                return self.value(operand, depth + 1)
+            case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in self.functions:
+                return self.functions[name](self.value(argument, depth + 1))
+            case ast.BinOp(left=left, op=operator, right=right):
+                return _combine(self.value(left, depth + 1), operator, self.value(right, depth + 1))
+        raise ValueError(f"{type(node).__name__} is not allowed")
 
 
 def _combine(left: Any, operator: ast.operator, right: Any) -> Any:

@@ -109,9 +109,8 @@ def _read(path: Path, domain: str) -> PromptSet:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"prompt set {str(path)!r} cannot be read: {' '.join(str(error).split())}"
-        ) from error
+        why = " ".join(str(error).split())
+        raise ConfigError(f"prompt set {str(path)!r} cannot be read: {why}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"prompt set {str(path)!r} must be a mapping with 'system' and 'instance'")
     for key, value in content.items():
