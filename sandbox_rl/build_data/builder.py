@@ -27,18 +27,7 @@ from sandbox_rl.tasks.load import hash64, is_held_out
 from sandbox_rl.tasks.report import BadRow, BadRows, RowProblem
 from sandbox_rl.tasks.rows import Row, Rows
 
-__all__ = ["BUILT_COLUMNS", "BuildReport", "build_data"]
-
-BUILT_COLUMNS: Mapping[str, object] = {
-    "id": "id",
-    "domain": "domain",
-    "prompt": "problem_statement",
-    "answer": "ground_truth",
-    "scorer": "scorer",
-    "files": "input_files",
-    "group": "context_id",
-}
-"""The `columns` of a table source that reads what `build_data` wrote."""
+__all__ = ["BuildReport", "build_data"]
 
 _NONE = (1 << 64) - 1
 _ANSWER_CHARS = 65_536

@@ -64,7 +64,7 @@ class RecordedBackend:
 
     def of_episode(self, episode_id: str) -> SandboxBackend:
         """What makes the sandbox of this episode."""
-        return _OfEpisode(self, self._cassette, episode_id)
+        return _OfEpisode(self.info, self._cassette, episode_id)
 
     def sandbox(self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0) -> Any:
         """Of no episode.
@@ -84,13 +84,9 @@ class RecordedBackend:
 
 @dataclass(frozen=True, slots=True)
 class _OfEpisode:
-    backend: RecordedBackend
+    info: SandboxInfo
     cassette: Cassette
     episode_id: str
-
-    @property
-    def info(self) -> SandboxInfo:
-        return self.backend.info
 
     @asynccontextmanager
     async def sandbox(

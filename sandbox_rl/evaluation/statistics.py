@@ -45,8 +45,8 @@ class Difference(Mean):
         return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
-def interval(values: Sequence[float], *, bottom: float = 0.0, top: float = 1.0) -> tuple[float, float]:
-    """The 95 % interval of the mean of independent values in [bottom, top].
+def interval(values: Sequence[float], *, bottom: float = 0.0) -> tuple[float, float]:
+    """The 95 % interval of the mean of independent values in [bottom, 1].
 
     Wilson's score interval (1927) with n p (1 - p) / s² in the place of n, s² being the variance of the
     values: the number of zeros and ones that would tell as much (the effective sample size of Korn and
@@ -54,11 +54,12 @@ def interval(values: Sequence[float], *, bottom: float = 0.0, top: float = 1.0) 
     an estimate, and Student's quantile with n - 1 degrees of freedom stands for the normal one.
 
     Where all values are alike s² says nothing. Then up to z² / (n + z²) of all others may differ, the upper
-    end of Wilson's interval for what none of n showed, and may be anything between `bottom` and `top`: of n
+    end of Wilson's interval for what none of n showed, and may be anything between `bottom` and 1: of n
     ones this is Wilson's interval again.
     """
     count = len(values)
-    share = [(value - bottom) / (top - bottom) for value in values]
+    width = 1 - bottom
+    share = [(value - bottom) / width for value in values]
     mean = fmean(share)
     variance = fmean((value - mean) ** 2 for value in share)
     if variance < 1e-12:
@@ -72,7 +73,7 @@ def interval(values: Sequence[float], *, bottom: float = 0.0, top: float = 1.0) 
         middle = (mean + square / 2) / (1 + square)
         half = quantile / (1 + square) * math.sqrt(mean * (1 - mean) / size + square / (4 * size))
         low, high = max(0.0, middle - half), min(1.0, middle + half)
-    return bottom + low * (top - bottom), bottom + high * (top - bottom)
+    return bottom + low * width, bottom + high * width
 
 
 def mean_over_tasks(means: Sequence[float]) -> Mean | None:

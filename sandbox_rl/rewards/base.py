@@ -69,14 +69,12 @@ class LoadedScorer:
     Args:
         check_gold: raises `BadGold` when a task's gold is unusable and may raise `ComparedAsText`; None for a
             user's own scorer.
-        built_in: decides whose fault a crash is (see `rewards.pool`).
         read: see `reads_with`.
     """
 
     name: str
     score: Scorer
     check_gold: Callable[[Task], None] | None
-    built_in: bool
     read: Callable[[str], Any] | None = None
 
 
@@ -128,5 +126,5 @@ def load_scorer(name: str) -> LoadedScorer:
     score = SCORERS.find(name)
     if name in BUILT_IN:
         check = importlib.import_module(BUILT_IN[name].partition(":")[0]).check_gold
-        return LoadedScorer(name, score, check, built_in=True)
-    return LoadedScorer(name, score, None, built_in=False, read=getattr(score, "read_answer", None))
+        return LoadedScorer(name, score, check)
+    return LoadedScorer(name, score, None, read=getattr(score, "read_answer", None))

@@ -24,17 +24,10 @@ _MAX_NUMBER_CHARS = 40
 
 
 def _countdown(answer: str, entry: Entry) -> float:
-    """Every given number exactly once, the target exactly."""
+    """Every given number exactly once, and exactly the target: 24 in puzzle24, which compares neither."""
     if sorted(integers(answer)) != sorted(entry["metadata"]["numbers"]):
         return 0.0
-    return float(exact_value(answer) == Fraction(entry["metadata"]["target"]))
-
-
-def _puzzle24(answer: str, entry: Entry) -> float:
-    """The four given numbers, and exactly 24; the original compares neither the numbers nor the fraction."""
-    if sorted(integers(answer)) != sorted(entry["metadata"]["numbers"]):
-        return 0.0
-    return float(exact_value(answer) == 24)
+    return float(exact_value(answer) == Fraction(entry["metadata"].get("target", 24)))
 
 
 def _polynomial(answer: str, entry: Entry) -> float:
@@ -133,7 +126,7 @@ VERIFIERS: Mapping[str, Callable[[str, Entry], float]] = {
     "intermediate_integration": _integral,
     "n_queens": _n_queens,
     "polynomial_multiplication": _polynomial,
-    "puzzle24": _puzzle24,
+    "puzzle24": _countdown,
     "simple_integration": _integral,
     "spiral_matrix": _spiral_matrix,
     "string_insertion": _string_insertion,

@@ -153,7 +153,7 @@ class RolloutEngine:
     ) -> RunOne:
         seen = Observers(self.occupancy, observer)
         run_one = episode_runner(
-            lambda request: self._attempt(request, sampling, overlong, seen),
+            lambda request: self._play(request, sampling, overlong, seen),
             settings=self._settings,
             budget_s=self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S,
             prompt_ids=self.prompt_ids,
@@ -173,26 +173,14 @@ class RolloutEngine:
 
         return finished_or_run
 
-    async def _attempt(
+    async def _play(
         self,
         request: EpisodeRequest,
         sampling: Sampling,
         overlong: OverlongPolicy | None,
         observer: Observer,
     ) -> Rollout:
-        trajectory = await self._play(request, sampling, observer)
-        reward = await judge(
-            self.scoring,
-            request.task,
-            trajectory.stop,
-            trajectory.answer,
-            settings=self._settings,
-            overlong=overlong,
-        )
-        return Rollout(trajectory, reward, request.task)
-
-    async def _play(self, request: EpisodeRequest, sampling: Sampling, observer: Observer) -> Trajectory:
-        """One episode to its answer."""
+        """One episode to its answer, and what it is worth."""
         started = time.monotonic()
         task, settings = request.task, self._episode
         messages = await off_loop(self._render, task)  # it may hold whole documents
@@ -218,7 +206,7 @@ class RolloutEngine:
             else:
                 answer = answer_of_reply(transcript.reply, task.scorer)
         record = session.record()
-        return Trajectory(
+        trajectory = Trajectory(
             task_id=task.id,
             prompt_ids=record.prompt_ids,
             turns=transcript.turns,
@@ -228,3 +216,7 @@ class RolloutEngine:
             seconds=time.monotonic() - started,
             chat=record.chat,
         )
+        reward = await judge(
+            self.scoring, task, transcript.stop, answer, settings=self._settings, overlong=overlong
+        )
+        return Rollout(trajectory, reward, task)

@@ -20,6 +20,8 @@ from sandbox_rl.types import Message, Task
 __all__ = ["PromptSet", "load_prompt_set", "render", "render_plain"]
 
 _PLACEHOLDER = re.compile(r"\{(problem_statement|working_dir|input_dir|output_dir|documents)\}")
+_LAYOUT = {"working_dir": "/testbed", "input_dir": "/testbed/documents", "output_dir": "/testbed"}
+"""Of every sandbox backend."""
 _KEYS = ("system", "instance", "plain_system", "plain_instance")
 
 
@@ -69,22 +71,9 @@ def load_prompt_set(domain: str, dirs: Sequence[Path] = ()) -> PromptSet:
     )
 
 
-def render(
-    task: Task,
-    prompt_set: PromptSet,
-    *,
-    working_dir: str = "/testbed",
-    input_dir: str = "/testbed/documents",
-    output_dir: str = "/testbed",
-) -> tuple[Message, ...]:
-    """The messages that open an episode. The defaults are the layout of every sandbox backend."""
-    values = {
-        "problem_statement": task.prompt,
-        "working_dir": working_dir,
-        "input_dir": input_dir,
-        "output_dir": output_dir,
-        "documents": "",
-    }
+def render(task: Task, prompt_set: PromptSet) -> tuple[Message, ...]:
+    """The messages that open an episode."""
+    values = {**_LAYOUT, "problem_statement": task.prompt, "documents": ""}
     return _messages(prompt_set.system, prompt_set.instance, values)
 
 

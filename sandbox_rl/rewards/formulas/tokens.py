@@ -50,13 +50,7 @@ _CHARS = str.maketrans(
         **dict.fromkeys("÷⁄∕", "/"),
         **{"≤": "<=", "≥": ">=", "≠": "!=", "≈": r"\approx ", "∞": r"\infty ", "√": r"\sqrt "},
         **{"∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "±": r"\pm ", "∓": r"\mp "},
-        **{
-            "ℝ": r"\mathbb{R}",
-            "ℤ": r"\mathbb{Z}",
-            "ℕ": r"\mathbb{N}",
-            "ℚ": r"\mathbb{Q}",
-            "ℂ": r"\mathbb{C}",
-        },
+        **{sign: rf"\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℕℚℂ", "RZNQC", strict=True)},
         **{"…": r"\ldots ", "⋯": r"\ldots ", "º": "°", "˚": "°", "′": "'", "’": "'", "µ": r"\mu "},
         **{"⟨": r"\langle ", "⟩": r"\rangle ", "∧": r"\land ", "∨": r"\lor ", "⊂": r"\subset "},
         **{"→": r"\to ", "⇒": r"\implies ", "≡": r"\equiv ", "∖": r"\setminus ", "Ω": r"\Omega "},
@@ -86,12 +80,7 @@ def bare(text: str) -> str:
         text = unbox(_INVISIBLE.sub("", text)).strip()
         for mark in ("**", "__", "`", "*"):
             inner = text[len(mark) : -len(mark)]
-            if (
-                len(text) > 2 * len(mark)
-                and text.startswith(mark)
-                and text.endswith(mark)
-                and mark not in inner
-            ):
+            if inner and text.startswith(mark) and text.endswith(mark) and mark not in inner:
                 text = inner
                 break
         else:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_rl.build_data.builder import BUILT_COLUMNS, BuildReport, build_data
+from sandbox_rl.build_data.builder import BuildReport, build_data
 from sandbox_rl.build_data.config import BuildSettings
 from sandbox_rl.build_data.files import split_text
 from sandbox_rl.errors import DataError
@@ -132,7 +132,15 @@ def test_bad_rows_are_reported_and_nothing_usable_is_an_error(tmp_path: Path) ->
 
 def test_what_is_built_loads_with_the_same_split(tmp_path: Path) -> None:
     report, _ = build(tmp_path, ROWS, held_out=0.3)
-    source = {"type": "table", "columns": BUILT_COLUMNS}
+    columns = {
+        "id": "id",
+        "domain": "domain",
+        "scorer": "scorer",
+        "files": "input_files",
+        "group": "context_id",
+    }
+    columns |= {"prompt": "problem_statement", "answer": "ground_truth"}
+    source = {"type": "table", "columns": columns}
     sizes = {}
     for side, share in (("train", 0.0), ("held_out", 1.0)):
         sources = [{**source, "path": f"out/{side}.jsonl"}]

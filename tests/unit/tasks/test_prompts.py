@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 import pytest
@@ -22,22 +21,21 @@ HOSTILE = "{% for i in range(9) %}A{% endfor %}{# c #} {0.__class__} {problem_st
 def test_every_domain_keeps_the_contract(domain: str) -> None:
     prompt_set = load_prompt_set(domain)
     task = Task(id="t", prompt=HOSTILE, answer="GOLD")
-    system, user = render(task, prompt_set, working_dir="/w", input_dir="/in", output_dir="/out")
+    system, user = render(task, prompt_set)
     assert (system.role, user.role) == ("system", "user")
     assert user.content.count(HOSTILE) == 1
     text = system.content + user.content
-    for needed in ("/w", "/in", "/out/answer.txt", "execute_bash", "str_replace_editor", "submit"):
+    for needed in (WORKING_DIR, INPUT_DIR, ANSWER_FILE, "execute_bash", "str_replace_editor", "submit"):
         assert needed in text
     assert "GOLD" not in text
     rest = text.replace(HOSTILE, "")
     assert not any(f"{{{name}}}" in rest for name in ("working_dir", "input_dir", "output_dir", "documents"))
 
 
-def test_layout_defaults_are_the_sandboxes() -> None:
-    defaults = {name: p.default for name, p in inspect.signature(render).parameters.items()}
-    assert defaults["working_dir"] == WORKING_DIR
-    assert defaults["input_dir"] == INPUT_DIR
-    assert f"{defaults['output_dir']}/answer.txt" == ANSWER_FILE
+def test_the_layout_is_the_sandboxes() -> None:
+    words = PromptSet("x", "{working_dir} {input_dir} {output_dir}/answer.txt", "{problem_statement}")
+    system, _ = render(Task("t", "?", ""), words)
+    assert system.content == f"{WORKING_DIR} {INPUT_DIR} {ANSWER_FILE}"
 
 
 def test_plain_puts_documents_into_the_prompt() -> None:
