@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import fsum
 from statistics import fmean
 from typing import Any
 
@@ -242,31 +243,12 @@ def _pass_at(rewards: Mapping[str, Sequence[float]]) -> dict[int, float]:
 def _means(rows: Sequence[EpisodeRow]) -> dict[str, float]:
     if not rows:
         return {}
-    count, calls = len(rows), sum(row.calls for row in rows)
-    sampled, observed = sum(row.sampled for row in rows), sum(row.observed for row in rows)
-    out = {
+    names = sorted({name for row in rows for name in row.counts})
+    totals = {name: fsum(row.counts.get(name, 0) for row in rows) for name in names}
+    tokens = totals["tokens/sampled"] + totals["tokens/observed"]
+    return {
         "solve_rate": fmean(row.reward is not None and row.reward >= SOLVED for row in rows),
-        "turns": fmean(row.turns for row in rows),
-        "calls": calls / count,
-        "tokens/prompt": fmean(row.prompt for row in rows),
-        "tokens/sampled": sampled / count,
-        "tokens/observed": observed / count,
-        "tokens/observed_share": observed / max(1, sampled + observed),
-        "seconds/episode": fmean(row.seconds for row in rows),
-        "seconds/generation": fmean(row.generation for row in rows),
-        "seconds/execution": fmean(row.execution for row in rows),
-        "seconds/scoring": fmean(row.scoring for row in rows),
-        "seconds/waiting": fmean(max(0.0, row.seconds - row.generation - row.execution) for row in rows),
+        **{name: total / len(rows) for name, total in totals.items()},
+        "tokens/observed_share": totals["tokens/observed"] / max(1, tokens),
+        **{f"use/{use}": totals.get(f"use/{use}", 0.0) / max(1, totals["calls"]) for use in Use},
     }
-    out |= {f"calls/{name}": total / count for name, total in _totals(row.tools for row in rows)}
-    out |= {f"failures/{kind}": total / count for kind, total in _totals(row.failures for row in rows)}
-    uses = dict(_totals(row.uses for row in rows))
-    return out | {f"use/{use.value}": uses.get(use, 0) / max(1, calls) for use in Use}
-
-
-def _totals(counts: Iterable[Mapping[Any, int]]) -> list[tuple[Any, int]]:
-    """The sums by name, in the order of the names."""
-    totals: Counter[Any] = Counter()
-    for found in counts:
-        totals.update(found)
-    return sorted(totals.items())

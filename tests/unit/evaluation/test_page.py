@@ -26,6 +26,10 @@ def plan(
     return EvaluationPlan(name, model, parts, modes, 0, Sampling(), **fields)
 
 
+COUNTS = {"turns": 2, "calls": 2, "tokens/prompt": 100, "tokens/sampled": 30, "tokens/observed": 10}
+COUNTS |= {"seconds/episode": 1.0, "seconds/generation": 0.5, "seconds/execution": 0.25}
+
+
 def rows(plan: EvaluationPlan, reward) -> list[EpisodeRow]:
     """One row per episode; `reward(mode, part, sample)` gives its reward."""
     made = []
@@ -40,16 +44,8 @@ def rows(plan: EvaluationPlan, reward) -> list[EpisodeRow]:
                     mode=mode,
                     reward=reward(mode, part.name, sample),
                     stop="submitted",
-                    fault="",
-                    turns=2,
-                    prompt=100,
-                    sampled=30,
-                    observed=10,
-                    seconds=1.0,
-                    generation=0.5,
-                    execution=0.25,
-                    scoring=0.125,
-                    calls=2,
+                    by_fallback=False,
+                    counts=COUNTS,
                 )
             )
     return made
