@@ -9,8 +9,7 @@ from pathlib import Path
 from sandbox_rl.agents.base import Agent, EpisodeRequest
 from sandbox_rl.agents.messages import MessageAgent
 from sandbox_rl.assistant.conversation import Conversation, converse
-from sandbox_rl.assistant.files_in import InputFiles, read_input
-from sandbox_rl.assistant.files_out import SavedFiles, save_files, save_trajectory
+from sandbox_rl.assistant.files import InputFiles, SavedFiles, read_input, save_files, save_trajectory
 from sandbox_rl.assistant.keyboard import Keyboard
 from sandbox_rl.assistant.settings import AssistantSettings
 from sandbox_rl.assistant.view import TerminalView

@@ -42,7 +42,7 @@ def shown(text: str) -> str:
 
 
 class TerminalView:
-    """Fulfils `record.Viewer` with rich; plain lines where there is no terminal.
+    """Fulfils `conversation.Viewer` with rich; plain lines where there is no terminal.
 
     Args:
         answers: whether the answer of each exchange is shown, too.

@@ -24,13 +24,13 @@ from sandbox_rl.outputs import new_files
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.convert import Documents, content_key, read_documents, text_field
 from sandbox_rl.tasks.load import hash64, is_held_out
-from sandbox_rl.tasks.report import BadRow, BadRows, RowProblem
-from sandbox_rl.tasks.rows import Row, Rows
+from sandbox_rl.tasks.rows import BadRow, BadRows, Row, RowProblem, Rows
 
 __all__ = ["BuildReport", "build_data"]
 
 _NONE = (1 << 64) - 1
 _ANSWER_CHARS = 65_536
+_COUNTED = ("train", "held_out", "files", "distractors", "examples", "split_documents")
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes an encoder for each row
 
@@ -115,16 +115,11 @@ class _Builder:
         written = max(1, self._counts["train"] + self._counts["held_out"])
         return BuildReport(
             rows=len(self._keys),
-            train=self._counts["train"],
-            held_out=self._counts["held_out"],
             contexts=contexts,
             dropped_rows=self._bad.by_field.total(),
             dropped=tuple(self._bad.listed),
             by_field=dict(self._bad.by_field),
-            files=self._counts["files"],
-            distractors=self._counts["distractors"],
-            examples=self._counts["examples"],
-            split_documents=self._counts["split"],
+            **{name: self._counts[name] for name in _COUNTED},
             mean_prompt_chars=self._counts["prompt_chars"] / written,
             mean_files_chars=self._counts["files_chars"] / written,
             max_files_chars=self._largest,
@@ -187,7 +182,7 @@ class _Builder:
                 files.append((title, text.strip()))
                 continue
             pieces = split_text(text, settings.max_file_chars)
-            self._counts["split"] += len(pieces) > 1
+            self._counts["split_documents"] += len(pieces) > 1
             many = len(pieces) > 1 and bool(title)
             files += [(f"{title} part {at}" if many else title, piece) for at, piece in enumerate(pieces, 1)]
         rng = random.Random(derive_seed(settings.seed, "build", index))

@@ -77,22 +77,18 @@ class Cassette:
         )
         self.tasks: dict[str, str] = {row["id"]: row["task_id"] for row in rows}
         """Id → its task's, of all episodes."""
-        self._phases = {row["id"]: row["phase"] for row in rows}
-        self._known = {base_id(id): id for id in self._phases} | {id: id for id in self._phases}
+        self.phases: dict[str, str | None] = {row["id"]: row["phase"] for row in rows}
+        """Id → phase, in the order in which they ended; `cancelled` are in no update."""
+        self._known = {base_id(id): id for id in self.phases} | {id: id for id in self.phases}
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._index.__exit__(*exc)
 
-    @property
-    def phases(self) -> dict[str, str | None]:
-        """Id → phase of all episodes, in the order in which they ended; `cancelled` are in no update."""
-        return self._phases
-
     def trained(self, episode_id: str) -> bool:
         """Whether the episode has ended and was not cancelled with its group."""
         found = self._known.get(episode_id) or self._known.get(base_id(episode_id))
-        return found is not None and self._phases[found] != "cancelled"
+        return found is not None and self.phases[found] != "cancelled"
 
     def find(self, episode_id: str) -> str:
         """The id as it is recorded.
@@ -108,7 +104,7 @@ class Cassette:
             why = "no such episode" if not told else "it was replaced" if told[0]["replaced"] else "no end"
             raise DataError(
                 f"{self.path}: episode {episode_id!r} is not recorded ({why}), expected the id of one of "
-                f"{len(self._phases)} episodes that have ended, such as {next(iter(self._phases), 'none')}"
+                f"{len(self.phases)} episodes that have ended, such as {next(iter(self.phases), 'none')}"
             )
         return found
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.evaluation.identity import FORMAT, check_same
 from sandbox_rl.evaluation.page import page
+from sandbox_rl.evaluation.plan import FORMAT, check_same
 from sandbox_rl.evaluation.results import Results
 from sandbox_rl.outputs import write_atomically
 

@@ -126,22 +126,13 @@ def _count(files: Files, rng: random.Random) -> Question | None:
 
 
 def _find(files: Files, rng: random.Random) -> Question | None:
-    name = rng.choice(sorted(files))
-    line = _line(files, name, rng)
-    if line is None:
-        return None
-    return (
-        f"Which of the files holds the following line? Answer with the file's name.\n\n{line}",
-        name,
-        "exact",
-    )
+    name, line = _line(files, rng)
+    prompt = f"Which of the files holds the following line? Answer with the file's name.\n\n{line}"
+    return (prompt, name, "exact") if line else None
 
 
 def _cloze(files: Files, rng: random.Random) -> Question | None:
-    name = rng.choice(sorted(files))
-    line = _line(files, name, rng)
-    if line is None:
-        return None
+    _, line = _line(files, rng)
     words = list(re.finditer(r"(?<!\w)[a-z]{5,14}(?!\w)", line))
     if not words:
         return None
@@ -157,11 +148,12 @@ def _cloze(files: Files, rng: random.Random) -> Question | None:
     return prompt, gap.group(), "exact"
 
 
-def _line(files: Files, name: str, rng: random.Random) -> str | None:
-    """A line of some length that occurs once in all files."""
+def _line(files: Files, rng: random.Random) -> tuple[str, str]:
+    """A file, and a line of some length in it that occurs once in all files; "" where the draw is none."""
+    name = rng.choice(sorted(files))
     lines = [line.strip() for line in files[name].splitlines()]
     line = rng.choice([line for line in lines if len(line) >= 50 and " " in line] or [""])
-    return line if line and sum(text.count(line) for text in files.values()) == 1 else None
+    return name, line if line and sum(text.count(line) for text in files.values()) == 1 else ""
 
 
 def package_folder(module: str, install: str) -> Path:

@@ -12,9 +12,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from sandbox_rl.evaluation.identity import task_key
 from sandbox_rl.evaluation.ledger import EpisodeRow
-from sandbox_rl.evaluation.plan import EvaluationPlan
+from sandbox_rl.evaluation.plan import EvaluationPlan, task_key
 from sandbox_rl.evaluation.statistics import Difference, Mean, mean_over_tasks, paired_difference, pass_at
 from sandbox_rl.evaluation.tool_mix import Use
 from sandbox_rl.field_metrics import of_evaluation
@@ -72,7 +71,7 @@ class Results:
 
     Args:
         parts: part → [tasks, samples of each].
-        keys: task id → what identifies its content (`identity.task_key`).
+        keys: task id → what identifies its content (`plan.task_key`).
         comparison: sandbox minus plain where both were run, over all tasks and by part.
         skipped: part → why it was left out.
     """

@@ -10,9 +10,8 @@ from pathlib import Path
 from sandbox_rl.builders import build_scoring
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import DataError
-from sandbox_rl.rewards.golds import GoldReport, check_golds
 from sandbox_rl.rewards.pool import ScoringPool
-from sandbox_rl.rewards.trial import PROBED, SourceSample, try_rewards
+from sandbox_rl.rewards.trial import PROBED, GoldReport, SourceSample, check_golds, try_rewards
 from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.types import Answer, AnswerStatus, Task
 

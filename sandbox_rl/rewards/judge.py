@@ -16,7 +16,7 @@ import os
 import secrets
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ _NOT_THE_ANSWER = (401, 403, 404, 429)
 """HTTP statuses that say nothing about the text that was sent."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class JudgeUsage:
     """What the judge has cost so far. `usd` follows from the prices in the settings."""
 
@@ -127,7 +127,7 @@ class Judge:
     async def _vote(self, task: Task, answer: str, number: int) -> bool:
         key = self._key(task, answer, number)
         if (known := self._recall(key)) is not None:
-            self.usage = replace(self.usage, cached=self.usage.cached + 1)
+            self.usage.cached += 1
             return known
         verdict = await self._ask(task, answer)
         self._keep(key, verdict)
@@ -142,7 +142,7 @@ class Judge:
         try:
             return await Retries(self.settings.retries).run(lambda: self._try(task, answer))
         except GaveUp as error:
-            self.usage = replace(self.usage, failed=self.usage.failed + 1)
+            self.usage.failed += 1
             ours = error.failures[-1].status in _NOT_THE_ANSWER
             where = f"judge {self.settings.model!r} at {self.settings.base_url}"
             raise _NotJudged(f"{where}: {str(error)[:200]}", ours=ours) from error
@@ -223,14 +223,11 @@ class Judge:
     def _count(self, usage: dict[str, Any]) -> None:
         read, written = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         prices = self.settings
-        cost = (read * prices.usd_per_million_input + written * prices.usd_per_million_output) / 1e6
-        self.usage = replace(
-            self.usage,
-            requests=self.usage.requests + 1,
-            input_tokens=self.usage.input_tokens + read,
-            output_tokens=self.usage.output_tokens + written,
-            usd=self.usage.usd + cost,
-        )
+        self.usage.requests += 1
+        self.usage.input_tokens += read
+        self.usage.output_tokens += written
+        cost = read * prices.usd_per_million_input + written * prices.usd_per_million_output
+        self.usage.usd += cost / 1e6
 
     def _key(self, task: Task, answer: str, number: int) -> str:
         s = self.settings

@@ -1,6 +1,7 @@
 """Scorers are tried before the first episode: a reward that cannot work, or can be bought, stops a run there.
 
-Per data source, on a sample of its tasks:
+Every gold answer is looked at, in this process: they are the user's own text. One that `math` does not
+understand is sound: it is compared as text, and counted by its source. Then, on a sample of each source:
 
 - The gold answer earns 1 where scoring is deterministic; an empty answer and a wrong one are worth a number
   in [0, 1]; an endpoint that judges gives a verdict.
@@ -12,16 +13,16 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from sandbox_rl.errors import ConfigError, SetupError
-from sandbox_rl.rewards.base import BUILT_IN, BadGold, ComparedAsText, load_scorer
+from sandbox_rl.rewards.base import BUILT_IN, JUDGE, BadGold, ComparedAsText, load_scorer
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.types import Task
 
-__all__ = ["SourceSample", "try_rewards"]
+__all__ = ["GoldReport", "SourceSample", "check_golds", "try_rewards"]
 
 PROBED = 32
 """Tasks of a source on which gold answers are tried and answers that need no work, and"""
@@ -36,6 +37,62 @@ _CONSTANTS = ("0", "1", "A", "yes", "no", "True", "[]")
 _WRONG = "an answer"
 _NO_GOLD = frozenset({"rules"})
 """Scorers whose tasks need no gold answer."""
+
+IN_WORKERS = frozenset({"reasoning_gym"})
+"""Scorers whose gold answers are looked at in scoring processes, since their library is imported there."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoldReport:
+    """What is to be known of gold answers.
+
+    Args:
+        bad: task id → reason, for those that their scorer cannot use.
+        as_text: source (the task's domain) → task id → reason, for those that are compared as text.
+        in_workers: places of the tasks whose scorers are looked at in scoring processes (`IN_WORKERS`).
+        seen: how many tasks there are.
+    """
+
+    bad: Mapping[str, str]
+    as_text: Mapping[str, Mapping[str, str]]
+    in_workers: tuple[int, ...]
+    seen: int
+
+    def __str__(self) -> str:
+        """One line per source that has gold answers compared as text; "" where none has."""
+        lines = []
+        for source, found in self.as_text.items():
+            first, reason = next(iter(found.items()))
+            lines.append(f"{source}: {len(found)} compared as text, such as task {first!r} ({reason})")
+        return "; ".join(lines)
+
+
+def check_golds(tasks: Iterable[Task], scorers: Sequence[str] = ()) -> GoldReport:
+    """Look at the gold answer of every task; about five thousand a second.
+
+    Args:
+        scorers: names that replace every task's own scorer.
+    """
+    bad: dict[str, str] = {}
+    as_text: dict[str, dict[str, str]] = {}
+    in_workers: list[int] = []
+    seen = 0
+    for place, task in enumerate(tasks):
+        seen = place + 1
+        for name in scorers or (task.scorer,):
+            if name in IN_WORKERS:
+                in_workers.append(place)
+            if name == JUDGE or name in IN_WORKERS or name not in BUILT_IN:
+                continue
+            check = load_scorer(name).check_gold
+            try:
+                if check is not None:
+                    check(task)
+            except ComparedAsText as error:
+                as_text.setdefault(task.domain, {})[task.id] = str(error)
+            except Exception as error:  # metadata of any shape reaches the checks
+                bad.setdefault(task.id, f"{type(error).__name__}: {error}"[:300])
+    return GoldReport(bad, as_text, tuple(in_workers), seen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,8 @@ from sandbox_rl.config.suite import Suite
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, InfraFault
 from sandbox_rl.evaluation.directory import EvaluationDirectory
-from sandbox_rl.evaluation.identity import identity_of, short_hash
 from sandbox_rl.evaluation.ledger import read_ledger
-from sandbox_rl.evaluation.plan import MODES, EvaluationPlan
+from sandbox_rl.evaluation.plan import MODES, EvaluationPlan, identity_of, short_hash
 from sandbox_rl.evaluation.results import Results, results_of
 from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
 from sandbox_rl.journal import Journal

@@ -10,8 +10,7 @@ from typing import Any
 
 from sandbox_rl.tasks.config import ContextSettings, RowsSource
 from sandbox_rl.tasks.names import collision, problem_of_name, safe_name, title_to_name
-from sandbox_rl.tasks.report import RowProblem, shown
-from sandbox_rl.tasks.rows import Row
+from sandbox_rl.tasks.rows import Row, RowProblem, shown
 from sandbox_rl.types import Task
 
 __all__ = ["Documents", "RowConverter", "content_key", "files_of_context", "text_field"]

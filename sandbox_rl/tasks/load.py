@@ -17,7 +17,7 @@ import numpy as np
 
 from sandbox_rl.errors import DataError
 from sandbox_rl.tasks.config import DataSettings, TaskSource
-from sandbox_rl.tasks.report import BadRows, LoadReport, RowProblem
+from sandbox_rl.tasks.rows import BadRows, LoadReport, RowProblem
 from sandbox_rl.tasks.sources import OpenSource
 from sandbox_rl.types import Task
 
@@ -91,15 +91,14 @@ def load_tasks(settings: DataSettings, *, split: Split, base_dir: Path) -> TaskS
             comes out empty.
     """
     sources = [source.open(settings, base_dir, number) for number, source in enumerate(settings.sources)]
-    audit = _Audit()
+    bad = BadRows()
+    ids: set[int] = set()  # hashes: two of 10^6 ids collide once in 10^7 loads
     chosen: list[array[int]] = []
     for source, given in zip(sources, settings.sources, strict=True):
-        chosen.append(audit.rows_of(source, split, settings.held_out_of(given), settings))
+        chosen.append(_rows_of(source, split, settings.held_out_of(given), settings, bad, ids))
         source.restrict(chosen[-1])
-    bad = audit.bad
-    report = LoadReport(
-        audit.rows, sum(map(len, chosen)), bad.by_field.total(), tuple(bad.listed), dict(bad.by_field)
-    )
+    dropped, kept = bad.by_field.total(), sum(map(len, chosen))
+    report = LoadReport(len(ids) + dropped, kept, dropped, tuple(bad.listed), dict(bad.by_field))
     _refuse_or_warn(report, settings)
     picks = _mix(chosen, [source.weight for source in settings.sources], stop=settings.exhausted == "stop")
     limit = settings.limit
@@ -130,38 +129,28 @@ def load_source(source: TaskSource, *, limit: int | None, base_dir: Path, seed: 
     return load_tasks(settings, split="train", base_dir=base_dir)
 
 
-class _Audit:
-    """The pass over all rows: what is bad, what is a duplicate, what belongs to the split."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.bad = BadRows()
-        self._ids: set[int] = set()  # hashes: two of 10^6 ids collide once in 10^7 loads
-
-    def rows_of(
-        self, source: OpenSource, split: Split, fraction: float, settings: DataSettings
-    ) -> array[int]:
-        rows, keys = array("Q"), array("Q")
-        salt = f"order-{settings.seed}"
-        for index, result in enumerate(source.scan()):
-            self.rows += 1
-            if isinstance(result, RowProblem):
-                self.bad.add(source, index, result)
-                continue
-            task_id, split_key = result
-            key = hash64(task_id)
-            if key in self._ids:
-                twice = RowProblem("id", f"{task_id!r:.80} was seen before; ids must be unique")
-                self.bad.add(source, index, twice)
-                continue
-            self._ids.add(key)
-            if is_held_out(split_key, fraction) == (split == "held_out"):
-                rows.append(index)
-                keys.append(hash64(task_id, salt))
-        if not settings.shuffle or not rows:
-            return rows
-        order = np.argsort(np.frombuffer(keys, dtype=np.uint64), kind="stable")
-        return array("Q", np.frombuffer(rows, dtype=np.uint64)[order].tobytes())
+def _rows_of(
+    source: OpenSource, split: Split, fraction: float, settings: DataSettings, bad: BadRows, ids: set[int]
+) -> array[int]:
+    """The rows of a source that belong to the split, in their order; `bad` and `ids` grow by what it finds."""
+    rows, keys = array("Q"), array("Q")
+    for index, result in enumerate(source.scan()):
+        if isinstance(result, RowProblem):
+            bad.add(source, index, result)
+            continue
+        task_id, split_key = result
+        key = hash64(task_id)
+        if key in ids:
+            bad.add(source, index, RowProblem("id", f"{task_id!r:.80} was seen before; ids must be unique"))
+            continue
+        ids.add(key)
+        if is_held_out(split_key, fraction) == (split == "held_out"):
+            rows.append(index)
+            keys.append(hash64(task_id, f"order-{settings.seed}"))
+    if not settings.shuffle or not rows:
+        return rows
+    order = np.argsort(np.frombuffer(keys, dtype=np.uint64), kind="stable")
+    return array("Q", np.frombuffer(rows, dtype=np.uint64)[order].tobytes())
 
 
 def _refuse_or_warn(report: LoadReport, settings: DataSettings) -> None:

@@ -1,4 +1,4 @@
-"""Rows of data with random access, whatever they are stored in.
+"""Rows of data with random access, whatever they are stored in, and what is wrong with some of them.
 
 A store keeps what is needed to find a row again, not the rows, so that a million rows cost little.
 """
@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import mmap
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from sandbox_rl.errors import DataError
 from sandbox_rl.tasks.config import HubSource
-from sandbox_rl.tasks.report import RowProblem, shown
 
-__all__ = ["Row", "Rows", "open_hub", "open_table"]
+__all__ = ["BadRow", "BadRows", "LoadReport", "Row", "RowProblem", "Rows", "open_hub", "open_table", "shown"]
 
 Row = Mapping[str, Any]
 
@@ -211,3 +212,78 @@ def open_hub(source: HubSource) -> Rows:
             "type: table with path: DIR/….parquet"
         ) from error
     return HubRows(dataset, source.name or source.dataset)
+
+
+MAX_LISTED = 50
+"""Bad rows that are kept with their details; the rest are counted."""
+
+
+class RowProblem(Exception):
+    """One row cannot become a task: which field, what its value is, what was expected."""
+
+    def __init__(self, field_name: str, reason: str) -> None:
+        super().__init__(f"{field_name}: {reason}")
+        self.field = field_name
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that was left out. `row` counts from 0; `place` says where to look, e.g. "line 12"."""
+
+    source: str
+    row: int
+    place: str
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source} {self.place}, {self.field}: {self.reason}"
+
+
+class Placed(Protocol):
+    """Rows that have a name and places where a person finds them."""
+
+    name: str
+
+    def place(self, index: int) -> str: ...
+
+
+class BadRows:
+    """Rows that were left out: counted by field, the first ones with their details."""
+
+    def __init__(self) -> None:
+        self.listed: list[BadRow] = []
+        self.by_field: Counter[str] = Counter()
+
+    def add(self, rows: Placed, index: int, problem: RowProblem) -> None:
+        """Leave this row out."""
+        self.by_field[problem.field] += 1
+        if len(self.listed) < MAX_LISTED:
+            bad = BadRow(rows.name, index, rows.place(index), problem.field, problem.reason)
+            self.listed.append(bad)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """Counts of a load. `by_field` counts dropped rows by the field at fault; `dropped` lists the first."""
+
+    rows: int
+    kept: int
+    dropped_rows: int
+    dropped: tuple[BadRow, ...]
+    by_field: Mapping[str, int]
+
+    def summary(self) -> str:
+        """One line for a person."""
+        text = f"{self.kept} of {self.rows} rows"
+        if self.dropped_rows:
+            text += f", {self.dropped_rows} dropped ("
+            text += ", ".join(f"{name} {count}" for name, count in sorted(self.by_field.items())) + ")"
+        return text
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A short, one-line, printable picture of a value."""
+    text = ascii(value) if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -15,8 +15,7 @@ from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.config import DataSettings, ReasoningGymSource, RowsSource
 from sandbox_rl.tasks.convert import Documents, RowConverter, content_key
 from sandbox_rl.tasks.names import problem_of_name
-from sandbox_rl.tasks.report import RowProblem
-from sandbox_rl.tasks.rows import Rows
+from sandbox_rl.tasks.rows import RowProblem, Rows
 from sandbox_rl.types import Task
 
 __all__ = ["GymSource", "ListedSource", "OpenSource", "RowSource"]

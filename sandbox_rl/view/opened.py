@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sandbox_rl.errors import DataError
-from sandbox_rl.evaluation.identity import FORMAT as EVALUATION_FORMAT
+from sandbox_rl.evaluation.plan import FORMAT as EVALUATION_FORMAT
 from sandbox_rl.evaluation.results import FORMAT
 from sandbox_rl.journal import Index
 from sandbox_rl.ledger.file import FORMAT as LEDGER_FORMAT

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox_rl.assistant.files_in import read_input
-from sandbox_rl.assistant.files_out import SavedFiles, save_files, without_inputs
+from sandbox_rl.assistant.files import SavedFiles, read_input, save_files, without_inputs
 from sandbox_rl.errors import DataError
 
 SMALL = 1 << 20

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sandbox_rl.rewards.base import load_scorer
-from sandbox_rl.rewards.golds import check_golds
 from sandbox_rl.rewards.text import clean
+from sandbox_rl.rewards.trial import check_golds
 
 from .conftest import make_task
 
