@@ -132,7 +132,7 @@ def load_source(source: TaskSource, *, limit: int | None, base_dir: Path, seed: 
 def _rows_of(
     source: OpenSource, split: Split, fraction: float, settings: DataSettings, bad: BadRows, ids: set[int]
 ) -> array[int]:
-    """The rows of a source that belong to the split, in their order; `bad` and `ids` grow by what it finds."""
+    """The rows of a source that belong to the split, in order; `bad` and `ids` grow by what it finds."""
     rows, keys = array("Q"), array("Q")
     for index, result in enumerate(source.scan()):
         if isinstance(result, RowProblem):
