@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandbox_rl.chat.encoding import Piece
-from sandbox_rl.chat.template import ChatTemplate, Refused, edges_kept, mark, message, split_marks
+from sandbox_rl.chat.template import ChatTemplate, Refused, mark, message, split_marks
 
 __all__ = ["Called", "Frame", "FrameReader", "filled", "trimmed"]
 
@@ -257,12 +257,10 @@ class FrameReader:
         raise Refused("it rewrites the text of an observation")
 
     def _keeps(self, role: str, with_calls: bool) -> tuple[bool, bool]:
-        if self._escapes(role, with_calls):
-            padded = json.dumps(f"\t \t{mark(2)}\t \t")[1:-1]
-            left, _, right = padded.partition(mark(2))
-            text = self._one(role, with_calls, f"\t \t{mark(2)}\t \t")
-            return left + mark(2) in text, mark(2) + right in text
-        return edges_kept(self._one(role, with_calls, f"\t \t{mark(2)}\t \t"), 2)
+        blanks = "\t \t"
+        text = self._one(role, with_calls, blanks + mark(2) + blanks)
+        written = json.dumps(blanks)[1:-1] if self._escapes(role, with_calls) else blanks
+        return written + mark(2) in text, mark(2) + written in text
 
     def _answer(self, role: str, index: int, call: int) -> dict[str, Any]:
         answer = message(role, index)

@@ -47,27 +47,18 @@ def _integral(answer: str, entry: Entry) -> float:
     return float(sympy.simplify(sympy.diff(said, sympy.Symbol(variable)) - wanted) == 0)
 
 
-def _rows(answer: str) -> str:
-    return "\n".join(" ".join(str(item) for item in row) for row in _literal(answer))
+def _or_as_list(share: float, joined: Callable[[list[Any]], str]) -> Callable[[str, Entry], float]:
+    """A right text; a list whose items, joined, are one earns `share`."""
+
+    def verify(answer: str, entry: Entry) -> float:
+        golds = [gold.strip() for gold in entry["metadata"].get("valid_answers", (entry["answer"],))]
+        return 1.0 if answer.strip() in golds else share * (joined(_literal(answer)) in golds)
+
+    return verify
 
 
-def _binary_matrix(answer: str, entry: Entry) -> float:
-    return 1.0 if answer == entry["answer"] else 0.1 * (_rows(answer) == entry["answer"])
-
-
-def _n_queens(answer: str, entry: Entry) -> float:
-    valid = entry["metadata"]["valid_answers"]
-    return 1.0 if answer in valid else 0.5 * (_rows(answer) in valid)
-
-
-def _spiral_matrix(answer: str, entry: Entry) -> float:
-    gold = entry["answer"].strip()
-    return 1.0 if answer.strip() == gold else 0.1 * (" ".join(map(str, _literal(answer))) == gold)
-
-
-def _string_insertion(answer: str, entry: Entry) -> float:
-    gold = entry["answer"]
-    return 1.0 if answer == gold else 0.1 * ("".join(map(str, _literal(answer))) == gold)
+def _matrix(rows: list[Any]) -> str:
+    return "\n".join(" ".join(map(str, row)) for row in rows)
 
 
 def _coin_flip(answer: str, entry: Entry) -> float:
@@ -118,18 +109,18 @@ def _literal(text: str) -> Any:
 
 
 VERIFIERS: Mapping[str, Callable[[str, Entry], float]] = {
-    "binary_matrix": _binary_matrix,
+    "binary_matrix": _or_as_list(0.1, _matrix),
     "coin_flip": _coin_flip,
     "complex_arithmetic": _complex,
     "countdown": _countdown,
     "game_of_life_halting": _truth,
     "intermediate_integration": _integral,
-    "n_queens": _n_queens,
+    "n_queens": _or_as_list(0.5, _matrix),
     "polynomial_multiplication": _polynomial,
     "puzzle24": _countdown,
     "simple_integration": _integral,
-    "spiral_matrix": _spiral_matrix,
-    "string_insertion": _string_insertion,
+    "spiral_matrix": _or_as_list(0.1, lambda items: " ".join(map(str, items))),
+    "string_insertion": _or_as_list(0.1, lambda items: "".join(map(str, items))),
 }
 """Data set → verifier. Each may raise ValueError, TypeError or KeyError, which means a wrong answer."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 from sandbox_rl.agents.base import Agent, EpisodeRequest, SessionSetup
-from sandbox_rl.cooperate import off_loop
+from sandbox_rl.cooperate import give_way, off_loop
 from sandbox_rl.episode import EpisodeSettings, run_episode
 from sandbox_rl.observer import Observer, Observers
 from sandbox_rl.policies.base import Sampling
@@ -18,7 +19,7 @@ from sandbox_rl.rollout.disk import DiskSpace
 from sandbox_rl.rollout.judging import judge
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.settings import OverlongPolicy, RolloutSettings
-from sandbox_rl.rollout.slots import FirstGroups, RunOne, episode_runner, first_groups, run_requests
+from sandbox_rl.rollout.slots import FirstGroups, RunOne, first_groups, run_requests, with_retries
 from sandbox_rl.sandboxes.base import SandboxBackend, of_episode
 from sandbox_rl.sandboxes.forwarding import watched
 from sandbox_rl.tools.toolbox import Toolbox
@@ -152,26 +153,30 @@ class RolloutEngine:
         finished: Finished | None,
     ) -> RunOne:
         seen = Observers(self.occupancy, observer)
-        run_one = episode_runner(
-            lambda request: self._play(request, sampling, overlong, seen),
-            settings=self._settings,
-            budget_s=self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S,
-            prompt_ids=self.prompt_ids,
-            observer=seen,
-            disk=self._disk,
-        )
+        slots = asyncio.Semaphore(self._settings.concurrency)
+        budget_s = self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S
 
-        async def finished_or_run(request: EpisodeRequest) -> Rollout:
-            done = None if finished is None else finished(request)
-            if done is not None:
+        async def attempt(request: EpisodeRequest) -> Rollout:
+            return await self._play(request, sampling, overlong, seen)
+
+        async def one(request: EpisodeRequest) -> Rollout:
+            if finished is not None and (done := finished(request)) is not None:
                 return done
             self.occupancy.asked += 1
             try:
-                return await run_one(request)
+                async with slots:
+                    if self._disk is not None:
+                        await self._disk.wait()
+                    rollout = await with_retries(
+                        request, attempt, self._settings, budget_s=budget_s, prompt_ids=self.prompt_ids
+                    )
+                await give_way()  # an observer may write a journal line of megabytes
+                seen.rolled_out(request, rollout)
+                return rollout
             finally:
                 self.occupancy.asked -= 1
 
-        return finished_or_run
+        return one
 
     async def _play(
         self,

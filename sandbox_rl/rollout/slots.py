@@ -1,4 +1,4 @@
-"""Episodes in a bounded number of slots, each with its retries; all of them, or the first groups to end.
+"""Many episodes, each with its retries: all of them, or the first groups to end.
 
 The only module that decides what a failure was. Whatever the policy did is in the trajectory; an
 `InfraFault` is retried with a fresh sandbox and, when it persists, becomes a rollout without reward.
@@ -16,50 +16,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sandbox_rl.agents.base import EpisodeRequest
-from sandbox_rl.cooperate import give_way
 from sandbox_rl.errors import InfraFault, UserError
-from sandbox_rl.observer import Observer, ObserverFailed
-from sandbox_rl.rollout.disk import DiskSpace
+from sandbox_rl.observer import ObserverFailed
 from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory
 
-__all__ = ["FirstGroups", "RunOne", "all_done", "episode_runner", "first_groups", "run_requests"]
+__all__ = ["FirstGroups", "RunOne", "all_done", "first_groups", "run_requests", "with_retries"]
 
 logger = logging.getLogger(__name__)
 
 RunOne = Callable[[EpisodeRequest], Coroutine[Any, Any, Rollout]]
-
-
-def episode_runner(
-    attempt: RunOne,
-    *,
-    settings: RolloutSettings,
-    budget_s: float,
-    prompt_ids: Callable[[Task], tuple[int, ...]],
-    observer: Observer,
-    disk: DiskSpace | None = None,
-) -> RunOne:
-    """What runs one episode: with retries, and waiting while `settings.concurrency` others run.
-
-    Args:
-        attempt: one whole try: episode, answer, reward.
-        budget_s: seconds that a try may take.
-        prompt_ids: those of an episode that is lost to a fault.
-        observer: is told of every rollout.
-        disk: waited for before the first try; none of the episode's time.
-    """
-    slots = asyncio.Semaphore(settings.concurrency)
-
-    async def one(request: EpisodeRequest) -> Rollout:
-        async with slots:
-            if disk is not None:
-                await disk.wait()
-            rollout = await _with_retries(request, attempt, settings, budget_s, prompt_ids)
-        await give_way()  # an observer may write a journal line of megabytes
-        observer.rolled_out(request, rollout)
-        return rollout
-
-    return one
 
 
 async def run_requests(requests: Sequence[EpisodeRequest], run_one: RunOne) -> list[Rollout]:
@@ -155,13 +121,21 @@ async def all_done() -> AsyncIterator[asyncio.TaskGroup]:
         raise (first.cause if isinstance(first, ObserverFailed) else first) from None
 
 
-async def _with_retries(
+async def with_retries(
     request: EpisodeRequest,
     attempt: RunOne,
     settings: RolloutSettings,
+    *,
     budget_s: float,
     prompt_ids: Callable[[Task], tuple[int, ...]],
 ) -> Rollout:
+    """One episode, tried again after each fault of ours; without a reward where it persists.
+
+    Args:
+        attempt: one whole try: episode, answer, reward.
+        budget_s: seconds that a try may take.
+        prompt_ids: those of an episode that is lost to a fault.
+    """
     started = time.monotonic()
     fault = ""
     for number in range(settings.retries + 1):

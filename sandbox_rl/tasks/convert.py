@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sandbox_rl.tasks.config import ContextSettings, RowsSource
+from sandbox_rl.tasks.config import ContextSettings, DataSettings, RowsSource
 from sandbox_rl.tasks.names import collision, problem_of_name, safe_name, title_to_name
 from sandbox_rl.tasks.rows import Row, RowProblem, shown
 from sandbox_rl.types import Task
@@ -73,14 +73,14 @@ class RowConverter:
     Args:
         source: its settings.
         name: what the source is called in ids and reports.
-        max_prompt_chars, max_files_bytes: limits of one task.
+        data: the block that it stands in, with the limits of one task.
     """
 
-    def __init__(self, source: RowsSource, name: str, *, max_prompt_chars: int, max_files_bytes: int) -> None:
+    def __init__(self, source: RowsSource, name: str, data: DataSettings) -> None:
         self._source = source
         self._name = name
-        self._max_prompt_chars = max_prompt_chars
-        self._max_files_bytes = max_files_bytes
+        self._max_prompt_chars = data.max_prompt_chars
+        self._max_files_bytes = int(data.max_files_mb * (1 << 20))
 
     def task(self, row: Row) -> Task:
         """The task without distractor files.

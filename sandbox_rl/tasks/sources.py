@@ -81,12 +81,7 @@ class RowSource(OpenSource):
         self._seed = settings.seed
         self._distractors = source.context.distractors
         self._used: array[int] = array("Q")
-        self._converter = RowConverter(
-            source,
-            rows.name,
-            max_prompt_chars=settings.max_prompt_chars,
-            max_files_bytes=int(settings.max_files_mb * (1 << 20)),
-        )
+        self._converter = RowConverter(source, rows.name, settings)
 
     def scan(self) -> Iterator[tuple[str, str] | RowProblem]:
         """Convert every row once, keeping nothing but its names."""

@@ -4,13 +4,15 @@ All are frozen; a later stage returns a new value and never fills in an earlier 
 the number of completion tokens of an episode; all per-token tuples of a trajectory have length T.
 """
 
-from sandbox_rl.types.execution import Answer, AnswerStatus, ExecResult, ExecStatus, Stream
-from sandbox_rl.types.task import Message, Task
+from sandbox_rl.types.task import Answer, AnswerStatus, Message, Task
 from sandbox_rl.types.trajectory import ChatRecord, Reward, Rollout, StopReason, Trajectory
 from sandbox_rl.types.turns import (
     Action,
+    ExecResult,
+    ExecStatus,
     MalformedCall,
     Observation,
+    Stream,
     ToolCall,
     ToolFailure,
     Turn,

@@ -1,12 +1,13 @@
-"""What is asked: a task and the messages of its prompt."""
+"""What is asked and answered: a task, the messages of its prompt, the answer file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
-__all__ = ["Message", "Task"]
+__all__ = ["Answer", "AnswerStatus", "Message", "Task"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +39,21 @@ class Task:
     domain: str = "general"
     scorer: str = "exact"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class AnswerStatus(StrEnum):
+    """What was found at the answer path after the sandbox was frozen."""
+
+    OK = "ok"
+    MISSING = "missing"
+    NOT_REGULAR = "not_regular"
+    TOO_LARGE = "too_large"
+    UNDECODABLE = "undecodable"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer file as read once from outside; `text` is "" unless `status` is OK."""
+
+    status: AnswerStatus
+    text: str = ""

@@ -8,8 +8,7 @@ from enum import StrEnum
 from itertools import chain
 from typing import Any
 
-from sandbox_rl.types.execution import Answer
-from sandbox_rl.types.task import Task
+from sandbox_rl.types.task import Answer, Task
 from sandbox_rl.types.turns import Turn
 
 __all__ = ["ChatRecord", "Reward", "Rollout", "StopReason", "Trajectory"]
