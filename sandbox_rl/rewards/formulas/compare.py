@@ -169,15 +169,9 @@ def _each_named(said: Node) -> Node | None:
 
 def _pairs(gold: Node, said: Node) -> bool:
     """(x, y) = (1, 2) for the gold, and (1, 2) or x = 1, y = 2 for the answer."""
-    names, values = gold.args
-    if names.kind != "tuple" or values.kind != "tuple" or len(names.args) != len(values.args):
+    if (wanted := _each_named(gold)) is None:
         return False
-    if not all(is_name(name) for name in names.args):
-        return False
-    if said.kind == "tuple":
-        return _same(said, values)
-    wanted = tuple(Node("rel", pair, "=") for pair in zip(names.args, values.args, strict=True))
-    return said.kind == "list" and _same(said, Node("list", wanted))
+    return _same(said, gold.args[1]) if said.kind == "tuple" else said.kind == "list" and _same(said, wanted)
 
 
 def _texts(said: Node, gold: Node) -> bool:

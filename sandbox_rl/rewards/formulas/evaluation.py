@@ -104,12 +104,10 @@ class Evaluation:
         if fraction is not None and fraction.denominator == 1:
             return base ** int(fraction)
         if fraction is not None and fraction.denominator % 2 and mp.im(base) == 0 and base < 0:
-            root = -mp.root(-base, fraction.denominator) if fraction.denominator < 1000 else self._bad()
-            return root ** int(fraction.numerator)
+            if fraction.denominator > 1000:
+                raise Undefined
+            return (-mp.root(-base, fraction.denominator)) ** int(fraction.numerator)
         return mp.power(base, exponent)
-
-    def _bad(self) -> Any:
-        raise Undefined
 
     def _log(self, value: Any) -> Any:
         if self._negligible(value):
