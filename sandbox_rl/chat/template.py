@@ -19,17 +19,7 @@ from sandbox_rl.chat.calls import to_json
 from sandbox_rl.errors import ModelError
 from sandbox_rl.types import ToolCall
 
-__all__ = [
-    "ChatTemplate",
-    "Refused",
-    "Slot",
-    "edges_kept",
-    "example_call",
-    "mark",
-    "message",
-    "split_marks",
-    "tool_words",
-]
+__all__ = ["ChatTemplate", "Refused", "Slot", "example_call", "mark", "message", "split_marks", "tool_words"]
 
 _MARK = re.compile(r"zqx(\d+)qzx")
 _FIXED_DAY = date(2024, 7, 26)
@@ -136,7 +126,7 @@ class ChatTemplate:
         )
         parts: list[str | Slot] = [texts[0]]
         for index, text in zip(order, texts[1:], strict=True):
-            parts += [Slot(index, edges_kept(padded, index)), text]
+            parts += [Slot(index, _edges_kept(padded, index)), text]
         return tuple(p for p in parts if p != "")
 
     def assistant_end(self) -> str:
@@ -183,7 +173,7 @@ def split_marks(text: str) -> tuple[list[str], list[int]]:
     return parts[::2], [int(index) for index in parts[1::2]]
 
 
-def edges_kept(text: str, index: int) -> tuple[bool, bool]:
+def _edges_kept(text: str, index: int) -> tuple[bool, bool]:
     """Whether white space on the left and on the right of mark `index` was kept, where it was there."""
     return f"\t \t{mark(index)}" in text, f"{mark(index)}\t \t" in text
 
