@@ -157,7 +157,7 @@ class RolloutEngine:
         budget_s = self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S
 
         async def attempt(request: EpisodeRequest) -> Rollout:
-            return await self._play(request, sampling, overlong, seen)
+            return await self._attempt(request, sampling, overlong, seen)
 
         async def one(request: EpisodeRequest) -> Rollout:
             if finished is not None and (done := finished(request)) is not None:
@@ -178,7 +178,7 @@ class RolloutEngine:
 
         return one
 
-    async def _play(
+    async def _attempt(
         self,
         request: EpisodeRequest,
         sampling: Sampling,
