@@ -94,7 +94,7 @@ class _Breaking(ForwardingSandbox):
     def __init__(
         self, sandbox: Sandbox, injector: Injector, kind: FaultKind, call: int, destroy: AsyncExitStack | None
     ) -> None:
-        super().__init__(sandbox)
+        self._sandbox = sandbox
         self._injector = injector
         self._kind = kind
         self._calls_left = call

@@ -11,7 +11,7 @@ from contextlib import (
 )
 from heapq import nlargest
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from accelerate import PartialState
 
@@ -159,7 +159,7 @@ def _engine(subject: Subject, agent: Agent, mode: str) -> RolloutEngine:
 class _Lent(TokenAgent):
     """Its policy outlives the engines that use it one after the other."""
 
-    async def __aenter__(self) -> TokenAgent:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
