@@ -25,7 +25,8 @@ class RolloutSettings(Settings):
     overlong: OverlongPolicy = "zero"
     """Reward of an episode that ran out of turns or tokens: 0 (the paper's choice for training), scored, or
     masked: out of its group's baseline and without any gradient, the KL term's (`grpo.beta`) included; what
-    the loss is divided by then is said at `training.rows.to_rows` (overlong filtering, arXiv 2503.14476)."""
+    the loss is divided by then is said at `training.estimator.to_rows` (overlong filtering, arXiv
+    2503.14476)."""
     timed_out: OverlongPolicy = "zero"
     """The same for an episode that ran out of time."""
     over_sample: float = Field(0.0, ge=0, le=1)
