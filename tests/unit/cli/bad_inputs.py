@@ -261,7 +261,7 @@ def _export() -> list[Row]:
         (("export", "trained", "nowhere"), ("nowhere", "exists already")),
         (("export", "trained", "r.yaml/out"), ("OUTPUT", "r.yaml")),
         (("export", "trained", "out"), ("no complete checkpoint",)),
-        (("export", "trained", "out", "--step", "7"), ("--step 7",)),
+        (("export", "trained", "out", "--step", "7"), ("--step", "7")),
         (("export", "trained", "out", "--step", "-1"), ("--step",)),
         (("export", "trained", "out", "--step", "x"), ("--step", "x")),
         (("export", "broken_run", "out"), ("broken_run",)),
