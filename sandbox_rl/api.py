@@ -19,8 +19,6 @@ if TYPE_CHECKING:  # torch takes seconds, so it is loaded where it is used
     from sandbox_rl.runs.evaluate import EvaluationOutcome
     from sandbox_rl.runs.train import TrainResult
 
-__all__ = ["evaluate", "open_sandbox", "train"]
-
 
 def train(
     recipe: Recipe | str | Path,

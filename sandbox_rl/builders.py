@@ -34,19 +34,6 @@ from sandbox_rl.training.models import compute_dtype, context_length, with_compu
 from sandbox_rl.training.precision import computing
 from sandbox_rl.types import Message, Task
 
-__all__ = [
-    "build_backend",
-    "build_chat",
-    "build_engine",
-    "build_policy",
-    "build_render",
-    "build_scoring",
-    "build_toolbox",
-    "scoring_place",
-    "settled",
-    "training_arguments",
-]
-
 WORKER_MB = 1024
 """What a scoring worker may hold besides the answer's own memory, MiB."""
 

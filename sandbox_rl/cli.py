@@ -21,8 +21,6 @@ from sandbox_rl.commands import check, data, evaluate, machine, models, replay, 
 from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, UserError, environment_error
 from sandbox_rl.registry import Registry
 
-__all__ = ["COMMANDS", "main", "whole_app"]
-
 DEBUG_VARIABLE = "SANDBOX_RL_DEBUG"
 
 OURS = (data, train, models, evaluate, run, view, replay, check, machine)

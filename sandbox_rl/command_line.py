@@ -12,21 +12,6 @@ if TYPE_CHECKING:
     from sandbox_rl.config.recipe import Recipe
     from sandbox_rl.display import Display
 
-__all__ = [
-    "DIFFERS",
-    "DONE_IN_PART",
-    "INTERRUPTED",
-    "ApiKeyEnv",
-    "BaseUrl",
-    "Interrupted",
-    "Overrides",
-    "RecipePath",
-    "RunPath",
-    "first_process",
-    "open_recipe",
-    "terminal",
-]
-
 DIFFERS = 1
 """Exit code: a check failed, or what was recorded and what has come out now are not the same."""
 DONE_IN_PART = 3

@@ -16,8 +16,6 @@ from functools import cache, partial
 from typing import ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
-__all__ = ["give_way", "off_loop"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

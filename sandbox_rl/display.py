@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
-__all__ = ["Display", "Progress", "Silent", "quieted"]
-
 
 class Progress(Protocol):
     """A bar over a known number of episodes or steps."""

@@ -28,26 +28,6 @@ import errno
 from collections.abc import Iterator
 from enum import StrEnum
 
-__all__ = [
-    "ConfigError",
-    "DataError",
-    "EngineFault",
-    "FileProblem",
-    "InfraFault",
-    "ModelError",
-    "NothingTrained",
-    "SandboxCondition",
-    "SandboxDead",
-    "SandboxFault",
-    "SandboxFileError",
-    "SandboxRLError",
-    "ScorerFault",
-    "SetupError",
-    "StopAsked",
-    "UserError",
-    "environment_error",
-]
-
 
 class SandboxRLError(Exception):
     """Base class of all errors of this package."""

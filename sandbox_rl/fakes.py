@@ -20,8 +20,6 @@ from sandbox_rl.errors import FileProblem, SandboxDead, SandboxFault, SandboxFil
 from sandbox_rl.sandboxes.base import ANSWER_FILE, INPUT_DIR, WORKING_DIR, SandboxInfo
 from sandbox_rl.types import Answer, AnswerStatus, ExecResult, ExecStatus, Stream
 
-__all__ = ["Call", "ExecAnswer", "RecordingBackend", "RecordingSandbox", "exec_ok"]
-
 ExecAnswer = Callable[[str], ExecResult | Awaitable[ExecResult]]
 """What answers a command: its outcome, at once or awaited."""
 

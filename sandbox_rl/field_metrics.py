@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["EVALUATION", "UPDATE", "FieldMetric", "Spent", "of_evaluation", "of_update"]
-
 _EPISODE_SECONDS = {
     "time/generate": "seconds/generation",
     "time/execute": "seconds/execution",

@@ -20,8 +20,6 @@ from weakref import WeakSet
 import aiohttp
 import orjson  # prompts of 32,768 ids block the loop of all episodes while they are written and read
 
-__all__ = ["Address", "BadAddress", "BadReply", "HttpClient", "Refused", "Unreachable"]
-
 MAX_REPLY_BYTES = 32 << 20
 """A longer reply is nonsense."""
 LONGEST_ASKED_S = 60.0

@@ -9,8 +9,6 @@ from statistics import fmean
 
 from sandbox_rl.types import Rollout, StopReason, ToolCall
 
-__all__ = ["group_metrics", "known_tool", "pass_at_k", "rollout_metrics"]
-
 SOLVED = 1.0
 """A rollout solves its task when its reward reaches this value."""
 

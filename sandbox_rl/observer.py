@@ -13,8 +13,6 @@ from typing import Concatenate, ParamSpec
 from sandbox_rl.agents.base import EpisodeRequest, Said
 from sandbox_rl.types import MalformedCall, Observation, Rollout, StopReason, ToolCall, Turn
 
-__all__ = ["EachRollout", "Observer", "ObserverFailed", "Observers"]
-
 P = ParamSpec("P")
 
 

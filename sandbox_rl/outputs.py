@@ -16,16 +16,6 @@ from pathlib import Path
 
 from sandbox_rl.errors import ConfigError, DataError
 
-__all__ = [
-    "check_format",
-    "check_new",
-    "check_place",
-    "new_directory",
-    "new_files",
-    "write_atomically",
-    "write_new",
-]
-
 
 def check_format(path: Path, found: object, known: int) -> None:
     """For whoever reads records: those of a later format may mean something else.

@@ -20,8 +20,6 @@ from typing import Any, Generic, TypeVar
 
 from sandbox_rl.errors import ConfigError
 
-__all__ = ["Registry", "import_thing", "look_beside", "shipped"]
-
 T = TypeVar("T")
 
 

@@ -19,8 +19,6 @@ from tenacity import (
 
 from sandbox_rl.http_client import Unreachable
 
-__all__ = ["GaveUp", "Retries"]
-
 T = TypeVar("T")
 
 LONGEST_WAIT_S = 20.0

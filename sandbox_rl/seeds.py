@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["derive_seed"]
-
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from the identity of a thing, e.g. (run seed, task id, sample, turn).

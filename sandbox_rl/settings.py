@@ -19,8 +19,6 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, cor
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.registry import Registry
 
-__all__ = ["ByType", "Settings", "Variant"]
-
 
 class Settings(BaseModel):
     """A frozen configuration model that refuses unknown keys. A `type` field names the variant."""

@@ -18,8 +18,6 @@ from rich.text import Text
 
 from sandbox_rl.display import Progress, Silent
 
-__all__ = ["JsonLines", "Terminal"]
-
 SMOOTHING = 0.98
 """Weight of the past in the running mean of the reward: about the last fifty episodes."""
 

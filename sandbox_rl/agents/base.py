@@ -13,18 +13,6 @@ from sandbox_rl.policies.base import Sampling
 from sandbox_rl.settings import Settings
 from sandbox_rl.types import Action, ChatRecord, MalformedCall, Message, Observation, Task, ToolCall
 
-__all__ = [
-    "Agent",
-    "AgentSession",
-    "Around",
-    "BudgetSpent",
-    "EpisodeRequest",
-    "EpisodeSettings",
-    "Said",
-    "SessionRecord",
-    "SessionSetup",
-]
-
 
 class EpisodeSettings(Settings):
     """The budgets of one episode (defaults: the paper's, arXiv 2601.16206)."""

@@ -15,8 +15,6 @@ from sandbox_rl.policies.openai_chat import ChatCall, ChatClient, ChatReply, Con
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Action, ChatRecord, Message, Observation
 
-__all__ = ["MessageAgent"]
-
 CHARS_PER_TOKEN = 4
 """For endpoints that do not count; only budgets rely on it."""
 

@@ -16,8 +16,6 @@ from sandbox_rl.policies.base import Policy, PolicySession
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import MalformedCall, Message, Observation, ToolCall
 
-__all__ = ["TokenAgent"]
-
 INLINE_CHARS = 2_000
 """Observations of a turn that are encoded in the event loop; a thread costs more than so little text."""
 

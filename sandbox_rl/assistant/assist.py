@@ -23,8 +23,6 @@ from sandbox_rl.tasks.prompts import load_prompt_set, render
 from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.types import Message, Reward, Rollout, Task
 
-__all__ = ["AssistRequest", "Assisted", "assist", "assistant_prompt"]
-
 NAME = "assistant"
 """Of the task and the episode in the trajectory."""
 

@@ -37,8 +37,6 @@ from sandbox_rl.types import (
     Turn,
 )
 
-__all__ = ["Conversation", "NextMessage", "Record", "Viewer", "converse"]
-
 MAX_ANSWER_BYTES = 65_536
 COLLECT_TIMEOUT_S = 30.0
 """Seconds that fetching the results may take, also after an interrupt."""

@@ -23,8 +23,6 @@ from sandbox_rl.journal import rollout_record
 from sandbox_rl.tasks.names import deception, problem_of_name
 from sandbox_rl.types import Rollout
 
-__all__ = ["InputFiles", "SavedFiles", "read_input", "save_files", "save_trajectory", "without_inputs"]
-
 MAX_FILES = 10_000
 MAX_DEPTH = 32
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -7,8 +7,6 @@ import os
 import sys
 from typing import TextIO
 
-__all__ = ["Keyboard"]
-
 MAX_LINE_BYTES = 1 << 20
 
 

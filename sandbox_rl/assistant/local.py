@@ -18,8 +18,6 @@ from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.training.models import generation_ends, load_model, load_tokenizer
 
-__all__ = ["LocalAgent", "assistant_chat", "load_agent"]
-
 
 class LocalAgent(TokenAgent):
     """On leaving, a generation that nobody waits for any more ends at its next token."""

@@ -20,8 +20,6 @@ from sandbox_rl.settings import Settings
 from sandbox_rl.tools.toolbox import OUR_TOOLS
 from sandbox_rl.training.config import ModelSettings
 
-__all__ = ["AssistantSettings", "load_assistant"]
-
 
 class AssistantSettings(Settings):
     """How `sandbox-rl run` works. Budgets hold for each message of the user."""

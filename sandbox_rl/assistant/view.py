@@ -17,8 +17,6 @@ from sandbox_rl.sandboxes.base import INPUT_DIR, SandboxInfo
 from sandbox_rl.tools.text import clean, clip
 from sandbox_rl.types import MalformedCall, Observation, StopReason, ToolCall
 
-__all__ = ["TerminalView", "shown"]
-
 MAX_LINES = 40
 MAX_CHARS = 6_000
 """Of one thought, action or observation on the screen; the trajectory has all of it."""

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-__all__ = ["Alarm", "AlarmName", "Alarms"]
-
 logger = logging.getLogger(__name__)
 
 REPEAT = 10

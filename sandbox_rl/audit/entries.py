@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["GroupUpdate", "Part", "Sampled", "adam_update", "choose", "same", "summary", "trained_parameters"]
-
 PER_TENSOR = 256
 """Entries of a tensor that are looked at."""
 

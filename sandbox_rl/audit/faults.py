@@ -8,8 +8,6 @@ from collections import Counter, deque
 from sandbox_rl.audit.alarms import AlarmName, Alarms
 from sandbox_rl.types import Rollout
 
-__all__ = ["FaultAudit", "FaultWatch", "why_not_judged"]
-
 WINDOW = 64
 """Episodes that the share is taken over."""
 FEWEST = 16

@@ -10,8 +10,6 @@ from transformers import TrainerCallback, TrainerState
 
 from sandbox_rl.audit.alarms import AlarmName, Alarms
 
-__all__ = ["ProgressAudit", "findings"]
-
 STEPS_EQUAL = 10
 """Steps in a row whose groups all had equal rewards until it is an alarm; fewer happen to healthy runs."""
 STEPS_WITHOUT_CALLS = 3

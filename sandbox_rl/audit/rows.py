@@ -12,9 +12,6 @@ import numpy as np
 
 from sandbox_rl.types import Rollout, StopReason
 
-__all__ = ["ZERO", "Advantages", "ExpectedRow", "TokenClass", "as_expected", "expected_rows", "prompt_key"]
-
-
 Advantages = Callable[[Sequence[float | None]], Sequence[float | None]]
 """Rewards of a group, None where not judged → advantages, None there."""
 

@@ -16,8 +16,6 @@ from sandbox_rl.audit.shares import TokenShares
 from sandbox_rl.audit.updates import UpdateAudit
 from sandbox_rl.errors import ModelError
 
-__all__ = ["STATE_FILE", "RunAudit"]
-
 STATE_FILE = "audit.json"
 """Name of the state's file in a checkpoint."""
 

@@ -20,8 +20,6 @@ from statistics import fmean
 
 from sandbox_rl.audit.alarms import AlarmName, Alarms
 
-__all__ = ["Cause", "PublicationAudit", "SamplerAudit", "SamplerCause", "TrainerScores"]
-
 CLEAR = 0.5
 """A cause is named when the gap under it is less than this part of the present one."""
 

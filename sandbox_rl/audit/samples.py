@@ -29,8 +29,6 @@ from sandbox_rl.audit.rows import (
 from sandbox_rl.audit.shares import TokenShares
 from sandbox_rl.types import Rollout
 
-__all__ = ["PackedAudit", "PackedSample", "SampleAudit"]
-
 
 @dataclass(eq=False)
 class SampleAudit:

@@ -10,8 +10,6 @@ from typing import Any
 from sandbox_rl.audit.alarms import AlarmName, Alarms
 from sandbox_rl.audit.rows import TokenClass
 
-__all__ = ["FEW_STEPS", "HISTORY", "QUIET_STEPS", "TokenShares"]
-
 QUIET_STEPS = 3
 """Steps in a row without a trained token, or with half the usual share, after which it is no accident."""
 

@@ -27,8 +27,6 @@ from sandbox_rl.audit.entries import (
     trained_parameters,
 )
 
-__all__ = ["UpdateAudit"]
-
 LOST = 0.5
 """Alarm when less than this part of the computed update was applied, or of the entries has moved."""
 

@@ -26,8 +26,6 @@ from sandbox_rl.tasks.convert import Documents, content_key, read_documents, tex
 from sandbox_rl.tasks.load import hash64, is_held_out
 from sandbox_rl.tasks.rows import BadRow, BadRows, Row, RowProblem, Rows
 
-__all__ = ["BuildReport", "build_data"]
-
 _NONE = (1 << 64) - 1
 _ANSWER_CHARS = 65_536
 _COUNTED = ("train", "held_out", "files", "distractors", "examples", "split_documents")

@@ -10,8 +10,6 @@ from sandbox_rl.registry import Registry
 from sandbox_rl.settings import ByType, Settings
 from sandbox_rl.tasks.config import HubSource, TableSource
 
-__all__ = ["BuildSettings"]
-
 
 class BuildSettings(Settings):
     """Which rows become context tasks, and how."""

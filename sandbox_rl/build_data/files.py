@@ -6,8 +6,6 @@ import re
 
 from sandbox_rl.tasks.names import title_to_name
 
-__all__ = ["named_files", "occurs_in_name", "split_text"]
-
 _SECTION = re.compile(r"\n(?=(?:#{1,6} |(?:chapter|section|part|book) [\divxlc]+\b|={3,}\s*$))", re.I | re.M)
 _BORDERS = (
     _SECTION,

@@ -16,8 +16,6 @@ from sandbox_rl.journal import Index, trajectory_from_record
 from sandbox_rl.policies.recorded import Recordings
 from sandbox_rl.types import Reward, Trajectory
 
-__all__ = ["Cassette", "as_written", "base_id", "journal_of", "recordings", "reward_from_record"]
-
 
 def journal_of(path: Path) -> Path:
     """The journal of a run's directory, or the journal that the path itself is.

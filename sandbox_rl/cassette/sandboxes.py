@@ -26,8 +26,6 @@ from sandbox_rl.types import (
     Trajectory,
 )
 
-__all__ = ["RecordedBackend", "RecordedSandbox", "RecordedSettings"]
-
 Call = ToolCall | MalformedCall
 
 

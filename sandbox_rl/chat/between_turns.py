@@ -10,8 +10,6 @@ from sandbox_rl.chat.template import ChatTemplate, Refused
 from sandbox_rl.errors import ModelError
 from sandbox_rl.types import MalformedCall, ToolCall
 
-__all__ = ["BetweenTurns"]
-
 
 class BetweenTurns:
     """What stands between two turns of one template.

@@ -15,8 +15,6 @@ from sandbox_rl.chat.calls import BrokenCall, WrittenCalls, call_from, parse_obj
 from sandbox_rl.chat.encoding import Piece
 from sandbox_rl.types import ToolCall
 
-__all__ = ["Glm", "Hermes", "LlamaJson", "QwenXml", "closed", "skip_space"]
-
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 Found = tuple[tuple[ToolCall, ...], int]
 

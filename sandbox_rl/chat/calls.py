@@ -23,16 +23,6 @@ from typing import Any, NoReturn
 from sandbox_rl.chat.encoding import Piece
 from sandbox_rl.types import MalformedCall, ToolCall
 
-__all__ = [
-    "BrokenCall",
-    "CallReader",
-    "WrittenCalls",
-    "call_from",
-    "parse_array",
-    "parse_object",
-    "to_json",
-]
-
 MAX_CALLS = 64
 """More calls than this in one turn are not read."""
 

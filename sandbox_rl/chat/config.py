@@ -11,8 +11,6 @@ from sandbox_rl.chat.dialects import DIALECTS
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.settings import Settings
 
-__all__ = ["ChatSettings"]
-
 
 class ChatSettings(Settings):
     """How the conversation is rendered and how tool calls are read."""

@@ -14,8 +14,6 @@ from sandbox_rl.chat.gemma import Gemma
 from sandbox_rl.registry import Registry
 from sandbox_rl.types import ToolCall
 
-__all__ = ["CALL_FORMATS", "DIALECTS", "Dialect", "detect", "make"]
-
 
 class Mistral(WrittenCalls):
     """`[TOOL_CALLS][{"name": …, "arguments": {…}, "id": …}, …]`, or `[TOOL_CALLS]name[ARGS]{…}` for each.

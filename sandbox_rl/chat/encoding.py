@@ -18,8 +18,6 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-__all__ = ["Piece", "TextEncoder", "without_surrogates"]
-
 _REPLACEMENT = "?"
 _MAX_SPLITS = 64
 

@@ -21,8 +21,6 @@ from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.errors import ModelError
 from sandbox_rl.types import MalformedCall, Message, ToolCall
 
-__all__ = ["ChatFormat"]
-
 
 class ChatFormat:
     """Built by `from_tokenizer`, immutable afterwards.

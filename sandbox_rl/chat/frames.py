@@ -16,8 +16,6 @@ from typing import Any
 from sandbox_rl.chat.encoding import Piece
 from sandbox_rl.chat.template import ChatTemplate, Refused, mark, message, split_marks
 
-__all__ = ["Called", "Frame", "FrameReader", "filled", "trimmed"]
-
 _ONE_MESSAGE = "\n\n"
 _NAME, _ID = "zqxnm{}qzx", "zqxid{}qzx"  # ids of nine letters, since Mistral insists on that
 _SLOT = re.compile(r"(zqx(?:nm|id)[PN]qzx)")

@@ -12,8 +12,6 @@ from sandbox_rl.chat.calls import BrokenCall, WrittenCalls, parse_object
 from sandbox_rl.chat.encoding import Piece
 from sandbox_rl.types import ToolCall
 
-__all__ = ["Gemma"]
-
 
 class Gemma(WrittenCalls):
     """`<|tool_call>call:name{key:<|"|>text<|"|>,other:3}<tool_call|>` (Gemma 4)."""

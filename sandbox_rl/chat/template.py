@@ -19,8 +19,6 @@ from sandbox_rl.chat.calls import to_json
 from sandbox_rl.errors import ModelError
 from sandbox_rl.types import ToolCall
 
-__all__ = ["ChatTemplate", "Refused", "Slot", "example_call", "mark", "message", "split_marks", "tool_words"]
-
 _MARK = re.compile(r"zqx(\d+)qzx")
 _FIXED_DAY = date(2024, 7, 26)
 """Given to templates that print a date, so that a prompt does not depend on the day."""

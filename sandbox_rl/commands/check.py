@@ -9,8 +9,6 @@ import typer
 
 from sandbox_rl.command_line import DIFFERS, DONE_IN_PART, RunPath
 
-__all__ = ["app"]
-
 app = typer.Typer()
 
 SHOWN = 10

@@ -10,8 +10,6 @@ import typer
 
 from sandbox_rl.command_line import DONE_IN_PART, ApiKeyEnv, BaseUrl
 
-__all__ = ["app"]
-
 app = typer.Typer()
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from sandbox_rl.sandboxes.base import SandboxInfo
     from sandbox_rl.sandboxes.self_check import CheckRow
 
-__all__ = ["app"]
-
 app = typer.Typer()
 image = typer.Typer(help="Build or load the image that the docker backend uses.", no_args_is_help=True)
 app.add_typer(image, name="image")

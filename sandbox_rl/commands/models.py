@@ -9,8 +9,6 @@ import typer
 
 from sandbox_rl.command_line import RunPath
 
-__all__ = ["app"]
-
 app = typer.Typer()
 
 

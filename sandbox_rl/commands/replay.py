@@ -10,8 +10,6 @@ import typer
 from sandbox_rl.command_line import DIFFERS, RunPath
 from sandbox_rl.errors import ConfigError
 
-__all__ = ["app"]
-
 app = typer.Typer()
 
 

@@ -16,8 +16,6 @@ from sandbox_rl.errors import ConfigError, InfraFault
 if TYPE_CHECKING:
     from sandbox_rl.assistant import AssistantSettings, Assisted, AssistRequest, TerminalView
 
-__all__ = ["app"]
-
 app = typer.Typer()
 
 

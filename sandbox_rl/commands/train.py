@@ -23,8 +23,6 @@ from sandbox_rl.command_line import (
 from sandbox_rl.display import Silent
 from sandbox_rl.errors import ConfigError
 
-__all__ = ["app"]
-
 app = typer.Typer()
 
 

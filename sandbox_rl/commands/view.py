@@ -11,8 +11,6 @@ import typer
 
 from sandbox_rl.view import Format
 
-__all__ = ["app"]
-
 app = typer.Typer()
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="What `train` or `eval` wrote.")]

@@ -19,17 +19,6 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.registry import look_beside
 from sandbox_rl.settings import ByType
 
-__all__ = [
-    "Place",
-    "RecipeSource",
-    "anchored",
-    "load_block",
-    "load_recipe",
-    "load_settings",
-    "parse_yaml",
-    "read_source",
-]
-
 S = TypeVar("S", bound=BaseModel)
 
 

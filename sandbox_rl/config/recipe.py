@@ -21,8 +21,6 @@ from sandbox_rl.training.config import (
     WarmupSettings,
 )
 
-__all__ = ["LaunchSettings", "Recipe", "resolved"]
-
 
 class LaunchSettings(Settings):
     """Which processes train together; not read below `accelerate launch -m sandbox_rl train`."""

@@ -20,8 +20,6 @@ from sandbox_rl.settings import Settings
 from sandbox_rl.tools.toolbox import OUR_TOOLS, make_toolbox
 from sandbox_rl.training.config import ModelSettings
 
-__all__ = ["RunSettings", "ToolNames"]
-
 
 def _known_tools(names: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse here, with the place in the file, what `make_toolbox` would refuse."""

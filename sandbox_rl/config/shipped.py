@@ -8,8 +8,6 @@ from sandbox_rl.config.suite import find_suite
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.registry import shipped
 
-__all__ = ["find_recipe", "find_target"]
-
 
 def find_recipe(name: str | Path) -> Path:
     """The file of that path, else the recipe of that name that comes along, such as `quickstart`.

@@ -14,8 +14,6 @@ from sandbox_rl.evaluation.sources import PartSettings
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.registry import shipped
 
-__all__ = ["Suite", "find_suite", "is_suite", "load_suite"]
-
 
 class Suite(RunSettings):
     """Everything an evaluation depends on, but the model: `--model` replaces the path of its block."""

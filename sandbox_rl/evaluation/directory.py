@@ -27,8 +27,6 @@ from sandbox_rl.evaluation.plan import FORMAT, check_same
 from sandbox_rl.evaluation.results import Results
 from sandbox_rl.outputs import write_atomically
 
-__all__ = ["EvaluationDirectory"]
-
 
 @dataclass(frozen=True, slots=True)
 class EvaluationDirectory:

@@ -21,8 +21,6 @@ from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.config import TaskSource
 from sandbox_rl.types import Task
 
-__all__ = ["DocumentsSource", "occurrences", "package_folder"]
-
 LONGEST = 200_000
 """Characters of a text that are used."""
 

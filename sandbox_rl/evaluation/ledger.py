@@ -16,8 +16,6 @@ from sandbox_rl.evaluation.tool_mix import uses_of
 from sandbox_rl.journal import read_journal
 from sandbox_rl.metrics import known_tool
 
-__all__ = ["EpisodeRow", "read_ledger", "row_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRow:

@@ -12,8 +12,6 @@ from sandbox_rl.evaluation.results import ModeResults, Results
 from sandbox_rl.evaluation.statistics import Mean, paired_difference
 from sandbox_rl.outputs import check_new, write_new
 
-__all__ = ["accuracy_rows", "compare", "no_calls_hint", "page", "show_results"]
-
 _COUNTS = {
     "turns": "turns per episode",
     "calls": "tool calls per episode",

@@ -18,18 +18,6 @@ from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Task
 
-__all__ = [
-    "FORMAT",
-    "MODES",
-    "EvaluationPlan",
-    "Part",
-    "check_same",
-    "identity_of",
-    "parts_by_domain",
-    "short_hash",
-    "task_key",
-]
-
 MODES = ("sandbox", "plain")
 FORMAT = 1
 """Of `evaluation.json`."""

@@ -20,8 +20,6 @@ from sandbox_rl.field_metrics import of_evaluation
 from sandbox_rl.metrics import SOLVED
 from sandbox_rl.types import StopReason
 
-__all__ = ["FORMAT", "ModeResults", "PartResults", "Results", "results_of"]
-
 FORMAT = 2
 """Of `results.json`; goes up when a field changes its meaning."""
 

@@ -20,8 +20,6 @@ from sandbox_rl.observer import EachRollout, Observers
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.types import Rollout
 
-__all__ = ["results_of_journal", "run_evaluation"]
-
 CHUNK = 1_000
 """Episodes whose rollouts are in memory at a time; the next chunk starts as they end."""
 

@@ -21,8 +21,6 @@ from sandbox_rl.settings import ByType, Settings
 from sandbox_rl.tasks.config import SOURCES, TaskSource
 from sandbox_rl.types import Task
 
-__all__ = ["SUITE_SOURCES", "ChampSource", "MmluSource", "PartSettings", "SuiteSource", "number_in"]
-
 _NUMBER = r"-?\d+(?:/\d+)?"
 _ALONE = re.compile(rf"({_NUMBER})(?: \(i\.e\., .*\)| values|, or approximately .*)?")
 _EQUIVALENT = re.compile(rf".*, or equivalently ({_NUMBER})")

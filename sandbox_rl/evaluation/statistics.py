@@ -13,8 +13,6 @@ from statistics import fmean
 
 from sandbox_rl.metrics import pass_at_k
 
-__all__ = ["Difference", "Mean", "interval", "mean_over_tasks", "paired_difference", "pass_at"]
-
 NORMAL = 1.959964
 """The 97.5 % point of the normal distribution."""
 

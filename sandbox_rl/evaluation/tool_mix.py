@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Use", "uses_of"]
-
 
 class Use(StrEnum):
     """The three meta-capabilities of arXiv 2601.16206."""

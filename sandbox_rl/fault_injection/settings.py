@@ -9,8 +9,6 @@ from pydantic import Field
 
 from sandbox_rl.settings import Settings
 
-__all__ = ["KINDS", "ChaosSettings", "FaultKind"]
-
 FaultKind = Literal["sandbox_killed", "sandbox_hangs", "server_reset", "scorer_lost"]
 KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 

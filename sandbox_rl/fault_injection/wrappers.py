@@ -17,8 +17,6 @@ from sandbox_rl.sandboxes.forwarding import ForwardingSandbox, Method, P, T
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Answer, Message, Observation, Reward, Task
 
-__all__ = ["FaultyAgent", "FaultyBackend", "FaultyScoring", "Injector"]
-
 logger = logging.getLogger(__name__)
 
 CALLS = 3

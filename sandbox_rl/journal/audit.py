@@ -20,8 +20,6 @@ import orjson
 from sandbox_rl.journal.columns import has_checksum, is_as_written
 from sandbox_rl.journal.reader import whole_lines, writers
 
-__all__ = ["DamagedLine", "EndedEpisode", "Note", "audited", "first_damage", "without_checksums"]
-
 _TURN = (b'{"event":"turn"', b'{"event": "turn"')
 _HEAD_BYTES, _TAIL_BYTES = 1_000, 300
 _HEAD = re.compile(

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["ColumnError", "Columns", "has_checksum", "is_as_written", "pack", "unpack", "with_checksum"]
-
 
 class ColumnError(ValueError):
     """The bytes are not those that were written: the file was cut or changed."""

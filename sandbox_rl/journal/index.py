@@ -20,8 +20,6 @@ from sandbox_rl.errors import DataError
 from sandbox_rl.journal.columns import is_as_written
 from sandbox_rl.journal.reader import places_of, read_events, whole_lines, writers
 
-__all__ = ["Index", "read_journal", "read_record"]
-
 FILE = "index.sqlite"
 VERSION = 2
 ANSWER_CHARS = 1_000

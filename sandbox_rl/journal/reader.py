@@ -12,8 +12,6 @@ from typing import Any, BinaryIO
 
 from sandbox_rl.journal.columns import Columns, is_as_written, unpack
 
-__all__ = ["lengths_of", "places_of", "read_events", "whole_lines", "writers"]
-
 _HEAD = re.compile(
     rb'\{"event":\s*"\w+",\s*"episode_id":\s*"[^"\\]*(?:\\.[^"\\]*)*"(?:,\s*"prev":\s*(-?\d+))?'
 )

@@ -22,8 +22,6 @@ from sandbox_rl.types import (
     TurnTiming,
 )
 
-__all__ = ["end_record", "rollout_record", "trajectory_from_record", "turn_record", "turn_text"]
-
 
 def rollout_record(rollout: Rollout, **context: Any) -> dict[str, Any]:
     """A rollout as JSON values: every token, log-prob, call, observation, timing and reward.

@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 
 from sandbox_rl.journal.columns import ColumnError
 
-__all__ = ["BYTES", "DIRECTORY", "TrainedRow", "TrainedTokens", "read_rows"]
-
 DIRECTORY = "trained"
 """Its name in the run's directory."""
 BYTES = 6

@@ -32,8 +32,6 @@ from sandbox_rl.journal.records import end_record, turn_text
 from sandbox_rl.observer import Observer
 from sandbox_rl.types import Rollout, StopReason, Task, Turn
 
-__all__ = ["Journal", "JournalObserver"]
-
 
 class Journal:
     """One process's part of a journal; a context manager, safe to call from any thread.

@@ -13,8 +13,6 @@ from sandbox_rl.errors import DataError, ModelError
 from sandbox_rl.ledger.records import Update, as_line, from_line
 from sandbox_rl.outputs import check_format
 
-__all__ = ["COMMIT_FILE", "FORMAT", "Ledger", "read_ledger"]
-
 FORMAT = 1
 """Number in the first line, `{"ledger": 1}`; a newer one is refused."""
 COMMIT_FILE = "ledger.json"

@@ -10,8 +10,6 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["Group", "Sample", "SampleEnd", "Update", "as_line", "from_line"]
-
 
 class SampleEnd(StrEnum):
     """How a sample ended; the docstring of each member answers "why was this not trained?"."""

@@ -12,16 +12,6 @@ from pydantic import Field
 from sandbox_rl.settings import Settings
 from sandbox_rl.types import Action
 
-__all__ = [
-    "UNTRAINED",
-    "FixedVersion",
-    "Policy",
-    "PolicySession",
-    "Sampling",
-    "TurnSampling",
-    "WeightVersion",
-]
-
 
 class Sampling(Settings):
     """How turns are sampled. Training needs the whole distribution: leave top_p and top_k alone."""

@@ -10,8 +10,6 @@ from pydantic import Field, model_validator
 from sandbox_rl.registry import Registry
 from sandbox_rl.settings import ByType, Settings
 
-__all__ = ["PolicySettings", "RecordedPolicySettings", "TransformersSettings", "VLLMSettings"]
-
 _OURS = {
     "model": "set model.path",
     "served-model-name": "leave it; the served name is ours",

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["FakeEndpoint", "Raw", "said"]
-
 
 @dataclass(frozen=True, slots=True)
 class Raw:

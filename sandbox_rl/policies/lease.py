@@ -14,8 +14,6 @@ from contextlib import contextmanager
 
 from sandbox_rl.errors import EngineFault
 
-__all__ = ["ModelLease"]
-
 LET_GO_TIMEOUT_S = 600.0
 """How long a sampler may need to let go: the forward pass that it is in, at most a whole prompt's."""
 

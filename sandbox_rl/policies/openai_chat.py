@@ -27,8 +27,6 @@ from sandbox_rl.retries import GaveUp, Retries
 from sandbox_rl.settings import Settings
 from sandbox_rl.types import MalformedCall, ToolCall
 
-__all__ = ["ChatCall", "ChatClient", "ChatReply", "ContextFull", "EndpointSettings"]
-
 MAX_CALLS = 32
 """Calls of one turn that are looked at."""
 

@@ -10,8 +10,6 @@ from sandbox_rl.errors import DataError, EngineFault
 from sandbox_rl.policies.base import PolicySession, TurnSampling
 from sandbox_rl.types import Action, StopReason, Trajectory
 
-__all__ = ["AnotherWay", "RecordedPolicy", "Recordings"]
-
 Recordings = Callable[[str], Trajectory]
 """Episode id → what was recorded of it.
 

@@ -11,8 +11,6 @@ from sandbox_rl.errors import EngineFault, UserError
 from sandbox_rl.policies.base import PolicySession, TurnSampling
 from sandbox_rl.types import Action
 
-__all__ = ["Script", "ScriptedPolicy"]
-
 Script = Callable[[str, int, Sequence[int]], Sequence[int]]
 """`(episode id, turn index from 0, ids so far) -> ids of this turn`, end-of-turn id included."""
 

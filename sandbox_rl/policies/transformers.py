@@ -22,8 +22,6 @@ from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.policies.transformers_sampling import sample_batch
 from sandbox_rl.types import Action
 
-__all__ = ["TransformersPolicy"]
-
 
 @dataclass(frozen=True, slots=True)
 class _Request:

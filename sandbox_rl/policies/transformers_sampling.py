@@ -16,8 +16,6 @@ from transformers.cache_utils import DynamicCache
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.types import Action
 
-__all__ = ["sample_batch"]
-
 
 @torch.inference_mode()
 def sample_batch(

@@ -13,8 +13,6 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.types import ToolCall
 
-__all__ = ["LEAST_TOKENS", "budget_warnings", "check_context", "check_prompts", "least_tokens"]
-
 LONGEST = 64
 """How many of the longest problem statements are rendered and counted."""
 

@@ -23,8 +23,6 @@ from packaging.requirements import Requirement
 from sandbox_rl.errors import SandboxRLError
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 
-__all__ = ["Finding", "examine", "judge_package"]
-
 State = Literal["ok", "note", "lack"]
 DISK_GB, SHARED_GB, OPEN_FILES = 20.0, 1.0, 4_096
 """What a run of a small model wants."""

@@ -24,8 +24,6 @@ from sandbox_rl.training.models import compute_dtype, load_trained, stored_dtype
 from sandbox_rl.training.sampler_check import check_sampler
 from sandbox_rl.training.tiny import tiny_model
 
-__all__ = ["check_lora_targets", "duration_of", "memory_of", "sampler_gap"]
-
 
 def memory_of(
     recipe: Recipe, args: Any, config: PretrainedConfig, *, prompt: int, context: int, shards: int = 1

@@ -15,8 +15,6 @@ from sandbox_rl.rewards.trial import PROBED, GoldReport, SourceSample, check_gol
 from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.types import Answer, AnswerStatus, Task
 
-__all__ = ["check_gold", "check_rewards", "reward_samples"]
-
 GOLD_SHOWN = 200
 """Characters of a gold answer that are shown."""
 

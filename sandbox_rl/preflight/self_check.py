@@ -25,8 +25,6 @@ from sandbox_rl.sandboxes.self_check import CheckRow, CheckVerdict
 from sandbox_rl.sandboxes.self_check import self_check as check_sandboxes
 from sandbox_rl.types import Answer, AnswerStatus, Task
 
-__all__ = ["ATTACKS", "check_scoring", "self_check"]
-
 _SCORER = "def score(answer, task):\n    return 1.0 if eval(answer) else 0.0\n"
 _NAME = "self_check_scorer"
 _TIMEOUT_S = 2.0

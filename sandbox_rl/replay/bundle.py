@@ -21,8 +21,6 @@ from sandbox_rl.outputs import check_new, new_files
 from sandbox_rl.replay.recorded_run import RecordedRun
 from sandbox_rl.types import Task
 
-__all__ = ["FORMAT", "MANIFEST", "MEMBERS", "SCORING", "TASKS", "bundle", "task_of_line"]
-
 FORMAT = 1
 MANIFEST = "manifest.json"
 TASKS = "tasks.jsonl"

@@ -29,8 +29,6 @@ from sandbox_rl.replay.files import ChangedFiles, write_changes
 from sandbox_rl.replay.recorded_run import RecordedRun
 from sandbox_rl.types import Rollout, StopReason, Turn
 
-__all__ = ["Difference", "EpisodeReplay", "differences", "replay_episode"]
-
 TIMES = ("seconds", "generation_seconds", "execution_seconds", "scoring_seconds")
 """What is not compared."""
 

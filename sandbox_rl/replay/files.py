@@ -22,8 +22,6 @@ from sandbox_rl.sandboxes.forwarding import WatchedSandbox
 from sandbox_rl.types import ExecResult, Turn
 from sandbox_rl.view.episode import file_of
 
-__all__ = ["ChangedFiles", "write_changes"]
-
 MAX_BYTES = 16 << 20
 """Of all files together; of more nothing is said."""
 MAX_LINES, MAX_CHARS = 400, 20_000

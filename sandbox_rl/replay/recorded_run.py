@@ -19,8 +19,6 @@ from sandbox_rl.training.models import context_length, generation_ends, load_con
 from sandbox_rl.training.tiny import CONTEXT
 from sandbox_rl.types import Task
 
-__all__ = ["RecordedRun"]
-
 
 @dataclass(frozen=True, slots=True)
 class RecordedRun:

@@ -32,8 +32,6 @@ from sandbox_rl.training.estimator import advantage_of, advantage_rule
 from sandbox_rl.training.groups import advantages
 from sandbox_rl.types import Answer, AnswerStatus, StopReason, Task
 
-__all__ = ["Rescored", "Rescoring", "rescore", "rescore_to_file", "score_all"]
-
 AT_ONCE = 64
 """Answers that are being scored at the same time."""
 SCORED = ("reward", "rollout", "data")

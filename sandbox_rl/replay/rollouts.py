@@ -21,8 +21,6 @@ from sandbox_rl.training.groups import Advantage, group_requests
 from sandbox_rl.training.samples import FinishedGroup, finished_group
 from sandbox_rl.types import Rollout, Task
 
-__all__ = ["NoRollouts", "RecordedRollouts", "RecordedUpdates"]
-
 
 def recorded(cassette: Cassette, episode_id: str, task: Task) -> Rollout:
     """An episode with its reward as it was trained on.

@@ -52,8 +52,6 @@ from sandbox_rl.training.publication.base import UnsentWeights
 from sandbox_rl.training.reuse import FinishedEpisodes
 from sandbox_rl.training.stopping import FinishOnSignal
 
-__all__ = ["ReplayedTraining", "differing", "replay_training", "weights_digest"]
-
 
 @dataclass(frozen=True, slots=True)
 class ReplayedTraining:

@@ -38,8 +38,6 @@ from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.runs.check import CheckedRun, check_run
 from sandbox_rl.types import Task
 
-__all__ = ["Verified", "verify"]
-
 MOST_MEMBERS = 100_000
 MOST_MANIFEST = 64 << 20
 """Bytes of a manifest."""

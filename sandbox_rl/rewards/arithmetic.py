@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-__all__ = ["exact_value", "expression", "integers"]
-
 _MAX_CHARS = 2048
 _MAX_NODES = 400
 _MAX_DEPTH = 60

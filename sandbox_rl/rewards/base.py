@@ -14,19 +14,6 @@ from typing import Any, Protocol
 from sandbox_rl.registry import Registry
 from sandbox_rl.types import Answer, Reward, Task
 
-__all__ = [
-    "BUILT_IN",
-    "JUDGE",
-    "SCORERS",
-    "BadGold",
-    "ComparedAsText",
-    "LoadedScorer",
-    "Scorer",
-    "Scores",
-    "load_scorer",
-    "reads_with",
-]
-
 JUDGE = "judge"
 """The scorer name that is answered by a model over HTTP (`rewards.judge`), not by a function."""
 

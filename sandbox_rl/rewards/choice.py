@@ -8,8 +8,6 @@ from sandbox_rl.rewards.base import BadGold
 from sandbox_rl.rewards.text import fold, typeset, unbox
 from sandbox_rl.types import Task
 
-__all__ = ["check_gold", "letters", "score"]
-
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]{0,2}")
 _SEPARATOR = re.compile(r"\s*[,;\n]\s*|\s+and\s+|\s+")
 _RUN = re.compile(r"[A-J]{2,10}")

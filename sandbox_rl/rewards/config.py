@@ -8,8 +8,6 @@ from pydantic import Field
 
 from sandbox_rl.settings import Settings
 
-__all__ = ["JudgeSettings", "RewardSettings"]
-
 
 class JudgeSettings(Settings):
     """A model that judges answers, behind an OpenAI-compatible chat endpoint."""

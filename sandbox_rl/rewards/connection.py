@@ -27,8 +27,6 @@ from sandbox_rl.rewards.worker import (
     WARM_S,
 )
 
-__all__ = ["Ending", "Outcome", "Worker", "WorkerLost"]
-
 _START_S = 120.0
 """Seconds that starting a worker may take."""
 

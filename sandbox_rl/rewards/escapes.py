@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["other_reading", "restored", "swallowed"]
-
 _LETTERS = {
     "\x07": "a",
     "\x08": "b",

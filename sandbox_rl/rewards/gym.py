@@ -16,8 +16,6 @@ from sandbox_rl.rewards.gym_verifiers import VERIFIERS
 from sandbox_rl.rewards.text import unbox
 from sandbox_rl.types import Task
 
-__all__ = ["AUDITED", "check_gold", "score"]
-
 FULL = 0.999
 """What a verifier must give for a right answer. Below it they pay for format, or for text that merely
 contains the answer (length ratio), which rewards hedging."""

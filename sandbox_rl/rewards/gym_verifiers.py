@@ -15,8 +15,6 @@ from typing import Any
 
 from sandbox_rl.rewards.arithmetic import exact_value, expression, integers
 
-__all__ = ["VERIFIERS", "warm"]
-
 Entry = Mapping[str, Any]
 
 _COIN_TOLERANCE = Fraction(1, 10_000)  # of the original, which takes 0 for 0.00003 then

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from sandbox_rl.rewards.connection import Outcome
 
-__all__ = ["Habits", "Job", "Lane"]
-
 _TOGETHER = 16
 """Jobs that one process is given at most, of scorers that are known not to evaluate text."""
 

@@ -27,8 +27,6 @@ from sandbox_rl.rewards.config import JudgeSettings
 from sandbox_rl.rewards.judge_prompt import PROMPT_VERSION, body_of, verdict_of
 from sandbox_rl.types import Reward, Task
 
-__all__ = ["Judge", "JudgeUsage"]
-
 logger = logging.getLogger(__name__)
 
 _NOT_THE_ANSWER = (401, 403, 404, 429)

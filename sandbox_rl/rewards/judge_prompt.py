@@ -13,8 +13,6 @@ from typing import Any
 
 from sandbox_rl.types import Task
 
-__all__ = ["MAX_SHOWN_BYTES", "PROMPT_VERSION", "body_of", "shown", "verdict_of"]
-
 PROMPT_VERSION = "2"
 """Part of every cache key; goes up whenever the words or rules below change."""
 

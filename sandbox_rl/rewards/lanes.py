@@ -22,8 +22,6 @@ from sandbox_rl.rewards.connection import Ending, Outcome, Worker, WorkerLost
 from sandbox_rl.rewards.job_queue import Habits, Job, Lane
 from sandbox_rl.rewards.places import Place
 
-__all__ = ["Lanes"]
-
 _SLICES = (0.01, 0.05, 0.3)
 """Processor seconds of the first turns; the next has the whole budget. An answer in mathematics takes
 0.001 to 0.006."""

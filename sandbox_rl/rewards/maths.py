@@ -18,8 +18,6 @@ from sandbox_rl.rewards.formulas.tokens import Unread, bare, tokenize
 from sandbox_rl.rewards.text import fold
 from sandbox_rl.types import Task
 
-__all__ = ["check_gold", "equal", "score", "text_form"]
-
 _TIMES = re.compile(r"\\cdot|\\times|×")
 _LAYOUT = re.compile(r"\\left|\\right|\\[,;! ()\[\]]|[$ \n]")
 _PLAIN_KINDS = frozenset(

@@ -12,8 +12,6 @@ from pathlib import Path
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.rewards.base import BUILT_IN, JUDGE, SCORERS
 
-__all__ = ["SHOWN_BELOW", "find_modules", "own_scorers"]
-
 SHOWN_BELOW = "/opt/scorers"
 """Where a sandbox shows the modules of scorers."""
 

@@ -14,8 +14,6 @@ from sandbox_rl.rewards.formulas.tokens import Unread
 from sandbox_rl.rewards.units import NO_UNIT, converted, parse_unit
 from sandbox_rl.types import Task
 
-__all__ = ["check_gold", "score"]
-
 REL_TOL = 1e-3
 """Relative tolerance of a task that names none in `metadata["rel_tol"]`."""
 

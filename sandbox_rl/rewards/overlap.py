@@ -11,8 +11,6 @@ from sandbox_rl.rewards.base import BadGold
 from sandbox_rl.rewards.text import fold, squad_tokens, typeset
 from sandbox_rl.types import Task
 
-__all__ = ["FLOOR", "check_gold", "exact", "f1", "golds", "rouge_l"]
-
 FLOOR = 0.3
 """A lower F-measure is chance overlap and earns 0."""
 

@@ -14,8 +14,6 @@ from typing import Protocol
 
 from sandbox_rl.errors import SandboxFault, SetupError
 
-__all__ = ["PROGRAM", "FirstPlace", "Place", "PlainPlace", "WorkerHandle"]
-
 logger = logging.getLogger(__name__)
 
 PROGRAM = "from sandbox_rl.rewards.worker import main\nmain()\n"

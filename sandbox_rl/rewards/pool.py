@@ -33,8 +33,6 @@ from sandbox_rl.rewards.runner import Runner, Scorers
 from sandbox_rl.rewards.text import MAX_ANSWER_CHARS, clean
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Task
 
-__all__ = ["ScoringPool"]
-
 logger = logging.getLogger(__name__)
 
 _BATCH = 512

@@ -22,8 +22,6 @@ import re
 
 from sandbox_rl.types import Answer, AnswerStatus
 
-__all__ = ["answer_of_reply", "last_boxed"]
-
 _THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
 _LEAD = re.compile(
     r"(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|option|choice)s?\s*(?:is|are)?\s*[:=]?\s*", re.IGNORECASE

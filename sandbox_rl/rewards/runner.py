@@ -18,8 +18,6 @@ from sandbox_rl.rewards.places import Place
 from sandbox_rl.rewards.scoring import task_item
 from sandbox_rl.types import Task
 
-__all__ = ["Runner", "Scorers"]
-
 logger = logging.getLogger(__name__)
 
 _TOGETHER = frozenset({"math", "choice", "exact", "f1", "rouge_l", "numeric", "rules"})

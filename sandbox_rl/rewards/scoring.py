@@ -15,8 +15,6 @@ from typing import Any
 from sandbox_rl.rewards.base import BadGold, ComparedAsText, LoadedScorer, load_scorer
 from sandbox_rl.types import Task
 
-__all__ = ["judge_item", "task_item", "warm"]
-
 Verdict = dict[str, Any]
 
 READ_BOTH_WAYS = frozenset({"math", "exact", "numeric", "choice"})

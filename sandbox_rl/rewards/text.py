@@ -8,8 +8,6 @@ import unicodedata
 
 from sandbox_rl.rewards.escapes import restored
 
-__all__ = ["MAX_ANSWER_CHARS", "clean", "fold", "squad_tokens", "typeset", "unbox"]
-
 MAX_ANSWER_CHARS = 65_536
 """A longer answer scores 0 without being looked at."""
 

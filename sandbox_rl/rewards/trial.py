@@ -22,8 +22,6 @@ from sandbox_rl.rewards.base import BUILT_IN, JUDGE, BadGold, ComparedAsText, lo
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.types import Task
 
-__all__ = ["GoldReport", "SourceSample", "check_golds", "try_rewards"]
-
 PROBED = 32
 """Tasks of a source on which gold answers are tried and answers that need no work, and"""
 PROBED_FIRST = 6

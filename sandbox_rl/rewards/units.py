@@ -14,8 +14,6 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["NO_UNIT", "Unit", "converted", "parse_unit"]
-
 MAX_POWER = 6
 
 

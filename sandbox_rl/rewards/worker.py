@@ -23,19 +23,6 @@ import sys
 import time
 from typing import Any, NoReturn
 
-__all__ = [
-    "CONFIG",
-    "EXITED",
-    "FULL_SPEED",
-    "JOB",
-    "JOB_FOLLOWS",
-    "PREPARE",
-    "REPORT",
-    "SLOWED",
-    "WARM_S",
-    "main",
-]
-
 JOB_FOLLOWS, SLOWED, FULL_SPEED, PREPARE = b"J", b"S", b"F", b"P"
 """What the trainer sends, one byte each: a job comes; leave the processors to others, what runs now and what
 comes later; and not any longer; load what a data set's verifier needs (a byte and its name follow)."""

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from sandbox_rl.errors import SetupError
 
-__all__ = ["DiskSpace"]
-
 logger = logging.getLogger(__name__)
 
 NEEDED_MB = 64

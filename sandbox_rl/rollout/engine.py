@@ -25,8 +25,6 @@ from sandbox_rl.sandboxes.forwarding import watched
 from sandbox_rl.tools.toolbox import Toolbox
 from sandbox_rl.types import Message, Rollout, Task, Trajectory
 
-__all__ = ["END_GRACE_S", "Finished", "RolloutEngine"]
-
 Finished = Callable[[EpisodeRequest], Rollout | None]
 """What became of an episode already, if it need not be run."""
 

@@ -6,8 +6,6 @@ from sandbox_rl.rewards.base import Scores
 from sandbox_rl.rollout.settings import OverlongPolicy, RolloutSettings
 from sandbox_rl.types import Answer, Reward, StopReason, Task
 
-__all__ = ["judge"]
-
 
 async def judge(
     scoring: Scores,

@@ -13,8 +13,6 @@ from sandbox_rl.agents.base import EpisodeRequest, Said
 from sandbox_rl.observer import Observer
 from sandbox_rl.types import StopReason
 
-__all__ = ["Occupancy"]
-
 
 class Occupancy(Observer):
     """Integrates over time how many turns are being sampled. For one event loop.

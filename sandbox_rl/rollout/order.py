@@ -9,8 +9,6 @@ from typing import TypeVar
 
 from sandbox_rl.seeds import derive_seed
 
-__all__ = ["of_group"]
-
 T = TypeVar("T")
 
 

@@ -33,8 +33,6 @@ from typing import Any
 
 from sandbox_rl.errors import ModelError
 
-__all__ = ["STATE_FILE", "OverSampling", "Plan"]
-
 STATE_FILE = "over_sampling.json"
 """Name of the state's file in a checkpoint."""
 

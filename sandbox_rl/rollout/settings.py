@@ -8,8 +8,6 @@ from pydantic import Field
 
 from sandbox_rl.settings import Settings
 
-__all__ = ["OverlongPolicy", "RolloutSettings"]
-
 OverlongPolicy = Literal["zero", "score", "mask"]
 
 

@@ -21,8 +21,6 @@ from sandbox_rl.observer import ObserverFailed
 from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, Task, Trajectory
 
-__all__ = ["FirstGroups", "RunOne", "all_done", "first_groups", "run_requests", "with_retries"]
-
 logger = logging.getLogger(__name__)
 
 RunOne = Callable[[EpisodeRequest], Coroutine[Any, Any, Rollout]]

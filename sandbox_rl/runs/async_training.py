@@ -30,8 +30,6 @@ from sandbox_rl.training.models import end_turns_with
 from sandbox_rl.training.publication.served import ServedPolicy
 from sandbox_rl.training.reuse import recorded_groups
 
-__all__ = ["async_trainer", "trainer_of"]
-
 
 @contextmanager
 def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:

@@ -12,8 +12,6 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.runs.launch import Launch
 
-__all__ = ["Division", "check_division", "division_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Division:

@@ -29,8 +29,6 @@ from sandbox_rl.training.experts import EXPERTS
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.placement import find_cards
 
-__all__ = ["dry_run"]
-
 SHOWN = 3000
 """Characters of a prompt that are shown."""
 

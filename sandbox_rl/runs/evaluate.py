@@ -27,8 +27,6 @@ from sandbox_rl.tasks.prompts import load_prompt_set
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
 
-__all__ = ["EvaluateOptions", "EvaluationOutcome", "evaluate"]
-
 
 @dataclass(frozen=True, slots=True)
 class EvaluateOptions:

@@ -49,8 +49,6 @@ from sandbox_rl.training.models import (
 )
 from sandbox_rl.training.publication.served import ServedModel, serve, starting_log
 
-__all__ = ["Engines", "engines_of"]
-
 Engines = Mapping[str, AbstractAsyncContextManager[RolloutEngine]]
 
 LONGEST = 16

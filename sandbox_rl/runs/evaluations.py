@@ -24,8 +24,6 @@ from sandbox_rl.training.base_trainer import SandboxTrainer
 from sandbox_rl.training.callbacks import for_trackers
 from sandbox_rl.types import Rollout
 
-__all__ = ["measure_held_out", "measure_suite"]
-
 
 def measure_held_out(session: Session, trainer: SandboxTrainer, when: str) -> Results | None:
     """Evaluate the held-out tasks, with the same seeds each time; None where there are none.

@@ -25,8 +25,6 @@ from sandbox_rl.training.models import (
     with_compute_dtype,
 )
 
-__all__ = ["export"]
-
 
 def export(
     run_dir: Path,

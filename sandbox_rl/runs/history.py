@@ -24,18 +24,6 @@ from sandbox_rl.evaluation.results import Results
 from sandbox_rl.outputs import check_format
 from sandbox_rl.runs.directory import RunDirectory
 
-__all__ = [
-    "FORMAT",
-    "History",
-    "card_lines",
-    "known_results",
-    "recorded_run",
-    "refuse_newer",
-    "set_lines_aside",
-    "step_of_line",
-    "write_results",
-]
-
 FILE = "history.jsonl"
 FORMAT = 1
 """Of a run's directory: what its first start wrote into it, and what a later one can go on with."""

@@ -20,8 +20,6 @@ from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.registry import shipped
 from sandbox_rl.training.stopping import LAUNCHER
 
-__all__ = ["Launch", "cards_here", "cards_that_train", "plan_launch", "run_launch"]
-
 CONFIGS = "configs/accelerate"
 STARTED = "WORLD_SIZE"
 """Of the environment that any launcher gives to its processes."""

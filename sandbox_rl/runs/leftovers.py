@@ -16,8 +16,6 @@ from sandbox_rl.training.checkpoints import step_of
 from sandbox_rl.training.groups import group_of
 from sandbox_rl.training.reuse import FinishedEpisodes, Place, fit_for_async, fit_for_sync, same_updates
 
-__all__ = ["Leftovers", "leftovers_of", "set_aside_beyond"]
-
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:

@@ -18,8 +18,6 @@ from pathlib import Path
 
 from sandbox_rl.errors import ConfigError
 
-__all__ = ["alone", "check_alone", "is_owned"]
-
 FILE = "lock"
 _FLOCK = "hhqqi4x"
 """`struct flock` of 64-bit Linux: type, whence, start, length, pid."""

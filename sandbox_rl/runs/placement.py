@@ -20,8 +20,6 @@ from sandbox_rl.training.models import compute_dtype
 from sandbox_rl.training.placement import FAKE_CARDS, Needs, Placement, find_cards
 from sandbox_rl.training.placement_plan import plan_placement, plan_serving
 
-__all__ = ["serving_placement", "training_placement"]
-
 
 def training_placement(
     recipe: Recipe, args: Any, model: RunModel, *, launch: Launch | None = None

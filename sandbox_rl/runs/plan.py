@@ -32,8 +32,6 @@ from sandbox_rl.training.sampler_check import check_rope
 from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_tokenizer
 from sandbox_rl.training.tree_check import check_tree_config
 
-__all__ = ["RunModel", "RunPlan"]
-
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:

@@ -24,8 +24,6 @@ from sandbox_rl.training.placement import Placement
 from sandbox_rl.training.publication.base import UnsentWeights, Weights
 from sandbox_rl.training.publication.served import ServedModel, ServedPolicy, serve, starting_log
 
-__all__ = ["RunPolicy", "loaded_model", "run_policy"]
-
 
 @dataclass(frozen=True, slots=True)
 class RunPolicy:

@@ -24,8 +24,6 @@ from sandbox_rl.training.checkpoints import prune
 from sandbox_rl.training.reuse import FinishedEpisodes
 from sandbox_rl.training.trained_tokens import TokenRecorder
 
-__all__ = ["Records", "open_records"]
-
 
 @dataclass(frozen=True, slots=True)
 class Records:

@@ -9,8 +9,6 @@ from sandbox_rl.evaluation.page import accuracy_rows
 from sandbox_rl.runs.train import TrainResult
 from sandbox_rl.training.checkpoints import last_complete, step_of
 
-__all__ = ["show_training"]
-
 _SHOWN = {
     "turns": "turns per episode",
     "tokens/sampled": "sampled tokens per episode",

@@ -25,8 +25,6 @@ from sandbox_rl.training.checkpoints import last_intact, remove_leftovers, step_
 from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.reuse import FinishedEpisodes
 
-__all__ = ["Earlier", "begin", "prompt_digests", "sizes_of", "tasks_digest"]
-
 SETTLED = (
     *("seed", "model", "chat", "data", "tools", "mode", "estimator", "warmup", "curriculum"),
     *("rollout.over_sample", "policy.type", "grpo.shuffle_dataset", "grpo.optim"),

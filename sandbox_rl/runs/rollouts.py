@@ -18,8 +18,6 @@ from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.models import generation_ends, load_tokenizer
 from sandbox_rl.types import Task
 
-__all__ = ["build_rollouts"]
-
 
 def build_rollouts(
     recipe: Recipe,

@@ -38,8 +38,6 @@ from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.prometheus import PrometheusEndpoint, prometheus_endpoint
 from sandbox_rl.training.stopping import FinishOnSignal, Owner
 
-__all__ = ["Session", "training_session"]
-
 
 @dataclass(frozen=True, slots=True)
 class Session:

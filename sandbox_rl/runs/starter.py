@@ -14,8 +14,6 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.tasks.rows import Rows
 from sandbox_rl.training.placement import GIB, Card
 
-__all__ = ["Guess", "guess", "starter_recipe"]
-
 LOOKED_AT = 200
 """Rows whose answers decide on the scorer."""
 NAMES: Mapping[str, Sequence[str]] = {

@@ -20,8 +20,6 @@ from sandbox_rl.training.config import ModelSettings
 if TYPE_CHECKING:
     from sandbox_rl.runs.warmup import WarmupResult
 
-__all__ = ["needs_warmup", "starting_point"]
-
 _DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

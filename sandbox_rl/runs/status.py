@@ -15,8 +15,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.rollout.occupancy import Occupancy
 
-__all__ = ["FILE", "RunStatus"]
-
 FILE = "status.json"
 EVERY_S = 1.0
 

@@ -16,8 +16,6 @@ from sandbox_rl.policies.base import Sampling
 from sandbox_rl.tasks.load import load_source, load_tasks
 from sandbox_rl.types import Task
 
-__all__ = ["Subject"]
-
 
 @dataclass(frozen=True, slots=True)
 class Subject:

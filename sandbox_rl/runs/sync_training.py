@@ -28,8 +28,6 @@ from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from sandbox_rl.types import Rollout
 
-__all__ = ["sync_trainer"]
-
 
 @contextmanager
 def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:

@@ -35,8 +35,6 @@ from sandbox_rl.training.models import compute_dtype
 from sandbox_rl.training.stopping import Owner
 from sandbox_rl.types import Task
 
-__all__ = ["TrainResult", "train"]
-
 LOOKED_AT = 64
 SHORT = 160
 """Tasks among which an example is sought, and characters that it may have."""

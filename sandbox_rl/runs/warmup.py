@@ -50,8 +50,6 @@ from sandbox_rl.training.sft import fine_tune, free_memory, sft_rows
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.types import Rollout, Task
 
-__all__ = ["WarmupResult", "warmup"]
-
 TOKENIZER_EPISODES = 64
 """Expert episodes on which the tiny model's tokenizer is trained."""
 

@@ -23,16 +23,6 @@ from sandbox_rl.training.callbacks import LogMetrics
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.probe import PublicationProbe
 
-__all__ = [
-    "StepLines",
-    "adapters_of",
-    "line_of",
-    "publication_probe",
-    "purge_replayed",
-    "start_audit",
-    "watchers",
-]
-
 PROBE_TOKENS = 96
 """Of the prompt that publications are probed with."""
 

@@ -20,8 +20,6 @@ from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.names import check_files
 from sandbox_rl.sandboxes.protocol import AgentChannel
 
-__all__ = ["AgentBackend", "Connected"]
-
 S = TypeVar("S", EmbeddedSettings, DockerSettings)
 
 

@@ -17,8 +17,6 @@ from sandbox_rl.sandboxes.names import checked_path
 from sandbox_rl.sandboxes.protocol import AgentChannel, Reply, exec_result, file_error
 from sandbox_rl.types import Answer, AnswerStatus, ExecResult, ExecStatus, Stream
 
-__all__ = ["AgentSandbox", "OutOfMemory", "kill_counter", "rising"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

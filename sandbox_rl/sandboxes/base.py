@@ -14,20 +14,6 @@ from typing import Protocol, runtime_checkable
 
 from sandbox_rl.types import Answer, ExecResult, MalformedCall, Observation, ToolCall
 
-__all__ = [
-    "ANSWER_FILE",
-    "COMMAND_VARIABLES",
-    "INPUT_DIR",
-    "WORKING_DIR",
-    "AnswersCalls",
-    "PlaysEpisodes",
-    "Sandbox",
-    "SandboxBackend",
-    "SandboxInfo",
-    "SandboxLimits",
-    "of_episode",
-]
-
 WORKING_DIR = "/testbed"
 """Working directory of every command, private and writable."""
 

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-__all__ = ["agent_source", "spawner_source"]
-
 _HERE = Path(__file__).parent
 _DROPPED = ("sandbox_rl.", "__future__", "typing", "collections.abc")
 

@@ -18,8 +18,6 @@ from sandbox_rl.errors import ConfigError, SetupError
 from sandbox_rl.sandboxes.base import COMMAND_VARIABLES, SandboxLimits
 from sandbox_rl.sandboxes.seccomp import build_filter
 
-__all__ = ["Bubblewrap", "Layout", "find_bubblewrap", "make_layout", "show_certificates", "spawner_config"]
-
 log = logging.getLogger(__name__)
 
 OLDEST = (0, 8)  # the first with --disable-userns

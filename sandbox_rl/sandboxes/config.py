@@ -18,20 +18,6 @@ if TYPE_CHECKING:
     from sandbox_rl.sandboxes.embedded import EmbeddedBackend
     from sandbox_rl.sandboxes.ray.backend import RayBackend
 
-__all__ = [
-    "BACKENDS",
-    "BackendSettings",
-    "DockerSettings",
-    "EmbeddedSettings",
-    "NetworkLimits",
-    "NetworkMode",
-    "NetworkSettings",
-    "NodeSettings",
-    "PoolSettings",
-    "RaySettings",
-    "SandboxSettings",
-]
-
 
 class PoolSettings(Settings):
     """How sandboxes are kept ready and how much is asked of the host."""

@@ -29,8 +29,6 @@ from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.protocol import AgentChannel
 from sandbox_rl.sandboxes.spawner_client import Birth, SpawnerClient
 
-__all__ = ["EmbeddedBackend"]
-
 DEATH_TIMEOUT_S = 10.0
 ALLOW_NAMESPACES = (
     "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, "

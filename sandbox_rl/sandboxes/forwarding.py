@@ -10,8 +10,6 @@ from sandbox_rl.errors import SandboxFault
 from sandbox_rl.sandboxes.base import ANSWER_FILE, WORKING_DIR, AnswersCalls, Sandbox
 from sandbox_rl.types import Answer, ExecResult
 
-__all__ = ["ForwardingSandbox", "Method", "P", "T", "WatchedSandbox", "watched"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 Method = Callable[Concatenate[Any, P], Awaitable[T]]

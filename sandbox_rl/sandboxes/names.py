@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from sandbox_rl.errors import FileProblem, SandboxFileError
 from sandbox_rl.sandboxes.base import INPUT_DIR, SandboxLimits
 
-__all__ = ["check_files", "checked_path"]
-
 NAME_MAX = 255  # bytes of one component
 PATH_MAX = 4095  # bytes of a whole path
 

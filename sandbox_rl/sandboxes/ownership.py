@@ -10,8 +10,6 @@ from collections.abc import Mapping
 
 from sandbox_rl.sandboxes.spawner.cgroups import place, start_time
 
-__all__ = ["LABEL", "RUN", "is_orphan", "owner_labels", "owner_name", "owner_of_name_is_gone"]
-
 LABEL = "sandbox-rl.owner"
 RUN = "sandbox-rl.run"
 _PLACE, _EXPIRY = "sandbox-rl.place", "sandbox-rl.expires"

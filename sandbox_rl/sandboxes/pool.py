@@ -21,8 +21,6 @@ from sandbox_rl.sandboxes.base import INPUT_DIR, Sandbox, SandboxBackend, Sandbo
 from sandbox_rl.sandboxes.config import PoolSettings
 from sandbox_rl.sandboxes.names import check_files
 
-__all__ = ["HostCapacity", "SandboxPool"]
-
 POLL_S = 0.2
 PROCESS_SHARE = 0.8  # of the processes that the kernel allows in all
 

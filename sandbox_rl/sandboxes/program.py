@@ -24,8 +24,6 @@ from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX, Layout, find_bubblewrap, s
 from sandbox_rl.sandboxes.seccomp import build_compute_filter
 from sandbox_rl.sandboxes.spawner_client import SpawnerClient
 
-__all__ = ["Program", "ProgramSandboxes", "program_layout", "program_limits"]
-
 _OURS = "/opt/sandbox_rl"
 _SITES = "/opt/site"
 _QUIET = {

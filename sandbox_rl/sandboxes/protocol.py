@@ -14,8 +14,6 @@ from sandbox_rl.errors import FileProblem, SandboxDead, SandboxFileError
 from sandbox_rl.sandboxes.agent import wire
 from sandbox_rl.types import ExecResult, ExecStatus, Stream
 
-__all__ = ["AgentChannel", "Reply", "exec_result", "file_error"]
-
 SMALL_REPLY = 64 << 10
 _HELLO = 0
 _STATUS = {

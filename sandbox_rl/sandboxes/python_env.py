@@ -10,8 +10,6 @@ from pathlib import Path
 from sandbox_rl.errors import ConfigError, SetupError
 from sandbox_rl.sandboxes.bwrap import ANSWER_KEYS
 
-__all__ = ["make_python_env"]
-
 _MADE_OF = "made-of.txt"
 
 

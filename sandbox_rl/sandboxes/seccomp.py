@@ -23,8 +23,6 @@ from typing import Any
 
 from sandbox_rl.errors import SetupError
 
-__all__ = ["DENIED", "build_compute_filter", "build_filter", "numbers_of", "seccomp_profile"]
-
 _TABLE = """
 accept 43 202 c, accept4 288 242 c, acct 163 89 s, add_key 248 217 s, adjtimex 159 171 s, bind 49 200 c,
 bpf 321 280 s, chmod 90 - c, chown 92 - c, chroot 161 51 s, clock_adjtime 305 266 s, clock_settime 227 112 s,

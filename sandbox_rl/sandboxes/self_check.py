@@ -11,9 +11,6 @@ from enum import StrEnum
 from sandbox_rl.sandboxes.base import SandboxBackend, SandboxLimits
 from sandbox_rl.sandboxes.cases import ALL_CASES, CASE_LIMITS, CONTROLS, Case, HostWitness, run_case
 
-__all__ = ["CheckRow", "CheckVerdict", "self_check"]
-
-
 PATIENCE = 2.0  # factor on the deadlines around the cases, for a machine with other work
 MOST_LAG_S = 0.1 * PATIENCE
 

@@ -10,8 +10,6 @@ from typing import Protocol
 
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 
-__all__ = ["MakesAgentSandboxes", "Snapshot", "branch", "take_snapshot"]
-
 ROOTS = ("/testbed", "/tmp", "/home/sandbox")
 """The writable directories that are copied; shared memory and processes are not."""
 

@@ -15,8 +15,6 @@ from typing import Any
 from sandbox_rl.errors import SandboxDead, SandboxFault, SetupError
 from sandbox_rl.sandboxes.bundle import spawner_source
 
-__all__ = ["Birth", "SpawnerClient"]
-
 START_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 5.0
 """Seconds within which a spawner says that it is there; it does nothing that takes long."""

@@ -17,19 +17,6 @@ if TYPE_CHECKING:
     from sandbox_rl.tasks.rows import Rows
     from sandbox_rl.tasks.sources import OpenSource
 
-__all__ = [
-    "SOURCES",
-    "Columns",
-    "ContextSettings",
-    "DataSettings",
-    "HubSource",
-    "ReasoningGymSource",
-    "RowsSource",
-    "Source",
-    "TableSource",
-    "TaskSource",
-]
-
 
 class Columns(Settings):
     """Which column of a row holds which field of a task; None where there is none."""

@@ -13,8 +13,6 @@ from sandbox_rl.tasks.names import collision, problem_of_name, safe_name, title_
 from sandbox_rl.tasks.rows import Row, RowProblem, shown
 from sandbox_rl.types import Task
 
-__all__ = ["Documents", "RowConverter", "content_key", "files_of_context", "text_field"]
-
 Documents = tuple[tuple[str, str], ...]
 """(title or "", text) of each document of a context."""
 

@@ -21,8 +21,6 @@ from sandbox_rl.tasks.rows import BadRows, LoadReport, RowProblem
 from sandbox_rl.tasks.sources import OpenSource
 from sandbox_rl.types import Task
 
-__all__ = ["TaskSet", "hash64", "is_held_out", "load_source", "load_tasks"]
-
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "held_out"]

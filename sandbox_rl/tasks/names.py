@@ -6,8 +6,6 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["collision", "deception", "problem_of_name", "safe_name", "title_to_name"]
-
 _SEGMENT_BYTES = 255
 _PATH_BYTES = 1024
 _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")

@@ -17,8 +17,6 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.registry import shipped
 from sandbox_rl.types import Message, Task
 
-__all__ = ["PromptSet", "load_prompt_set", "render", "render_plain"]
-
 _PLACEHOLDER = re.compile(r"\{(problem_statement|working_dir|input_dir|output_dir|documents)\}")
 _LAYOUT = {"working_dir": "/testbed", "input_dir": "/testbed/documents", "output_dir": "/testbed"}
 """Of every sandbox backend."""

@@ -17,8 +17,6 @@ from typing import Any, Protocol
 from sandbox_rl.errors import DataError
 from sandbox_rl.tasks.config import HubSource
 
-__all__ = ["BadRow", "BadRows", "LoadReport", "Row", "RowProblem", "Rows", "open_hub", "open_table", "shown"]
-
 Row = Mapping[str, Any]
 
 _BATCH = 1024

@@ -18,8 +18,6 @@ from sandbox_rl.tasks.names import problem_of_name
 from sandbox_rl.tasks.rows import RowProblem, Rows
 from sandbox_rl.types import Task
 
-__all__ = ["GymSource", "ListedSource", "OpenSource", "RowSource"]
-
 
 class OpenSource(Protocol):
     """Rows of one source as tasks; the base of those here."""

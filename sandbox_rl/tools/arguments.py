@@ -17,8 +17,6 @@ from sandbox_rl.sandboxes.base import Sandbox
 from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS, clip, quote
 from sandbox_rl.types import Observation, ToolFailure
 
-__all__ = ["DEAD_TEXT", "BadArgumentsError", "CheckedTool", "NotDoneError", "ToolArguments", "escape_note"]
-
 MAX_ARGUMENT_CHARS = 1_000_000
 """Longer strings are refused by every tool."""
 

@@ -8,8 +8,6 @@ from typing import Any, Protocol
 from sandbox_rl.sandboxes.base import Sandbox
 from sandbox_rl.types import Observation
 
-__all__ = ["Tool"]
-
 
 class Tool(Protocol):
     """One tool. `schema` is an OpenAI function schema: {"type": "function", "function": {...}}."""

@@ -10,8 +10,6 @@ from sandbox_rl.tools.arguments import DEAD_TEXT, CheckedTool, ToolArguments
 from sandbox_rl.tools.text import stream_text
 from sandbox_rl.types import ExecResult, ExecStatus, Observation, ToolFailure
 
-__all__ = ["ExecuteBash"]
-
 MAX_COMMAND_BYTES = 100_000
 
 _FAILURES = {

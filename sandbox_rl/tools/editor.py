@@ -19,8 +19,6 @@ from sandbox_rl.tools.lines import count_lines, insert_lines, line_of, number_li
 from sandbox_rl.tools.text import clip, quote
 from sandbox_rl.types import Observation
 
-__all__ = ["StrReplaceEditor"]
-
 MAX_FILE_BYTES = 1 << 20
 MAX_ENTRIES = 500
 MOST_PLACES = 10  # named when a text that should occur once occurs more often

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from sandbox_rl.tools.text import clean
 
-__all__ = ["CLIPPED", "count_lines", "insert_lines", "line_of", "number_lines", "occurrences", "snippet"]
-
 CLIPPED = "<response clipped>"
 _STRETCH = 4096
 AROUND = 4

@@ -7,8 +7,6 @@ import re
 
 from sandbox_rl.types import Stream
 
-__all__ = ["MAX_OBSERVATION_CHARS", "clean", "clip", "quote", "stream_text"]
-
 MAX_OBSERVATION_CHARS = 10_000
 """No observation is longer than this, whatever a tool, its arguments or a malformed call make of it. The
 toolbox sees to it; tools that know better where to cut keep to it themselves."""

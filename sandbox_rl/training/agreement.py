@@ -18,8 +18,6 @@ from accelerate.utils import broadcast_object_list, gather_object
 from sandbox_rl import errors
 from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, StopAsked, UserError, environment_error
 
-__all__ = ["LONGEST_WAIT_S", "any_of", "everywhere", "join", "of_first", "together"]
-
 T = TypeVar("T")
 
 LONGEST_WAIT_S = 7200.0

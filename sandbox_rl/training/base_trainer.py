@@ -31,8 +31,6 @@ from sandbox_rl.training.checkpoints import SAVING, is_complete, prune, publish,
 from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.precision import settle_precision
 
-__all__ = ["IN_A_ROW", "SKIPPED", "SandboxTrainer"]
-
 logger = logging.getLogger(__name__)
 
 IN_A_ROW = 3

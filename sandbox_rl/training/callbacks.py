@@ -24,18 +24,6 @@ from sandbox_rl.training.agreement import together
 from sandbox_rl.training.stopping import Asked, FinishOnSignal
 from sandbox_rl.training.trl_hooks import PolicyHooks
 
-__all__ = [
-    "AfterSteps",
-    "FieldNames",
-    "LogMetrics",
-    "ShowSteps",
-    "StopOnFaults",
-    "UpdateClock",
-    "for_trackers",
-    "keep_going",
-    "of_async_update",
-]
-
 _TRACKED = {"eval/": "eval_", "suite/": "eval_suite/"}
 
 

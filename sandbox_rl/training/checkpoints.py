@@ -23,20 +23,6 @@ from typing import Any
 
 from sandbox_rl.errors import ConfigError
 
-__all__ = [
-    "SAVING",
-    "complete_checkpoints",
-    "damage_of",
-    "is_complete",
-    "last_complete",
-    "last_intact",
-    "mark_complete",
-    "prune",
-    "publish",
-    "remove_leftovers",
-    "step_of",
-]
-
 logger = logging.getLogger(__name__)
 
 MANIFEST = "complete.json"

@@ -9,17 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.settings import Settings
 
-__all__ = [
-    "CurriculumSettings",
-    "EvaluationSettings",
-    "LoraSettings",
-    "MetricsSettings",
-    "ModelSettings",
-    "SuiteSchedule",
-    "UpdateSettings",
-    "WarmupSettings",
-]
-
 
 class LoraSettings(Settings):
     """Low-rank adapters instead of full fine-tuning (peft)."""

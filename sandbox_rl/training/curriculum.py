@@ -20,8 +20,6 @@ from sandbox_rl.seeds import derive_seed
 from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.types import Rollout
 
-__all__ = ["STATE_FILE", "Curriculum", "Outcome", "outcome_of"]
-
 STATE_FILE = "curriculum.json"
 """Name of the counts' file in a checkpoint."""
 

@@ -22,16 +22,6 @@ from math import ceil
 
 from sandbox_rl.training.memory import ModelShape
 
-__all__ = [
-    "DEVICES",
-    "Device",
-    "DurationEstimate",
-    "active_parameters",
-    "device_named",
-    "estimate_duration",
-    "sampled_together",
-]
-
 MEAN_TOKENS = 12_900
 """Completion of an average episode: what arXiv 2601.16206 reports for long documents in the sandbox; at most
 half of the budget."""

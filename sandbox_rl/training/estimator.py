@@ -22,16 +22,6 @@ from trl.trainer.utils import nanstd
 from sandbox_rl.training.groups import Advantage, advantages, group_rows
 from sandbox_rl.types import Rollout
 
-__all__ = [
-    "Estimator",
-    "advantage_of",
-    "advantage_rule",
-    "correct_reward_metrics",
-    "estimator_fields",
-    "outcomes_of",
-    "to_rows",
-]
-
 Estimator = Literal["paper", "trl"]
 """`paper`: as above. `trl`: the `grpo:` block alone decides."""
 

@@ -16,8 +16,6 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.registry import Registry
 from sandbox_rl.types import Task, ToolCall
 
-__all__ = ["EXPERTS", "Expert", "ExpertTurn", "arithmetic", "mixed", "search"]
-
 
 @dataclass(frozen=True, slots=True)
 class ExpertTurn:

@@ -21,8 +21,6 @@ from sandbox_rl.outputs import new_directory
 from sandbox_rl.training.models import end_turns_with
 from sandbox_rl.training.publication.merge import checkpoint_tensors, divided
 
-__all__ = ["export_model", "whole_weights"]
-
 LICENCE = "apache-2.0"
 """Of the exported model, as its card says until a person changes it."""
 

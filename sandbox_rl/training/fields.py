@@ -17,8 +17,6 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from sandbox_rl.errors import ConfigError
 
-__all__ = ["check_numbers", "check_trackers", "checked_fields"]
-
 
 def checked_fields(cls: Any, block: str, fields: Mapping[str, Any], known: Collection[str]) -> Any:
     """An instance of the config class `cls` from the recipe's `block`.

@@ -27,8 +27,6 @@ from sandbox_rl.training.agreement import together
 from sandbox_rl.training.groups import NumberedGroup, end_of, teaches
 from sandbox_rl.training.views import RhythmArgs
 
-__all__ = ["GenerationLedger", "Generations", "StopAtBorders"]
-
 
 @dataclass(frozen=True, slots=True)
 class Generations:

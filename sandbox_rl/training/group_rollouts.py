@@ -32,8 +32,6 @@ from sandbox_rl.training.reuse import FinishedEpisodes
 from sandbox_rl.training.views import TrainerView
 from sandbox_rl.types import Rollout, Task
 
-__all__ = ["GroupRollouts", "outcome_reward"]
-
 
 def outcome_reward(
     prompts: Sequence[str],

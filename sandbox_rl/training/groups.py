@@ -17,19 +17,6 @@ from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Rollout, Task
 
-__all__ = [
-    "Advantage",
-    "GroupRow",
-    "NumberedGroup",
-    "advantages",
-    "end_of",
-    "group_of",
-    "group_requests",
-    "group_rows",
-    "left_out_group",
-    "teaches",
-]
-
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
 
 EPSILON = 1e-4

@@ -21,8 +21,6 @@ from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.precision import check_precision
 from sandbox_rl.training.views import SamplingArgs
 
-__all__ = ["OURS", "common_fields", "grpo_config", "refuse_misplaced", "sampling_of", "settled_arguments"]
-
 OURS = {
     "output_dir": "set output_dir and name of the recipe",
     "seed": "set seed of the recipe",

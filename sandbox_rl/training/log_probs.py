@@ -26,8 +26,6 @@ from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 from sandbox_rl.training.micro_batches import agreed_lengths, plan_parts
 from sandbox_rl.training.shared_prefixes import pack_rows, plan_packed, rows_of
 
-__all__ = ["PER_TOKEN", "align_rows", "float32_log_probs"]
-
 PER_TOKEN = ("log_probs", "entropy")
 """What TRL's trainers use of a position."""
 

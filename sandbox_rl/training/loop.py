@@ -17,8 +17,6 @@ from typing import Any, TypeVar
 from sandbox_rl.errors import StopAsked
 from sandbox_rl.policies.lease import ModelLease
 
-__all__ = ["LoopThread"]
-
 T = TypeVar("T")
 
 STOP_TIMEOUT_S = 60.0

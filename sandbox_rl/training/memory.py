@@ -14,8 +14,6 @@ from trl import GRPOConfig
 
 from sandbox_rl.training.config import ModelSettings
 
-__all__ = ["OVERHEAD", "MemoryEstimate", "ModelShape", "estimate_memory", "kv_bytes_per_token", "model_shape"]
-
 OVERHEAD = 1.1
 """Fragmentation and workspaces of kernels, a rule of thumb."""
 

@@ -16,8 +16,6 @@ from torch import distributed, nn
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.views import LossArgs, LossInputs, LossView
 
-__all__ = ["PartedLoss", "agreed_lengths", "largest_of", "loss_share", "plan_parts", "trim_padding"]
-
 _PER_ROW = ("grpo", "sapo", "dr_grpo", "luspo")
 """Losses of TRL 1.16 that are a mean over the rows of a micro-batch."""
 

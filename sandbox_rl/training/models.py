@@ -28,21 +28,6 @@ from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.errors import ModelError, environment_error
 from sandbox_rl.training.config import ModelSettings
 
-__all__ = [
-    "check_quantization",
-    "compute_dtype",
-    "context_length",
-    "end_turns_with",
-    "generation_ends",
-    "load_adapted",
-    "load_config",
-    "load_model",
-    "load_tokenizer",
-    "load_trained",
-    "stored_dtype",
-    "with_compute_dtype",
-]
-
 HUB_TIMEOUT_S = 20.0
 """Within which the Hub must say whether it has a model."""
 

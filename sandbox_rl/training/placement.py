@@ -21,8 +21,6 @@ import torch
 
 from sandbox_rl.errors import ConfigError
 
-__all__ = ["FAKE_CARDS", "GIB", "Card", "Kind", "Needs", "Place", "Placement", "fake_cards", "find_cards"]
-
 GIB = 1 << 30
 SERVER_WORK = 2 * GIB
 """A server's activations and graphs beside its weights and cache. A rule of thumb."""

@@ -12,8 +12,6 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.training.placement import GIB, Card, Kind, Needs, Place, Placement
 
-__all__ = ["plan_placement", "plan_serving"]
-
 RESERVE = 2 * GIB
 """Of each card: a CUDA context per process, and what is fragmented. A rule of thumb."""
 LARGEST_SHARE = 0.9

@@ -21,8 +21,6 @@ from transformers import TrainingArguments
 
 from sandbox_rl.errors import ConfigError
 
-__all__ = ["check_precision", "computing", "low_residual", "master_weights", "settle_precision"]
-
 
 def computing(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """A context in which float32 weights are computed with in `dtype`, as the trainer does; None: as stored.

@@ -16,8 +16,6 @@ from trl.experimental.async_grpo.packing import TREE_ATTENTION
 from sandbox_rl.audit.sampler import LogProbs, PublicationAudit, SamplerCause, TrainerScores
 from sandbox_rl.training.publication.merge import whole_tensor
 
-__all__ = ["PublicationProbe", "causes_of_gap", "plain_forward", "trainer_scores", "truncated_gap"]
-
 Model: TypeAlias = PreTrainedModel | PeftModel
 
 LONGEST = 512

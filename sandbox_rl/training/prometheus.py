@@ -16,8 +16,6 @@ from transformers import TrainerCallback, TrainerState
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.config import MetricsSettings
 
-__all__ = ["PrometheusEndpoint", "check_prometheus", "prometheus_endpoint"]
-
 _HERE = "127.0.0.1"
 
 

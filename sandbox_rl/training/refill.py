@@ -19,8 +19,6 @@ from sandbox_rl.training.curriculum import Curriculum
 from sandbox_rl.training.groups import NumberedGroup, teaches
 from sandbox_rl.types import Rollout
 
-__all__ = ["Chosen", "Drawn", "Generation", "Refilled", "refill"]
-
 logger = logging.getLogger(__name__)
 
 Chosen = tuple[int, str]

@@ -27,8 +27,6 @@ from sandbox_rl.training.groups import Advantage, group_of, group_requests
 from sandbox_rl.training.samples import FinishedGroup, finished_group
 from sandbox_rl.types import Rollout, Task
 
-__all__ = ["FinishedEpisodes", "Place", "fit_for_async", "fit_for_sync", "recorded_groups", "same_updates"]
-
 CHANGES_NOTHING = (
     *("report_to", "metrics", "evaluation", "rollout.concurrency"),
     *("grpo.save_steps", "grpo.save_total_limit", "grpo.logging_steps"),

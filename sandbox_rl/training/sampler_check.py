@@ -17,8 +17,6 @@ from sandbox_rl.policies.transformers_sampling import sample_batch
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.precision import computing
 
-__all__ = ["LARGEST_GAP", "check_rope", "check_sampler", "sampler_gap"]
-
 LARGEST_GAP = 0.01
 """Nats per token on average, in float32: rounding is a thousandth of it."""
 

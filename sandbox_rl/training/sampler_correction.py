@@ -19,8 +19,6 @@ from sandbox_rl.audit.sampler import SamplerCause
 from sandbox_rl.training.probe import causes_of_gap
 from sandbox_rl.training.views import LossInputs, LossView
 
-__all__ = ["LateCorrection", "LossWatch"]
-
 
 class LateCorrection:
     """Corrects inside the loss, where TRL would have corrected after sampling.

@@ -15,8 +15,6 @@ from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.training.groups import Advantage, GroupRow, end_of, group_rows, left_out_group, teaches
 from sandbox_rl.types import Rollout
 
-__all__ = ["FinishedGroup", "Sample", "failed_group", "finished_group"]
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:

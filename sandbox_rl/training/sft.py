@@ -20,8 +20,6 @@ from sandbox_rl.training.fields import checked_fields
 from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.types import Trajectory
 
-__all__ = ["fine_tune", "free_memory", "sft_rows"]
-
 IGNORE = -100
 """Label of a token that is not trained on, by PyTorch's convention."""
 

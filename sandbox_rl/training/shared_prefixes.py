@@ -26,8 +26,6 @@ from sandbox_rl.training.tree_attention import PackingError, tree_attention
 from sandbox_rl.training.tree_check import check_packing, check_tree_config
 from sandbox_rl.training.views import LossInputs
 
-__all__ = ["pack_rows", "plan_inputs", "plan_packed", "rows_of", "shares_prefixes"]
-
 SMALLEST_SAVING = 0.1
 """The share of tokens below which rows are not packed: gathering keys and values along paths costs too."""
 

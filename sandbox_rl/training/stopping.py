@@ -29,8 +29,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from sandbox_rl.training.agreement import any_of
 
-__all__ = ["LAUNCHER", "Asked", "EndedNow", "FinishOnSignal", "Owner", "signals_as_before"]
-
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -14,8 +14,6 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-__all__ = ["CONTEXT", "tiny_config", "tiny_model", "tiny_tokenizer"]
-
 CONTEXT = 1024
 """Longest sequence of the tiny model, in tokens."""
 

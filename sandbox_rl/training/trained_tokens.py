@@ -20,8 +20,6 @@ from sandbox_rl.journal.trained import TrainedRow, TrainedTokens
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.views import LossInputs
 
-__all__ = ["ROW", "TokenRecorder"]
-
 ROW = "row"
 """Key of a synchronous micro-batch: the number of each row in its generation (B,); TRL does not read it."""
 

@@ -24,8 +24,6 @@ from sandbox_rl.training.trained_tokens import TokenRecorder
 from sandbox_rl.training.trl_hooks import PolicyHooks
 from sandbox_rl.training.views import LossInputs
 
-__all__ = ["SandboxGRPOTrainer"]
-
 
 class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
     """`trl.GRPOTrainer` for long rows: float32 log-probs, little padding, bounded memory.

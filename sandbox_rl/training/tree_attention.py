@@ -17,8 +17,6 @@ from trl.experimental.async_grpo.packing import TREE_ATTENTION
 
 from sandbox_rl.errors import ModelError
 
-__all__ = ["PackingError", "register_tree_attention", "tree_attention"]
-
 _OF_OTHERS = frozenset(
     {
         "position_ids",

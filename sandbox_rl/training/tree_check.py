@@ -19,8 +19,6 @@ from sandbox_rl.training.precision import computing
 from sandbox_rl.training.probe import plain_forward
 from sandbox_rl.training.tree_attention import PackingError
 
-__all__ = ["LARGEST_GAP", "check_packing", "check_tree_config", "packing_gap"]
-
 LARGEST_GAP = 1e-3
 """Nats per token on average in float32."""
 

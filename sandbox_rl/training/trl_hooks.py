@@ -23,8 +23,6 @@ from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication.base import Weights
 from sandbox_rl.training.views import ModelView, RolloutFunc
 
-__all__ = ["NoTransfer", "PolicyHooks", "without_peak_flops"]
-
 
 class _Hooked(ModelView, Protocol):
     """The attributes of TRL's synchronous trainer that are set."""

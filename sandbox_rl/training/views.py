@@ -13,18 +13,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-__all__ = [
-    "LossArgs",
-    "LossInputs",
-    "LossView",
-    "ModelView",
-    "RhythmArgs",
-    "RolloutFunc",
-    "SamplingArgs",
-    "StateView",
-    "TrainerView",
-]
-
 LossInputs = dict[str, torch.Tensor]
 """Inputs of TRL's `compute_loss`: `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask`
 (B, C), `advantages` (B,), and where there are any `tool_mask`, `old_per_token_logps`, `ref_per_token_logps`,

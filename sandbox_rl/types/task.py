@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Answer", "AnswerStatus", "Message", "Task"]
-
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -11,8 +11,6 @@ from typing import Any
 from sandbox_rl.types.task import Answer, Task
 from sandbox_rl.types.turns import Turn
 
-__all__ = ["ChatRecord", "Reward", "Rollout", "StopReason", "Trajectory"]
-
 
 class StopReason(StrEnum):
     """Why an episode ended."""

@@ -8,20 +8,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = [
-    "Action",
-    "ExecResult",
-    "ExecStatus",
-    "MalformedCall",
-    "Observation",
-    "Stream",
-    "ToolCall",
-    "ToolFailure",
-    "Turn",
-    "TurnTiming",
-    "token_versions",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:

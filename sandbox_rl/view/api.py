@@ -19,8 +19,6 @@ from sandbox_rl.view.suspicion import suspicions
 from sandbox_rl.view.timeline import timeline
 from sandbox_rl.view.tokens import tokens
 
-__all__ = ["QUESTIONS", "answer", "to_json"]
-
 Query = Mapping[str, str]
 
 QUESTIONS: Mapping[str, Callable[[OpenRun, Query], Any]] = {

@@ -11,8 +11,6 @@ from sandbox_rl.evaluation.statistics import mean_over_tasks, paired_difference
 from sandbox_rl.view.episode import episode
 from sandbox_rl.view.opened import OpenRun
 
-__all__ = ["compare", "group", "task"]
-
 MOST_SIBLINGS = 16
 MOST_ATTEMPTS = 2_000
 

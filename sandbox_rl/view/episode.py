@@ -15,8 +15,6 @@ from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.view.lines import json_file
 from sandbox_rl.view.opened import OpenRun
 
-__all__ = ["TURNS", "episode", "event_pages", "file_of", "read_all", "thought_of", "turn_text", "whole_text"]
-
 TURNS = 40
 """Turns that are sent at once."""
 CHARS = 6_000

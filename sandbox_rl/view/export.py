@@ -19,8 +19,6 @@ from sandbox_rl.view.opened import OpenRun, open_run
 from sandbox_rl.view.page import MODULES, read_page
 from sandbox_rl.view.suspicion import look
 
-__all__ = ["IN_ONE_FILE", "export_page"]
-
 IN_ONE_FILE = 1_000
 """Episodes that one file may hold."""
 IN_A_PART = 50

@@ -21,8 +21,6 @@ from sandbox_rl.view.harbor_job import call_id, write_harbor_job
 from sandbox_rl.view.inspect_log import write_inspect_log
 from sandbox_rl.view.opened import OpenRun
 
-__all__ = ["export_episodes"]
-
 _FRAMES = (
     re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.S),
     re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n(.*?)<\|eot_id\|>", re.S),

@@ -15,8 +15,6 @@ import threading
 from collections import deque
 from pathlib import Path
 
-__all__ = ["Golds"]
-
 MOST = 200_000
 """Tasks whose answers are kept."""
 CHARS = 400

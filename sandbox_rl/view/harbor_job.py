@@ -18,8 +18,6 @@ from sandbox_rl import __version__
 from sandbox_rl.view.inspect_log import moment
 from sandbox_rl.view.opened import OpenRun
 
-__all__ = ["call_id", "write_harbor_job"]
-
 Record = Mapping[str, Any]
 AGENT = "sandbox_rl"
 SCHEMA = "ATIF-v1.4"

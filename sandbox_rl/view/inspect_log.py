@@ -11,8 +11,6 @@ from typing import Any
 from sandbox_rl.errors import SetupError
 from sandbox_rl.view.opened import OpenRun
 
-__all__ = ["moment", "write_inspect_log"]
-
 
 def moment(seconds: float) -> str:
     """Unix seconds as ISO 8601."""

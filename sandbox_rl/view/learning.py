@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Any
 
-__all__ = ["Finding", "findings", "headline", "tool_use_falls"]
-
 ENOUGH = 6
 """Updates before anything is said about a trend."""
 REWARD = ("reward/mean", "reward")

@@ -9,8 +9,6 @@ from typing import Any
 
 import orjson
 
-__all__ = ["GrowingLines", "json_file", "json_line"]
-
 
 class GrowingLines:
     """The lines of a file, read on from where the last look ended.

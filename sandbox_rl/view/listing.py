@@ -11,8 +11,6 @@ from typing import Any
 from sandbox_rl.errors import DataError
 from sandbox_rl.view.opened import SORTED, OpenRun
 
-__all__ = ["PAGE", "choices", "list_episodes"]
-
 PAGE = 100
 """Episodes of a page."""
 SQL_SECONDS = 5.0

@@ -33,8 +33,6 @@ from sandbox_rl.view.lines import GrowingLines, json_file, json_line
 from sandbox_rl.view.samples import TABLES, read_samples
 from sandbox_rl.view.vocabulary import Vocabulary, model_of, vocabulary_of
 
-__all__ = ["OpenRun", "open_run"]
-
 SORTED = ("state", "step", "reward", "turns", "sampled", "seconds", "started", "stop", "domain")
 """Columns by which a million rows are listed at once."""
 SILENT_S = 120

@@ -12,8 +12,6 @@ from sandbox_rl.view.learning import findings, headline
 from sandbox_rl.view.lines import json_file
 from sandbox_rl.view.opened import OpenRun
 
-__all__ = ["overview", "runs_of"]
-
 POINTS = 800
 """Of a curve: of more updates, means of neighbours are shown."""
 MOST_ALARMS = 200

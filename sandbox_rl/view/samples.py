@@ -13,8 +13,6 @@ from sandbox_rl.journal import Index
 from sandbox_rl.journal.reader import whole_lines
 from sandbox_rl.ledger.records import from_line
 
-__all__ = ["TABLES", "read_samples"]
-
 TABLES = (
     "CREATE TABLE IF NOT EXISTS samples "
     "(episode TEXT PRIMARY KEY, end TEXT, advantage REAL, trained INTEGER)",

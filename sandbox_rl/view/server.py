@@ -21,8 +21,6 @@ from sandbox_rl.view.opened import OpenRun, open_run
 from sandbox_rl.view.page import FILES, read_page
 from sandbox_rl.view.suspicion import look
 
-__all__ = ["Viewer", "serve"]
-
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.7

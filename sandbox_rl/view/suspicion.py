@@ -20,8 +20,6 @@ from sandbox_rl.view.episode import event_pages, read_all
 from sandbox_rl.view.learning import tool_use_falls
 from sandbox_rl.view.opened import OpenRun
 
-__all__ = ["RULES", "look", "suspicions"]
-
 RULES = {
     "no_work": "solved without computing anything or reading a file, where most that solve such tasks do",
     "same_answer": "everybody in its group gave this answer, and nobody worked for it",

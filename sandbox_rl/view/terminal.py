@@ -10,8 +10,6 @@ from sandbox_rl.tools.text import clean
 from sandbox_rl.view.api import answer
 from sandbox_rl.view.opened import OpenRun
 
-__all__ = ["episode_lines", "inert", "run_lines", "token_lines"]
-
 LISTED = 30
 ORIGINS = ("prompt", "sampled", "observed")
 TOKEN_COLUMNS = ("ids", "origin", "version", "logprob", "trainer", "share")

@@ -10,8 +10,6 @@ from sandbox_rl.errors import DataError
 from sandbox_rl.view.episode import event_pages, read_all
 from sandbox_rl.view.opened import OpenRun
 
-__all__ = ["bars_of", "timeline"]
-
 MOST = 256
 """Episodes that are drawn."""
 POINTS = 240

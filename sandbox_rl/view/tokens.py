@@ -15,8 +15,6 @@ from sandbox_rl.view.episode import event_pages, read_all
 from sandbox_rl.view.opened import OpenRun
 from sandbox_rl.view.trained import TrainedColumns, trained_columns
 
-__all__ = ["TOKENS", "tokens"]
-
 TOKENS = 20_000
 """Tokens that are sent at once."""
 EVENTS = 200

@@ -18,8 +18,6 @@ from sandbox_rl.journal.trained import DIRECTORY, TrainedRow, read_rows
 from sandbox_rl.view.lines import json_line
 from sandbox_rl.view.opened import OpenRun
 
-__all__ = ["TrainedColumns", "trained_columns"]
-
 
 @dataclass(frozen=True, slots=True)
 class TrainedColumns:

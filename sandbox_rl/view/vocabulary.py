@@ -9,8 +9,6 @@ from pathlib import Path
 
 import yaml
 
-__all__ = ["Vocabulary", "model_of", "vocabulary_of"]
-
 
 class Vocabulary:
     """Text of ids.

@@ -14,8 +14,6 @@ from typing import Any
 from sandbox_rl.http_client import BadReply, HttpClient, Refused, Unreachable
 from sandbox_rl.types import Action
 
-__all__ = ["EngineCounts", "VLLMServer", "action_of", "divided"]
-
 CONTROL_TIMEOUT_S = 120.0
 """Seconds that a control route may take; loading the weights of a large model takes some."""
 

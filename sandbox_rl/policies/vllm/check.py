@@ -10,8 +10,6 @@ from sandbox_rl.errors import ModelError, SetupError
 from sandbox_rl.http_client import Refused, Unreachable
 from sandbox_rl.policies.vllm.api import CONTROL_TIMEOUT_S, VLLMServer
 
-__all__ = ["ServerFacts", "TokenizerProbe", "check_server", "check_tokenizer"]
-
 SUPPORTED = ((0, 26), (0, 33))
 """vLLM from the first up to, not including, the second; the routes and fields we use were read in both."""
 

@@ -21,8 +21,6 @@ from aiohttp import web
 
 from sandbox_rl.policies.vllm.fake_weights import checksums_of, loaded
 
-__all__ = ["FakeVLLM"]
-
 Fault = Callable[[dict[str, Any]], web.StreamResponse | None]
 """Gets the request's body; answers in the server's place, or hangs up by returning None."""
 

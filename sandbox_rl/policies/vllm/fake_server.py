@@ -15,8 +15,6 @@ from pathlib import Path
 
 from sandbox_rl.policies.vllm.fake import FakeVLLM
 
-__all__ = ["main"]
-
 
 async def _serve_forever(socket: Path, delay_s: float, slots: int | None) -> None:
     fake = FakeVLLM(delay_s=delay_s, slots=slots)

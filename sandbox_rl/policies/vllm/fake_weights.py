@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["checksums_of", "loaded"]
-
 
 def loaded(path: str) -> dict[str, Any]:
     """Name → shape and bytes, of a safetensors file; read by hand: this module has no torch."""

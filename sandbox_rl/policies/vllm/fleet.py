@@ -19,8 +19,6 @@ from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.policies.vllm.source import ExternalServers, Servers
 
-__all__ = ["KeepsWeights", "ManagedServers", "RestoredServers", "SupervisedServers", "log_of"]
-
 
 class ManagedServers(Servers):
     """Servers of this process; none is started again but by `SupervisedServers`.

@@ -15,17 +15,6 @@ from typing import Any
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
 
-__all__ = [
-    "ENGINES",
-    "PLUGIN",
-    "STARTING_SOCKET",
-    "check_socket_path",
-    "environment",
-    "interpreter",
-    "server_command",
-    "why_it_died",
-]
-
 PLUGIN = Path(__file__).parent / "plugin"
 STARTING_SOCKET = "starting"
 """Name of a server's socket until its weights are right; only then does it get the name that clients know."""

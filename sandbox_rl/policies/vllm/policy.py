@@ -33,9 +33,6 @@ from sandbox_rl.policies.vllm.source import Servers
 from sandbox_rl.retries import GaveUp, Retries
 from sandbox_rl.types import Action
 
-__all__ = ["VLLMPolicy"]
-
-
 HEALTH_S = 5.0
 """Seconds within which a server must say that it is there."""
 ASK_AGAIN_S = 1.0

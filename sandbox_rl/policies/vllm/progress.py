@@ -14,8 +14,6 @@ from typing import Any
 from sandbox_rl.http_client import Refused, Unreachable
 from sandbox_rl.policies.vllm.api import EngineCounts, VLLMServer
 
-__all__ = ["EngineProgress"]
-
 LOOK_S = 5.0
 """Between two looks, and what a look may take."""
 FORGOTTEN = 4

@@ -27,8 +27,6 @@ from sandbox_rl.policies.vllm.launch import (
 )
 from sandbox_rl.policies.vllm.progress import EngineProgress
 
-__all__ = ["ManagedServer"]
-
 HEALTH_INTERVAL_S = 5.0
 """Seconds between two looks at a server that runs."""
 HEALTH_FAILURES = 6

@@ -14,8 +14,6 @@ from sandbox_rl.http_client import Address
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
 
-__all__ = ["ExternalServers", "Servers"]
-
 
 class Servers(ABC):
     """An async context manager: entered, all of them answer and fit.

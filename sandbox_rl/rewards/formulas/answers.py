@@ -13,8 +13,6 @@ from sandbox_rl.rewards.formulas.items import clock, dots, environment, modulus,
 from sandbox_rl.rewards.formulas.nodes import Node
 from sandbox_rl.rewards.formulas.tokens import CLOSING, OPENING, Token, Unread, tokenize
 
-__all__ = ["read", "read_tokens"]
-
 MAX_DEPTH = 12
 MAX_MEMBERS = 64
 

@@ -11,8 +11,6 @@ from sandbox_rl.rewards.formulas.readings import VALUES, both_signs, readings
 from sandbox_rl.rewards.formulas.realsets import NotASet, flattened, is_set_like, same_set
 from sandbox_rl.rewards.formulas.values import proportional, same_value
 
-__all__ = ["same"]
-
 _ARITHMETIC = frozenset({"num", "add", "mul", "div", "neg"})
 
 

@@ -10,8 +10,6 @@ from sandbox_rl.rewards.formulas.names import SCALES
 from sandbox_rl.rewards.formulas.nodes import Node
 from sandbox_rl.rewards.formulas.tokens import CLOSING, OPENING, Token, Unread
 
-__all__ = ["MAX_DEPTH", "Cursor", "closing_of", "end_of", "number", "parted"]
-
 MAX_DEPTH = 40
 
 

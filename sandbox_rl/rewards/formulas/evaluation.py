@@ -10,8 +10,6 @@ from typing import Any
 from sandbox_rl.rewards.formulas.exact import MAX_BITS, TooLarge, Undefined, bits, exact_or_none
 from sandbox_rl.rewards.formulas.nodes import Node
 
-__all__ = ["Evaluation"]
-
 
 class Evaluation:
     """One evaluation with mpmath.

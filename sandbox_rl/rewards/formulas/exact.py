@@ -8,8 +8,6 @@ from functools import lru_cache
 
 from sandbox_rl.rewards.formulas.nodes import Node
 
-__all__ = ["MAX_BITS", "TooLarge", "Undefined", "bits", "exact", "exact_or_none"]
-
 MAX_BITS = 12_000
 """Binary digits of the numbers that are computed with: 3,600 decimal ones."""
 

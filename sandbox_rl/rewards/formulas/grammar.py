@@ -15,8 +15,6 @@ from sandbox_rl.rewards.formulas.nodes import Node, times
 from sandbox_rl.rewards.formulas.operators import Operators
 from sandbox_rl.rewards.formulas.tokens import OPENING, Token, Unread
 
-__all__ = ["ANGLES", "Expression"]
-
 ANGLES = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 _COUNTS = {"over": 2, "root": 2, "binom": 2, "log": 1, "gcd": 0, "lcm": 0, "max": 0, "min": 0}
 """How many arguments a function takes, 0 for any number; the others take one."""

@@ -13,8 +13,6 @@ from sandbox_rl.rewards.formulas.tokens import Token, Unread
 from sandbox_rl.rewards.text import fold
 from sandbox_rl.rewards.units import NO_UNIT, parse_unit
 
-__all__ = ["clock", "dots", "environment", "modulus", "quantity", "text"]
-
 _NUMBERS = {f"\\mathbb{letter}": letter for letter in "RZNQC"}
 _EMPTY = frozenset({"no solution", "no solutions", "none", "empty set", "the empty set", "emptyset", "set()"})
 _REALS = frozenset({"all real numbers", "all reals", "the real numbers", "all real x", "reals"})

@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "CONSTANTS",
-    "ENGLISH",
-    "FUNCTIONS",
-    "GREEK",
-    "LAYOUT",
-    "OPAQUE",
-    "SCALES",
-    "SYNONYMS",
-    "UPRIGHT",
-]
-
 _SAME = """
 sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan arccot ln exp log sqrt cbrt abs floor ceil
 gcd lcm max min factorial root sign re im log2 log10 asinh acosh atanh

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["Node", "cross", "is_name", "is_plain", "symbols", "times", "walk"]
-
 
 @dataclass(frozen=True, slots=True)
 class Node:

@@ -9,8 +9,6 @@ from sandbox_rl.rewards.formulas.names import CONSTANTS, FUNCTIONS, GREEK
 from sandbox_rl.rewards.formulas.nodes import Node, cross, times
 from sandbox_rl.rewards.formulas.tokens import Unread
 
-__all__ = ["Operators"]
-
 
 class Operators(Cursor):
     """Reads values that operators join; what a value is the subclass knows."""

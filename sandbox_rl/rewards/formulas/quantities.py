@@ -10,8 +10,6 @@ from sandbox_rl.rewards.formulas.nodes import Node
 from sandbox_rl.rewards.formulas.values import same_value
 from sandbox_rl.rewards.units import NO_UNIT, Unit, converted, parse_unit
 
-__all__ = ["quantities", "same_quantities"]
-
 Same = Callable[[Node, Node], bool]
 
 _SPACED = Node("text", name="spaced")

@@ -7,8 +7,6 @@ from itertools import product
 
 from sandbox_rl.rewards.formulas.nodes import Node, symbols, walk
 
-__all__ = ["VALUES", "both_signs", "readings"]
-
 VALUES = frozenset({"num", "sym", "const", "func", "add", "mul", "div", "pow", "neg", "log", "pm"})
 
 

@@ -12,8 +12,6 @@ from sandbox_rl.rewards.formulas.exact import TooLarge, Undefined
 from sandbox_rl.rewards.formulas.nodes import Node, is_name, symbols
 from sandbox_rl.rewards.formulas.values import order
 
-__all__ = ["NotASet", "flattened", "is_set_like", "same_set"]
-
 MAX_ENDS = 40
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 _INFINITY = Node("const", name="inf")

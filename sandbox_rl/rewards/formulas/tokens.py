@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from sandbox_rl.rewards.formulas.names import LAYOUT, SYNONYMS, UPRIGHT
 from sandbox_rl.rewards.text import unbox
 
-__all__ = ["CLOSING", "MAX_CHARS", "OPENING", "Token", "Unread", "bare", "tokenize"]
-
 MAX_CHARS = 1000
 MAX_TOKENS = 500
 MAX_DIGITS = 400

@@ -15,8 +15,6 @@ from sandbox_rl.rewards.formulas.evaluation import Evaluation
 from sandbox_rl.rewards.formulas.exact import TooLarge, Undefined, exact
 from sandbox_rl.rewards.formulas.nodes import Node, symbols, walk
 
-__all__ = ["order", "proportional", "same_value"]
-
 MAX_WORK = 200_000
 """Bits times functions of one evaluation: some ten milliseconds."""
 TRIALS = 4

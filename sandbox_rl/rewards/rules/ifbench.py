@@ -21,8 +21,6 @@ from datetime import date
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["IFBENCH_RULES"]
-
 Arguments = Mapping[str, Any]
 
 _CONJUNCTIONS = frozenset({"and", "but", "for", "nor", "or", "so", "yet"})

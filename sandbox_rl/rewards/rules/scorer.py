@@ -16,8 +16,6 @@ from sandbox_rl.rewards.base import BadGold
 from sandbox_rl.rewards.rules.ifbench import IFBENCH_RULES
 from sandbox_rl.types import Task
 
-__all__ = ["RULES", "check_gold", "score"]
-
 Arguments = Mapping[str, Any]
 
 

@@ -14,8 +14,6 @@ from sandbox_rl.runs.check.schedule import Schedule
 from sandbox_rl.training.groups import group_of, group_requests
 from sandbox_rl.types import Task
 
-__all__ = ["Accounts", "Violation"]
-
 _AGAIN = re.compile(r"-r\d+$")
 _RETRIED = re.compile(r"^train-\d+\.retried-")
 _IN_THE_LOSS = (SampleEnd.USED, SampleEnd.EQUAL_REWARDS)

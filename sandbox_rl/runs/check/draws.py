@@ -16,8 +16,6 @@ from sandbox_rl.runs.check.facts import Facts
 from sandbox_rl.runs.check.schedule import Schedule
 from sandbox_rl.training.curriculum import Curriculum, Outcome
 
-__all__ = ["Draws", "not_drawn_again"]
-
 
 def not_drawn_again(schedule: Schedule) -> str | None:
     """Why a curriculum's draws cannot be computed again; None where they can, or where there are none."""

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from sandbox_rl.journal.audit import DamagedLine, Note, audited
 
-__all__ = ["Fact", "Facts"]
-
 _SCHEMA = """
 CREATE TABLE episodes (
   id TEXT PRIMARY KEY, start INTEGER, phase TEXT, task TEXT, seed INTEGER, reward REAL, masked INTEGER,

@@ -20,8 +20,6 @@ from sandbox_rl.runs.lock import check_alone
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import complete_checkpoints, step_of
 
-__all__ = ["CheckedRun", "check_run"]
-
 _PIECE = 1 << 20
 
 

@@ -20,8 +20,6 @@ from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.training.estimator import advantage_of, advantage_rule, estimator_fields
 from sandbox_rl.training.groups import advantages
 
-__all__ = ["Schedule"]
-
 Rule = Callable[[Sequence[float | None]], Sequence[float | None]]
 
 

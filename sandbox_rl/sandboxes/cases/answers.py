@@ -8,8 +8,6 @@ from sandbox_rl.sandboxes.cases.checks import all_of, answer_is, answer_status
 from sandbox_rl.sandboxes.cases.model import Case
 from sandbox_rl.types import AnswerStatus
 
-__all__ = ["ANSWERS"]
-
 _MISSING, _ODD = AnswerStatus.MISSING, AnswerStatus.NOT_REGULAR
 _LARGE, _UNDECODABLE = AnswerStatus.TOO_LARGE, AnswerStatus.UNDECODABLE
 

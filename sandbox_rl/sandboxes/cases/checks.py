@@ -8,27 +8,6 @@ from collections.abc import Callable
 from sandbox_rl.sandboxes.cases.model import CASE_LIMITS, Check, Seen, text_of
 from sandbox_rl.types import AnswerStatus, ExecStatus
 
-__all__ = [
-    "absent",
-    "alive_or_dead",
-    "all_of",
-    "answer_is",
-    "answer_status",
-    "both",
-    "elsewhere_absent",
-    "exit_code",
-    "holds",
-    "kept_within_cap",
-    "largest",
-    "lines_within",
-    "present",
-    "returned_within",
-    "status",
-    "stdout_is",
-    "stored_at_most",
-    "then_stdout",
-]
-
 _EXCERPT = 300
 
 

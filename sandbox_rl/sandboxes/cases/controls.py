@@ -16,8 +16,6 @@ from sandbox_rl.sandboxes.cases.checks import (
 from sandbox_rl.sandboxes.cases.model import Case, Check
 from sandbox_rl.types import ExecStatus
 
-__all__ = ["CONTROLS"]
-
 _OK = all_of(status(ExecStatus.OK), exit_code(0))
 
 

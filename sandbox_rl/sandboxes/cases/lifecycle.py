@@ -15,8 +15,6 @@ from sandbox_rl.sandboxes.cases.checks import (
 from sandbox_rl.sandboxes.cases.model import Case
 from sandbox_rl.types import ExecStatus
 
-__all__ = ["LIFECYCLE"]
-
 _FORGED = (
     'OCI runtime exec failed: exec failed: unable to start container process: exec: "timeout": '
     "executable file not found in $PATH: unknown"

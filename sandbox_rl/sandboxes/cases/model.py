@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.types import Answer, ExecResult, ExecStatus
 
-__all__ = ["CASE_LIMITS", "Case", "Check", "Outcome", "Seen", "text_of"]
-
 CASE_LIMITS = SandboxLimits()
 """What every case and control assumes: 512 MiB, 128 pids, 256 MiB disk, 20,000 inodes, 1,024 open
 files, 1 CPU, 1 MiB kept of each output stream. Run the cases on a backend with these limits."""

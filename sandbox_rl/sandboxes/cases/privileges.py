@@ -8,8 +8,6 @@ import re
 from sandbox_rl.sandboxes.cases.checks import absent, all_of, both, holds, lines_within, present
 from sandbox_rl.sandboxes.cases.model import Case
 
-__all__ = ["PRIVILEGES"]
-
 _DEVICES = "null zero full random urandom tty ptmx pts shm fd stdin stdout stderr core mqueue console"
 
 # Numbers of system calls that must be refused before they look at their arguments: given nonsense

@@ -21,8 +21,6 @@ from sandbox_rl.sandboxes.cases.checks import (
 from sandbox_rl.sandboxes.cases.model import CASE_LIMITS, Case
 from sandbox_rl.types import ExecStatus
 
-__all__ = ["RESOURCES"]
-
 _TIMED_OUT = status(ExecStatus.TIMEOUT)
 _STORE_MB = CASE_LIMITS.memory_mb + CASE_LIMITS.disk_mb
 _COUNT_TICKS = f"a=$(wc -c <{WORKING_DIR}/tick); sleep 1; b=$(wc -c <{WORKING_DIR}/tick); echo GREW $((b-a))"

@@ -17,8 +17,6 @@ from sandbox_rl.sandboxes.cases.model import Case, Outcome, Seen, text_of
 from sandbox_rl.sandboxes.cases.witness import HostWitness
 from sandbox_rl.types import Answer, ExecResult, ExecStatus
 
-__all__ = ["GRACE_S", "run_case"]
-
 GRACE_S = 10.0
 """What a command may take beyond its timeout until its result is there."""
 

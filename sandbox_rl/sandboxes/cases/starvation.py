@@ -18,8 +18,6 @@ from sandbox_rl.sandboxes.cases.checks import (
 from sandbox_rl.sandboxes.cases.model import CASE_LIMITS, Case
 from sandbox_rl.types import ExecStatus
 
-__all__ = ["MEMORY", "STARVATION"]
-
 _ATTEMPT = """python3 - <<'EOF'
 import ctypes,os,platform,resource as r
 libc=ctypes.CDLL(None,use_errno=True)

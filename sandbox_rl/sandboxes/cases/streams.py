@@ -23,8 +23,6 @@ from sandbox_rl.sandboxes.cases.checks import (
 from sandbox_rl.sandboxes.cases.model import CASE_LIMITS, Case, Check
 from sandbox_rl.types import ExecStatus
 
-__all__ = ["STREAMS", "TOKENS"]
-
 _OK = status(ExecStatus.OK)
 _FLOODED = status(ExecStatus.TIMEOUT, ExecStatus.OUTPUT_LIMIT)
 

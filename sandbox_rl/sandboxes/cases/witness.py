@@ -19,8 +19,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["CANARY_PREFIX", "HostWitness"]
-
 CANARY_PREFIX = "CANARY-FILE-"
 ENV_NAME = "ADV_CANARY_API_KEY"
 

@@ -34,8 +34,6 @@ from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.ownership import LABEL, is_orphan, owner_labels
 from sandbox_rl.sandboxes.protocol import AgentChannel
 
-__all__ = ["DockerBackend"]
-
 T = TypeVar("T")
 
 REMOVE_TIMEOUT_S = 30.0

@@ -23,8 +23,6 @@ from sandbox_rl.sandboxes.docker.transport import (
 from sandbox_rl.sandboxes.docker.transport_ssh import ForwardedSocket
 from sandbox_rl.sandboxes.protocol import AgentChannel
 
-__all__ = ["DockerEngine", "EngineFacts"]
-
 CALL_TIMEOUT_S = 60
 CONNECTIONS = 64
 TRIAL_TIMEOUT_S = 30

@@ -27,8 +27,6 @@ from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
 from sandbox_rl.sandboxes.docker.options import GROUP, USERS
 
-__all__ = ["check_digest", "checked_image", "fitted_image", "has_python"]
-
 PLACE = "/.sandbox-rl"
 """Where it is put in an image."""
 

@@ -16,17 +16,6 @@ from sandbox_rl.sandboxes.egress.proxy import announce, proxy_environment
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.seccomp import seccomp_profile
 
-__all__ = [
-    "GROUP",
-    "USERS",
-    "ContainerUsers",
-    "container_options",
-    "describe",
-    "host_options",
-    "podman_profile",
-    "with_network",
-]
-
 USERS = range(20_000, 60_000)
 """Unused on ordinary systems, and within the 65,536 ids that engines in user namespaces have."""
 

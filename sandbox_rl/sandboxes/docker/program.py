@@ -28,8 +28,6 @@ from sandbox_rl.sandboxes.ownership import owner_labels
 from sandbox_rl.sandboxes.program import Program, program_layout, program_limits
 from sandbox_rl.sandboxes.seccomp import build_compute_filter
 
-__all__ = ["DockerPrograms"]
-
 _START_TIMEOUT_S = 60.0
 _LIFETIME_S = 365 * 86_400.0  # a run may be long, and a program ends with its owner's socket
 _PYTHON = f"{PYTHON_PREFIX}/bin/python"

@@ -14,17 +14,6 @@ from typing import Any
 from sandbox_rl.errors import ConfigError, SandboxFault
 from sandbox_rl.sandboxes.protocol import AgentChannel
 
-__all__ = [
-    "KEY_FILES",
-    "LOADER",
-    "LOCAL_SOCKET",
-    "AttachedStream",
-    "EngineAddress",
-    "attach",
-    "find_engine",
-    "until_gone",
-]
-
 LOCAL_SOCKET = "/var/run/docker.sock"
 ATTACH_TIMEOUT_S = 30.0
 KEY_FILES = ("ca.pem", "cert.pem", "key.pem")

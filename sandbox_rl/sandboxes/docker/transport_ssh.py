@@ -17,8 +17,6 @@ from urllib.parse import SplitResult, urlsplit
 from sandbox_rl.errors import ConfigError, SetupError
 from sandbox_rl.sandboxes.docker.transport import LOCAL_SOCKET
 
-__all__ = ["ForwardedSocket"]
-
 START_TIMEOUT_S = 30.0
 PREFIX = "sandbox-rl-ssh-"
 ABANDONED_S = 60.0

@@ -18,14 +18,6 @@ from sandbox_rl.errors import SandboxDead
 from sandbox_rl.sandboxes.agent.network import LISTENER_SENT
 from sandbox_rl.sandboxes.ownership import owner_name, owner_of_name_is_gone
 
-__all__ = [
-    "HANDOVER_BY_CHANNEL",
-    "HANDOVER_IN_CONTAINER",
-    "HandoverDirectory",
-    "HandoverSocket",
-    "take_listener",
-]
-
 HANDOVER_BY_CHANNEL = "-"
 HANDOVER_IN_CONTAINER = "/run/sandbox-network.sock"
 PREFIX = "sandbox_rl-net-"

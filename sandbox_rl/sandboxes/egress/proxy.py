@@ -18,8 +18,6 @@ from sandbox_rl.sandboxes.config import NetworkLimits
 from sandbox_rl.sandboxes.egress.request import BadRequest, ProxyRequest, parse_head
 from sandbox_rl.sandboxes.egress.rules import Destination, NetworkRules, Refused
 
-__all__ = ["FilteringProxy", "SharedCapacity", "announce", "proxy_environment"]
-
 log = logging.getLogger(__name__)
 
 HEAD_BYTES = 32 << 10

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import h11
 
-__all__ = ["BadRequest", "ProxyRequest", "parse_head"]
-
 _AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s/@:\[\]]+)(?::(\d{1,5}))?")
 _METHOD = re.compile(rb"[A-Z]{1,16}")
 _FOR_PROXIES = frozenset({b"host", b"connection", b"keep-alive", b"upgrade"})

@@ -13,8 +13,6 @@ from functools import cache, partial
 
 from sandbox_rl.sandboxes.config import NetworkMode
 
-__all__ = ["Destination", "NetworkRules", "Refused", "Resolver", "is_public", "resolve_by_system"]
-
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """Addresses of a host name, for a port. Raises OSError when there are none."""
 

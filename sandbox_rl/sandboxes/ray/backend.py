@@ -27,8 +27,6 @@ from sandbox_rl.sandboxes.ray.cluster import (
 from sandbox_rl.sandboxes.ray.node import NodeReport
 from sandbox_rl.sandboxes.ray.sandbox import RemoteSandbox
 
-__all__ = ["RayBackend"]
-
 REPORT_INTERVAL_S = 1.0
 SCAN_INTERVAL_S = 5.0
 SCAN_TIMEOUT_S = 30.0

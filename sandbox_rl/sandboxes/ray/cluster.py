@@ -18,8 +18,6 @@ from sandbox_rl.display import quieted
 from sandbox_rl.errors import SandboxFault, SetupError
 from sandbox_rl.sandboxes.ray.node import Failure, SandboxNode, placed
 
-__all__ = ["NodeActor", "NodeFacts", "alive_nodes", "connection", "in_own_thread", "ray_version"]
-
 T = TypeVar("T")
 
 REACH_TIMEOUT_S = 10.0

@@ -20,8 +20,6 @@ from sandbox_rl.sandboxes.base import Sandbox, SandboxInfo
 from sandbox_rl.sandboxes.config import BackendSettings, PoolSettings
 from sandbox_rl.sandboxes.pool import HostCapacity, SandboxPool
 
-__all__ = ["SERVED", "Failure", "NodeReport", "SandboxNode", "as_value", "placed"]
-
 SERVED = frozenset(
     ("exec", "read_file", "write_file", "list_dir", "get_files", "read_answer", "put_files", "pack", "unpack")
 )

@@ -11,8 +11,6 @@ from sandbox_rl.sandboxes.forwarding import ForwardingSandbox, Method, P, T
 from sandbox_rl.sandboxes.ray.cluster import NodeActor
 from sandbox_rl.types import Answer, AnswerStatus, ExecResult, ExecStatus
 
-__all__ = ["RemoteSandbox"]
-
 ON_THE_WAY_S = 15.0  # for request and reply, beyond what the call itself may take on its node
 SEVERAL = ("pack", "unpack")  # which take up to three requests
 

@@ -23,8 +23,6 @@ from trl.experimental.async_grpo.packing import TreeRow
 
 from sandbox_rl.errors import DataError
 
-__all__ = ["FILE", "Composition", "CompositionLog", "checksum", "parts_of", "read_compositions"]
-
 FILE = "compositions.jsonl"
 """Its name in the run's directory."""
 

@@ -13,8 +13,6 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.asynchronous.progress import MAX_STALENESS
 from sandbox_rl.training.grpo import OURS, common_fields, refuse_misplaced, settled_arguments
 
-__all__ = ["async_config"]
-
 TOKEN_BUDGET = 16_384
 """Tokens of one forward pass, unless an episode can be longer or the recipe says otherwise."""
 

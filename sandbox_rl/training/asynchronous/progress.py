@@ -42,8 +42,6 @@ from sandbox_rl.errors import ModelError
 from sandbox_rl.ledger import Group
 from sandbox_rl.training.samples import FinishedGroup
 
-__all__ = ["MAX_STALENESS", "STATE_FILE", "Admission", "GroupProgress"]
-
 STATE_FILE = "groups.json"
 """Name of the state's file in a checkpoint."""
 

@@ -28,8 +28,6 @@ from sandbox_rl.training.groups import Advantage, group_requests
 from sandbox_rl.training.samples import failed_group, finished_group
 from sandbox_rl.types import Rollout, Task
 
-__all__ = ["Channels", "RolloutJob", "groups_at_once", "roll_out", "taken"]
-
 PR_SET_PDEATHSIG = 1
 FAILED_GROUPS = 8
 """Groups in a row of which every episode failed on our side, after which it is no accident."""

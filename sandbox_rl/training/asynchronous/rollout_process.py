@@ -16,8 +16,6 @@ from sandbox_rl.policies.base import WeightVersion
 from sandbox_rl.training.asynchronous.rollout_loop import Channels, RolloutJob, roll_out, taken
 from sandbox_rl.training.samples import FinishedGroup
 
-__all__ = ["RolloutProcess"]
-
 STOP_TIMEOUT_S = 60.0
 
 

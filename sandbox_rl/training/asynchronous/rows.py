@@ -23,19 +23,6 @@ from trl.trainer.utils import FusedCausalLMOutput
 from sandbox_rl.training.samples import FinishedGroup, Sample
 from sandbox_rl.training.views import LossInputs
 
-__all__ = [
-    "AGE",
-    "MAX_RATIO",
-    "age_metrics",
-    "collator",
-    "micro_batches",
-    "packed_as",
-    "samples_of",
-    "select_terms",
-    "tensors_of",
-    "truncated",
-]
-
 AGE = "age_mean"
 """Key of a micro-batch: mean age of the update's tokens, in updates; TRL's loss does not read it."""
 

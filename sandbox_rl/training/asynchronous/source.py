@@ -33,8 +33,6 @@ from sandbox_rl.training.asynchronous.rollout_process import RolloutProcess
 from sandbox_rl.training.asynchronous.rows import age_metrics, collator, micro_batches, samples_of, tensors_of
 from sandbox_rl.training.samples import FinishedGroup
 
-__all__ = ["Composed", "RolloutSource", "Source", "UpdateStream"]
-
 CLASS_OF = {
     SampleEnd.NOT_JUDGED: TokenClass.NOT_JUDGED,
     SampleEnd.OVERLONG: TokenClass.OVERLONG,

@@ -32,8 +32,6 @@ from sandbox_rl.training.tree_check import check_packing
 from sandbox_rl.training.trl_hooks import NoTransfer, PolicyHooks, without_peak_flops
 from sandbox_rl.training.views import LossInputs
 
-__all__ = ["SandboxAsyncTrainer"]
-
 YOUNG = 1.0
 """Mean age of tokens, in updates, up to which sampled and present log-probs are compared."""
 

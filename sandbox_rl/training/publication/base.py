@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-__all__ = ["Timing", "UnsentWeights", "Weights", "shared_version"]
-
 
 @dataclass(frozen=True, slots=True)
 class Timing:

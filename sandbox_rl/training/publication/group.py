@@ -30,8 +30,6 @@ from sandbox_rl.training.publication.transports import (
     staged,
 )
 
-__all__ = ["GroupTransport", "transport_of"]
-
 c10d: Any = torch.distributed  # its stub leaves out stores and groups, which its documentation has
 
 MEETING_TIMEOUT_S = 110.0

@@ -18,8 +18,6 @@ from torch.distributed.tensor import DTensor
 
 from sandbox_rl.errors import ModelError
 
-__all__ = ["checkpoint_tensors", "divided", "whole_tensor"]
-
 
 def checkpoint_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """`(name in the base model's checkpoint, whole tensor)` of every weight a server loads, one at a time.

@@ -11,8 +11,6 @@ from typing import Any, BinaryIO
 
 import torch
 
-__all__ = ["Checksums", "card_uuid", "checksums_of", "cuda_handles", "write_safetensors"]
-
 VERIFIED_TENSORS = 8
 VERIFIED_ROWS = 256
 """Of each verified tensor at most; norms are one-dimensional and shorter or about as long."""

@@ -12,19 +12,6 @@ from sandbox_rl.http_client import Refused, Unreachable
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.training.publication.payload import Checksums
 
-__all__ = [
-    "after_load",
-    "control",
-    "control_all",
-    "finish_update",
-    "pause",
-    "resume",
-    "rpc",
-    "sleep",
-    "verify",
-    "version_of",
-]
-
 T = TypeVar("T")
 
 

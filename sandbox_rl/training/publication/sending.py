@@ -17,8 +17,6 @@ from sandbox_rl.training.publication import routes
 from sandbox_rl.training.publication.payload import Checksums
 from sandbox_rl.training.publication.transports import HostCopy, Payload, Transport
 
-__all__ = ["Kept", "OwnServer", "Sending", "without"]
-
 
 @dataclass(frozen=True, slots=True)
 class OwnServer:

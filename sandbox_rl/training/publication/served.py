@@ -28,8 +28,6 @@ from sandbox_rl.training.placement import Place, Placement
 from sandbox_rl.training.publication.sending import OwnServer
 from sandbox_rl.training.publication.weights import PublishedWeights
 
-__all__ = ["ServedModel", "ServedPolicy", "serve", "starting_log", "transfer_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:

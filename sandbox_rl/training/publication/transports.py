@@ -22,17 +22,6 @@ from sandbox_rl.training.publication.payload import (
 )
 from sandbox_rl.training.publication.routes import control_all, rpc
 
-__all__ = [
-    "HostCopy",
-    "IpcTransport",
-    "Payload",
-    "ShmTransport",
-    "Tensors",
-    "Transport",
-    "on_our_card",
-    "staged",
-]
-
 Tensors = Iterator[tuple[str, torch.Tensor]]
 """(name in a checkpoint, whole tensor), one at a time."""
 

@@ -38,8 +38,6 @@ from sandbox_rl.training.publication.merge import checkpoint_tensors
 from sandbox_rl.training.publication.sending import Kept, OwnServer, Sending, without
 from sandbox_rl.training.publication.transports import Payload, Tensors, Transport
 
-__all__ = ["PublishedWeights"]
-
 
 class PublishedWeights(Weights):
     """Weights that servers have been given.

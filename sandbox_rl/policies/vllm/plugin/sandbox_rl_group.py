@@ -16,8 +16,6 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-__all__ = ["GroupEngine", "Reloading"]
-
 
 @dataclass
 class GroupInit(WeightTransferInitInfo):

@@ -17,8 +17,6 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-__all__ = ["ShmEngine", "WorkerExtension"]
-
 
 @dataclass
 class ShmInit(WeightTransferInitInfo):
