@@ -107,9 +107,11 @@ def train(
         (Silent() if quiet else display).say(f"starting {launch}")
         code = run_launch(launch, sys.argv[1:])
         raise Interrupted if code == INTERRUPTED else typer.Exit(code)  # its processes have said all
+    from sandbox_rl.training.stopping import EndedNow, Owner, end_with_launcher
+
+    end_with_launcher()
     from sandbox_rl.runs.report import show_training
     from sandbox_rl.runs.train import train as run
-    from sandbox_rl.training.stopping import EndedNow, Owner
 
     def go_on(directory: Path) -> str:
         return shlex.join(["sandbox-rl", "train", str(recipe), *given, "--resume", str(directory)])

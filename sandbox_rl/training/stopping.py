@@ -226,6 +226,20 @@ class _Presses:
         return self._once if now - self._pressed_at < SAME_PRESS_S else Asked.NOW
 
 
+def end_with_launcher() -> None:
+    """Have the kernel end this process with the launcher that started it, also while neither is ready.
+
+    To be called by a process of a run before anything that takes long.
+
+    Raises:
+        SystemExit: the launcher of `sandbox-rl train` has ended already.
+    """
+    if _launcher() is not None:
+        ctypes.CDLL(None).prctl(_PARENT_DEATH, int(signal.SIGTERM), 0, 0, 0)
+    if "WORLD_SIZE" in os.environ and os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
+        raise SystemExit(128 + signal.SIGTERM)
+
+
 def _launcher() -> str | None:
     """Whose process has started this one, if a launcher: it may outlive a shell, or whatever started it."""
     if os.environ.get(LAUNCHER) == str(os.getppid()):
