@@ -37,10 +37,6 @@ class JudgeSettings(Settings):
     fallback: str | None = None
     """Rule-based scorer used while the judge is down; its results carry the part `judge_fallback`. None
     leaves such answers unjudged."""
-    usd_per_million_input: float = Field(0.0, ge=0)
-    """Price for the cost report."""
-    usd_per_million_output: float = Field(0.0, ge=0)
-    """Price for the cost report."""
 
 
 class RewardSettings(Settings):

@@ -16,7 +16,6 @@ import os
 import secrets
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +30,6 @@ logger = logging.getLogger(__name__)
 
 _NOT_THE_ANSWER = (401, 403, 404, 429)
 """HTTP statuses that say nothing about the text that was sent."""
-
-
-@dataclass(slots=True)
-class JudgeUsage:
-    """What the judge has cost so far. `usd` follows from the prices in the settings."""
-
-    requests: int = 0
-    cached: int = 0
-    failed: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    usd: float = 0.0
 
 
 class _NotJudged(Exception):
@@ -62,7 +49,6 @@ class Judge:
 
     def __init__(self, settings: JudgeSettings) -> None:
         self.settings = settings
-        self.usage = JudgeUsage()
         headers = {}
         if settings.api_key_env is not None:
             if not (key := os.environ.get(settings.api_key_env)):
@@ -125,7 +111,6 @@ class Judge:
     async def _vote(self, task: Task, answer: str, number: int) -> bool:
         key = self._key(task, answer, number)
         if (known := self._recall(key)) is not None:
-            self.usage.cached += 1
             return known
         verdict = await self._ask(task, answer)
         self._keep(key, verdict)
@@ -140,7 +125,6 @@ class Judge:
         try:
             return await Retries(self.settings.retries).run(lambda: self._try(task, answer))
         except GaveUp as error:
-            self.usage.failed += 1
             ours = error.failures[-1].status in _NOT_THE_ANSWER
             where = f"judge {self.settings.model!r} at {self.settings.base_url}"
             raise _NotJudged(f"{where}: {str(error)[:200]}", ours=ours) from error
@@ -203,7 +187,6 @@ class Judge:
             except Refused as error:  # by this judge perhaps, by the next try perhaps not
                 raise Unreachable(str(error), status=error.status) from error
         try:
-            self._count(content.get("usage") or {})
             reply = content["choices"][0]["message"]["content"]
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise Unreachable(f"the reply is no chat completion ({type(error).__name__})") from error
@@ -217,15 +200,6 @@ class Judge:
         start = max(now, self._next_start)
         self._next_start = start + 1 / self.settings.requests_per_second
         await asyncio.sleep(start - now)
-
-    def _count(self, usage: dict[str, Any]) -> None:
-        read, written = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        prices = self.settings
-        self.usage.requests += 1
-        self.usage.input_tokens += read
-        self.usage.output_tokens += written
-        cost = read * prices.usd_per_million_input + written * prices.usd_per_million_output
-        self.usage.usd += cost / 1e6
 
     def _key(self, task: Task, answer: str, number: int) -> str:
         s = self.settings

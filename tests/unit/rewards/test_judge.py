@@ -76,12 +76,10 @@ def settings(url: str, **more: Any) -> JudgeSettings:
     return JudgeSettings(base_url=url, model="m", requests_per_second=1000, **more)
 
 
-async def test_verdicts_tokens_and_cost() -> None:
+async def test_verdicts() -> None:
     async with endpoint(says("CORRECT")) as (url, _):
-        async with Judge(settings(url, usd_per_million_input=10, usd_per_million_output=100)) as judge:
+        async with Judge(settings(url)) as judge:
             assert (await judge.score(make_task("43", "judge"), "43")).value == 1.0
-            assert (judge.usage.input_tokens, judge.usage.output_tokens) == (100, 10)
-            assert judge.usage.usd == pytest.approx(0.002)
     async with endpoint(says("INCORRECT")) as (url, _):
         async with Judge(settings(url)) as judge:
             assert (await judge.score(make_task("43", "judge"), "42")).value == 0.0
@@ -282,7 +280,6 @@ async def test_retries_then_caches_across_runs(tmp_path: Path) -> None:
             async with Judge(settings(url, cache_dir=str(tmp_path / "cache"))) as judge:
                 assert (await judge.score(make_task("43", "judge"), "43")).value == 1.0
         assert len(seen) == 2
-        assert judge.usage.cached == 1
 
 
 async def test_a_judge_that_is_down_leaves_rows_unjudged_or_labels_the_fallback() -> None:
