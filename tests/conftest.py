@@ -8,6 +8,7 @@ import gc
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 from .contract.backends import ENGINE_VARIABLE
 from .docker_engine import docker_engine
+
+# In a job that a script has put into the background, processes of the tests would not take Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before torch is imported. The models are so small that a second thread costs more than it gives.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -103,7 +103,7 @@ def script_first_turns(command_of: Callable[[], str] = str) -> None:
     async def act(self: Any, *, timeout: float) -> Said:
         if self._turn:
             return await inner(self, timeout=timeout)
-        command = command_of() or f"echo {self._seed % 3} > /testbed/answer.txt"
+        command = command_of() or f"echo {self._setup.request.seed % 3} > /testbed/answer.txt"
         ids = self._chat.render_call("", [ToolCall("execute_bash", {"command": command})])
         self._turn += 1
         self._sequence.extend(ids)

@@ -126,7 +126,7 @@ def test_the_run_can_be_computed_from_its_directory(trained, recipe):
         assert 0 < update["time/rollout"] < update["time/step"]
         assert update["perf/throughput"] > 0
         assert update["off_policy/age_mean"] == update["off_policy/age_max"] == 0
-        assert update["time/publish"] < 0.01 * update["time/step"], "the policy is the trained model itself"
+        assert update["time/publish"] < 0.1 * update["time/step"], "the policy is the trained model itself"
     evaluations = [m for m in metrics if "eval/accuracy" in m]
     assert len(evaluations) == 2
     for found in evaluations:

@@ -47,6 +47,7 @@ NOT_HERE = {
     r"check": "wants a ledger: tests/unit/runs/test_check.py",
     r"view": "serves until it is ended: tests/smoke/test_view_page.py",
     r"build-data": "wants a file of contexts: tests/unit/cli/test_build_data.py",
+    r"fetch-model": "fetches a package: tests/unit/training/test_packaged_models.py",
     r"self-check": "minutes: tests/security/test_cases.py runs each of its cases",
     r"python-env": "installs packages: tests/unit/sandboxes",
     r"image": "wants an engine: tests/contract/test_docker_images.py",

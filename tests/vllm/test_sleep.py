@@ -9,6 +9,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
+from sandbox_rl.errors import EngineFault
 from sandbox_rl.journal import read_journal
 from sandbox_rl.training.checkpoints import last_complete
 from tests.vllm.conftest import SMALL
@@ -36,7 +37,7 @@ def call(on, method, route):
 def test_a_sleeper_is_healthy_serves_nothing_and_wakes_with_new_weights(asleep):
     assert call(asleep, "GET", "/is_sleeping") == {"is_sleeping": True}
     assert asleep.loop.run(asleep.server.servers[0].healthy())
-    with pytest.raises(TimeoutError):
+    with pytest.raises((TimeoutError, EngineFault)):  # by whether its last tokens are known to be old
         ask(asleep, timeout=1.0)
     disturb(asleep.model, seed=21)
     asleep.publish()
