@@ -254,8 +254,10 @@ class SandboxPool:
                     async with self._making:
                         self._warm.append(await self._make(time.monotonic() + self._settings.warm_timeout_s))
                 except SandboxFault:
+                    # Not `wait_for`: in Python 3.11 it loses a cancellation that comes with the event.
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._wanted.wait(), self._settings.longest_backoff_s)
+                        async with asyncio.timeout(self._settings.longest_backoff_s):
+                            await self._wanted.wait()
 
     def _why(self) -> str:
         if self.broken:

@@ -27,11 +27,10 @@ def test_killed_in_one_step_three_times(directory):
     control = Control(directory, "plain", 1)
     assert control.differences("tool call:14", 0, "backward:1", "rename:1") == []
     starts = [json.loads(line) for line in (control.run(NAME) / "history.jsonl").read_text().splitlines()]
-    assert [(start["event"], start["step"]) for start in starts] == [
-        ("started", 0),
-        *[("resumed", 3)] * 3,
-        ("finished", STEPS),
-    ]
+    assert [start["event"] for start in starts] == ["started", *["resumed"] * 3, "finished"]
+    # An episode that is tried again has more tool calls, and the first kill comes a step sooner then.
+    assert {start["step"] for start in starts[1:4]} <= {2, 3}
+    assert (starts[0]["step"], starts[4]["step"]) == (0, STEPS)
 
 
 @pytest.mark.faults

@@ -88,3 +88,24 @@ async def test_while_the_daemon_is_down_one_probe_asks_and_all_go_on_when_it_is_
         rollouts = await running
     assert time.monotonic() - back < 10
     assert all(r.reward.value is not None for r in rollouts)
+
+
+class Refusing(RecordingBackend):
+    @asynccontextmanager
+    async def sandbox(self, files=None, *, timeout=60.0):
+        raise SandboxFault("cannot allocate memory")
+        yield
+
+
+@pytest.mark.parametrize("ticks", range(8))
+async def test_a_pool_that_is_left_as_a_sandbox_is_asked_for_ends(ticks):
+    """Whatever its filler is doing just then: it waits for a request after a failure."""
+    pool = SandboxPool(Refusing(), settings=PoolSettings(warm=1, longest_backoff_s=60))
+    await pool.__aenter__()
+    await asyncio.sleep(0.01)
+    asked = asyncio.ensure_future(pool.sandbox(timeout=5).__aenter__())
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    asked.cancel()
+    async with asyncio.timeout(5):
+        await pool.__aexit__(None, None, None)

@@ -49,7 +49,8 @@ async def run_case(
             problems.append(str(error) or "a deadline passed")
         finally:
             closing = time.monotonic()
-            await asyncio.wait_for(context.__aexit__(None, None, None), 6 * _CLOSE_S * patience)
+            async with asyncio.timeout(6 * _CLOSE_S * patience):
+                await context.__aexit__(None, None, None)
             if (took := time.monotonic() - closing) > _CLOSE_S * patience:
                 problems.append(f"closing took {took:.1f} s, expected at most {_CLOSE_S * patience:.0f} s")
     except SandboxRLError as error:
@@ -85,7 +86,8 @@ async def _observe(
 async def _exec(sandbox: Sandbox, command: str, timeout: float, patience: float) -> ExecResult:
     deadline = timeout + GRACE_S * patience
     try:
-        return await asyncio.wait_for(sandbox.exec(command, timeout=timeout), deadline)
+        async with asyncio.timeout(deadline):
+            return await sandbox.exec(command, timeout=timeout)
     except TimeoutError:
         raise TimeoutError(
             f"exec with a timeout of {timeout} s had not returned after {deadline} s"
@@ -111,7 +113,8 @@ async def _next_exec(backend: SandboxBackend, sandbox: Sandbox, patience: float)
 async def _answer(sandbox: Sandbox, patience: float) -> tuple[Answer, float]:
     started = time.monotonic()
     try:
-        answer = await asyncio.wait_for(sandbox.read_answer(), _ANSWER_S * patience)
+        async with asyncio.timeout(_ANSWER_S * patience):
+            answer = await sandbox.read_answer()
     except TimeoutError:
         raise TimeoutError(f"read_answer had not returned after {_ANSWER_S * patience} s") from None
     return answer, time.monotonic() - started
