@@ -33,7 +33,10 @@ def main() -> int:
     if not command:
         parser.error("the command goes after --")
     started = time.monotonic()
-    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        process = subprocess.Popen(command, start_new_session=True)
+    except OSError as error:
+        parser.error(f"{command[0]}: {error.strerror}")
     for number in (signal.SIGINT, signal.SIGTERM):  # the terminal's do not reach another session
         signal.signal(number, lambda number, _: process.send_signal(number))
     peak = 0
