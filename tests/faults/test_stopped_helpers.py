@@ -12,6 +12,7 @@ import pytest
 
 import sandbox_rl
 from tests.contract.test_sandbox_agent import settles
+from tests.processes import alive, tree_of
 
 SUPERVISOR = Path(sandbox_rl.__file__).parent / "policies" / "vllm" / "plugin" / "sandbox_rl_supervise.py"
 SPAWNER = """
@@ -44,27 +45,6 @@ time.sleep(60)
 """
 
 
-def below(root: int) -> set[int]:
-    """A process and all that it has started."""
-    parents = {}
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def started(program: str, directory: Path) -> subprocess.Popen[str]:
     (directory / "socket").mkdir()
     command = [sys.executable, "-c", program, str(directory / "socket")]
@@ -76,8 +56,8 @@ async def test_a_helper_that_is_stopped_ends_with_its_trainer(program, tmp_path)
     trainer = started(program, tmp_path)
     assert trainer.stdout is not None
     helper = int(trainer.stdout.readline())
-    assert await settles(lambda: len(below(helper)) > 1 or program is SCORER, 10)
-    family = below(helper)
+    assert await settles(lambda: len(tree_of(helper)) > 1 or program is SCORER, 10)
+    family = tree_of(helper)
     os.kill(helper, signal.SIGSTOP)
     trainer.kill()
     trainer.wait()

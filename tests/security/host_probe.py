@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from sandbox_rl.sandboxes.spawner.main import SPARES
 
 from ..contract.backends import ENGINE_VARIABLE
+from ..processes import tree_of
 
 _ENGINES = ("sandbox-rl-docker-", "sandbox-rl-ssh", "sandbox-rl-tls")
 """Beginnings of the names of what the test set-up makes for engines, this run's and others'."""
@@ -25,22 +26,6 @@ _ENGINES = ("sandbox-rl-docker-", "sandbox-rl-ssh", "sandbox-rl-tls")
 _KEPT = 16
 """Threads and connections to an engine that are kept for the next calls: as many as one makes at once.
 A leak shows all the same, by what is left of many lives."""
-
-
-def tree_of(top: int) -> set[int]:
-    """A process and its descendants."""
-    parents: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                stat = Path(f"/proc/{entry}/stat").read_text()
-            except OSError:
-                continue
-            parents[int(entry)] = int(stat.rpartition(")")[2].split()[1])
-    tree = {top}
-    while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
-        tree |= more
-    return tree
 
 
 def _namespaces(tree: set[int]) -> set[str]:

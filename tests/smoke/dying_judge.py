@@ -1,4 +1,4 @@
-"""A judge that works until it is told not to, and a policy that gives it something to judge."""
+"""A judge that works until it is told not to, and runs of a policy that gives it something to judge."""
 
 from __future__ import annotations
 
@@ -9,16 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
-from sandbox_rl.training.experts import ExpertTurn
-from sandbox_rl.types import ToolCall
+from tests.smoke.support import saved_model
 from tests.smoke.test_data_order import RECIPE as SMALL
-
-
-def always_seven(task, rng):
-    """An expert that a few updates are enough to imitate."""
-    yield ExpertTurn((ToolCall("execute_bash", {"command": "echo 7 > answer.txt"}),))
-    yield ExpertTurn((ToolCall("submit", {}),))
 
 
 class DyingJudge:
@@ -61,31 +55,27 @@ def dying_judge() -> Iterator[DyingJudge]:
         server.server_close()
 
 
-def judged_recipe(judge: DyingJudge, directory: Path, **fields):
-    """A policy that answers every task, and so many tasks that no verdict is known from before."""
+def judged_recipe(judge: DyingJudge, directory: Path) -> dict[str, Any]:
+    """Of a policy that answers every task, on a server of `tests.faults.served`; and so many tasks that no
+    verdict is known from before."""
     (source,) = SMALL["data"]["sources"]
     return SMALL | {
-        "model": {"path": "tiny", "dtype": "float32"},
+        "model": {"path": saved_model(directory / "model"), "dtype": "float32"},
         "output_dir": str(directory / "runs"),
         "data": {"sources": [{**source, "size": 400, "accept_degenerate": True}]},
-        "warmup": {
-            "episodes": 32,
-            "expert": "tests.smoke.dying_judge:always_seven",
-            "sft": {"per_device_train_batch_size": 8, "max_steps": 40, "learning_rate": 3.0e-3},
-        },
-        "episode": SMALL["episode"] | {"max_turns": 3, "max_tokens": 400, "turn_tokens": 64},
+        "policy": {"type": "vllm", "engine": "external"},
+        "episode": SMALL["episode"] | {"max_tokens": 1000, "turn_tokens": 100},
+        "rollout": SMALL["rollout"] | {"overlong": "score"},  # all of them use up their turns
         "reward": {
             "workers": 1,
             "scorer": "judge",
             "judge": {"base_url": judge.url, "model": "m", "retries": 0, "requests_per_second": 1000},
         },
-        "grpo": SMALL["grpo"]
-        | {
-            "per_device_train_batch_size": 8,
+        "grpo": {
             "num_generations": 4,
-            "max_steps": 1000,
-            "save_steps": 1000,
+            "max_steps": 10_000,
+            "save_steps": 10_000,
             "learning_rate": 1e-9,
+            "activation_checkpointing": False,
         },
-        **fields,
     }

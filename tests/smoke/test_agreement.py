@@ -11,8 +11,10 @@ import yaml
 
 from sandbox_rl.errors import InfraFault, SandboxFault, SandboxRLError, SetupError
 from sandbox_rl.training.agreement import _as_here, any_of, together
-from sandbox_rl.training.checkpoints import last_complete
+from sandbox_rl.training.checkpoints import last_complete, step_of
 from tests import prepared
+from tests.faults.served import served
+from tests.processes import gone, tree_of
 from tests.smoke.support import saved_model
 from tests.smoke.test_data_order import RECIPE
 
@@ -66,19 +68,62 @@ def ends(processes) -> tuple[list[int], list[str]]:
     return [process.returncode for process in processes], said
 
 
+MODES = {
+    "sync": {"grpo": {"per_device_train_batch_size": 8}},
+    "async": {"mode": "async", "grpo": {"token_budget": 1024}},
+}
+"""Blocks of a recipe: what goes into an update of each process."""
+
+
+def endless(recipe, mode):
+    """Of episodes that come from a server without a model (`tests.faults.served`), which solves half."""
+    told = yaml.safe_load(recipe.read_text()) | {
+        "name": f"signal-{mode}",
+        "policy": {"type": "vllm", "engine": "external"},
+        "episode": RECIPE["episode"] | {"max_tokens": 1000, "turn_tokens": 100},
+        "rollout": RECIPE["rollout"] | {"overlong": "score"},  # all of them use up their turns
+    }
+    grpo = {
+        "num_generations": 4,
+        "max_steps": 10_000,
+        "save_steps": 10_000,
+        "activation_checkpointing": False,
+    }
+    path = recipe.with_name(f"{mode}.yaml")
+    path.write_text(yaml.safe_dump(told | MODES[mode] | {"grpo": grpo | MODES[mode]["grpo"]}))
+    return path
+
+
+def updates(run) -> int:
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+
+
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_ends_both_with_a_checkpoint(recipe):
-    run = recipe.parent / "runs" / "signal"
-    endless = ("grpo.max_steps=10000", "grpo.save_steps=10000")
-    processes = two("none", str(recipe), "name=signal", *endless)
-    deadline = time.monotonic() + 240
-    while not (run / "metrics.jsonl").exists():
-        assert all(process.poll() is None for process in processes)
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    processes[1].send_signal(signal.SIGTERM)
-    assert ends(processes) == ([0, 0], [])
-    assert last_complete(run / "checkpoints") is not None
+@pytest.mark.parametrize("mode", MODES)
+def test_a_signal_to_one_of_two_ends_both_with_a_checkpoint_and_the_run_goes_on(recipe, mode):
+    run = recipe.parent / "runs" / f"signal-{mode}"
+    with served() as server:
+        told = ("none", str(endless(recipe, mode)), f"policy.base_urls=[{server}]")
+        processes = two(*told)
+        deadline = time.monotonic() + 240
+        while not (run / "metrics.jsonl").exists():
+            assert all(process.poll() is None for process in processes), ends(processes)
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        family = {pid for process in processes for pid in tree_of(process.pid)}
+        before = updates(run)
+        processes[1].send_signal(signal.SIGTERM)
+        assert ends(processes) == ([0, 0], [])
+        gone(family)
+        step = updates(run)
+        assert step <= before + 2, "it goes on to the end of an update, and of no other"
+        checkpoint = last_complete(run / "checkpoints")
+        assert checkpoint is not None
+        assert step_of(checkpoint) == step
+
+        assert ends(two(*told, "--resume", f"grpo.max_steps={step + 1}")) == ([0, 0], [])
+    assert updates(run) == step + 1
+    assert (run / "export" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.types import Action
+from tests.processes import command, tree_of
 
 PROMPT = tuple(range(10, 50))
 
 
-def fronts(served) -> list[int]:
-    """The processes of ours that answer requests to this server: one, or none while it is down."""
-    found = []
-    for pid in descendants(os.getpid()):
-        with suppress(OSError):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if words[1:3] == [b"-m", b"vllm.entrypoints.openai.api_server"]:
-                found += [pid] * (str(served.checkpoint).encode() in words)
-    return found
+def fronts(top: int) -> list[int]:
+    """The processes below one that answer requests to vLLM servers, in the order of their start."""
+    return [
+        pid
+        for pid in sorted(tree_of(top))
+        if command(pid)[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+    ]
 
 
-def descendants(root: int) -> set[int]:
-    """All processes below one."""
-    parents = {}
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            with suppress(OSError, IndexError):
-                parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-    found, front = set(), {root}
-    while front:
-        front = {pid for pid, parent in parents.items() if parent in front} - found
-        found |= front
-    return found
+def front(served) -> list[int]:
+    """That of this server of ours: one, or none while it is down."""
+    return [pid for pid in fronts(os.getpid()) if str(served.checkpoint) in command(pid)]
 
 
 def ask(served, prompt=PROMPT, *, seed=5, max_tokens=24, timeout=60.0) -> Action:

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.vllm.launch import PLUGIN
-from tests.vllm.support import PROMPT, Broken, ask, disturb, fronts, gap
+from tests.processes import alive
+from tests.vllm.support import PROMPT, Broken, ask, disturb, front, gap
 
 SAME = 1e-5
 
@@ -33,20 +33,13 @@ def test_a_broken_transfer_is_never_sampled_from_and_a_restart_serves_the_last_g
     with pytest.raises((EngineFault, TimeoutError)):
         ask(shared, timeout=2.0)
 
-    (front,) = fronts(shared)
-    os.kill(front, signal.SIGKILL)
+    (pid,) = front(shared)
+    os.kill(pid, signal.SIGKILL)
     action = ask(shared, timeout=240.0)  # waits for the restart within the episode's time
     assert gap(good, PROMPT, action) < SAME
     assert action.weight_version == version
     shared.publish()
     assert gap(shared.model, PROMPT, ask(shared)) < SAME
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

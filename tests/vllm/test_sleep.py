@@ -13,7 +13,7 @@ from sandbox_rl.errors import EngineFault
 from sandbox_rl.journal import read_journal
 from sandbox_rl.training.checkpoints import last_complete
 from tests.vllm.conftest import SMALL
-from tests.vllm.support import PROMPT, ask, disturb, fronts, gap
+from tests.vllm.support import PROMPT, ask, disturb, front, gap
 from tests.vllm.test_training import finish, metrics, start
 
 SAME = 1e-5
@@ -47,15 +47,15 @@ def test_a_sleeper_is_healthy_serves_nothing_and_wakes_with_new_weights(asleep):
 
 def test_a_sleeper_that_dies_is_started_again_when_it_is_wanted(asleep):
     """Not before: its memory is the trainer's."""
-    (front,) = fronts(asleep)
-    os.kill(front, signal.SIGKILL)
+    (pid,) = front(asleep)
+    os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 30
-    while fronts(asleep):
+    while front(asleep):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     (left,) = asleep.supervised.restarts_left
     time.sleep(1.0)
-    assert fronts(asleep) == []
+    assert front(asleep) == []
     assert asleep.supervised.restarts_left == (left,)
     disturb(asleep.model, seed=22)
     asleep.publish()

@@ -25,7 +25,7 @@ from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication import routes
 from sandbox_rl.training.publication.payload import checksums_of, write_safetensors
 from tests.vllm.conftest import save_tiny, served
-from tests.vllm.support import PROMPT, Broken, ask, disturb, fronts, gap, logprobs
+from tests.vllm.support import PROMPT, Broken, ask, disturb, front, gap, logprobs
 
 SAME = 1e-5
 DIFFERENT = 1e-2
@@ -180,8 +180,8 @@ def test_over_a_process_group(vllm_python, tmp_path):
     try:
         parity(on)
         parity(on)
-        (front,) = fronts(on)
-        os.kill(front, signal.SIGKILL)  # the new process is in no group, and gets the weights beside it
+        (pid,) = front(on)
+        os.kill(pid, signal.SIGKILL)  # the new process is in no group, and gets the weights beside it
         assert gap(on.model, PROMPT, ask(on, timeout=240.0)) < 1e-5
         parity(on)
         version = on.weights.version.value

@@ -1,0 +1,39 @@
+"""Which processes there are."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+import psutil
+
+
+def tree_of(top: int) -> set[int]:
+    """A process and its descendants; none once it is gone."""
+    try:
+        process = psutil.Process(top)
+        return {top, *(below.pid for below in process.children(recursive=True))}
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def command(pid: int) -> list[str]:
+    """Its words; none of what is gone, or a zombie."""
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return psutil.Process(pid).cmdline()
+    return []
+
+
+def alive(pid: int) -> bool:
+    """Whether it is there, and no zombie."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def gone(family: set[int], *, within_s: float = 15.0) -> None:
+    """Every process of a family ends soon after its head."""
+    deadline = time.monotonic() + within_s
+    while left := [pid for pid in family if alive(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
