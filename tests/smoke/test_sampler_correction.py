@@ -121,7 +121,6 @@ def test_several_updates_per_generation_are_left_to_trl(tmp_path):
         num_iterations=2,
         max_steps=2,
     )
-    assert not trainer._late.active
     trainer.train()
     assert trainer.passes == 3
     assert trainer.state.log_history[1]["mismatch/mean"] == trainer.state.log_history[0]["mismatch/mean"]

@@ -21,12 +21,7 @@ from sandbox_rl.training.publication.weights import PublishedWeights
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
-SMALL = {
-    "dtype": "float32",
-    "kv-cache-memory-bytes": 256 << 20,
-    # In the engine's process, as vLLM does by itself on one card: a process less that imports vLLM.
-    "distributed-executor-backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
-}
+SMALL = {"dtype": "float32", "kv-cache-memory-bytes": 256 << 20}
 RECIPE = {
     "model": {"path": "tiny", "dtype": "float32"},
     "prompts": [str(REPOSITORY / "recipes" / "prompts")],

@@ -34,6 +34,10 @@ _CPU_DEFAULTS: Mapping[str, Any] = {
     # wound back (vLLM 0.31, "CPU Generator does not use offset").
     "enable-chunked-prefill": False,
 }
+_IN_THE_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""The model in the engine's own process, as vLLM does by itself on one card. On CPUs it takes another one,
+which the engine waits for by spinning: a core less to compute with (scripts/bench_cpu_server.py)."""
+_SEVERAL_WORKERS = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 LONGEST_BATCH = 8_192
 """Tokens of one pass on a CPU, or one whole context: prompts are not cut."""
 
@@ -112,6 +116,8 @@ def server_command(
     if not gpu:
         longest = max(LONGEST_BATCH, int(arguments.get("max-model-len", 0)))
         arguments.setdefault("max-num-batched-tokens", longest)
+        if not any(name in arguments for name in _SEVERAL_WORKERS):
+            arguments.setdefault("distributed-executor-backend", _IN_THE_ENGINE)
     arguments |= {
         "model": model,
         "served-model-name": SERVED_MODEL,

@@ -110,6 +110,16 @@ def test_a_server_is_told_that_it_will_sleep_where_it_can(tmp_path):
     assert "--enable-sleep-mode" not in command(tmp_path, gpu=False, sleep=True)  # vLLM refuses it there
 
 
+def test_on_cpus_the_engine_computes_in_its_own_process_unless_there_are_several_workers(tmp_path):
+    name = "--distributed-executor-backend"
+    words = command(tmp_path)
+    assert words[words.index(name) + 1].endswith(".UniProcExecutor")
+    assert name not in command(tmp_path, gpu=True)
+    assert name not in command(tmp_path, arguments={"tensor-parallel-size": 2})
+    words = command(tmp_path, arguments={"distributed_executor_backend": "mp"})
+    assert words[words.index(name) + 1] == "mp"
+
+
 def test_a_server_is_no_rank_of_the_trainer(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     found = environment(VLLMSettings(type="vllm", environment={"CUDA_VISIBLE_DEVICES": "3"}), gpu=True)
