@@ -32,6 +32,7 @@ from sandbox_rl.tools.toolbox import Toolbox, make_toolbox
 from sandbox_rl.training.grpo import grpo_config
 from sandbox_rl.training.models import compute_dtype, context_length, with_compute_dtype
 from sandbox_rl.training.precision import computing
+from sandbox_rl.training.views import AsyncArgs, RunArgs, SyncArgs
 from sandbox_rl.types import Message, Task
 
 WORKER_MB = 1024
@@ -192,7 +193,19 @@ def build_engine(
     )
 
 
-def training_arguments(recipe: Recipe, checkpoints: Path, *, longest: int = 1) -> Any:
+def sync_arguments(recipe: Recipe, checkpoints: Path) -> SyncArgs:
+    """TRL's `GRPOConfig` of a recipe.
+
+    Raises:
+        ConfigError: a field that TRL does not know or refuses, or a batch that splits groups.
+    """
+    args: SyncArgs = grpo_config(
+        recipe.grpo, estimator=recipe.estimator, **_shared_arguments(recipe, checkpoints)
+    )
+    return args
+
+
+def training_arguments(recipe: Recipe, checkpoints: Path, *, longest: int = 1) -> RunArgs:
     """TRL's settings for the recipe's mode: its `GRPOConfig`, or its experimental `AsyncGRPOConfig`.
 
     Args:
@@ -202,7 +215,22 @@ def training_arguments(recipe: Recipe, checkpoints: Path, *, longest: int = 1) -
         ConfigError: a field that TRL does not know or refuses, a batch that splits groups, or a token budget
             that is too small.
     """
-    shared: dict[str, Any] = {
+    if recipe.mode == "sync":
+        return sync_arguments(recipe, checkpoints)
+    from sandbox_rl.training.asynchronous.config import async_config  # TRL's experimental part takes a second
+
+    args: AsyncArgs = async_config(
+        recipe.grpo,
+        longest=longest,
+        adapters=recipe.model.lora is not None,
+        trust_remote_code=recipe.model.trust_remote_code,
+        **_shared_arguments(recipe, checkpoints),
+    )
+    return args
+
+
+def _shared_arguments(recipe: Recipe, checkpoints: Path) -> dict[str, Any]:
+    return {
         "checkpoints": checkpoints,
         "name": recipe.name,
         "seed": recipe.seed,
@@ -210,14 +238,3 @@ def training_arguments(recipe: Recipe, checkpoints: Path, *, longest: int = 1) -
         "dtype": compute_dtype(recipe.model),
         "report_to": recipe.report_to,
     }
-    if recipe.mode == "sync":
-        return grpo_config(recipe.grpo, estimator=recipe.estimator, **shared)
-    from sandbox_rl.training.asynchronous.config import async_config  # TRL's experimental part takes a second
-
-    return async_config(
-        recipe.grpo,
-        longest=longest,
-        adapters=recipe.model.lora is not None,
-        trust_remote_code=recipe.model.trust_remote_code,
-        **shared,
-    )

@@ -66,7 +66,14 @@ class ProgressAudit(TrainerCallback):  # type: ignore[misc]
         self._alarms = alarms
         self._steps: deque[dict[str, Any]] = deque(maxlen=max(STEPS_EQUAL, STEPS_WITHOUT_CALLS))
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: object,
+        state: TrainerState,
+        control: object,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Look at one step."""
         if not logs or "loss" not in logs or "episodes" not in logs or not state.is_world_process_zero:
             return

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from sandbox_rl.audit.alarms import AlarmName, Alarms
 from sandbox_rl.audit.entries import (
@@ -62,14 +62,28 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
         metrics, self._metrics = self._metrics, {}
         return metrics
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: object,
+        control: object,
+        *,
+        model: torch.nn.Module,
+        **kwargs: Any,
+    ) -> None:
         """Choose the entries."""
         if getattr(args, "deepspeed_plugin", None) is None:
             self._sampled = choose(model.named_parameters())
             self._due = trained_parameters(model)
 
     def on_pre_optimizer_step(
-        self, args: Any, state: TrainerState, control: Any, optimizer: Any = None, **kwargs: Any
+        self,
+        args: object,
+        state: TrainerState,
+        control: object,
+        *,
+        optimizer: torch.optim.Optimizer,
+        **kwargs: Any,
     ) -> None:
         """Keep what is there before the update, and see whether it is what the last one left."""
         step = int(state.global_step) + 1
@@ -86,7 +100,7 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
             self._gradients = [sampled.gradient() for sampled in self._sampled]
         self._look_for_frozen(step)
 
-    def _look_at_memory(self, optimizer: Any, step: int) -> None:
+    def _look_at_memory(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Whether Adam's moments are those that the last update left, or a checkpoint held."""
         now = [sampled.moment(optimizer) for sampled in self._sampled]
         if self._moments:
@@ -116,7 +130,13 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
             )
 
     def on_optimizer_step(
-        self, args: Any, state: TrainerState, control: Any, optimizer: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: object,
+        *,
+        optimizer: torch.optim.Optimizer,
+        **kwargs: Any,
     ) -> None:
         """Compare."""
         if not self._before or getattr(optimizer, "step_was_skipped", False):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -23,10 +22,11 @@ from sandbox_rl.training.memory import MemoryEstimate, estimate_memory, model_sh
 from sandbox_rl.training.models import compute_dtype, load_trained, stored_dtype
 from sandbox_rl.training.sampler_check import check_sampler
 from sandbox_rl.training.tiny import tiny_model
+from sandbox_rl.training.views import SharedArgs
 
 
 def memory_of(
-    recipe: Recipe, args: Any, config: PretrainedConfig, *, prompt: int, context: int, shards: int = 1
+    recipe: Recipe, args: SharedArgs, config: PretrainedConfig, *, prompt: int, context: int, shards: int = 1
 ) -> MemoryEstimate:
     """Memory of the trainer's process.
 
@@ -54,7 +54,7 @@ def memory_of(
 
 
 def duration_of(
-    recipe: Recipe, args: Any, config: PretrainedConfig, *, prompt: int, tasks: int
+    recipe: Recipe, args: SharedArgs, config: PretrainedConfig, *, prompt: int, tasks: int
 ) -> DurationEstimate | None:
     """Of a synchronous run on this machine's device, or on an H100 where there is none.
 

@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sandbox_rl.builders import build_scoring, training_arguments
+from sandbox_rl.builders import build_scoring, sync_arguments
 from sandbox_rl.cassette import Cassette
 from sandbox_rl.cassette.cassette import base_id
 from sandbox_rl.config.recipe import Recipe
@@ -119,7 +119,7 @@ def rule_of(recipe: Recipe) -> Rule:
         return kind
     # The model need not be in reach to tell.
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "float32"})})
-    return advantage_rule(recipe.estimator, training_arguments(recipe, Path(recipe.output_dir))) or kind
+    return advantage_rule(recipe.estimator, sync_arguments(recipe, Path(recipe.output_dir))) or kind
 
 
 async def score_all(

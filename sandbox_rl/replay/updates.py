@@ -184,7 +184,7 @@ class _StopAt(TrainerCallback):  # type: ignore[misc]
     def __init__(self, step: int) -> None:
         self._step = step
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Comes after all other callbacks."""
         control.should_save = control.should_training_stop = state.global_step >= self._step
 

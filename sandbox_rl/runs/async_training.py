@@ -14,7 +14,7 @@ from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.builders import training_arguments
 from sandbox_rl.runs.rollouts import build_rollouts
 from sandbox_rl.runs.session import Session
-from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit, watchers
+from sandbox_rl.runs.watching import adapters_of, publication_probe, saved_parts, start_audit, watchers
 from sandbox_rl.training.asynchronous.compositions import FILE as COMPOSITIONS
 from sandbox_rl.training.asynchronous.compositions import CompositionLog
 from sandbox_rl.training.asynchronous.progress import GroupProgress
@@ -86,7 +86,7 @@ def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> It
             weights=session.policy.weights,
             audit=audit,
             probe=publication_probe(session, audit),
-            saved=(audit.save, *(() if ledger is None else (ledger.commit,))),
+            saved=saved_parts(session, audit),
             callbacks=[
                 *([] if tokens is None else [tokens]),
                 StopOnFaults(session.faults, session.finish),  # of evaluations; rollouts stop by themselves

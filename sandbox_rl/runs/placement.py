@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -19,10 +18,11 @@ from sandbox_rl.training.memory import kv_bytes_per_token, model_shape
 from sandbox_rl.training.models import compute_dtype
 from sandbox_rl.training.placement import FAKE_CARDS, Needs, Placement, find_cards
 from sandbox_rl.training.placement_plan import plan_placement, plan_serving
+from sandbox_rl.training.views import SharedArgs
 
 
 def training_placement(
-    recipe: Recipe, args: Any, model: RunModel, *, launch: Launch | None = None
+    recipe: Recipe, args: SharedArgs, model: RunModel, *, launch: Launch | None = None
 ) -> Placement | None:
     """The same on every process; None where no server is ours.
 

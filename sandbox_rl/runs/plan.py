@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -31,6 +30,7 @@ from sandbox_rl.training.prometheus import check_prometheus
 from sandbox_rl.training.sampler_check import check_rope
 from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_tokenizer
 from sandbox_rl.training.tree_check import check_tree_config
+from sandbox_rl.training.views import RunArgs
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class RunPlan:
     train_tasks: TaskSet
     held_out_tasks: TaskSet
     prompts: Mapping[str, str]
-    args: Any
+    args: RunArgs
     held_out: Subject | None
     suite: Subject | None
     earlier: Earlier | None

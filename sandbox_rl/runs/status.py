@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.rollout.occupancy import Occupancy
@@ -49,15 +49,19 @@ class RunStatus(TrainerCallback):  # type: ignore[misc]
         with suppress(OSError):
             self._path.unlink()  # a run that has ended does nothing
 
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: object, **kwargs: Any
+    ) -> None:
         """An update begins, in synchronous training with its episodes."""
         self._follow(args, state, updating=True)
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: object, **kwargs: Any
+    ) -> None:
         """It has ended."""
         self._follow(args, state, updating=False)
 
-    def _follow(self, args: Any, state: TrainerState, *, updating: bool) -> None:
+    def _follow(self, args: TrainingArguments, state: TrainerState, *, updating: bool) -> None:
         done, every = int(state.global_step), int(state.save_steps or 0)
         saves = every > 0 and str(getattr(args.save_strategy, "value", args.save_strategy)) == "steps"
         self._updating = updating

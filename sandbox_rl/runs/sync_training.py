@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
 
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -12,13 +11,19 @@ from transformers import PrinterCallback, set_seed
 
 from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.audit.run import RunAudit
-from sandbox_rl.builders import training_arguments
+from sandbox_rl.builders import sync_arguments
 from sandbox_rl.display import Progress
 from sandbox_rl.observer import EachRollout
 from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.runs.session import Session
-from sandbox_rl.runs.watching import adapters_of, publication_probe, start_audit, watchers
+from sandbox_rl.runs.watching import (
+    adapters_of,
+    publication_probe,
+    saved_parts,
+    start_audit,
+    watchers,
+)
 from sandbox_rl.training.callbacks import StopOnFaults, keep_going
 from sandbox_rl.training.checkpoints import step_of
 from sandbox_rl.training.curriculum import Curriculum
@@ -26,6 +31,7 @@ from sandbox_rl.training.estimator import advantage_rule
 from sandbox_rl.training.generations import GenerationLedger, Generations, StopAtBorders
 from sandbox_rl.training.group_rollouts import GroupRollouts, outcome_reward
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
+from sandbox_rl.training.views import SyncArgs
 from sandbox_rl.types import Rollout
 
 
@@ -33,14 +39,13 @@ from sandbox_rl.types import Rollout
 def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
     """A trainer that rolls out, updates, and rolls out again; shows its episodes while open."""
     plan, recipe = session.plan, session.plan.recipe
-    args = training_arguments(recipe, session.records.run.checkpoints)
+    args = sync_arguments(recipe, session.records.run.checkpoints)
     rhythm = Generations.of(args)
     if args.max_steps <= 0:
         args.max_steps = rhythm.steps_for(args.num_train_epochs * len(plan.train_tasks))
     curriculum, over_sampling = _curriculum(session), _over_sampling(session)
     records = session.records
     saved = [part.save for part in (curriculum, over_sampling) if part is not None]
-    saved += [] if records.ledger is None else [records.ledger.commit]
     ledger = GenerationLedger(rhythm, records.ledger)
     groups = rhythm.count(args.max_steps) * rhythm.groups
     with _bar(session, args, rhythm) as bar:
@@ -66,7 +71,7 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
             probe=publication_probe(session, audit),
             ledger=ledger,
             tokens=records.tokens,
-            saved=[*saved, audit.save],
+            saved=[*saved, *saved_parts(session, audit)],
             callbacks=[
                 ledger,
                 *([] if records.tokens is None else [records.tokens]),
@@ -84,7 +89,7 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
 
 def _rollouts(
     session: Session,
-    args: Any,
+    args: SyncArgs,
     audit: RunAudit,
     bar: Progress,
     ledger: GenerationLedger,
@@ -150,7 +155,7 @@ def _over_sampling(session: Session) -> OverSampling | None:
     return over_sampling
 
 
-def _bar(session: Session, args: Any, rhythm: Generations) -> Any:
+def _bar(session: Session, args: SyncArgs, rhythm: Generations) -> AbstractContextManager[Progress]:
     """Of the episodes that this process rolls out."""
 
     def episodes(steps: int) -> int:

@@ -6,19 +6,21 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from peft import LoraConfig
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.display import Display
 from sandbox_rl.runs.session import Session
+from sandbox_rl.training.base_trainer import SandboxTrainer
 from sandbox_rl.training.callbacks import LogMetrics
 from sandbox_rl.training.config import LoraSettings
 from sandbox_rl.training.probe import PublicationProbe
@@ -40,6 +42,14 @@ def start_audit(session: Session, **about: Any) -> RunAudit:
     return audit
 
 
+def saved_parts(session: Session, audit: RunAudit) -> list[Callable[[Path], None]]:
+    """What checkpoints of both modes hold beside TRL's files; each writes into a checkpoint's directory."""
+    parts: list[Callable[[Path], None]] = [audit.save]
+    if session.records.ledger is not None:
+        parts.append(session.records.ledger.commit)
+    return parts
+
+
 def publication_probe(session: Session, audit: RunAudit) -> PublicationProbe | None:
     """Fixed tokens, the beginning of a prompt, that servers and trainer are asked about."""
     served = session.policy.served
@@ -52,13 +62,13 @@ def publication_probe(session: Session, audit: RunAudit) -> PublicationProbe | N
     )
 
 
-def watchers(session: Session) -> list[Any]:
+def watchers(session: Session) -> list[TrainerCallback]:
     """Callbacks that write metrics and tell a person of them."""
     own = [one for one in (session.status, session.endpoint) if one is not None]
     return [LogMetrics(session.records.run.metrics), StepLines(session.display), *own]
 
 
-def purge_replayed(trainer: Any, step: int) -> None:
+def purge_replayed(trainer: SandboxTrainer, step: int) -> None:
     """Have TensorBoard show no update twice: those after `step` are done again."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
@@ -101,11 +111,18 @@ class StepLines(TrainerCallback):  # type: ignore[misc]
         self._seconds: deque[float] = deque(maxlen=SHOWN)
         self._last: float | None = None
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: object, **kwargs: Any) -> None:
         """What comes before the first update is not its time."""
         self._last = time.monotonic()
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: object,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Show one line."""
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return

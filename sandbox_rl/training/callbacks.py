@@ -52,7 +52,14 @@ class LogMetrics(TrainerCallback):  # type: ignore[misc]
         self._path = path
         self._failed: OSError | None = None
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: object,
+        state: TrainerState,
+        control: object,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Write one line."""
         if state.is_world_process_zero and logs:
             ours = {"eval_suite/": "suite/", "eval_": "eval/"}
@@ -64,7 +71,7 @@ class LogMetrics(TrainerCallback):  # type: ignore[misc]
             except OSError as error:
                 self._failed = error
 
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_begin(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         """The first process writes, all of them stop if it cannot.
 
         Raises:
@@ -82,7 +89,7 @@ class AfterSteps(TrainerCallback):  # type: ignore[misc]
         self._every = every
         self._action = action
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Act when it is time; the last step is evaluated anyway."""
         if state.global_step % self._every == 0 and state.global_step < state.max_steps:
             logs = control.should_log
@@ -101,7 +108,7 @@ class StopOnFaults(TrainerCallback):  # type: ignore[misc]
         self._faults = faults
         self._finish = finish
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         """Ask to stop."""
         if self._faults.cause():
             self._finish.ask(Asked.UPDATE)
@@ -113,7 +120,14 @@ class ShowSteps(TrainerCallback):  # type: ignore[misc]
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: object,
+        state: TrainerState,
+        control: object,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """One update more."""
         if logs and "loss" in logs:
             self._bar.advance(logs.get("reward"))
@@ -167,7 +181,14 @@ class FieldNames(TrainerCallback):  # type: ignore[misc]
     def __init__(self, named: Callable[[Mapping[str, float]], Mapping[str, float]]) -> None:
         self._named = named
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: object,
+        state: TrainerState,
+        control: object,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Of an update; evaluations name their own."""
         if logs and "loss" in logs:
             known = (pair for pair in logs.items() if isinstance(pair[1], int | float))
@@ -184,15 +205,15 @@ class UpdateClock(TrainerCallback):  # type: ignore[misc]
         self._ages: list[int] = []
         self._tokens = 0.0
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: object, **kwargs: Any) -> None:
         """A resumed run has seen tokens before."""
         self._tokens = float(state.num_input_tokens_seen)
 
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_begin(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         """Also of one that goes on after an update whose gradient was not finite."""
         self._began = time.monotonic()
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: Any) -> None:
         """Evaluations and checkpoints come afterwards."""
         if self._began is not None:
             self._step_s += time.monotonic() - self._began

@@ -124,11 +124,11 @@ def _without_local_paths(recipe: str) -> str:
     return yaml.safe_dump(shown(values), sort_keys=False, allow_unicode=True) if values else recipe
 
 
-def _quantized(model: Any) -> bool:
+def _quantized(model: PreTrainedModel) -> bool:
     return getattr(model, "quantization_method", None) is not None
 
 
-def _skeleton(model: Any, dtype: torch.dtype) -> Any:
+def _skeleton(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The same architecture without quantisation and without memory for weights."""
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
@@ -141,7 +141,7 @@ def _skeleton(model: Any, dtype: torch.dtype) -> Any:
     return plain.to(dtype)
 
 
-def _kept_wide(model: Any) -> Callable[[str], bool]:
+def _kept_wide(model: PreTrainedModel) -> Callable[[str], bool]:
     """Which weights the architecture keeps in float32 whatever it is loaded in."""
     kept = {
         name
@@ -151,7 +151,7 @@ def _kept_wide(model: Any) -> Callable[[str], bool]:
     return lambda name: any(part in kept for part in name.split("."))
 
 
-def _round(model: Any, dtype: torch.dtype) -> None:
+def _round(model: PreTrainedModel, dtype: torch.dtype) -> None:
     wide = _kept_wide(model)
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not wide(name):

@@ -96,7 +96,7 @@ class StopAtBorders(TrainerCallback):  # type: ignore[misc]
         self._tasks = tasks
         self._save_is_due = False
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Let through or hold back."""
         trained = state.global_step * self._generations.accumulation / self._generations.every
         state.epoch = trained * self._generations.groups / self._tasks
@@ -159,7 +159,7 @@ class GenerationLedger(TrainerCallback):  # type: ignore[misc]
         self._waiting.append((number, (*groups, *left_out)))
         return [sample.episode for group in groups for sample in group.samples]
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: Any) -> None:
         """Write the line of the update that has finished.
 
         Raises:

@@ -15,23 +15,27 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from sandbox_rl.training.micro_batches import agreed_lengths, plan_parts
 from sandbox_rl.training.shared_prefixes import pack_rows, plan_packed, rows_of
 
+Forward = Callable[..., FusedCausalLMOutput]
+"""Of a model with TRL's head."""
+
 PER_TOKEN = ("log_probs", "entropy")
 """What TRL's trainers use of a position."""
 
 
 def float32_log_probs(
-    model: Any, *, temperature: float, outputs: tuple[str, ...] = PER_TOKEN
+    model: PreTrainedModel | PeftModel, *, temperature: float, outputs: tuple[str, ...] = PER_TOKEN
 ) -> PreTrainedModel:
     """Give a model TRL's tiled head anew, with tiles in float32; after TRL's trainer was built.
 
@@ -63,7 +67,7 @@ def align_rows(
 
     @functools.wraps(type(model).forward)  # `generate` reads the signature
     def forward(
-        self: Any,
+        self: PreTrainedModel,
         *args: Any,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -85,7 +89,7 @@ def align_rows(
 
 
 def _in_parts(
-    inner: Any,
+    inner: Forward,
     ids: torch.Tensor,
     mask: torch.Tensor,
     labels: torch.Tensor,
@@ -115,7 +119,7 @@ def _in_parts(
 
 
 def _aligned(
-    inner: Any, ids: torch.Tensor, labels: torch.Tensor, first: torch.Tensor, lengths: torch.Tensor
+    inner: Forward, ids: torch.Tensor, labels: torch.Tensor, first: torch.Tensor, lengths: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """What `inner` gives for the next token of every position, (B, T - 1), zero where there is none.
 
@@ -131,7 +135,7 @@ def _aligned(
 
 
 def _packed(
-    inner: Any,
+    inner: Forward,
     rows: Sequence[np.ndarray],
     ids: torch.Tensor,
     labels: torch.Tensor,

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import AutocastKwargs
-from transformers import TrainingArguments
+from transformers import PreTrainedModel
 
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.training.views import PrecisionView
 
 
 def computing(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
@@ -35,7 +36,7 @@ def computing(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
     return context
 
 
-def check_precision(args: TrainingArguments) -> None:
+def check_precision(args: object) -> None:
     """Refuse what would take bits from the weights that are trained.
 
     Args:
@@ -57,7 +58,7 @@ def check_precision(args: TrainingArguments) -> None:
             )
 
 
-def settle_precision(trainer: Any) -> None:
+def settle_precision(trainer: PrecisionView) -> None:
     """Give a trainer of transformers, before it trains, float32 masters and computation that keeps them.
 
     Raises:
@@ -83,7 +84,7 @@ def settle_precision(trainer: Any) -> None:
         )
 
 
-def low_residual(model: Any, dtype: torch.dtype) -> None:
+def low_residual(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Have float32 weights compute as those of `dtype` do: what layers add to is `dtype` from the start.
 
     Under autocast alone it is as wide as the embedding's weights: other numbers than a server's or a sharded

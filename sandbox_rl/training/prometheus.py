@@ -31,7 +31,14 @@ class PrometheusEndpoint(TrainerCallback):  # type: ignore[misc]
         self._values: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: object,
+        state: TrainerState,
+        control: object,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Of updates and of evaluations."""
         self.take({"step": float(state.global_step), "steps": float(state.max_steps), **(logs or {})})
 

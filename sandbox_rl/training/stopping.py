@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 from torch import distributed
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl
 
 from sandbox_rl.training.agreement import any_of
 
@@ -171,7 +171,7 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
                 os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
         os._exit(INTERRUPTED)
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: object, control: TrainerControl, **kwargs: Any) -> None:
         """Ask TRL to save and stop."""
         self.stopped = self.stopped or any_of(bool(self.asked))
         if self.stopped:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from sandbox_rl.journal.trained import TrainedRow, TrainedTokens
 from sandbox_rl.training.agreement import together
@@ -92,7 +92,7 @@ class TokenRecorder(TrainerCallback):  # type: ignore[misc]
 
         log_probs.register_hook(back)  # type: ignore[no-untyped-call]
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: Any) -> None:
         """Write what the update that has finished consisted of.
 
         Raises:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from trl.experimental.async_grpo.packing import TreeRow
 
 from sandbox_rl.training.precision import computing
-from sandbox_rl.training.probe import plain_forward
+from sandbox_rl.training.probe import Model, plain_forward
 from sandbox_rl.training.tree_attention import PackingError
 
 LARGEST_GAP = 1e-3
@@ -62,7 +62,7 @@ def check_tree_config(
         raise _refused(path, "attention sinks", " on CUDA")
 
 
-def check_packing(model: Any, *, low: bool, path: str) -> None:
+def check_packing(model: Model, *, low: bool, path: str) -> None:
     """Compute rows packed and one by one, and compare; no exchange between processes is made.
 
     Args:
@@ -86,7 +86,7 @@ def check_packing(model: Any, *, low: bool, path: str) -> None:
 
 
 @torch.no_grad()
-def packing_gap(model: Any, dtype: torch.dtype) -> float:
+def packing_gap(model: Model, dtype: torch.dtype) -> float:
     """Mean absolute difference of log-probs of two rows with a common start, packed and one by one.
 
     Raises:
@@ -112,7 +112,7 @@ def packing_gap(model: Any, dtype: torch.dtype) -> float:
     return float((packed - plain).abs().mean())
 
 
-def _packed(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+def _packed(model: Model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     tree = TreeRow()
     for number, row in enumerate(rows):
         tree.add(
@@ -142,7 +142,7 @@ def _packed(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     return found
 
 
-def _plain(model: Any, row: Sequence[int]) -> torch.Tensor:
+def _plain(model: Model, row: Sequence[int]) -> torch.Tensor:
     ids = torch.tensor([list(row)], device=model.device)
     logits = model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
     found: torch.Tensor = logits.gather(-1, ids[0, 1:, None]).squeeze(-1)

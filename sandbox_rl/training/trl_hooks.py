@@ -21,7 +21,7 @@ import torch
 
 from sandbox_rl.training.probe import PublicationProbe
 from sandbox_rl.training.publication.base import Weights
-from sandbox_rl.training.views import ModelView, RolloutFunc
+from sandbox_rl.training.views import ModelView, RolloutFunc, TrainerView
 
 
 class _Hooked(ModelView, Protocol):
@@ -93,7 +93,7 @@ class PolicyHooks:
     def _around(self, rollouts: RolloutFunc) -> RolloutFunc:
         """The rollouts, with the newest weights, and with servers awake while they last (`policy.sleep`)."""
 
-        def roll_out(prompts: Sequence[str], trainer: Any) -> dict[str, list[Any]]:
+        def roll_out(prompts: Sequence[str], trainer: TrainerView) -> dict[str, list[Any]]:
             self.bring_up_to_date()
             started, self.sampled_at = time.monotonic(), int(self._trainer.state.global_step)
             rows = rollouts(prompts, trainer)

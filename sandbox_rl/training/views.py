@@ -7,7 +7,7 @@ Nothing else of `training/` names an attribute of TRL's trainers but the subclas
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +26,7 @@ class StateView(Protocol):
     """Updates that are complete."""
 
 
+@runtime_checkable
 class RhythmArgs(Protocol):
     """How TRL's settings say when is sampled and when updated (`generations.py`)."""
 
@@ -59,6 +60,40 @@ class SamplingArgs(Protocol):
     repetition_penalty: float
 
 
+class SharedArgs(SamplingArgs, Protocol):
+    """What the settings of both of TRL's trainers say of a run."""
+
+    seed: int
+    max_steps: int
+    num_train_epochs: float
+    num_generations: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    save_total_limit: int | None
+
+
+@runtime_checkable
+class SyncArgs(SharedArgs, LossArgs, Protocol):
+    """`GRPOConfig`."""
+
+    mask_truncated_completions: bool
+    shuffle_dataset: bool
+    reward_weights: Sequence[float] | None
+    multi_objective_aggregation: str
+    scale_rewards: str
+
+
+class AsyncArgs(SharedArgs, Protocol):
+    """`AsyncGRPOConfig`."""
+
+    max_staleness: int
+    token_budget: int
+
+
+RunArgs = SyncArgs | AsyncArgs
+"""TRL's settings of a run, by the mode of its recipe."""
+
+
 class TrainerView(Protocol):
     """The trainer that a `rollout_func` is called with."""
 
@@ -89,6 +124,23 @@ class ModelView(Protocol):
     """Perhaps in wrappers of data parallelism."""
 
 
+class PrecisionArgs(Protocol):
+    """What transformers' settings say of precision."""
+
+    bf16: bool
+
+
+class PrecisionView(ModelView, Protocol):
+    """A trainer whose precision is settled before it trains (`precision.py`)."""
+
+    @property
+    def args(self) -> PrecisionArgs:
+        """Its settings."""
+        ...
+
+    is_deepspeed_enabled: bool
+
+
 class LossView(ModelView, Protocol):
     """The trainer that computes a loss."""
 
@@ -104,5 +156,5 @@ class LossView(ModelView, Protocol):
     """Read by TRL whenever it scores and whenever it computes a loss."""
 
 
-RolloutFunc = Callable[[Sequence[str], Any], dict[str, list[Any]]]
+RolloutFunc = Callable[[Sequence[str], TrainerView], dict[str, list[Any]]]
 """TRL's `rollout_func`: prompts and the trainer → columns of rows, by name."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 import trl
 from trl import GRPOConfig, GRPOTrainer
+from trl.experimental.async_grpo import AsyncGRPOConfig
 
 from sandbox_rl.training import views
 from tests.smoke.support import EOS, given_reward, make_rollout, make_trainer, rows_of
@@ -49,11 +50,15 @@ def test_what_we_read_of_the_trainer_is_there(tmp_path):
     for view, held in (
         (views.TrainerView, trainer),
         (views.LossView, trainer),
-        (views.LossArgs, trainer.args),
+        (views.PrecisionView, trainer),
+        (views.SyncArgs, trainer.args),
+        (views.AsyncArgs, AsyncGRPOConfig),
         (views.StateView, trainer.state),
     ):
         assert attributes(view), view.__name__
         assert not {name for name in attributes(view) if not hasattr(held, name)}, view.__name__
+    assert isinstance(trainer.args, views.SyncArgs)
+    assert not hasattr(AsyncGRPOConfig, "steps_per_generation")  # tells the two apart
 
 
 def test_the_hooks_that_are_set_are_the_ones_that_trl_reads(tmp_path):

@@ -14,8 +14,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.queues import Queue
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.errors import InfraFault
@@ -25,8 +28,10 @@ from sandbox_rl.policies.base import WeightVersion
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.training.groups import Advantage, group_requests
-from sandbox_rl.training.samples import failed_group, finished_group
+from sandbox_rl.training.samples import FinishedGroup, failed_group, finished_group
 from sandbox_rl.types import Rollout, Task
+
+T = TypeVar("T")
 
 PR_SET_PDEATHSIG = 1
 FAILED_GROUPS = 8
@@ -77,13 +82,13 @@ class Channels:
         stop: set when it should end.
     """
 
-    admitted: Any
-    finished: Any
-    metrics: Any
-    failure: Any
+    admitted: Queue[list[int]]
+    finished: Queue[FinishedGroup]
+    metrics: Queue[dict[str, float]]
+    failure: Queue[tuple[bool, str]]
     version: WeightVersion
-    beat: Any
-    stop: Any
+    beat: Synchronized[float]
+    stop: Event
 
 
 def roll_out(job: RolloutJob, channels: Channels) -> None:
@@ -212,7 +217,7 @@ def groups_at_once(concurrency: int, group_size: int) -> int:
     return max(1, concurrency // group_size)
 
 
-def taken(source: Any) -> Iterator[Any]:
+def taken(source: Queue[T]) -> Iterator[T]:
     """All that has come to a queue and was not taken yet."""
     while True:
         try:

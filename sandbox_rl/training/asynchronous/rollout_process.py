@@ -9,7 +9,8 @@ import multiprocessing
 import queue
 import time
 from collections.abc import Sequence
-from typing import Any
+from multiprocessing.context import SpawnProcess
+from multiprocessing.queues import Queue
 
 from sandbox_rl.errors import EngineFault, InfraFault
 from sandbox_rl.policies.base import WeightVersion
@@ -38,15 +39,15 @@ class RolloutProcess:
             beat=self._context.Value("d", 0.0),
             stop=self._context.Event(),
         )
-        self._process: Any = None
+        self._process: SpawnProcess | None = None
 
     @property
-    def rollout_buffer(self) -> Any:
+    def rollout_buffer(self) -> Queue[FinishedGroup]:
         """Where the trainer takes each `FinishedGroup` from."""
         return self._channels.finished
 
     @property
-    def metrics_queue(self) -> Any:
+    def metrics_queue(self) -> Queue[dict[str, float]]:
         """Where the trainer takes the rollouts' metrics from."""
         return self._channels.metrics
 

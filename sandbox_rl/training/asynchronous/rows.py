@@ -50,7 +50,7 @@ def micro_batches(groups: Sequence[FinishedGroup], *, ranks: int, token_budget: 
 
 
 def collator(
-    pad_token_id: int, ranks: int, *, metrics: Any = None, token_budget: int = 0
+    pad_token_id: int, ranks: int, *, metrics: Mapping[str, list[Any]] | None = None, token_budget: int = 0
 ) -> DataCollatorForRollout:
     """TRL's, which makes tensors of packed rows.
 

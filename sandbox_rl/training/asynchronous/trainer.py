@@ -241,20 +241,20 @@ class _Border(TrainerCallback):  # type: ignore[misc]
         self._agreed = True
         self._tell()
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         """Before anything is published or saved."""
         self._trainer.update_finished()
 
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: object, state: TrainerState, control: object, **kwargs: Any) -> None:
         """Remember which step has a checkpoint."""
         self._saved_step = state.global_step
 
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         """A signal in the last update is everybody's as well."""
         if not self._agreed:
             self._trainer._rollout_dataset.asked_to_stop()
 
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """There was no further update: save, unless just this step was saved, and end."""
         if self._agreed:
             control.should_training_stop = True
