@@ -3,6 +3,9 @@
     python scripts/bench_long.py [--lengths 2048 8192 32768] [--shape least|tiny|0.6b|4b] [--lora]
     python scripts/bench_long.py --lengths 65536 --ways tiles --shape least --vocabulary 16384  # on a CPU
 
+The last is a rehearsal of a row's whole length on a CPU, in about two minutes of processor time: one layer
+of width 64, so that its peak is the tiles of the head, and a mask or logits of the whole row would be seen.
+
 Every measurement runs in a process of its own: resident memory on a CPU (the kernel's high-water mark, set
 back before the pass), allocated memory on a GPU. Both are above what was held before, so weights are not in.
 Ways of a single row, then of two rows of which one is half as long:
@@ -204,7 +207,10 @@ def main() -> int:
     gpu = options.device == "cuda"
     lengths = options.lengths or ([8192, 16_384, 32_768, 65_536] if gpu else [2048, 8192, 32_768])
     name = torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores"
-    print(f"{options.shape}{' LoRA' if options.lora else ''}, vocabulary {options.vocabulary}, {name}")
+    named = ("hidden", "MLP", "layers", "heads", "key-value heads", "head size")
+    numbers = ", ".join(f"{what} {n}" for what, n in zip(named, SHAPES[options.shape], strict=True))
+    lora = " LoRA" if options.lora else ""
+    print(f"{options.shape}{lora} ({numbers}), vocabulary {options.vocabulary}, {name}")
     print(f"{'tokens':>8} {'way':>7} {'peak GiB':>9} {'seconds':>8} {'estimated GiB':>14} {'ratio':>6}")
     records = []
     context = multiprocessing.get_context("spawn")

@@ -98,8 +98,10 @@ def train(
         return
     from sandbox_rl.runs.launch import cards_here, cards_that_train, plan_launch, run_launch
 
-    cards = cards_that_train(loaded, cards_here())
-    if (launch := plan_launch(loaded.launch, cards=cards, environment=os.environ)) is not None:
+    cards = cards_here()
+    training = cards_that_train(loaded, cards)
+    launch = plan_launch(loaded.launch, cards=cards, training=training, environment=os.environ)
+    if launch is not None:
         if launch.way is not None:
             from sandbox_rl.runs.division import check_division, division_of
 

@@ -26,6 +26,10 @@ _OURS = {
 """Arguments of the server that the recipe says elsewhere, and where."""
 
 
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+
+
 class TransformersSettings(Settings):
     """The model samples in the trainer's own process: for small models and machines without a GPU."""
 
@@ -102,6 +106,8 @@ class VLLMSettings(Settings):
                 raise ValueError(f"arguments: {name!r} belongs elsewhere: {_OURS[plain]}")
             if name != name.lstrip("-"):
                 raise ValueError(f"arguments: {name!r}, expected the name without dashes in front")
+            if plain == "gpu-memory-utilization" and not _is_share(value):
+                raise ValueError(f"arguments: {name!r} is {value!r}, expected a number above 0, at most 1")
             if plain == "tensor-parallel-size" and (type(value) is not int or value < 1):
                 raise ValueError(f"arguments: {name!r} is {value!r}, expected a number of cards, 1 or more")
         return self

@@ -128,8 +128,8 @@ def _check_model(plan: RunPlan, model: RunModel, display: Display) -> None:
         for warning in budget_warnings(model.chat, recipe.episode, prompt=prompt, context=context):
             display.say(f"warning: {warning}")
     cards = len(find_cards())
-    train = cards_that_train(recipe, cards)
-    launch = plan_launch(recipe.launch, cards=train, environment=os.environ) if cards else None
+    training = cards_that_train(recipe, cards)
+    launch = plan_launch(recipe.launch, cards=cards, training=training, environment=os.environ)
     division = division_of(launch)
     check_division(recipe, division)
     memory = memory_of(

@@ -69,12 +69,15 @@ def cards_here() -> int:
 
 
 def cards_that_train(recipe: Recipe, cards: int) -> int:
-    """How many of a machine's cards train where nobody says it: those that no server has for itself."""
+    """How many of a machine's cards train where nobody says it (`launch.processes`): those that no server has
+    for itself."""
     policy = recipe.policy
     if not isinstance(policy, VLLMSettings) or policy.engine == "external" or cards < 2:
         return cards
     if policy.placement == "one":
         return 1
+    if by_hand := policy.environment.get("CUDA_VISIBLE_DEVICES"):
+        return max(1, cards - len(by_hand.split(",")))
     # Servers that cannot sleep while others train need cards of their own.
     if policy.placement == "split" or (policy.placement == "auto" and recipe.mode == "async"):
         given = {name.replace("_", "-"): value for name, value in policy.arguments.items()}
@@ -84,11 +87,14 @@ def cards_that_train(recipe: Recipe, cards: int) -> int:
     return cards
 
 
-def plan_launch(settings: LaunchSettings, *, cards: int, environment: Mapping[str, str]) -> Launch | None:
+def plan_launch(
+    settings: LaunchSettings, *, cards: int, training: int, environment: Mapping[str, str]
+) -> Launch | None:
     """What is to be started; None where this process is the whole run, or one of a launcher's already.
 
     Args:
-        cards: of this machine, for training.
+        cards: of this machine.
+        training: of them, where the settings leave it open (`cards_that_train`).
 
     Raises:
         ConfigError: it cannot be started.
@@ -127,7 +133,7 @@ def plan_launch(settings: LaunchSettings, *, cards: int, environment: Mapping[st
             f"launch.machine_rank: {settings.machine_rank}, expected below launch.machines "
             f"({settings.machines})"
         )
-    each = asked or max(1, cards)
+    each = asked or max(1, training)
     return Launch(each, settings, config) if each * settings.machines > 1 else None
 
 

@@ -125,6 +125,24 @@ def _several(cards: Sequence[Card]) -> str:
     return f"{len(cards)} x {cards[0].name}" if cards else "no card"
 
 
+def refuse_mixed(cards: Sequence[Card]) -> None:
+    """One kind of cards is expected.
+
+    Raises:
+        ConfigError: there are several, which names the most numerous.
+    """
+    kinds: dict[tuple[str, int], list[str]] = {}
+    for card in cards:
+        kinds.setdefault((card.name, round(card.memory / GIB)), []).append(card.id)
+    if len(kinds) > 1:
+        said = "; ".join(f"{', '.join(ids)}: {name} of {gib} GiB" for (name, gib), ids in kinds.items())
+        most = max(kinds.values(), key=len)
+        raise ConfigError(
+            f"cards of different kinds ({said}), expected one kind, as all wait for the slowest; set "
+            f"CUDA_VISIBLE_DEVICES={','.join(most)}"
+        )
+
+
 FAKE_CARDS = "SANDBOX_RL_FAKE_CARDS"
 """Cards to plan for in the place of real ones, e.g. `8x NVIDIA H100 80GB`, several kinds after commas; what
 they would run runs on the CPU."""

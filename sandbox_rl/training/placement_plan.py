@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.training.placement import GIB, Card, Kind, Needs, Place, Placement
+from sandbox_rl.training.placement import GIB, Card, Kind, Needs, Place, Placement, refuse_mixed
 
 RESERVE = 2 * GIB
 """Of each card: a CUDA context per process, and what is fragmented. A rule of thumb."""
@@ -38,14 +38,16 @@ def plan_placement(
     """
     if not cards:
         return _on_cpu(settings)
-    _refuse_mixed(cards)
+    refuse_mixed(cards)
     if ranks > len(cards):
         raise ConfigError(
             f"policy.placement: {ranks} processes train, but {_count(len(cards))} to be seen, expected one "
             f"for each; set launch.processes={len(cards)}, or see CUDA_VISIBLE_DEVICES"
         )
     if "CUDA_VISIBLE_DEVICES" in settings.environment:
-        return _by_hand(cards, ranks, settings)
+        found = _by_hand(cards, ranks, settings)
+        _refuse_crowded(cards, ranks, settings, needs(ranks), found.sleep)
+        return found
     kinds: list[Kind] = _kinds(settings, ranks, len(cards))
     why = ""
     for kind in kinds:
@@ -66,7 +68,7 @@ def plan_serving(cards: Sequence[Card], settings: VLLMSettings) -> Placement:
     settings = settings.model_copy(update={"placement": "auto", "transfer": "auto"})
     if not cards:
         return _on_cpu(settings)
-    _refuse_mixed(cards)
+    refuse_mixed(cards)
     if "CUDA_VISIBLE_DEVICES" in settings.environment:
         return _by_hand(cards, 0, settings)
     places = _places(cards, settings, None)
@@ -108,15 +110,21 @@ def _fitting(
     training, memory = tuple(cards[:ranks]), cards[0].memory
     serving = cards[ranks:] if kind == "split" else training
     parallel = _parallel(settings)
-    server = needs.server(parallel)
+    server, given = needs.server(parallel), _given_share(settings)
     if needs.training + RESERVE > memory:
         return f"an update needs {_size(needs.training + RESERVE)} on a card of {_size(memory)}"
+    if given is not None and server > given * memory:
+        return (
+            f"a server needs {_size(server)}, and gpu-memory-utilization {given:g} gives it "
+            f"{_size(given * memory)}"
+        )
     sleep = False
     if kind == "split":
-        share = LARGEST_SHARE
+        share = given or LARGEST_SHARE
         if server > share * memory:
             return f"a server needs {_size(server)} on a card of {_size(memory)}"
     else:
+        server = max(server, int((given or 0) * memory))  # it takes all that it is given
         free = memory - RESERVE - needs.training
         sleep = settings.sleep is True or (server > free and settings.sleep == "auto")
         if sleep:
@@ -135,20 +143,24 @@ def _fitting(
     places = _places(serving, settings, share)
     if isinstance(places, str):
         return places
+    own = kind != "split" and parallel == 1 and len(places) == ranks
+    whole = needs.held + needs.weights + RESERVE  # `nccl` gathers all on a card before requests freeze
     transfer = settings.transfer
     if transfer == "auto":
-        transfer = "nccl" if kind == "split" else "ipc" if parallel == 1 else "shm"
-    if transfer == "ipc" and (kind == "split" or parallel > 1 or len(places) != ranks):
+        transfer = "ipc" if own else "nccl" if kind == "split" and whole <= memory else "shm"
+    if transfer == "ipc" and not own:
         return "transfer 'ipc' needs a server on each card that trains, and no other"
     if transfer == "nccl" and kind != "split":
         return f"transfer 'nccl' cannot reach a server on the trainer's own card ({kind!r}); set ipc or shm"
+    if transfer == "nccl" and whole > memory:
+        return f"transfer 'nccl' needs {_size(whole)} for all weights on a card of {_size(memory)}; set shm"
     return Placement(kind, training, places, transfer, sleep, needs.training)
 
 
 def _places(cards: Sequence[Card], settings: VLLMSettings, share: float | None) -> tuple[Place, ...] | str:
     """One server on each group of cards, or why they are too few."""
     parallel = _parallel(settings)
-    if "gpu-memory-utilization" in _arguments(settings):
+    if _given_share(settings) is not None:
         share = None
     count = len(cards) // parallel if settings.servers == "auto" else settings.servers
     if count < 1 or count * parallel > len(cards):
@@ -169,8 +181,12 @@ def _nearest(
 ) -> str:
     """What would fit, as the change that it takes."""
     reset = [f"policy.{name}=auto" for name in ("servers", "transfer") if getattr(settings, name) != "auto"]
+    reset += ["policy.arguments.gpu-memory-utilization left out"] * (_given_share(settings) is not None)
     also = f" with {' and '.join(reset)}" if reset else ""
-    free = settings.model_copy(update={"placement": "auto", "servers": "auto", "transfer": "auto"})
+    arguments = {name: v for name, v in _arguments(settings).items() if name != "gpu-memory-utilization"}
+    free = settings.model_copy(
+        update={"placement": "auto", "servers": "auto", "transfer": "auto", "arguments": arguments}
+    )
     for fewer in range(ranks, 0, -1):
         for kind in _kinds(free, fewer, len(cards)):
             for other in _mode_and_sleep(free, mode):
@@ -224,21 +240,34 @@ def _by_hand(cards: Sequence[Card], ranks: int, settings: VLLMSettings) -> Place
     return Placement("split", tuple(cards[:ranks]), (Place(),), transfer, settings.sleep is True, note=note)
 
 
-def _refuse_mixed(cards: Sequence[Card]) -> None:
-    kinds: dict[tuple[str, int], list[str]] = {}
-    for card in cards:
-        kinds.setdefault((card.name, round(card.memory / GIB)), []).append(card.id)
-    if len(kinds) > 1:
-        said = "; ".join(f"{', '.join(ids)}: {name} of {gib} GiB" for (name, gib), ids in kinds.items())
-        most = max(kinds.values(), key=len)
-        raise ConfigError(
-            f"cards of different kinds ({said}), expected one kind, as all wait for the slowest; set "
-            f"CUDA_VISIBLE_DEVICES={','.join(most)}"
-        )
+def _refuse_crowded(
+    cards: Sequence[Card], ranks: int, settings: VLLMSettings, needs: Needs, sleep: bool
+) -> None:
+    """Refuse a server that was put by hand onto a card that trains and has no room for it."""
+    chosen = [name.strip() for name in settings.environment["CUDA_VISIBLE_DEVICES"].split(",")]
+    both = [card for card in cards[:ranks] if card.id in chosen]
+    free = 1 - ((needs.held if sleep else needs.training) + RESERVE) / cards[0].memory
+    share = _given_share(settings) or LARGEST_SHARE
+    if not both or share <= free:
+        return
+    others = [card.id for card in cards[ranks:]]
+    another = f"name another card ({', '.join(others)})" if others else "leave the variable out"
+    smaller = f"set policy.arguments.gpu-memory-utilization={int(100 * free) / 100:g} or less, or "
+    raise ConfigError(
+        f"policy.environment: CUDA_VISIBLE_DEVICES={','.join(chosen)}, but card {both[0].id} trains too, and "
+        f"a server takes {share:.0%} of it, expected at most {max(0, int(100 * free))}%; "
+        f"{smaller if free > 0 else ''}{another}"
+    )
 
 
 def _parallel(settings: VLLMSettings) -> int:
     return int(_arguments(settings).get("tensor-parallel-size", 1))
+
+
+def _given_share(settings: VLLMSettings) -> float | None:
+    """Of each card's memory for a server, where the recipe says it."""
+    given = _arguments(settings).get("gpu-memory-utilization")
+    return None if given is None else float(given)
 
 
 def _arguments(settings: VLLMSettings) -> Mapping[str, Any]:
@@ -253,5 +282,5 @@ def _plain(cards: int) -> str:
     return f"{cards} card{'' if cards == 1 else 's'}"
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     return f"{count / GIB:.1f} GiB"

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def plan(*, cards: int = 0, environment: dict[str, str] | None = None, **fields: object) -> Launch | None:
-    return plan_launch(LaunchSettings(**fields), cards=cards, environment=environment or {})
+    return plan_launch(LaunchSettings(**fields), cards=cards, training=cards, environment=environment or {})
 
 
 def test_a_recipe_that_says_auto_is_read_again():
@@ -60,6 +60,8 @@ def test_a_process_for_each_card_unless_said_otherwise(cards, fields, processes)
         ({"type": "vllm", "placement": "split"}, "sync", 4),
         ({"type": "vllm", "placement": "split", "servers": 2}, "sync", 6),
         ({"type": "vllm", "placement": "split", "servers": 1, "arguments": TP2}, "sync", 6),
+        ({"type": "vllm", "environment": {"CUDA_VISIBLE_DEVICES": "6,7"}}, "sync", 6),
+        ({"type": "vllm", "environment": {"CUDA_VISIBLE_DEVICES": "7"}}, "async", 7),
         ({"type": "vllm", "engine": "external", "base_urls": ["http://one:1"]}, "async", 8),
     ],
 )
@@ -70,6 +72,15 @@ def test_cards_that_servers_have_for_themselves_do_not_train(policy, mode, train
     assert cards_that_train(recipe, 8) == training
     assert cards_that_train(recipe, 1) == 1
     assert cards_that_train(recipe, 0) == 0
+
+
+def test_who_says_how_many_train_may_leave_servers_another_share_than_half():
+    settings = LaunchSettings(processes=6)
+    launch = plan_launch(settings, cards=8, training=4, environment={})
+    assert launch is not None
+    assert launch.each == 6
+    with pytest.raises(ConfigError, match="processes: 6, but 4 CUDA cards are to be seen"):
+        plan_launch(settings, cards=4, training=2, environment={})
 
 
 def test_a_launcher_s_process_starts_no_others():

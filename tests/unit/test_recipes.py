@@ -70,7 +70,7 @@ def test_a_recipe_for_cards_says_in_one_line_that_there_is_none(path):
     assert isinstance(policy, VLLMSettings), "all of them are served"
 
     def start():
-        plan_launch(recipe.launch, cards=0, environment={})
+        plan_launch(recipe.launch, cards=0, training=0, environment={})
         return plan_placement((), 1, policy, lambda ranks: Needs(0, 0, 0, 0), mode=recipe.mode)
 
     if path.stem == "offline":

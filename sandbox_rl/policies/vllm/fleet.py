@@ -174,21 +174,26 @@ class SupervisedServers(_Watched):
         server, several = self._members[number], len(self._members) > 1
         name = f"vLLM server {number} of {len(self._members)}" if several else "vLLM server"
         while True:
-            reason = await server.failed()
-            await self._weights.wanted()
-            if not self._left[number]:
-                why = f"the {name} failed for good after {self._restarts} restarts: {reason}"
-                break
-            self._left[number] -= 1
-            done = self._restarts - self._left[number]
-            logger.warning("%s: %s; restart %d of %d", name, reason, done, self._restarts)
-            try:
-                await server.restart(self._weights.restore)
-            except Exception as error:
-                why = f"the {name} could not be restarted: {error}"
-                break
-        logger.error("%s", why)
-        server.give_up(why)
+            reason: str | None = await server.failed()
+            while reason is not None:
+                await self._weights.wanted()
+                if not self._left[number]:
+                    why = f"the {name} failed for good after {self._restarts} restarts: {reason}"
+                    logger.error("%s", why)
+                    server.give_up(why)
+                    return
+                self._left[number] -= 1
+                done = self._restarts - self._left[number]
+                logger.warning("%s: %s; restart %d of %d", name, reason, done, self._restarts)
+                reason = await self._restarted(server)
+
+    async def _restarted(self, server: ManagedServer) -> str | None:
+        """Why a restart failed, if it did: what ends a server can end the next one as it starts."""
+        try:
+            await server.restart(self._weights.restore)
+        except Exception as error:
+            return f"it could not be started again: {error}"
+        return None
 
 
 class RestoredServers(_Watched):
@@ -214,5 +219,5 @@ class RestoredServers(_Watched):
                         logger.warning("%s was started again; it got version %d", server.address, version)
             except (Refused, Unreachable):
                 pass  # whoever runs it starts it again, or not: its turns are waited for
-            except EngineFault as error:
+            except Exception as error:  # whatever it is, the next look tries again
                 logger.warning("%s: the newest weights are sent again: %s", server.address, error)

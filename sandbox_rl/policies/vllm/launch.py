@@ -36,8 +36,16 @@ _CPU_DEFAULTS: Mapping[str, Any] = {
 }
 _IN_THE_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """The model in the engine's own process, as vLLM does by itself on one card. On CPUs it takes another one,
-which the engine waits for by spinning: a core less to compute with (scripts/bench_cpu_server.py)."""
-_SEVERAL_WORKERS = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
+and keeps a core for the engine beside it: one less to compute with (scripts/bench_cpu_server.py). The cores
+are `OMP_NUM_THREADS` then (`environment`); of several workers vLLM decides by itself."""
+_WORKERS = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
+_OF_A_RANK = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE"),
+)
+_OF_A_LAUNCHER = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_")
+"""What begins so. With TORCHELASTIC_USE_AGENT_STORE torch makes no store for a group of a server's own, and
+the server waits for one that nobody makes (vLLM meets by tcp:// before 0.31, and in data parallelism)."""
 LONGEST_BATCH = 8_192
 """Tokens of one pass on a CPU, or one whole context: prompts are not cut."""
 
@@ -116,7 +124,7 @@ def server_command(
     if not gpu:
         longest = max(LONGEST_BATCH, int(arguments.get("max-model-len", 0)))
         arguments.setdefault("max-num-batched-tokens", longest)
-        if not any(name in arguments for name in _SEVERAL_WORKERS):
+        if all(str(arguments.get(name, 1)) == "1" for name in _WORKERS):
             arguments.setdefault("distributed-executor-backend", _IN_THE_ENGINE)
     arguments |= {
         "model": model,
@@ -133,11 +141,20 @@ def server_command(
     return [*supervisor, python, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
 
 
-def environment(settings: VLLMSettings, *, gpu: bool) -> dict[str, str]:
-    """The server's environment: ours, with the plug-in on its path and its telemetry off."""
-    ours = dict(os.environ)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        ours.pop(name, None)  # it is no rank of the trainer's process group
+def environment(settings: VLLMSettings, *, gpu: bool, servers: int = 1) -> dict[str, str]:
+    """The server's environment: ours, with the plug-in on its path and its telemetry off.
+
+    Args:
+        servers: that compute on this machine's cores, which are divided between them.
+    """
+    # It is no rank of the trainer's process group.
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _OF_A_RANK and not name.startswith(_OF_A_LAUNCHER)
+    }
+    if "WORLD_SIZE" in os.environ:
+        ours.pop("OMP_NUM_THREADS", None)  # what a launcher gives to each of its processes
     ours["PYTHONPATH"] = os.pathsep.join(p for p in (str(PLUGIN), ours.get("PYTHONPATH")) if p)
     ours |= {
         "VLLM_SERVER_DEV_MODE": "1",
@@ -149,6 +166,8 @@ def environment(settings: VLLMSettings, *, gpu: bool) -> dict[str, str]:
     }
     if not gpu:
         ours.setdefault("TORCH_COMPILE_DISABLE", "1")
+        ours.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // servers)))
+        ours.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the trainer and others want the cores too
     return ours | settings.environment
 
 

@@ -49,6 +49,7 @@ class ManagedServer:
         log: file that its output goes to.
         transfer: `shm`, `ipc`, `nccl` or `gloo`.
         gpu: whether it has one.
+        servers: that share this machine's cores where there is none, itself included.
         needed_context: tokens that the longest prompt and one turn take.
         tokenizer: that its own is held against.
         say: told how the start goes.
@@ -60,6 +61,7 @@ class ManagedServer:
     log: Path
     transfer: str
     gpu: bool
+    servers: int = 1
     needed_context: int = 1
     tokenizer: TokenizerProbe | None = None
     say: Callable[[str], None] = lambda _: None
@@ -112,7 +114,7 @@ class ManagedServer:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=environment(self.settings, gpu=self.gpu),
+                env=environment(self.settings, gpu=self.gpu, servers=self.servers),
                 start_new_session=True,
             )
 

@@ -164,6 +164,7 @@ def _started(
                 log=log_of(log, number, len(places)),
                 transfer=placement.transfer,
                 gpu=gpu,
+                servers=len(places),
                 needed_context=model.longest_prompt + 1,
                 tokenizer=model.tokenizer,
                 say=say,

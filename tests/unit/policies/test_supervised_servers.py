@@ -13,13 +13,15 @@ import pytest
 import torch
 
 from sandbox_rl.errors import EngineFault, SetupError
-from sandbox_rl.http_client import Unreachable
+from sandbox_rl.http_client import Address, Unreachable
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm import progress, server
-from sandbox_rl.policies.vllm.fleet import ManagedServers, SupervisedServers
+from sandbox_rl.policies.vllm import fleet, progress, server
+from sandbox_rl.policies.vllm.fake import FakeVLLM
+from sandbox_rl.policies.vllm.fleet import ManagedServers, RestoredServers, SupervisedServers
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
+from sandbox_rl.policies.vllm.source import ExternalServers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.payload import checksums_of
 from sandbox_rl.training.publication.routes import verify
@@ -89,9 +91,9 @@ def served(directory: Path, servers: int = 1, delay_s: float = 0, **fields):
             ManagedServer(settings, model="m", log=directory / f"log-{n}", transfer="shm", gpu=False)
             for n in range(servers)
         ]
-        fleet = ManagedServers(members)
-        weights = PublishedWeights(fleet, loop, sleeps=True, keeps=True)
-        supervised = SupervisedServers(fleet, weights, restarts=settings.restarts)
+        managed = ManagedServers(members)
+        weights = PublishedWeights(managed, loop, sleeps=True, keeps=True)
+        supervised = SupervisedServers(managed, weights, restarts=settings.restarts)
         policy = VLLMPolicy(supervised, settings, end_ids=frozenset({2}), version=weights.version)
         with loop.entered(policy):
             yield Served(loop, members, supervised, weights, policy)
@@ -152,6 +154,56 @@ def test_a_server_that_dies_too_often_is_an_engine_fault_for_all_who_wait(tmp_pa
             on.ask()
         with pytest.raises(EngineFault, match="failed for good"):
             on.weights.publish(Model(2.0), 2)
+
+
+def test_a_server_that_dies_as_it_starts_again_is_started_once_more(tmp_path):
+    """As far as the restarts go, and no further."""
+    with served(tmp_path, restarts=3) as on:
+        on.weights.publish(Model(1.0), 1)
+        python = tmp_path / "python"
+        well = python.read_text()
+        once = (
+            f'case "$*" in *--uds*) [ -e {tmp_path}/died ] || {{ touch {tmp_path}/died; exit 7; }} ;; esac\n'
+        )
+        python.write_text(well.replace("while [", f"{once}while ["))
+        on.kill()
+        assert on.ask().weight_version == 1
+        assert on.supervised.restarts_left == (1,)
+        on.holds(Model(1.0))
+        python.write_text(well.replace("while [", 'case "$*" in *--uds*) exit 7 ;; esac\nwhile ['))
+        on.kill()
+        with pytest.raises(
+            EngineFault, match=r"failed for good after 3 restarts: it could not .* exit code 7"
+        ):
+            on.ask()
+
+
+def test_one_that_cannot_be_given_its_weights_is_looked_at_again(tmp_path, monkeypatch):
+    """Whatever went wrong: a server of someone else's that was started again stays watched."""
+    monkeypatch.setattr(fleet, "LOOK_S", 0.05)
+    given, again = [], asyncio.Event()
+
+    class Weights:
+        async def wanted(self):
+            """Never asked."""
+
+        async def restore(self, server):
+            given.append(server)
+            if len(given) == 1:
+                raise SetupError("the card is another's")
+            again.set()
+
+    async def twice():
+        address = Address("http://localhost", str(tmp_path / "http"))
+        servers = ExternalServers([address], needed_context=1, tokenizer=None, startup_timeout_s=5)
+        async with (
+            FakeVLLM().serving(tmp_path / "http"),
+            RestoredServers(servers, Weights()),
+            asyncio.timeout(20),
+        ):
+            await again.wait()
+
+    asyncio.run(twice())
 
 
 def test_one_of_two_that_dies_costs_its_own_turns_only_and_comes_back_with_the_newest_weights(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import tempfile
 import uuid
@@ -116,15 +117,42 @@ def test_on_cpus_the_engine_computes_in_its_own_process_unless_there_are_several
     assert words[words.index(name) + 1].endswith(".UniProcExecutor")
     assert name not in command(tmp_path, gpu=True)
     assert name not in command(tmp_path, arguments={"tensor-parallel-size": 2})
+    assert name in command(tmp_path, arguments={"tensor_parallel_size": 1})
     words = command(tmp_path, arguments={"distributed_executor_backend": "mp"})
     assert words[words.index(name) + 1] == "mp"
 
 
 def test_a_server_is_no_rank_of_the_trainer(monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+    """Not even where torch looks for a store: with the launcher's it would wait for one that nobody makes."""
+    of_a_rank = {
+        "RANK": "1",
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "ACCELERATE_USE_FSDP": "true",
+    }
+    for name, value in of_a_rank.items():
+        monkeypatch.setenv(name, value)
     found = environment(VLLMSettings(type="vllm", environment={"CUDA_VISIBLE_DEVICES": "3"}), gpu=True)
-    assert "RANK" not in found
+    assert not of_a_rank.keys() & found.keys()
     assert (found["VLLM_SERVER_DEV_MODE"], found["CUDA_VISIBLE_DEVICES"]) == ("1", "3")
+
+
+def test_servers_on_cpus_divide_the_cores_whatever_a_launcher_gave_its_processes(monkeypatch):
+    settings, cores = VLLMSettings(type="vllm"), len(os.sched_getaffinity(0))
+
+    def threads(**given):
+        return environment(settings, **{"gpu": False} | given).get("OMP_NUM_THREADS")
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert [threads(servers=n) for n in (1, cores, 2 * cores)] == [str(cores), "1", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert threads(servers=2) == "7", "whoever starts a run by hand may say it"
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert threads() == str(cores)
+    assert threads(gpu=True) is None
+    settings = VLLMSettings(type="vllm", environment={"OMP_NUM_THREADS": "3"})
+    assert threads() == "3"
 
 
 def test_an_interpreter_that_is_none_is_one_line(tmp_path):

@@ -11,7 +11,7 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.memory import estimate_memory, kv_bytes_per_token, model_shape
-from sandbox_rl.training.placement import Needs, fake_cards
+from sandbox_rl.training.placement import GIB, Needs, fake_cards
 from sandbox_rl.training.placement_plan import plan_placement, plan_serving
 from tests.unit.shapes import QWEN3_0_6B, QWEN3_4B, QWEN3_8B
 
@@ -76,6 +76,7 @@ CASES = [
     (f"8x {H100}", 4, "8B", "sync", {"arguments": {"tensor_parallel_size": 2}}, "split", 2, 2, "nccl", False),
     (f"8x {H100}", 8, "4B", "sync", {"arguments": {"tensor-parallel-size": 4}}, "shared", 2, 4, "shm", False),
     (f"4x {H100}", 2, "4B", "sync", {"transfer": "shm"}, "split", 2, 1, "shm", False),
+    (f"8x {H100}", 8, "4B", "sync", {"servers": 2}, "shared", 2, 1, "shm", False),
     ("", 1, "4B", "sync", {}, "cpu", 1, 0, "shm", False),
     ("", 2, "4B", "async", {"servers": 2}, "cpu", 2, 0, "shm", False),
 ]
@@ -94,7 +95,7 @@ def test_what_is_planned(cards, ranks, model, mode, policy, kind, servers, of, t
     assert training == [str(number) for number in range(ranks if kind != "cpu" else 0)]
     if kind == "split":
         assert not set(serving) & set(training)
-    elif of == 1:
+    elif transfer == "ipc":
         assert serving == training, "number i of the processes has server i on its card"
 
 
@@ -186,6 +187,38 @@ def test_what_is_planned_fits(case):
             {"environment": {"CUDA_VISIBLE_DEVICES": "1"}, "servers": 2},
             "expected one of the two",
         ),
+        (
+            f"2x {H100}",
+            2,
+            "4B",
+            "sync",
+            {"environment": {"CUDA_VISIBLE_DEVICES": "1"}},
+            "card 1 trains too, and a server takes 90% .*utilization=0.* or less, or leave the variable out",
+        ),
+        (
+            f"2x {H100}",
+            1,
+            "4B",
+            "sync",
+            {"environment": {"CUDA_VISIBLE_DEVICES": "0"}},
+            "card 0 trains too.*name another card .1.",
+        ),
+        (
+            f"2x {H100}",
+            2,
+            "4B",
+            "sync",
+            {"arguments": {"gpu-memory-utilization": 0.9}},
+            "72.0 GiB for a server beside .*gpu-memory-utilization left out fits",
+        ),
+        (
+            f"4x {H100}",
+            2,
+            "4B",
+            "async",
+            {"arguments": {"gpu_memory_utilization": 0.1}, "placement": "split"},
+            "gpu-memory-utilization 0.1 gives it 8.0 GiB; .*gpu-memory-utilization left out fits",
+        ),
     ],
 )
 def test_what_is_refused_names_what_would_do(cards, ranks, model, mode, policy, said):
@@ -204,6 +237,29 @@ def test_a_share_that_the_recipe_sets_is_left_to_it():
     assert [place.share for place in found.servers] == [None, None]
 
 
+def test_a_share_that_fits_only_while_the_trainer_rests_has_servers_sleep():
+    assert not plan(f"2x {H100}", 2, "4B", arguments={"gpu-memory-utilization": 0.3}).sleep
+    assert plan(f"2x {H100}", 2, "4B", arguments={"gpu-memory-utilization": 0.6}).sleep
+
+
+def test_weights_that_no_card_holds_whole_beside_its_own_part_go_through_the_host():
+    """`nccl` gathers all of them on the first process's card; a server has them in parts."""
+    settings = VLLMSettings(type="vllm", arguments={"tensor-parallel-size": 4})
+
+    def planned(**fields):
+        return plan_placement(
+            fake_cards(f"8x {H100}"),
+            4,
+            settings.model_copy(update=fields),
+            lambda ranks: Needs(training=60 * GIB, held=30 * GIB, weights=64 * GIB, longest=GIB),
+            mode="async",
+        )
+
+    assert (planned().kind, planned().transfer) == ("split", "shm")
+    with pytest.raises(ConfigError, match=r"'nccl' needs 96\.0 GiB .*with policy.transfer=auto fits"):
+        planned(transfer="nccl")
+
+
 def test_the_number_of_servers_is_said_or_left_open():
     assert [VLLMSettings(type="vllm", servers=n).servers for n in ("auto", 3)] == ["auto", 3]
     for wrong in (0, "many"):
@@ -212,6 +268,9 @@ def test_the_number_of_servers_is_said_or_left_open():
     for wrong in (0, "2", True):
         with pytest.raises(ValueError, match="expected a number of cards"):
             VLLMSettings(type="vllm", arguments={"tensor_parallel_size": wrong})
+    for wrong in (0, 1.5, "half", True):
+        with pytest.raises(ValueError, match="expected a number above 0"):
+            VLLMSettings(type="vllm", arguments={"gpu-memory-utilization": wrong})
     with pytest.raises(ValueError, match="see base_urls"):
         VLLMSettings(type="vllm", engine="external", base_urls=("http://a:1",), servers=2)
 
