@@ -45,9 +45,9 @@ def plan_placement(
             f"for each; set launch.processes={len(cards)}, or see CUDA_VISIBLE_DEVICES"
         )
     if "CUDA_VISIBLE_DEVICES" in settings.environment:
-        found = _by_hand(cards, ranks, settings)
-        _refuse_crowded(cards, ranks, settings, needs(ranks), found.sleep)
-        return found
+        placed = _by_hand(cards, ranks, settings)
+        _refuse_crowded(cards, ranks, settings, needs(ranks), placed.sleep)
+        return placed
     kinds: list[Kind] = _kinds(settings, ranks, len(cards))
     why = ""
     for kind in kinds:

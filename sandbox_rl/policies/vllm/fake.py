@@ -80,6 +80,9 @@ class FakeVLLM:
     """What sleeps: `weights`, `kv_cache`."""
     _slots: asyncio.Semaphore = field(init=False, repr=False)
     _in_flight: set[str] = field(default_factory=set, repr=False)
+    _seated: dict[str, int | None] = field(default_factory=dict, repr=False)
+    """Of turns that are being sampled, and do not wait for a slot: version of the weights they began with."""
+    _next_version: int | None = None
     _frozen: dict[str, list[list[int]]] = field(default_factory=dict, repr=False)
     _tokens: int = 0
     weights: dict[str, Any] = field(default_factory=dict)
@@ -141,10 +144,10 @@ class FakeVLLM:
         self._in_flight.add(name)
         try:
             async with self._slots:
+                await self._thawed()
+                self._seated[name] = self._next_version
                 await asyncio.sleep(self.delay_s + (self.extra_s if struck else 0.0))
-            # Requests freeze then; a test may set it from outside, so that there is nothing to wait on.
-            while self.paused or self.asleep or self.stuck:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+                await self._thawed()
         finally:
             self._in_flight.discard(name)
         ids, ended = self._turn(body)
@@ -162,6 +165,11 @@ class FakeVLLM:
                 ]
             }
         )
+
+    async def _thawed(self) -> None:
+        """Requests freeze then; a test may set it from outside, so that there is nothing to wait on."""
+        while self.paused or self.asleep or self.stuck:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
     def _turn(self, body: dict[str, Any]) -> tuple[list[int], bool]:
         """The ids of a turn, and whether it has its end."""
@@ -266,10 +274,12 @@ class FakeVLLM:
         if method == "sandbox_rl_card":
             return self.card
         if method == "sandbox_rl_frozen":
-            for name in self._in_flight:
+            self._next_version = int(args[0])
+            for name in self._seated.keys() & self._in_flight:
                 self._frozen.setdefault(name, []).append([self.frozen_tokens, int(args[0])])
         if method == "sandbox_rl_switches":
-            return self._frozen.pop(args[0], [])
+            began = self._seated.pop(args[0], None)
+            return [*([] if began is None else [[0, began]]), *self._frozen.pop(args[0], [])]
         if method == "sandbox_rl_load":
             for path in json.loads(args[0]):
                 self._load({"path": path})

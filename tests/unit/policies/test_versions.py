@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -29,8 +30,14 @@ from sandbox_rl.types import (
 from tests.unit.test_weight_transfer import Model, publishing
 
 
-def sampled(*, frozen_tokens, publications=1, **fields):
+def sampled(**fields):
     """A turn of 8 tokens during which weights were published, from version 0 on."""
+    (action,) = turns(1, **fields)
+    return action
+
+
+def turns(count, *, frozen_tokens, publications=1, **fields):
+    """As many turns at once."""
     fake = FakeVLLM(delay_s=0.6, frozen_tokens=frozen_tokens, **fields)
     with publishing(fake) as (weights, loop, servers):
 
@@ -58,12 +65,12 @@ def sampled(*, frozen_tokens, publications=1, **fields):
                 return await session.act([5, 6], TurnSampling(max_tokens=8, seed=1), timeout=30)
 
         with loop.entered(policy):
-            future = asyncio.run_coroutine_threadsafe(turn(), loop._loop)
-            while not fake.requests:
-                pass
+            futures = [asyncio.run_coroutine_threadsafe(turn(), loop._loop) for _ in range(count)]
+            while len(fake.requests) < count:
+                time.sleep(0.01)
             for _ in range(publications):
                 weights.publish(Model(), weights.version.value + 1)
-            return future.result(30)
+            return [future.result(30) for future in futures]
 
 
 def test_a_turn_that_nobody_interrupts_has_one_version():
@@ -85,6 +92,13 @@ def test_a_publication_at_the_border_of_a_turn_divides_nothing(frozen, versions)
 
 def test_of_two_publications_at_the_same_token_the_later_counts():
     assert sampled(frozen_tokens=3, publications=2).weight_switches == ((3, 2),)
+
+
+def test_a_turn_that_waited_for_a_seat_has_the_version_that_it_began_with():
+    """It was asked for before the publication, and sampled after it."""
+    frozen, waited = sorted(turns(2, slots=1, frozen_tokens=3), key=lambda action: action.weight_version)
+    assert frozen.versions == (0, 0, 0, 1, 1, 1, 1, 1)
+    assert (waited.versions, waited.weight_switches) == ((1,) * 8, ())
 
 
 def test_where_the_server_does_not_say_no_token_seems_newer_than_it_is_and_it_is_counted():

@@ -59,8 +59,11 @@ if "shm" not in WeightTransferEngineFactory._registry:
 
 FROZEN = {}
 """Of requests that were frozen, by the id that the client gave: [tokens by then, version after] each time."""
+STARTED = {}
+"""Of requests, by the id that the client gave: version of the weights that they began with. One that waited
+for a seat while weights were published was not frozen, and begins with the new ones."""
 KEPT = 65_536
-"""Requests in `FROZEN`, the newest."""
+"""Requests in `FROZEN` and in `STARTED`, the newest."""
 
 
 class WorkerExtension:
@@ -70,13 +73,14 @@ class WorkerExtension:
         """Note how many tokens each request has, now that all are frozen and get weights of `version`."""
         for name, tokens in _sampled(self.model_runner).items():
             FROZEN.setdefault(_given_id(name), []).append([tokens, int(version)])
-        while len(FROZEN) > KEPT:
-            del FROZEN[next(iter(FROZEN))]
+        _forget(FROZEN)
+        _note_starts(self.model_runner, int(version))
         return {}
 
     def sandbox_rl_switches(self, given_id):
-        """[tokens by then, version after] of each publication that froze a request."""
-        return FROZEN.pop(given_id, [])
+        """[tokens by then, version after] of a request's beginning, if known, and of what froze it."""
+        began = STARTED.pop(given_id, None)
+        return [*([] if began is None else [[0, began]]), *FROZEN.pop(given_id, [])]
 
     def sandbox_rl_load(self, paths):
         """Load safetensors files outside of any transfer: a server that was started again gets them so.
@@ -124,6 +128,7 @@ class WorkerExtension:
         """
         if version is not None:
             self._sandbox_rl_version = int(version)
+            _note_starts(self.model_runner, int(version))
         return {"version": getattr(self, "_sandbox_rl_version", None)}
 
     def sandbox_rl_card(self):
@@ -147,6 +152,28 @@ class WorkerExtension:
                 part = parameter.detach()[: rows[name]].to("cpu").contiguous()
                 found[name] = [list(part.shape), zlib.crc32(part.view(torch.uint8).numpy())]
         return found
+
+
+def _note_starts(runner, version):
+    """From now on, note of each request that is computed for the first time that it begins with `version`."""
+    known = getattr(runner, "sandbox_rl_version", None)
+    runner.sandbox_rl_version = version
+    if known is not None:
+        return
+    execute = runner.execute_model
+
+    def noting(scheduled, *args, **kwargs):
+        for request in scheduled.scheduled_new_reqs:
+            STARTED.setdefault(_given_id(request.req_id), runner.sandbox_rl_version)
+        _forget(STARTED)
+        return execute(scheduled, *args, **kwargs)
+
+    runner.execute_model = noting
+
+
+def _forget(notes):
+    while len(notes) > KEPT:
+        del notes[next(iter(notes))]
 
 
 def _sampled(runner):
