@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ _OURS = {
     "generation-config": "leave it; sampling is the recipe's alone",
 }
 """Arguments of the server that the recipe says elsewhere, and where."""
+_PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 
 
 def _is_share(value: object) -> bool:
@@ -108,9 +110,22 @@ class VLLMSettings(Settings):
                 raise ValueError(f"arguments: {name!r}, expected the name without dashes in front")
             if plain == "gpu-memory-utilization" and not _is_share(value):
                 raise ValueError(f"arguments: {name!r} is {value!r}, expected a number above 0, at most 1")
-            if plain == "tensor-parallel-size" and (type(value) is not int or value < 1):
+            if plain in _PARALLEL and (type(value) is not int or value < 1):
                 raise ValueError(f"arguments: {name!r} is {value!r}, expected a number of cards, 1 or more")
         return self
+
+    @property
+    def shards(self) -> int:
+        """Cards that a managed server's weights are divided over."""
+        return math.prod(self._size(name) for name in _PARALLEL[:2])
+
+    @property
+    def cards_each(self) -> int:
+        """Of a managed server."""
+        return math.prod(self._size(name) for name in _PARALLEL)
+
+    def _size(self, name: str) -> int:
+        return int(self.arguments.get(name, self.arguments.get(name.replace("-", "_"), 1)))
 
     def _refuse_for_external(self) -> None:
         if self.sleep is True:

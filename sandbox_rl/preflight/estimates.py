@@ -80,7 +80,7 @@ def duration_of(
         server=server is not None,
         lora=recipe.model.lora is not None,
         item=dtype.itemsize,
-        shards=int(server.arguments.get("tensor-parallel-size", 1)) if server is not None else 1,
+        shards=server.shards if server is not None else 1,
     )
 
 

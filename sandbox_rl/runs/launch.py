@@ -80,9 +80,7 @@ def cards_that_train(recipe: Recipe, cards: int) -> int:
         return max(1, cards - len(by_hand.split(",")))
     # Servers that cannot sleep while others train need cards of their own.
     if policy.placement == "split" or (policy.placement == "auto" and recipe.mode == "async"):
-        given = {name.replace("_", "-"): value for name, value in policy.arguments.items()}
-        each = int(given.get("tensor-parallel-size", 1))
-        serving = cards // 2 if policy.servers == "auto" else policy.servers * each
+        serving = cards // 2 if policy.servers == "auto" else policy.servers * policy.cards_each
         return max(1, cards - serving)
     return cards
 

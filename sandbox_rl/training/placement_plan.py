@@ -109,8 +109,7 @@ def _fitting(
     """The placement of this kind, or why there is none."""
     training, memory = tuple(cards[:ranks]), cards[0].memory
     serving = cards[ranks:] if kind == "split" else training
-    parallel = _parallel(settings)
-    server, given = needs.server(parallel), _given_share(settings)
+    server, given = needs.server(settings.shards), _given_share(settings)
     if needs.training + RESERVE > memory:
         return f"an update needs {_size(needs.training + RESERVE)} on a card of {_size(memory)}"
     if given is not None and server > given * memory:
@@ -143,7 +142,7 @@ def _fitting(
     places = _places(serving, settings, share)
     if isinstance(places, str):
         return places
-    own = kind != "split" and parallel == 1 and len(places) == ranks
+    own = kind != "split" and settings.cards_each == 1 and len(places) == ranks
     whole = needs.held + needs.weights + RESERVE  # `nccl` gathers all on a card before requests freeze
     transfer = settings.transfer
     if transfer == "auto":
@@ -159,17 +158,15 @@ def _fitting(
 
 def _places(cards: Sequence[Card], settings: VLLMSettings, share: float | None) -> tuple[Place, ...] | str:
     """One server on each group of cards, or why they are too few."""
-    parallel = _parallel(settings)
+    each = settings.cards_each
     if _given_share(settings) is not None:
         share = None
-    count = len(cards) // parallel if settings.servers == "auto" else settings.servers
-    if count < 1 or count * parallel > len(cards):
-        groups = f" of tensor-parallel-size {parallel}" if parallel > 1 else ""
+    count = len(cards) // each if settings.servers == "auto" else settings.servers
+    if count < 1 or count * each > len(cards):
+        groups = f" of {each} cards each" if each > 1 else ""
         what = f"{max(count, 1)} server{'s' if count > 1 else ''}{groups}"
-        return f"{what} cannot be placed on {_plain(len(cards))}, expected {max(count, 1) * parallel}"
-    return tuple(
-        Place(tuple(cards[number * parallel : (number + 1) * parallel]), share) for number in range(count)
-    )
+        return f"{what} cannot be placed on {_plain(len(cards))}, expected {max(count, 1) * each}"
+    return tuple(Place(tuple(cards[number * each : (number + 1) * each]), share) for number in range(count))
 
 
 def _nearest(
@@ -194,7 +191,7 @@ def _nearest(
                     train = f" with launch.processes={fewer}" if fewer != ranks else ""
                     return f"placement {kind!r}{also}{train}{other[2]} fits"
     least = needs(ranks)
-    size = max(least.training + RESERVE, least.server(_parallel(settings)) + RESERVE)
+    size = max(least.training + RESERVE, least.server(settings.shards) + RESERVE)
     return (
         f"nothing fits: it takes cards of {_size(size)} or more, model.lora, shorter episodes, or weights "
         "sharded over more processes (configs/accelerate/fsdp2.yaml)"
@@ -258,10 +255,6 @@ def _refuse_crowded(
         f"a server takes {share:.0%} of it, expected at most {max(0, int(100 * free))}%; "
         f"{smaller if free > 0 else ''}{another}"
     )
-
-
-def _parallel(settings: VLLMSettings) -> int:
-    return int(_arguments(settings).get("tensor-parallel-size", 1))
 
 
 def _given_share(settings: VLLMSettings) -> float | None:

@@ -18,7 +18,7 @@ from sandbox_rl.runs.division import Division, check_division, division_of
 from sandbox_rl.runs.launch import Launch, cards_that_train, plan_launch, run_launch
 from tests import prepared
 
-TP2 = {"tensor_parallel_size": 2}
+TP2, DP2 = {"tensor_parallel_size": 2}, {"data-parallel-size": 2}
 ROOT = Path(__file__).parents[2]
 
 
@@ -60,6 +60,7 @@ def test_a_process_for_each_card_unless_said_otherwise(cards, fields, processes)
         ({"type": "vllm", "placement": "split"}, "sync", 4),
         ({"type": "vllm", "placement": "split", "servers": 2}, "sync", 6),
         ({"type": "vllm", "placement": "split", "servers": 1, "arguments": TP2}, "sync", 6),
+        ({"type": "vllm", "placement": "split", "servers": 1, "arguments": TP2 | DP2}, "sync", 4),
         ({"type": "vllm", "environment": {"CUDA_VISIBLE_DEVICES": "6,7"}}, "sync", 6),
         ({"type": "vllm", "environment": {"CUDA_VISIBLE_DEVICES": "7"}}, "async", 7),
         ({"type": "vllm", "engine": "external", "base_urls": ["http://one:1"]}, "async", 8),

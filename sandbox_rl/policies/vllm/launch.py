@@ -37,8 +37,9 @@ _CPU_DEFAULTS: Mapping[str, Any] = {
 _IN_THE_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """The model in the engine's own process, as vLLM does by itself on one card. On CPUs it takes another one,
 and keeps a core for the engine beside it: one less to compute with (scripts/bench_cpu_server.py). The cores
-are `OMP_NUM_THREADS` then (`environment`); of several workers vLLM decides by itself."""
-_WORKERS = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
+are `OMP_NUM_THREADS` then (`environment`); of several workers, and where it is told, vLLM decides itself."""
+_BINDS = "VLLM_CPU_OMP_THREADS_BIND"
+"""Cores that vLLM binds a worker beside the engine to; in the engine it does not look at it."""
 _OF_A_RANK = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE"),
@@ -124,7 +125,7 @@ def server_command(
     if not gpu:
         longest = max(LONGEST_BATCH, int(arguments.get("max-model-len", 0)))
         arguments.setdefault("max-num-batched-tokens", longest)
-        if all(str(arguments.get(name, 1)) == "1" for name in _WORKERS):
+        if settings.cards_each == 1 and _BINDS not in (os.environ | settings.environment):
             arguments.setdefault("distributed-executor-backend", _IN_THE_ENGINE)
     arguments |= {
         "model": model,

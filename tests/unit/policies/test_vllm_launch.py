@@ -120,6 +120,8 @@ def test_on_cpus_the_engine_computes_in_its_own_process_unless_there_are_several
     assert name in command(tmp_path, arguments={"tensor_parallel_size": 1})
     words = command(tmp_path, arguments={"distributed_executor_backend": "mp"})
     assert words[words.index(name) + 1] == "mp"
+    bound = {"VLLM_CPU_OMP_THREADS_BIND": "0-3"}
+    assert name not in command(tmp_path, environment=bound), "it binds workers beside the engine only"
 
 
 def test_a_server_is_no_rank_of_the_trainer(monkeypatch):

@@ -75,6 +75,19 @@ CASES = [
     (f"8x {H100}", 4, "8B", "sync", {"servers": 1}, "split", 1, 1, "nccl", False),
     (f"8x {H100}", 4, "8B", "sync", {"arguments": {"tensor_parallel_size": 2}}, "split", 2, 2, "nccl", False),
     (f"8x {H100}", 8, "4B", "sync", {"arguments": {"tensor-parallel-size": 4}}, "shared", 2, 4, "shm", False),
+    (f"8x {H100}", 4, "8B", "sync", {"arguments": {"data_parallel_size": 2}}, "split", 2, 2, "nccl", False),
+    (
+        f"8x {H100}",
+        4,
+        "8B",
+        "sync",
+        {"arguments": {"pipeline-parallel-size": 4}},
+        "split",
+        1,
+        4,
+        "nccl",
+        False,
+    ),
     (f"4x {H100}", 2, "4B", "sync", {"transfer": "shm"}, "split", 2, 1, "shm", False),
     (f"8x {H100}", 8, "4B", "sync", {"servers": 2}, "shared", 2, 1, "shm", False),
     ("", 1, "4B", "sync", {}, "cpu", 1, 0, "shm", False),
@@ -110,7 +123,8 @@ def test_what_is_planned_fits(case):
     assert share is not None
     beside = 0 if found.kind == "split" else needs.held if found.sleep else needs.training
     assert share * memory + beside <= memory
-    assert needs.server(len(found.servers[0].cards)) <= share * memory + 0.01 * memory
+    shards = VLLMSettings(type="vllm", **policy).shards
+    assert needs.server(shards) <= share * memory + 0.01 * memory
     assert needs.training <= memory
 
 
