@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sandbox_rl.agents.base import AgentSession, BudgetSpent, EpisodeRequest, EpisodeSettings, Said
+from sandbox_rl.agents.base import AgentSession, AgentTurn, BudgetSpent, EpisodeRequest, EpisodeSettings
 from sandbox_rl.errors import SandboxFault
 from sandbox_rl.observer import Observer
 from sandbox_rl.sandboxes.base import Sandbox
@@ -81,18 +81,18 @@ class _Loop:
         deadline = self.deadline
         for steps_left in reversed(range(max_turns)):
             started = time.monotonic()
-            said = await self._act(deadline)
-            if isinstance(said, StopReason):
-                return Transcript(closed(turns), said)
-            deadline += said.action.lost_s  # what we have lost is not the episode's
+            acted = await self._act(deadline)
+            if isinstance(acted, StopReason):
+                return Transcript(closed(turns), acted)
+            deadline += acted.action.lost_s  # what we have lost is not the episode's
             sampled = time.monotonic()
-            observations = await self._answer_calls(said, sandbox, deadline)
+            observations = await self._answer_calls(acted, sandbox, deadline)
             timing = TurnTiming(sampled - started, time.monotonic() - sampled)
             stop = _why_stop(observations, steps_left, deadline)
             ids = await self.session.observe(observations, steps_left, last=stop is not None)
             if ids is None:
                 stop, ids = StopReason.MAX_TOKENS, ()
-            turns.append(Turn(said.action, said.calls, observations, ids, timing))
+            turns.append(Turn(acted.action, acted.calls, observations, ids, timing))
             self.observer.turn(self.episode, turns[-1])
             if stop is not None:
                 return Transcript(tuple(turns), stop)
@@ -101,27 +101,29 @@ class _Loop:
     async def reply(self) -> Transcript:
         """The only turn of an episode without a sandbox."""
         started = time.monotonic()
-        said = await self._act(self.deadline)
-        if isinstance(said, StopReason):
-            return Transcript((), said)
-        turn = Turn(said.action, timing=TurnTiming(time.monotonic() - started))
+        acted = await self._act(self.deadline)
+        if isinstance(acted, StopReason):
+            return Transcript((), acted)
+        turn = Turn(acted.action, timing=TurnTiming(time.monotonic() - started))
         self.observer.turn(self.episode, turn)
-        cut = said.action.finish_reason == "length"
-        return Transcript((turn,), StopReason.MAX_TOKENS if cut else StopReason.SUBMITTED, said.text)
+        cut = acted.action.finish_reason == "length"
+        return Transcript((turn,), StopReason.MAX_TOKENS if cut else StopReason.SUBMITTED, acted.text)
 
-    async def _act(self, deadline: float) -> Said | StopReason:
+    async def _act(self, deadline: float) -> AgentTurn | StopReason:
         """The agent's next turn, or which budget is used up."""
         self.observer.sampling(self.episode)
         try:
-            said = await self.session.act(timeout=max(deadline - time.monotonic(), 0.001))
+            acted = await self.session.act(timeout=max(deadline - time.monotonic(), 0.001))
         except TimeoutError:
             return StopReason.TIMEOUT
         except BudgetSpent:
             return StopReason.MAX_TOKENS
-        self.observer.said(self.episode, said)
-        return said
+        self.observer.sampled(self.episode, acted)
+        return acted
 
-    async def _answer_calls(self, said: Said, sandbox: Sandbox, deadline: float) -> tuple[Observation, ...]:
+    async def _answer_calls(
+        self, acted: AgentTurn, sandbox: Sandbox, deadline: float
+    ) -> tuple[Observation, ...]:
         """Run the calls of a turn in order; what follows a submit or the deadline is not run.
 
         All their observations together are bounded: the later ones get what the earlier ones have left.
@@ -129,13 +131,13 @@ class _Loop:
         Raises:
             SandboxFault: the host side failed, or hangs beyond its grace.
         """
-        if not said.calls:
+        if not acted.calls:
             observation = self.toolbox.no_call(self.session.call_example)
             self.observer.observed(self.episode, observation)
             return (observation,)
         observations: list[Observation] = []
         chars_left = MAX_TURN_CHARS
-        for call in said.calls:
+        for call in acted.calls:
             budget = deadline - time.monotonic()
             if budget <= 0:
                 break

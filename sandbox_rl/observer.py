@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec
 
-from sandbox_rl.agents.base import EpisodeRequest, Said
+from sandbox_rl.agents.base import AgentTurn, EpisodeRequest
 from sandbox_rl.types import MalformedCall, Observation, Rollout, StopReason, ToolCall, Turn
 
 P = ParamSpec("P")
@@ -25,7 +25,7 @@ class Observer:
     def sampling(self, episode: EpisodeRequest) -> None:
         """The agent is asked for its next turn."""
 
-    def said(self, episode: EpisodeRequest, said: Said) -> None:
+    def sampled(self, episode: EpisodeRequest, turn: AgentTurn) -> None:
         """The turn was sampled."""
 
     def calling(self, episode: EpisodeRequest, call: ToolCall | MalformedCall) -> None:
@@ -87,7 +87,7 @@ class Observers(Observer):
 
     started = _each(Observer.started)
     sampling = _each(Observer.sampling)
-    said = _each(Observer.said)
+    sampled = _each(Observer.sampled)
     calling = _each(Observer.calling)
     observed = _each(Observer.observed)
     turn = _each(Observer.turn)

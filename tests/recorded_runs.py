@@ -41,7 +41,7 @@ def submit() -> tuple[ToolCall, ...]:
 
 
 def recipe_of(directory: Path, **changes: Any) -> Recipe:
-    """A recipe in `directory` with its data and a tiny model that has room for prompts in bytes."""
+    """A recipe in `directory` with its data and a tiny model whose context holds prompts in bytes."""
     model = Path(saved_model(directory / "model"))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1 << 14}))

@@ -63,18 +63,18 @@ class SessionSetup:
 
 
 class BudgetSpent(Exception):
-    """Nothing fits into the token budget or the model's context any more: nobody's fault."""
+    """Nothing fits into the token budget or the model's context any more. It is no fault of ours."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class AgentTurn:
     """One turn of the agent.
 
     Args:
         action: as it was sampled; of an endpoint without ids.
         calls: in order, those that cannot be parsed included.
-        text: what it said, in words; calls are part of it where the policy writes them itself.
-        reasoning: what an endpoint tells of it apart from the text.
+        text: its words; calls are part of it where the policy writes them itself.
+        reasoning: where an endpoint returns it beside the text.
     """
 
     action: Action
@@ -104,7 +104,7 @@ class AgentSession(Protocol):
         """How the policy writes a call; "" where that is not its business."""
         ...
 
-    async def act(self, *, timeout: float) -> Said:
+    async def act(self, *, timeout: float) -> AgentTurn:
         """The next turn; `timeout` is the episode's remaining time in seconds.
 
         Raises:
@@ -151,8 +151,8 @@ class Agent(Protocol):
         """The ids of a prompt, shape (P,); () of an endpoint."""
         ...
 
-    def spoken(self, said: Said) -> tuple[str, str]:
-        """What a turn says to people: its reasoning, and its words besides calls."""
+    def reasoning_and_words(self, turn: AgentTurn) -> tuple[str, str]:
+        """A turn for people to read: its reasoning, and its words without the calls."""
         ...
 
     async def __aenter__(self) -> Agent: ...

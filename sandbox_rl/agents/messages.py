@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sandbox_rl.agents.base import AgentSession, Around, BudgetSpent, Said, SessionRecord, SessionSetup
+from sandbox_rl.agents.base import AgentSession, AgentTurn, Around, BudgetSpent, SessionRecord, SessionSetup
 from sandbox_rl.policies.openai_chat import ChatCall, ChatClient, ChatReply, ContextFull
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Action, ChatRecord, Message, Observation
@@ -35,9 +35,9 @@ class MessageAgent(Around[ChatClient]):
         """(): the endpoint keeps them to itself."""
         return ()
 
-    def spoken(self, said: Said) -> tuple[str, str]:
-        """See `Agent.spoken`."""
-        return said.reasoning, said.text
+    def reasoning_and_words(self, turn: AgentTurn) -> tuple[str, str]:
+        """See `Agent.reasoning_and_words`."""
+        return turn.reasoning, turn.text
 
 
 class _MessageSession:
@@ -51,7 +51,7 @@ class _MessageSession:
         self._turn = 0
         self._calls: tuple[ChatCall, ...] = ()
 
-    async def act(self, *, timeout: float) -> Said:
+    async def act(self, *, timeout: float) -> AgentTurn:
         setup = self._setup
         left = min(setup.limits.turn_tokens, setup.limits.max_tokens - self._count.spent)
         if left <= 0:
@@ -66,7 +66,7 @@ class _MessageSession:
         self._history.append(dict(reply.message))
         self._calls = reply.calls
         calls = tuple(call.call for call in reply.calls)
-        return Said(Action((), None, reply.finish_reason), calls, reply.text, reply.reasoning)
+        return AgentTurn(Action((), None, reply.finish_reason), calls, reply.text, reply.reasoning)
 
     async def observe(
         self, observations: Sequence[Observation], steps_left: int, *, last: bool
@@ -106,20 +106,20 @@ class _Counter:
         self._anew = False
 
     def add(self, reply: ChatReply) -> None:
-        said = reply.completion_tokens
-        if said is None:
+        sampled = reply.completion_tokens
+        if sampled is None:
             written = len(reply.text) + len(reply.reasoning) + sum(len(str(c.call)) for c in reply.calls)
-            said = written // CHARS_PER_TOKEN + 1
+            sampled = written // CHARS_PER_TOKEN + 1
         if reply.prompt_tokens is not None:
             if not self._counted:
                 self._counted, self._first = True, reply.prompt_tokens
             else:
                 # Templates that drop earlier reasoning make prompts shorter; that is no negative observation.
                 self._observed += max(0, reply.prompt_tokens - self._end)
-            self._end = reply.prompt_tokens + said
+            self._end = reply.prompt_tokens + sampled
         if self._anew:
             self._anew, self._before = False, self._sampled + self._observed
-        self._sampled += said
+        self._sampled += sampled
 
     def begin_anew(self) -> None:
         """A new budget begins; what the user says is not charged to it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from sandbox_rl.agents.base import AgentSession, Around, BudgetSpent, Said, SessionRecord, SessionSetup
+from sandbox_rl.agents.base import AgentSession, AgentTurn, Around, BudgetSpent, SessionRecord, SessionSetup
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.cooperate import give_way, off_loop
 from sandbox_rl.policies.base import Policy, PolicySession
@@ -42,9 +42,9 @@ class TokenAgent(Around[Policy]):
         """The rendered prompt, shape (P,)."""
         return self.chat.render_prompt(messages)
 
-    def spoken(self, said: Said) -> tuple[str, str]:
-        """See `Agent.spoken`."""
-        return self.chat.spoken(said.action.token_ids)
+    def reasoning_and_words(self, turn: AgentTurn) -> tuple[str, str]:
+        """See `Agent.reasoning_and_words`."""
+        return self.chat.reasoning_and_words(turn.action.token_ids)
 
 
 class _TokenSession:
@@ -72,7 +72,7 @@ class _TokenSession:
     def call_example(self) -> str:
         return self._chat.call_example
 
-    async def act(self, *, timeout: float) -> Said:
+    async def act(self, *, timeout: float) -> AgentTurn:
         setup = self._setup
         left = min(setup.limits.turn_tokens, self._end - len(self._sequence))
         if left <= 0:
@@ -82,9 +82,9 @@ class _TokenSession:
         self._turn += 1
         self._sequence.extend(action.token_ids)
         await give_way()
-        text = self._chat.said(action.token_ids)
+        text = self._chat.turn_text(action.token_ids)
         self._action, self._calls = action.token_ids, self._chat.calls_of(text)
-        return Said(action, self._calls, text)
+        return AgentTurn(action, self._calls, text)
 
     async def observe(
         self, observations: Sequence[Observation], steps_left: int, *, last: bool

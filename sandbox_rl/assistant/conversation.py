@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from sandbox_rl.agents.base import Agent, EpisodeRequest, Said, SessionSetup
+from sandbox_rl.agents.base import Agent, AgentTurn, EpisodeRequest, SessionSetup
 from sandbox_rl.assistant.files import without_inputs
 from sandbox_rl.episode import EpisodeSettings, closed, run_episode
 from sandbox_rl.errors import FileProblem, InfraFault, SandboxDead, SandboxFault, SandboxFileError
@@ -163,7 +163,7 @@ class Viewer(Protocol):
         """The policy has been asked for its next turn."""
         ...
 
-    def said(self, reasoning: str, words: str) -> None:
+    def sampled(self, reasoning: str, words: str) -> None:
         """The policy's turn is here: what it says besides its calls."""
         ...
 
@@ -203,9 +203,9 @@ class Record(Observer):
     def sampling(self, episode: EpisodeRequest) -> None:
         self._viewer.thinking()
 
-    def said(self, episode: EpisodeRequest, said: Said) -> None:
-        self._open = Turn(said.action, said.calls)
-        self._viewer.said(*self._agent.spoken(said))
+    def sampled(self, episode: EpisodeRequest, turn: AgentTurn) -> None:
+        self._open = Turn(turn.action, turn.calls)
+        self._viewer.sampled(*self._agent.reasoning_and_words(turn))
 
     def calling(self, episode: EpisodeRequest, call: ToolCall | MalformedCall) -> None:
         self._viewer.calling(call)

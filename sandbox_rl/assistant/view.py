@@ -95,7 +95,7 @@ class TerminalView:
             self._waiting.start()
             self._waiting.add_task("")
 
-    def said(self, reasoning: str, words: str) -> None:
+    def sampled(self, reasoning: str, words: str) -> None:
         """Reasoning dim, words plain."""
         self._stop_waiting()
         if reasoning.strip():

@@ -17,7 +17,7 @@ PER_GROUP = 64
 """Tensors of a group that are looked at, evenly spaced: a bound for models with thousands."""
 
 STEADY = 0.01
-"""Entries whose normalised gradient is smaller than this had no gradient worth the name (rows of an
+"""Entries whose normalised gradient is smaller than this had next to no gradient (rows of an
 embedding that were not used); of them nothing is expected."""
 
 _GROUPS = (

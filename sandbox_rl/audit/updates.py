@@ -195,7 +195,7 @@ class UpdateAudit(TrainerCallback):  # type: ignore[misc]
         elif self._still >= STILL_STEPS:
             rate = max(float(group["lr"]) for group in optimizer.param_groups)
             cause = (
-                f"{self._still} updates had gradients and moved no weight worth the name (learning rate "
+                f"{self._still} updates had gradients and hardly moved the weights (learning rate "
                 f"{rate:g}; grpo.max_grad_norm may be too small)"
             )
         if cause:

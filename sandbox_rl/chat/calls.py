@@ -102,15 +102,15 @@ class CallReader:
                 break
         return tuple(found)
 
-    def spoken(self, text: str) -> tuple[str, str]:
+    def reasoning_and_words(self, text: str) -> tuple[str, str]:
         """Reasoning at the head of the turn, and the words between it and the first call. Never raises."""
-        reasoning, said = "", text
+        reasoning, words = "", text
         think, end_think = self.format.thinking
         if self.starts_thinking or text.lstrip().startswith(think):
-            reasoning, _, said = text.partition(end_think)
+            reasoning, _, words = text.partition(end_think)
             reasoning = reasoning.replace(think, "", 1)
-        opened = self.format.opening.search(said)
-        return reasoning.strip(), self.format.words(said[: opened.start()] if opened else said)
+        opened = self.format.opening.search(words)
+        return reasoning.strip(), self.format.words(words[: opened.start()] if opened else words)
 
     def _scan(self, text: str) -> Iterator[ToolCall | MalformedCall]:
         position = 0

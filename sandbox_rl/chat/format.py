@@ -200,19 +200,19 @@ class ChatFormat:
 
         See `chat.calls` for the rules.
         """
-        return self.calls_of(self.said(token_ids))
+        return self.calls_of(self.turn_text(token_ids))
 
-    def said(self, token_ids: Sequence[int]) -> str:
+    def turn_text(self, token_ids: Sequence[int]) -> str:
         """A sampled turn as text, without its end. Never encode it again."""
         return self.decode(self.ends.before(token_ids))
 
-    def calls_of(self, said: str) -> tuple[ToolCall | MalformedCall, ...]:
+    def calls_of(self, text: str) -> tuple[ToolCall | MalformedCall, ...]:
         """The calls of a turn's text, as `parse`."""
-        return self._reader.read(said)
+        return self._reader.read(text)
 
-    def spoken(self, token_ids: Sequence[int]) -> tuple[str, str]:
-        """What a sampled turn says, for people: its reasoning, and its words before the first call."""
-        return self._reader.spoken(self.said(token_ids))
+    def reasoning_and_words(self, token_ids: Sequence[int]) -> tuple[str, str]:
+        """A sampled turn for people to read: its reasoning, and its words before the first call."""
+        return self._reader.reasoning_and_words(self.turn_text(token_ids))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text for people and reports, control tokens shown. Never encode it again."""
@@ -270,6 +270,6 @@ def _choose(asked: str, described: str | None, shows_tools: bool, name: str) -> 
     if described is None and shows_tools:
         raise ModelError(
             f"{name}: its chat template writes tool calls in a form that is not known; "
-            f"set call_format to one of {', '.join(CALL_FORMATS)} to have the model told to use that"
+            f"set call_format to one of {', '.join(CALL_FORMATS)} and the prompt will ask for that form"
         )
     return described or "hermes"

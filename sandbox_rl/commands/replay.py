@@ -24,7 +24,8 @@ def replay(
         ),
     ] = None,
     rescore: Annotated[
-        bool, typer.Option("--rescore", help="Score all episodes again, by reward.scorer=NAME and the like.")
+        bool,
+        typer.Option("--rescore", help="Score all episodes again, by values as reward.scorer=NAME."),
     ] = False,
     output: Annotated[
         Path | None,

@@ -263,7 +263,7 @@ def _note_places(path: Path, node: yaml.Node, place: Place, places: dict[Place, 
             inner = (*place, key)
             here = f"{path}:{key_node.start_mark.line + 1}"
             if inner in places:
-                raise ConfigError(f"{here}: key {key!r} is said twice, first at {places[inner]}; keep one")
+                raise ConfigError(f"{here}: key {key!r} is given twice, first at {places[inner]}; keep one")
             places[inner] = here
             _note_places(path, value_node, inner, places)
     elif isinstance(node, yaml.SequenceNode):

@@ -59,7 +59,7 @@ class EvaluationDirectory:
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"--resume: {path} cannot be read ({error}), expected the directory of an earlier "
-                "evaluation; leave --resume away to start one"
+                "evaluation; leave --resume out to start one"
             ) from error
         if stored.get("format") != FORMAT:
             raise ConfigError(

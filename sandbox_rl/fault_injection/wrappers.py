@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from sandbox_rl.agents.base import Agent, AgentSession, Around, Said, SessionRecord, SessionSetup
+from sandbox_rl.agents.base import Agent, AgentSession, AgentTurn, Around, SessionRecord, SessionSetup
 from sandbox_rl.errors import EngineFault, SandboxFault
 from sandbox_rl.fault_injection.settings import ChaosSettings, FaultKind
 from sandbox_rl.rewards.base import Scores
@@ -143,9 +143,9 @@ class FaultyAgent(Around[Agent]):
         """See `Agent.prompt_ids`."""
         return self.inner.prompt_ids(messages)
 
-    def spoken(self, said: Said) -> tuple[str, str]:
-        """See `Agent.spoken`."""
-        return self.inner.spoken(said)
+    def reasoning_and_words(self, turn: AgentTurn) -> tuple[str, str]:
+        """See `Agent.reasoning_and_words`."""
+        return self.inner.reasoning_and_words(turn)
 
 
 class _Losing:
@@ -161,7 +161,7 @@ class _Losing:
     def call_example(self) -> str:
         return self._session.call_example
 
-    async def act(self, *, timeout: float) -> Said:
+    async def act(self, *, timeout: float) -> AgentTurn:
         if self._turns_left:
             self._turns_left -= 1
             return await self._session.act(timeout=timeout)

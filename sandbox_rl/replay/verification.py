@@ -135,7 +135,7 @@ def _unpacked(path: Path, root: Path) -> tuple[int, list[str]]:
         wrong = [f"{name}: in the manifest, not in the bundle" for name in files.keys() - members.keys()]
         wrong += [f"{name}: in the bundle, not in the manifest" for name in members.keys() - files.keys()]
         if sum(int(told["bytes"]) for told in files.values()) > shutil.disk_usage(root).free:
-            raise DataError(f"{path}: it unpacks to more than {root.parent} has room for; free some space")
+            raise DataError(f"{path}: it unpacks to more than {root.parent} has space for; free some")
         good = 0
         for name in sorted(files.keys() & members.keys()):
             problem = _unpack(archive, members[name], root / name, files[name])

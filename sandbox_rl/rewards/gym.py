@@ -43,7 +43,7 @@ looks at each of the installed version). Others are refused, unless `gym_verifie
 
 
 def prepare(name: str) -> None:
-    """Load a data set's verifier, which can take a fifth of a second (word lists and the like)."""
+    """Load a data set's verifier, which can take a fifth of a second (word lists)."""
     with contextlib.suppress(Exception):  # said when an answer is scored
         _verifier(name)
 

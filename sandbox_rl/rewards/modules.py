@@ -85,7 +85,7 @@ def find_modules(names: Sequence[str], *, beside: Path | None = None) -> Mapping
         said = done.stderr.strip().splitlines()
         raise ConfigError(
             f"scorers {', '.join(names)} cannot be imported: the process ended with {done.returncode} "
-            f"({said[-1] if said else 'and said nothing'})"
+            f"({said[-1] if said else 'and printed nothing'})"
         ) from error
     if "error" in found:
         raise ConfigError(found["error"])

@@ -213,7 +213,7 @@ class ScoringPool:
         if names not in self._told:
             self._told.add(names)
             logger.warning(
-                f"scorer {names} failed on an answer to task {task.id}, which earns 0 (told once; the part "
+                f"scorer {names} failed on an answer to task {task.id}, which earns 0 (logged once; the part "
                 f"scorer_failed counts them): {outcome.detail}"
             )
         return Reward(0.0, {"scorer_failed": 1.0}, f"the answer broke the scorer: {outcome.detail}")

@@ -55,8 +55,8 @@ class DiskSpace:
             now = time.monotonic()
             lacks = f"{self._directory}: {free} MiB are free there, expected {self._needed_mb}"
             if now - began > PATIENCE_S:
-                raise SetupError(f"{lacks}; make room and go on with --resume")
+                raise SetupError(f"{lacks}; free some space and go on with --resume")
             if now - self._said >= SAY_S:
                 self._said = now
-                logger.warning("%s: no episode starts before there is more; make room", lacks)
+                logger.warning("%s: no episode starts before there is more; free some space", lacks)
             await asyncio.sleep(LOOK_S)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from sandbox_rl.agents.base import EpisodeRequest, Said
+from sandbox_rl.agents.base import AgentTurn, EpisodeRequest
 from sandbox_rl.observer import Observer
 from sandbox_rl.types import StopReason
 
@@ -41,11 +41,11 @@ class Occupancy(Observer):
         self._alive.add(episode.id)
 
     def sampling(self, episode: EpisodeRequest) -> None:
-        """A turn is being sampled until it is said, or the episode has ended."""
+        """A turn is being sampled until it is there, or the episode has ended."""
         self._advance()
         self._turns.add(episode.id)
 
-    def said(self, episode: EpisodeRequest, said: Said) -> None:
+    def sampled(self, episode: EpisodeRequest, turn: AgentTurn) -> None:
         """See `sampling`."""
         self._advance()
         self._turns.discard(episode.id)

@@ -98,7 +98,7 @@ class RunDirectory:
         if not found:
             raise ConfigError(
                 f"--resume: {output_dir / name} does not exist, expected the directory of an earlier run; "
-                "leave --resume away to start one"
+                "leave --resume out to start one"
             )
         return cls(output_dir / (name if max(found) == 1 else f"{name}-{max(found)}"))
 
@@ -123,7 +123,7 @@ def find_run(output_dir: Path, name: str, which: str) -> RunDirectory:
     known = sorted(p.parent.name for p in output_dir.glob("*/recipe.yaml"))
     raise ConfigError(
         f"--resume {which!r}: neither a run's directory nor one below {output_dir}, expected one of "
-        f"{', '.join(known) or 'none, there are no runs'}; name one, or leave the name away for the newest"
+        f"{', '.join(known) or 'none, there are no runs'}; name one, or leave the name out for the newest"
     )
 
 

@@ -90,7 +90,7 @@ def check_repository(repository: str) -> None:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"--push-to-hub {repository!r}: the Hub cannot be reached ({first}); check the connection, or "
-            "leave --push-to-hub away"
+            "leave --push-to-hub out"
         ) from error
     if set(files) - {".gitattributes"}:
         raise ConfigError(

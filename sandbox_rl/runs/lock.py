@@ -90,5 +90,5 @@ def _lock(file: int, run: Path, what: str, kind: int) -> None:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
             who = f"process {owner['pid']} on {owner['host']}, since {since},"
         raise ConfigError(
-            f"{what}: {who} is at work on {run}, expected a run that nobody trains; wait for it, or end it"
+            f"{what}: {who} is at work on {run}, expected one that no process trains; wait for it, or end it"
         ) from error

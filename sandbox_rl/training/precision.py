@@ -53,8 +53,8 @@ def check_precision(args: object) -> None:
     for name in ("bf16_master_weights_and_grads", "bf16_optimizer_states"):
         if block.get(name):
             raise ConfigError(
-                f"DeepSpeed's bf16.{name}: true, expected false; updates at small learning rates round away "
-                "in bfloat16"
+                f"DeepSpeed's bf16.{name}: true, expected false; updates at small learning rates are lost to "
+                "rounding in bfloat16"
             )
 
 

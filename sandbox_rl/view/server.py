@@ -81,8 +81,8 @@ class Viewer:
         except OSError as error:
             await self._close()
             raise ConfigError(
-                f"--port: {self._port} at {self._host} cannot be had ({error.strerror or error}); name "
-                "another, or leave it away to take a free one"
+                f"--port: {self._port} at {self._host} is not available ({error.strerror or error}); name "
+                "another, or leave it out to take a free one"
             ) from error
         self._port = self._runner.addresses[0][1]
         self._polling = asyncio.create_task(self._poll())

@@ -605,7 +605,7 @@ async def test_python_environment_of_the_host_can_be_used() -> None:
             assert await out(sandbox, "touch /opt/site-packages/x 2>/dev/null || echo refused") == "refused\n"
 
 
-async def test_no_descriptor_left_is_said_at_once() -> None:
+async def test_no_descriptor_left_is_reported_at_once() -> None:
     async with EmbeddedBackend() as backend:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))

@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
 from sandbox_rl.agents import tokens
-from sandbox_rl.agents.base import Said
+from sandbox_rl.agents.base import AgentTurn
 from sandbox_rl.cli import main
 from sandbox_rl.journal import Journal
 from sandbox_rl.ledger import Ledger
@@ -100,16 +100,16 @@ def script_first_turns(command_of: Callable[[], str] = str) -> None:
     """Each episode begins with the command given, or with one that writes an answer where that is empty."""
     inner = tokens._TokenSession.act
 
-    async def act(self: Any, *, timeout: float) -> Said:
+    async def act(self: Any, *, timeout: float) -> AgentTurn:
         if self._turn:
             return await inner(self, timeout=timeout)
         command = command_of() or f"echo {self._setup.request.seed % 3} > /testbed/answer.txt"
         ids = self._chat.render_call("", [ToolCall("execute_bash", {"command": command})])
         self._turn += 1
         self._sequence.extend(ids)
-        text = self._chat.said(ids)
+        text = self._chat.turn_text(ids)
         self._action, self._calls = ids, self._chat.calls_of(text)
-        return Said(Action(ids, (-1.0,) * len(ids), "stop"), self._calls, text)
+        return AgentTurn(Action(ids, (-1.0,) * len(ids), "stop"), self._calls, text)
 
     tokens._TokenSession.act = act  # type: ignore[method-assign]
 

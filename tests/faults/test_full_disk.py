@@ -17,7 +17,7 @@ from tests.unit.rig import SUBMIT, bash, make_engine, request, say
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system with room for 4 MiB."""
+    """A file system of 4 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
@@ -75,12 +75,12 @@ async def test_a_full_disk_stops_new_episodes_until_there_is_room_and_nothing_is
     assert sorted(record["episode_id"] for record in read_journal(small_disk / "journal")) == sorted(
         r.trajectory.episode_id for r in rollouts
     )
-    (said,) = [r.getMessage() for r in caplog.records if "make room" in r.getMessage()]
+    (said,) = [r.getMessage() for r in caplog.records if "free some space" in r.getMessage()]
     assert "0 MiB are free there, expected 2" in said or "1 MiB are free there, expected 2" in said
 
 
 async def test_patience_with_a_full_disk_has_an_end(tmp_path, monkeypatch):
     monkeypatch.setattr(disk, "PATIENCE_S", 0.05)
     monkeypatch.setattr(disk, "LOOK_S", 0.02)
-    with pytest.raises(SetupError, match=r"expected 1099511627776; make room and go on with --resume"):
+    with pytest.raises(SetupError, match=r"expected 1099511627776; free some space and go on with --resume"):
         await DiskSpace(tmp_path / "not" / "there", needed_mb=1 << 40).wait()

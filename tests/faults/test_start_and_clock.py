@@ -74,7 +74,7 @@ class Ours(TrainerCallback):
         raise RuntimeError("a check of ours")
 
 
-def test_a_tracker_that_dies_is_told_once_and_ends_nothing(caplog):
+def test_a_tracker_that_dies_is_reported_once_and_ends_nothing(caplog):
     dying, ours = Dying(), Ours()
     keep_going([dying, ours])
     for _ in range(3):

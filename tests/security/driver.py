@@ -38,17 +38,17 @@ async def run_all(name: str, cases: Sequence[Case], at_once: int, patience: floa
         async with free:
             outcome = await run_case(backend, case, witness, patience=patience)
             if name == "weak":
-                await asyncio.to_thread(_clear_the_room)
+                await asyncio.to_thread(_clear_up)
         print(json.dumps({"id": case.id, "problems": [p[:1000] for p in outcome.problems]}), flush=True)
 
     if name == "weak":
-        _clear_the_room()
+        _clear_up()
     with HostWitness() as witness:
         async with make_backend(name) as backend:
             await asyncio.gather(*map(one, cases))
 
 
-def _clear_the_room() -> None:
+def _clear_up() -> None:
     """End what the last case left running, and put up what a trainer's machine has running."""
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) not in (1, os.getpid()):

@@ -16,8 +16,8 @@ from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.types import ExecStatus
 
 from .conftest import Numbers
+from .container import REPOSITORY
 from .host_probe import leaked, probe, resident_mb
-from .room import REPOSITORY
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -258,7 +258,7 @@ async def test_everything_else_stays_closed(kind: str) -> None:
         assert made.resolved.count("moves.test") == 2, "a name is looked up once for each request"
 
 
-async def test_the_attack_has_teeth() -> None:
+async def test_the_attack_succeeds_without_the_filter() -> None:
     """Through a proxy without the filter the same attack reaches the host."""
     async with world() as made:
         rules = NetworkRules("full", resolve=made.resolve, public=lambda address: True)

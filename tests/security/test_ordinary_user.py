@@ -14,7 +14,7 @@ import pytest
 from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS
 
 from .conftest import USER
-from .room import REPOSITORY
+from .container import REPOSITORY
 
 _KNOWN_LIMITS = {
     "RES-07": "only a cgroup bounds processor time, and an ordinary user may not make one",

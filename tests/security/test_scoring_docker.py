@@ -57,7 +57,7 @@ async def test_code_in_a_scoring_container_reaches_nothing(pool: ScoringPool, tm
         rewards = await asyncio.gather(*(score(pool, text) for text in texts))
     true = [claim for claim, reward in zip(CLAIMS, rewards, strict=True) if reward.value != 0.0]
     assert not true
-    assert (await score(pool, "import math, os; verdict = 1.0")).value == 1.0  # the claims have teeth
+    assert (await score(pool, "import math, os; verdict = 1.0")).value == 1.0  # so the claims can come true
 
 
 async def test_nothing_of_an_answer_reaches_the_next(pool: ScoringPool) -> None:
@@ -105,7 +105,7 @@ async def test_a_container_ends_with_its_owners_socket(settings: DockerSettings)
         await place.close()
 
 
-async def test_the_choice_is_told_and_without_any_place_nothing_starts(
+async def test_the_choice_is_reported_and_without_any_place_nothing_starts(
     settings: DockerSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     containers = DockerPrograms(PROGRAM, settings, memory_mb=2048)

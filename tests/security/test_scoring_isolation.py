@@ -95,8 +95,8 @@ async def test_code_in_a_scoring_process_reaches_nothing(
     assert reward.value == 0.0, claim
 
 
-async def test_the_claims_have_teeth(pool: ScoringPool) -> None:
-    """The same scorer pays what the code says, so the cases above fail for want of reach alone."""
+async def test_the_same_scorer_rewards_code_that_reaches_for_nothing(pool: ScoringPool) -> None:
+    """The same scorer gives what the code says: the cases above fail only because nothing is in reach."""
     assert (await score(pool, "import math, os; verdict = 1.0")).value == 1.0
 
 

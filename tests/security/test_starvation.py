@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from .conftest import Tier
-from .room import REPOSITORY
+from .container import REPOSITORY
 from .test_ordinary_user import python_for_everyone
 
 pytestmark = pytest.mark.alone

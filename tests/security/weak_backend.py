@@ -1,7 +1,7 @@
 """A sandbox backend as one would write it in an hour: a plain subprocess, no isolation whatever.
 
-It exists to prove that the cases have teeth: each must fail here (or be listed in `teeth.py`). Never
-run it outside `room.py`. Its sins are those that real projects have shipped: the trainer's
+It exists to prove that the cases can fail: each must fail here (or be listed in `weak_cases.py`). Never
+run it outside `container.py`. Its mistakes are those that real projects have shipped: the trainer's
 environment and descriptors are inherited, commands travel as an argument through a login shell, the
 exit code is read from a mark in the output and exit codes that engines use are taken for the
 engine's, both streams are one, collected until the pipe's end without a cap and decoded chunk by

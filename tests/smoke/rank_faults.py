@@ -23,7 +23,7 @@ def no_sandbox_after(attempts: int):
         nonlocal attempts
         attempts -= 1
         if attempts < 0:
-            raise SandboxFault("no room for a sandbox")
+            raise SandboxFault("no memory for a sandbox")
         return await inner(*given, **named)
 
     return attempt

@@ -28,8 +28,8 @@ def test_alone_there_is_nothing_to_agree_upon():
 
 
 def test_what_failed_elsewhere_is_raised_as_what_it_was():
-    found = _as_here(1, "SandboxFault", "no room", of=2)
-    assert (type(found), str(found)) == (SandboxFault, "process 1 of 2: no room")
+    found = _as_here(1, "SandboxFault", "no memory", of=2)
+    assert (type(found), str(found)) == (SandboxFault, "process 1 of 2: no memory")
     assert isinstance(found, InfraFault)
     other = _as_here(0, "KeyError", "'x'", of=2)
     assert (type(other), str(other)) == (SandboxRLError, "process 0 of 2: KeyError: 'x'")
@@ -135,7 +135,7 @@ def test_a_process_whose_every_episode_failed_ends_both_with_one_message_and_kee
     assert codes == [3, 3]
     (line,) = said
     assert "all 8 episodes failed on our side" in line
-    assert "no room for a sandbox" in line
+    assert "no memory for a sandbox" in line
     checkpoint = last_complete(recipe.parent / "runs" / f"rollouts-{rank}" / "checkpoints")
     assert checkpoint is not None
     assert checkpoint.name == "checkpoint-1"

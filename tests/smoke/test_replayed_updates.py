@@ -133,7 +133,7 @@ def test_what_updates_consist_of_is_written_down(asynchronous):
     assert size / len(trained) < 40, "some bytes per sample"
 
 
-def test_a_journal_that_is_not_that_of_the_run_is_told(asynchronous, tmp_path):
+def test_a_journal_that_is_not_that_of_the_run_is_reported(asynchronous, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(asynchronous, copy)
     (lines,) = (copy / "journal").glob("*.jsonl")
@@ -142,7 +142,7 @@ def test_a_journal_that_is_not_that_of_the_run_is_told(asynchronous, tmp_path):
         replay_training(copy, 3, display=Silent())
 
 
-def test_weights_that_differ_are_told(asynchronous, tmp_path):
+def test_weights_that_differ_are_reported(asynchronous, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(asynchronous, copy)
     checkpoint = copy / "checkpoints" / "checkpoint-3"

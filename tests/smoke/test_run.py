@@ -267,7 +267,7 @@ async def test_ctrl_c_while_the_user_thinks(tmp_path):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A model that says anything, with room for the prompt."""
+    """A model that says anything, whose context holds the prompt."""
     from transformers import Qwen3ForCausalLM
 
     path = tmp_path_factory.mktemp("model")
@@ -322,7 +322,7 @@ async def test_ctrl_c_while_a_model_in_this_process_thinks(tmp_path, model):
         (["q", "--model", "m", "episode.max_turn=3"], "did you mean 'max_turns'"),
     ],
 )
-def test_what_cannot_run_is_said_in_one_line(tmp_path, arguments, expected):
+def test_what_cannot_run_is_reported_in_one_line(tmp_path, arguments, expected):
     (tmp_path / "file").write_text("")
     done = prepared.run(command(*arguments), cwd=tmp_path, env=environment())
     assert done.returncode == 2, done.stderr

@@ -252,7 +252,7 @@ def test_an_upload_that_fails_keeps_the_model_and_says_so(trained, tmp_path):
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
-def test_a_hub_out_of_reach_is_said_before_anything_is_made(trained, tmp_path):
+def test_a_hub_out_of_reach_is_reported_before_anything_is_made(trained, tmp_path):
     done = push(trained[0], tmp_path / "model", HF_HUB_OFFLINE="1")
     assert done.returncode == 2
     assert "--push-to-hub 'me/my-model': the Hub cannot be reached" in done.stderr

@@ -94,7 +94,7 @@ def test_a_token_is_as_old_as_the_weights_that_sampled_it():
     assert metrics["off_policy/age_3"] == (expected.count(3), len(expected))
 
 
-def test_what_is_not_trained_is_said_why():
+def test_what_is_not_trained_is_reported_why():
     masked = make_rollout("a", None, seed=1)
     masked = replace(masked, reward=replace(masked.reward, masked=True))
     silent = make_rollout("a", 0.0, seed=2)
@@ -181,7 +181,7 @@ def config(**block):
     [
         ({"loss_type": "dapo"}, "grpo.loss_type.*one loss.*mode: sync"),
         ({"max_inflight_tasks": 3}, "belongs elsewhere: set rollout.concurrency"),
-        ({"queue_maxsize": 3}, "leave it away: grpo.max_staleness bounds what waits"),
+        ({"queue_maxsize": 3}, "leave it out: grpo.max_staleness bounds what waits"),
         ({"max_staleness": -1}, "max_staleness: -1, expected at least 0"),
         ({"max_staleness": 1, "weight_sync_steps": 4}, "max_staleness: 1, expected at least 3.*every 4"),
         ({"token_budget": 0}, "token_budget: 0, expected at least 1;"),

@@ -94,7 +94,7 @@ class World:
         return self
 
     def _admit(self, admission: Admission) -> list[int]:
-        if self.drop:  # as many as there is room for, whatever is under way
+        if self.drop:  # as many as there is capacity for, whatever is under way
             free = self.at_once - len(self.progress.running)
             return [self.progress.admit(self.step) for _ in range(free)]
         return admission.admit(self.step, self.step)

@@ -1,4 +1,4 @@
-"""`sandbox-rl doctor`: what is missing is named with its cost and what mends it."""
+"""`sandbox-rl doctor`: what is missing is named with its cost and the fix."""
 
 from __future__ import annotations
 

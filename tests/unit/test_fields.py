@@ -75,7 +75,7 @@ def test_any_field_of_trl_is_taken(tmp_path, field, value):
         ({"num_iterations": 4, "save_steps": 6}, "expected a multiple of 4"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path, block, message):
+def test_what_is_wrong_is_reported_in_one_line(tmp_path, block, message):
     with pytest.raises(ConfigError, match=message):
         make(tmp_path, **block)
 

@@ -110,7 +110,7 @@ def test_figures_are_ratios_of_what_was_measured():
     assert bench.figures({}) == []
 
 
-def test_what_is_worth_most_is_measured_first_and_what_cannot_run_is_said(tmp_path):
+def test_what_is_worth_most_is_measured_first_and_what_cannot_run_is_reported(tmp_path):
     bench = load("gpu_bench")
     parts = bench.commands("full", 3, None, tmp_path)
     first = ["smoke", "trainer", "trainer adapters", "rollouts", "steps sync 0", "steps async 0"]

@@ -68,7 +68,7 @@ async def test_what_will_not_is_refused_and_never_tried_again(status):
 
 
 @pytest.mark.parametrize("url", ["http://", "http://user:secret@127.0.0.1:9/v1", "http://[::1/v1"])
-async def test_an_address_that_is_none_is_told(url):
+async def test_an_address_that_is_none_is_reported(url):
     async with HttpClient(Address(url), headers={"Authorization": "Bearer x"}) as client:
         with pytest.raises(BadAddress):
             await client.json("POST", ROUTE, {}, timeout=1.0)

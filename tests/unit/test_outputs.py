@@ -30,7 +30,7 @@ def tree(path):
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """A file system with room for 64 KiB."""
+    """A file system of 64 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(

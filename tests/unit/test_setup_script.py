@@ -84,7 +84,7 @@ def test_the_package_that_failed_is_named_with_the_reason_and_the_others_are_ins
     assert "update" in calls(tmp_path)
 
 
-def test_without_rights_that_is_said(apt_install, tmp_path):
+def test_without_rights_that_is_reported(apt_install, tmp_path):
     (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
     (tmp_path / "sudo").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "sudo").chmod(0o755)

@@ -63,20 +63,20 @@ def test_many_at_once_each_get_their_own(shared):
     assert all(gap(shared.model, p, a) < 1e-5 for p, a in zip(prompts, actions, strict=True))
 
 
-def test_too_short_a_context_is_said(shared):
+def test_too_short_a_context_is_reported(shared):
     (server,) = shared.server.servers
     with pytest.raises(SetupError, match="context is 1024 tokens, expected at least 5000"):
         shared.loop.run(check_server(server, needed_context=5000))
 
 
-def test_another_vocabulary_is_said_with_its_first_difference(shared):
+def test_another_vocabulary_is_reported_with_its_first_difference(shared):
     (server,) = shared.server.servers
     other = tiny_tokenizer(["zebra zebra zebra zebra"] * 50)
     with pytest.raises(ModelError, match=r"another tokenizer: id \d+ is '.*' there and '.*' here"):
         shared.loop.run(check_tokenizer(server, "policy", other))
 
 
-def test_another_template_is_said_with_its_first_difference(shared):
+def test_another_template_is_reported_with_its_first_difference(shared):
     (server,) = shared.server.servers
     other = tiny_tokenizer()
     other.chat_template = other.chat_template.replace("assistant", "helper")

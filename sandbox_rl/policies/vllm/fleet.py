@@ -178,7 +178,7 @@ class SupervisedServers(_Watched):
             while reason is not None:
                 await self._weights.wanted()
                 if not self._left[number]:
-                    why = f"the {name} failed for good after {self._restarts} restarts: {reason}"
+                    why = f"the {name} failed permanently after {self._restarts} restarts: {reason}"
                     logger.error("%s", why)
                     server.give_up(why)
                     return

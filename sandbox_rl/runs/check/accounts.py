@@ -207,7 +207,7 @@ class Accounts:
         rounds = [group.refill for group in found]
         if None not in rounds or len(set(rounds)) < len(rounds):
             names = ", ".join("as drawn" if r is None else f"round {r}" for r in rounds)
-            raise Violation(f"{where} stands there {names}; expected once as drawn and once for each round")
+            raise Violation(f"{where} is in the ledger {names}; expected once as drawn, once for each round")
         stand = [
             g
             for g in found
@@ -254,7 +254,7 @@ class Accounts:
         for fact in self._facts.unseen():
             number = group_of(fact.id)
             if number is None or number in self._final:
-                raise Violation(f"episode {fact.id!r} is lost: its group ended, but it stands nowhere")
+                raise Violation(f"episode {fact.id!r} is lost: its group ended, but the ledger lacks it")
             schedule = self._schedule
             by_number = not (schedule.asynchronous or schedule.over_sampled)
             if by_number and schedule.update_of(number) <= self.updates:

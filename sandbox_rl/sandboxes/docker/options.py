@@ -208,7 +208,7 @@ def describe(
     if podman_profile(engine) == "":
         lacks.append("System calls are filtered by the engine's own profile, not by ours.")
     if engine.podman or not engine.local:
-        lacks.append("A command that was killed for its memory is told by exit code 137 alone.")
+        lacks.append("A command that was killed for its memory is recognised by exit code 137 alone.")
     return SandboxInfo(
         backend="docker",
         tier=f"container+{settings.runtime or 'default runtime'}",

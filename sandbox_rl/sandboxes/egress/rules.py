@@ -134,7 +134,7 @@ class NetworkRules:
                 raise Refused(f"{host} has no address ({error})") from None
         for address in addresses:
             if not self.public(address):
-                raise Refused(f"{host} stands for {address}, which is not a public address")
+                raise Refused(f"{host} resolves to {address}, which is not a public address")
         if not addresses:
             raise Refused(f"{host} has no address")
         return Destination(name, port, tuple(addresses))

@@ -19,9 +19,9 @@ TOKEN_BUDGET = 16_384
 _OURS = {
     "vllm_server_base_url": "set policy.base_urls",
     "max_inflight_tasks": "set rollout.concurrency",
-    "queue_maxsize": "leave it away: grpo.max_staleness bounds what waits",
+    "queue_maxsize": "leave it out: grpo.max_staleness bounds what waits",
     "dtype": "set model.dtype",
-    "model_init_kwargs": "set model.revision and the like",
+    "model_init_kwargs": "set model.revision and other keys of the block model",
     "trust_remote_code": "set model.trust_remote_code",
     "max_tool_calling_iterations": "set episode.max_turns",
     "chat_template_kwargs": "set chat.template_options",

@@ -70,7 +70,7 @@ def test_deep_directories_are_cut_off(tmp_path):
     ("name", "size", "expected"),
     [("big", SMALL + 1, "more than 1 MiB together"), ("missing", None, "cannot be read (No such file")],
 )
-def test_what_cannot_go_in_is_said_in_one_line(tmp_path, name, size, expected):
+def test_what_cannot_go_in_is_reported_in_one_line(tmp_path, name, size, expected):
     if size is not None:
         (tmp_path / name).write_bytes(b"x" * size)
     with pytest.raises(DataError, match="--input") as told:

@@ -37,7 +37,7 @@ def test_no_control_character_reaches_the_terminal(text):
 @pytest.mark.parametrize(
     "show",
     [
-        lambda v: v.said(EVIL, EVIL),
+        lambda v: v.sampled(EVIL, EVIL),
         lambda v: v.calling(ToolCall("execute_bash", {"command": EVIL})),
         lambda v: v.calling(ToolCall(EVIL, {EVIL: EVIL, "n": [EVIL]})),
         lambda v: v.calling(MalformedCall(EVIL)),
@@ -59,7 +59,7 @@ def test_whatever_the_model_writes_is_cleaned(show):
 
 def test_markup_is_text_and_long_output_is_cut():
     view, out = view_of()
-    view.said("", "[bold]x[/bold] [/nonsense]")
+    view.sampled("", "[bold]x[/bold] [/nonsense]")
     view.observed(Observation("\n".join(map(str, range(1000)))))
     assert "[bold]x[/bold] [/nonsense]" in out.getvalue()
     assert "left out" in out.getvalue()
@@ -109,7 +109,7 @@ def test_the_clock_stops_when_something_happens_and_at_the_end():
     for _ in range(3):
         view.thinking()
         time.sleep(0.15)
-        view.said("", "words")
+        view.sampled("", "words")
     view.thinking()
     view.close()
     view.close()

@@ -18,7 +18,7 @@ class Notes:
     def thinking(self) -> None:
         self.seen.append("thinking")
 
-    def said(self, reasoning: str, words: str) -> None:
+    def sampled(self, reasoning: str, words: str) -> None:
         self.seen.append(f"said {reasoning}|{words}")
 
     def calling(self, call: ToolCall | MalformedCall) -> None:

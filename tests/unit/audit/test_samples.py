@@ -32,7 +32,7 @@ def test_masks_that_take_a_little_more_are_no_alarm(last):
     assert not alarms_of([0.1] * HISTORY + [last] * QUIET_STEPS)
 
 
-def test_before_the_usual_share_is_known_nothing_is_said_of_it():
+def test_before_the_usual_share_is_known_nothing_is_reported_of_it():
     assert not alarms_of([0.0] * (HISTORY - 1) + [0.9])
 
 

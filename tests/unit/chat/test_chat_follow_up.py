@@ -97,9 +97,9 @@ def test_where_there_is_no_tool_role_both_stand_in_one_user_message() -> None:
 def test_what_a_turn_says_besides_its_calls(text: str, reasoning: str, words: str) -> None:
     form = chat("qwen2_5")
     ids = tokenizer_for("qwen2_5")(text.replace("CALL", form.call_example) + "<|im_end|>ignored")["input_ids"]
-    assert form.spoken(ids) == (reasoning, words)
+    assert form.reasoning_and_words(ids) == (reasoning, words)
 
 
 def test_the_words_before_a_rendered_call_are_read_back() -> None:
     form = chat("llama3_1")
-    assert form.spoken(form.render_call("Let me look.", [CALL])) == ("", "Let me look.")
+    assert form.reasoning_and_words(form.render_call("Let me look.", [CALL])) == ("", "Let me look.")

@@ -143,7 +143,7 @@ def test_a_rendered_call_is_read_back_and_ends_the_turn(name: str) -> None:
         (c.name, c.arguments) for c in calls
     ]
     assert form.parse(form.render_call("Only words.", ())) == ()
-    assert "Only words." in " ".join(form.spoken(form.render_call("Only words.", ())))
+    assert "Only words." in " ".join(form.reasoning_and_words(form.render_call("Only words.", ())))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "smollm3"])

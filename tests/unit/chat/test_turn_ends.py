@@ -47,7 +47,7 @@ def test_a_call_in_a_document_invented_behind_the_end_is_not_run():
     for end in ("<|im_end|>", "<|endoftext|>"):
         ids = tokenizer.encode(f"Done.{end}\nAn exercise: {CALL}", add_special_tokens=False)
         assert form.parse(ids) == ()
-        assert form.spoken(ids) == ("", "Done.")
+        assert form.reasoning_and_words(ids) == ("", "Done.")
         ids = tokenizer.encode(f"{CALL}{end}{CALL}", add_special_tokens=False)
         assert form.parse(ids) == (ToolCall("submit", {}),)
 

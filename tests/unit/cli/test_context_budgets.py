@@ -1,4 +1,4 @@
-"""Prompts and budgets that leave no room to act are refused or named before training."""
+"""Prompts and budgets that leave no tokens to act with are refused or named before training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.unit.rig import CHAT
 LEAST = max(least_tokens(CHAT), LEAST_TOKENS)
 
 
-def test_a_prompt_that_leaves_no_room_for_a_command_and_a_submit_is_refused():
+def test_a_prompt_that_leaves_no_tokens_for_a_command_and_a_submit_is_refused():
     with pytest.raises(
         ConfigError, match=r"'t': its prompt has 931 tokens, which leaves 93 of the 1024 .*place"
     ):

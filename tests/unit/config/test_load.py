@@ -82,7 +82,7 @@ def test_overrides_reach_everything(write, override, look):
         (BASE + "curiculum: {}\n", "r.yaml:7: unknown key 'curiculum', did you mean 'curriculum'?"),
         (BASE + "episode:\n  max_turns: many\n", "r.yaml:8: key 'episode.max_turns': 'many'"),
         (BASE + "seed: -1\n", "r.yaml:7: key 'seed': -1"),
-        (BASE + "name: twice\n", "r.yaml:7: key 'name' is said twice, first at "),
+        (BASE + "name: twice\n", "r.yaml:7: key 'name' is given twice, first at "),
         (
             BASE + "policy: {type: vlm}\n",
             "'policy.type': policy engine 'vlm' is unknown: did you mean 'vllm'?",

@@ -180,7 +180,7 @@ async def test_retries_stop_at_the_episodes_deadline():
         await ask(lambda body, n: Raw(b"", 503), timeout=0.3, retries=1_000_000, backoff_s=0.05)
 
 
-async def test_rejected_tools_say_how_to_mend_it():
+async def test_rejected_tools_say_how_to_fix_it():
     refusal = Raw(b'{"error": "auto tool choice requires --enable-auto-tool-choice"}', 400)
     with pytest.raises(EngineFault, match="--tool-call-parser"):
         await ask(lambda body, n: refusal, tools=TOOLBOX.schemas)
@@ -189,7 +189,7 @@ async def test_rejected_tools_say_how_to_mend_it():
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-async def test_what_no_retry_mends_is_the_users(status):
+async def test_what_no_retry_fixes_is_the_users(status):
     with pytest.raises(ConfigError, match="model 'm'"):
         await ask(lambda body, n: Raw(b"no", status))
 

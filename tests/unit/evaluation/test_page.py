@@ -94,7 +94,7 @@ def test_an_evaluation_averages_over_tasks_not_episodes():
     assert mode.pass_at == {1: 0.75}
 
 
-def test_what_is_missing_is_said():
+def test_what_is_missing_is_reported():
     def reward(mode, part, sample):
         return None if part == "hard" and sample else 1.0
 

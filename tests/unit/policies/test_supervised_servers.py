@@ -150,9 +150,9 @@ def test_a_server_that_dies_too_often_is_an_engine_fault_for_all_who_wait(tmp_pa
     with served(tmp_path, restarts=0, retries=50) as on:
         on.weights.publish(Model(1.0), 1)
         on.kill()
-        with pytest.raises(EngineFault, match="failed for good after 0 restarts: killed by signal 9"):
+        with pytest.raises(EngineFault, match="failed permanently after 0 restarts: killed by signal 9"):
             on.ask()
-        with pytest.raises(EngineFault, match="failed for good"):
+        with pytest.raises(EngineFault, match="failed permanently"):
             on.weights.publish(Model(2.0), 2)
 
 

@@ -37,11 +37,11 @@ DEATHS = {
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity",
         "CUDA out of memory; lower policy.arguments.gpu-memory-utilization",
     ),
-    "no room for a cache": (
+    "no memory for a cache": (
         "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`",
         "No available memory for the cache blocks; raise policy.arguments.gpu-memory-utilization",
     ),
-    "no room for one episode": (
+    "no memory for one episode": (
         "ValueError: To serve at least one request with the model's max seq len (65536), (7.00 GiB KV cache "
         "is needed, which is larger than the available KV cache memory (1.0 GiB). Based on the available",
         "To serve at least one request with the model's max seq len (65536), (7.00 GiB KV cache is needed, "
@@ -70,7 +70,7 @@ DEATHS = {
 
 
 @pytest.mark.parametrize("name", DEATHS)
-def test_the_cause_is_one_line_with_its_mend(name, tmp_path):
+def test_the_cause_is_one_line_with_its_fix(name, tmp_path):
     said, expected = DEATHS[name]
     log = tmp_path / "log"
     log.write_text(f"INFO starting\n{PREFIX}{said}\nERROR {CAME_AFTER}\n")

@@ -199,7 +199,7 @@ def test_a_pipe_is_no_bundle(tmp_path, scratch):
         verify(tmp_path / "pipe")
 
 
-def test_a_cut_bundle_is_told(packed, tmp_path, scratch):
+def test_a_cut_bundle_is_reported(packed, tmp_path, scratch):
     path = tmp_path / "cut.zip"
     path.write_bytes(packed.read_bytes()[:-40])
     with pytest.raises(DataError, match="it is damaged, or no bundle"):

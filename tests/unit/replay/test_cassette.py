@@ -77,7 +77,7 @@ def test_episodes_come_out_as_they_were_without_engine_and_sandbox(run):
             assert [t.observations for t in now.turns] == [t.observations for t in recorded.turns]
 
 
-def test_a_call_that_was_not_recorded_is_told(run):
+def test_a_call_that_was_not_recorded_is_reported(run):
     chat = build_chat(load_recipe(run / "recipe.yaml"), TOKENIZER)
     other = ScriptedPolicy(lambda id, turn, ids: chat.render_call("", bash("echo 13 > answer.txt")))
     with pytest.raises(
@@ -89,7 +89,7 @@ def test_a_call_that_was_not_recorded_is_told(run):
         play(run, early)
 
 
-def test_an_episode_that_goes_another_way_is_told(run):
+def test_an_episode_that_goes_another_way_is_reported(run):
     with pytest.raises(
         AnotherWay, match=r"turn 1: what comes before it differs from the record from token \d"
     ):
@@ -100,7 +100,7 @@ def test_an_episode_that_goes_another_way_is_told(run):
         play(run, **{"episode.max_turns": 1})
 
 
-def test_an_episode_that_is_not_recorded_is_told(run, tmp_path):
+def test_an_episode_that_is_not_recorded_is_reported(run, tmp_path):
     with Journal(tmp_path / "journal"), pytest.raises(DataError, match="'train-000000-0000' is not recorded"):
         play(run, journal=tmp_path)
     with pytest.raises(DataError, match="there is no journal"):

@@ -37,7 +37,7 @@ def tree(directory):
     return {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
 
 
-def test_what_comes_out_the_same_is_said_in_one_line_and_nothing_of_the_run_is_touched(run):
+def test_what_comes_out_the_same_is_reported_in_one_line_and_nothing_of_the_run_is_touched(run):
     before = tree(run)
     done = CliRunner().invoke(whole_app(), ["replay", str(run), EPISODE])
     assert (done.exit_code, done.output) == (0, f"{EPISODE}: the same again, 4 turns, reward 1.0\n")
@@ -129,7 +129,7 @@ def test_other_settings_of_the_run_can_be_tried(run):
     assert last["reward"] == ("1.0", "0.0"), "what its budget ended is worth nothing"
 
 
-def test_what_cannot_be_played_is_said(run, tmp_path):
+def test_what_cannot_be_played_is_reported(run, tmp_path):
     with pytest.raises(ConfigError, match="no run here"):
         replay_episode(tmp_path, EPISODE)
     with pytest.raises(

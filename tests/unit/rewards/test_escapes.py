@@ -12,7 +12,7 @@ IRRECOVERABLE = {("echo without quotes", r"\tan\theta")}
 """The shell made one word of two: `tantheta`."""
 
 
-def test_every_answer_of_the_corpus_is_paid_or_the_policy_is_told(tmp_path):
+def test_every_answer_of_the_corpus_is_rewarded_or_the_policy_is_told(tmp_path):
     found = list(outcomes(tmp_path))
     assert len(found) == len(ANSWERS) * len(WAYS)
     unheard = {(o.way, o.meant) for o in found if o.as_read < 1 and o.told is None}

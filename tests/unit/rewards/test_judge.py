@@ -296,7 +296,7 @@ async def test_a_judge_that_is_down_leaves_rows_unjudged_or_labels_the_fallback(
         assert "exact" in reward.detail
 
 
-def test_a_missing_key_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
         Judge(settings("http://x/v1", api_key_env="NO_SUCH_KEY"))

@@ -93,7 +93,7 @@ def test_every_pair_of_the_tables_is_judged_right(table: str) -> None:
 
 
 @pytest.mark.parametrize("gold", [None, 42, "", "$$", "\\boxed{}"])
-def test_a_gold_answer_that_is_no_text_is_told(gold: object) -> None:
+def test_a_gold_answer_that_is_no_text_is_reported(gold: object) -> None:
     with pytest.raises(BadGold, match="gold answer"):
         check_gold(make_task(gold))
 
@@ -134,7 +134,7 @@ COPIED = [  # question, gold, answer, paid
 
 
 @pytest.mark.parametrize(("question", "gold", "answer", "paid"), COPIED)
-def test_the_question_copied_is_not_paid(question: str, gold: str, answer: str, paid: bool) -> None:
+def test_the_question_copied_is_not_rewarded(question: str, gold: str, answer: str, paid: bool) -> None:
     assert equal(answer, gold, question=question) is paid
 
 
@@ -154,7 +154,7 @@ def test_the_question_copied_is_not_paid(question: str, gold: str, answer: str, 
         ("2^{10}", "2^{10}", True),
     ],
 )
-def test_arithmetic_that_was_left_to_be_done_is_not_paid(gold: str, answer: str, paid: bool) -> None:
+def test_arithmetic_that_was_left_to_be_done_is_not_rewarded(gold: str, answer: str, paid: bool) -> None:
     assert equal(answer, gold) is paid
 
 

@@ -166,7 +166,7 @@ async def test_composite_and_override() -> None:
         assert reward.parts == pytest.approx({"exact": 0.0, "f1": 2 / 3})
 
 
-def test_settings_that_cannot_work_are_told() -> None:
+def test_settings_that_cannot_work_are_reported() -> None:
     with pytest.raises(ConfigError, match="both"):
         scoring_pool(scorer="f1", composite={"exact": 1.0})
     with pytest.raises(ConfigError, match="weight"):

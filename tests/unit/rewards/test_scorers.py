@@ -338,7 +338,7 @@ def test_reasoning_gym_without_its_entry(metadata: dict[str, Any], word: str) ->
         ("string:digits", "expected a function"),
     ],
 )
-def test_unknown_scorer_is_told(name: str, told: str) -> None:
+def test_unknown_scorer_is_reported(name: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         load_scorer(name)
 

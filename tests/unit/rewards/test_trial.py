@@ -105,7 +105,7 @@ def test_a_reward_that_can_be_bought_is_refused(scorer: str, said: str, tried: T
     assert warning.endswith("accepted")
 
 
-def test_a_few_tasks_are_enough_to_see_that_anything_is_paid(tried: Try) -> None:
+def test_a_few_tasks_are_enough_to_see_that_anything_is_rewarded(tried: Try) -> None:
     with pytest.raises(ConfigError):
         tried(sums("pays_any_text", 1))
 
@@ -115,7 +115,7 @@ def test_two_golds_are_chance_and_not_bought(tried: Try) -> None:
     assert tried(coin) == ()
 
 
-def test_golds_that_are_all_alike_are_told(tried: Try) -> None:
+def test_golds_that_are_all_alike_are_reported(tried: Try) -> None:
     (warning,) = tried([Task(f"t{n}", "?", "yes", scorer="exact") for n in range(8)])
     assert "all 8 gold answers looked at are 'yes'" in warning
 

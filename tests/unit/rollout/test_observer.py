@@ -28,8 +28,8 @@ class Notes(Observer):
     def sampling(self, episode):
         self.seen.append("sampling")
 
-    def said(self, episode, said):
-        self.seen.append(f"said {len(said.calls)}")
+    def sampled(self, episode, turn):
+        self.seen.append(f"sampled {len(turn.calls)}")
 
     def calling(self, episode, call):
         self.seen.append(call.name)
@@ -58,8 +58,8 @@ async def test_every_step_is_seen_as_it_happens():
     (rollout,) = await run(lambda _, turn, ids: TURNS[turn], notes)
     assert notes.seen == [
         "started 0",
-        *("sampling", "said 2", "execute_bash", "observed", "str_replace_editor", "observed", "turn"),
-        *("sampling", "said 1", "submit", "observed", "turn"),
+        *("sampling", "sampled 2", "execute_bash", "observed", "str_replace_editor", "observed", "turn"),
+        *("sampling", "sampled 1", "submit", "observed", "turn"),
         "ended submitted",
         "reward 1.0",
     ]
@@ -98,7 +98,7 @@ async def test_a_fault_ends_an_attempt_and_the_next_one_begins():
     ]
 
 
-EVENTS = ("started", "sampling", "said", "calling", "observed", "turn", "ended", "rolled_out")
+EVENTS = ("started", "sampling", "sampled", "calling", "observed", "turn", "ended", "rolled_out")
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -126,5 +126,5 @@ async def test_what_an_observer_raises_is_never_the_policys_and_ends_the_run(eve
 async def test_without_a_sandbox_an_episode_is_one_turn():
     notes = Notes()
     (rollout,) = await run(lambda *_: say(text="So it is\n42"), notes, backend=NO_SANDBOX)
-    assert notes.seen == ["started 0", "sampling", "said 0", "turn", "ended submitted", "reward 1.0"]
+    assert notes.seen == ["started 0", "sampling", "sampled 0", "turn", "ended submitted", "reward 1.0"]
     assert rollout.trajectory.stop is StopReason.SUBMITTED

@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from sandbox_rl.agents.base import Said
+from sandbox_rl.agents.base import AgentTurn
 from sandbox_rl.fakes import RecordingBackend, exec_ok
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.types import Action, StopReason
 from tests.unit.rig import SUBMIT, bash, make_engine, request, say
 
-SAID = Said(Action((), None, "stop"), (), "")
+TURN = AgentTurn(Action((), None, "stop"), (), "")
 
 
 class Clock:
@@ -34,9 +34,9 @@ def test_by_hand():
     clock.now += 2
     occupancy.sampling(second)
     clock.now += 1
-    occupancy.said(first, SAID)
+    occupancy.sampled(first, TURN)
     clock.now += 2
-    occupancy.said(second, SAID)
+    occupancy.sampled(second, TURN)
     clock.now += 5
     for episode in (first, second):
         occupancy.ended(episode, StopReason.SUBMITTED)

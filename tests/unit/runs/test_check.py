@@ -243,8 +243,8 @@ BY_KIND = {
     "two generations an update": {lose_a_group: r"group \d+ is lost: it was scheduled for it"},
     "two updates a generation": {lose_a_group: r"group \d+ is lost: it was scheduled for it"},
     "refill": {
-        lose_a_refilled_group: r"stands there round \d; expected once as drawn|is lost: its group ended",
-        move_a_refilled_group: r"stands there round \d|stands there as drawn|has 0 groups",
+        lose_a_refilled_group: r"in the ledger round \d; expected once as drawn|is lost: its group ended",
+        move_a_refilled_group: r"in the ledger round \d|in the ledger as drawn|has 0 groups",
         refill_with_another_round: r"comes from refill round 7, but curriculum.refill_rounds is 2",
     },
     "over-sampled": {
@@ -342,7 +342,7 @@ def as_long(event: dict, size: int) -> bytes:
     return with_checksum(json.dumps(event, separators=(",", ":")).encode()).rstrip()
 
 
-def test_draws_by_domains_that_nobody_wrote_are_said_not_to_be_compared(runs, tmp_path):
+def test_draws_by_domains_that_nobody_wrote_are_reported_not_to_be_compared(runs, tmp_path):
     run = shutil.copytree(runs["curriculum"], tmp_path / "run")
     assert "not compared" not in str(check_run(run))
     (run / "tasks.json").write_text(json.dumps({"ids": [task.id for task in TASKS]}))
@@ -413,7 +413,7 @@ def test_a_byte_that_changed_is_named_wherever_it_is(runs, tmp_path, seed):
         path.write_bytes(content)
 
 
-def test_texts_without_checksums_are_said_not_to_be_compared(runs, tmp_path):
+def test_texts_without_checksums_are_reported_not_to_be_compared(runs, tmp_path):
     run = shutil.copytree(runs["sync"], tmp_path / "run")
     forget_checksums(run)
     found = check_run(run)

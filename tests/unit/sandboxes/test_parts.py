@@ -67,7 +67,7 @@ def test_filter_refuses_the_x32_abi() -> None:
     assert decide(build_filter("x86_64"), 0x40000000, AUDIT["x86_64"]) == ENOSYS
 
 
-def test_unknown_machine_is_told() -> None:
+def test_unknown_machine_is_reported() -> None:
     with pytest.raises(SetupError, match=r"riscv64.*docker"):
         build_filter("riscv64")
 
@@ -146,7 +146,7 @@ def test_places_of_the_sandbox_cannot_be_replaced(inside: str, tmp_path: Path) -
         make_layout(python_env=None, read_only={tmp_path: inside}, environment={})
 
 
-def test_a_path_that_does_not_exist_is_told(tmp_path: Path) -> None:
+def test_a_path_that_does_not_exist_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing-here"):
         make_layout(
             python_env=None,

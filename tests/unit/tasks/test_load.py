@@ -31,7 +31,7 @@ def table(path: str, **more: Any) -> dict[str, Any]:
     return {"type": "table", "path": path, **more}
 
 
-def test_every_bad_row_is_told_with_its_place_and_reason(tmp_path: Path) -> None:
+def test_every_bad_row_is_reported_with_its_place_and_reason(tmp_path: Path) -> None:
     good = {"id": "a", "prompt": "q", "answer": "x", "files": {}}
     rows = [
         good,
@@ -163,7 +163,7 @@ def test_csv_keeps_answers_as_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text"), [("missing.jsonl", None), ("d.parquet", "no parquet"), ("d.docx", "x")]
 )
-def test_unreadable_files_are_told(tmp_path: Path, name: str, text: str | None) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path, name: str, text: str | None) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=name):
@@ -237,7 +237,7 @@ def test_generated_tasks_are_repeatable() -> None:
         ({"dataset": "needle_haystack", "document": "../x"}, "'..'"),
     ],
 )
-def test_bad_generators_are_told(source: dict[str, Any], told: str) -> None:
+def test_bad_generators_are_reported(source: dict[str, Any], told: str) -> None:
     with pytest.raises(DataError, match=told):
         load(Path(), {"type": "reasoning_gym", **source})
 
@@ -297,7 +297,7 @@ def test_hub_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest
         load(tmp_path, {"type": "hub", "dataset": "no/such-data"})
 
 
-def test_empty_split_is_told(tmp_path: Path) -> None:
+def test_empty_split_is_reported(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", [{"prompt": "q", "answer": "x"}])
     with pytest.raises(DataError, match=r"train split of a\.jsonl is empty"):
         load(tmp_path, table("a.jsonl"), held_out=1.0)

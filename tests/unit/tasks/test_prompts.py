@@ -64,7 +64,7 @@ def test_own_folder_comes_first(tmp_path: Path) -> None:
         ("a: [", "cannot be read"),
     ],
 )
-def test_bad_prompt_files_are_told_in_one_line(tmp_path: Path, text: str, told: str) -> None:
+def test_bad_prompt_files_are_reported_in_one_line(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError, match=told) as info:
         load_prompt_set("mine", [tmp_path])

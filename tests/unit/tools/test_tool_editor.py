@@ -138,7 +138,7 @@ async def test_insert_and_its_snippet() -> None:
         ({}, "bad_arguments", "command is missing; path is missing"),
     ],
 )
-async def test_every_mistake_is_told_and_changes_nothing(
+async def test_every_mistake_is_reported_and_changes_nothing(
     arguments: Mapping[str, Any], failure: str, says: str
 ) -> None:
     files = {
@@ -193,7 +193,7 @@ async def test_a_file_too_large_is_refused() -> None:
     assert "exists already" in (await edit(sandbox, command="create", path="f", file_text="")).text
 
 
-async def test_a_dead_sandbox_is_told() -> None:
+async def test_a_dead_sandbox_is_reported() -> None:
     sandbox = RecordingSandbox()
     sandbox.dead = True
     assert (await edit(sandbox, command="view", path="f")).failure is ToolFailure.SANDBOX_DEAD

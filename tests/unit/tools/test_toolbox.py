@@ -91,7 +91,7 @@ async def test_control_tokens_split_over_the_streams_stay_apart_or_plain() -> No
 @pytest.mark.parametrize(
     "bad", ["echo a\x00b", "echo \ud800", 123, None, [], {"x": 1}, "", " ", "x" * 200_000]
 )
-async def test_a_bad_command_is_told_and_not_run(bad: object) -> None:
+async def test_a_bad_command_is_reported_and_not_run(bad: object) -> None:
     sandbox = RecordingSandbox()
     observation = await TOOLBOX.run(sandbox, ToolCall("execute_bash", {"command": bad}), timeout=9)
     assert observation.failure is ToolFailure.BAD_ARGUMENTS
@@ -143,7 +143,7 @@ async def test_submit_ends_and_refuses_arguments() -> None:
     assert ANSWER_FILE in refused.text
 
 
-async def test_unknown_tools_and_malformed_calls_are_told() -> None:
+async def test_unknown_tools_and_malformed_calls_are_reported() -> None:
     unknown = await call("<|im_end|>", {})
     assert unknown.failure is ToolFailure.UNKNOWN_TOOL
     assert "execute_bash, str_replace_editor, submit" in unknown.text
@@ -154,7 +154,7 @@ async def test_unknown_tools_and_malformed_calls_are_told() -> None:
     assert len(malformed.text) <= MAX_OBSERVATION_CHARS
 
 
-async def test_a_backslash_that_json_read_as_an_escape_is_told() -> None:
+async def test_a_backslash_that_json_read_as_an_escape_is_reported() -> None:
     done = await call(
         "execute_bash", {"command": "echo '\boxed{7}' > answer.txt"}, lambda _: exec_ok(b"done\n")
     )

@@ -134,7 +134,7 @@ def test_what_is_there_stays(package, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_fetched_is_said_in_one_line_and_leaves_nothing(package, tmp_path, change, said):
+def test_what_cannot_be_fetched_is_reported_in_one_line_and_leaves_nothing(package, tmp_path, change, said):
     with pytest.raises(ModelError, match=said) as error:
         fetch_model("packed", tmp_path / "m", models={"packed": replace(package[1], **change)})
     assert "\n" not in str(error.value)

@@ -251,7 +251,7 @@ def test_a_share_that_the_recipe_sets_is_left_to_it():
     assert [place.share for place in found.servers] == [None, None]
 
 
-def test_a_share_that_fits_only_while_the_trainer_rests_has_servers_sleep():
+def test_a_share_that_fits_only_while_the_trainer_is_idle_has_servers_sleep():
     assert not plan(f"2x {H100}", 2, "4B", arguments={"gpu-memory-utilization": 0.3}).sleep
     assert plan(f"2x {H100}", 2, "4B", arguments={"gpu-memory-utilization": 0.6}).sleep
 
@@ -274,7 +274,7 @@ def test_weights_that_no_card_holds_whole_beside_its_own_part_go_through_the_hos
         planned(transfer="nccl")
 
 
-def test_the_number_of_servers_is_said_or_left_open():
+def test_the_number_of_servers_is_reported_or_left_open():
     assert [VLLMSettings(type="vllm", servers=n).servers for n in ("auto", 3)] == ["auto", 3]
     for wrong in (0, "many"):
         with pytest.raises(ValueError, match="servers"):

@@ -43,7 +43,7 @@ def test_the_newest_values_are_there_while_the_run_lasts():
         assert read(port) == [], "the port is free again, and nothing of the run before is seen"
 
 
-def test_a_port_in_use_is_said_before_anything_starts():
+def test_a_port_in_use_is_reported_before_anything_starts():
     pytest.importorskip("prometheus_client")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -1,8 +1,8 @@
-"""A throw-away room for the weak backend: namespaces of its own and a read-only file system.
+"""A container that is used once, for the weak backend: its own namespaces and a read-only file system.
 
-`enter_room_command` gives the command line that runs a module in a new room; run as a module, this
-file furnishes the room from inside and then becomes the driver. Killing the room's first process
-ends everything in it. The room must hold even though what runs in it isolates nothing.
+`container_command` gives the command line that runs the driver in a new container; run as a module, this
+file sets the container up from inside and then becomes the driver. Killing the container's first process
+ends everything in it. The container must hold even though what runs in it isolates nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _STORE = "size=3g"
 _WRITABLE = ("/var/tmp", "/opt", "/run", "/usr/local/bin", "/dev/shm", "/sys/fs/cgroup")
 
 
-def room_command(*driver_arguments: str) -> list[str]:
-    """What to run to get the driver in a new room. The shell is the room's process 1."""
+def container_command(*driver_arguments: str) -> list[str]:
+    """What to run to run the driver in a new container. The shell is its process 1."""
     unshare = (
         "unshare --user --map-root-user --mount --pid --fork --kill-child --net --ipc --uts --mount-proc"
     )
-    python = [sys.executable, "-m", f"{__package__}.room", *driver_arguments]
+    python = [sys.executable, "-m", f"{__package__}.container", *driver_arguments]
     return [*unshare.split(), "sh", "-c", '"$@"; exit $?', "sh", *python]
 
 
@@ -40,12 +40,12 @@ def _keep_and_cover_tmp(keep: list[Path]) -> None:
     """A tmpfs over /tmp, with what the interpreter needs from below it put back, read-only."""
     inside = {path for path in keep if path.is_relative_to("/tmp")}
     below = [path for path in inside if not any(path.is_relative_to(o) for o in inside - {path})]
-    _mount("-t", "tmpfs", "-o", _STORE, "room", "/mnt")
+    _mount("-t", "tmpfs", "-o", _STORE, "container", "/mnt")
     for number, path in enumerate(below):
         stash = Path("/mnt") / str(number)
         stash.mkdir()
         _mount("--bind", str(path), str(stash))
-    _mount("-t", "tmpfs", "-o", _STORE, "room", "/tmp")
+    _mount("-t", "tmpfs", "-o", _STORE, "container", "/tmp")
     for number, path in enumerate(below):
         path.mkdir(parents=True)
         _mount("--bind", f"/mnt/{number}", str(path))
@@ -54,13 +54,13 @@ def _keep_and_cover_tmp(keep: list[Path]) -> None:
 def _prove_read_only(paths: list[Path]) -> None:
     for path in paths:
         try:
-            (path / "room-probe").touch()
+            (path / "write-probe").touch()
         except OSError:
             continue
-        raise SystemExit(f"the room can write {path}: refusing to run anything in it")
+        raise SystemExit(f"the container can write {path}: refusing to run anything in it")
 
 
-def furnish() -> None:
+def set_up() -> None:
     keep = [Path(sys.prefix), Path(sys.base_prefix), REPOSITORY]
     _mount("--make-rprivate", "/")
     _mount("-o", "remount,bind,ro", "/")
@@ -68,7 +68,7 @@ def furnish() -> None:
     _prove_read_only([*keep, Path("/"), Path("/etc"), Path("/usr/bin")])
     for path in _WRITABLE:
         if os.path.isdir(path):
-            _mount("-t", "tmpfs", "-o", _STORE, "room", path)
+            _mount("-t", "tmpfs", "-o", _STORE, "container", path)
     home = Path("/tmp/home")
     home.mkdir()
     os.environ["HOME"] = str(home)
@@ -80,11 +80,11 @@ def furnish() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 
 
-READY = "room ready"
-"""The first line of a room that stands: what dies afterwards was killed by a case."""
+READY = "container ready"
+"""The first line of a container that is set up: what dies afterwards was killed by a case."""
 
 if __name__ == "__main__":
-    furnish()
+    set_up()
     from .driver import main
 
     print(READY, flush=True)
