@@ -113,7 +113,7 @@ def build_render(
 def build_chat(
     recipe: RunSettings, tokenizer: Any, model_ends: Iterable[int] = (), *, tools: bool = True
 ) -> ChatFormat:
-    """How the recipe talks to the model of this tokenizer.
+    """The chat format of a recipe, for the model of this tokenizer.
 
     Args:
         model_ends: the ids at which the model's generation config ends a text (`generation_ends`).

@@ -58,7 +58,7 @@ def open_recipe(path: Path, overrides: list[str] | None) -> tuple[Recipe, Path]:
 
 
 def first_process() -> bool:
-    """Whether this is the process of a launcher's that talks to a person."""
+    """Whether this process prints for all those of a launcher."""
     return os.environ.get("RANK", "0") == "0"
 
 

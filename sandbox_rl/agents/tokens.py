@@ -24,7 +24,7 @@ class TokenAgent(Around[Policy]):
     """An `Agent` around a policy.
 
     Args:
-        chat: how it is talked to, made with the tools of the episodes.
+        chat: its chat format, made with the tools of the episodes.
     """
 
     def __init__(self, policy: Policy, chat: ChatFormat) -> None:

@@ -25,7 +25,7 @@ def replay(
     ] = None,
     rescore: Annotated[
         bool,
-        typer.Option("--rescore", help="Score all episodes again, by values as reward.scorer=NAME."),
+        typer.Option("--rescore", help="Score all episodes again, by overrides such as reward.scorer=NAME."),
     ] = False,
     output: Annotated[
         Path | None,

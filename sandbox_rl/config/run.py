@@ -46,7 +46,7 @@ class RunSettings(Settings):
     model: ModelSettings = ModelSettings()
     """What is trained or evaluated."""
     chat: ChatSettings = ChatSettings()
-    """How the model is talked to."""
+    """The format of the conversation with the model."""
     policy: PolicySettings = TransformersSettings()
     """What samples the turns: this process, or vLLM servers."""
     tools: ToolNames = OUR_TOOLS

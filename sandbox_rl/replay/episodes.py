@@ -119,7 +119,7 @@ async def _play(
 ) -> Rollout:
     plain = record.get("mode") == "plain"
     (task,) = recorded.tasks([record["task_id"]]).values()
-    chat, context = recorded.talk(tools=not plain)
+    chat, context = recorded.chat_and_context(tools=not plain)
     recipe = recorded.recipe
     recipe = recipe.model_copy(
         update={

@@ -1,4 +1,4 @@
-"""A run's directory as what can be replayed: its recipe, its tasks, and how its policy was talked to."""
+"""A run's directory as what can be replayed: its recipe, its tasks, and its chat format."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class RecordedRun:
             )
         return found
 
-    def talk(self, *, tools: bool = True) -> tuple[ChatFormat, int]:
-        """How the policy is talked to, and the longest sequence of its model in tokens.
+    def chat_and_context(self, *, tools: bool = True) -> tuple[ChatFormat, int]:
+        """The chat format of the policy, and the longest sequence of its model in tokens.
 
         Of the recipe's model; where that comes out of a warm-up, or is not in reach, of what the run saved.
 

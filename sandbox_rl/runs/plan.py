@@ -104,7 +104,7 @@ class RunModel:
 
     Args:
         settings: the recipe's model, or the warm-up's result.
-        chat: how it is talked to.
+        chat: its chat format.
         context: its longest sequence, in tokens.
         longest_prompt: in tokens.
         longest: tokens of the longest episode with its prompt.

@@ -98,7 +98,7 @@ def run_policy(
 
 
 def loaded_model(model: RunModel) -> PreTrainedModel:
-    """The model that is trained, which ends its turns as it is talked to."""
+    """The model that is trained, which ends its turns as its chat format does."""
     loaded = load_trained(model.settings)
     end_turns_with(loaded, model.chat.ends)
     return loaded

@@ -32,7 +32,7 @@ def build_rollouts(
 
     Args:
         version: of the weights in the servers.
-        model: directory or Hub id whose tokenizer talks.
+        model: directory or Hub id of the tokenizer.
         addresses: of the servers.
     """
     settings = recipe.policy
