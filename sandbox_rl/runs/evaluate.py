@@ -182,7 +182,7 @@ def model_identity(model: ModelSettings | EndpointSettings) -> dict[str, Any]:
 
 
 def settings_identity(recipe: RunSettings, plan: EvaluationPlan, *, local: bool) -> dict[str, Any]:
-    """What else results depend on: prompts, budgets, scoring, sandbox, and the chat format of a local model."""
+    """What else results depend on: prompts, budgets, scoring, sandbox, and a local model's chat format."""
     directories = [Path(directory) for directory in recipe.prompts]
     domains = sorted({task.domain for part in plan.parts for task in part.tasks})
     sets = {domain: load_prompt_set(domain, directories) for domain in domains}
