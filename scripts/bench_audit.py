@@ -99,14 +99,19 @@ class Clock:
         setattr(owner, name, timed)
 
 
-def measure(steps: int, tokens: int, directory: Path) -> dict[str, Any]:
-    """Train `steps` updates; seconds of them all, and of each audit."""
-    tokenizer = tiny_tokenizer()
+def small_model(tokenizer: Any) -> Qwen3ForCausalLM:
+    """Of six layers, with weights of seed 0."""
     config = tiny_config(tokenizer)
     config.hidden_size, config.num_hidden_layers, config.intermediate_size = 384, 6, 1024
     config.layer_types = None if config.layer_types is None else ["full_attention"] * 6
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(config)
+    return Qwen3ForCausalLM(config)
+
+
+def measure(steps: int, tokens: int, directory: Path) -> dict[str, Any]:
+    """Train `steps` updates; seconds of them all, and of each audit."""
+    tokenizer = tiny_tokenizer()
+    model = small_model(tokenizer)
     audit, clock = RunAudit.start(), Clock()
     task = Task(id="a", prompt="?", answer="1")
     with LoopThread() as loop:

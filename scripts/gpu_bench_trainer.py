@@ -111,6 +111,25 @@ def bare(scale: str, *, lora: bool) -> list[float]:
     return seconds
 
 
+def random_rows(scale: str, count: int) -> dict[str, list[Any]]:
+    """What a `rollout_func` of TRL's returns, of ids drawn at random."""
+    vocabulary = SHAPES[scale]["vocab_size"]
+    ids = torch.randint(10, vocabulary, (count, TOKENS[scale])).tolist()
+    sampled = [row[PROMPT:] for row in ids]
+    return {
+        "prompt_ids": [row[:PROMPT] for row in ids],
+        "completion_ids": sampled,
+        "logprobs": [[-math.log(vocabulary)] * len(row) for row in sampled],
+        "env_mask": [[1] * len(row) for row in sampled],
+        "signal": [float(index % 2) for index in range(count)],
+    }
+
+
+def reward_of_rows(prompts: Any, signal: list[float], **columns: Any) -> list[float]:
+    """What the rows were given."""
+    return signal
+
+
 def update(
     scale: str, directory: Path, *, lora: bool, served: bool, profile: bool = False
 ) -> tuple[list[float], str]:
@@ -135,20 +154,6 @@ def update(
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             seconds.append(_now() - self.started)
 
-    def rollouts(prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
-        ids = torch.randint(10, SHAPES[scale]["vocab_size"], (len(prompts), tokens)).tolist()
-        sampled = [row[PROMPT:] for row in ids]
-        return {
-            "prompt_ids": [row[:PROMPT] for row in ids],
-            "completion_ids": sampled,
-            "logprobs": [[-math.log(SHAPES[scale]["vocab_size"])] * len(row) for row in sampled],
-            "env_mask": [[1] * len(row) for row in sampled],
-            "signal": [float(index % 2) for index in range(len(prompts))],
-        }
-
-    def reward(prompts: Any, signal: list[float], **columns: Any) -> list[float]:
-        return signal
-
     trainer = SandboxGRPOTrainer(
         model=build(scale, lora=lora),
         peft_config=adapters() if lora else None,
@@ -168,8 +173,8 @@ def update(
             max_tokens=tokens - PROMPT,
             dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
         ),
-        reward_funcs=reward,
-        rollout_func=rollouts,
+        reward_funcs=reward_of_rows,
+        rollout_func=lambda prompts, trainer: random_rows(scale, len(prompts)),
         train_dataset=Dataset.from_dict({"prompt": ["a", "b"] * ROWS}),
         processing_class=tokenizer,
         # As a process that publishes nothing itself: what a transfer takes is measured elsewhere.

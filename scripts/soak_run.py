@@ -15,11 +15,33 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 GROUP = 4
+
+
+def interpreter(directory: Path) -> Path:
+    """An "interpreter with vLLM" whose server is the scripted one below."""
+    python = directory / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$1" in -I) exec {sys.executable} "$@" ;; esac\n'
+        'while [ $# -gt 0 ]; do [ "$1" = --uds ] && socket=$2; shift; done\n'
+        f'exec {sys.executable} {Path(__file__).resolve()} "$socket" {directory}\n'
+    )
+    python.chmod(0o755)
+    return python
+
+
+def table(directory: Path) -> dict[str, Any]:
+    """A source of 4,000 tasks with one answer."""
+    path = directory / "rows.jsonl"
+    rows = [{"id": f"t{n}", "prompt": f"What is {n} + 42 - {n}?", "answer": "42"} for n in range(4000)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scored = {"scorer": "exact", "accept_degenerate": True}
+    return {"type": "table", "path": str(path), "domain": "arithmetic", **scored}
 
 
 def prepare(
@@ -51,15 +73,7 @@ def prepare(
     said["answered"] = [tokenizer.convert_tokens_to_ids("<tool_response>")]
     (directory / "said.json").write_text(json.dumps(said))
     (directory / "turn_s").write_text(str(turn_s))
-    rows = [{"id": f"t{n}", "prompt": f"What is {n} + 42 - {n}?", "answer": "42"} for n in range(4000)]
-    (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    python = directory / "python"
-    python.write_text(
-        f'#!/bin/sh\ncase "$1" in -I) exec {sys.executable} "$@" ;; esac\n'
-        'while [ $# -gt 0 ]; do [ "$1" = --uds ] && socket=$2; shift; done\n'
-        f'exec {sys.executable} {Path(__file__).resolve()} "$socket" {directory}\n'
-    )
-    python.chmod(0o755)
+    python = interpreter(directory)
     batch = groups * GROUP
     grpo = {"num_generations": GROUP, "max_steps": steps, "learning_rate": 1e-6, "save_steps": 5}
     grpo |= {"lr_scheduler_type": "constant", "activation_checkpointing": False, "save_total_limit": 3}
@@ -71,17 +85,7 @@ def prepare(
         "output_dir": str(directory / "runs"),
         "model": {"path": str(directory / "model"), "dtype": "float32"},
         "prompts": [str(REPOSITORY / "recipes" / "prompts")],
-        "data": {
-            "sources": [
-                {
-                    "type": "table",
-                    "path": str(directory / "rows.jsonl"),
-                    "domain": "arithmetic",
-                    "scorer": "exact",
-                    "accept_degenerate": True,
-                }
-            ]
-        },
+        "data": {"sources": [table(directory)]},
         "policy": {"type": "vllm", "python": str(python), "restarts": 1000, "backoff_s": 0.1},
         "episode": {
             "max_turns": 3,

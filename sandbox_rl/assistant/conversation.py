@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from sandbox_rl.agents.base import Agent, AgentTurn, EpisodeRequest, SessionSetup
+from sandbox_rl.agents.base import Agent, AgentSession, AgentTurn, EpisodeRequest, SessionSetup
 from sandbox_rl.assistant.files import without_inputs
 from sandbox_rl.episode import EpisodeSettings, closed, run_episode
 from sandbox_rl.errors import FileProblem, InfraFault, SandboxDead, SandboxFault, SandboxFileError
@@ -101,28 +101,8 @@ async def converse(
             SessionSetup(request, messages, toolbox.schemas, sampling, limits)
         ) as session:
             viewer.opened(backend.info, len(task.files))
-
-            async def exchanges() -> StopReason:
-                while True:
-                    transcript = await run_episode(
-                        request,
-                        session,
-                        toolbox=toolbox,
-                        sandbox=sandbox,
-                        settings=limits,
-                        deadline=time.monotonic() + limits.timeout_s,
-                        observer=record,
-                    )
-                    stop = transcript.stop
-                    submitted = stop is StopReason.SUBMITTED and bool(record.turns[-1].calls)
-                    viewer.ended(stop, await _answer_so_far(sandbox) if submitted else None)
-                    if next_message is None or stop is StopReason.SANDBOX_DEAD:
-                        return stop
-                    if (text := await next_message()) is None:
-                        return stop
-                    record.user_spoke(session.add_user(text))
-
-            stop, fault = await _ended(exchanges())
+            exchanges = _exchanges(request, session, sandbox, toolbox, limits, record, next_message)
+            stop, fault = await _ended(exchanges)
             files, notes, answer = await _collect(sandbox, task, max_output_bytes)
     kept = session.record()
     trajectory = Trajectory(
@@ -137,6 +117,36 @@ async def converse(
         chat=kept.chat,
     )
     return Conversation(trajectory, files, notes, interrupted=fault == INTERRUPTED)
+
+
+async def _exchanges(
+    request: EpisodeRequest,
+    session: AgentSession,
+    sandbox: Sandbox,
+    toolbox: Toolbox,
+    limits: EpisodeSettings,
+    record: Record,
+    next_message: NextMessage | None,
+) -> StopReason:
+    """One after the other, until the user has nothing more or the sandbox is dead."""
+    while True:
+        transcript = await run_episode(
+            request,
+            session,
+            toolbox=toolbox,
+            sandbox=sandbox,
+            settings=limits,
+            deadline=time.monotonic() + limits.timeout_s,
+            observer=record,
+        )
+        stop = transcript.stop
+        submitted = stop is StopReason.SUBMITTED and bool(record.turns[-1].calls)
+        record.viewer.ended(stop, await _answer_so_far(sandbox) if submitted else None)
+        if next_message is None or stop is StopReason.SANDBOX_DEAD:
+            return stop
+        if (text := await next_message()) is None:
+            return stop
+        record.user_spoke(session.add_user(text))
 
 
 async def _ended(exchanges: Awaitable[StopReason]) -> tuple[StopReason, str]:
@@ -185,7 +195,7 @@ class Record(Observer):
 
     def __init__(self, agent: Agent, viewer: Viewer) -> None:
         self._agent = agent
-        self._viewer = viewer
+        self.viewer = viewer
         self._turns: list[Turn] = []
         self._open: Turn | None = None
 
@@ -201,19 +211,19 @@ class Record(Observer):
             self._turns[-1] = replace(last, observation_ids=last.observation_ids + ids)
 
     def sampling(self, episode: EpisodeRequest) -> None:
-        self._viewer.thinking()
+        self.viewer.thinking()
 
     def sampled(self, episode: EpisodeRequest, turn: AgentTurn) -> None:
         self._open = Turn(turn.action, turn.calls)
-        self._viewer.sampled(*self._agent.reasoning_and_words(turn))
+        self.viewer.sampled(*self._agent.reasoning_and_words(turn))
 
     def calling(self, episode: EpisodeRequest, call: ToolCall | MalformedCall) -> None:
-        self._viewer.calling(call)
+        self.viewer.calling(call)
 
     def observed(self, episode: EpisodeRequest, observation: Observation) -> None:
         if self._open is not None:
             self._open = replace(self._open, observations=(*self._open.observations, observation))
-        self._viewer.observed(observation)
+        self.viewer.observed(observation)
 
     def turn(self, episode: EpisodeRequest, turn: Turn) -> None:
         self._turns.append(turn)

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+Network = Annotated[
+    str | None,
+    typer.Option(
+        "--network",
+        metavar="off|full|HOST,…",
+        help="What the sandbox may reach: nothing by default, every public host, or the hosts named.",
+    ),
+]
+
 
 @app.command("run")
 def run(
@@ -50,14 +59,7 @@ def run(
     interactive: Annotated[
         bool, typer.Option("--interactive", "-i", help="Go on talking in the same sandbox.")
     ] = False,
-    network: Annotated[
-        str | None,
-        typer.Option(
-            "--network",
-            metavar="off|full|HOST,…",
-            help="What the sandbox may reach: nothing by default, every public host, or the hosts named.",
-        ),
-    ] = None,
+    network: Network = None,
     domain: Annotated[
         str, typer.Option("--domain", metavar="NAME", help="Whose prompts to use: the name of a prompt set.")
     ] = "general",

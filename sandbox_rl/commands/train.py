@@ -25,6 +25,30 @@ from sandbox_rl.errors import ConfigError
 
 app = typer.Typer()
 
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="[RUN]",
+        help="Go on from the last complete checkpoint of RUN, a directory or name; else the newest.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, show one task, and leave; nothing is written.")
+]
+Chaos = Annotated[
+    str | None,
+    typer.Option(
+        "--chaos",
+        metavar="SHARE",
+        help="For tests: inject faults into this share of the episodes, 0 to 1 (chaos.share).",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the results at the end and nothing before.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print lines of JSON for a program: say, update (its metrics), table.")
+]
+
 
 class _Train(TyperCommand):
     """`--resume` may stand alone: what follows names a run unless it is an option, a value or a recipe."""
@@ -48,33 +72,11 @@ class _Train(TyperCommand):
 def train(
     recipe: RecipePath,
     overrides: Overrides = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            "--resume",
-            metavar="[RUN]",
-            help="Go on from the last complete checkpoint of RUN, a directory or name; else the newest.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Check everything, show one task, and leave; nothing is written."),
-    ] = False,
-    chaos: Annotated[
-        str | None,
-        typer.Option(
-            "--chaos",
-            metavar="SHARE",
-            help="For tests: inject faults into this share of the episodes, 0 to 1 (chaos.share).",
-        ),
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print the results at the end and nothing before.")
-    ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print lines of JSON for a program: say, update (its metrics), table."),
-    ] = False,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+    chaos: Chaos = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a policy in sandboxes and export it.
 

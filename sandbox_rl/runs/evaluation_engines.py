@@ -32,7 +32,7 @@ from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.plan import MODES, EvaluationPlan
 from sandbox_rl.policies.base import Policy, TurnSampling
-from sandbox_rl.policies.config import RecordedPolicySettings, TransformersSettings
+from sandbox_rl.policies.config import RecordedPolicySettings, TransformersSettings, VLLMSettings
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
 from sandbox_rl.policies.recorded import RecordedPolicy
 from sandbox_rl.rollout import RolloutEngine
@@ -87,18 +87,13 @@ def engines_of(
             for mode in plan.modes
         }
         return
-    state = PartialState()
-    if state.num_processes > 1:
-        raise ConfigError(
-            f"eval: started in {state.num_processes} processes, expected one; serve the model on several "
-            "GPUs and give its address by --base-url"
-        )
+    device = _only_process().device
     settings, tokenizer, ends = subject.settings, load_tokenizer(model), generation_ends(model)
     chats = {mode: build_chat(settings, tokenizer, ends, tools=mode == "sandbox") for mode in MODES}
     with ExitStack() as stack:
         policy: Policy
         if isinstance(settings.policy, TransformersSettings):
-            loaded = load_model(model).to(state.device)
+            loaded = load_model(model).to(device)
             policy = build_policy(settings.policy, loaded, tokenizer, chats["sandbox"])
             stack.enter_context(loop.entered(policy))
         elif isinstance(settings.policy, RecordedPolicySettings):
@@ -106,11 +101,7 @@ def engines_of(
             policy = RecordedPolicy(recordings(settings.policy.journal), max_context=context)
             stack.enter_context(loop.entered(policy))
         else:
-            if settings.policy.engine == "external":
-                raise ConfigError(
-                    "policy.engine: 'external' servers are given what the trainer publishes; evaluate what "
-                    "they serve with --base-url, or set policy.engine=managed"
-                )
+            _refuse_external(settings.policy)
             longest = max(_longest(chats[mode], subject, mode) for mode in plan.modes)
             served = serve(
                 settings.policy,
@@ -125,6 +116,24 @@ def engines_of(
             stack.enter_context(loop.entered(policy))
             served.keep_log(log)
         yield {mode: _engine(subject, _Lent(policy, chats[mode]), mode) for mode in plan.modes}
+
+
+def _only_process() -> PartialState:
+    state = PartialState()
+    if state.num_processes > 1:
+        raise ConfigError(
+            f"eval: started in {state.num_processes} processes, expected one; serve the model on several "
+            "GPUs and give its address by --base-url"
+        )
+    return state
+
+
+def _refuse_external(policy: VLLMSettings) -> None:
+    if policy.engine == "external":
+        raise ConfigError(
+            "policy.engine: 'external' servers are given what the trainer publishes; evaluate what "
+            "they serve with --base-url, or set policy.engine=managed"
+        )
 
 
 def _served(

@@ -106,10 +106,7 @@ def serve(
         if main:
             managed = _started(settings, model, placement, log=log, loop=loop, say=say)
             addresses = tuple(member.address for member in managed.members)
-        if state.num_processes > 1:
-            shared = [addresses]  # one object: the lists must be equally long on all ranks
-            broadcast_object_list(shared)
-            (addresses,) = shared
+        addresses = _of_the_first(addresses)
     others = ExternalServers(
         addresses,
         needed_context=model.longest_prompt + 1,
@@ -138,6 +135,15 @@ def serve(
         source, settings, end_ids=model.end_ids, version=weights.version, first=state.local_process_index
     )
     return ServedPolicy(policy, weights, addresses, managed, loop)
+
+
+def _of_the_first(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
+    """What the first process has, on all of them."""
+    if PartialState().num_processes > 1:
+        shared = [addresses]  # one object: the lists must be equally long on all ranks
+        broadcast_object_list(shared)
+        (addresses,) = shared
+    return addresses
 
 
 def starting_log(directory: Path, name: str) -> Path:
