@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 
 import pytest
 
@@ -12,21 +11,15 @@ from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.journal import Journal, JournalObserver, read_journal
 from sandbox_rl.rollout import disk
 from sandbox_rl.rollout.disk import DiskSpace
+from tests import disks
 from tests.unit.rig import SUBMIT, bash, make_engine, request, say
 
 
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 4 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("needs root to mount a file system")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with disks.small_disk(tmp_path / "disk", "4m") as place:
+        yield place
 
 
 class FillsDisk(RecordingBackend):

@@ -22,6 +22,7 @@ from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.source import ExternalServers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.weights import PublishedWeights
+from tests.group_worker import GroupWorker
 
 WEIGHTS = {"model.norm.weight": torch.ones(3), "model.embed.weight": torch.arange(8.0).reshape(4, 2)}
 
@@ -63,26 +64,18 @@ class Somebody:
         self.start(**fields)
 
 
-class Receiver:
-    """The worker's end of a process group, whose tensors the fake then holds."""
+class Receiver(GroupWorker):
+    """What it receives the fake then holds."""
 
     def __init__(self, fake: FakeVLLM) -> None:
+        super().__init__()
         self.fake = fake
-        self.group = None
-        self.routes = {"/init_weight_transfer_engine": self.join, "/update_weights": self.receive}
-
-    def join(self, body) -> None:
-        init = body["init_info"]
-        store = torch.distributed.TCPStore(init["host"], init["port"], None, False)
-        store = torch.distributed.PrefixStore(init["group"], store)
-        self.group = torch.distributed.ProcessGroupGloo(store, init["first_rank"], init["size"])
 
     def receive(self, body) -> None:
-        update = body["update_info"]
-        for name, dtype, shape in zip(update["names"], update["dtypes"], update["shapes"], strict=True):
-            tensor = torch.empty(shape, dtype=getattr(torch, dtype))
-            self.group.broadcast(tensor, 0).wait()
-            self.fake.weights[name] = (shape, tensor.numpy().tobytes())
+        super().receive(body)
+        for name in body["update_info"]["names"]:
+            tensor = self.tensors[name]
+            self.fake.weights[name] = (list(tensor.shape), tensor.numpy().tobytes())
 
 
 async def running_loop() -> asyncio.AbstractEventLoop:

@@ -16,6 +16,7 @@ from sandbox_rl.rewards.places import PROGRAM
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.types import Answer, AnswerStatus, Reward, Task
+from tests.hostile_answers import BACKTRACKING, FACTORIALS, NESTING, TOWERS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -24,44 +25,14 @@ _OVERHEAD_S = 6.0  # a killed worker is replaced, and a gold answer may be looke
 
 BOMBS = {
     "SCO-01": [
-        r"\boxed{9^{9^{9}}}",
-        "9**9**9",
-        r"\boxed{9^{9^{9^{9}}}}",
-        r"\boxed{10^{1000000000}+1}",
-        r"\boxed{2^{2^{34}}}",
+        *TOWERS,
         r"\boxed{\left(10^{10}\right)^{10^{10}}}",
         r"\boxed{7^{7^{7^7}} \bmod 1000}",
         "1e999999999",
     ],
-    "SCO-02": [
-        r"\boxed{100000000!}",
-        r"\boxed{((9!)!)!}",
-        r"\boxed{\binom{1000000000}{500000000}}",
-        r"\boxed{\prod_{n=1}^{100000000} n}",
-        r"\boxed{\sum_{n=1}^{1000000000}\frac{1}{n^2}}",
-        r"\boxed{\int_0^{1} x^{x^{x^{x^{x}}}} dx}",
-        r"\boxed{\lim_{n\to\infty} n!}",
-    ],
-    "SCO-03": [
-        "\\boxed{" + "(" * 3000 + "1" + ")" * 3000 + "}",
-        "\\boxed{" + "\\frac{1}{1+" * 300 + "1" + "}" * 300 + "}",
-        "\\boxed{" + "-" * 20000 + "1}",
-        "\\boxed{" * 5000,
-        "[" * 60000,
-        "\\sqrt{" * 2000 + "2" + "}" * 2000,
-        "{" * 30000 + "}" * 30000,
-    ],
-    "SCO-04": [
-        "1," * 30000,
-        "$" * 60000,
-        " " * 60000 + "41",
-        "a" * 60000 + "!",
-        "0." * 30000,
-        "\\text{" * 10000,
-        "answer is " * 6000,
-        "1 " * 30000 + "x",
-        "\\boxed{" + "a" * 50000,
-    ],
+    "SCO-02": [*FACTORIALS, r"\boxed{\int_0^{1} x^{x^{x^{x^{x}}}} dx}", r"\boxed{\lim_{n\to\infty} n!}"],
+    "SCO-03": [*NESTING, "\\sqrt{" * 2000 + "2" + "}" * 2000, "{" * 30000 + "}" * 30000],
+    "SCO-04": [*BACKTRACKING, "1 " * 30000 + "x", "\\boxed{" + "a" * 50000],
 }
 
 HEDGES = [

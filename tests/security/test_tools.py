@@ -14,6 +14,7 @@ from sandbox_rl.tools.toolbox import MAX_OBSERVATION_CHARS, make_toolbox
 from sandbox_rl.types import MalformedCall, ToolCall
 
 from ..unit.chat.tokenizers_for_tests import tokenizer_for
+from ..unit.tools.test_tool_editor import TEXTS
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -67,24 +68,7 @@ async def test_paths_are_not_code(backend: SandboxBackend) -> None:
         assert (await sandbox.exec("test -e /testbed/PWNED", timeout=10)).exit_code == 1
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "no newline",
-        "a\n",
-        "tab\tx\r\nCRLF\r\n",
-        'it\'s "q" $HOME `id` \\n \\\\ %s\n',
-        "é€😀\u200b\ufeff",
-        "x" * 1_000_000,
-        "'" * 5000,
-        "EOF\nEOF\n",
-        "\ufeffstarts with a mark",
-        "\r",
-        "\x0c\x1b[31m",
-    ],
-    ids=range(12),
-)
+@pytest.mark.parametrize("text", [*TEXTS, "\r", "\x0c\x1b[31m"], ids=lambda text: ascii(text)[:16])
 async def test_editor_is_byte_exact(backend: SandboxBackend, text: str) -> None:
     """IO-13."""
     async with backend.sandbox() as sandbox:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -49,13 +47,8 @@ RECIPE = {
 }
 
 
-def start(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
-    return prepared.Popen(
-        [sys.executable, "-m", "sandbox_rl.cli", "train", str(recipe), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(recipe: Path, *arguments: str) -> prepared.Popen:
+    return prepared.start("sandbox_rl.cli", "train", recipe, *arguments)
 
 
 def episodes(run: Path, phase: str) -> list[dict]:

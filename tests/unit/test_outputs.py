@@ -14,6 +14,7 @@ from sandbox_rl.build_data.config import BuildSettings
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.evaluation.page import compare
 from sandbox_rl.outputs import check_new, check_place, new_directory, new_files, write_atomically, write_new
+from tests.disks import small_disk
 
 
 def tree(path):
@@ -31,15 +32,8 @@ def tree(path):
 @pytest.fixture
 def tiny_disk(tmp_path):
     """A file system of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("needs root to mount a file system")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link", "dangling"])

@@ -27,6 +27,7 @@ from sandbox_rl.training.publication.sending import OwnServer
 from sandbox_rl.training.publication.transports import in_parts
 from sandbox_rl.training.publication.weights import PublishedWeights
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
+from tests.group_worker import GroupWorker
 
 WEIGHTS = {"model.embed_tokens.weight": torch.arange(8.0).reshape(4, 2), "model.norm.weight": torch.ones(3)}
 FROZEN = ["/pause mode=keep", "/collective_rpc sandbox_rl_frozen"]
@@ -332,29 +333,8 @@ def test_nccl_on_the_trainers_own_card_is_refused(monkeypatch):
     assert fake.control == ["/collective_rpc sandbox_rl_card"]
 
 
-class _Worker:
-    """The other end of a process group, as the plug-in's worker has it."""
-
-    def __init__(self) -> None:
-        self.init: dict = {}
-        self.tensors: dict[str, torch.Tensor] = {}
-        self.routes = {"/init_weight_transfer_engine": self.join, "/update_weights": self.receive}
-
-    def join(self, body) -> None:
-        self.init = init = body["init_info"]
-        store = torch.distributed.TCPStore(init["host"], init["port"], None, False)
-        store = torch.distributed.PrefixStore(init["group"], store)
-        self.group = torch.distributed.ProcessGroupGloo(store, init["first_rank"], init["size"])
-
-    def receive(self, body) -> None:
-        update = body["update_info"]
-        for name, dtype, shape in zip(update["names"], update["dtypes"], update["shapes"], strict=True):
-            self.tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype))
-            self.group.broadcast(self.tensors[name], 0).wait()
-
-
 def test_workers_of_several_servers_get_ranks_of_one_group():
-    workers = _Worker(), _Worker()
+    workers = GroupWorker(), GroupWorker()
     fakes = [FakeVLLM(instead=worker.routes) for worker in workers]
     with publishing(*fakes, transfer="gloo") as (_, loop, servers):
         transport = GroupTransport("gloo")

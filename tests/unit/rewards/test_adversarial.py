@@ -7,39 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.hostile_answers import BACKTRACKING, FACTORIALS, NESTING, TOWERS
+
 from .conftest import ScoreNow
 
 BOMBS = {
-    "towers": [
-        r"\boxed{9^{9^{9}}}",
-        "9**9**9",
-        r"\boxed{9^{9^{9^{9}}}}",
-        r"\boxed{10^{1000000000}+1}",
-        r"\boxed{2^{2^{34}}}",
-    ],
-    "factorials and sums": [
-        r"\boxed{100000000!}",
-        r"\boxed{((9!)!)!}",
-        r"\boxed{\binom{1000000000}{500000000}}",
-        r"\boxed{\prod_{n=1}^{100000000} n}",
-        r"\boxed{\sum_{n=1}^{1000000000}\frac{1}{n^2}}",
-    ],
-    "nesting": [
-        "\\boxed{" + "(" * 3000 + "1" + ")" * 3000 + "}",
-        "\\boxed{" + "\\frac{1}{1+" * 300 + "1" + "}" * 300 + "}",
-        "\\boxed{" + "-" * 20000 + "1}",
-        "\\boxed{" * 5000,
-        "[" * 60000,
-    ],
-    "backtracking": [
-        "1," * 30000,
-        "$" * 60000,
-        " " * 60000 + "41",
-        "a" * 60000 + "!",
-        "0." * 30000,
-        "\\text{" * 10000,
-        "answer is " * 6000,
-    ],
+    "towers": TOWERS,
+    "factorials and sums": FACTORIALS,
+    "nesting": NESTING,
+    "backtracking": BACKTRACKING,
     "huge integers": ["9" * 5000, "9" * 60000],
 }
 
