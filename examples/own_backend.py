@@ -1,8 +1,8 @@
 """A sandbox backend of your own: `sandbox: {type: "own_backend:Counted", inner: {type: docker}}`.
 
-It makes the sandboxes of another backend and counts what is asked of them. The methods below are all that a
-sandbox needs (`sandbox_rl.Sandbox` says what each promises): with them it works in the pool, in training
-and in evaluation.
+It makes the sandboxes of another backend and counts what is asked of them. What is named below is all that a
+sandbox and a backend need (`sandbox_rl.Sandbox` and `SandboxBackend` say what each promises): with it they
+work in the pool, in training and in evaluation.
 """
 
 from __future__ import annotations
@@ -12,15 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sandbox_rl import (
-    Answer,
-    BackendSettings,
-    EmbeddedSettings,
-    ExecResult,
-    Sandbox,
-    SandboxBackend,
-    SandboxInfo,
-)
+from sandbox_rl import BackendSettings, EmbeddedSettings, Sandbox, SandboxBackend, SandboxInfo
 from sandbox_rl.sandboxes.config import SandboxSettings
 
 
@@ -35,59 +27,47 @@ class Counted(BackendSettings):
         return CountedBackend(self.inner.model_copy(update={"limits": self.limits}).backend())
 
 
+def counted(name: str) -> Any:
+    """A method that hands the call on."""
+
+    async def method(self: CountedSandbox, *given: Any, **named: Any) -> Any:
+        self.calls[name] += 1
+        return await getattr(self.inner, name)(*given, **named)
+
+    return method
+
+
 class CountedSandbox:
     """One sandbox."""
 
     def __init__(self, inner: Sandbox, calls: Counter[str]) -> None:
-        self._inner = inner
-        self._calls = calls
+        self.id, self.inner, self.calls = inner.id, inner, calls
 
-    @property
-    def id(self) -> str:
-        return self._inner.id
-
-    async def exec(self, command: str, **how: Any) -> ExecResult:
-        self._calls["exec"] += 1
-        return await self._inner.exec(command, **how)
-
-    async def read_file(self, path: str, *, max_bytes: int) -> bytes:
-        return await self._inner.read_file(path, max_bytes=max_bytes)
-
-    async def write_file(self, path: str, data: bytes) -> None:
-        self._calls["write_file"] += 1
-        await self._inner.write_file(path, data)
-
-    async def list_dir(self, path: str, *, max_entries: int) -> tuple[str, ...]:
-        return await self._inner.list_dir(path, max_entries=max_entries)
-
-    async def get_files(self, root: str, *, max_bytes: int) -> Mapping[str, bytes]:
-        return await self._inner.get_files(root, max_bytes=max_bytes)
-
-    async def read_answer(self, *place: str, max_bytes: int = 65_536) -> Answer:
-        return await self._inner.read_answer(*place, max_bytes=max_bytes)
+    exec, read_file, write_file = counted("exec"), counted("read_file"), counted("write_file")
+    list_dir, get_files, read_answer = counted("list_dir"), counted("get_files"), counted("read_answer")
 
 
 class CountedBackend:
     """Makes them; entering it starts what they share."""
 
     def __init__(self, inner: SandboxBackend) -> None:
-        self._inner = inner
+        self.inner = inner
         self.calls: Counter[str] = Counter()
 
     @property
     def info(self) -> SandboxInfo:
-        return self._inner.info
+        return self.inner.info
 
     @asynccontextmanager
     async def sandbox(
         self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
     ) -> AsyncIterator[Sandbox]:
-        async with self._inner.sandbox(files, timeout=timeout) as made:
+        async with self.inner.sandbox(files, timeout=timeout) as made:
             yield CountedSandbox(made, self.calls)
 
     async def __aenter__(self) -> SandboxBackend:
-        await self._inner.__aenter__()
+        await self.inner.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._inner.__aexit__(*exc)
+        await self.inner.__aexit__(*exc)

@@ -18,7 +18,7 @@ from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.micro_batches import agreed_lengths, plan_parts
 from sandbox_rl.training.publication.merge import checkpoint_tensors
-from tests.smoke.support import TOKENIZER, tiny_model
+from tests.smoke.support import CARD, TOKENIZER, tiny_model
 
 LENGTHS = ((40, 38, 10), (12, 11, 9))
 """Of the rows of each rank: the first needs three parts of 40 tokens, the second one."""
@@ -93,10 +93,7 @@ def check(rank: int, world: int, directory: Path) -> None:
             directory,
             ends=TurnEnds(TOKENIZER.eos_token_id),
             dtype=torch.float32,
-            recipe="",
-            base_model="tiny",
-            datasets=[],
-            results={},
+            **CARD,
             weights=gathered_weights,
         )
         loaded = dict(AutoModelForCausalLM.from_pretrained(exported).named_parameters())

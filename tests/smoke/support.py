@@ -27,6 +27,8 @@ from sandbox_rl.types import (
 
 TOKENIZER = tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id
+CARD = {"recipe": "x", "base_model": "tiny", "datasets": [], "results": {}}
+"""What an export's card is told."""
 
 
 def saved_model(directory: Path) -> str:

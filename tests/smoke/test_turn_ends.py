@@ -20,7 +20,7 @@ from sandbox_rl.training.export import export_model
 from sandbox_rl.training.models import end_turns_with, generation_ends
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
-from tests.smoke.support import EOS, RecordGradients, given_reward, make_rollout, rows_of
+from tests.smoke.support import CARD, EOS, RecordGradients, given_reward, make_rollout, rows_of
 
 TOKENIZER = tiny_tokenizer()
 TOKENIZER.eos_token = "<|endoftext|>"
@@ -79,10 +79,7 @@ def test_the_exported_model_ends_its_own_turns(tmp_path):
         tmp_path / "model",
         ends=CHAT.ends,
         dtype=torch.float32,
-        recipe="x",
-        base_model="tiny",
-        datasets=[],
-        results={},
+        **CARD,
     )
     assert json.loads((path / "generation_config.json").read_text())["eos_token_id"] == [END, DOCUMENT_END]
     assert generation_ends(ModelSettings(path=str(path))) == (END, DOCUMENT_END)

@@ -29,7 +29,7 @@ from sandbox_rl.training.publication.routes import verify
 from sandbox_rl.training.publication.weights import PublishedWeights
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from tests.smoke.precision_paths import RATE
-from tests.smoke.support import TOKENIZER, given_reward, make_rollout, make_trainer, rows_of, tiny_model
+from tests.smoke.support import CARD, TOKENIZER, given_reward, make_rollout, make_trainer, rows_of, tiny_model
 
 DEEPSPEED = {
     # Small weights would stay whole otherwise, and these are all small.
@@ -139,10 +139,7 @@ def trained(directory: Path, weights: PublishedWeights) -> dict[str, Any]:
             directory / "export",
             ends=TurnEnds(TOKENIZER.eos_token_id),
             dtype=torch.bfloat16,
-            recipe="",
-            base_model="tiny",
-            datasets=[],
-            results={},
+            **CARD,
             weights=kept,
         )
         loaded = load_file(exported / "model.safetensors")  # transformers would divide it again

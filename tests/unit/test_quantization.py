@@ -21,6 +21,7 @@ from sandbox_rl.training.memory import NF4_BITS, estimate_memory, model_shape
 from sandbox_rl.training.models import check_quantization, load_adapted, load_model
 from sandbox_rl.training.publication.merge import checkpoint_tensors
 from sandbox_rl.training.tiny import tiny_config, tiny_model, tiny_tokenizer
+from tests.smoke.support import CARD
 
 TOKENIZER = tiny_tokenizer()
 IDS = torch.arange(10, 60).view(2, 25)
@@ -73,10 +74,7 @@ def test_the_export_is_a_plain_model_that_computes_the_same(adapted, tmp_path):
         tmp_path / "model",
         ends=TurnEnds(TOKENIZER.eos_token_id),
         dtype=torch.float32,
-        recipe="x",
-        base_model="tiny",
-        datasets=[],
-        results={},
+        **CARD,
         weights=whole_weights(adapted, dtype=torch.float32, keep=True),
     )
     exported = AutoModelForCausalLM.from_pretrained(path).eval()

@@ -34,7 +34,7 @@ def test_a_turn_ends_at_its_cap_or_with_the_id_that_ends_it(shared):
     settings = VLLMSettings(type="vllm", python="unused")
     everything = frozenset(range(shared.model.config.vocab_size))
     policy = VLLMPolicy(shared.server, settings, end_ids=everything)
-    policy._slots, policy._servers = shared.policy._slots, shared.policy._servers
+    policy._slots, policy._entered = shared.policy._slots, shared.policy._entered
 
     async def act():
         async with policy.session("ends") as session:

@@ -81,8 +81,15 @@ class VLLMPolicy:
         self._settings = settings
         self._end_ids = sorted(end_ids)
         self._version = version
+        self._entered: Servers | None = None
         self._slots: list[_Slot] = []
         self._stack: AsyncExitStack | None = None
+
+    @property
+    def _servers(self) -> Servers:
+        if self._entered is None:
+            raise RuntimeError("the policy is not open; enter it with 'async with'")
+        return self._entered
 
     @property
     def max_context(self) -> int:
@@ -101,7 +108,7 @@ class VLLMPolicy:
 
     async def __aenter__(self) -> VLLMPolicy:
         async with AsyncExitStack() as stack:
-            self._servers = await stack.enter_async_context(self._source)
+            self._entered = await stack.enter_async_context(self._source)
             slots = []
             for server in self._servers.servers:
                 turns = VLLMServer(server.address, confirm=partial(self._confirm, server))
