@@ -123,10 +123,14 @@ def test_an_installed_package_adds_a_command(tmp_path, monkeypatch):
 def test_the_page_about_extending_names_only_what_is_there():
     page = (ROOT / "docs" / "extending.md").read_text()
     rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", page, flags=re.MULTILINE)[2:]
-    assert len(rows) == 13
+    assert len(rows) == 15
     for change, place, example in rows:
         for named in re.findall(r"`((?:sandbox_rl|examples)/[\w./]+)`", f"{place} {example}"):
             assert (ROOT / named).is_file(), f"{change}: {named} is not there"
+        ours = re.findall(r"sandbox_rl/[\w/]+\.py", place)
+        assert len(ours) + ("a file of yours" in place) <= 1, f"{change}: more than one file"
+    for name, file in re.findall(r"`(\w+)` in `(sandbox_rl/[\w/]+\.py)`", page):
+        assert re.search(rf"^(?:def|class) {name}\b", (ROOT / file).read_text(), re.MULTILINE), name
     blocks = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     assert blocks
     for block in blocks:
