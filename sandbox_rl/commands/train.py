@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -20,8 +20,12 @@ from sandbox_rl.command_line import (
     open_recipe,
     terminal,
 )
-from sandbox_rl.display import Silent
+from sandbox_rl.display import Display, Silent
 from sandbox_rl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sandbox_rl.config.recipe import Recipe
+    from sandbox_rl.runs.launch import Launch
 
 app = typer.Typer()
 
@@ -98,19 +102,14 @@ def train(
         display.say(resolved(loaded))
         check(loaded, base_dir=base_dir, display=display)
         return
-    from sandbox_rl.runs.launch import cards_here, cards_that_train, plan_launch, run_launch
+    from sandbox_rl.runs.launch import cards_here, cards_that_train, plan_launch
 
     cards = cards_here()
     training = cards_that_train(loaded, cards)
     launch = plan_launch(loaded.launch, cards=cards, training=training, environment=os.environ)
+    shown = Silent() if quiet else display
     if launch is not None:
-        if launch.way is not None:
-            from sandbox_rl.runs.division import check_division, division_of
-
-            check_division(loaded, division_of(launch))
-        (Silent() if quiet else display).say(f"starting {launch}")
-        code = run_launch(launch, sys.argv[1:])
-        raise Interrupted if code == INTERRUPTED else typer.Exit(code)  # its processes have said all
+        _start(launch, loaded, shown)
     from sandbox_rl.training.stopping import EndedNow, Owner, end_with_launcher
 
     end_with_launcher()
@@ -124,12 +123,23 @@ def train(
         if first_process():
             typer.echo(text, err=True)
 
-    shown = Silent() if quiet else display
     try:
         result = run(loaded, base_dir=base_dir, resume=resume, display=shown, owner=Owner(say, go_on))
     except EndedNow:
         raise Interrupted from None
     show_training(result, display, recipe=str(recipe), go_on=go_on(result.run))
+
+
+def _start(launch: Launch, recipe: Recipe, display: Display) -> NoReturn:
+    """Run the processes of a launch, and end with their exit code: they have reported all."""
+    from sandbox_rl.runs.division import check_division, division_of
+    from sandbox_rl.runs.launch import run_launch
+
+    if launch.way is not None:
+        check_division(recipe, division_of(launch))
+    display.say(f"starting {launch}")
+    code = run_launch(launch, sys.argv[1:])
+    raise Interrupted if code == INTERRUPTED else typer.Exit(code)
 
 
 @app.command()

@@ -173,7 +173,7 @@ def test_a_server_that_dies_as_it_starts_again_is_started_once_more(tmp_path):
         python.write_text(well.replace("while [", 'case "$*" in *--uds*) exit 7 ;; esac\nwhile ['))
         on.kill()
         with pytest.raises(
-            EngineFault, match=r"failed for good after 3 restarts: it could not .* exit code 7"
+            EngineFault, match=r"failed permanently after 3 restarts: it could not .* exit code 7"
         ):
             on.ask()
 
