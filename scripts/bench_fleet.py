@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as the command line does, before torch is imported
+os.environ.pop("OMP_NUM_THREADS", None)  # servers divide the cores
 
 import torch
 

@@ -15,7 +15,8 @@ Ways of a single row, then of two rows of which one is half as long:
     padded   two rows with TRL's head as it comes: padding and a mask of (B, 1, T, T)
     parts    two rows as training does it with update.micro_batch_tokens = T
 
-A way that would not fit into the memory that is free is not run, and its least need is shown.
+A way that would not fit into the memory that is free is not run, and its least need is shown. Exit code 1: a
+way has failed.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ def main() -> int:
     lora = " LoRA" if options.lora else ""
     print(f"{options.shape}{lora} ({numbers}), vocabulary {options.vocabulary}, {name}")
     print(f"{'tokens':>8} {'way':>7} {'peak GiB':>9} {'seconds':>8} {'estimated GiB':>14} {'ratio':>6}")
-    records = []
+    records, failed = [], False
     context = multiprocessing.get_context("spawn")
     for tokens in lengths:
         for way in options.ways:
@@ -225,6 +226,7 @@ def main() -> int:
             child.join()
             if child.exitcode:
                 print(f"{tokens:>8} {way:>7}  failed: exit code {child.exitcode}", flush=True)
+                failed = True
                 continue
             peak, seconds = results.get()
             record = {"tokens": tokens, "way": way, "peak": peak, "seconds": seconds}
@@ -238,7 +240,7 @@ def main() -> int:
         options.json.write_text(
             json.dumps({"device": name, **vars(options), "json": None, "records": records}, default=str)
         )
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

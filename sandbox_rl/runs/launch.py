@@ -17,6 +17,7 @@ from sandbox_rl.config.recipe import LaunchSettings, Recipe
 from sandbox_rl.display import quieted
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.vllm.launch import cores
 from sandbox_rl.registry import shipped
 from sandbox_rl.training.stopping import LAUNCHER
 
@@ -143,7 +144,7 @@ def run_launch(launch: Launch, arguments: Sequence[str], *, module: str = "sandb
     from accelerate.commands import launch as accelerate
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.each)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // launch.each)))
     os.environ[LAUNCHER] = str(os.getpid())
     parser = accelerate.launch_command_parser()
     given = parser.parse_args([*launch.arguments(), "-m", module, *arguments])

@@ -14,6 +14,7 @@ import yaml
 
 from sandbox_rl.config.recipe import LaunchSettings, Recipe
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.runs import launch as launching
 from sandbox_rl.runs.division import Division, check_division, division_of
 from sandbox_rl.runs.launch import Launch, cards_that_train, plan_launch, run_launch
 from tests import prepared
@@ -149,12 +150,16 @@ def test_accelerate_s_own_launcher_understands_every_launch(config, monkeypatch,
     seen = []
     for name in ("multi_gpu_launcher", "deepspeed_launcher"):
         monkeypatch.setattr(accelerate, name, lambda given, name=name: seen.append((name, given)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(launching, "cores", lambda: 8)
     fields = {"machines": 2, "machine_rank": 1, "main_address": "first", "main_port": 29500}
     launch = plan(cards=4, config=config, **fields)
     assert launch.way == {"fsdp2": "FSDP", "zero3": "DEEPSPEED"}.get(config)
     assert division_of(launch).processes == 8
     assert run_launch(launch, ["train", "recipe.yaml", "seed=1"]) == 0
     ((name, given),) = seen
+    assert os.environ["OMP_NUM_THREADS"] == "2"
     assert name == ("deepspeed_launcher" if config == "zero3" else "multi_gpu_launcher")
     assert (given.num_processes, given.num_machines, given.machine_rank) == (8, 2, 1)
     assert (given.main_process_ip, given.main_process_port) == ("first", 29500)

@@ -46,7 +46,8 @@ _OF_A_RANK = (
 )
 _OF_A_LAUNCHER = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 """What begins so. With TORCHELASTIC_USE_AGENT_STORE torch makes no store for a group of a server's own, and
-the server waits for one that nobody makes (vLLM meets by tcp:// before 0.31, and in data parallelism)."""
+the server waits for one that nobody makes (older vLLM meets by tcp://, as data parallelism does)."""
+PROCESSORS = Path("/sys/devices/system/cpu")
 LONGEST_BATCH = 8_192
 """Tokens of one pass on a CPU, or one whole context: prompts are not cut."""
 
@@ -142,6 +143,18 @@ def server_command(
     return [*supervisor, python, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
 
 
+def cores() -> int:
+    """Physical ones that this process may use: two threads of one core share what computes, and count as one,
+    as they do for torch that is not told anything."""
+    together = set()
+    for cpu in os.sched_getaffinity(0):
+        try:
+            together.add((PROCESSORS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text())
+        except OSError:
+            together.add(str(cpu))
+    return len(together)
+
+
 def environment(settings: VLLMSettings, *, gpu: bool, servers: int = 1) -> dict[str, str]:
     """The server's environment: ours, with the plug-in on its path and its telemetry off.
 
@@ -167,7 +180,7 @@ def environment(settings: VLLMSettings, *, gpu: bool, servers: int = 1) -> dict[
     }
     if not gpu:
         ours.setdefault("TORCH_COMPILE_DISABLE", "1")
-        ours.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // servers)))
+        ours.setdefault("OMP_NUM_THREADS", str(max(1, cores() // servers)))
         ours.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the trainer and others want the cores too
     return ours | settings.environment
 

@@ -23,6 +23,7 @@ from sandbox_rl.policies.vllm.launch import ENGINES
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.policies.vllm.source import ExternalServers, Servers
+from sandbox_rl.training.agreement import together
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.placement import Place, Placement
 from sandbox_rl.training.publication.sending import OwnServer
@@ -103,9 +104,10 @@ def serve(
     managed: ManagedServers | None = None
     addresses = tuple(map(Address.parse, settings.base_urls))
     if placement is not None:
-        if main:
-            managed = _started(settings, model, placement, log=log, loop=loop, say=say)
-            addresses = tuple(member.address for member in managed.members)
+        with together():  # the others wait for the addresses
+            if main:
+                managed = _started(settings, model, placement, log=log, loop=loop, say=say)
+                addresses = tuple(member.address for member in managed.members)
         addresses = _of_the_first(addresses)
     others = ExternalServers(
         addresses,

@@ -12,6 +12,7 @@ import pytest
 
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.vllm import launch
 from sandbox_rl.policies.vllm.launch import (
     LONGEST_DIRECTORY,
     check_socket_path,
@@ -140,21 +141,32 @@ def test_a_server_is_no_rank_of_the_trainer(monkeypatch):
 
 
 def test_servers_on_cpus_divide_the_cores_whatever_a_launcher_gave_its_processes(monkeypatch):
-    settings, cores = VLLMSettings(type="vllm"), len(os.sched_getaffinity(0))
+    settings = VLLMSettings(type="vllm")
+    monkeypatch.setattr(launch, "cores", lambda: 8)
 
     def threads(**given):
         return environment(settings, **{"gpu": False} | given).get("OMP_NUM_THREADS")
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert [threads(servers=n) for n in (1, cores, 2 * cores)] == [str(cores), "1", "1"]
+    assert [threads(servers=n) for n in (1, 3, 16)] == ["8", "2", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert threads(servers=2) == "7", "whoever starts a run by hand may say it"
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert threads() == str(cores)
+    assert threads() == "8"
     assert threads(gpu=True) is None
     settings = VLLMSettings(type="vllm", environment={"OMP_NUM_THREADS": "3"})
     assert threads() == "3"
+
+
+def test_two_threads_of_a_core_are_one(monkeypatch, tmp_path):
+    for cpu, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(f"{siblings}\n")
+    monkeypatch.setattr(launch, "PROCESSORS", tmp_path)
+    for allowed, count in (({0, 1, 2, 3}, 2), ({0, 2}, 1), ({0, 1}, 2), ({4, 5, 6}, 3)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, allowed=allowed: allowed)
+        assert launch.cores() == count
 
 
 def test_an_interpreter_that_is_none_is_one_line(tmp_path):
