@@ -115,7 +115,7 @@ def engines_of(
             policy = served.policy
             stack.enter_context(loop.entered(policy))
             served.keep_log(log)
-        yield {mode: _engine(subject, _Lent(policy, chats[mode]), mode) for mode in plan.modes}
+        yield {mode: _engine(subject, _StaysOpen(policy, chats[mode]), mode) for mode in plan.modes}
 
 
 def _only_process() -> PartialState:
@@ -163,7 +163,7 @@ def _engine(subject: Subject, agent: Agent, mode: str) -> RolloutEngine:
     )
 
 
-class _Lent(TokenAgent):
+class _StaysOpen(TokenAgent):
     """Its policy outlives the engines that use it one after the other."""
 
     async def __aenter__(self) -> Self:

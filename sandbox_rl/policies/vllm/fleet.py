@@ -94,7 +94,7 @@ class ManagedServers(Servers):
 
     async def replace(self, server: VLLMServer, why: str) -> bool:
         """End a server that did not take its weights, which has it started again with them."""
-        await self._of[server].condemn(why)
+        await self._of[server].end_because(why)
         return True
 
 

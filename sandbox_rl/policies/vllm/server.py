@@ -80,7 +80,7 @@ class ManagedServer:
         self._watched = False
         self.lost: str | None = None
         """Why it is gone for good, if it is."""
-        self._condemned: str | None = None
+        self._why_ended: str | None = None
 
     @property
     def up(self) -> bool:
@@ -95,7 +95,7 @@ class ManagedServer:
     async def start(self) -> None:
         """Start the child and return at once."""
         self._directory.mkdir(mode=0o700, exist_ok=True)  # the child's own supervisor removes it
-        self._condemned = None
+        self._why_ended = None
         await self.client.open()
         await self._private.open()
         command = server_command(
@@ -152,13 +152,13 @@ class ManagedServer:
         if self.lost is not None:
             raise EngineFault(self.lost)
 
-    async def condemn(self, why: str) -> None:
+    async def end_because(self, why: str) -> None:
         """End a server that must not be sampled from any more; its supervisor starts another.
 
         One that is known to have ended is being started again already.
         """
         if self._up.is_set():
-            self._condemned = why
+            self._why_ended = why
             self._up.clear()
             await self._end_process()
 
@@ -198,8 +198,8 @@ class ManagedServer:
         return self._process is not None and self._process.returncode is not None
 
     async def _next_failure(self) -> str:
-        if self._process is None:  # condemned before it was watched
-            return self._condemned or "it was ended"
+        if self._process is None:  # ended before it was watched
+            return self._why_ended or "it was ended"
         died = asyncio.create_task(self._process.wait())
         failures, idle_s = 0, 0.0
         progress = EngineProgress(self.client)
@@ -208,7 +208,7 @@ class ManagedServer:
                 await asyncio.wait([died], timeout=HEALTH_INTERVAL_S)
                 if died.done():
                     ended = why_it_died(self.log, died.result(), since=self._log_start)
-                    return self._condemned or ended
+                    return self._why_ended or ended
                 healthy = await self.client.healthy(timeout=HEALTH_INTERVAL_S)
                 failures = 0 if healthy else failures + 1
                 idle_s = await progress.idle_s(turn_waits=False) if healthy else 0.0
