@@ -59,7 +59,7 @@ _SAMPLE = re.compile(r"(.+)-\d+(-r\d+)?")
 class Index:
     """A context manager. Rows of the table `episodes` are what SQL may be asked about.
 
-    `state` is `live`, `ended` (scored, or lost to a fault for good) or `abandoned` (cancelled, or failed on
+    `state` is `live`, `ended` (scored, or lost to a fault) or `abandoned` (cancelled, or failed on
     our side before another try). `replaced` is 1 where the run was resumed from before its update, which
     is done again. `siblings` is the same for all episodes of a group and for none besides.
 

@@ -38,7 +38,7 @@ def sample_batch(
         samplings: B of them, with equal temperature, top_p and top_k.
         wanted: asked between tokens; a row that nobody wants any more ends with what it has.
     """
-    modes = [(module, module.training) for module in model.modules()]  # some may stay in eval mode for good
+    modes = [(module, module.training) for module in model.modules()]  # some may stay in eval mode
     model.eval()
     try:
         return _sample(model, prompts, samplings, end_ids, pad_id, weight_version, wanted)

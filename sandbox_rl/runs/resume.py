@@ -30,7 +30,7 @@ SETTLED = (
     *("seed", "model", "chat", "data", "tools", "mode", "estimator", "warmup", "curriculum"),
     *("rollout.over_sample", "policy.type", "grpo.shuffle_dataset", "grpo.optim"),
 )
-"""Blocks and fields that a run keeps for good: another model, other tasks, another order, or a checkpoint
+"""Blocks and fields that a run keeps permanently: another model, other tasks, another order, or a checkpoint
 that would not fit. All others may change from a checkpoint on, and are recorded. Prompts keep their words,
 wherever their files lie."""
 

@@ -77,7 +77,7 @@ def train(
     Raises:
         UserError: something in the recipe, the data, the model or the machine.
         InfraFault: every episode of a step, or more than `reward.max_fault_share` of the last ones, failed on
-            our side, or the policy's server is gone for good.
+            our side, or the policy's server is gone permanently.
         NothingTrained: no token of any step had a gradient.
         EndedNow: Ctrl-C came twice.
     """

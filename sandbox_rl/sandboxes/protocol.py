@@ -39,7 +39,7 @@ class _Pending:
 
 
 class AgentChannel(asyncio.Protocol):
-    """One agent's stream. Any departure from the protocol closes it for good: the sandbox is dead.
+    """One agent's stream. Any departure from the protocol closes it permanently: the sandbox is dead.
 
     It buffers at most the largest reply that is being waited for.
     """

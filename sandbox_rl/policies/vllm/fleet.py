@@ -66,7 +66,7 @@ class ManagedServers(Servers):
         """Wait for a restart of this server that is going on.
 
         Raises:
-            EngineFault: it is gone for good.
+            EngineFault: it is gone permanently.
         """
         await self._of[server].recovered()
 
@@ -79,7 +79,7 @@ class ManagedServers(Servers):
         """Wait until one of them is there.
 
         Raises:
-            EngineFault: one of them is gone for good.
+            EngineFault: one of them is gone permanently.
         """
         waits = [asyncio.ensure_future(member.recovered()) for member in self.members]
         try:

@@ -79,7 +79,7 @@ class ManagedServer:
         self._up = asyncio.Event()
         self._watched = False
         self.lost: str | None = None
-        """Why it is gone for good, if it is."""
+        """Why it is gone permanently, if it is."""
         self._why_ended: str | None = None
 
     @property
@@ -144,7 +144,7 @@ class ManagedServer:
         """Wait for a restart that is going on.
 
         Raises:
-            EngineFault: the server is gone for good.
+            EngineFault: the server is gone permanently.
         """
         if self._ended and self._watched and self.lost is None:
             self._up.clear()  # its supervisor is about to see it
@@ -184,7 +184,7 @@ class ManagedServer:
         self._open_to_clients()
 
     def give_up(self, why: str) -> None:
-        """It is gone for good, and those who wait for it learn of it."""
+        """It is gone permanently, and those who wait for it learn of it."""
         self.lost = why
         self._up.set()
 

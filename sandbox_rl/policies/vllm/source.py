@@ -53,7 +53,7 @@ class Servers(ABC):
         """Wait until `up` has one.
 
         Raises:
-            EngineFault: one of all is gone for good.
+            EngineFault: one of all is gone permanently.
         """
 
     @abstractmethod
@@ -61,7 +61,7 @@ class Servers(ABC):
         """Wait until `server` serves the newest weights, where someone is restarting it.
 
         Raises:
-            EngineFault: it is gone for good.
+            EngineFault: it is gone permanently.
         """
 
     @abstractmethod

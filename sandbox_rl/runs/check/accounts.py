@@ -33,7 +33,7 @@ class Accounts:
         self._facts = facts
         self._known = frozenset(schedule.tasks)
         self._final: dict[int, int] = {}
-        """Number of a group → update at which it ended for good."""
+        """Number of a group → update at which it ended permanently."""
         self._cut: dict[int, int] = {}
         """Groups that were cancelled and wait → update."""
         self._oldest: dict[int, int] = {}
@@ -43,7 +43,7 @@ class Accounts:
 
     @property
     def groups(self) -> frozenset[int]:
-        """Numbers of the groups that have ended for good."""
+        """Numbers of the groups that have ended permanently."""
         return frozenset(self._final)
 
     def take(self, update: Update) -> None:

@@ -32,7 +32,7 @@ class Schedule:
         size: of a group.
         groups: of a generation; 0 in an asynchronous run, which has none.
         per_update: generations of an update.
-        curriculum: of the recipe, which a run keeps for good.
+        curriculum: of the recipe, which a run keeps permanently.
         domains: of the tasks; None where they were not written.
         over_sampled: whether slow groups are cancelled and sampled again.
         rule: rewards of a group → its advantages; None where they depend on more than the group.
