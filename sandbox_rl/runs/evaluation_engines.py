@@ -11,9 +11,10 @@ from contextlib import (
 )
 from heapq import nlargest
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase
 
 from sandbox_rl.agents.base import Agent
 from sandbox_rl.agents.messages import MessageAgent
@@ -137,7 +138,11 @@ def _refuse_external(policy: VLLMSettings) -> None:
 
 
 def _served(
-    settings: RunSettings, model: ModelSettings, tokenizer: Any, chat: ChatFormat, longest: int
+    settings: RunSettings,
+    model: ModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
+    longest: int,
 ) -> ServedModel:
     """The model with space for a prompt of `longest` tokens and for what an episode adds to it."""
     context = context_length(load_config(model))

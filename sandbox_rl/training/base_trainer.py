@@ -30,6 +30,7 @@ from sandbox_rl.training.agreement import any_of, everywhere, together
 from sandbox_rl.training.checkpoints import SAVING, is_complete, prune, publish, remove_leftovers
 from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.precision import settle_precision
+from sandbox_rl.training.views import GradNorm
 
 logger = logging.getLogger(__name__)
 
@@ -168,24 +169,25 @@ class SandboxTrainer(Trainer):  # type: ignore[misc]
         if failed:
             raise failed[0]
 
-    def _prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = super()._prepare_inputs(*args, **kwargs)
+    def _prepare_inputs(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        inputs: dict[str, Any] = super()._prepare_inputs(*args, **kwargs)
         if self.model.training:
             self._computed_from.append(inputs)
         return inputs
 
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> GradNorm:
         """The norm that is logged; transformers asks for it right before the optimizer's step.
 
         Raises:
             InfraFault: on every process, once `IN_A_ROW` updates were left out.
         """
-        norm = super()._get_grad_norm(*args, **kwargs)
+        norm: GradNorm = super()._get_grad_norm(*args, **kwargs)
         computed_from, self._computed_from = self._computed_from, []
         self.update_left_out = not (norm is None or self.is_deepspeed_enabled or math.isfinite(float(norm)))
         if not self.update_left_out:
             self._skipped_in_a_row = 0
             return norm
+        assert norm is not None, "an update without a norm is not left out"
         # The norm is over all processes, so that all come here.
         self._skipped_in_a_row += 1
         for parameter in self.model.parameters():

@@ -20,7 +20,7 @@ import torch
 from trl.trainer.utils import nanstd
 
 from sandbox_rl.training.groups import Advantage, advantages, group_rows
-from sandbox_rl.training.views import SyncArgs
+from sandbox_rl.training.views import RewardArgs
 from sandbox_rl.types import Rollout
 
 Estimator = Literal["paper", "trl"]
@@ -50,7 +50,7 @@ def advantage_of(estimator: Estimator) -> Advantage:
 
 
 def advantage_rule(
-    estimator: Estimator, args: SyncArgs
+    estimator: Estimator, args: RewardArgs
 ) -> Callable[[Sequence[float | None]], Sequence[float | None]] | None:
     """What TRL makes of a group's rewards by these settings; None where it depends on more than the group."""
     one_reward = args.reward_weights is None and args.multi_objective_aggregation == "sum_then_normalize"

@@ -22,7 +22,7 @@ from sandbox_rl.training.sampler_correction import LateCorrection, LossWatch
 from sandbox_rl.training.shared_prefixes import plan_inputs, shares_prefixes
 from sandbox_rl.training.trained_tokens import TokenRecorder
 from sandbox_rl.training.trl_hooks import PolicyHooks
-from sandbox_rl.training.views import LossInputs
+from sandbox_rl.training.views import GradNorm, LossInputs, PerToken
 
 
 class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
@@ -117,8 +117,8 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
         self._watch.end(self._metrics["train"])
         return total
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> PerToken:
+        found: PerToken = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         inputs, log_probs = self._in_loss, found[0].detach()
         if inputs is None:
             return found
@@ -133,23 +133,24 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
             inputs["old_per_token_logps"] = log_probs  # what TRL takes in their absence
         return found
 
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> GradNorm:
         norm = super()._get_grad_norm(*args, **kwargs)
         if self._ledger is not None:
             self._ledger.update(left_out=self.update_left_out)
         return norm
 
-    def _calculate_rewards(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> torch.Tensor:
         mine = outcomes_of(inputs)
         self._outcomes = None
         if mine is not None:
             found = torch.tensor(mine, dtype=torch.float32, device=self.accelerator.device)
             self._outcomes = self.accelerator.gather(found)
-        return super()._calculate_rewards(inputs, *args, **kwargs)
+        rewards: torch.Tensor = super()._calculate_rewards(inputs, *args, **kwargs)
+        return rewards
 
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with nullcontext() if self._late is None else self._late.left_out():
-            output = super()._generate_and_score_completions(inputs)
+            output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self._ledger is not None and self.model.training:
             counted = output["completion_mask"] * output.get("tool_mask", 1)
             episodes = self._ledger.weighed(output["advantages"].tolist(), (counted.sum(1) > 0).tolist())

@@ -18,6 +18,12 @@ LossInputs = dict[str, torch.Tensor]
 (B, C), `advantages` (B,), and where there are any `tool_mask`, `old_per_token_logps`, `ref_per_token_logps`,
 `sampling_per_token_logps` (B, C), `importance_sampling_ratio` (B, C) or (B, 1)."""
 
+PerToken = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+"""Log-probs, entropies (B, C), and the auxiliary loss, as TRL's trainer computes them."""
+
+GradNorm = torch.Tensor | float | None
+"""As transformers asks for it; None where the engine of DeepSpeed has none."""
+
 
 class StateView(Protocol):
     """`trainer.state`."""
@@ -72,15 +78,20 @@ class SharedArgs(SamplingArgs, Protocol):
     save_total_limit: int | None
 
 
+class RewardArgs(Protocol):
+    """What the settings make of a group's rewards (`estimator.py`)."""
+
+    reward_weights: Sequence[float] | None
+    multi_objective_aggregation: str
+    scale_rewards: str
+
+
 @runtime_checkable
-class SyncArgs(SharedArgs, LossArgs, Protocol):
+class SyncArgs(SharedArgs, LossArgs, RewardArgs, Protocol):
     """`GRPOConfig`."""
 
     mask_truncated_completions: bool
     shuffle_dataset: bool
-    reward_weights: Sequence[float] | None
-    multi_objective_aggregation: str
-    scale_rewards: str
 
 
 class AsyncArgs(SharedArgs, Protocol):

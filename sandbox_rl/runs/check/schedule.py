@@ -17,7 +17,7 @@ from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
 from sandbox_rl.training.asynchronous.progress import MAX_STALENESS
 from sandbox_rl.training.config import CurriculumSettings
-from sandbox_rl.training.estimator import advantage_of, advantage_rule, estimator_fields
+from sandbox_rl.training.estimator import Estimator, advantage_of, advantage_rule, estimator_fields
 from sandbox_rl.training.groups import advantages
 
 Rule = Callable[[Sequence[float | None]], Sequence[float | None]]
@@ -180,7 +180,7 @@ def _tasks(run: RunDirectory) -> tuple[list[str], list[str] | None]:
     return list(ids), domains
 
 
-def _rule(mode: str, estimator: Any, grpo: Mapping[str, Any]) -> Rule | None:
+def _rule(mode: str, estimator: Estimator, grpo: Mapping[str, Any]) -> Rule | None:
     if mode == "async":
         kind = advantage_of(estimator)
         return lambda rewards: advantages(rewards, kind)
