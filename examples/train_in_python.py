@@ -26,17 +26,18 @@ from sandbox_rl import (
 )
 
 HERE = Path(__file__).parent
+SFT = {"per_device_train_batch_size": 16, "max_steps": 60, "learning_rate": 3e-3}
+LOSS = {"per_device_train_batch_size": 32, "num_generations": 8, "learning_rate": 3e-4}
+LOSS |= {"activation_checkpointing": False, "lr_scheduler_type": "constant"}
 
 
 class Secrets(TaskSource):
     """A word that only reading tells stands in a file."""
 
     def tasks(self) -> Iterable[Task]:
-        words = [a + b for a in ("red", "blue", "grey") for b in map(str, range(40))]
-        return [
-            Task(f"s-{w}", "What is the code?", w, {"code.txt": w.encode()}, "codes", self.scorer)
-            for w in words
-        ]
+        for word in (colour + str(number) for colour in ("red", "blue", "grey") for number in range(40)):
+            files = {"code.txt": word.encode()}
+            yield Task(f"s-{word}", "What is the code?", word, files, "codes", self.scorer)
 
 
 def same_word(answer: str, task: Task) -> float:
@@ -59,20 +60,10 @@ def recipe(steps: int, output_dir: str = "runs") -> Recipe:
         model=ModelSettings(path="tiny", dtype="float32"),
         prompts=(str(HERE / "prompts"),),
         data=DataSettings(sources=(Secrets(scorer="train_in_python:same_word"),), held_out=0.2),
-        warmup=WarmupSettings(
-            expert="train_in_python:teacher",
-            episodes=96,
-            sft={"per_device_train_batch_size": 16, "max_steps": 60, "learning_rate": 3e-3},
-        ),
+        warmup=WarmupSettings(expert="train_in_python:teacher", episodes=96, sft=SFT),
         episode=EpisodeSettings(max_turns=3, max_tokens=240, turn_tokens=64, timeout_s=60, exec_timeout_s=5),
         evaluation=EvaluationSettings(tasks=16),
-        grpo={
-            "max_steps": steps,
-            "per_device_train_batch_size": 32,
-            "num_generations": 8,
-            "learning_rate": 3e-4,
-        }
-        | {"activation_checkpointing": False, "lr_scheduler_type": "constant"},
+        grpo=LOSS | {"max_steps": steps},
         report_to=(),
     )
 
