@@ -20,7 +20,7 @@ from typing import Any
 from sandbox_rl import __version__
 from sandbox_rl.errors import DataError
 from sandbox_rl.journal import rollout_record
-from sandbox_rl.tasks.names import deception, problem_of_name
+from sandbox_rl.tasks.names import misleading, problem_of_name
 from sandbox_rl.types import Rollout
 
 MAX_FILES = 10_000
@@ -151,7 +151,7 @@ def save_files(directory: Path, files: Mapping[str, bytes]) -> SavedFiles:
     """Write files (relative POSIX path → content) below an existing directory.
 
     Names that are absolute, climb, hold control characters, begin with a dot or deceive
-    (`tasks.names.deception`) are left out, and so is what exists already. No file is made executable.
+    (`tasks.names.misleading`) are left out, and so is what exists already. No file is made executable.
 
     Raises:
         DataError: the directory cannot be written to at all, or there is no space left.
@@ -167,7 +167,7 @@ def save_files(directory: Path, files: Mapping[str, bytes]) -> SavedFiles:
             reason = problem_of_name(name)
             if reason is None and any(part.startswith(".") for part in name.split("/")):
                 reason = "is hidden"
-            reason = reason or deception(name)
+            reason = reason or misleading(name)
             if reason is None:
                 reason = _save(top, name, data)
             if reason is None:

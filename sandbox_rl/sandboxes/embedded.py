@@ -27,7 +27,7 @@ from sandbox_rl.sandboxes.egress.listener import HANDOVER_BY_CHANNEL, take_liste
 from sandbox_rl.sandboxes.egress.proxy import announce, proxy_environment
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.protocol import AgentChannel
-from sandbox_rl.sandboxes.spawner_client import Birth, SpawnerClient
+from sandbox_rl.sandboxes.spawner_client import SpawnedSandbox, SpawnerClient
 
 DEATH_TIMEOUT_S = 10.0
 ALLOW_NAMESPACES = (
@@ -93,12 +93,12 @@ class EmbeddedBackend(AgentBackend[EmbeddedSettings]):
     async def _connected(self, name: str) -> AsyncIterator[Connected]:
         """See `AgentBackend._connected`. From the request to the spawner on, it is found by its name."""
         await self._spawner.ensure()
-        birth = self._spawner.create(name)
+        spawned = self._spawner.create(name)
         unused: list[socket.socket] = []
         channel: AgentChannel | None = None
         try:
             try:
-                unused.append(await birth.agent())
+                unused.append(await spawned.agent())
                 if self._rules.mode != "off":
                     unused.append(await take_listener(unused[0]))
                 loop = asyncio.get_running_loop()
@@ -106,37 +106,37 @@ class EmbeddedBackend(AgentBackend[EmbeddedSettings]):
                 del unused[0]  # the channel's from now on
                 await channel.hello
             except SandboxDead as error:
-                await self._destroy(name, channel, birth)
-                if birth.death.done() and birth.death.result():
-                    raise SandboxDead(birth.death.result()) from error
+                await self._destroy(name, channel, spawned)
+                if spawned.ended.done() and spawned.ended.result():
+                    raise SandboxDead(spawned.ended.result()) from error
                 raise
             listener = unused.pop() if unused else None
             events = self._spawner.found["events"]
-            counter = rising(Path(events.format(group=birth.group))) if events else None
-            yield Connected(channel, listener, counter, partial(self._check_host, name, birth))
+            counter = rising(Path(events.format(group=spawned.group))) if events else None
+            yield Connected(channel, listener, counter, partial(self._check_host, name, spawned))
         finally:
             for made in unused:
                 made.close()
-            await self._destroy(name, channel, birth)
+            await self._destroy(name, channel, spawned)
 
-    async def _destroy(self, name: str, channel: AgentChannel | None, birth: Birth) -> None:
+    async def _destroy(self, name: str, channel: AgentChannel | None, spawned: SpawnedSandbox) -> None:
         """Kill it and wait until nothing is left, cancelled or not.
 
         The kill itself is sent before anything is awaited.
         """
         if channel is not None:
             channel.close()
-        birth.close()
+        spawned.close()
         self._spawner.kill(name)
         try:
             async with asyncio.timeout(DEATH_TIMEOUT_S):
-                await asyncio.shield(birth.death)
+                await asyncio.shield(spawned.ended)
         except TimeoutError:
             await self._spawner.end_if_hung()
 
-    async def _check_host(self, name: str, birth: Birth) -> None:
+    async def _check_host(self, name: str, spawned: SpawnedSandbox) -> None:
         """Raises SandboxFault if it is not the policy's doing that a sandbox is dead."""
-        if why := await self._spawner.blame(name, birth):
+        if why := await self._spawner.blame(name, spawned):
             raise SandboxFault(why)
 
 

@@ -47,21 +47,21 @@ class Program:
     Args:
         connection: its standing one, non-blocking.
         end: ends it and everything in its sandbox.
-        death: tells what its launcher said at its end, where that is told.
+        ended: the end of its launcher's stderr, once it has ended, where there is one.
     """
 
     def __init__(
-        self, connection: socket.socket, end: Callable[[], None], death: asyncio.Future[str] | None = None
+        self, connection: socket.socket, end: Callable[[], None], ended: asyncio.Future[str] | None = None
     ) -> None:
         self.socket = connection
         self._end = end
-        self._death = death
+        self._ended = ended
 
     @property
     def complaint(self) -> str:
         """Why it ended; "" if that is not known, or while it lives."""
-        death = self._death
-        return death.result() if death and death.done() and not death.cancelled() else ""
+        ended = self._ended
+        return ended.result() if ended and ended.done() and not ended.cancelled() else ""
 
     def kill(self) -> None:
         """End it; idempotent."""
@@ -106,17 +106,17 @@ class ProgramSandboxes:
         """
         await self._spawner.ensure()
         name = secrets.token_hex(8)
-        birth = self._spawner.create(name)
+        spawned = self._spawner.create(name)
         try:
-            connection = await birth.agent()
+            connection = await spawned.agent()
         except SandboxDead as error:
-            words = birth.death.result() if birth.death.done() else ""
+            words = spawned.ended.result() if spawned.ended.done() else ""
             raise SandboxFault(f"a sandbox for scoring cannot be made: {words or error}") from error
         except BaseException:
-            birth.close()
+            spawned.close()
             self._spawner.kill(name)
             raise
-        return Program(connection, partial(self._spawner.kill, name), birth.death)
+        return Program(connection, partial(self._spawner.kill, name), spawned.ended)
 
     async def close(self) -> None:
         await self._spawner.stop()

@@ -25,12 +25,12 @@ MESSAGE = 1 << 20
 NO_DESCRIPTOR = "no file descriptor is left for another sandbox; raise `ulimit -n` or run fewer at once"
 
 
-class Birth:
+class SpawnedSandbox:
     """A sandbox that was asked for.
 
     Attributes:
         group: name of its control groups, once it is there.
-        death: done when nothing is left of it: the end of its launcher's stderr, "" where there is none.
+        ended: done when nothing is left of it: the end of its launcher's stderr, "" where there is none.
         killed_outside: whether something killed it that was neither the policy nor the kernel nor us.
         orphaned: whether its spawner has gone, and it with that; another one may have been started since.
     """
@@ -40,7 +40,7 @@ class Birth:
         self.group = ""
         self.killed_outside = False
         self.orphaned = False
-        self.death: asyncio.Future[str] = loop.create_future()
+        self.ended: asyncio.Future[str] = loop.create_future()
         self._agent: socket.socket | None = None
         self._told: asyncio.Future[None] = loop.create_future()
 
@@ -67,7 +67,7 @@ class Birth:
         elif not self._told.cancelled():
             self._told.exception()  # nobody may be left to hear of it
 
-    def has_come(self, descriptors: Sequence[int], group: str) -> None:
+    def handed_over(self, descriptors: Sequence[int], group: str) -> None:
         """The spawner has handed it over; there is no descriptor if the kernel could not give us one."""
         self.group = group
         if self._told.done():
@@ -84,8 +84,8 @@ class Birth:
         self.killed_outside = killed_outside
         if not self._told.done():
             self._told.set_result(None)
-        if not self.death.done():
-            self.death.set_result(words)
+        if not self.ended.done():
+            self.ended.set_result(words)
 
 
 class SpawnerClient:
@@ -97,7 +97,7 @@ class SpawnerClient:
         self._restarting = asyncio.Lock()
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._births: dict[str, Birth] = {}
+        self._spawned: dict[str, SpawnedSandbox] = {}
         self._looks: dict[str, asyncio.Future[bool]] = {}
 
     @property
@@ -144,24 +144,24 @@ class SpawnerClient:
             except SetupError as error:
                 raise SandboxFault(f"the sandbox spawner cannot be started again: {error}") from error
 
-    def create(self, name: str) -> Birth:
+    def create(self, name: str) -> SpawnedSandbox:
         """Ask for a sandbox.
 
         Raises:
             SandboxFault: the spawner is gone.
         """
-        birth = Birth()
+        spawned = SpawnedSandbox()
         self._send({"do": "create", "name": name})
-        self._births[name] = birth
-        return birth
+        self._spawned[name] = spawned
+        return spawned
 
     def kill(self, name: str) -> None:
         """Ask for a sandbox's end; its death is told by what `create` returned."""
-        if name in self._births:
+        if name in self._spawned:
             with contextlib.suppress(SandboxFault):  # gone itself, and with it all sandboxes
                 self._send({"do": "kill", "name": name})
 
-    async def blame(self, name: str, birth: Birth) -> str:
+    async def blame(self, name: str, spawned: SpawnedSandbox) -> str:
         """Why it is not the policy's doing that a sandbox no longer answers; "" where it is.
 
         No process inside can kill or stop the first one. A spawner that hangs is ended, and another is
@@ -169,7 +169,7 @@ class SpawnerClient:
         """
         if self.alive:
             await asyncio.sleep(0.01)  # the news of its end may be on the way
-        if self.alive and not birth.orphaned:
+        if self.alive and not spawned.orphaned:
             stopped = await self._look(name)
             if stopped is None:
                 return "the sandbox spawner hangs"
@@ -177,10 +177,10 @@ class SpawnerClient:
                 return "something outside has stopped the sandbox"
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(END_NEWS_S):
-                    await asyncio.shield(birth.death)
-        if birth.orphaned or not self.alive:  # asked last: it may have gone meanwhile
+                    await asyncio.shield(spawned.ended)
+        if spawned.orphaned or not self.alive:  # asked last: it may have gone meanwhile
             return "the sandbox spawner has ended"
-        return "something outside has killed the sandbox" if birth.killed_outside else ""
+        return "something outside has killed the sandbox" if spawned.killed_outside else ""
 
     async def end_if_hung(self) -> None:
         """See whether it answers, and end it if not: its sandboxes go with it."""
@@ -233,19 +233,19 @@ class SpawnerClient:
                 if look := self._looks.pop(message["seen"], None):
                     look.set_result(bool(message["stopped"]))
             elif "made" in message:
-                self._births[message["made"]].has_come(descriptors, message["group"])
-            elif birth := self._births.pop(message["dead"], None):
-                birth.has_ended(message["error"], killed_outside=message.get("outside", False))
+                self._spawned[message["made"]].handed_over(descriptors, message["group"])
+            elif spawned := self._spawned.pop(message["dead"], None):
+                spawned.has_ended(message["error"], killed_outside=message.get("outside", False))
 
     def _lost(self) -> None:
         if self._control is not None:
             asyncio.get_running_loop().remove_reader(self._control.fileno())
             self._control.close()
             self._control = None
-        for birth in self._births.values():
-            birth.orphaned = True
-            birth.has_ended("the spawner is gone")
-        self._births.clear()
+        for spawned in self._spawned.values():
+            spawned.orphaned = True
+            spawned.has_ended("the spawner is gone")
+        self._spawned.clear()
         for look in self._looks.values():
             if not look.done():
                 look.set_result(False)

@@ -35,7 +35,7 @@ def problem_of_name(name: str) -> str | None:
     return None
 
 
-def deception(name: str) -> str | None:
+def misleading(name: str) -> str | None:
     """How `name` shows a person something else than what it is; None if it does not.
 
     Characters that reorder a line, or are drawn as nothing or as a space, make `gpj.exe` read `exe.jpg` and

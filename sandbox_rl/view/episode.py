@@ -89,7 +89,7 @@ def whole_text(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
         (event,) = read_all(run, row, [places[1:][int(query["turn"])]])
         if what in ("raw", "thought"):
             raw = run.vocabulary.text(event["token_ids"])
-            return {"text": raw if what == "raw" else thought_of(raw, event["calls"])}
+            return {"text": raw if what == "raw" else text_before_calls(raw, event["calls"])}
         if what == "call":
             return {"text": _shown_call(run, event, number, whole=True)["text"]}
         return {"text": event["observations"][number]["text"]}
@@ -166,10 +166,10 @@ def turn_text(
     """What the policy said in a turn beside its calls."""
     if not event["token_ids"] and index < len(messages):
         return str(messages[index].get("content") or "")
-    return thought_of(run.vocabulary.text(event["token_ids"], control=False), event["calls"])
+    return text_before_calls(run.vocabulary.text(event["token_ids"], control=False), event["calls"])
 
 
-def thought_of(text: str, calls: Sequence[object]) -> str:
+def text_before_calls(text: str, calls: Sequence[object]) -> str:
     """The text before the first call; all of it where no call was found."""
     found = _CALL.search(text) if calls else None
     return text[: found.start()].strip() if found else text.strip()

@@ -110,7 +110,7 @@ def largest_beyond(limit: int, rows: dict[int, Row]) -> list[int]:
     shares and has not touched itself: so it only tells when to look closer.
     """
     if sum(row[3] for row in rows.values()) <= limit:
-        return []  # nobody can hold more than he has addresses for
+        return []  # no process can hold more than it has addresses for
     shares = {}
     segments: dict[bytes, tuple[int, int]] = {}  # identity → (bytes, process)
     seen_of_segments = 0

@@ -93,7 +93,7 @@ class DockerBackend(AgentBackend[DockerSettings]):
             await self.__aexit__()
             raise
         self._tasks = [
-            asyncio.create_task(self._reap_now_and_then()),
+            asyncio.create_task(self._reap_periodically()),
             asyncio.create_task(self._count_endings(self._engine)),
         ]
         return self
@@ -194,7 +194,7 @@ class DockerBackend(AgentBackend[DockerSettings]):
             if is_orphan(labels):
                 await self._in_thread(engine.remove, container)
 
-    async def _reap_now_and_then(self) -> None:
+    async def _reap_periodically(self) -> None:
         while True:
             await asyncio.sleep(REAP_INTERVAL_S)
             with contextlib.suppress(SandboxFault):

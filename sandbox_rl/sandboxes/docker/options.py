@@ -23,7 +23,7 @@ GROUP = 1000
 """The group of all, as images have it."""
 
 AGENT_PROCESSES = 1
-FIRST_TO_GO = 1000  # of 1000: before anything else when the machine has no memory left
+OOM_SCORE = 1000  # of 1000: before anything else when the machine has no memory left
 QUEUED_SIGNALS, MESSAGE_BYTES, LOCKED_BYTES = 1024, 1 << 16, 1 << 16
 MOST_NICE = 19  # a container's share of the processors is its group's: this holds among its own processes
 RUNTIMES_OF_THIS_KERNEL = ("", "runc", "crun", "nvidia")
@@ -154,7 +154,7 @@ def host_options(settings: DockerSettings, user: int, *, podman_profile: str | N
         "security_opt": ["no-new-privileges:true", *([f"seccomp={profile}"] if profile else [])],
         "log_config": {"type": "none", "config": {}},
         "ulimits": [{"name": name, "soft": most, "hard": most} for name, most in ulimits.items()],
-        "oom_score_adj": FIRST_TO_GO,
+        "oom_score_adj": OOM_SCORE,
         "binds": [f"{outside}:{inside}:ro" for outside, inside in settings.read_only.items()],
     }
     if own_terminals(settings, podman=podman_profile is not None):

@@ -163,7 +163,7 @@ class RayBackend:
         fault = "no node has capacity"
         tried: set[str] = set()
         while (left := deadline - time.monotonic()) > 0:
-            node = self._roomiest(tried)
+            node = self._most_free(tried)
             if node is None:
                 tried.clear()
                 self._changed.clear()
@@ -187,7 +187,7 @@ class RayBackend:
                 return node, name
         raise SandboxFault(f"no sandbox within {timeout:g} s; {fault}")
 
-    def _roomiest(self, tried: set[str]) -> _Node | None:
+    def _most_free(self, tried: set[str]) -> _Node | None:
         """The node with most capacity that has not failed this request."""
         nodes = [node for id, node in self._nodes.items() if id not in tried and node.capacity > 0]
         return max(nodes, key=lambda node: node.capacity, default=None)

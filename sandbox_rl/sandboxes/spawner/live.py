@@ -19,7 +19,7 @@ from sandbox_rl.sandboxes.spawner.users import lower_limit
 AGENT_FD, ARGUMENTS_FD = 3, 4  # the others stand in the arguments: 5 seccomp, 6 info, 7 gate
 
 QUEUED_SIGNALS = 1024
-FIRST_TO_GO = 1000  # of 1000: before anything else when the machine has no memory left
+OOM_SCORE = 1000  # of 1000: before anything else when the machine has no memory left
 
 
 class Handles:
@@ -49,7 +49,7 @@ class Launcher:
             if self.cgroups:
                 # Before the namespaces are made: they must show these groups as the root of all.
                 self.cgroups.join(group)
-            be_the_first_to_go()
+            prefer_for_oom_kill()
             self.stage.mount_writable(uid, self.limits["disk_mb"], self.limits["inodes"])
             if os.geteuid() == 0:
                 os.setgroups([])
@@ -89,10 +89,10 @@ def detach(parent: int) -> None:
         os._exit(127)
 
 
-def be_the_first_to_go() -> None:
-    """When the machine runs out of memory. What root has set so nobody in the sandbox can take back."""
+def prefer_for_oom_kill() -> None:
+    """When the machine runs out of memory. What root has set so no process in the sandbox can undo."""
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write(str(FIRST_TO_GO))
+        file.write(str(OOM_SCORE))
 
 
 def set_limits(limits: dict[str, Any], memory_is_bounded: bool) -> None:
