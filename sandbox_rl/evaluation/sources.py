@@ -138,4 +138,4 @@ class PartSettings(Settings):
     samples: int = Field(1, ge=1)
     """Episodes per task."""
     required: bool = True
-    """False: where its source cannot be had, the part is left out and the results say so."""
+    """False: where its source is not available, the part is left out and the results say so."""

@@ -73,7 +73,7 @@ def replay_episode(
         files: write down what each turn changed in the sandbox (`files.py`).
 
     Raises:
-        UserError: no such run or episode, or what it stood on (data, tokenizer, sandbox) cannot be had.
+        UserError: no such run or episode, or what it stood on (data, tokenizer, sandbox) is not available.
         InfraFault: a failure on our side.
     """
     recorded_run = RecordedRun.open(path, overrides)

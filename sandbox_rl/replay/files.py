@@ -57,7 +57,7 @@ class ChangedFiles(Around[SandboxBackend], Observer):
             yield _Looking(sandbox, self)
 
     async def look(self, sandbox: Sandbox) -> None:
-        """Take the files as they are now; where they cannot be had, as they were."""
+        """Take the files as they are now; where they are not available, as they were."""
         try:
             self._now = dict(await sandbox.get_files(WORKING_DIR, max_bytes=MAX_BYTES))
         except SandboxCondition:  # too many, or the sandbox is dead: that is no failure of the episode's

@@ -67,7 +67,7 @@ class RecordedRun:
         Of the recipe's model; where that comes out of a warm-up, or is not in reach, of what the run saved.
 
         Raises:
-            ModelError: no tokenizer can be had.
+            ModelError: no tokenizer is available.
         """
         recipe = self.recipe
         saved = [last_complete(self.run.checkpoints), self.run.export]

@@ -58,7 +58,7 @@ class RewardSettings(Settings):
     """Where scoring processes run: in sandboxes of their own, or as plain processes of this user, which
     warns at every start since an answer that gets a scorer to run code then runs it on this machine."""
     docker_image: str | None = None
-    """An image in whose containers answers are scored where bubblewrap cannot be had, on the local Docker
+    """An image in whose containers answers are scored where bubblewrap is not available, on the local Docker
     engine; it needs nothing but a root. None takes the image of a `docker` sandbox, if that is the one."""
     max_fault_share: float = Field(0.5, gt=0, le=1)
     """A run stops, with a checkpoint and exit code 3, when more than this share of its last 64 episodes (of

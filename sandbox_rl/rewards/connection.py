@@ -53,7 +53,7 @@ class Outcome:
     """How one job ended.
 
     `kind`: "value"; "bad_gold" and "error" as the process says; "late" (its time was over); "died" (its
-    process ended without a verdict); "broken" (twice its worker was lost); "down" (no worker can be had).
+    process ended without a verdict); "broken" (twice its worker was lost); "down" (no worker is available).
     """
 
     kind: Literal["value", "bad_gold", "error", "late", "died", "broken", "down"]

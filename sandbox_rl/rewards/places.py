@@ -73,7 +73,7 @@ class Place(Protocol):
 
 
 class FirstPlace:
-    """The first of several places in which workers can be had on this machine.
+    """The first of several places in which workers can be started on this machine.
 
     Args:
         places: in order of preference, with what each is called in a warning.
@@ -97,7 +97,7 @@ class FirstPlace:
         """Try one after another; a worker is started and ended in each but the last.
 
         Raises:
-            SetupError: workers can be had in none; the message says of each why.
+            SetupError: workers can be started in none; the message says of each why.
         """
         problems: list[str] = []
         for number, (name, place) in enumerate(self._places, 1):

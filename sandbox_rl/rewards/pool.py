@@ -9,7 +9,7 @@ Whose fault is it? The one place that decides:
   If not, the row cannot be judged: None.
 - Whatever a scoring process says of itself is checked in the same way, since an answer may speak for it.
 - A worker that is lost is replaced and its jobs are done once more, since it can be killed from outside.
-  None as well where no worker can be had.
+  None as well where no worker is available.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Runner:
         return await self.run("score", scorers, task, text, read, other, ours=ours)
 
     async def reads(self, name: str) -> bool:
-        """Whether a scorer reads answers by itself; False where workers cannot be had."""
+        """Whether a scorer reads answers by itself; False where workers are not available."""
         try:
             return name in (await self._ready(((name, 1.0),))).reads
         except (ConfigError, SetupError, SandboxFault):
@@ -171,7 +171,7 @@ class Runner:
         """Start workers with what is to be loaded.
 
         Raises:
-            SetupError: no isolation can be had here.
+            SetupError: no isolation is available here.
         """
         show = await asyncio.to_thread(find_modules, own_scorers(self._loaded), beside=self._beside)
         places = [SHOWN_BELOW, *dict.fromkeys(str(path.parent) for path in show)]

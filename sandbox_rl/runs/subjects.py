@@ -65,7 +65,7 @@ class Subject:
 
     @classmethod
     def of_suite(cls, suite: Suite, base_dir: Path, *, samples: int | None = None) -> Subject:
-        """The parts of a suite that are to be had.
+        """The parts of a suite that are available.
 
         Raises:
             DataError: a part that is required cannot be loaded.

@@ -83,7 +83,7 @@ class TaskSource(Variant):
         """All tasks, training and held-out together; the same in every process and every start.
 
         Raises:
-            DataError: they cannot be had.
+            DataError: they are not available.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say its tasks")
 
@@ -153,7 +153,7 @@ class RowsSource(TaskSource):
         """The rows.
 
         Raises:
-            DataError: they cannot be had.
+            DataError: they are not available.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say its rows")
 

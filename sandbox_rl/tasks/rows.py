@@ -191,7 +191,7 @@ def open_hub(source: HubSource) -> Rows:
     """Download the data set or take it from the cache.
 
     Raises:
-        DataError: it is neither to be had nor cached, or has no such configuration or split.
+        DataError: it is neither available nor cached, or has no such configuration or split.
     """
     # A second of import that only Hub sources pay for.
     import datasets

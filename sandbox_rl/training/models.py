@@ -55,7 +55,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 
 
 def check_quantization(settings: ModelSettings) -> None:
-    """Refuse quantisation where it cannot be had, before a model is loaded.
+    """Refuse quantisation where it is not available, before a model is loaded.
 
     Raises:
         ModelError: bitsandbytes is not installed.

@@ -49,7 +49,7 @@ class Viewer:
 
     Raises:
         DataError: one of the paths is no run.
-        ConfigError: the port cannot be had.
+        ConfigError: the port is not available.
     """
 
     def __init__(self, paths: Sequence[Path], host: str = "127.0.0.1", port: int = 0) -> None:

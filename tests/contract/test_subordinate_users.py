@@ -176,7 +176,7 @@ def test_nothing_is_left(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("broken", ["newgidmap", "newuidmap"])
-def test_ids_that_cannot_be_had_are_reported_and_sandboxes_made_all_the_same(
+def test_ids_that_are_not_available_are_reported_and_sandboxes_made_all_the_same(
     accounts: list[str], broken: str
 ) -> None:
     """As where set-user-id programs do nothing; the one that maps users runs when groups are mapped."""

@@ -1,4 +1,4 @@
-"""ISO: scoring in containers, where bubblewrap cannot be had; the claims are those of the other place."""
+"""ISO: scoring in containers, where bubblewrap is not available; the claims are those of the other place."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ async def test_no_start_without_isolation(
 
 
 async def test_without_isolation_the_claims_come_true(tmp_path: Path) -> None:
-    """The weak place: what the sandbox stops is there to be had."""
+    """The weak place: what the sandbox stops is within reach."""
     secret = tmp_path / "secret"
     secret.write_text("s")
     async with ScoringPool(PlainPlace(), RewardSettings(workers=1), expected=(RUNS,)) as weak:

@@ -76,7 +76,7 @@ class Tree:
 
         A directory that was named to be shown gets a layer of its own: advisory locks and watches are of
         the layer's files, so that nothing in a sandbox can hold up who locks the files outside. False where
-        that cannot be had: a file, a directory with mounts in it, or a kernel that has no such layers.
+        that is not available: a file, a directory with mounts in it, or a kernel that has no such layers.
         """
         target = f"{self.root}/{inside}"
         named = inside not in SYSTEM and not within_dev(f"/{inside}")

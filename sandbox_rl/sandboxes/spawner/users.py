@@ -92,7 +92,7 @@ def enter_private_namespaces(shown: list[str]) -> Users:
 
 
 def enter_as_ordinary_user(shown: list[str]) -> Users:
-    """With ids of /etc/subuid where that can be had, else with this user's own."""
+    """With ids of /etc/subuid where that is available, else with this user's own."""
     half = half_of_all()
     try:
         groups, users, count = subordinate_ids(shown)

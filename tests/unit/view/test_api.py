@@ -450,7 +450,7 @@ def test_a_run_whose_process_is_gone_is_not_taken_for_running(tmp_path):
         assert (found["state"], found["now"]["status"]) == ("ended", {})
 
 
-def test_gold_answers_that_cannot_be_had_are_reported_to_be_missing(tmp_path):
+def test_gold_answers_that_are_not_available_are_reported_missing(tmp_path):
     directory = make_run(tmp_path / "run")
     (directory / "recipe.yaml").write_text("name: made\nmodel: {path: tiny}\n")
     with open_run(directory, whole=True) as run:
