@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-
 import pytest
 from safetensors.torch import load_file
 
@@ -13,7 +9,7 @@ from sandbox_rl.errors import EngineFault
 from sandbox_rl.journal import read_journal
 from sandbox_rl.training.checkpoints import last_complete
 from tests.vllm.conftest import SMALL
-from tests.vllm.support import PROMPT, ask, disturb, front, gap
+from tests.vllm.support import PROMPT, ask, disturb, gap
 from tests.vllm.test_training import finish, metrics, start
 
 SAME = 1e-5
@@ -42,24 +38,6 @@ def test_a_sleeper_is_healthy_serves_nothing_and_wakes_with_new_weights(asleep):
     disturb(asleep.model, seed=21)
     asleep.publish()
     assert call(asleep, "GET", "/is_sleeping") == {"is_sleeping": False}
-    assert gap(asleep.model, PROMPT, ask(asleep)) < SAME
-
-
-def test_a_sleeper_that_dies_is_started_again_when_it_is_wanted(asleep):
-    """Not before: its memory is the trainer's."""
-    (pid,) = front(asleep)
-    os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while front(asleep):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    (left,) = asleep.supervised.restarts_left
-    time.sleep(1.0)
-    assert front(asleep) == []
-    assert asleep.supervised.restarts_left == (left,)
-    disturb(asleep.model, seed=22)
-    asleep.publish()
-    assert asleep.supervised.restarts_left == (left - 1,)
     assert gap(asleep.model, PROMPT, ask(asleep)) < SAME
 
 

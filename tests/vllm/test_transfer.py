@@ -48,16 +48,6 @@ def test_tied(shared):
     parity(shared)
 
 
-def test_untied(vllm_python, tmp_path):
-    run = served(save_tiny(tmp_path / "model", tied=False), vllm_python, tmp_path / "vllm.log")
-    on = next(run)
-    try:
-        assert on.model.lm_head.weight is not on.model.model.embed_tokens.weight
-        parity(on)
-    finally:
-        assert next(run, None) is None
-
-
 def test_lora(shared):
     """The server gets the merged weights under the base model's names."""
     shared.publish()
@@ -173,11 +163,14 @@ def test_the_file_in_shared_memory_is_safetensors(tmp_path):
     assert all(read[name].dtype == tensors[name].dtype for name in tensors)
 
 
-def test_over_a_process_group(vllm_python, tmp_path):
-    """What servers on other hosts get, here over TCP; `nccl` is the same lines with another backend."""
-    run = served(save_tiny(tmp_path / "model"), vllm_python, tmp_path / "vllm.log", transfer="gloo")
+def test_untied_and_over_a_process_group(vllm_python, tmp_path):
+    """What servers on other hosts get, here over TCP; `nccl` is the same lines with another backend. What
+    arrived is loaded by the same lines as from shared memory."""
+    model = save_tiny(tmp_path / "model", tied=False)
+    run = served(model, vllm_python, tmp_path / "vllm.log", transfer="gloo")
     on = next(run)
     try:
+        assert on.model.lm_head.weight is not on.model.model.embed_tokens.weight
         parity(on)
         parity(on)
         (pid,) = front(on)
