@@ -67,21 +67,19 @@ def kill_a_server(processes: list[subprocess.Popen[str]], run: Path) -> None:
     os.kill(second, signal.SIGKILL)
 
 
-FLEETS = {
-    "sync": (
-        "2x NVIDIA H100 80GB",
-        {
-            # A few rows: parts, and as many on each rank.
-            "update": {"micro_batch_tokens": 600},
-            "grpo": {"max_steps": 4, "per_device_train_batch_size": 8, "save_steps": 2},
-        },
-    ),
-    "async": (
-        "4x NVIDIA H100 80GB",
-        {"mode": "async", "grpo": {"max_steps": 12, "token_budget": 1024, "save_steps": 4}},
-    ),
+SYNC = {
+    # A few rows: parts, and as many on each rank.
+    "update": {"micro_batch_tokens": 600},
+    "grpo": {"max_steps": 4, "per_device_train_batch_size": 8, "save_steps": 2},
 }
-"""By mode: the cards that it seems to run on, and blocks of the recipe for two ranks and two servers."""
+ASYNC = {"mode": "async", "grpo": {"max_steps": 12, "token_budget": 1024, "save_steps": 4}}
+FLEETS = {
+    "sync": ("2x NVIDIA H100 80GB", SYNC),
+    "sync-split": ("4x NVIDIA H100 80GB", SYNC),
+    "async": ("4x NVIDIA H100 80GB", ASYNC),
+}
+"""By mode: the cards that it seems to run on, and blocks of the recipe for two ranks and two servers. On two
+cards each has a rank and a server, on four two train and two serve."""
 
 
 def fleet(write_recipe, monkeypatch, mode: str) -> Path:
