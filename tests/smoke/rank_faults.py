@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-from transformers import Trainer
-
 from sandbox_rl.cli import main
 from sandbox_rl.errors import SandboxFault
 from sandbox_rl.rollout import RolloutEngine
@@ -43,5 +41,8 @@ if __name__ == "__main__":
     if fault == f"rollouts-{RANK}":
         RolloutEngine._attempt = no_sandbox_after(8)  # of the first step
     if fault == f"save-{RANK}":
+        # Here: a process of rollouts imports this file too, and has no use for PyTorch.
+        from transformers import Trainer
+
         Trainer._save_rng_state = full_disk
     main(["train", *arguments])
