@@ -38,6 +38,7 @@ from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.config import WarmupSettings
 from sandbox_rl.training.experts import EXPERTS, Expert, ExpertTurn
+from sandbox_rl.training.host_memory import free_memory
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import (
     compute_dtype,
@@ -46,7 +47,7 @@ from sandbox_rl.training.models import (
     load_tokenizer,
     load_trained,
 )
-from sandbox_rl.training.sft import fine_tune, free_memory, sft_rows
+from sandbox_rl.training.sft import fine_tune, sft_rows
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.types import Rollout, Task
 

@@ -14,6 +14,7 @@ import torch
 from torch import distributed, nn
 
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.training.host_memory import trim_heap
 from sandbox_rl.training.views import LossArgs, LossInputs, LossView
 
 _PER_ROW = ("grpo", "sapo", "dr_grpo", "luspo")
@@ -90,6 +91,8 @@ class PartedLoss:
                 loss = self._share(inputs, part) * loss_of(trim_padding(part))
                 accelerator.backward(loss)
             done.append(loss.detach())
+            if loss.device.type == "cpu":
+                trim_heap()  # parts are there to save memory, and holes of one do not fit the next
         last = self._share(inputs, parts[-1]) * loss_of(trim_padding(parts[-1]))
         return last + sum(done) if done else last
 

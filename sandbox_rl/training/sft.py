@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +82,3 @@ def fine_tune(
     mean = trainer.train().training_loss
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return float(losses[-1] if losses else mean)
-
-
-def free_memory() -> None:
-    """Give back what nothing refers to any more: to the device, and to the system.
-
-    glibc keeps what was freed for the process, which is gigabytes after a model has been trained on a CPU.
-    """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -7,7 +7,7 @@ import platform
 import psutil
 import pytest
 
-from sandbox_rl.training.sft import free_memory
+from sandbox_rl.training.host_memory import free_memory
 
 MIB = 2**20
 

@@ -4,8 +4,10 @@
 worker makes its transfer engine; that registers `shm` and `process_group`. Needs vLLM 0.26 to 0.32.
 """
 
+import ctypes
 import json
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -106,8 +108,12 @@ class WorkerExtension:
     def sandbox_rl_after_update(self):
         """Repair a tied head, which updates of vLLM 0.31 and 0.32 leave stale on CPUs.
 
-        Its repacked copy is made from the embedding once and never again.
+        Its repacked copy is made from the embedding once and never again. And what loading and sampling have
+        freed goes back to the system, which the trainer's update is about to need.
         """
+        if self.device.type == "cpu":
+            with suppress(OSError, AttributeError):  # another C library
+                ctypes.CDLL("libc.so.6").malloc_trim(0)
         model = self.model_runner.model
         head = getattr(model, "lm_head", None)
         embedding = getattr(getattr(model, "model", None), "embed_tokens", None)
