@@ -42,7 +42,7 @@ def memory_mib() -> float:
 
 
 def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
-    """Start one, have it sample twice, of which the first is for warming up, and end it."""
+    """Start one, have it sample, after a little to warm it up, and end it."""
     settings = VLLMSettings(type="vllm", arguments=ARGUMENTS | WAYS[way])
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, LoopThread() as loop:
@@ -53,20 +53,20 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
         supervised = SupervisedServers(servers, weights, restarts=0)
         policy = VLLMPolicy(supervised, settings, end_ids=frozenset({END}), version=weights.version)
 
-        async def turn(number: int) -> int:
-            prompt = [100 + (number * 7 + place) % 100 for place in range(options.prompt)]
+        async def turn(number: int, tokens: int) -> int:
             async with policy.session(str(number)) as session:
-                sampling = TurnSampling(max_tokens=options.tokens, seed=number)
-                return len((await session.act(prompt, sampling, timeout=600)).token_ids)
+                sampling = TurnSampling(max_tokens=tokens, seed=number)
+                prompt = range(100, 100 + options.prompt)  # the same for all, as in a group
+                return len((await session.act(list(prompt), sampling, timeout=600)).token_ids)
 
-        async def turns() -> int:
-            return sum(await asyncio.gather(*map(turn, range(options.turns))))
+        async def turns(tokens: int) -> int:
+            return sum(await asyncio.gather(*(turn(number, tokens) for number in range(options.turns))))
 
         with loop.entered(policy):
             up = time.monotonic() - started
-            loop.run(turns())
+            loop.run(turns(2))
             started = time.monotonic()
-            tokens = loop.run(turns())
+            tokens = loop.run(turns(options.tokens))
             took = time.monotonic() - started
             found = {"start_s": up, "tokens_per_s": tokens / took, "pss_mib": memory_mib()}
             weights.close()

@@ -14,6 +14,7 @@ import torch
 
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.vllm.api import VLLMServer
+from sandbox_rl.training.host_memory import trim_heap
 from sandbox_rl.training.publication.payload import (
     card_uuid,
     checksums_of,
@@ -112,7 +113,9 @@ class ShmTransport(Transport):
 
     def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
         """One file; the copies on the CPU are gone when this yields."""
-        yield _InHostMemory(staged(tensors, "cpu", dtype))
+        payload = _InHostMemory(staged(tensors, "cpu", dtype))
+        trim_heap()  # of those copies: servers are about to load the weights beside those that they have
+        yield payload
 
 
 class _InHostMemory(Payload):

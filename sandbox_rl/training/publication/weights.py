@@ -30,7 +30,6 @@ from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.check import ServerFacts
 from sandbox_rl.policies.vllm.source import Servers
 from sandbox_rl.training.agreement import together
-from sandbox_rl.training.host_memory import trim_heap
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication import routes
 from sandbox_rl.training.publication.base import Timing, Weights
@@ -115,7 +114,6 @@ class PublishedWeights(Weights):
         marks.append(time.monotonic())
         if self._servers is not None:
             self.timing = Timing(*(end - start for start, end in itertools.pairwise(marks)))
-        trim_heap()  # of the update, and of what was gathered
         return step
 
     def sleep(self) -> None:

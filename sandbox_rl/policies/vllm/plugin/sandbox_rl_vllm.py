@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
+from safetensors import safe_open
 from sandbox_rl_group import Reloading  # and with it the engine of the other transfer
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -47,12 +48,17 @@ class ShmEngine(Reloading, WeightTransferEngine[ShmInit, ShmUpdate]):
 
     def receive_weights(self, update_info):
         """Load the file named by `update_info`, already parsed."""
-        from safetensors.torch import load_file
-
-        self.model.load_weights(list(load_file(update_info.path).items()))
+        self.model.load_weights(_tensors(update_info.path))
 
     def shutdown(self):
         """Nothing to free."""
+
+
+def _tensors(path):
+    """(name, tensor) of a safetensors file, one at a time: the weights are not held twice beside the file."""
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (no dict)
+            yield name, file.get_tensor(name)
 
 
 if "shm" not in WeightTransferEngineFactory._registry:
@@ -90,7 +96,6 @@ class WorkerExtension:
         Args:
             paths: JSON list, e.g. ["/proc/PID/fd/N"] of the trainer; together they have all weights.
         """
-        from safetensors.torch import load_file
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import (
             finalize_layerwise_reload,
@@ -101,7 +106,7 @@ class WorkerExtension:
         with set_current_vllm_config(self.vllm_config):
             initialize_layerwise_reload(model)
             for path in json.loads(paths):
-                model.load_weights(list(load_file(path).items()))
+                model.load_weights(_tensors(path))
             finalize_layerwise_reload(model, self.model_config)
         return {}
 
