@@ -50,6 +50,7 @@ async def test_a_bubblewrap_that_fails_for_three_of_ten_calls_costs_no_episode(r
     pool = SandboxPool(backend, settings=PoolSettings(**QUICK))
     async with make_engine(script, backend=pool, rollout={"concurrency": 8, "retries": 0}) as engine:
         flag.touch()
+        flag.chmod(0o666)  # who runs it is no owner
         rollouts = await engine.run([request(str(n)) for n in range(32)])
         assert flag.read_text(), "some calls have failed"
     assert [r.reward.value for r in rollouts] == [1.0] * 32
