@@ -29,11 +29,13 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display, Progress, Silent
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError, UserError, environment_error
+from sandbox_rl.evaluation.plan import task_key
 from sandbox_rl.metrics import SOLVED
 from sandbox_rl.observer import EachRollout
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest
+from sandbox_rl.runs.resume import prompt_digests
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.config import WarmupSettings
@@ -75,12 +77,14 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
     if recipe.warmup is None:
         raise ConfigError("this recipe has no 'warmup:' block; add one, e.g. warmup: {episodes: 1000}")
     settings, recipe = recipe.warmup, settled(recipe)
-    target = Path(recipe.output_dir) / "warmup" / _key(recipe)
+    tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)[: settings.episodes]
+    folders = [base_dir / folder for folder in recipe.prompts]
+    prompts = prompt_digests((task.domain for task in tasks), folders)
+    target = Path(recipe.output_dir) / "warmup" / _key(recipe, tasks, prompts)
     if (target / "warmup.json").exists():
         return WarmupResult(path=target, cached=True, **json.loads((target / "warmup.json").read_text()))
 
     expert = EXPERTS.find(settings.expert)
-    tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)[: settings.episodes]
     with LoopThread() as loop:
         tokenizer, model = _begin_with(loop, recipe, base_dir, expert, tasks)
         chat = build_chat(recipe, tokenizer, generation_ends(model))
@@ -147,19 +151,24 @@ def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
     partial.rename(target)
 
 
-def _key(recipe: Recipe) -> str:
-    """A hash of everything that the result depends on."""
+def _key(recipe: Recipe, tasks: Sequence[Task], prompts: Mapping[str, str]) -> str:
+    """A hash of everything that the result depends on: of files what they say, and not where they lie.
+
+    Args:
+        prompts: of `prompt_digests`.
+    """
     assert recipe.warmup is not None
     parts = {
         "version": sandbox_rl.__version__,
         "seed": recipe.seed,
         **{
             name: getattr(recipe, name).model_dump(mode="json")
-            for name in ("chat", "data", "warmup", "reward", "sandbox", "episode")
+            for name in ("chat", "warmup", "reward", "sandbox", "episode")
         },
         # The warm-up trains all weights, whole.
         "model": recipe.model.model_dump(mode="json", exclude={"lora", "quantization"}),
-        "prompts": recipe.prompts,
+        "prompts": prompts,
+        "tasks": [task_key(task) for task in tasks],
         "tools": recipe.tools,
     }
     text = json.dumps(parts, sort_keys=True, default=str)
