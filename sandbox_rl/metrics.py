@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import comb
 from statistics import fmean
+from typing import Any
 
 from sandbox_rl.types import Rollout, StopReason, ToolCall
+
+Logs = Mapping[str, Any]
+"""What a trainer logs at once, by name; None and NaN say that there is no value."""
 
 SOLVED = 1.0
 """A rollout solves its task when its reward reaches this value."""

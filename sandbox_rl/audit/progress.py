@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 
 from sandbox_rl.audit.alarms import AlarmName, Alarms
+from sandbox_rl.metrics import Logs
 
 STEPS_EQUAL = 10
 """Steps in a row whose groups all had equal rewards until it is an alarm; fewer happen to healthy runs."""
@@ -66,14 +67,7 @@ class ProgressAudit(TrainerCallback):  # type: ignore[misc]
         self._alarms = alarms
         self._steps: deque[dict[str, Any]] = deque(maxlen=max(STEPS_EQUAL, STEPS_WITHOUT_CALLS))
 
-    def on_log(
-        self,
-        args: object,
-        state: TrainerState,
-        control: object,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: object, state: TrainerState, control: object, logs: Logs, **kwargs: Any) -> None:
         """Look at one step."""
         if not logs or "loss" not in logs or "episodes" not in logs or not state.is_world_process_zero:
             return

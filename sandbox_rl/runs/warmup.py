@@ -30,7 +30,7 @@ from sandbox_rl.display import Display, Progress, Silent
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError, UserError, environment_error
 from sandbox_rl.evaluation.plan import task_key
-from sandbox_rl.metrics import SOLVED
+from sandbox_rl.metrics import SOLVED, Logs
 from sandbox_rl.observer import EachRollout
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
@@ -246,14 +246,7 @@ class _StepBar(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: object, state: object, control: object, **kwargs: Any) -> None:
         self._bar.step()
 
-    def on_log(
-        self,
-        args: object,
-        state: object,
-        control: object,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: object, state: object, control: object, logs: Logs, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self._bar.note(f"loss {float(logs['loss']):.3f}")
 

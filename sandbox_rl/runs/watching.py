@@ -19,6 +19,7 @@ from transformers.integrations import TensorBoardCallback
 
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.display import Display
+from sandbox_rl.metrics import Logs
 from sandbox_rl.runs.session import Session
 from sandbox_rl.training.base_trainer import SandboxTrainer
 from sandbox_rl.training.callbacks import LogMetrics
@@ -116,12 +117,7 @@ class StepLines(TrainerCallback):  # type: ignore[misc]
         self._last = time.monotonic()
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: object,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: object, logs: Logs, **kwargs: Any
     ) -> None:
         """Show one line."""
         if not state.is_world_process_zero or not logs or "loss" not in logs:

@@ -20,6 +20,7 @@ from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.display import Progress
 from sandbox_rl.errors import SetupError
 from sandbox_rl.field_metrics import Spent, of_update
+from sandbox_rl.metrics import Logs
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.stopping import Asked, FinishOnSignal
 from sandbox_rl.training.trl_hooks import PolicyHooks
@@ -52,14 +53,7 @@ class LogMetrics(TrainerCallback):  # type: ignore[misc]
         self._path = path
         self._failed: OSError | None = None
 
-    def on_log(
-        self,
-        args: object,
-        state: TrainerState,
-        control: object,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: object, state: TrainerState, control: object, logs: Logs, **kwargs: Any) -> None:
         """Write one line."""
         if state.is_world_process_zero and logs:
             ours = {"eval_suite/": "suite/", "eval_": "eval/"}
@@ -120,14 +114,7 @@ class ShowSteps(TrainerCallback):  # type: ignore[misc]
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
 
-    def on_log(
-        self,
-        args: object,
-        state: TrainerState,
-        control: object,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: object, state: TrainerState, control: object, logs: Logs, **kwargs: Any) -> None:
         """One update more."""
         if logs and "loss" in logs:
             self._bar.advance(logs.get("reward"))
@@ -182,12 +169,7 @@ class FieldNames(TrainerCallback):  # type: ignore[misc]
         self._named = named
 
     def on_log(
-        self,
-        args: object,
-        state: TrainerState,
-        control: object,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: object, state: TrainerState, control: object, logs: dict[str, Any], **kwargs: Any
     ) -> None:
         """Of an update; evaluations name their own."""
         if logs and "loss" in logs:

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.metrics import Logs
 from sandbox_rl.training.config import MetricsSettings
 
 _HERE = "127.0.0.1"
@@ -31,14 +32,7 @@ class PrometheusEndpoint(TrainerCallback):  # type: ignore[misc]
         self._values: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()
 
-    def on_log(
-        self,
-        args: object,
-        state: TrainerState,
-        control: object,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: object, state: TrainerState, control: object, logs: Logs, **kwargs: Any) -> None:
         """Of updates and of evaluations."""
         self.take({"step": float(state.global_step), "steps": float(state.max_steps), **(logs or {})})
 
