@@ -21,6 +21,8 @@ from .contract.backends import ENGINE_VARIABLE
 from .docker_engine import docker_engine
 from .prepared import READ_AT_IMPORT
 
+pytest_plugins = ["tests.processor_time"]
+
 # In a job that a script has put into the background, processes of the tests would not take Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
