@@ -1,4 +1,4 @@
-"""From a recipe to objects: the one place that names concrete backends and engines."""
+"""From a recipe to objects: the parts that training, evaluation and replays have in common."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Means over a batch. Names are paths such as `reward/math`; fractions lie in [0, 1]; `judged` and
-    `judged/math` say how many episodes rewards rest on.
+    `judged/math` say how many episodes rewards are means of.
 
     Rollouts without a reward count towards `infra_fault_rate`, or `masked_rate` where the recipe masks
     them, towards the shares of stop reasons, and nothing else about the policy.

@@ -59,7 +59,7 @@ class EachRollout(Observer):
 
 
 class ObserverFailed(Exception):
-    """An observer raised `cause`. Kept apart from everything that an episode may raise."""
+    """An observer raised `cause`. Kept separate from everything that an episode may raise."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(f"{type(cause).__name__}: {cause}")

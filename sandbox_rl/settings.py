@@ -27,7 +27,7 @@ class Settings(BaseModel):
 
 
 class Variant(Settings):
-    """Settings of one of several kinds of a thing, which make that thing; told apart by `type`."""
+    """Settings of one of several kinds of a thing, which make that thing; distinguished by `type`."""
 
     type: str = ""
     """A short name, or `package.module:Class`; said by a recipe, known from the class in Python."""

@@ -152,9 +152,9 @@ class SampleAudit:
     ) -> tuple[ExpectedRow | None, bool]:
         """The rollout behind a row, and whether it was in a loss before (`num_iterations` > 1).
 
-        A policy that has become sure samples the same tokens several times in a group. Such rollouts are told
-        apart by what the loss makes of the row: the one that fits is taken, and if something is wrong with
-        another one, no fitting rollout is left for it.
+        A policy that has become sure samples the same tokens several times in a group. What the loss makes of
+        the row distinguishes such rollouts: the one that fits is taken, and if something is wrong with another
+        one, no fitting rollout is left for it.
         """
         sign = _sign(advantage)
 
@@ -280,8 +280,8 @@ class PackedAudit:
             return
         for low, high in pairwise(group):
             equal = high.reward - low.reward < 1e-6
-            apart = high.advantage - low.advantage
-            if (abs(apart) if equal else -apart) > ZERO:
+            gap = high.advantage - low.advantage
+            if (abs(gap) if equal else -gap) > ZERO:
                 self.alarms.sound(
                     step,
                     AlarmName.ADVANTAGE_DIFFERS,

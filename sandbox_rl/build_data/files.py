@@ -50,7 +50,7 @@ def _cut(text: str, limit: int, level: int) -> list[str]:
 
 
 def named_files(files: list[tuple[str, str]]) -> dict[str, str]:
-    """File name → text; untitled files are numbered by position, equal names are told apart."""
+    """File name → text; untitled files are numbered by position, equal names are made different."""
     named: dict[str, str] = {}
     for at, (title, text) in enumerate(files, start=1):
         plain = f"document_{at:02d}.txt"

@@ -101,7 +101,7 @@ class TextEncoder:
 
     def _encode_text(self, text: str, splits_left: int) -> Sequence[int]:
         """Ids of ordinary text. A piece of the model's own vocabulary that doubles as a control
-        token (Unigram and word-level vocabularies) is broken by encoding its parts apart.
+        token (Unigram and word-level vocabularies) is broken by encoding its parts separately.
         """
         # `encode` keeps the interpreter's lock while it works and this does not: what a policy makes long
         # to encode must not stop the other episodes. Offsets are left out, so they are asked for below.

@@ -1,1 +1,1 @@
-"""The commands, a file each: arguments are read, something is built and run, and its result is shown."""
+"""The commands: arguments are read, something is built and run, and its result is shown."""

@@ -57,7 +57,7 @@ def run(
         ),
     ] = None,
     interactive: Annotated[
-        bool, typer.Option("--interactive", "-i", help="Go on talking in the same sandbox.")
+        bool, typer.Option("--interactive", "-i", help="Go on in the same sandbox, message by message.")
     ] = False,
     network: Network = None,
     domain: Annotated[

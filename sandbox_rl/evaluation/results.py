@@ -100,13 +100,13 @@ class Results:
         return sum(mode.faults for mode in self.modes.values())
 
     def __str__(self) -> str:
-        """The accuracy of each mode, and what it rests on."""
+        """The accuracy of each mode, and of how many tasks."""
         if len(self.modes) == 1:
             return self.headline(*self.modes)
         return "; ".join(f"{mode} {self.headline(mode)}" for mode in self.modes)
 
     def headline(self, mode: str = "sandbox") -> str:
-        """The accuracy, and what it rests on: "80.0 % [58.4, 91.9] of 20 tasks judged, 17 not judged"."""
+        """The accuracy, and of how many tasks: "80.0 % [58.4, 91.9] of 20 tasks judged, 17 not judged"."""
         found = self.modes[mode]
         tasks, lost = len(found.tasks), self.tasks - len(found.tasks)
         if found.accuracy is None:

@@ -123,7 +123,7 @@ SUITE_SOURCES: Registry[type[TaskSource]] = SOURCES.with_more(
 """Where the tasks of a suite can come from."""
 
 SuiteSource = Annotated[TaskSource, ByType(SUITE_SOURCES)]
-"""Settings of any of them, told apart by `type`."""
+"""Settings of any of them, distinguished by `type`."""
 
 
 class PartSettings(Settings):

@@ -1,4 +1,4 @@
-"""Settings of the policy engines, told apart by `type`."""
+"""Settings of the policy engines, distinguished by `type`."""
 
 from __future__ import annotations
 
@@ -155,4 +155,4 @@ PolicySettings = Annotated[
         default="transformers",
     ),
 ]
-"""Any engine, told apart by `type`."""
+"""Any engine, distinguished by `type`."""

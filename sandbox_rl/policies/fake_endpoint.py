@@ -1,6 +1,6 @@
 """A shipped fake: a small chat endpoint on this machine that says what it is told, faults included.
 
-For tests and debugging of everything that talks to an OpenAI-compatible server.
+For tests and debugging of everything that calls an OpenAI-compatible server.
 """
 
 from __future__ import annotations

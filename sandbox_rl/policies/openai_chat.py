@@ -1,7 +1,7 @@
 """A policy behind an OpenAI-compatible chat endpoint: vLLM, SGLang, llama.cpp, or a hosted one.
 
 It speaks messages, not token ids, so its episodes can be evaluated and shown, never trained on.
-Replies are asked for whole (`stream: false`): a reply that is cut off or is not JSON is told apart from
+Replies are asked for whole (`stream: false`): a reply that is cut off or is not JSON is distinguished from
 a short one, and is asked for again.
 
 Whose fault is it? What the model says (no call, a call that cannot be parsed) is returned. What the

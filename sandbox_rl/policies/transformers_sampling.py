@@ -1,7 +1,7 @@
 """Sampling turns from a transformers model: exact log-probs, and randomness that belongs to the turn.
 
 The loop is our own because `generate` ties a row's randomness to its batch and reports processed scores
-apart from the draw.
+separately from the draw.
 """
 
 from __future__ import annotations

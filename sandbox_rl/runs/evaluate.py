@@ -160,7 +160,7 @@ _JUDGE_ADDRESS = {
 
 
 def model_identity(model: ModelSettings | EndpointSettings) -> dict[str, Any]:
-    """Path, dtype, and of a directory what its files begin and end with: enough to tell checkpoints apart.
+    """Path, dtype, and of a directory what its files begin and end with: enough to distinguish checkpoints.
 
     Of an endpoint only its name for the model is known.
     """

@@ -98,7 +98,7 @@ class Subject:
             return None
         path = find_suite(schedule.path)
         subject = cls.of_suite(load_suite(path), path.resolve().parent)
-        subject.plan(recipe.model.path)  # whether its tasks can be told apart
+        subject.plan(recipe.model.path)  # whether its tasks can be distinguished
         return subject
 
     @property

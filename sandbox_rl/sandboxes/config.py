@@ -275,4 +275,4 @@ BACKENDS: Registry[type[BackendSettings]] = NODE_BACKENDS.with_more(
 """What makes sandboxes."""
 
 SandboxSettings = Annotated[BackendSettings, ByType(BACKENDS, default="embedded")]
-"""Settings of any backend, told apart by `type`."""
+"""Settings of any backend, distinguished by `type`."""

@@ -1,6 +1,6 @@
 """The host's end of the agent protocol: every reply is checked and bounded before it is used.
 
-What talks at the other end may have been taken over. It can lie about its own sandbox; it must not be
+The program at the other end may have been taken over. It can lie about its own sandbox; it must not be
 able to make the host wait, grow, raise something unexpected or read anything but bytes.
 """
 

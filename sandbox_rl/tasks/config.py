@@ -228,7 +228,7 @@ SOURCES: Registry[type[TaskSource]] = Registry(
 """Where tasks can come from."""
 
 Source = Annotated[TaskSource, ByType(SOURCES)]
-"""Settings of any source, told apart by `type`."""
+"""Settings of any source, distinguished by `type`."""
 
 
 class DataSettings(Settings):

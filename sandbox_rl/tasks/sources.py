@@ -126,7 +126,7 @@ class RowSource(OpenSource):
 
 
 def _shuffled_files(task: Task, others: list[str], own: Documents, seed: int) -> dict[str, bytes]:
-    """Own and foreign documents under numbered names, in an order that does not tell them apart."""
+    """Own and foreign documents under numbered names, in an order that does not distinguish them."""
     texts = [text for _, text in own] + others
     random.Random(derive_seed(seed, "order", task.id)).shuffle(texts)
     kept = {name: data for name, data in task.files.items() if data.decode() not in set(texts)}

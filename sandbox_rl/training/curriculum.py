@@ -1,7 +1,7 @@
 """Which tasks are rolled out: drawn by domain and difficulty, and groups that teach nothing refilled.
 
 All ranks hold the same counts and draw from (run seed, number of the generation), so they agree without
-talking; what they measure is shared once per generation, what they replace once per round. Counts lie in the
+messages; what they measure is shared once per generation, what they replace once per round. Counts lie in the
 checkpoint, so a resumed run draws alike.
 """
 

@@ -47,7 +47,7 @@ class PartedLoss:
         plan: takes rows of inputs in parts of so many tokens, or says None where rows are to be padded.
 
     Raises:
-        ConfigError: parts are asked for with a loss that cannot be taken apart.
+        ConfigError: parts are asked for with a loss that cannot be divided.
     """
 
     def __init__(

@@ -240,7 +240,7 @@ def _by_hand(cards: Sequence[Card], ranks: int, settings: VLLMSettings) -> Place
 def _refuse_crowded(
     cards: Sequence[Card], ranks: int, settings: VLLMSettings, needs: Needs, sleep: bool
 ) -> None:
-    """Refuse a server that was put by hand onto a card that trains and has no room for it."""
+    """Refuse a server that was put by hand onto a card that trains and has too little memory for it."""
     chosen = [name.strip() for name in settings.environment["CUDA_VISIBLE_DEVICES"].split(",")]
     both = [card for card in cards[:ranks] if card.id in chosen]
     free = 1 - ((needs.held if sleep else needs.training) + RESERVE) / cards[0].memory

@@ -45,7 +45,7 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
         tokens: sees what the loss makes of each token; one of the callbacks as well.
 
     Raises:
-        ConfigError: parts are asked for with a loss that cannot be taken apart.
+        ConfigError: parts are asked for with a loss that cannot be divided.
     """
 
     def __init__(

@@ -218,7 +218,7 @@ _WHY = {end.value: end.why for end in SampleEnd}
 
 
 def why_not_trained(run: OpenRun, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The sentence, and what it rests on.
+    """The sentence, and the records that it is read from.
 
     Args:
         row: of the episode, with `end`, `advantage` and `trained` of the ledger.

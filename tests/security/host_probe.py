@@ -138,7 +138,7 @@ def _parent(pid: int) -> int:
 
 
 def probe() -> dict[str, set[str]]:
-    """Everything there is now, by kind, under names that tell it apart."""
+    """Everything there is now, by kind, under names that distinguish it."""
     tree = _settled_tree()
     engine, foreign = _engine_tree()
     names = os.listdir(tempfile.gettempdir()) + [f"run/{n}" for n in os.listdir("/run")]

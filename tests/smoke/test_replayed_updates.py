@@ -80,7 +80,7 @@ def async_run(directory: Path, *, updates: int, saves: Sequence[int]) -> Path:
     History(RunDirectory(run), ()).with_event("started", 0, processes=1)
     longest = RunModel.of(RunPlan.of(recipe, base_dir=run), recipe.model).longest
     args = training_arguments(recipe, run / "checkpoints", longest=longest)
-    args.token_budget = 60  # of this trainer's own packing: several rows, and samples taken apart
+    args.token_budget = 60  # of this trainer's own packing: several rows, and samples divided
     progress = GroupProgress()
     with Journal(run / "journal") as journal:
         worker = JournaledRollouts(journal, late={1: 2, 5: 1, 9: 3})

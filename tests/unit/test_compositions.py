@@ -1,4 +1,4 @@
-"""What asynchronous updates were composed of: lines that a kill or a resume leaves behind are told apart."""
+"""What asynchronous updates were composed of: lines that a kill or a resume leaves behind are recognised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`policy.sleep`: the server rests while the trainer updates. A CPU frees nothing by it."""
+"""`policy.sleep`: the server sleeps while the trainer updates. A CPU frees nothing by it."""
 
 from __future__ import annotations
 

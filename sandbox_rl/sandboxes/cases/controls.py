@@ -52,7 +52,7 @@ CONTROLS = (
     ),
     _works(
         "CTL-05",
-        "An honest server and its client talk over the sandbox's own 127.0.0.1.",
+        "An honest server and its client connect over the sandbox's own 127.0.0.1.",
         "python3 - <<'EOF'\nimport socket,threading\ns=socket.create_server(('127.0.0.1',0))\n"
         "threading.Thread(target=lambda: s.accept()[0].sendall(b'hello'),daemon=True).start()\n"
         "print(socket.create_connection(s.getsockname(),3).recv(9))\nEOF",

@@ -29,11 +29,11 @@ CLOSE_TIMEOUT_S = 60.0
 
 
 Failure = SandboxFileError | SandboxDead | SandboxFault | SetupError | ValueError
-"""What a caller tells apart; sent back as a value."""
+"""What a caller distinguishes; sent back as a value."""
 
 
 def as_value(error: Exception) -> Failure:
-    """`error`, ready to be sent: what a caller does not tell apart becomes a failure of the host's side."""
+    """`error`, ready to be sent: what a caller does not distinguish becomes a failure of the host's side."""
     if isinstance(error, SandboxFileError):
         return error
     for kind in (SandboxDead, SandboxFault, SetupError, ValueError):

@@ -13,7 +13,7 @@ from typing import Any
 V1_CONTROLLERS = ("memory", "pids", "cpu")
 PREFIX = "sandbox_rl-"
 ORPHANS_TIME = 5.0  # seconds at a start for what others have left; the rest is left to the next start
-TCP_BUFFERS = 32 << 20  # version 1 counts them apart, and without a bound they are everybody's
+TCP_BUFFERS = 32 << 20  # version 1 counts them separately, and without a bound they are everybody's
 OUTSIDE = 4  # processes of the launcher that count beside the sandbox's own
 
 

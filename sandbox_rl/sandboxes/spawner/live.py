@@ -230,7 +230,7 @@ class Live:
             if pid not in (self.pid, first):
                 kill_process(pid)
 
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
         """What launcher and bubblewrap have complained of."""
         return read_now(self.errors).decode("utf-8", "replace").strip()[-500:]
 

@@ -53,7 +53,7 @@ class Spawner:
         self.spares: list[Live] = []
         self.made = 0
         self.next_press = 0.0
-        self.unburied: set[str] = set()
+        self.leftovers: set[str] = set()
         self.cgroups = Cgroups(config["owner"], self.limits) if config["cgroups"] else None
         keeps_place = not has_capability(CAP_SYS_RESOURCE)  # as the first to go without memory
         self.users = enter_private_namespaces([path for path, _ in config["shown"]])
@@ -101,7 +101,7 @@ class Spawner:
         poller.register(self.control, select.POLLIN)
         poller.register(wakeup, select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poller.poll(20 if self.unburied or self.dying() else None)}
+            ready = {fd for fd, _ in poller.poll(20 if self.leftovers or self.dying() else None)}
             if wakeup in ready:
                 os.read(wakeup, 4096)
             self.reap()
@@ -134,7 +134,7 @@ class Spawner:
             sandbox.hand_over(request["name"], self.control)
         except OSError as error:
             if sandbox is not None:
-                sandbox.kill()  # nobody has it, and its gate would stay shut
+                sandbox.kill()  # nobody has it, and it would wait for ever
             self.tell({"dead": request["name"], "error": f"{error.strerror}: {error.filename or ''}"})
         self.refill()
         return True
@@ -184,11 +184,11 @@ class Spawner:
                 self.spares.remove(sandbox)
             else:
                 outside = self.killed_outside(sandbox, status)
-                self.tell({"dead": sandbox.name, "error": sandbox.last_words(), "outside": outside})
+                self.tell({"dead": sandbox.name, "error": sandbox.stderr_tail(), "outside": outside})
             sandbox.close()
             self.remove(sandbox.group)
         if self.cgroups:
-            self.unburied = {name for name in self.unburied if not self.cgroups.remove(name)}
+            self.leftovers = {name for name in self.leftovers if not self.cgroups.remove(name)}
 
     def killed_outside(self, sandbox: Live, status: int) -> bool:
         """Whether somebody else has killed it: no process inside can, and neither did we or the kernel.
@@ -218,7 +218,7 @@ class Spawner:
     def remove(self, name: str) -> None:
         """Remove the groups of that name, now or as soon as nothing lives in them."""
         if self.cgroups and not self.cgroups.remove(name):
-            self.unburied.add(name)
+            self.leftovers.add(name)
 
     def kill_adopted(self) -> None:
         """Kill what a launcher left behind that was killed before its sandbox could die with it.
@@ -242,7 +242,7 @@ class Spawner:
         deadline = time.monotonic() + CLOSING_TIME
         for sandbox in self.live.values():
             sandbox.kill()
-        while (self.live or self.unburied) and time.monotonic() < deadline:
+        while (self.live or self.leftovers) and time.monotonic() < deadline:
             self.reap()
             self.press()
             time.sleep(0.002)

@@ -1,6 +1,6 @@
 """The other end of `RolloutProcess`: groups of episodes, those that the trainer admits, until told to stop.
 
-It talks to sandboxes and servers, parses and scores. It sees no GPU and dies with the trainer.
+It uses sandboxes and servers, parses and scores. It sees no GPU and dies with the trainer.
 """
 
 from __future__ import annotations

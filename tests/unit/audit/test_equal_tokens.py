@@ -1,4 +1,4 @@
-"""A policy that is sure samples the same tokens several times: the audit still tells episodes apart."""
+"""A policy that is sure samples the same tokens several times: the audit still distinguishes episodes."""
 
 from __future__ import annotations
 
