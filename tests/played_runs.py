@@ -128,6 +128,7 @@ def _begun(
     """What this start begins with, and the checkpoint that it goes on from."""
     path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(directory)} | recipe))
+    loaded = load_recipe(path)
     run, earlier, checkpoint = RunDirectory(directory / "played"), None, None
     if resume:
         checkpoint = last_complete(run.checkpoints)
@@ -135,7 +136,14 @@ def _begun(
     else:
         run = RunDirectory.new(directory, "played")
     history, left = begin(
-        run, earlier, load_recipe(path), tasks=TASKS, sizes=sizes_of(args), prompts={}, steps=99, processes=1
+        run,
+        earlier,
+        loaded,
+        tasks=TASKS,
+        sizes=sizes_of(args, loaded.mode),
+        prompts={},
+        steps=99,
+        processes=1,
     )
     if left.replaced:
         with Journal(run.journal, start=history.starts - 1, process=1) as journal:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 
 from accelerate.utils import gather_object
 
-from sandbox_rl.builders import build_render, build_scoring, build_toolbox
+from sandbox_rl.builders import build_engine
 from sandbox_rl.errors import InfraFault
 from sandbox_rl.evaluation.directory import EvaluationDirectory
 from sandbox_rl.evaluation.ledger import EpisodeRow
@@ -122,16 +122,12 @@ def _results(
 @asynccontextmanager
 async def _suite_engine(session: Session, subject: Subject) -> AsyncIterator[RolloutEngine]:
     """Policy and sandboxes are the run's and stay up; only the scorers are started and ended."""
-    suite = subject.settings
-    engine = RolloutEngine(
+    engine = build_engine(
+        subject.settings,
+        base_dir=subject.base_dir,
         agent=session.engine.agent,
-        backend=session.engine.backend,
-        scoring=build_scoring(suite, subject.base_dir),
-        toolbox=build_toolbox(suite),
-        render=build_render(suite, subject.base_dir),
-        episode=suite.episode,
         sampling=subject.sampling,
-        settings=suite.rollout,
+        backend=session.engine.backend,
     )
     async with engine.scoring:
         yield engine

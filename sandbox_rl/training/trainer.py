@@ -13,7 +13,7 @@ from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.training.base_trainer import SandboxTrainer
 from sandbox_rl.training.callbacks import FieldNames, UpdateClock
 from sandbox_rl.training.estimator import correct_reward_metrics, outcomes_of
-from sandbox_rl.training.generations import GenerationLedger
+from sandbox_rl.training.generations import GenerationLedger, Generations
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.micro_batches import PartedLoss
 from sandbox_rl.training.probe import PublicationProbe
@@ -70,7 +70,7 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
         )
         self._parted = PartedLoss(self, micro_batch_tokens, plan_inputs if share else None)
         self._watch = LossWatch(self, audit)
-        self._late = LateCorrection(self) if weights.served else None
+        self.late = LateCorrection(self) if weights.served else None
         self._policy = PolicyHooks(self, weights, probe)
         self._policy.install(self)
         clock = UpdateClock(self._policy)
@@ -89,6 +89,10 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
     def sync_policy(self) -> None:
         """See `SandboxTrainer`."""
         self._policy.bring_up_to_date()
+
+    def _is_border(self, step: int) -> bool:
+        rhythm = Generations.of(self.args)
+        return rhythm.is_border(step) and rhythm.every >= rhythm.accumulation
 
     def compute_loss(
         self,
@@ -125,8 +129,8 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
         if self._tokens is not None:
             self._tokens.padded(inputs, found[0])
         # The loss has asked, which reads the rest of its inputs afterwards.
-        if self._late is not None and self._late.active:
-            self._late.correct(inputs, log_probs)
+        if self.late is not None and self.late.active:
+            self.late.correct(inputs, log_probs)
         elif "old_per_token_logps" in inputs:
             self._watch.old_log_probs(inputs, log_probs)
         else:
@@ -149,7 +153,7 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        with nullcontext() if self._late is None else self._late.left_out():
+        with nullcontext() if self.late is None else self.late.left_out():
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self._ledger is not None and self.model.training:
             counted = output["completion_mask"] * output.get("tool_mask", 1)

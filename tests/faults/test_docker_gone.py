@@ -100,7 +100,7 @@ async def test_while_the_engine_is_gone_nothing_ends_and_no_episode_is_the_polic
         pool = SandboxPool(backend, settings=PoolSettings(probe_interval_s=0.5, warm=0))
         async with make_engine(script, backend=pool, rollout={"concurrency": 4, "retries": 1}) as rollouts:
             running = asyncio.ensure_future(rollouts.run([request(str(n)) for n in range(8)]))
-            while not rollouts.occupancy._alive:  # noqa: ASYNC110 (a state to look at, not a task)
+            while not rollouts.occupancy.counts[0]:  # noqa: ASYNC110 (a state to look at, not a task)
                 await asyncio.sleep(0.05)
             await asyncio.sleep(0.5)
             await relay.down()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox_rl.errors import EngineFault, SandboxFault, ScorerFault
+from sandbox_rl.errors import EngineFault, InfraFault, SandboxFault, ScorerFault
 from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.metrics import group_metrics, rollout_metrics
+from sandbox_rl.observer import EachRollout
 from sandbox_rl.rollout.judging import judge
 from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.training.estimator import to_rows
@@ -74,9 +75,13 @@ async def test_whatever_breaks_in_an_episode_it_has_no_reward(error, where, monk
             raise error
 
         monkeypatch.setattr(RecordingSandbox, "read_answer", unread)
+    rollouts = []
+    seen = EachRollout(lambda _, rollout: rollouts.append(rollout))
     async with engine:
-        runs = [engine._runner(engine._sampling, overlong, None, None) for overlong in CHOICES]
-        rollouts = [await run_one(request("broken")) for run_one in runs]
+        for overlong in CHOICES:
+            with pytest.raises(InfraFault):  # of all episodes not one could be judged
+                await engine.run([request("broken")], overlong=overlong, observer=seen)
+    assert len(rollouts) == len(CHOICES)
     for rollout in rollouts:
         assert rollout.trajectory.stop is StopReason.INFRA_FAULT
         assert (rollout.reward.value, rollout.reward.masked) == (None, False)

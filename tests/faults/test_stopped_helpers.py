@@ -17,23 +17,24 @@ from tests.processes import alive, tree_of
 SUPERVISOR = Path(sandbox_rl.__file__).parent / "policies" / "vllm" / "plugin" / "sandbox_rl_supervise.py"
 SPAWNER = """
 import asyncio
+import psutil
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 async def main():
     async with EmbeddedBackend() as backend, backend.sandbox() as sandbox:
         await sandbox.exec("sleep 306 >/dev/null 2>&1 &", timeout=5)
-        print(backend._spawner._process.pid, flush=True)
+        print(psutil.Process().children()[0].pid, flush=True)
         await asyncio.sleep(60)
 asyncio.run(main())
 """
 SCORER = """
 import asyncio
+import psutil
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.places import PlainPlace
 from sandbox_rl.rewards.pool import ScoringPool
 async def main():
-    place = PlainPlace()
-    async with ScoringPool(place, RewardSettings(workers=1), expected=("exact",)):
-        print(place._workers[0]._process.pid, flush=True)
+    async with ScoringPool(PlainPlace(), RewardSettings(workers=1), expected=("exact",)):
+        print(psutil.Process().children()[0].pid, flush=True)
         await asyncio.sleep(60)
 asyncio.run(main())
 """

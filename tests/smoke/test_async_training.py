@@ -30,15 +30,32 @@ from tests.smoke.async_support import (
 from tests.smoke.support import RecordGradients
 
 
+class Packed(GroupProgress):
+    """Knows the groups of the update that is being computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now: set[int] = set()
+
+    def pack(self, groups):
+        groups = list(groups)
+        self.now |= {group.number for group in groups}
+        super().pack(groups)
+
+    def finish_update(self, **how):
+        self.now = set()
+        return super().finish_update(**how)
+
+
 class Used(TrainerCallback):
     """What each update was made of, seen right before its optimizer step: step → samples, packed so far."""
 
-    def __init__(self) -> None:
-        self.trainer = None
+    def __init__(self, progress: Packed) -> None:
+        self._progress = progress
         self.steps: dict[int, set[tuple[int, int]]] = {}
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        packed = self.trainer.progress._packed
+        packed = self._progress.now
         self.steps[state.global_step] = {(group, index) for group in packed for index in range(SIZE)}
 
 
@@ -58,14 +75,13 @@ class KillIn(TrainerCallback):
 
 
 def run(directory, worker, *, resume=False, **options):
-    used = Used()
-    progress = GroupProgress()
+    progress = Packed()
+    used = Used(progress)
     checkpoint = last_complete(directory / "run") if resume else None
     if checkpoint is not None:
         progress.restore(checkpoint)
     callbacks = [used, *options.pop("callbacks", ())]
     trainer = make_async_trainer(directory, worker, progress=progress, callbacks=callbacks, **options)
-    used.trainer = trainer
     with suppress(Killed):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return trainer, used.steps
@@ -200,16 +216,17 @@ def test_a_signal_while_waiting_saves_and_ends(tmp_path):
 
 
 def test_a_signal_in_the_last_update_is_noticed(tmp_path):
-    ended, used = [], Used()
+    ended, progress = [], Packed()
+    used = Used(progress)
     trainer = make_async_trainer(
         tmp_path,
         PlayedRollouts(),
+        progress=progress,
         callbacks=[used],
         stop=lambda: 1 in used.steps,
         stopped=lambda: ended.append(True),
         max_steps=2,
     )
-    used.trainer = trainer
     trainer.train()
     assert trainer.state.global_step == 2
     assert ended == [True]

@@ -53,8 +53,8 @@ def trained(directory, *, late: bool, unknown=None, micro_batch_tokens=None, **f
         callbacks=[recorded],
         **{"max_completion_length": 64, **fields},
     )
-    assert trainer._late.active
-    trainer._late.active = late
+    assert trainer.late.active
+    trainer.late.active = late
     trainer.train()
     return trainer, recorded.steps[0]
 

@@ -163,7 +163,6 @@ def test_time_that_runs_out_leaves_no_process_and_no_figure(tmp_path, monkeypatc
         deadline=started + 3,
     )
     assert found is None
-    assert time.monotonic() - started < 20
     (group,) = groups
     while lives(group):  # its children are in the same group
         assert time.monotonic() - started < 30

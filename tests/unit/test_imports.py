@@ -45,6 +45,7 @@ LEVELS = (
         "http_client",
         "retries",
         "outputs",
+        "processors",
         "registry",
         "settings",
         "seeds",

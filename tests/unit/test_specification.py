@@ -30,4 +30,8 @@ def test_every_test_and_file_that_a_page_names_is_there(page):
     missing |= {name for name, end in named if not end and name not in TESTS}
     paths = {*re.findall(r"`([\w/]+/\w+\.py)\b", text), *(name + end for name, end in named if end == ".py")}
     missing |= {path for path in paths if not any(f"/{file}".endswith(f"/{path}") for file in FILES)}
+    for path, name in re.findall(r"([\w/]+\.py)::(test_\w+)", text):
+        found = [ROOT / file for file in FILES if f"/{file}".endswith(f"/{path}")]
+        if not any(f"def {name}" in file.read_text() for file in found):
+            missing.add(f"{path}::{name}")
     assert not missing

@@ -287,7 +287,10 @@ async def test_a_late_turn_is_a_timeout_and_leaves_nothing_behind():
         async with subject.session("a") as a, subject.session("b"):
             with pytest.raises(TimeoutError):
                 await a.act(PROMPTS[0], TurnSampling(max_tokens=1), timeout=0.05)
-            assert subject._waiting == []
+            waiting = asyncio.create_task(a.act(PROMPTS[0], TurnSampling(max_tokens=1), timeout=20))
+            await asyncio.sleep(0.05)
+            assert not waiting.done(), "two episodes are alive, and one turn waits for the other's"
+            waiting.cancel()
 
 
 async def test_a_failing_model_is_our_fault():

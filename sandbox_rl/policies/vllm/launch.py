@@ -14,6 +14,7 @@ from typing import Any
 
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.processors import cores
 
 PLUGIN = Path(__file__).parent / "plugin"
 STARTING_SOCKET = "starting"
@@ -47,7 +48,6 @@ _OF_A_RANK = (
 _OF_A_LAUNCHER = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 """What begins so. With TORCHELASTIC_USE_AGENT_STORE torch makes no store for a group of a server's own, and
 the server waits for one that nobody makes (older vLLM meets by tcp://, as data parallelism does)."""
-PROCESSORS = Path("/sys/devices/system/cpu")
 LONGEST_BATCH = 8_192
 """Tokens of one pass on a CPU, or one whole context: prompts are not cut."""
 
@@ -141,18 +141,6 @@ def server_command(
     arguments |= {"uds": str(directory / STARTING_SOCKET)}
     supervisor = [python, "-I", "-S", str(PLUGIN / "sandbox_rl_supervise.py"), str(directory)]
     return [*supervisor, python, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
-
-
-def cores() -> int:
-    """Physical ones that this process may use: two threads of one core share what computes, and count as one,
-    as they do for torch that is not told anything."""
-    together = set()
-    for cpu in os.sched_getaffinity(0):
-        try:
-            together.add((PROCESSORS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text())
-        except OSError:
-            together.add(str(cpu))
-    return len(together)
 
 
 def environment(settings: VLLMSettings, *, gpu: bool, servers: int = 1) -> dict[str, str]:

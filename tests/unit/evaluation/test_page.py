@@ -77,7 +77,7 @@ def test_the_numbers_of_one_run():
     assert "not judged |" not in text
 
 
-def test_a_figure_says_how_many_tasks_it_rests_on():
+def test_a_figure_says_on_how_many_tasks_it_is_based():
     some = results(reward=lambda mode, part, s: None if part == "hard" else 1.0)
     assert some.headline() == "100.0 % [51.0, 100.0] of 4 tasks judged, 4 not judged"
     samples = results(reward=lambda mode, part, s: None if part == "hard" and s else 1.0)

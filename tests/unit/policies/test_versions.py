@@ -60,12 +60,16 @@ def turns(count, *, frozen_tokens, publications=1, **fields):
             Source(), VLLMSettings(type="vllm"), end_ids=frozenset([2]), version=weights.version
         )
 
+        async def running():
+            return asyncio.get_running_loop()
+
         async def turn():
             async with policy.session("a") as session:
                 return await session.act([5, 6], TurnSampling(max_tokens=8, seed=1), timeout=30)
 
         with loop.entered(policy):
-            futures = [asyncio.run_coroutine_threadsafe(turn(), loop._loop) for _ in range(count)]
+            there = loop.run(running())
+            futures = [asyncio.run_coroutine_threadsafe(turn(), there) for _ in range(count)]
             while len(fake.requests) < count:
                 time.sleep(0.01)
             for _ in range(publications):

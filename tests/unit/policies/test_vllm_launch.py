@@ -12,6 +12,7 @@ import pytest
 
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl import processors
 from sandbox_rl.policies.vllm import launch
 from sandbox_rl.policies.vllm.launch import (
     LONGEST_DIRECTORY,
@@ -163,10 +164,10 @@ def test_two_threads_of_a_core_are_one(monkeypatch, tmp_path):
     for cpu, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
         (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
         (tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(f"{siblings}\n")
-    monkeypatch.setattr(launch, "PROCESSORS", tmp_path)
+    monkeypatch.setattr(processors, "PROCESSORS", tmp_path)
     for allowed, count in (({0, 1, 2, 3}, 2), ({0, 2}, 1), ({0, 1}, 2), ({4, 5, 6}, 3)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid, allowed=allowed: allowed)
-        assert launch.cores() == count
+        assert processors.cores() == count
 
 
 def test_an_interpreter_that_is_none_is_one_line(tmp_path):
