@@ -45,6 +45,7 @@ from sandbox_rl.runs.sync_training import sync_trainer
 from sandbox_rl.training.asynchronous.compositions import FILE as COMPOSITIONS
 from sandbox_rl.training.asynchronous.compositions import read_compositions
 from sandbox_rl.training.asynchronous.progress import GroupProgress
+from sandbox_rl.training.base_trainer import SandboxTrainer
 from sandbox_rl.training.checkpoints import complete_of
 from sandbox_rl.training.estimator import advantage_of
 from sandbox_rl.training.loop import LoopThread
@@ -140,7 +141,7 @@ def _session(run: RecordedRun, history: History, scratch: Path, display: Display
 
 
 @contextmanager
-def _trainer(run: RecordedRun, session: Session) -> Iterator[Any]:
+def _trainer(run: RecordedRun, session: Session) -> Iterator[SandboxTrainer]:
     recipe = session.plan.recipe
     if recipe.mode == "sync":
         with sync_trainer(session) as trainer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
 
@@ -11,7 +10,7 @@ from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.cases import HostWitness
 from sandbox_rl.tools.toolbox import MAX_OBSERVATION_CHARS, make_toolbox
-from sandbox_rl.types import MalformedCall, ToolCall
+from sandbox_rl.types import MalformedCall, ToolCall, ToolFailure
 
 from ..unit.chat.tokenizers_for_tests import tokenizer_for
 from ..unit.tools.test_tool_editor import TEXTS
@@ -96,9 +95,8 @@ async def test_editor_on_special_files(backend: SandboxBackend, witness: HostWit
                     "new_str": "b",
                     "insert_line": 0,
                 }
-                started = time.monotonic()
                 seen = await TOOLBOX.run(sandbox, ToolCall("str_replace_editor", arguments), timeout=10)
-                assert time.monotonic() - started < 2, (name, command)
+                assert seen.failure is not ToolFailure.TIMEOUT, (name, command)
                 assert seen.text.strip()
                 assert len(seen.text) <= MAX_OBSERVATION_CHARS
                 assert witness.canary not in seen.text

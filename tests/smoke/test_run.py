@@ -179,9 +179,7 @@ async def test_ctrl_c_in_the_middle_of_a_command(tmp_path):
         with started(*arguments, cwd=tmp_path) as process:
             await until(lambda: len(sleepers()) >= 2)
             os.killpg(process.pid, signal.SIGINT)
-            interrupted = time.monotonic()
             code, out, err = await ended(process)
-            assert time.monotonic() - interrupted < 15
     assert (code, out) == (130, ""), err
     assert err.splitlines()[-1] == "Interrupted; the sandbox is gone."
     assert "--resume" not in err
@@ -299,9 +297,7 @@ async def test_ctrl_c_while_a_model_in_this_process_thinks(tmp_path, model):
             assert process.poll() is None
         await asyncio.sleep(1)
         os.killpg(process.pid, signal.SIGINT)
-        interrupted = time.monotonic()
         code, _, err = await ended(process)
-        assert time.monotonic() - interrupted < 15
     assert code == 130
     assert err.splitlines()[-1] == "Interrupted; the sandbox is gone."
     assert (tmp_path / "out" / "trajectory.json").is_file()
