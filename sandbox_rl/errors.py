@@ -10,8 +10,7 @@
     │   └── SetupError       the machine: namespaces, engine, image, space
     ├── InfraFault           ours: the episode is masked (reward None), counted and refilled
     │   ├── SandboxFault     a sandbox could not be made, or its host side broke
-    │   ├── EngineFault      the policy engine failed beyond its retries
-    │   └── ScorerFault      a scorer crashed, hung or got a malformed gold answer
+    │   └── EngineFault      the policy engine failed beyond its retries
     ├── StopAsked            a signal: what was going on was given up, what is finished is saved
     ├── NothingTrained       a run ended and no token of it had a gradient: exit code 3
     └── SandboxCondition     the policy's doing: becomes an observation, never a fault
@@ -72,10 +71,6 @@ class SandboxFault(InfraFault):
 
 class EngineFault(InfraFault):
     """The policy engine failed beyond its retries."""
-
-
-class ScorerFault(InfraFault):
-    """A scorer crashed, exceeded its hard limit through no doing of the answer, or has no gold."""
 
 
 class StopAsked(SandboxRLError):

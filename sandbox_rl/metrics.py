@@ -8,7 +8,7 @@ from math import comb
 from statistics import fmean
 from typing import Any
 
-from sandbox_rl.types import Rollout, StopReason, ToolCall, ToolFailure
+from sandbox_rl.types import Rollout, StopReason, ToolCall
 
 Logs = Mapping[str, Any]
 """What a trainer logs at once, by name; None and NaN say that there is no value."""
@@ -32,7 +32,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Means over a batch. Names are paths such as `reward/math`; fractions lie in [0, 1]; `judged` and
-    `judged/math` say how many episodes rewards are means of.
+    `judged/math` say how many episodes rewards rest on.
 
     Rollouts without a reward count towards `infra_fault_rate`, or `masked_rate` where the recipe masks
     them, towards the shares of stop reasons, and nothing else about the policy.
@@ -98,16 +98,15 @@ def _tools(rollouts: Sequence[Rollout]) -> dict[str, float]:
     failures: Counter[str] = Counter()
     for rollout in rollouts:
         for turn in rollout.trajectory.turns:
-            answered = zip(turn.calls, turn.observations, strict=False)  # what follows a submit is not run
-            calls.update(tool_name(c.name, o.failure) for c, o in answered if isinstance(c, ToolCall))
+            calls.update(known_tool(call.name) for call in turn.calls if isinstance(call, ToolCall))
             failures.update(o.failure.value for o in turn.observations if o.failure is not None)
     out = {f"calls/{name}": count / len(rollouts) for name, count in sorted(calls.items())}
     return out | {f"failures/{kind}": count / len(rollouts) for kind, count in sorted(failures.items())}
 
 
-def tool_name(called: str, failure: str | None) -> str:
-    """The policy chooses the names that it calls: only those of tools that exist may become metric names."""
-    return "unknown" if failure == ToolFailure.UNKNOWN_TOOL else called
+def known_tool(name: str) -> str:
+    """The policy chooses the names that it calls: only those that exist may become metric names."""
+    return name if name in ("execute_bash", "str_replace_editor", "submit") else "unknown"
 
 
 def _seconds(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -128,7 +128,6 @@ def _begun(
     """What this start begins with, and the checkpoint that it goes on from."""
     path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(directory)} | recipe))
-    loaded = load_recipe(path)
     run, earlier, checkpoint = RunDirectory(directory / "played"), None, None
     if resume:
         checkpoint = last_complete(run.checkpoints)
@@ -136,14 +135,7 @@ def _begun(
     else:
         run = RunDirectory.new(directory, "played")
     history, left = begin(
-        run,
-        earlier,
-        loaded,
-        tasks=TASKS,
-        sizes=sizes_of(args, loaded.mode),
-        prompts={},
-        steps=99,
-        processes=1,
+        run, earlier, load_recipe(path), tasks=TASKS, sizes=sizes_of(args), prompts={}, steps=99, processes=1
     )
     if left.replaced:
         with Journal(run.journal, start=history.starts - 1, process=1) as journal:

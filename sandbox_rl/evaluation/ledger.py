@@ -14,7 +14,7 @@ from typing import Any
 
 from sandbox_rl.evaluation.tool_mix import uses_of
 from sandbox_rl.journal import read_journal
-from sandbox_rl.metrics import tool_name
+from sandbox_rl.metrics import known_tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,7 @@ def row_of(record: Mapping[str, Any]) -> EpisodeRow:
             "seconds/execution": execution,
             "seconds/scoring": record["scoring_seconds"],
             "seconds/waiting": max(0.0, record["seconds"] - generation - execution),
-            **Counter(
-                f"calls/{tool_name(call['name'], observation['failure'])}"
-                for turn in turns
-                for call, observation in zip(turn["calls"], turn["observations"], strict=False)
-                if "malformed" not in call
-            ),
+            **Counter(f"calls/{known_tool(call['name'])}" for call in calls),
             **Counter(f"failures/{kind}" for kind in failures),
             **Counter(f"use/{use}" for call in calls for use in uses_of(call["name"], call["arguments"])),
         },

@@ -28,7 +28,7 @@ from sandbox_rl.tools.text import clean, clip
 from sandbox_rl.training.experts import EXPERTS
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.placement import find_cards
-from sandbox_rl.training.views import is_sync
+from sandbox_rl.training.views import SyncArgs
 
 SHOWN = 3000
 """Characters of a prompt that are shown."""
@@ -107,7 +107,7 @@ def _check_plan(plan: RunPlan, display: Display) -> None:
         left_out = f"; left out: {', '.join(suite.skipped)}" if suite.skipped else ""
         display.say(f"ok  suite: {suite.settings.name}, {suite.tasks} tasks every {every} updates{left_out}")
     sampling_of(args)
-    if is_sync(args, recipe.mode):
+    if isinstance(args, SyncArgs):
         display.say(f"ok  grpo: {args.generation_batch_size} episodes per generation, {args.loss_type} loss")
     else:
         display.say(f"ok  grpo: asynchronous, {args.max_steps} updates, staleness of {args.max_staleness}")

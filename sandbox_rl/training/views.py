@@ -7,14 +7,11 @@ Nothing else of `training/` names an attribute of TRL's trainers but the subclas
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeIs
 
 LossInputs = dict[str, torch.Tensor]
 """Inputs of TRL's `compute_loss`: `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask`
@@ -35,6 +32,7 @@ class StateView(Protocol):
     """Updates that are complete."""
 
 
+@runtime_checkable
 class RhythmArgs(Protocol):
     """How TRL's settings say when is sampled and when updated (`generations.py`)."""
 
@@ -88,6 +86,7 @@ class RewardArgs(Protocol):
     scale_rewards: str
 
 
+@runtime_checkable
 class SyncArgs(SharedArgs, LossArgs, RewardArgs, Protocol):
     """`GRPOConfig`."""
 
@@ -104,11 +103,6 @@ class AsyncArgs(SharedArgs, Protocol):
 
 RunArgs = SyncArgs | AsyncArgs
 """TRL's settings of a run, by the mode of its recipe."""
-
-
-def is_sync(args: RunArgs, mode: Literal["sync", "async"]) -> TypeIs[SyncArgs]:
-    """Whether these settings of a run are those of synchronous training: its mode says so."""
-    return mode == "sync"
 
 
 class TrainerView(Protocol):

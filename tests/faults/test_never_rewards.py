@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox_rl.errors import EngineFault, InfraFault, SandboxFault, ScorerFault
+from sandbox_rl.errors import EngineFault, InfraFault, SandboxFault
 from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.metrics import group_metrics, rollout_metrics
@@ -53,7 +53,7 @@ class BreakingScoring(ExactScoring):
         ("a command", OSError(5, "io")),
         ("a turn", EngineFault("e")),
         ("the answer", SandboxFault("s")),
-        ("scoring", ScorerFault("r")),
+        ("scoring", InfraFault("r")),
         ("scoring", KeyError("a defect")),
     ],
 )
