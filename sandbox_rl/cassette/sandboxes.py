@@ -64,7 +64,7 @@ class RecordedBackend:
         """What makes the sandbox of this episode."""
         return _OfEpisode(self.info, self._cassette, episode_id)
 
-    def sandbox(self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0) -> NoReturn:
+    def sandbox(self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0) -> Any:
         """Of no episode.
 
         Raises:
