@@ -12,8 +12,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sandbox_rl import BackendSettings, EmbeddedSettings, Sandbox, SandboxBackend, SandboxInfo
-from sandbox_rl.sandboxes.config import SandboxSettings
+from sandbox_rl import (
+    BackendSettings,
+    EmbeddedSettings,
+    Sandbox,
+    SandboxBackend,
+    SandboxInfo,
+    SandboxSettings,
+)
 
 
 class Counted(BackendSettings):

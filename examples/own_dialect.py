@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 
-from sandbox_rl import Dialect, ToolCall
-from sandbox_rl.chat.calls import BrokenCall, WrittenCalls, parse_object, to_json
-from sandbox_rl.chat.encoding import Piece
+from sandbox_rl import BrokenCall, Dialect, Piece, ToolCall, WrittenCalls, parse_object
 
 
 class AtSigns(WrittenCalls):
@@ -25,7 +24,7 @@ class AtSigns(WrittenCalls):
 
     def write(self, call: ToolCall) -> tuple[Piece, ...]:
         """Signs are trusted text; what a policy could have written is not."""
-        return Piece("@@", True), Piece(f"{call.name} {to_json(dict(call.arguments))}")
+        return Piece("@@", True), Piece(f"{call.name} {json.dumps(dict(call.arguments))}")
 
     def instructions(self) -> str:
         """What the model is told where its template does not describe the format."""

@@ -19,7 +19,11 @@ if TYPE_CHECKING:  # each name as itself: type checkers take it for one of this 
     from sandbox_rl.builders import build_chat as build_chat
     from sandbox_rl.builders import build_engine as build_engine
     from sandbox_rl.builders import build_policy as build_policy
+    from sandbox_rl.chat.calls import BrokenCall as BrokenCall
+    from sandbox_rl.chat.calls import WrittenCalls as WrittenCalls
+    from sandbox_rl.chat.calls import parse_object as parse_object
     from sandbox_rl.chat.dialects import Dialect as Dialect
+    from sandbox_rl.chat.encoding import Piece as Piece
     from sandbox_rl.chat.format import ChatFormat as ChatFormat
     from sandbox_rl.config.load import load_recipe as load_recipe
     from sandbox_rl.config.recipe import Recipe as Recipe
@@ -61,6 +65,7 @@ if TYPE_CHECKING:  # each name as itself: type checkers take it for one of this 
     from sandbox_rl.sandboxes.config import EmbeddedSettings as EmbeddedSettings
     from sandbox_rl.sandboxes.config import PoolSettings as PoolSettings
     from sandbox_rl.sandboxes.config import RaySettings as RaySettings
+    from sandbox_rl.sandboxes.config import SandboxSettings as SandboxSettings
     from sandbox_rl.settings import Settings as Settings
     from sandbox_rl.tasks.config import DataSettings as DataSettings
     from sandbox_rl.tasks.config import TableSource as TableSource
@@ -101,7 +106,9 @@ _HOMES = {
     "agents.base": "Agent EpisodeRequest",
     "agents.tokens": "TokenAgent",
     "api": "evaluate open_sandbox train",
+    "chat.calls": "BrokenCall WrittenCalls parse_object",
     "chat.dialects": "Dialect",
+    "chat.encoding": "Piece",
     "chat.format": "ChatFormat",
     "runs.evaluate": "EvaluationOutcome",
     "builders": "build_chat build_engine build_policy",
@@ -124,7 +131,9 @@ _HOMES = {
     "rollout.settings": "RolloutSettings",
     "runs.train": "TrainResult",
     "sandboxes.base": "Sandbox SandboxBackend SandboxInfo SandboxLimits",
-    "sandboxes.config": "BackendSettings DockerSettings EmbeddedSettings PoolSettings RaySettings",
+    "sandboxes.config": (
+        "BackendSettings DockerSettings EmbeddedSettings PoolSettings RaySettings SandboxSettings"
+    ),
     "settings": "Settings",
     "tasks.config": "DataSettings TableSource TaskSource",
     "tasks.load": "TaskSet load_tasks",

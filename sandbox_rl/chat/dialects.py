@@ -179,7 +179,7 @@ class Harmony(WrittenCalls):
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One way of writing calls.
+    """The name of a way of writing calls, what makes it, and which chat templates describe it.
 
     Args:
         make: the format, for these tools.

@@ -21,6 +21,12 @@ def test_the_page_lists_exactly_the_public_names():
     assert sorted(re.findall(r"^- `(\w+)", page, flags=re.MULTILINE)) == sorted(sandbox_rl.__all__)
 
 
+def test_examples_and_pages_use_public_names_only():
+    pages = [*(ROOT / "examples").glob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    private = [path.name for path in pages if re.search(r"(from|import) sandbox_rl\.", path.read_text())]
+    assert not private
+
+
 def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(sandbox_rl.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
