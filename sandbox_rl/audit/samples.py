@@ -153,8 +153,8 @@ class SampleAudit:
         """The rollout behind a row, and whether it was in a loss before (`num_iterations` > 1).
 
         A policy that has become sure samples the same tokens several times in a group. What the loss makes of
-        the row distinguishes such rollouts: the one that fits is taken, and if something is wrong with another
-        one, no fitting rollout is left for it.
+        the row distinguishes such rollouts: the one that fits is taken, and if something is wrong with
+        another one, no fitting rollout is left for it.
         """
         sign = _sign(advantage)
 

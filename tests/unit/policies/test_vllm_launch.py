@@ -10,9 +10,9 @@ import uuid
 
 import pytest
 
+from sandbox_rl import processors
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl import processors
 from sandbox_rl.policies.vllm import launch
 from sandbox_rl.policies.vllm.launch import (
     LONGEST_DIRECTORY,
