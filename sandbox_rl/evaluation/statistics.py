@@ -66,7 +66,7 @@ def interval(values: Sequence[float], *, bottom: float = 0.0) -> tuple[float, fl
     else:
         size, quantile = count * mean * (1 - mean) / variance, NORMAL
         if size > count * (1 + 1e-9):
-            size, quantile = size * (count - 1) / count, student(count - 1)
+            size, quantile = size * (count - 1) / count, _student(count - 1)
         square = quantile**2 / size
         middle = (mean + square / 2) / (1 + square)
         half = quantile / (1 + square) * math.sqrt(mean * (1 - mean) / size + square / (4 * size))
@@ -105,7 +105,7 @@ def paired_difference(first: Mapping[str, float], second: Mapping[str, float]) -
     return Difference(fmean(gaps), *interval(gaps, bottom=-1.0), len(gaps)) if gaps else None
 
 
-def student(freedom: int) -> float:
+def _student(freedom: int) -> float:
     """The 97.5 % point of Student's distribution (Abramowitz and Stegun 26.7.5, to 0.2 %)."""
     if freedom in FEW:
         return FEW[freedom]

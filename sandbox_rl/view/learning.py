@@ -1,7 +1,7 @@
 """Is it learning, and if not why: what the metrics of a run say, in sentences.
 
 The rules compare the first quarter of the updates with the last one (at least three each), by the difference
-of two means with its 95 % interval (Student's); measurements on held-out tasks by their own intervals.
+of two means with its normal 95 % interval; measurements on held-out tasks by their own intervals.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Any
-
-from sandbox_rl.evaluation.statistics import student
 
 ENOUGH = 6
 """Updates before anything is said about a trend."""
@@ -72,7 +70,7 @@ def _trend(rewards: Sequence[float]) -> Finding:
     size = max(3, len(rewards) // 4)
     first, last = rewards[:size], rewards[-size:]
     change = fmean(last) - fmean(first)
-    half = student(2 * size - 2) * math.sqrt(variance(first) / size + variance(last) / size)
+    half = 1.96 * math.sqrt(variance(first) / size + variance(last) / size)
     words = f"training reward {fmean(first):.2f} → {fmean(last):.2f} over {len(rewards)} updates"
     if change > half:
         return Finding("good", f"It is learning: {words}.")
