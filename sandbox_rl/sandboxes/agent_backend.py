@@ -6,36 +6,24 @@ import asyncio
 import secrets
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError
-from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox, OutOfMemory
+from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo
 from sandbox_rl.sandboxes.config import DockerSettings, EmbeddedSettings
 from sandbox_rl.sandboxes.egress.proxy import FilteringProxy, SharedCapacity
 from sandbox_rl.sandboxes.egress.rules import NetworkRules
 from sandbox_rl.sandboxes.names import check_files
-from sandbox_rl.sandboxes.protocol import AgentChannel
 
 S = TypeVar("S", EmbeddedSettings, DockerSettings)
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """A sandbox whose agent has said hello.
-
-    Attributes:
-        listener: where its agent listens for the egress proxy, if it has a network.
-        out_of_memory, check_host: see `AgentSandbox`.
-    """
-
-    channel: AgentChannel
-    listener: socket.socket | None
-    out_of_memory: OutOfMemory | None
-    check_host: Callable[[], Awaitable[None]]
+Connected = tuple[AgentSandbox, socket.socket | None]
+"""A sandbox whose agent has said hello; where that listens for the egress proxy, if it has a network."""
 
 
 class AgentBackend(ABC, Generic[S]):
@@ -80,19 +68,12 @@ class AgentBackend(ABC, Generic[S]):
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(timeout), self._making:
-                    made = await stack.enter_async_context(self._connected(name))
-                    if made.listener is not None:
+                    sandbox, listener = await stack.enter_async_context(self._connected(name))
+                    if listener is not None:
                         limits = self._settings.network_limits
-                        proxy = FilteringProxy(name, made.listener, self._rules, limits, self._capacity)
+                        proxy = FilteringProxy(name, listener, self._rules, limits, self._capacity)
                         stack.callback(proxy.close)
                         proxy.start()
-                    sandbox = AgentSandbox(
-                        name,
-                        made.channel,
-                        self._settings.limits,
-                        out_of_memory=made.out_of_memory,
-                        check_host=made.check_host,
-                    )
                     await sandbox.put_files(files or {})
             except TimeoutError as error:
                 raise SandboxFault(f"no sandbox within {timeout:g} s") from error
@@ -104,3 +85,17 @@ class AgentBackend(ABC, Generic[S]):
             except OSError as error:
                 raise SandboxFault(f"a sandbox cannot be made: {error.strerror}") from error
             yield sandbox
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """What comes of `work`, which goes on even if its caller is cancelled: that is raised afterwards."""
+    task = asyncio.create_task(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError from task.exception()
+    return task.result()

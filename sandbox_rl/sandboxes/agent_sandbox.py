@@ -6,7 +6,7 @@ import re
 import stat
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -31,6 +31,7 @@ OutOfMemory = Callable[[], bool]
 """Whether the kernel has killed something in the sandbox for its memory since the last call."""
 
 
+@dataclass(frozen=True, slots=True)
 class AgentSandbox:
     """Fulfils `Sandbox` over an `AgentChannel`.
 
@@ -38,29 +39,16 @@ class AgentSandbox:
         id: identity.
         channel: connected, its hello received.
         limits: of this sandbox.
-        out_of_memory: asked after a command was killed; None where nobody counts.
         check_host: raises SandboxFault if the host side of the backend is gone. A dead agent while
             the host side works is the policy's doing.
+        out_of_memory: asked after a command was killed; None where nobody counts.
     """
 
-    def __init__(
-        self,
-        id: str,
-        channel: AgentChannel,
-        limits: SandboxLimits,
-        *,
-        out_of_memory: OutOfMemory | None = None,
-        check_host: Callable[[], Awaitable[None]],
-    ) -> None:
-        self._id = id
-        self._channel = channel
-        self._limits = limits
-        self._out_of_memory = out_of_memory
-        self._check_host = check_host
-
-    @property
-    def id(self) -> str:
-        return self._id
+    id: str
+    channel: AgentChannel
+    limits: SandboxLimits
+    check_host: Callable[[], Awaitable[None]]
+    out_of_memory: OutOfMemory | None = None
 
     async def exec(self, command: str, *, timeout: float, cwd: str = WORKING_DIR) -> ExecResult:
         """Run `command` in a fresh bash; see `Sandbox.exec`.
@@ -75,18 +63,18 @@ class AgentSandbox:
             return _refused(f"no such directory: {cwd!r}")
         if b"\0" in script or len(script) > LONGEST_COMMAND:
             return _refused("a command must not hold NUL bytes or more than 32 MiB")
-        cap = self._limits.output_bytes
+        cap = self.limits.output_bytes
         fields = (script, directory, wire.number(max(1, int(timeout * 1000))), wire.number(cap))
         started = time.monotonic()
         try:
-            reply = await self._channel.request(
+            reply = await self.channel.request(
                 wire.EXEC, fields, timeout=timeout + KILL_GRACE_S, max_reply=2 * cap + 4096
             )
             result = self._understood(exec_result, reply, cap=cap, elapsed=time.monotonic() - started)
         except SandboxDead:
-            await self._check_host()
+            await self.check_host()
             return ExecResult(ExecStatus.SANDBOX_DEAD, seconds=time.monotonic() - started)
-        if result.exit_code == 137 and self._out_of_memory is not None and self._out_of_memory():
+        if result.exit_code == 137 and self.out_of_memory is not None and self.out_of_memory():
             return replace(result, status=ExecStatus.OOM)
         return result
 
@@ -134,12 +122,12 @@ class AgentSandbox:
         """Kill everything, then read the answer once; see `Sandbox.read_answer`."""
         fields = (checked_path(path), wire.number(max_bytes))
         try:
-            reply = await self._channel.request(
+            reply = await self.channel.request(
                 wire.ANSWER, fields, timeout=FILE_TIMEOUT_S, max_reply=max_bytes + 4096
             )
             return self._understood(_answer, reply, max_bytes=max_bytes)
         except SandboxDead:
-            await self._check_host()
+            await self.check_host()
             return Answer(AnswerStatus.MISSING)
 
     async def pack(self, roots: Sequence[str], *, max_bytes: int) -> Sequence[bytes]:
@@ -151,7 +139,7 @@ class AgentSandbox:
         try:
             return await self._packed(roots, max_bytes)
         finally:
-            if not self._channel.dead:
+            if not self.channel.dead:
                 await self._files(wire.THAW, (), "/", count=0)
 
     async def _packed(
@@ -194,14 +182,14 @@ class AgentSandbox:
     ) -> list[bytes]:
         """A file operation's reply, `count` fields if given."""
         try:
-            reply = await self._channel.request(code, fields, timeout=FILE_TIMEOUT_S, max_reply=max_reply)
+            reply = await self.channel.request(code, fields, timeout=FILE_TIMEOUT_S, max_reply=max_reply)
             if reply.code != wire.OK:
                 raise self._understood(file_error, reply, path=path)
             if count is not None:
                 self._understood(wire.take, reply.fields, count=count)
             return reply.fields
         except SandboxDead:
-            await self._check_host()
+            await self.check_host()
             raise
 
     def _understood(self, reader: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -209,12 +197,12 @@ class AgentSandbox:
         try:
             return reader(*args, **kwargs)
         except wire.WireError as error:
-            self._channel.close(f"protocol broken: {error}")
-            raise SandboxDead(self._channel.why_dead) from None
+            self.channel.close(f"protocol broken: {error}")
+            raise SandboxDead(self.channel.why_dead) from None
 
     def _break(self, what: str) -> None:
-        self._channel.close(f"protocol broken: {what}")
-        raise SandboxDead(self._channel.why_dead)
+        self.channel.close(f"protocol broken: {what}")
+        raise SandboxDead(self.channel.why_dead)
 
 
 def _answer(reply: Reply, *, max_bytes: int) -> Answer:

@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +35,12 @@ CERTIFICATES_INSIDE = "/opt/ca-certificates.crt"
 # What every run must hide, whatever its recipe names: this program, what it makes tasks from, and the
 # benchmarks whose rules it scores by. `RunSettings.answer_packages` finds the others.
 ANSWER_KEYS = ("reasoning_gym", "sandbox_rl", "instruction_following_eval", "ifbench")
+NAMESPACES = (
+    *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"),
+    *("--unshare-cgroup", "--disable-userns", "--uid", "1000", "--gid", "1000"),
+    *("--hostname", "sandbox", "--cap-drop", "ALL", "--new-session", "--die-with-parent"),
+    *("--as-pid-1", "--seccomp", "5", "--info-fd", "6", "--block-fd", "7"),
+)
 TAKEN = ("/", "/usr", "/etc", "/proc", "/dev", "/tmp", "/testbed", "/home", "/run", "/sys", PYTHON_PREFIX)
 
 
@@ -137,7 +143,7 @@ def spawner_config(
         **asdict(layout),
         **{name: made.hex() for name, made in filters.items()},
         # Of bwrap, by --args; {root} becomes the directory that sandboxes see as their root.
-        "arguments": [*_namespaces(), "--dev-bind", "{root}", "/", *_proc(), "--chdir", "/"],
+        "arguments": [*NAMESPACES, "--dev-bind", "{root}", "/", *_proc(), "--chdir", "/"],
         "command": ["/run/agent/python", "-S", "-s", "-B", "/run/agent/agent.pyc"],
         "bwrap": bubblewrap.path,
         "bwrap_directory": bubblewrap.directory,
@@ -160,24 +166,21 @@ def make_layout(
     Raises:
         ConfigError: a path to show does not exist, or would replace a part of the sandbox.
     """
-    shown, links = _system()
-
-    def show(host: Path | str, inside: str) -> None:
-        shown.append((str(host), inside))
-
+    shown, links = directories(("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"))
+    links["/var/tmp"] = "/tmp"
     python, prefix = _agent_python()
     variables = dict(COMMAND_VARIABLES)
     if python_env is not None:
-        prefix = _show_environment(python_env, show, variables) or prefix
+        prefix = _show_environment(python_env, shown, variables) or prefix
     if prefix:
-        show(prefix, PYTHON_PREFIX)
+        shown.append((prefix, PYTHON_PREFIX))
         variables["PATH"] = f"{PYTHON_PREFIX}/bin:{variables['PATH']}"
         if any(Path(prefix).glob("lib/libpython*.so*")):
             # A shared library is looked for where it was installed, which is elsewhere on the host.
             variables["LD_LIBRARY_PATH"] = f"{PYTHON_PREFIX}/lib"
     for host, inside in read_only.items():
         _check_shown(host, inside)
-        show(host, inside)
+        shown.append((str(host), inside))
     own = {"LANG": "C.UTF-8"}
     if python != SYSTEM_PYTHON and prefix:
         own |= {"PYTHONHOME": PYTHON_PREFIX, "LD_LIBRARY_PATH": f"{PYTHON_PREFIX}/lib"}
@@ -201,7 +204,7 @@ def _agent_python() -> tuple[str, str]:
     return base, "" if base.startswith("/usr/") else sys.base_prefix
 
 
-def _show_environment(env: Path, show: Callable[[Path | str, str], None], variables: dict[str, str]) -> str:
+def _show_environment(env: Path, shown: list[tuple[str, str]], variables: dict[str, str]) -> str:
     """Show an environment's packages; returns the prefix of its interpreter if that must be shown too.
 
     Raises:
@@ -217,7 +220,7 @@ def _show_environment(env: Path, show: Callable[[Path | str, str], None], variab
             "sandbox.python_env is this program's own environment: policies see its packages and paths "
             "(except what makes or scores tasks); make a clean one with `sandbox-rl python-env DIRECTORY`"
         )
-    show(sites[-1].resolve(), SITE_PACKAGES)
+    shown.append((str(sites[-1].resolve()), SITE_PACKAGES))
     variables["PYTHONPATH"] = SITE_PACKAGES
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
     real = os.path.realpath(env / "bin" / "python3")
@@ -248,20 +251,11 @@ def _check_shown(host: Path, inside: str) -> None:
         )
 
 
-def _namespaces() -> list[str]:
-    return [
-        *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"),
-        *("--unshare-cgroup", "--disable-userns", "--uid", "1000", "--gid", "1000"),
-        *("--hostname", "sandbox", "--cap-drop", "ALL", "--new-session", "--die-with-parent"),
-        *("--as-pid-1", "--seccomp", "5", "--info-fd", "6", "--block-fd", "7"),
-    ]
-
-
-def _system() -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """(directories to show, links) of the host's programs and libraries."""
-    shown, links = [("/usr", "/usr")], {"/var/tmp": "/tmp"}
-    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-        path = f"/{name}"
+def directories(paths: Iterable[str]) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """(directories to show, links) of what is there of these paths of the host."""
+    shown: list[tuple[str, str]] = []
+    links: dict[str, str] = {}
+    for path in paths:
         if os.path.islink(path):
             links[path] = os.readlink(path)
         elif os.path.isdir(path):

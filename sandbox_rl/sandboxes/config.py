@@ -5,18 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from sandbox_rl.registry import Registry
 from sandbox_rl.sandboxes.base import SandboxBackend, SandboxLimits
 from sandbox_rl.settings import ByType, Settings, Variant
-
-if TYPE_CHECKING:
-    from sandbox_rl.sandboxes.docker.backend import DockerBackend
-    from sandbox_rl.sandboxes.embedded import EmbeddedBackend
-    from sandbox_rl.sandboxes.ray.backend import RayBackend
 
 
 class PoolSettings(Settings):
@@ -154,7 +149,7 @@ class EmbeddedSettings(NetworkSettings):
     create_concurrency: int = Field(default=16, ge=1)
     """Sandboxes being made at the same time; further ones wait."""
 
-    def backend(self) -> EmbeddedBackend:
+    def backend(self) -> SandboxBackend:
         from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 
         return EmbeddedBackend(self)
@@ -194,7 +189,7 @@ class DockerSettings(NetworkSettings):
     lifetime_s: float = Field(default=14_400.0, gt=0)
     """Seconds after which a container counts as abandoned, whoever owns it; longer than any episode."""
 
-    def backend(self) -> DockerBackend:
+    def backend(self) -> SandboxBackend:
         from sandbox_rl.sandboxes.docker.backend import DockerBackend
 
         return DockerBackend(self)
@@ -250,7 +245,7 @@ class RaySettings(BackendSettings):
             raise ValueError("limits belong beside `node`, not into it")
         return self
 
-    def backend(self) -> RayBackend:
+    def backend(self) -> SandboxBackend:
         from sandbox_rl.sandboxes.ray.backend import RayBackend
 
         return RayBackend(self)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxRLError, SetupError
 from sandbox_rl.sandboxes.agent_backend import AgentBackend, Connected
-from sandbox_rl.sandboxes.agent_sandbox import rising
+from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox, rising
 from sandbox_rl.sandboxes.base import SandboxInfo
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.bwrap import (
@@ -75,13 +75,12 @@ class EmbeddedBackend(AgentBackend[EmbeddedSettings]):
         try:
             async with self.sandbox(timeout=30) as probe:
                 await probe.ping()
-        except SandboxRLError as error:
+        except BaseException as error:
             await self._spawner.stop()
-            raise SetupError(
-                f"sandbox: bubblewrap cannot make a sandbox here ({error}); {ALLOW_NAMESPACES}"
-            ) from error
-        except BaseException:
-            await self._spawner.stop()
+            if isinstance(error, SandboxRLError):
+                raise SetupError(
+                    f"sandbox: bubblewrap cannot make a sandbox here ({error}); {ALLOW_NAMESPACES}"
+                ) from error
             raise
         return self
 
@@ -94,38 +93,34 @@ class EmbeddedBackend(AgentBackend[EmbeddedSettings]):
         """See `AgentBackend._connected`. From the request to the spawner on, it is found by its name."""
         await self._spawner.ensure()
         spawned = self._spawner.create(name)
-        unused: list[socket.socket] = []
-        channel: AgentChannel | None = None
-        try:
+        listener: socket.socket | None = None
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._destroy, name, spawned)
             try:
-                unused.append(await spawned.agent())
-                if self._rules.mode != "off":
-                    unused.append(await take_listener(unused[0]))
-                loop = asyncio.get_running_loop()
-                _, channel = await loop.create_connection(AgentChannel, sock=unused[0])
-                del unused[0]  # the channel's from now on
-                await channel.hello
+                with ExitStack() as unused:
+                    agent = stack.enter_context(await spawned.agent())
+                    if self._rules.mode != "off":
+                        listener = unused.enter_context(await take_listener(agent))
+                    _, channel = await asyncio.get_running_loop().create_connection(AgentChannel, sock=agent)
+                    stack.callback(channel.close)
+                    await channel.hello
+                    unused.pop_all()  # the listener is the proxy's from now on
             except SandboxDead as error:
-                await self._destroy(name, channel, spawned)
+                await self._destroy(name, spawned)
                 if spawned.ended.done() and spawned.ended.result():
                     raise SandboxDead(spawned.ended.result()) from error
                 raise
-            listener = unused.pop() if unused else None
             events = self._spawner.found["events"]
             counter = rising(Path(events.format(group=spawned.group))) if events else None
-            yield Connected(channel, listener, counter, partial(self._check_host, name, spawned))
-        finally:
-            for made in unused:
-                made.close()
-            await self._destroy(name, channel, spawned)
+            check_host, limits = partial(self._check_host, name, spawned), self._settings.limits
+            sandbox = AgentSandbox(name, channel, limits, check_host, counter)
+            yield sandbox, listener
 
-    async def _destroy(self, name: str, channel: AgentChannel | None, spawned: SpawnedSandbox) -> None:
+    async def _destroy(self, name: str, spawned: SpawnedSandbox) -> None:
         """Kill it and wait until nothing is left, cancelled or not.
 
         The kill itself is sent before anything is awaited.
         """
-        if channel is not None:
-            channel.close()
         spawned.close()
         self._spawner.kill(name)
         try:

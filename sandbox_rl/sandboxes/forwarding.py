@@ -26,7 +26,6 @@ class ForwardingSandbox:
 
     @property
     def id(self) -> str:
-        """See `Sandbox.id`."""
         raise NotImplementedError
 
     async def _call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -34,27 +33,21 @@ class ForwardingSandbox:
         raise NotImplementedError
 
     async def exec(self, command: str, *, timeout: float, cwd: str = WORKING_DIR) -> ExecResult:
-        """See `Sandbox.exec`."""
         return await self._call(Sandbox.exec, command, timeout=timeout, cwd=cwd)
 
     async def read_file(self, path: str, *, max_bytes: int) -> bytes:
-        """See `Sandbox.read_file`."""
         return await self._call(Sandbox.read_file, path, max_bytes=max_bytes)
 
     async def write_file(self, path: str, data: bytes) -> None:
-        """See `Sandbox.write_file`."""
         await self._call(Sandbox.write_file, path, data)
 
     async def list_dir(self, path: str, *, max_entries: int) -> tuple[str, ...]:
-        """See `Sandbox.list_dir`."""
         return await self._call(Sandbox.list_dir, path, max_entries=max_entries)
 
     async def get_files(self, root: str, *, max_bytes: int) -> Mapping[str, bytes]:
-        """See `Sandbox.get_files`."""
         return await self._call(Sandbox.get_files, root, max_bytes=max_bytes)
 
     async def read_answer(self, path: str = ANSWER_FILE, *, max_bytes: int = 65_536) -> Answer:
-        """See `Sandbox.read_answer`."""
         return await self._call(Sandbox.read_answer, path, max_bytes=max_bytes)
 
 
@@ -70,7 +63,6 @@ class WatchedSandbox(ForwardingSandbox):
 
     @property
     def id(self) -> str:
-        """See `Sandbox.id`."""
         return self._sandbox.id
 
     async def _call(self, method: Method[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

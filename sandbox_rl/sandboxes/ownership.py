@@ -1,12 +1,15 @@
-"""Labels that say whose a sandbox is, and whether its owner can still come for it."""
+"""Whose a sandbox or a directory is, and whether its owner can still come for it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from sandbox_rl.sandboxes.spawner.cgroups import place, start_time
 
@@ -41,17 +44,28 @@ def is_orphan(labels: Mapping[str, str]) -> bool:
     return labels.get(_PLACE) == _place() != "" and start_time(int(owner[1])) != owner[2]
 
 
-def owner_name(prefix: str) -> str:
-    """Beginning of a file's name that says which process of this machine made it."""
-    place = hashlib.sha256(_place().encode()).hexdigest()[:8]
-    return f"{prefix}{place}-{os.getpid()}-{start_time(os.getpid())}-"
+class OwnedDirectory:
+    """A temporary directory whose name says which process of this machine has made it.
 
+    Making one removes those of processes that were killed and could not do it themselves.
 
-def owner_of_name_is_gone(prefix: str, name: str) -> bool:
-    """Whether `name` begins as `owner_name(prefix)` of a process that was here and is not any more."""
-    found = re.match(re.escape(prefix) + r"([0-9a-f]{8})-(\d+)-(\d+)-", name)
-    here = owner_name(prefix).removeprefix(prefix)[:8]
-    return bool(found and _place() and found[1] == here and start_time(int(found[2])) != found[3])
+    Args:
+        prefix: how all of its kind are called.
+    """
+
+    def __init__(self, prefix: str, mode: int = 0o700) -> None:
+        start = f"{prefix}{hashlib.sha256(_place().encode()).hexdigest()[:8]}-"
+        for left in Path(tempfile.gettempdir()).glob(f"{start}*"):
+            owner = re.match(r"(\d+)-(\d+)-", left.name.removeprefix(start))
+            if owner and _place() and start_time(int(owner[1])) != owner[2]:
+                shutil.rmtree(left, ignore_errors=True)
+        own = os.getpid()
+        self._directory = tempfile.TemporaryDirectory(prefix=f"{start}{own}-{start_time(own)}-")
+        self.path = Path(self._directory.name)
+        self.path.chmod(mode)
+
+    def close(self) -> None:
+        self._directory.cleanup()
 
 
 def _place() -> str:

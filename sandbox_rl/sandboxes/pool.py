@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox_rl.errors import SandboxDead, SandboxFault, SandboxFileError
@@ -25,6 +26,7 @@ POLL_S = 0.2
 PROCESS_SHARE = 0.8  # of the processes that the kernel allows in all
 
 
+@dataclass(frozen=True, slots=True)
 class HostCapacity:
     """Admission by the memory and the processes that the host has left.
 
@@ -38,25 +40,16 @@ class HostCapacity:
         cgroup: where the control groups are; in a container, the container's own.
     """
 
-    def __init__(
-        self,
-        limits: SandboxLimits,
-        reserve_mb: int,
-        *,
-        proc: Path = Path("/proc"),
-        cgroup: Path = Path("/sys/fs/cgroup"),
-    ) -> None:
-        self._needed_mb = limits.memory_mb + reserve_mb
-        self._pids = limits.pids
-        self._reserve_mb = reserve_mb
-        self._proc = proc
-        self._cgroup = cgroup
+    limits: SandboxLimits
+    reserve_mb: int
+    proc: Path = Path("/proc")
+    cgroup: Path = Path("/sys/fs/cgroup")
 
     def free_mb(self) -> int:
         """Memory that is free beside the reserve, MiB: of the host, or of the container if that is less."""
-        match = re.search(r"^MemAvailable:\s+(\d+) kB", _text(self._proc / "meminfo"), re.MULTILINE)
-        host = int(match[1]) // 1024 if match else self._needed_mb
-        return min([host, *self._of_container()]) - self._reserve_mb
+        match = re.search(r"^MemAvailable:\s+(\d+) kB", _text(self.proc / "meminfo"), re.MULTILINE)
+        host = int(match[1]) // 1024 if match else self.limits.memory_mb + self.reserve_mb
+        return min([host, *self._of_container()]) - self.reserve_mb
 
     def _of_container(self) -> list[int]:
         """What the control group's limit leaves, not counting cached files, MiB; empty without a limit."""
@@ -64,33 +57,30 @@ class HostCapacity:
             ("memory.max", "memory.current", "inactive_file"),
             ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
         ):
-            bound, used = _text(self._cgroup / limit).strip(), _text(self._cgroup / usage).strip()
+            bound, used = _text(self.cgroup / limit).strip(), _text(self.cgroup / usage).strip()
             if bound.isdigit() and used.isdigit():
-                stat = _text((self._cgroup / limit).parent / "memory.stat")
+                stat = _text((self.cgroup / limit).parent / "memory.stat")
                 match = re.search(rf"^{cached} (\d+)", stat, re.MULTILINE)
                 return [(int(bound) - int(used) + (int(match[1]) if match else 0)) >> 20]
         return []
 
     def lacking(self) -> str:
         """What is missing for one more sandbox; "" when nothing is."""
-        free_mb = self.free_mb() + self._reserve_mb
-        if free_mb < self._needed_mb:
-            return f"{free_mb} MiB of memory are free, {self._needed_mb} needed"
+        free_mb, needed_mb = self.free_mb() + self.reserve_mb, self.limits.memory_mb + self.reserve_mb
+        if free_mb < needed_mb:
+            return f"{free_mb} MiB of memory are free, {needed_mb} needed"
         most = min(
-            int(_text(self._proc / f"sys/kernel/{name}") or 1 << 22) for name in ("pid_max", "threads-max")
+            int(_text(self.proc / f"sys/kernel/{name}") or 1 << 22) for name in ("pid_max", "threads-max")
         )
-        load = re.search(r"\d+/(\d+) ", _text(self._proc / "loadavg"))
+        load = re.search(r"\d+/(\d+) ", _text(self.proc / "loadavg"))
         processes = int(load[1]) if load else 0
-        if processes + self._pids > PROCESS_SHARE * most:
+        if processes + self.limits.pids > PROCESS_SHARE * most:
             return f"{processes} processes run, {most} are allowed"
         return ""
 
-    def enough(self) -> bool:
-        return not self.lacking()
-
     async def wait(self) -> None:
         """Until one more fits; the caller's deadline bounds it."""
-        while not self.enough():  # noqa: ASYNC110 - the kernel tells nobody when memory is free again
+        while self.lacking():  # noqa: ASYNC110 - the kernel tells nobody when memory is free again
             await asyncio.sleep(POLL_S)
 
 
@@ -249,7 +239,7 @@ class SandboxPool:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            while len(self._warm) < self._settings.warm and not self.broken and self._capacity.enough():
+            while len(self._warm) < self._settings.warm and not self.broken and not self._capacity.lacking():
                 try:
                     async with self._making:
                         self._warm.append(await self._make(time.monotonic() + self._settings.warm_timeout_s))
@@ -264,7 +254,8 @@ class SandboxPool:
             return f"; making them fails: {self._last_fault}"
         if self._live.locked():
             return f"; {self._settings.max_live} are live (sandbox pool: max_live)"
-        return "" if self._capacity.enough() else f"; {self._capacity.lacking()}"
+        lacking = self._capacity.lacking()
+        return f"; {lacking}" if lacking else ""
 
 
 async def _place(sandbox: Sandbox, files: Mapping[str, bytes]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import sandbox_rl
 from sandbox_rl.errors import SandboxDead, SandboxFault
 from sandbox_rl.sandboxes.base import SandboxLimits
-from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX, Layout, find_bubblewrap, spawner_config
+from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX, Layout, directories, find_bubblewrap, spawner_config
 from sandbox_rl.sandboxes.seccomp import build_compute_filter
 from sandbox_rl.sandboxes.spawner_client import SpawnerClient
 
@@ -124,7 +124,10 @@ class ProgramSandboxes:
 
 def program_layout(show: Mapping[Path, str]) -> Layout:
     """The interpreter's libraries, the packages that this process can import, and what is shown besides."""
-    shown, links = _libraries()
+    shown, links = directories(("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64"))
+    for name in {"lib", sys.platlibdir}:  # of Python itself
+        if os.path.isdir(f"{sys.base_prefix}/{name}"):
+            shown.append((f"{sys.base_prefix}/{name}", f"{PYTHON_PREFIX}/{name}"))
     places = [_OURS]
     package = Path(sandbox_rl.__file__).parent
     shown.append((str(package), f"{_OURS}/{package.name}"))
@@ -139,21 +142,6 @@ def program_layout(show: Mapping[Path, str]) -> Layout:
         variables["LD_LIBRARY_PATH"] = f"{PYTHON_PREFIX}/lib"
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     return Layout(tuple(shown), links, python, variables)
-
-
-def _libraries() -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """(directories to show, links): the C library, what extensions link to, and Python's own library."""
-    shown: list[tuple[str, str]] = []
-    links: dict[str, str] = {}
-    for path in ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64"):
-        if os.path.islink(path):
-            links[path] = os.readlink(path)
-        elif os.path.isdir(path):
-            shown.append((path, path))
-    for name in {"lib", sys.platlibdir}:
-        if os.path.isdir(f"{sys.base_prefix}/{name}"):
-            shown.append((f"{sys.base_prefix}/{name}", f"{PYTHON_PREFIX}/{name}"))
-    return shown, links
 
 
 def _sites() -> list[str]:

@@ -57,6 +57,8 @@ class AgentChannel(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        if self.dead:  # it was given up while the connection was on its way
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Take complete frames out of what has come."""

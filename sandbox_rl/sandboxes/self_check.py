@@ -41,7 +41,6 @@ async def self_check(
     *,
     cases: Iterable[Case] = (*CONTROLS, *ALL_CASES),
     at_once: int = 2,
-    known_limits: Iterable[str] = (),
     lag: bool = False,
 ) -> AsyncIterator[CheckRow]:
     """Run `cases` against a real backend; rows come as they are ready.
@@ -49,7 +48,6 @@ async def self_check(
     Args:
         make_backend: gives a backend, not yet entered; is told the limits that the cases assume.
         at_once: cases that run at the same time.
-        known_limits: ids of cases whose own claim may fail, beside those that the tier names itself.
         lag: add a row on how late the event loop was meanwhile.
 
     Raises:
@@ -59,12 +57,11 @@ async def self_check(
     with HostWitness() as witness:
         async with make_backend(CASE_LIMITS) as backend:
             tier = f"{backend.info.backend}: {backend.info.tier}"
-            accepted = {*known_limits, *backend.info.known_limits}
 
             async def one(case: Case) -> CheckRow:
                 async with free:
                     outcome = await run_case(backend, case, witness, patience=PATIENCE)
-                known = outcome.excused(accepted)
+                known = outcome.excused(backend.info.known_limits)
                 failed = CheckVerdict.KNOWN_LIMIT if known else CheckVerdict.FAIL
                 return CheckRow(
                     case=case.id,

@@ -208,7 +208,6 @@ class SpawnerClient:
             raise SandboxFault("the sandbox spawner is not running")
         try:
             # A few bytes on a socket that the spawner empties at once: blocking here is brief.
-            self._control.setblocking(True)
             self._control.settimeout(5)
             self._control.send(json.dumps(message).encode())
         except OSError as error:

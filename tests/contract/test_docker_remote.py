@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.backend import DockerBackend
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
 from sandbox_rl.sandboxes.docker.transport import find_engine
-from sandbox_rl.sandboxes.docker.transport_ssh import ForwardedSocket
 from sandbox_rl.sandboxes.ownership import LABEL
 
 from ..docker_engine import docker_engine, settings_for, unavailable
@@ -240,26 +238,6 @@ def test_nothing_outlives_a_killed_owner_over_ssh(ssh_host: str, engine: str) ->
     while forwarding(ssh_host) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert forwarding(ssh_host) == []
-
-
-def test_directories_of_killed_owners_are_removed_and_no_others(
-    ssh_host: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tmp_path = tmp_path_factory.mktemp("ssh")  # a socket's path must be short
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with closing(ForwardedSocket(ssh_host)):
-        (living,) = tmp_path.glob("sandbox-rl-ssh-*")
-        abandoned, fresh = tmp_path / "sandbox-rl-ssh-old", tmp_path / "sandbox-rl-ssh-new"
-        for directory in (abandoned, fresh):
-            directory.mkdir()
-            (directory / "lock").touch()
-        for directory in (abandoned, living):
-            os.utime(directory / "lock", (1, 1))
-        with closing(ForwardedSocket(ssh_host)):
-            assert not abandoned.exists()
-            assert living.exists()
-            assert fresh.exists()
-    assert list(tmp_path.glob("sandbox-rl-ssh-*")) == [fresh]
 
 
 async def test_an_ssh_that_does_not_get_there(ssh_host: str) -> None:

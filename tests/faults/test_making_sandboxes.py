@@ -13,6 +13,7 @@ import pytest
 
 from sandbox_rl.errors import SandboxFault
 from sandbox_rl.fakes import RecordingBackend
+from sandbox_rl.sandboxes.agent_backend import to_the_end
 from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.pool import SandboxPool
@@ -96,6 +97,25 @@ class Refusing(RecordingBackend):
     async def sandbox(self, files=None, *, timeout=60.0):
         raise SandboxFault("cannot allocate memory")
         yield
+
+
+class SlowToGiveUp(RecordingBackend):
+    """Fails at once, and takes its time to remove what it has begun to make."""
+
+    @asynccontextmanager
+    async def sandbox(self, files=None, *, timeout=60.0):
+        try:
+            raise SandboxFault("no space left on device")
+        finally:
+            await to_the_end(asyncio.sleep(0.3))
+        yield
+
+
+async def test_a_deadline_that_passes_while_a_failure_is_cleared_up_holds():
+    async with SandboxPool(SlowToGiveUp(), settings=PoolSettings(**QUICK, warm=0)) as pool:
+        async with asyncio.timeout(10):
+            with pytest.raises(SandboxFault, match=r"no sandbox within 0\.1 s"):
+                await pool.sandbox(timeout=0.1).__aenter__()
 
 
 @pytest.mark.parametrize("ticks", range(8))

@@ -83,9 +83,9 @@ def read_file(fields: list[bytes]) -> list[bytes]:
     return [read_regular(path, integer(limit))]
 
 
-def read_regular(path: bytes, limit: int, flags: int = 0) -> bytes:
-    """Content of a regular file of at most `limit` bytes."""
-    fd = os.open(path, os.O_RDONLY | NO_BLOCK | flags)
+def read_regular(path: bytes, limit: int, flags: int = 0, directory: int | None = None) -> bytes:
+    """Content of a regular file of at most `limit` bytes; a relative path is of an open directory."""
+    fd = os.open(path, os.O_RDONLY | NO_BLOCK | flags, dir_fd=directory)
     try:
         status = judged(fd)
         if stat.S_ISDIR(status.st_mode):
@@ -167,6 +167,7 @@ def open_directory(path: bytes) -> int:
 def read_answer(fields: list[bytes]) -> list[bytes]:
     """(path, max bytes) → (what is there, content). No component of the path may be a link."""
     path, limit = take(fields, 2)
+    most = integer(limit)
     here = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         *parents, name = [part for part in path.split(b"/") if part]
@@ -174,23 +175,12 @@ def read_answer(fields: list[bytes]) -> list[bytes]:
             deeper = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
             os.close(here)
             here = deeper
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | NO_BLOCK, dir_fd=here)
+        return [number(FOUND), read_regular(name, most, os.O_NOFOLLOW, here)]
     except FileNotFoundError:
         return [number(ABSENT), b""]
+    except FileTrouble as trouble:
+        return [number(HUGE if trouble.problem == b"too_large" else ODD), b""]
     except (OSError, ValueError):
         return [number(ODD), b""]
     finally:
         os.close(here)
-    try:
-        status = judged(fd)
-        if not stat.S_ISREG(status.st_mode):
-            return [number(ODD), b""]
-        if status.st_size > integer(limit):
-            return [number(HUGE), b""]
-        return [number(FOUND), read_at_most(fd, integer(limit))]
-    except FileTrouble as trouble:
-        return [number(ODD if trouble.problem == b"permission" else HUGE), b""]
-    except OSError:
-        return [number(ODD), b""]
-    finally:
-        os.close(fd)

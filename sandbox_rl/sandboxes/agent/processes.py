@@ -26,16 +26,10 @@ def table() -> dict[int, Row]:
         if not name.isdigit() or int(name) == me:
             continue
         try:
-            fd = os.open("/proc/" + name + "/stat", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
             # the name in parentheses may hold anything, so read from the last one on
-            rest = os.read(fd, 4096).rpartition(b")")[2].split()
+            rest = read_some(b"/proc/%d/stat" % int(name)).rpartition(b")")[2].split()
         except OSError:
             continue
-        finally:
-            os.close(fd)
         if len(rest) > 21 and rest[0] not in (b"Z", b"X"):
             rows[int(name)] = (int(rest[1]), int(rest[19]), int(rest[21]) * 4096, int(rest[20]))
     return rows

@@ -114,7 +114,7 @@ ISOLATION = (
         "    names=[l.split(':')[0].strip() for l in open('/proc/net/dev').read().splitlines()[2:]]\n"
         "    print('EXTERNAL' if set(names)-{'lo','sit0','tunl0','ip6tnl0'} else 'local',names)\n"
         "except OSError: print('no list')\nprint('end')\nEOF",
-        both(("LISTED", "EXTERNAL")),
+        both("LISTED", "EXTERNAL"),
     ),
     Case(
         "ISO-05c",
@@ -220,7 +220,7 @@ ISOLATION = (
         '    except OSError as e: print("no",fd,e.errno)\n'
         'try: os.open("/dev/tty",os.O_RDWR); print("CTTY")\n'
         'except OSError as e: print("notty",e.errno)\nprint("end")\nEOF',
-        both(("INJECTED", "CTTY")),
+        both("INJECTED", "CTTY"),
     ),
     Case(
         "ISO-23b",

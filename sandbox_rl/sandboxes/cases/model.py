@@ -100,11 +100,6 @@ class Outcome:
     seconds: float = 0.0
 
     @property
-    def passed(self) -> bool:
-        """Whether everything was as required."""
-        return not self.problems
-
-    @property
     def problems(self) -> tuple[str, ...]:
         """Everything that was not as required."""
         return (*filter(None, (self.claim,)), *self.invariants)

@@ -83,7 +83,7 @@ PRIVILEGES = (
         + "    except OSError: continue\n"
         + "    print('ENTERED' if l.setns(f,0)==0 else 'no',n)\n"
         + "print('end')\nEOF",
-        both(("CLONED", "ENTERED")),
+        both("CLONED", "ENTERED"),
     ),
     Case(
         "ISO-12c",
@@ -153,7 +153,7 @@ PRIVILEGES = (
         "su -c 'echo SU-ROOT' </dev/null 2>&1 | head -1; sudo -n id 2>&1 | head -1; "
         "grep NoNewPrivs /proc/self/status; echo end",
         all_of(
-            both(("SU-ROOT", "uid=0")),
+            both("SU-ROOT", "uid=0"),
             lines_within(r"^NoNewPrivs:\s*(\d)", "1"),
             holds("no effective user 0", lambda seen: "Uid:\t0\t0" not in seen.text),
         ),
@@ -165,7 +165,7 @@ PRIVILEGES = (
         "for n in $(ls /dev); do echo NODE $n; done; mknod /tmp/blk b 8 0 2>&1 && echo MKNOD; "
         "for d in mem kmem kmsg port sda vda kvm fuse net/tun nvidia0 nvidiactl loop0 vsock; do "
         "[ -e /dev/$d ] && echo DEV $d; done; echo end",
-        all_of(both(("MKNOD", "DEV ")), lines_within(r"^NODE (\S+)", _DEVICES)),
+        all_of(both("MKNOD", "DEV "), lines_within(r"^NODE (\S+)", _DEVICES)),
     ),
     Case(
         "ISO-16b",
@@ -209,7 +209,7 @@ PRIVILEGES = (
         "/sys/fs/cgroup/*/release_agent /sys/fs/cgroup/*/cgroup.procs; do "
         "[ -e $f ] && { (exec 3>>$f) 2>/dev/null && echo OPENED $f; }; done; "
         "mkdir /sys/fs/cgroup/adv /sys/fs/cgroup/memory/adv 2>/dev/null && echo MKCG; echo end",
-        all_of(both(("OPENED", "MKCG")), lines_within(r"^PATH (.*)$", "/")),
+        all_of(both("OPENED", "MKCG"), lines_within(r"^PATH (.*)$", "/")),
     ),
     _refused(
         "ISO-19",

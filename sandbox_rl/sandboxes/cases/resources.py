@@ -203,7 +203,7 @@ RESOURCES = (
         "import os,signal; os.kill(os.getpid(),signal.SIGSEGV)'; echo rc $?; "
         f"ls core* {WORKING_DIR}/core* 2>/dev/null && echo CORE; ulimit -Hc",
         all_of(
-            both("CORE", "rc 139"),
+            both("CORE", proof="rc 139"),
             holds("a hard core limit of 0", lambda s: s.first.stdout.head.endswith(b"\n0\n")),
         ),
     ),

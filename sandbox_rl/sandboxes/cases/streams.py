@@ -160,21 +160,19 @@ STREAMS = (
             ("f", "for do done"),
         )
     ),
-    Case(
-        "IO-09h",
-        "A command opens a here-document and a quote and never closes them.",
-        "No hang; the next call works.",
-        "cat <<'EOF'\necho \"abc",
-        all_of(_OK, returned_within(3), then_stdout("fine")),
-        then=("echo fine",),
-    ),
-    Case(
-        "IO-09g",
-        "A command ends in a backslash and an open here-document.",
-        "No hang; the next call works.",
-        "cat <<NEVER\nabc\\",
-        all_of(_OK, returned_within(3), then_stdout("fine")),
-        then=("echo fine",),
+    *(
+        Case(
+            f"IO-09{letter}",
+            f"A command {what}.",
+            "No hang; the next call works.",
+            command,
+            all_of(_OK, returned_within(3), then_stdout("fine")),
+            then=("echo fine",),
+        )
+        for letter, what, command in (
+            ("h", "opens a here-document and a quote and never closes them", "cat <<'EOF'\necho \"abc"),
+            ("g", "ends in a backslash and an open here-document", "cat <<NEVER\nabc\\"),
+        )
     ),
     Case(
         "IO-25",

@@ -7,22 +7,22 @@ shared memory segment, all with one random canary in them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import secrets
-import shutil
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 
 CANARY_PREFIX = "CANARY-FILE-"
 ENV_NAME = "ADV_CANARY_API_KEY"
 
 _MARKER_DIRS = ("/", "/usr/bin", "/usr/lib", "/etc", "/bin", "/lib", "/opt", "/usr/local/bin")
+_ANSWERS = "reference_answers.jsonl"
 _CLOCK_SLACK_S = 0.5
 _IPC_CREAT, _IPC_RMID = 0o1000, 0
 
@@ -40,10 +40,7 @@ class HostWitness:
         self._abstract_name = "adv_canary_" + secrets.token_hex(4)
         self._key = 0x4000_0000 | secrets.randbits(24)
         self._directories = tuple(directories)
-        self._files: list[Path] = []
-        self._listeners: list[socket.socket] = []
-        self._own_directory: Path | None = None
-        self._segment = -1
+        self._cleanup = contextlib.ExitStack()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self.connections = 0
@@ -51,35 +48,26 @@ class HostWitness:
         self.path = ""
 
     def __enter__(self) -> HostWitness:
-        self._own_directory = Path(tempfile.mkdtemp(prefix="adv-witness-"))
-        self._own_directory.chmod(0o755)
-        for directory in (self._own_directory, *self._directories):
-            file = directory / "reference_answers.jsonl"
+        own = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="adv-witness-")))
+        own.chmod(0o755)
+        self.path = str(own / _ANSWERS)
+        for directory in (own, *self._directories):
+            file = directory / _ANSWERS
             file.write_text(f'{{"answer": "{self.canary}"}}\n')
             file.chmod(0o644)
-            self._files.append(file)
-        self.path = str(self._files[0])
+            self._cleanup.callback(file.unlink, missing_ok=True)
         os.environ[ENV_NAME] = self.canary
+        self._cleanup.callback(os.environ.pop, ENV_NAME, None)
         self._listen()
         self._make_segment()
         self._clock = self._clock_offset()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=5)
-        for listener in self._listeners:
-            listener.close()
-        os.environ.pop(ENV_NAME, None)
-        if self._segment >= 0:
-            ctypes.CDLL(None).shmctl(self._segment, _IPC_RMID, None)
-        for file in self._files:
-            file.unlink(missing_ok=True)
-        if self._own_directory is not None:
-            shutil.rmtree(self._own_directory, ignore_errors=True)
+        self._cleanup.close()
 
     def fill_in(self, command: str) -> str:
         """`command` with the path, port, names and keys of the canaries put in."""
@@ -114,19 +102,14 @@ class HostWitness:
         return time.time() - time.monotonic()
 
     def _listen(self) -> None:
-        first = socket.create_server(("127.0.0.1", 0))
-        self.port = first.getsockname()[1]
-        self._listeners.append(first)
-        for family, address in ((socket.AF_INET6, "::1"),):
-            try:
-                self._listeners.append(socket.create_server((address, self.port), family=family))
-            except OSError:
-                continue  # this host has no IPv6, so nobody can reach it there either
-        abstract = socket.socket(socket.AF_UNIX)
-        abstract.bind("\0" + self._abstract_name)
-        abstract.listen(8)
-        self._listeners.append(abstract)
-        for listener in self._listeners:
+        listeners = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)]
+        self.port = listeners[0].getsockname()[1]
+        listeners[1].bind("\0" + self._abstract_name)
+        listeners[1].listen(8)
+        with contextlib.suppress(OSError):  # a host without IPv6 cannot be reached there either
+            listeners.append(socket.create_server(("::1", self.port), family=socket.AF_INET6))
+        for listener in listeners:
+            self._cleanup.callback(listener.close)
             listener.settimeout(0.2)
             thread = threading.Thread(target=self._accept, args=(listener,), daemon=True)
             thread.start()
@@ -143,20 +126,19 @@ class HostWitness:
             self.connections += 1
             with connection:
                 connection.settimeout(1)
-                try:
+                with contextlib.suppress(OSError):
                     connection.sendall(self.canary.encode())
-                except OSError:
-                    continue
 
     def _make_segment(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.shmat.restype = ctypes.c_void_p
         libc.shmat.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
         libc.shmdt.argtypes = (ctypes.c_void_p,)
-        self._segment = libc.shmget(self._key, 4096, _IPC_CREAT | 0o666)
-        if self._segment < 0:
+        segment = libc.shmget(self._key, 4096, _IPC_CREAT | 0o666)
+        if segment < 0:
             return
-        address = libc.shmat(self._segment, None, 0)
+        self._cleanup.callback(libc.shmctl, segment, _IPC_RMID, None)
+        address = libc.shmat(segment, None, 0)
         if address in (None, ctypes.c_void_p(-1).value):
             return
         ctypes.memmove(address, self.canary.encode() + b"\0", len(self.canary) + 1)

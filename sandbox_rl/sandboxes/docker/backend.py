@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -14,8 +13,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from sandbox_rl.errors import SandboxFault, SandboxRLError, SetupError
-from sandbox_rl.sandboxes.agent_backend import AgentBackend, Connected
-from sandbox_rl.sandboxes.agent_sandbox import kill_counter
+from sandbox_rl.sandboxes.agent_backend import AgentBackend, Connected, to_the_end
+from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox, kill_counter
 from sandbox_rl.sandboxes.bundle import agent_source
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.engine import DockerEngine
@@ -61,18 +60,15 @@ class DockerBackend(AgentBackend[DockerSettings]):
         self._handovers: HandoverDirectory | None = None  # where there is a network
         self._tasks: list[asyncio.Task[None]] = []
         self._endings = 0  # of the engine, while we were connected to it
-        self._source = b""
         self._image = ""
         self._python: tuple[str, ...] = ()  # what runs the agent, if not the image's own
 
     async def __aenter__(self) -> DockerBackend:
-        source = agent_source().encode()
-        self._source = len(source).to_bytes(4, "big") + source
         try:
             self._engine = await self._in_thread(DockerEngine, self._settings.host, self._settings.tls)
             facts = await self._in_thread(self._engine.facts)
-            image, digest = self._settings.image, self._settings.digest
-            self._image = await self._in_thread(checked_image, self._engine, image, digest)
+            named = (self._settings.image, self._settings.digest)
+            self._image = await self._in_thread(checked_image, self._engine, *named)
             if self._rules.mode != "off":
                 self._settings = with_network(self._settings, self._rules, local=self._engine.local)
                 self._handovers = HandoverDirectory()
@@ -84,13 +80,12 @@ class DockerBackend(AgentBackend[DockerSettings]):
             await self._reap()
             self._info = describe(facts, self._settings, self._image, self._engine, str(self._rules))
             await self._probe()
-        except SandboxRLError as error:
+        except BaseException as error:
             await self.__aexit__()
-            if isinstance(error, SetupError):
-                raise
-            raise SetupError(f"sandbox: the Docker engine cannot make a sandbox here ({error})") from error
-        except BaseException:
-            await self.__aexit__()
+            if isinstance(error, SandboxRLError) and not isinstance(error, SetupError):
+                raise SetupError(
+                    f"sandbox: the Docker engine cannot make a sandbox here ({error})"
+                ) from error
             raise
         self._tasks = [
             asyncio.create_task(self._reap_periodically()),
@@ -124,13 +119,15 @@ class DockerBackend(AgentBackend[DockerSettings]):
             pid = await asyncio.shield(making)
             await channel.hello
             listener = await handover.listener() if handover else None
-            yield Connected(channel, listener, kill_counter(pid) if engine.local else None, check_host)
+            counter = kill_counter(pid) if engine.local else None
+            limits = self._settings.limits
+            sandbox = AgentSandbox(name, channel, limits, check_host, counter)
+            yield sandbox, listener
         finally:
             channel.close()
             if handover is not None:
                 handover.close()
-            await _to_the_end(self._destroy(name, making))
-            self._users.give_back(user)
+            await to_the_end(self._destroy(name, making, user))
 
     async def _make(
         self, name: str, user: int, channel: AgentChannel, handover: HandoverSocket | None
@@ -153,11 +150,12 @@ class DockerBackend(AgentBackend[DockerSettings]):
 
         container = await self._in_thread(create)
         transport = await engine.attach(container, channel)
-        transport.write(self._source)
+        source = agent_source().encode()
+        transport.write(len(source).to_bytes(4, "big") + source)
         await self._in_thread(engine.start, container)
         return await self._in_thread(engine.process_id, container)
 
-    async def _destroy(self, name: str, making: asyncio.Task[int]) -> None:
+    async def _destroy(self, name: str, making: asyncio.Task[int], user: int) -> None:
         await asyncio.wait([making], timeout=REMOVE_TIMEOUT_S)
         if making.done() and not making.cancelled():
             making.exception()  # raised already, or nobody is left to be told
@@ -165,6 +163,7 @@ class DockerBackend(AgentBackend[DockerSettings]):
         with contextlib.suppress(SandboxFault, TimeoutError):
             async with asyncio.timeout(REMOVE_TIMEOUT_S):
                 await self._in_thread(self._running_engine().remove, name)
+        self._users.give_back(user)
 
     def _running_engine(self) -> DockerEngine:
         if self._engine is None:
@@ -225,17 +224,3 @@ class DockerBackend(AgentBackend[DockerSettings]):
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
-
-
-async def _to_the_end(work: Any) -> None:
-    """Await `work` even if cancelled meanwhile; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled and sys.exc_info()[0] is None:
-        raise asyncio.CancelledError
-    task.result()

@@ -34,7 +34,6 @@ START_ENGINE = "start it, or set DOCKER_HOST to the engine's address"
 class EngineFacts:
     """What an engine says about itself; `limits` names what its kernel can bound."""
 
-    name: str
     version: str
     limits: frozenset[str]
     runtimes: frozenset[str]
@@ -61,61 +60,48 @@ class DockerEngine:
         self._errors = (docker.errors.DockerException, requests.exceptions.RequestException, OSError)
         self._missing = docker.errors.NotFound
         self.address = find_engine(host, tls)
-        self._shown = self.address.shown
         self._context = self.address.tls()
-        self._podman = False
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._forward = ForwardedSocket(self.address.ssh) if self.address.ssh else None
         if self._forward is not None:
             self.address = replace(self.address, socket=self._forward.path)
         try:
-            self._api: Any = self._client(docker.APIClient)
+            with contextlib.closing(self._client(docker.APIClient, FIRST_VERSION)) as first:
+                said = first.version(api_version=False)
+            self.podman = any("podman" in str(part).lower() for part in said.get("Components") or ())
+            self._api: Any = self._client(docker.APIClient, str(said["ApiVersion"]))
         except self._errors as error:
             if self._forward is not None:
                 self._forward.close()
             raise SetupError(
-                f"sandbox: no Docker engine at {self._shown} ({_line(error)}); {START_ENGINE}"
+                f"sandbox: no Docker engine at {self.address.shown} ({_line(error)}); {START_ENGINE}"
             ) from None
 
-    def _client(self, make: Any) -> Any:
-        """A client by the engine's own version of the API.
+    def _client(self, make: Any, version: str) -> Any:
+        """A client that speaks this version of the API.
 
         The environment is out of it: with REQUESTS_CA_BUNDLE set, `requests` prefers that to the
         authority of the engine's keys, and our own streams take no proxy either.
         """
-        version = FIRST_VERSION
-        while True:
-            client = make(
-                base_url=self.address.url,
-                tls=_sdk_tls(self.address) or False,
-                version=version,
-                timeout=CALL_TIMEOUT_S,
-                max_pool_size=CONNECTIONS,
-            )
-            client.trust_env = False
-            if version != FIRST_VERSION:
-                return client
-            try:
-                said = client.version(api_version=False)
-                version = str(said["ApiVersion"])
-                self._podman = any("podman" in str(c).lower() for c in said.get("Components") or ())
-            finally:
-                client.close()
+        client = make(
+            base_url=self.address.url,
+            tls=_sdk_tls(self.address) or False,
+            version=version,
+            timeout=CALL_TIMEOUT_S,
+            max_pool_size=CONNECTIONS,
+        )
+        client.trust_env = False
+        return client
 
     def facts(self) -> EngineFacts:
         """Version and abilities. Raises SandboxFault when the engine does not answer."""
         info = self._call("info")
         bounded = {"MemoryLimit": "memory", "PidsLimit": "pids", "CpuCfsQuota": "cpu"}
         return EngineFacts(
-            name="podman" if self._podman else "docker",
             version=str(info.get("ServerVersion", "")),
             limits=frozenset(name for key, name in bounded.items() if info.get(key)),
             runtimes=frozenset(info.get("Runtimes") or ()),
         )
-
-    @property
-    def podman(self) -> bool:
-        return self._podman
 
     def file_for_engine(self, content: str) -> str:
         """Path of a file with this content, as long as the connection lasts; "" if the engine is elsewhere.
@@ -136,13 +122,13 @@ class DockerEngine:
         except self._missing:
             return "", frozenset()
         except self._errors as error:
-            raise SandboxFault(f"the Docker engine at {self._shown} failed: {error}") from None
+            raise SandboxFault(f"the Docker engine at {self.address.shown} failed: {error}") from None
         repositories = (name.rpartition("@")[2] for name in found.get("RepoDigests") or ())
         identity = str(found["Id"])
         identity = identity if identity.startswith("sha256:") else f"sha256:{identity}"
         return identity, frozenset({identity, *repositories})
 
-    def create(self, name: str, *, host: Mapping[str, Any], container: Mapping[str, Any]) -> str:
+    def create(self, name: str | None, *, host: Mapping[str, Any], container: Mapping[str, Any]) -> str:
         """A container that has not been started; `host` and `container` as the SDK names them."""
         made = self._call(
             "create_container", name=name, host_config=self._api.create_host_config(**host), **container
@@ -181,7 +167,7 @@ class DockerEngine:
             return
         except self._errors as error:
             if getattr(getattr(error, "response", None), "status_code", 0) != 409:  # its removal goes on
-                raise SandboxFault(f"the Docker engine at {self._shown} failed: {error}") from None
+                raise SandboxFault(f"the Docker engine at {self.address.shown} failed: {error}") from None
 
     def labelled(self, label: str) -> list[tuple[str, dict[str, str]]]:
         """(id, labels) of every container with this label, running or not."""
@@ -198,10 +184,8 @@ class DockerEngine:
 
     def exit_code(self, image: str, *, host: Mapping[str, Any], container: Mapping[str, Any]) -> int | None:
         """Of a container that is made, run and removed; None if it cannot be started."""
-        options = {**host, "auto_remove": False}
-        made = self._call(
-            "create_container", image, host_config=self._api.create_host_config(**options), **container
-        )["Id"]
+        kept = {**host, "auto_remove": False}
+        made = self.create(None, host=kept, container={**container, "image": image})
         try:
             self._api.start(made)
             return int(self._api.wait(made, timeout=TRIAL_TIMEOUT_S)["StatusCode"])
@@ -254,10 +238,10 @@ class DockerEngine:
         try:
             rows = list(getattr(self._api, method)(*args, **kwargs))
         except self._errors as error:
-            raise SetupError(f"the Docker engine at {self._shown} failed: {_line(error)}") from None
+            raise SetupError(f"the Docker engine at {self.address.shown} failed: {_line(error)}") from None
         for row in rows:
             if "error" in row:
-                raise SetupError(f"the Docker engine at {self._shown} failed: {_line(row['error'])}")
+                raise SetupError(f"the Docker engine at {self.address.shown} failed: {_line(row['error'])}")
         return "".join(str(row.get("stream", "")) for row in rows)
 
     def close(self) -> None:
@@ -272,7 +256,7 @@ class DockerEngine:
         try:
             return getattr(self._api, method)(*args, **kwargs)
         except self._errors as error:
-            raise SandboxFault(f"the Docker engine at {self._shown} failed: {error}") from None
+            raise SandboxFault(f"the Docker engine at {self.address.shown} failed: {error}") from None
 
 
 def _sdk_tls(address: EngineAddress) -> Any:

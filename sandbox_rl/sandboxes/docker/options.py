@@ -212,7 +212,7 @@ def describe(
     return SandboxInfo(
         backend="docker",
         tier=f"container+{settings.runtime or 'default runtime'}",
-        version=f"{facts.name} {facts.version}",
+        version=f"{'podman' if engine.podman else 'docker'} {facts.version}",
         lacks=tuple(lacks),
         known_limits=() if few_terminals else ("RES-20",),
         details={

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sandbox_rl.errors import SandboxFault, SetupError
 from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX, Layout
@@ -58,6 +57,7 @@ class DockerPrograms:
         self._settings = settings.model_copy(update={"limits": limits, "read_only": {}})
         self._layout = Layout((), {}, "", {})
         self._image = ""
+        self._profile: str | None = None  # see `host_options`
         self._engine: DockerEngine | None = None
         self._handovers: HandoverDirectory | None = None
         self._threads: ThreadPoolExecutor | None = None
@@ -80,12 +80,12 @@ class DockerPrograms:
                     "programs in containers need an engine on this machine; this one is elsewhere"
                 )
             self._image = await asyncio.to_thread(checked_image, engine, settings.image, settings.digest)
+            self._profile = podman_profile(engine)
             self._handovers = HandoverDirectory()
-        except SandboxFault as error:
+        except BaseException as error:
             await self.close()
-            raise SetupError(str(error)) from error
-        except BaseException:
-            await self.close()
+            if isinstance(error, SandboxFault):
+                raise SetupError(str(error)) from error
             raise
         self._threads = ThreadPoolExecutor(settings.create_concurrency, thread_name_prefix="programs")
 
@@ -101,7 +101,9 @@ class DockerPrograms:
         name = f"sandbox-rl-program-{secrets.token_hex(8)}"
         handover = handovers.socket(name)
         self._names.add(name)
-        making = self._in_thread(self._make, engine, name, str(handover.path))
+        user = self._users.take()  # here, as two threads could take the same; there are enough for a run
+        loop = asyncio.get_running_loop()
+        making = loop.run_in_executor(self._threads, self._make, engine, name, str(handover.path), user)
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await asyncio.shield(making)
@@ -135,13 +137,9 @@ class DockerPrograms:
             self._handovers.close()
             self._handovers = None
 
-    def _make(self, engine: DockerEngine, name: str, handover: str) -> None:
-        engine.start(engine.create(name, **self._options(engine, handover)))
-
-    def _options(self, engine: DockerEngine, handover: str) -> dict[str, dict[str, Any]]:
+    def _make(self, engine: DockerEngine, name: str, handover: str, user: int) -> None:
         layout = self._layout
-        user = self._users.take()  # a program is made once a run and worker: there are enough
-        host = host_options(self._settings, user, podman_profile=podman_profile(engine))
+        host = host_options(self._settings, user, podman_profile=self._profile)
         # A link of this machine may be a directory of the image: what it leads to is shown there as well.
         linked = [(str(Path(place).resolve()), place) for place in layout.links]
         shown = [*layout.shown, *linked, (layout.python, _PYTHON)]
@@ -161,10 +159,7 @@ class DockerPrograms:
             "healthcheck": {"test": ["NONE"]},
             "labels": owner_labels(_LIFETIME_S, self._settings.run),
         }
-        return {"host": host, "container": container}
-
-    def _in_thread(self, function: Any, *args: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        engine.start(engine.create(name, host=host, container=container))
 
 
 def _remove(engine: DockerEngine, name: str) -> None:

@@ -9,7 +9,6 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sandbox_rl.errors import ConfigError, SandboxFault
 from sandbox_rl.sandboxes.protocol import AgentChannel
@@ -57,7 +56,8 @@ class EngineAddress:
     @property
     def url(self) -> str:
         """As the SDK wants it; of an ssh address there is none before it has been forwarded."""
-        return f"unix://{self.socket}" if self.socket else f"tcp://{_bracketed(self.host)}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"unix://{self.socket}" if self.socket else f"tcp://{host}:{self.port}"
 
     def tls(self) -> ssl.SSLContext | None:
         """For our own connections. Raises ConfigError if a file is no key or certificate."""
@@ -114,17 +114,15 @@ def find_engine(
 class AttachedStream(asyncio.Protocol):
     """Hands what the container says on its standard output to the channel, piece by piece.
 
-    Nothing is buffered here but the rest of a header, so the channel's own bounds hold.
-
-    Args:
-        upgrade: whether the engine's answer to the request for a stream comes first.
+    The engine's answer to the request for a stream comes first. Nothing is buffered here but that and the
+    rest of a header, so the channel's own bounds hold.
     """
 
-    def __init__(self, channel: AgentChannel, *, upgrade: bool = False) -> None:
+    def __init__(self, channel: AgentChannel) -> None:
         self.channel = channel
         self.upgraded: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """What the engine says instead of giving the stream; "" when it does."""
-        self._head: bytearray | None = bytearray() if upgrade else None
+        self._head: bytearray | None = bytearray()
         self._header = bytearray()
         self._left = 0
         self._wanted = False
@@ -135,7 +133,7 @@ class AttachedStream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._head is not None:
             self._head += data
-            data = self._rest()
+            data = self._rest(self._head)
         at = 0
         while at < len(data) and not self.channel.dead:
             if self._left:
@@ -157,11 +155,10 @@ class AttachedStream(asyncio.Protocol):
         self._settle(f"it closed the connection ({exc})" if exc else "it closed the connection")
         self.channel.connection_lost(exc)
 
-    def _rest(self) -> bytes:
+    def _rest(self, received: bytearray) -> bytes:
         """What follows the engine's answer, once that is whole."""
-        assert self._head is not None
-        head, end, rest = self._head.partition(b"\r\n\r\n")
-        if not end and len(self._head) < LONGEST_HEAD:
+        head, end, rest = received.partition(b"\r\n\r\n")
+        if not end and len(received) < LONGEST_HEAD:
             return b""
         status = bytes(head.partition(b"\r\n")[0][:200]).decode("latin-1")
         if not re.match(r"HTTP/1\.[01] (101|200) ", status + " "):
@@ -190,14 +187,14 @@ async def attach(
     connection of the event loop's.
 
     Args:
+        channel: closing it, which is its owner's part, closes the connection.
         version: of the engine's API, such as "1.41".
 
     Raises:
         SandboxFault: the engine refused, or is gone.
     """
     loop = asyncio.get_running_loop()
-    stream = AttachedStream(channel, upgrade=True)
-    transport: Any = None
+    stream = AttachedStream(channel)
     try:
         async with asyncio.timeout(ATTACH_TIMEOUT_S):
             if address.socket:
@@ -212,18 +209,10 @@ async def attach(
             )
             refusal = await stream.upgraded
     except (OSError, TimeoutError) as error:
-        if transport is not None:
-            transport.abort()
         raise SandboxFault(f"the Docker engine at {address.shown} failed: {error or 'no answer'}") from None
-    except BaseException:
-        if transport is not None:
-            transport.abort()
-        raise
     if refusal:
-        transport.abort()
         raise SandboxFault(f"the Docker engine at {address.shown} does not attach: {refusal}")
-    made: asyncio.Transport = transport
-    return made
+    return transport
 
 
 async def until_gone(address: EngineAddress, context: ssl.SSLContext | None, version: str) -> None:
@@ -244,7 +233,3 @@ async def until_gone(address: EngineAddress, context: ssl.SSLContext | None, ver
             pass
     finally:
         writer.transport.abort()
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 import socket
 import subprocess
-import tempfile
 import threading
 import time
-from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from sandbox_rl.errors import ConfigError, SetupError
 from sandbox_rl.sandboxes.docker.transport import LOCAL_SOCKET
+from sandbox_rl.sandboxes.ownership import OwnedDirectory
 
 START_TIMEOUT_S = 30.0
 PREFIX = "sandbox-rl-ssh-"
-ABANDONED_S = 60.0
 LONGEST_PAUSE_S = 10.0
 OPTIONS = {
     "BatchMode": "yes",  # no questions: keys or an agent
@@ -54,11 +50,8 @@ class ForwardedSocket:
         if ssh is None:
             raise SetupError(f"sandbox.host: {url} needs the ssh command; apt-get install openssh-client")
         self._url = url
-        _remove_abandoned()
-        self._directory = tempfile.TemporaryDirectory(prefix=PREFIX)
-        self._lock = os.open(Path(self._directory.name, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)  # as long as this process lives
-        self.path = str(Path(self._directory.name) / "docker.sock")
+        self._directory = OwnedDirectory(PREFIX)
+        self.path = str(self._directory.path / "s")  # a socket's path must be short
         self._command = [ssh, *_arguments(parts, self.path), "cat"]
         self._closing = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -82,8 +75,7 @@ class ForwardedSocket:
             return
         self._closing.set()
         self._end()
-        self._directory.cleanup()
-        os.close(self._lock)
+        self._directory.close()
 
     def _start(self) -> None:
         """Raises SetupError with ssh's own words unless the socket answers in time."""
@@ -134,19 +126,6 @@ class ForwardedSocket:
                 self._closing.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
         self._end()
-
-
-def _remove_abandoned() -> None:
-    """Directories of processes that were killed: nobody holds their lock."""
-    for directory in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
-        with contextlib.suppress(OSError):
-            lock = os.open(directory / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if time.time() - os.fstat(lock).st_mtime > ABANDONED_S:  # not one that is about to be locked
-                    shutil.rmtree(directory, ignore_errors=True)
-            finally:
-                os.close(lock)
 
 
 def _arguments(url: SplitResult, path: str) -> list[str]:

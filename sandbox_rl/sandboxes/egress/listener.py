@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import socket
-import tempfile
 from pathlib import Path
 
 from sandbox_rl.errors import SandboxDead
 from sandbox_rl.sandboxes.agent.network import LISTENER_SENT
-from sandbox_rl.sandboxes.ownership import owner_name, owner_of_name_is_gone
+from sandbox_rl.sandboxes.ownership import OwnedDirectory
 
 HANDOVER_BY_CHANNEL = "-"
 HANDOVER_IN_CONTAINER = "/run/sandbox-network.sock"
@@ -99,21 +97,11 @@ class HandoverSocket:
         self.path.unlink(missing_ok=True)
 
 
-class HandoverDirectory:
-    """A directory of this machine for the sockets of one backend.
-
-    Making one removes those of processes that were killed and could not do it themselves.
-    """
+class HandoverDirectory(OwnedDirectory):
+    """A directory of this machine for the sockets of one backend."""
 
     def __init__(self) -> None:
-        for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-            if owner_of_name_is_gone(PREFIX, left.name):
-                shutil.rmtree(left, ignore_errors=True)
-        self._directory = tempfile.TemporaryDirectory(prefix=owner_name(PREFIX))
-        os.chmod(self._directory.name, 0o711)
+        super().__init__(PREFIX, mode=0o711)
 
     def socket(self, name: str) -> HandoverSocket:
-        return HandoverSocket(Path(self._directory.name, name))
-
-    def close(self) -> None:
-        self._directory.cleanup()
+        return HandoverSocket(self.path / name)

@@ -118,27 +118,18 @@ class FilteringProxy:
 
     async def _take(self) -> bool:
         """Wait for a connection and begin to serve it; False if nothing came of it."""
-        inside = None
-        try:
+        # It may be gone at once, or there are no descriptors for now.
+        with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
             inside, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+            undo.callback(inside.close)
             await self._capacity.enter()
-        except BaseException as error:
-            if inside is not None:
-                inside.close()
-            if isinstance(error, OSError):  # it was gone at once, or there are no descriptors for now
-                return False
-            raise
-        try:
+            undo.callback(self._capacity.leave)
             reader, writer = await asyncio.open_connection(sock=inside, limit=HEAD_BYTES)
-        except BaseException as error:
-            self._capacity.leave()
-            inside.close()
-            if isinstance(error, OSError):
-                return False
-            raise
-        serving = self._keep(asyncio.create_task(self._serve(reader, writer)))
-        serving.add_done_callback(lambda _: self._served(writer))
-        return True
+            undo.pop_all()
+            serving = self._keep(asyncio.create_task(self._serve(reader, writer)))
+            serving.add_done_callback(lambda _: self._served(writer))
+            return True
+        return False
 
     def _served(self, writer: asyncio.StreamWriter) -> None:
         self._free.release()

@@ -12,6 +12,7 @@ from typing import cast
 
 from sandbox_rl import __version__
 from sandbox_rl.errors import SandboxFault, SandboxRLError, SetupError
+from sandbox_rl.sandboxes.agent_backend import to_the_end
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo
 from sandbox_rl.sandboxes.config import PoolSettings, RaySettings
@@ -106,13 +107,12 @@ class RayBackend:
             await asyncio.gather(*(self._add(node) for node in nodes))
             if not self._nodes:
                 raise SetupError(self._why_no_node())
-        except (SandboxFault, TimeoutError) as error:
+        except BaseException as error:
             await self.__aexit__()
-            raise SetupError(
-                f"sandbox.address: the Ray cluster at {settings.address!r} does not answer ({error})"
-            ) from None
-        except BaseException:
-            await self.__aexit__()
+            if isinstance(error, SandboxFault | TimeoutError):
+                raise SetupError(
+                    f"sandbox.address: the Ray cluster at {settings.address!r} does not answer ({error})"
+                ) from None
             raise
         self._last_info = self.info
         self._scanner = asyncio.create_task(self._scan(), name="ray nodes")
@@ -194,14 +194,9 @@ class RayBackend:
 
     async def _close(self, node: _Node, name: str) -> None:
         """Destroy it whatever happens; one that cannot be reached falls to the node itself."""
-        closing = asyncio.ensure_future(node.actor.call("close", name, timeout=CLOSE_TIMEOUT_S))
         try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await asyncio.wait([closing])
-            raise
-        except SandboxFault:
-            pass
+            with contextlib.suppress(SandboxFault):
+                await to_the_end(node.actor.call("close", name, timeout=CLOSE_TIMEOUT_S))
         finally:
             node.names.discard(name)
             self._changed.set()

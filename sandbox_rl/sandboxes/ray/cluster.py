@@ -48,13 +48,11 @@ def connection(address: str) -> Iterator[None]:
     global _users
     with _connecting:
         ray = _ray()
-        if _users or not ray.is_initialized():
+        ours = _users > 0 or not ray.is_initialized()
+        if ours:
             if not _users:
                 _connect(ray, address)
             _users += 1
-            ours = True
-        else:
-            ours = False
     try:
         yield
     finally:
@@ -133,7 +131,6 @@ class NodeActor:
         rest = {key: amount for key, amount in resources.items() if key not in ("CPU", "GPU", "memory")}
         self.node = node
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._gone = ray.exceptions.RayActorError
         self._failed = ray.exceptions.RayError
         self._ray = ray
         self._actor = (
@@ -166,8 +163,9 @@ class NodeActor:
         if self.lost.done():
             raise SandboxFault(f"node {self.node.name} is lost: {self.lost.result()}")
         reference = getattr(self._actor, method).remote(*args)
-        answer = asyncio.ensure_future(_result(reference))
-        answer.add_done_callback(_retrieve)
+        answer = asyncio.ensure_future(reference)
+        # One that nobody waits for any more is not "never retrieved".
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.wait({answer, self.lost}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
@@ -191,7 +189,7 @@ class NodeActor:
     def _checked(self, answer: asyncio.Future[Any]) -> Any:
         try:
             value = answer.result()
-        except self._gone as error:
+        except self._ray.exceptions.RayActorError as error:
             self.lose(_line(error))
             raise SandboxFault(f"node {self.node.name} is lost: {_line(error)}") from None
         except self._failed as error:
@@ -220,16 +218,6 @@ async def in_own_thread(function: Callable[..., T], *args: Any) -> T:
 
     threading.Thread(target=work, name="ray", daemon=True).start()
     return await asyncio.wrap_future(future)
-
-
-async def _result(reference: Any) -> Any:
-    return await reference
-
-
-def _retrieve(answer: asyncio.Future[Any]) -> None:
-    """An answer that nobody waits for any more is not "never retrieved"."""
-    if not answer.cancelled():
-        answer.exception()
 
 
 def _ray() -> Any:

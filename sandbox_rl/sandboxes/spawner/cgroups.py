@@ -130,17 +130,13 @@ class Cgroups:
 
         Its share of the processors is lifted: what is to die needs time for that.
         """
-        found: set[int] = set()
-        for root in self.roots.values():
-            found |= last_members(f"{root}/{name}")
-        return sorted(found)
+        found = [last_members(f"{root}/{name}") for root in self.roots.values()]
+        return sorted(set().union(*found))
 
     def remove(self, name: str) -> bool:
         """Remove a sandbox's groups; False while something still lives in one."""
-        gone = True
-        for root in self.roots.values():
-            gone = remove_group(f"{root}/{name}") and gone
-        return gone
+        gone = [remove_group(f"{root}/{name}") for root in self.roots.values()]
+        return all(gone)
 
     def close(self) -> None:
         for root in self.roots.values():

@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Any
 
-from sandbox_rl.sandboxes.spawner.cgroups import Cgroups, kill_process, stat_of
+from sandbox_rl.sandboxes.spawner.cgroups import Cgroups, kill_process, stat_of, write_text
 from sandbox_rl.sandboxes.spawner.stage import Stage
 from sandbox_rl.sandboxes.spawner.system import PR_SET_PDEATHSIG, prctl
 from sandbox_rl.sandboxes.spawner.users import lower_limit
@@ -20,16 +20,6 @@ AGENT_FD, ARGUMENTS_FD = 3, 4  # the others stand in the arguments: 5 seccomp, 6
 
 QUEUED_SIGNALS = 1024
 OOM_SCORE = 1000  # of 1000: before anything else when the machine has no memory left
-
-
-class Handles:
-    """A launcher's ends of what connects it: agent, errors and info to write to, gate to wait at."""
-
-    def __init__(self, agent: int, errors: int, info: int, gate: int) -> None:
-        self.agent = agent
-        self.errors = errors
-        self.info = info
-        self.gate = gate
 
 
 class Launcher:
@@ -42,14 +32,21 @@ class Launcher:
         self.stage = stage
         self.cgroups = cgroups
 
-    def launch(self, parent: int, group: str, uid: int, fds: Handles) -> None:
-        """Become a sandbox that waits for its gate to open, or say why not."""
+    def launch(
+        self, parent: int, group: str, uid: int, *, agent: int, errors: int, info: int, gate: int
+    ) -> None:
+        """Become a sandbox that waits for its gate to open, or say why not.
+
+        Args:
+            agent, errors, info, gate: ends of what connects it: to write to, and to wait at.
+        """
         try:
             detach(parent)
             if self.cgroups:
                 # Before the namespaces are made: they must show these groups as the root of all.
                 self.cgroups.join(group)
-            prefer_for_oom_kill()
+            # What root has set so no process in the sandbox can undo.
+            write_text("/proc/self/oom_score_adj", OOM_SCORE)
             self.stage.mount_writable(uid, self.limits["disk_mb"], self.limits["inodes"])
             if os.geteuid() == 0:
                 os.setgroups([])
@@ -58,20 +55,20 @@ class Launcher:
                 prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user clears it
             set_limits(self.limits, bool(self.cgroups and self.cgroups.memory))
             os.chdir("/")
-            self.become_bubblewrap(fds)
+            self.become_bubblewrap(agent, errors, info, gate)
         except BaseException as error:
-            os.write(fds.errors, f"{type(error).__name__}: {error}".encode()[:2000])
+            os.write(errors, f"{type(error).__name__}: {error}".encode()[:2000])
         finally:
             os._exit(127)
 
-    def become_bubblewrap(self, fds: Handles) -> None:
+    def become_bubblewrap(self, agent: int, errors: int, info: int, gate: int) -> None:
         """Nothing is left of this process but the descriptors that bubblewrap is told of."""
         arguments = os.open(f"{self.stage.root}/arguments", os.O_RDONLY)
         seccomp = os.open(f"{self.stage.root}/seccomp", os.O_RDONLY)
         null = os.open("/dev/null", os.O_RDWR)
-        # First out of the way of the targets, then onto them.
-        targets = (null, null, fds.errors, fds.agent, arguments, seccomp, fds.info, fds.gate)
-        moved = [move_up(fd) for fd in targets]
+        targets = (null, null, errors, agent, arguments, seccomp, info, gate)
+        # First out of the way of the targets, to duplicates that close themselves on exec, then onto them.
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 32) for fd in targets]
         for target, fd in enumerate(moved):
             os.dup2(fd, target)
         os.closerange(len(targets), 256)
@@ -87,12 +84,6 @@ def detach(parent: int) -> None:
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before it could be asked for
         os._exit(127)
-
-
-def prefer_for_oom_kill() -> None:
-    """When the machine runs out of memory. What root has set so no process in the sandbox can undo."""
-    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write(str(OOM_SCORE))
 
 
 def set_limits(limits: dict[str, Any], memory_is_bounded: bool) -> None:
@@ -112,11 +103,6 @@ def set_limits(limits: dict[str, Any], memory_is_bounded: bool) -> None:
         chosen[resource.RLIMIT_DATA] = limits["memory_mb"] << 20
     for kind, value in chosen.items():
         lower_limit(kind, value)
-
-
-def move_up(fd: int) -> int:
-    """A duplicate above all targets; it closes itself on exec."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 32)
 
 
 class Live:
@@ -152,7 +138,8 @@ class Live:
                 gate, self.gate = self.pipe(blocks=True)
                 self.pid = os.fork()
                 if self.pid == 0:
-                    launcher.launch(parent, group, uid, Handles(theirs.fileno(), errors, info, gate))
+                    ends = {"agent": theirs.fileno(), "errors": errors, "info": info, "gate": gate}
+                    launcher.launch(parent, group, uid, **ends)
         except OSError:
             self.close()
             raise

@@ -119,14 +119,13 @@ class Spawner:
         if not data:
             return False
         request = json.loads(data)
+        named = next((live for live in self.live.values() if live.name == request["name"]), None)
         if request["do"] == "look":
-            named = next((live for live in self.live.values() if live.name == request["name"]), None)
             self.tell({"seen": request["name"], "stopped": named is not None and named.stopped()})
             return True
         if request["do"] == "kill":
-            for live in self.live.values():
-                if live.name == request["name"]:
-                    live.kill()
+            if named is not None:
+                named.kill()
             return True
         sandbox: Live | None = None
         try:

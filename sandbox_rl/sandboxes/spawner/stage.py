@@ -86,7 +86,8 @@ class Tree:
             mount(path, target, None, MS_BIND)
             return not named
         os.makedirs(target, exist_ok=True)
-        if named and not mounts_in(os.path.realpath(path)):
+        real = os.path.realpath(path)
+        if named and all(point == real for point in mounts_below(real)):
             try:
                 layers = f"lowerdir={path}:{self.empty}"
                 mount("overlay", target, "overlay", MS_RDONLY | MS_NOSUID | MS_NODEV, layers)
@@ -126,11 +127,6 @@ KEPT_FLAGS = 0x1 | 0x2 | 0x4 | 0x8 | 0x400 | 0x800
 def within_dev(inside: str) -> bool:
     """Whether a place of the tree is /dev or in it."""
     return inside == "/dev" or inside.startswith("/dev/")
-
-
-def mounts_in(path: str) -> bool:
-    """Whether something is mounted below a directory."""
-    return any(point != path for point in mounts_below(path))
 
 
 def mounts_below(root: str) -> list[str]:
@@ -242,20 +238,17 @@ class Stage:
         Called in the sandbox's own launcher, in a further mount namespace: it goes when that goes. An
         ordinary user's is in a user namespace as well, where this sandbox has its own share.
         """
+        root, owner = f"{self.root}/rw", ""
         if os.geteuid() == 0:
             unshare(CLONE_NEWNS)
+            owner = f"uid={uid},gid={uid},"
         else:
             own_user_namespace(SHARE)
-        root = f"{self.root}/rw"
-        options = f"mode=755,uid={uid},gid={uid},size={disk_mb}m,nr_inodes={inodes}"
-        if os.geteuid() != 0:
-            options = f"mode=755,size={disk_mb}m,nr_inodes={inodes}"
+        options = f"mode=755,{owner}size={disk_mb}m,nr_inodes={inodes}"
         mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, options)
-        for name in WRITABLE:
+        for name in (*WRITABLE, "testbed/documents"):
             os.mkdir(f"{root}/{name}", 0o755)
-        os.mkdir(f"{root}/testbed/documents", 0o755)
-        if os.geteuid() == 0:
-            for name in (*WRITABLE, "testbed/documents"):
+            if owner:
                 os.chown(f"{root}/{name}", uid, uid)
         for name in ("tmp", "shm"):
             os.chmod(f"{root}/{name}", 0o1777)

@@ -15,7 +15,7 @@ import resource
 import shutil
 import subprocess
 
-from sandbox_rl.sandboxes.spawner.cgroups import read_text
+from sandbox_rl.sandboxes.spawner.cgroups import read_text, write_text
 from sandbox_rl.sandboxes.spawner.system import CLONE_NEWNS, CLONE_NEWUSER, MS_PRIVATE, MS_REC, mount, unshare
 
 FIRST_UID = 0x70000000  # above what distributions, container engines and directories hand out
@@ -237,16 +237,14 @@ def map_own_user(uid: int, gid: int) -> None:
     if not read_text("/proc/self/gid_map"):
         files |= {"setgroups": "deny", "gid_map": f"{gid} {gid} 1"}
     for file, text in files.items():
-        with open(f"/proc/self/{file}", "w", encoding="ascii") as out:
-            out.write(text)
+        write_text(f"/proc/self/{file}", text)
 
 
 def bound_counts(counted: dict[str, int]) -> bool:
     """Bound what is counted per user in this namespace. False if its settings cannot be written here."""
     try:
         for name, value in counted.items():
-            with open(f"/proc/sys/user/{name}", "w", encoding="ascii") as out:
-                out.write(str(value))
+            write_text(f"/proc/sys/user/{name}", value)
     except OSError:
         return False
     return True

@@ -17,9 +17,16 @@ def framed(stream: int, data: bytes) -> bytes:
     return bytes((stream, 0, 0, 0)) + len(data).to_bytes(4, "big") + data
 
 
+def attached(channel: AgentChannel) -> AttachedStream:
+    """Once the engine has agreed."""
+    stream = AttachedStream(channel)
+    stream.data_received(b"HTTP/1.1 101 UPGRADED\r\n\r\n")
+    return stream
+
+
 async def hello_of(pieces: list[bytes]) -> list[bytes]:
     channel = AgentChannel()
-    stream = AttachedStream(channel)
+    stream = attached(channel)
     for piece in pieces:
         stream.data_received(piece)
     async with asyncio.timeout(1):
@@ -43,7 +50,7 @@ def test_output_arrives_whole_and_errors_are_dropped(greeting, noise, steps):
 def test_an_agent_that_breaks_the_protocol_is_dropped():
     async def dead_after(data: bytes) -> bool:
         channel = AgentChannel()
-        AttachedStream(channel).data_received(data)
+        attached(channel).data_received(data)
         return channel.dead
 
     assert asyncio.run(dead_after(framed(1, b"\xff" * 8)))
@@ -59,7 +66,7 @@ def test_the_engines_answer_comes_before_its_frames(status, step):
 
     async def main() -> tuple[str, list[bytes]]:
         channel = AgentChannel()
-        stream = AttachedStream(channel, upgrade=True)
+        stream = AttachedStream(channel)
         for at in range(0, len(sent), step):
             stream.data_received(sent[at : at + step])
         async with asyncio.timeout(1):
@@ -80,7 +87,7 @@ def test_the_engines_answer_comes_before_its_frames(status, step):
 )
 def test_an_engine_that_gives_no_stream(sent, expected):
     async def main() -> str:
-        stream = AttachedStream(AgentChannel(), upgrade=True)
+        stream = AttachedStream(AgentChannel())
         stream.data_received(sent)
         stream.connection_lost(None)
         async with asyncio.timeout(1):

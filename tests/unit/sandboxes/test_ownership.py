@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from sandbox_rl.sandboxes.ownership import LABEL, is_orphan, owner_labels
+from sandbox_rl.sandboxes.ownership import LABEL, OwnedDirectory, is_orphan, owner_labels
 
 PLACE, EXPIRY = "sandbox-rl.place", "sandbox-rl.expires"
 
@@ -49,3 +52,22 @@ def test_owners_elsewhere_cannot_be_judged(place):
 @pytest.mark.parametrize("value", ["", "nonsense", "-5", "1:2:3"])
 def test_labels_that_are_not_ours_are_left_alone(key, value):
     assert not is_orphan(owner_labels(60) | {key: value})
+
+
+def test_directories_of_killed_owners_are_removed_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    code = "from sandbox_rl.sandboxes.ownership import *; OwnedDirectory('x-'); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    (left,) = tmp_path.glob("x-*")
+    (left / "socket").touch()
+    place, dead = left.name.split("-", 2)[1:]
+    others = [tmp_path / f"x-{place[::-1]}-{dead}", tmp_path / f"y-{place}-{dead}", tmp_path / f"x-{place}-"]
+    for directory in others:
+        directory.mkdir()
+    with closing(OwnedDirectory("x-")) as mine, closing(OwnedDirectory("x-")):
+        assert not left.exists()
+        assert mine.path.is_dir()
+    assert sorted(tmp_path.iterdir()) == sorted(others)

@@ -169,7 +169,7 @@ def host(
 
 
 def test_capacity(tmp_path: Path) -> None:
-    assert host(tmp_path / "a").enough()
+    assert host(tmp_path / "a").lacking() == ""
     assert "MiB of memory" in host(tmp_path / "b", free_kb=1024).lacking()
     assert "processes run" in host(tmp_path / "c", processes=900, pid_max=1000).lacking()
 

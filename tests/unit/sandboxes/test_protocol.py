@@ -159,6 +159,17 @@ async def test_a_silent_agent_costs_its_deadline_and_no_more() -> None:
             await channel.request(wire.PING, (), timeout=0.05)
 
 
+async def test_a_channel_that_was_given_up_before_it_was_connected_drops_the_connection() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    channel = AgentChannel()
+    channel.close()
+    await asyncio.get_running_loop().create_connection(lambda: channel, sock=ours)
+    with theirs:
+        theirs.settimeout(5)
+        assert await asyncio.to_thread(theirs.recv, 1) == b""
+
+
 async def test_problems_that_do_not_exist_are_refused() -> None:
     async with hostile() as (sandbox, channel, agent):
         agent.sendall(frame(0, wire.OK))
