@@ -59,7 +59,7 @@ def test_directories_of_killed_owners_are_removed_and_no_others(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    code = "from sandbox_rl.sandboxes.ownership import *; OwnedDirectory('x-'); os.kill(os.getpid(), 9)"
+    code = "from sandbox_rl.sandboxes.ownership import *; d = OwnedDirectory('x-'); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
     (left,) = tmp_path.glob("x-*")
     (left / "socket").touch()
