@@ -180,8 +180,7 @@ def script_file(script: bytes) -> int:
     Raises:
         OSError: a longer script and a full store.
     """
-    nameless = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-    for make in (lambda: os.memfd_create("script"), lambda: os.open("/tmp", nameless, 0o600)):
+    for make in (memory_file, nameless_file):
         try:
             fd = make()
         except OSError:
@@ -205,6 +204,16 @@ def script_file(script: bytes) -> int:
     finally:
         os.close(writer)
     return reader
+
+
+def memory_file() -> int:
+    """A file of no file system."""
+    return os.memfd_create("script")
+
+
+def nameless_file() -> int:
+    """A file on the sandbox's store that nobody else can open."""
+    return os.open("/tmp", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
 
 def refused(message: str) -> list[bytes]:

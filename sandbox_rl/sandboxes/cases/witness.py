@@ -60,7 +60,7 @@ class HostWitness:
         self._cleanup.callback(os.environ.pop, ENV_NAME, None)
         self._listen()
         self._make_segment()
-        self._clock = self._clock_offset()
+        self._clock = time.time() - time.monotonic()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -90,16 +90,12 @@ class HostWitness:
         marks = [d for d in _MARKER_DIRS if os.path.lexists(os.path.join(d, "adv_marker"))]
         if marks:
             found.append(f"adv_marker was written to {marks} of the host")
-        moved = self._clock_offset() - self._clock
+        moved = time.time() - time.monotonic() - self._clock
         if abs(moved) > _CLOCK_SLACK_S:
             found.append(f"the host's clock moved by {moved:.1f} s")
         if os.path.lexists("/tmp/PWNED"):
             found.append("/tmp/PWNED appeared on the host")
         return tuple(found)
-
-    @staticmethod
-    def _clock_offset() -> float:
-        return time.time() - time.monotonic()
 
     def _listen(self) -> None:
         listeners = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)]

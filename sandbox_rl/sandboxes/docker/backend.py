@@ -95,10 +95,9 @@ class DockerBackend(AgentBackend[DockerSettings]):
 
     async def __aexit__(self, *exc: object) -> None:
         self._info = None
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._engine is not None:
             await self._in_thread(self._engine.close)
             self._engine = None
