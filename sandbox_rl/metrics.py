@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from math import comb
+from math import comb, fsum
 from statistics import fmean
 from typing import Any
 
@@ -61,8 +61,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
     stops = Counter(r.trajectory.stop for r in rollouts)
     out |= {f"stop/{stop.value}": stops[stop] / len(rollouts) for stop in StopReason}
-    out |= _lengths(judged) | _tools(judged) | _seconds(judged)
-    return out
+    return out | mean_counts([episode_counts(rollout) for rollout in judged])
 
 
 def group_metrics(groups: Iterable[Sequence[Rollout]]) -> dict[str, float]:
@@ -80,46 +79,46 @@ def group_metrics(groups: Iterable[Sequence[Rollout]]) -> dict[str, float]:
     }
 
 
-def _lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    sampled = [sum(len(t.action.token_ids) for t in r.trajectory.turns) for r in rollouts]
-    observed = [sum(len(t.observation_ids) for t in r.trajectory.turns) for r in rollouts]
+def episode_counts(rollout: Rollout) -> dict[str, float]:
+    """What an episode took, by the names of its means.
+
+    `turns`; calls by tool, `calls/TOOL`; observations that told of `failures/KIND`; `tokens/prompt`,
+    `tokens/sampled` and `tokens/observed`, of an endpoint those that it reports; `seconds/*`, of which waiting
+    is what is left: sandbox boot, answer reading, queueing.
+    """
+    trajectory = rollout.trajectory
+    turns, chat = trajectory.turns, trajectory.chat
+    usage = (None if chat is None else chat.usage) or {
+        "prompt": len(trajectory.prompt_ids),
+        "sampled": sum(len(turn.action.token_ids) for turn in turns),
+        "observed": sum(len(turn.observation_ids) for turn in turns),
+    }
+    generation = sum(turn.timing.generation for turn in turns)
+    execution = sum(turn.timing.execution for turn in turns)
+    calls = (call for turn in turns for call in turn.calls if isinstance(call, ToolCall))
+    failures = (o.failure.value for turn in turns for o in turn.observations if o.failure is not None)
     return {
-        "turns": fmean(len(r.trajectory.turns) for r in rollouts),
-        "tokens/prompt": fmean(len(r.trajectory.prompt_ids) for r in rollouts),
-        "tokens/sampled": fmean(sampled),
-        "tokens/observed": fmean(observed),
-        "tokens/observed_share": sum(observed) / max(1, sum(observed) + sum(sampled)),
+        "turns": len(turns),
+        **{f"tokens/{name}": usage[name] for name in ("prompt", "sampled", "observed")},
+        "seconds/episode": trajectory.seconds,
+        "seconds/generation": generation,
+        "seconds/execution": execution,
+        "seconds/scoring": rollout.reward.seconds,
+        "seconds/waiting": max(0.0, trajectory.seconds - generation - execution),
+        **Counter(f"calls/{_known_tool(call.name)}" for call in calls),
+        **Counter(f"failures/{kind}" for kind in failures),
     }
 
 
-def _tools(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Calls per episode by tool, and failures per episode by kind."""
-    calls: Counter[str] = Counter()
-    failures: Counter[str] = Counter()
-    for rollout in rollouts:
-        for turn in rollout.trajectory.turns:
-            calls.update(known_tool(call.name) for call in turn.calls if isinstance(call, ToolCall))
-            failures.update(o.failure.value for o in turn.observations if o.failure is not None)
-    out = {f"calls/{name}": count / len(rollouts) for name, count in sorted(calls.items())}
-    return out | {f"failures/{kind}": count / len(rollouts) for kind, count in sorted(failures.items())}
+def mean_counts(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of `episode_counts` over episodes, one at least, and the share of tokens that was observed."""
+    names = sorted({name for found in counts for name in found})
+    totals = {name: fsum(found.get(name, 0) for found in counts) for name in names}
+    tokens = totals["tokens/sampled"] + totals["tokens/observed"]
+    means = {name: total / len(counts) for name, total in totals.items()}
+    return means | {"tokens/observed_share": totals["tokens/observed"] / max(1, tokens)}
 
 
-def known_tool(name: str) -> str:
+def _known_tool(name: str) -> str:
     """The policy chooses the names that it calls: only those that exist may become metric names."""
     return name if name in ("execute_bash", "str_replace_editor", "submit") else "unknown"
-
-
-def _seconds(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Mean seconds per episode; waiting is what is left: sandbox boot, answer reading, queueing."""
-    generation = [sum(t.timing.generation for t in r.trajectory.turns) for r in rollouts]
-    execution = [sum(t.timing.execution for t in r.trajectory.turns) for r in rollouts]
-    total = [r.trajectory.seconds for r in rollouts]
-    return {
-        "seconds/generation": fmean(generation),
-        "seconds/execution": fmean(execution),
-        "seconds/scoring": fmean(r.reward.seconds for r in rollouts),
-        "seconds/waiting": fmean(
-            max(0.0, t - g - e) for t, g, e in zip(total, generation, execution, strict=True)
-        ),
-        "seconds/episode": fmean(total),
-    }

@@ -14,7 +14,7 @@ import orjson
 from sandbox_rl.errors import DataError
 from sandbox_rl.journal import Index, trajectory_from_record
 from sandbox_rl.policies.recorded import Recordings
-from sandbox_rl.types import Reward, Trajectory
+from sandbox_rl.types import Trajectory
 
 
 def journal_of(path: Path) -> Path:
@@ -40,17 +40,6 @@ def as_written(value: Any) -> Any:
         return orjson.loads(orjson.dumps(value))
     except TypeError:  # half a surrogate pair or an integer of more than 64 bits
         return json.loads(json.dumps(value, default=str))
-
-
-def reward_from_record(record: dict[str, Any]) -> Reward:
-    """The reward of an episode's record."""
-    return Reward(
-        record["reward"],
-        record["reward_parts"],
-        record["reward_detail"],
-        record["scoring_seconds"],
-        bool(record.get("masked")),
-    )
 
 
 class Cassette:

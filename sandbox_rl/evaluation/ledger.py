@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.evaluation.tool_mix import uses_of
-from sandbox_rl.journal import read_journal
-from sandbox_rl.metrics import known_tool
+from sandbox_rl.journal import read_journal, rollout_from_record
+from sandbox_rl.metrics import episode_counts
+from sandbox_rl.types import Rollout, Task, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,8 @@ class EpisodeRow:
         mode: "sandbox" or "plain".
         reward: None when it could not be judged.
         by_fallback: the judge was down and a rule judged.
-        counts: what results are means of, by their names there: `turns`; `calls` that could be parsed, and of
-            them `calls/TOOL` and `use/USE`; observations that told of `failures/KIND`; `tokens/prompt`,
-            `tokens/sampled` and `tokens/observed`, of an endpoint those that it reports; `seconds/*`.
+        counts: what results are means of, by their names there: `metrics.episode_counts`, the `calls` that
+            could be parsed, and of them `use/USE`.
     """
 
     episode_id: str
@@ -41,44 +41,31 @@ class EpisodeRow:
     counts: Mapping[str, float]
 
 
-def row_of(record: Mapping[str, Any]) -> EpisodeRow:
-    """The row of a record of the journal; `usage` in it stands for ids that an endpoint hides."""
-    turns = record["turns"]
-    calls = [call for turn in turns for call in turn["calls"] if "malformed" not in call]
-    usage = record.get("usage") or {
-        "prompt": len(record["prompt_ids"]),
-        "sampled": sum(len(turn["token_ids"]) for turn in turns),
-        "observed": sum(len(turn["observation_ids"]) for turn in turns),
-    }
-    generation = sum(turn["generation_seconds"] for turn in turns)
-    execution = sum(turn["execution_seconds"] for turn in turns)
-    failures = (o["failure"] for turn in turns for o in turn["observations"] if o["failure"])
+def row_of(rollout: Rollout, *, part: str, mode: str) -> EpisodeRow:
+    """The row of a rollout, lost or judged."""
+    trajectory, reward = rollout.trajectory, rollout.reward
+    calls = [call for turn in trajectory.turns for call in turn.calls if isinstance(call, ToolCall)]
+    uses = (use for call in calls for use in uses_of(call.name, call.arguments))
     return EpisodeRow(
-        episode_id=record["episode_id"],
-        task_id=record["task_id"],
-        part=record.get("part") or record["domain"],
-        mode=record.get("mode", "sandbox"),
-        reward=record["reward"],
-        stop=record["stop"],
-        by_fallback=bool(record["reward_parts"].get("judge_fallback")),
-        counts={
-            "turns": len(turns),
-            "calls": len(calls),
-            **{f"tokens/{name}": usage[name] for name in ("prompt", "sampled", "observed")},
-            "seconds/episode": record["seconds"],
-            "seconds/generation": generation,
-            "seconds/execution": execution,
-            "seconds/scoring": record["scoring_seconds"],
-            "seconds/waiting": max(0.0, record["seconds"] - generation - execution),
-            **Counter(f"calls/{known_tool(call['name'])}" for call in calls),
-            **Counter(f"failures/{kind}" for kind in failures),
-            **Counter(f"use/{use}" for call in calls for use in uses_of(call["name"], call["arguments"])),
-        },
+        episode_id=trajectory.episode_id,
+        task_id=trajectory.task_id,
+        part=part,
+        mode=mode,
+        reward=reward.value,
+        stop=trajectory.stop.value,
+        by_fallback=bool(reward.parts.get("judge_fallback")),
+        counts={**episode_counts(rollout), "calls": len(calls), **Counter(f"use/{use}" for use in uses)},
     )
+
+
+def _row_of_record(record: Mapping[str, Any]) -> EpisodeRow:
+    task = Task(record["task_id"], "", "", domain=record["domain"])
+    part, mode = record.get("part") or task.domain, record.get("mode", "sandbox")
+    return row_of(rollout_from_record(record, task), part=part, mode=mode)
 
 
 def read_ledger(path: Path) -> dict[str, EpisodeRow]:
     """Episode id → row; of several tries of one episode the last."""
     if not path.is_dir():
         return {}
-    return {row.episode_id: row for row in map(row_of, read_journal(path))}
+    return {row.episode_id: row for row in map(_row_of_record, read_journal(path))}

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import fsum
 from statistics import fmean
 from typing import Any
 
@@ -17,7 +16,7 @@ from sandbox_rl.evaluation.plan import EvaluationPlan, task_key
 from sandbox_rl.evaluation.statistics import Difference, Mean, mean_over_tasks, paired_difference, pass_at
 from sandbox_rl.evaluation.tool_mix import Use
 from sandbox_rl.field_metrics import of_evaluation
-from sandbox_rl.metrics import SOLVED
+from sandbox_rl.metrics import SOLVED, mean_counts
 from sandbox_rl.types import StopReason
 
 FORMAT = 2
@@ -240,12 +239,9 @@ def _pass_at(rewards: Mapping[str, Sequence[float]]) -> dict[int, float]:
 def _means(rows: Sequence[EpisodeRow]) -> dict[str, float]:
     if not rows:
         return {}
-    names = sorted({name for row in rows for name in row.counts})
-    totals = {name: fsum(row.counts.get(name, 0) for row in rows) for name in names}
-    tokens = totals["tokens/sampled"] + totals["tokens/observed"]
+    calls = sum(row.counts["calls"] for row in rows)
     return {
         "solve_rate": fmean(row.reward is not None and row.reward >= SOLVED for row in rows),
-        **{name: total / len(rows) for name, total in totals.items()},
-        "tokens/observed_share": totals["tokens/observed"] / max(1, tokens),
-        **{f"use/{use}": totals.get(f"use/{use}", 0.0) / max(1, totals["calls"]) for use in Use},
+        **mean_counts([row.counts for row in rows]),
+        **{f"use/{use}": sum(row.counts.get(f"use/{use}", 0) for row in rows) / max(1, calls) for use in Use},
     }

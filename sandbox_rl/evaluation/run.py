@@ -15,7 +15,7 @@ from typing import Any
 from sandbox_rl.evaluation.ledger import EpisodeRow, read_ledger, row_of
 from sandbox_rl.evaluation.plan import EvaluationPlan
 from sandbox_rl.evaluation.results import Results, results_of
-from sandbox_rl.journal import Journal, JournalObserver, rollout_record
+from sandbox_rl.journal import Journal, JournalObserver
 from sandbox_rl.observer import EachRollout, Observers
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
 from sandbox_rl.types import Rollout
@@ -61,9 +61,10 @@ async def run_evaluation(
         def ended(
             request: EpisodeRequest,
             rollout: Rollout,
-            fields: Callable[[EpisodeRequest], dict[str, Any]] = fields,
+            mode: str = mode,
+            part_of: Mapping[str, str] = part_of,
         ) -> None:
-            on_episode(row_of(rollout_record(rollout, **fields(request))), rollout)
+            on_episode(row_of(rollout, part=part_of[request.id], mode=mode), rollout)
 
         async with engines[mode] as engine:
             for start in range(0, len(missing), CHUNK):

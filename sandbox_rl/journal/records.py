@@ -13,8 +13,10 @@ from sandbox_rl.types import (
     ChatRecord,
     MalformedCall,
     Observation,
+    Reward,
     Rollout,
     StopReason,
+    Task,
     ToolCall,
     ToolFailure,
     Trajectory,
@@ -87,6 +89,18 @@ def turn_text(turn: Turn) -> dict[str, Any]:
         "generation_seconds": turn.timing.generation,
         "execution_seconds": turn.timing.execution,
     }
+
+
+def rollout_from_record(record: Mapping[str, Any], task: Task) -> Rollout:
+    """The rollout of such a record, of its task: equal to the one that it was made of."""
+    reward = Reward(
+        record["reward"],
+        record["reward_parts"],
+        record["reward_detail"],
+        record["scoring_seconds"],
+        bool(record.get("masked")),
+    )
+    return Rollout(trajectory_from_record(record), reward, task)
 
 
 def trajectory_from_record(record: Mapping[str, Any]) -> Trajectory:

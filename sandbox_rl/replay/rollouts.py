@@ -8,9 +8,8 @@ from pathlib import Path
 
 from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.cassette import Cassette
-from sandbox_rl.cassette.cassette import reward_from_record
 from sandbox_rl.errors import DataError
-from sandbox_rl.journal import trajectory_from_record
+from sandbox_rl.journal import rollout_from_record
 from sandbox_rl.observer import Observer
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.slots import FirstGroups
@@ -34,7 +33,7 @@ def recorded(cassette: Cassette, episode_id: str, task: Task) -> Rollout:
             f"{cassette.path}: episode {episode_id!r} is of task {record['task_id']!r}, expected "
             f"{task.id!r}; restore the data and the order that the run was started with"
         )
-    return Rollout(trajectory_from_record(record), reward_from_record(record), task)
+    return rollout_from_record(record, task)
 
 
 class RecordedRollouts:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.agents.base import EpisodeRequest
-from sandbox_rl.cassette.cassette import base_id, reward_from_record
+from sandbox_rl.cassette.cassette import base_id
 from sandbox_rl.errors import DataError
-from sandbox_rl.journal import Index, trajectory_from_record
+from sandbox_rl.journal import Index, rollout_from_record
 from sandbox_rl.journal.columns import ColumnError
 from sandbox_rl.journal.index import read_record
 from sandbox_rl.rollout.order import of_group
@@ -78,7 +78,7 @@ class FinishedEpisodes:
             return None
         if (record["task_id"], record.get("seed")) != (request.task.id, request.seed):
             return None
-        return Rollout(trajectory_from_record(record), reward_from_record(record), request.task)
+        return rollout_from_record(record, request.task)
 
     def groups(self) -> dict[int, int | None]:
         """Number of each group → version of the oldest weights that sampled for it; None where none did."""
