@@ -83,7 +83,7 @@ def episode_counts(rollout: Rollout) -> dict[str, float]:
     """What an episode took, by the names of its means.
 
     `turns`; calls by tool, `calls/TOOL`; observations that told of `failures/KIND`; `tokens/prompt`,
-    `tokens/sampled` and `tokens/observed`, of an endpoint those that it reports; `seconds/*`, of which waiting
+    `tokens/sampled` and `tokens/observed`, of an endpoint those that it reports; `seconds/*`, where waiting
     is what is left: sandbox boot, answer reading, queueing.
     """
     trajectory = rollout.trajectory

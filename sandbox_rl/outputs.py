@@ -135,6 +135,24 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def append_line(path: Path, line: bytes, *, to_disk: bool = False) -> None:
+    """Add a line to a file of our own, on a line of its own.
+
+    What a kill or a full disk has left of the line before must not take this one with it.
+
+    Args:
+        to_disk: return only once it would survive the machine.
+    """
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line + b"\n")
+        if to_disk:
+            file.flush()
+            os.fsync(file.fileno())
+
+
 @contextmanager
 def _beside(target: Path, what: str) -> Iterator[Path]:
     """A hidden directory beside `target`; it and the parents made for it go if the block fails."""

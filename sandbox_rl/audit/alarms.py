@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from sandbox_rl.outputs import append_line
+
 logger = logging.getLogger(__name__)
 
 REPEAT = 10
@@ -82,8 +84,7 @@ class Alarms:
         self._raised.append(Alarm(step, name, detail))
         if self._path is not None:
             line = {"time": round(time.time(), 3), **asdict(self._raised[-1])}
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self._path, json.dumps(line).encode())
 
     def take(self) -> dict[str, float]:
         """`alarms/NAME` → how often since the last call."""

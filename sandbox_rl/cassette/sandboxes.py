@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -60,15 +59,16 @@ class RecordedBackend:
         """Says plainly that nothing runs."""
         return SandboxInfo(backend="recorded", tier="none", lacks=("No command runs at all.",))
 
-    def of_episode(self, episode_id: str) -> SandboxBackend:
-        """What makes the sandbox of this episode."""
-        return _OfEpisode(self.info, self._cassette, episode_id)
+    @asynccontextmanager
+    async def sandbox_of(self, episode_id: str) -> AsyncIterator[RecordedSandbox]:
+        """The sandbox of this episode."""
+        yield RecordedSandbox(episode_id, self._cassette.trajectory(episode_id))
 
     def sandbox(self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0) -> Any:
         """Of no episode.
 
         Raises:
-            DataError: always; see `of_episode`.
+            DataError: always; see `sandbox_of`.
         """
         raise DataError("sandbox.type recorded: it plays recorded episodes, expected to be asked for one")
 
@@ -78,25 +78,6 @@ class RecordedBackend:
 
     async def __aexit__(self, *exc: object) -> None:
         self._cassette.__exit__(*exc)
-
-
-@dataclass(frozen=True, slots=True)
-class _OfEpisode:
-    info: SandboxInfo
-    cassette: Cassette
-    episode_id: str
-
-    @asynccontextmanager
-    async def sandbox(
-        self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
-    ) -> AsyncIterator[RecordedSandbox]:
-        yield RecordedSandbox(self.episode_id, self.cassette.trajectory(self.episode_id))
-
-    async def __aenter__(self) -> _OfEpisode:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        return None
 
 
 class RecordedSandbox(ForwardingSandbox):

@@ -20,7 +20,7 @@ from sandbox_rl.rollout.judging import judge
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.settings import OverlongPolicy, RolloutSettings
 from sandbox_rl.rollout.slots import FirstGroups, RunOne, first_groups, run_requests, with_retries
-from sandbox_rl.sandboxes.base import SandboxBackend, of_episode
+from sandbox_rl.sandboxes.base import PlaysEpisodes, SandboxBackend
 from sandbox_rl.sandboxes.forwarding import watched
 from sandbox_rl.tools.toolbox import Toolbox
 from sandbox_rl.types import Message, Rollout, Task, Trajectory
@@ -190,8 +190,10 @@ class RolloutEngine:
         async with AsyncExitStack() as stack:
             sandbox = None
             if self.backend is not None:
-                maker = of_episode(self.backend, request.id)
-                opened = maker.sandbox(task.files or None, timeout=settings.boot_timeout_s)
+                if isinstance(self.backend, PlaysEpisodes):
+                    opened = self.backend.sandbox_of(request.id)
+                else:
+                    opened = self.backend.sandbox(task.files or None, timeout=settings.boot_timeout_s)
                 sandbox = watched(await stack.enter_async_context(opened))
             setup = SessionSetup(request, messages, self._toolbox.schemas, sampling, settings)
             async with self.agent.session(setup) as session:

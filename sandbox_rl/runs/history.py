@@ -21,7 +21,7 @@ from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.results import Results
-from sandbox_rl.outputs import check_format
+from sandbox_rl.outputs import append_line, check_format
 from sandbox_rl.runs.directory import RunDirectory
 
 FILE = "history.jsonl"
@@ -50,13 +50,7 @@ class History:
     def with_event(self, event: str, step: int, **fields: Any) -> History:
         """The history with one more event, which is on the disk then."""
         new = {"event": event, "step": step, "time": round(time.time(), 3), **fields}
-        path = self.run.path / FILE
-        before = path.read_bytes() if path.exists() else b""
-        torn = bool(before) and not before.endswith(b"\n")
-        with path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + json.dumps(new) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.run.path / FILE, json.dumps(new).encode(), to_disk=True)
         return History(self.run, (*self.events, new))
 
     def check(self, what: str = "--resume") -> None:

@@ -32,7 +32,10 @@ def alone(run: Path) -> Iterator[None]:
     """
     file = os.open(run / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        _lock(file, run, "--resume", fcntl.LOCK_EX)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise _at_work(run, "--resume") from error
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": round(time.time(), 3)}
         os.truncate(file, 0)
         os.pwrite(file, json.dumps(owner).encode() + b"\n", 0)
@@ -50,14 +53,8 @@ def check_alone(run: Path, what: str = "--resume") -> None:
     Raises:
         ConfigError: somebody is.
     """
-    try:
-        file = os.open(run / FILE, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        _lock(file, run, what, fcntl.LOCK_SH)
-    finally:
-        os.close(file)
+    if is_owned(run):
+        raise _at_work(run, what)
 
 
 def is_owned(run: Path) -> bool | None:
@@ -80,15 +77,12 @@ def is_owned(run: Path) -> bool | None:
         os.close(file)
 
 
-def _lock(file: int, run: Path, what: str, kind: int) -> None:
-    try:
-        fcntl.lockf(file, kind | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        who = "another process"
-        with suppress(ValueError, KeyError, TypeError):
-            owner = json.loads(os.pread(file, 4096, 0))
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
-            who = f"process {owner['pid']} on {owner['host']}, since {since},"
-        raise ConfigError(
-            f"{what}: {who} is at work on {run}, expected one that no process trains; wait for it, or end it"
-        ) from error
+def _at_work(run: Path, what: str) -> ConfigError:
+    who = "another process"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        owner = json.loads((run / FILE).read_bytes())
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
+        who = f"process {owner['pid']} on {owner['host']}, since {since},"
+    return ConfigError(
+        f"{what}: {who} is at work on {run}, expected one that no process trains; wait for it, or end it"
+    )

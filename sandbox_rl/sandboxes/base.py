@@ -185,11 +185,6 @@ class AnswersCalls(Protocol):
 class PlaysEpisodes(Protocol):
     """A backend that must know whose sandbox it makes, since it plays what was recorded of that episode."""
 
-    def of_episode(self, episode_id: str) -> SandboxBackend:
-        """What makes the sandbox of this episode."""
+    def sandbox_of(self, episode_id: str) -> AbstractAsyncContextManager[Sandbox]:
+        """The sandbox of this episode."""
         ...
-
-
-def of_episode(backend: SandboxBackend, episode_id: str) -> SandboxBackend:
-    """What makes the sandbox of an episode: the backend itself, for nearly all of them."""
-    return backend.of_episode(episode_id) if isinstance(backend, PlaysEpisodes) else backend

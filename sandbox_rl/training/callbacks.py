@@ -21,6 +21,7 @@ from sandbox_rl.display import Progress
 from sandbox_rl.errors import SetupError
 from sandbox_rl.field_metrics import Spent, of_update
 from sandbox_rl.metrics import Logs
+from sandbox_rl.outputs import append_line
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.stopping import Asked, FinishOnSignal
 from sandbox_rl.training.trl_hooks import PolicyHooks
@@ -60,8 +61,7 @@ class LogMetrics(TrainerCallback):  # type: ignore[misc]
             named = {_renamed(name, ours): value for name, value in logs.items() if name != "train_loss"}
             line = {"step": state.global_step, "time": round(time.time(), 3), **named}
             try:
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line, default=float) + "\n")
+                append_line(self._path, json.dumps(line, default=float).encode())
             except OSError as error:
                 self._failed = error
 

@@ -8,7 +8,6 @@ that is resumed does those updates again.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from pydantic import TypeAdapter
 from trl.experimental.async_grpo.packing import TreeRow
 
 from sandbox_rl.errors import DataError
+from sandbox_rl.outputs import append_line
 
 FILE = "compositions.jsonl"
 """Its name in the run's directory."""
@@ -93,13 +93,7 @@ class CompositionLog:
         """
         if self._pending is None:
             return
-        line = orjson.dumps(self._pending, option=orjson.OPT_APPEND_NEWLINE)
-        with self._path.open("ab") as file:
-            if file.tell() and not _ends_a_line(self._path):
-                file.write(b"\n")  # a kill has torn the line before
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._path, orjson.dumps(self._pending), to_disk=True)
         self._pending = None
 
 
@@ -138,9 +132,3 @@ def checksum(micro_batches: Sequence[Mapping[str, Any]]) -> int:
             crc = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)};".encode(), crc)
             crc = zlib.crc32(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
     return crc
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
