@@ -15,15 +15,7 @@ from sandbox_rl.errors import DataError
 from sandbox_rl.sandboxes.base import ANSWER_FILE, SandboxBackend, SandboxInfo
 from sandbox_rl.sandboxes.config import BackendSettings, PoolSettings
 from sandbox_rl.sandboxes.forwarding import ForwardingSandbox
-from sandbox_rl.types import (
-    Answer,
-    MalformedCall,
-    Observation,
-    StopReason,
-    ToolCall,
-    ToolFailure,
-    Trajectory,
-)
+from sandbox_rl.types import Answer, MalformedCall, Observation, StopReason, ToolCall, ToolFailure, Trajectory
 
 Call = ToolCall | MalformedCall
 

@@ -12,12 +12,7 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
 from sandbox_rl.training.config import LoraSettings, ModelSettings
-from sandbox_rl.training.duration import (
-    DurationEstimate,
-    device_named,
-    estimate_duration,
-    sampled_together,
-)
+from sandbox_rl.training.duration import DurationEstimate, device_named, estimate_duration, sampled_together
 from sandbox_rl.training.memory import MemoryEstimate, estimate_memory, model_shape
 from sandbox_rl.training.models import compute_dtype, load_trained, stored_dtype
 from sandbox_rl.training.sampler_check import check_sampler

@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from sandbox_rl.audit.rows import Advantages
 from sandbox_rl.builders import build_scoring, sync_arguments
 from sandbox_rl.cassette import Cassette
 from sandbox_rl.cassette.cassette import base_id
@@ -36,8 +37,6 @@ AT_ONCE = 64
 """Answers that are being scored at the same time."""
 SCORED = ("reward", "rollout", "data")
 """Blocks whose values can be replaced: what else a recipe says cannot change a score any more."""
-
-Rule = Callable[[Sequence[float | None]], Sequence[float | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ async def _all(run: RecordedRun, *rest: Any) -> list[Rescored]:
         return await score_all(scoring, run.recipe.rollout, *rest)
 
 
-def rule_of(recipe: Recipe) -> Rule:
+def rule_of(recipe: Recipe) -> Advantages:
     """What training by this recipe makes of a group's rewards."""
     kind = partial(advantages, kind=advantage_of(recipe.estimator))
     if recipe.mode == "async":
@@ -161,7 +160,9 @@ async def _score(
     return Rescored(record["episode_id"], task.id, record["domain"], trained, record["reward"], reward.value)
 
 
-def _with_advantages(episodes: Iterable[Rescored], before: Rule, after: Rule) -> Iterable[Rescored]:
+def _with_advantages(
+    episodes: Iterable[Rescored], before: Advantages, after: Advantages
+) -> Iterable[Rescored]:
     """Each with both of its group's advantages; the order stays."""
     groups: dict[str, list[Rescored]] = defaultdict(list)
     order = list(episodes)

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.outputs import check_place, write_atomically
+from sandbox_rl.outputs import write_atomically
 
-__all__ = ["RunDirectory", "check_output_dir", "find_run", "set_aside", "write_atomically"]
+__all__ = ["RunDirectory", "find_run", "set_aside", "write_atomically"]
 
 
 class _Below:
@@ -125,15 +125,6 @@ def find_run(output_dir: Path, name: str, which: str) -> RunDirectory:
         f"--resume {which!r}: neither a run's directory nor one below {output_dir}, expected one of "
         f"{', '.join(known) or 'none, there are no runs'}; name one, or leave the name out for the newest"
     )
-
-
-def check_output_dir(output_dir: Path) -> None:
-    """Whether runs can be written there; makes nothing.
-
-    Raises:
-        ConfigError: what exists of the path is a file or may not be written to.
-    """
-    check_place(output_dir, "output_dir")
 
 
 def set_aside(path: Path) -> None:

@@ -12,12 +12,12 @@ from sandbox_rl.builders import build_backend, build_render, settled
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, SetupError, UserError
+from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
 from sandbox_rl.policies.vllm.launch import check_socket_path, interpreter
 from sandbox_rl.preflight.context import budget_warnings
 from sandbox_rl.preflight.estimates import duration_of, memory_of, sampler_gap
 from sandbox_rl.preflight.rewards import check_rewards
-from sandbox_rl.runs.directory import check_output_dir
 from sandbox_rl.runs.division import check_division, division_of
 from sandbox_rl.runs.launch import cards_that_train, plan_launch
 from sandbox_rl.runs.placement import training_placement
@@ -40,7 +40,7 @@ def dry_run(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     Raises:
         UserError: what is wrong; of several things that do not depend on each other, all are said.
     """
-    check_output_dir(Path(recipe.output_dir))
+    check_place(Path(recipe.output_dir), "output_dir")
     plan = RunPlan.of(settled(recipe), base_dir=base_dir)
     missing: list[UserError] = []
     with _collected(missing):

@@ -20,7 +20,6 @@ from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
 from sandbox_rl.journal import Journal
 from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.openai_chat import EndpointSettings
-from sandbox_rl.runs.directory import check_output_dir
 from sandbox_rl.runs.evaluation_engines import engines_of
 from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.tasks.prompts import load_prompt_set
@@ -129,7 +128,7 @@ def _output(subject: Subject, options: EvaluateOptions) -> Path:
     if options.output is not None:
         check_place(options.output, "--output")
         return options.output
-    check_output_dir(Path(subject.settings.output_dir))
+    check_place(Path(subject.settings.output_dir), "output_dir")
     name = f"{subject.settings.name}-eval"
     if options.model is not None:
         words = re.sub(r"[^A-Za-z0-9._-]+", "-", options.model).strip("-.")[-60:]

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import (
-    AbstractAsyncContextManager,
-    ExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from heapq import nlargest
 from pathlib import Path
 from typing import Self
@@ -19,13 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from sandbox_rl.agents.base import Agent
 from sandbox_rl.agents.messages import MessageAgent
 from sandbox_rl.agents.tokens import TokenAgent
-from sandbox_rl.builders import (
-    build_backend,
-    build_chat,
-    build_engine,
-    build_policy,
-    build_render,
-)
+from sandbox_rl.builders import build_backend, build_chat, build_engine, build_policy, build_render
 from sandbox_rl.cassette import recordings
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.run import RunSettings

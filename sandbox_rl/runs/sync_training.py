@@ -17,13 +17,7 @@ from sandbox_rl.observer import EachRollout
 from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.runs.session import Session
-from sandbox_rl.runs.watching import (
-    adapters_of,
-    publication_probe,
-    saved_parts,
-    start_audit,
-    watchers,
-)
+from sandbox_rl.runs.watching import adapters_of, publication_probe, saved_parts, start_audit, watchers
 from sandbox_rl.training.callbacks import StopOnFaults, keep_going
 from sandbox_rl.training.checkpoints import step_of
 from sandbox_rl.training.curriculum import Curriculum

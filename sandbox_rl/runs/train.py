@@ -18,8 +18,9 @@ from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.display import Display, Silent
 from sandbox_rl.errors import InfraFault, NothingTrained, StopAsked
 from sandbox_rl.evaluation.results import Results
+from sandbox_rl.outputs import check_place
 from sandbox_rl.runs.async_training import async_trainer
-from sandbox_rl.runs.directory import RunDirectory, check_output_dir
+from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.evaluations import measure_held_out, measure_suite
 from sandbox_rl.runs.history import card_lines, known_results, write_results
 from sandbox_rl.runs.plan import RunPlan
@@ -85,7 +86,7 @@ def train(
     state = join(wait_s if isinstance(wait_s, int | float) else LONGEST_WAIT_S)  # TRL refuses the others
     display = display if display is not None and state.is_main_process else Silent()
     with together():
-        check_output_dir(Path(recipe.output_dir))
+        check_place(Path(recipe.output_dir), "output_dir")
         recipe = settled(recipe)
         earlier = None if resume is None else Earlier.of(recipe, resume)
         done = None if earlier is None else earlier.finished(recipe)

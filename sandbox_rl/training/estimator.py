@@ -13,12 +13,13 @@ over sequences, clip 0.2 low / 0.28 high and no KL term. In TRL 1.16 that is:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
 from typing import Any, Literal
 
 import torch
 from trl.trainer.utils import nanstd
 
+from sandbox_rl.audit.rows import Advantages
 from sandbox_rl.training.groups import Advantage, advantages, group_rows
 from sandbox_rl.training.views import RewardArgs
 from sandbox_rl.types import Rollout
@@ -49,9 +50,7 @@ def advantage_of(estimator: Estimator) -> Advantage:
     return "rloo" if estimator == "paper" else "grpo"
 
 
-def advantage_rule(
-    estimator: Estimator, args: RewardArgs
-) -> Callable[[Sequence[float | None]], Sequence[float | None]] | None:
+def advantage_rule(estimator: Estimator, args: RewardArgs) -> Advantages | None:
     """What TRL makes of a group's rewards by these settings; None where it depends on more than the group."""
     one_reward = args.reward_weights is None and args.multi_objective_aggregation == "sum_then_normalize"
     kinds: Mapping[str, Literal["dr_grpo", "grpo"]] = {"none": "dr_grpo", "group": "grpo"}

@@ -87,10 +87,10 @@ class Accounts:
             raise Violation(f"{where} has {len(group.samples)} samples, expected {schedule.size}")
         if group.task not in self._known:
             raise Violation(f"{where} has the task {group.task!r}, which is none of the training tasks")
-        if group.refill is not None and not 0 <= group.refill < schedule.refill_rounds:
+        if group.refill is not None and not 0 <= group.refill < schedule.curriculum.refill_rounds:
             raise Violation(
                 f"{where} comes from refill round {group.refill}, but curriculum.refill_rounds is "
-                f"{schedule.refill_rounds}"
+                f"{schedule.curriculum.refill_rounds}"
             )
         if group.refill is None and not schedule.drawn:
             due = of_group(schedule.tasks, group.number, seed=schedule.seed, shuffle=schedule.shuffle)
@@ -136,7 +136,7 @@ class Accounts:
         rewards = [None if fact is None else fact.reward for fact in facts]
         equal = len({reward for reward in rewards if reward is not None}) < 2
         if SampleEnd.REFILLED in ends:
-            if len(ends) > 1 or not self._schedule.refill_rounds:
+            if len(ends) > 1 or not self._schedule.curriculum.refill_rounds:
                 raise Violation(f"{where} is refilled in part, or without curriculum.refill_rounds")
             if not equal:
                 raise Violation(f"{where} was refilled, but its rewards differ")

@@ -80,7 +80,7 @@ class Draws:
         groups = [group for group in standing if group is not None]
         left_out: list[list[Group]] = [[] for _ in range(0, len(groups), local)]
         used, broken = set(drawn), set[int]()
-        for number in range(schedule.refill_rounds):
+        for number in range(schedule.curriculum.refill_rounds):
             equal = [
                 place
                 for place, group in enumerate(groups)

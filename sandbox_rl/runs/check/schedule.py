@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from sandbox_rl.audit.rows import Advantages
 from sandbox_rl.errors import DataError
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
@@ -19,8 +20,6 @@ from sandbox_rl.training.asynchronous.progress import MAX_STALENESS
 from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.training.estimator import Estimator, advantage_of, advantage_rule, estimator_fields
 from sandbox_rl.training.groups import advantages
-
-Rule = Callable[[Sequence[float | None]], Sequence[float | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class Schedule:
     curriculum: CurriculumSettings
     domains: Sequence[str] | None
     over_sampled: bool
-    rule: Rule | None
+    rule: Advantages | None
     masks_truncated: bool
     staleness: Sequence[tuple[int, int]]
     resumed_at: int
@@ -107,11 +106,6 @@ class Schedule:
         """Whether a curriculum decides which tasks come."""
         settings = self.curriculum
         return not self.asynchronous and (settings.sampling == "difficulty" or bool(settings.domain_weights))
-
-    @property
-    def refill_rounds(self) -> int:
-        """Of the curriculum."""
-        return self.curriculum.refill_rounds
 
     @property
     def processes(self) -> frozenset[int]:
@@ -180,7 +174,7 @@ def _tasks(run: RunDirectory) -> tuple[list[str], list[str] | None]:
     return list(ids), domains
 
 
-def _rule(mode: str, estimator: Estimator, grpo: Mapping[str, Any]) -> Rule | None:
+def _rule(mode: str, estimator: Estimator, grpo: Mapping[str, Any]) -> Advantages | None:
     if mode == "async":
         kind = advantage_of(estimator)
         return lambda rewards: advantages(rewards, kind)
