@@ -134,9 +134,9 @@ def _begun(
         earlier = Earlier(run, History.read(run), checkpoint, {}, {})
     else:
         run = RunDirectory.new(directory, "played")
-    history, left = begin(
-        run, earlier, load_recipe(path), tasks=TASKS, sizes=sizes_of(args), prompts={}, steps=99, processes=1
-    )
+    loaded = load_recipe(path)
+    sizes = sizes_of(loaded, args)
+    history, left = begin(run, earlier, loaded, tasks=TASKS, sizes=sizes, prompts={}, steps=99, processes=1)
     if left.replaced:
         with Journal(run.journal, start=history.starts - 1, process=1) as journal:
             journal.replaced(left.replaced)

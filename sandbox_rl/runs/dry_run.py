@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from sandbox_rl.builders import build_backend, build_render, settled
 from sandbox_rl.config.recipe import Recipe
@@ -28,7 +29,7 @@ from sandbox_rl.tools.text import clean, clip
 from sandbox_rl.training.experts import EXPERTS
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.placement import find_cards
-from sandbox_rl.training.views import SyncArgs
+from sandbox_rl.training.views import AsyncArgs, SyncArgs
 
 SHOWN = 3000
 """Characters of a prompt that are shown."""
@@ -100,16 +101,18 @@ def _show_task(plan: RunPlan, model: RunModel, display: Display) -> None:
 
 
 def _check_plan(plan: RunPlan, display: Display) -> None:
-    recipe, args = plan.recipe, plan.args
+    recipe = plan.recipe
     display.say(f"ok  data: {len(plan.train_tasks)} training tasks, {len(plan.held_out_tasks)} held out")
     if plan.suite is not None and recipe.evaluation.suite is not None:
         suite, every = plan.suite, recipe.evaluation.suite.every_steps
         left_out = f"; left out: {', '.join(suite.skipped)}" if suite.skipped else ""
         display.say(f"ok  suite: {suite.settings.name}, {suite.tasks} tasks every {every} updates{left_out}")
-    sampling_of(args)
-    if isinstance(args, SyncArgs):
-        display.say(f"ok  grpo: {args.generation_batch_size} episodes per generation, {args.loss_type} loss")
+    sampling_of(plan.args)
+    if recipe.mode == "sync":
+        sync = cast(SyncArgs, plan.args)
+        display.say(f"ok  grpo: {sync.generation_batch_size} episodes per generation, {sync.loss_type} loss")
     else:
+        args = cast(AsyncArgs, plan.args)
         display.say(f"ok  grpo: asynchronous, {args.max_steps} updates, staleness of {args.max_staleness}")
     if recipe.warmup is not None:
         EXPERTS.find(recipe.warmup.expert)

@@ -79,7 +79,7 @@ class RunPlan:
             [base_dir / folder for folder in recipe.prompts],
         )
         if earlier is not None:
-            earlier.check(tasks, sizes_of(args), prompts)
+            earlier.check(tasks, sizes_of(recipe, args), prompts)
         return cls(
             recipe,
             base_dir,

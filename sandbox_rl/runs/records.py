@@ -80,7 +80,7 @@ def _begin(plan: RunPlan, state: PartialState, stack: ExitStack) -> tuple[Histor
             earlier,
             recipe,
             tasks=plan.train_tasks,
-            sizes=sizes_of(plan.args),
+            sizes=sizes_of(recipe, plan.args),
             prompts=plan.prompts,
             steps=plan.args.max_steps,
             processes=state.num_processes,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe, resolved
@@ -24,7 +24,7 @@ from sandbox_rl.training.agreement import of_first
 from sandbox_rl.training.checkpoints import last_intact, remove_leftovers, step_of
 from sandbox_rl.training.generations import Generations
 from sandbox_rl.training.reuse import FinishedEpisodes
-from sandbox_rl.training.views import RhythmArgs, SharedArgs
+from sandbox_rl.training.views import RunArgs, SyncArgs
 
 SETTLED = (
     *("seed", "model", "chat", "data", "tools", "mode", "estimator", "warmup", "curriculum"),
@@ -117,11 +117,11 @@ class Earlier:
                 )
 
 
-def sizes_of(args: SharedArgs) -> dict[str, Any]:
+def sizes_of(recipe: Recipe, args: RunArgs) -> dict[str, Any]:
     """What decides which episodes a group's number and an update stand for, by name."""
     sizes: dict[str, Any] = {"episodes per group": args.num_generations}
-    if isinstance(args, RhythmArgs):  # of the synchronous trainer
-        rhythm = Generations.of(args)
+    if recipe.mode == "sync":
+        rhythm = Generations.of(cast(SyncArgs, args))
         sizes["groups per generation"] = rhythm.groups
         sizes["generations per update"] = str(Fraction(rhythm.accumulation, rhythm.every))
     return sizes

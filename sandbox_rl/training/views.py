@@ -7,7 +7,7 @@ Nothing else of `training/` names an attribute of TRL's trainers but the subclas
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -32,7 +32,6 @@ class StateView(Protocol):
     """Updates that are complete."""
 
 
-@runtime_checkable
 class RhythmArgs(Protocol):
     """How TRL's settings say when is sampled and when updated (`generations.py`)."""
 
@@ -86,7 +85,6 @@ class RewardArgs(Protocol):
     scale_rewards: str
 
 
-@runtime_checkable
 class SyncArgs(SharedArgs, LossArgs, RewardArgs, Protocol):
     """`GRPOConfig`."""
 

@@ -66,7 +66,7 @@ def sizes(loaded, tmp_path):
         max_tokens=100,
         dtype=torch.float32,
     )
-    return args, sizes_of(args)
+    return args, sizes_of(loaded, args)
 
 
 def start(tmp_path, earlier=None, *, name="r", **changes):
