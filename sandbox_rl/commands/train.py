@@ -132,8 +132,7 @@ def train(
 
 def _start(launch: Launch, recipe: Recipe, display: Display) -> NoReturn:
     """Run the processes of a launch, and end with their exit code: they have reported all."""
-    from sandbox_rl.runs.division import check_division, division_of
-    from sandbox_rl.runs.launch import run_launch
+    from sandbox_rl.runs.launch import check_division, division_of, run_launch
 
     if launch.way is not None:
         check_division(recipe, division_of(launch))

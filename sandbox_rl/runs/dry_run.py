@@ -19,8 +19,7 @@ from sandbox_rl.policies.vllm.launch import check_socket_path, interpreter
 from sandbox_rl.preflight.context import budget_warnings
 from sandbox_rl.preflight.estimates import duration_of, memory_of, sampler_gap
 from sandbox_rl.preflight.rewards import check_rewards
-from sandbox_rl.runs.division import check_division, division_of
-from sandbox_rl.runs.launch import cards_that_train, plan_launch
+from sandbox_rl.runs.launch import cards_that_train, check_division, division_of, plan_launch
 from sandbox_rl.runs.placement import training_placement
 from sandbox_rl.runs.plan import RunModel, RunPlan
 from sandbox_rl.runs.starting_point import needs_warmup

@@ -11,8 +11,7 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.preflight.estimates import memory_of
-from sandbox_rl.runs.division import division_of
-from sandbox_rl.runs.launch import Launch
+from sandbox_rl.runs.launch import Launch, division_of
 from sandbox_rl.runs.plan import RunModel
 from sandbox_rl.training.memory import kv_bytes_per_token, model_shape
 from sandbox_rl.training.models import compute_dtype

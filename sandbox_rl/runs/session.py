@@ -24,7 +24,7 @@ from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.preflight.rewards import check_rewards
 from sandbox_rl.rollout import RolloutEngine
-from sandbox_rl.runs.division import check_division, division_of
+from sandbox_rl.runs.launch import check_division, division_of
 from sandbox_rl.runs.placement import training_placement
 from sandbox_rl.runs.plan import RunModel, RunPlan
 from sandbox_rl.runs.policy import RunPolicy, run_policy

@@ -15,8 +15,15 @@ import yaml
 from sandbox_rl.config.recipe import LaunchSettings, Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.runs import launch as launching
-from sandbox_rl.runs.division import Division, check_division, division_of
-from sandbox_rl.runs.launch import Launch, cards_that_train, plan_launch, run_launch
+from sandbox_rl.runs.launch import (
+    Division,
+    Launch,
+    cards_that_train,
+    check_division,
+    division_of,
+    plan_launch,
+    run_launch,
+)
 from tests import prepared
 
 TP2, DP2 = {"tensor_parallel_size": 2}, {"data-parallel-size": 2}
