@@ -6,10 +6,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from sandbox_rl.agents.base import Agent, AgentSession, AgentTurn, EpisodeRequest, SessionSetup
 from sandbox_rl.assistant.files import without_inputs
+from sandbox_rl.assistant.view import TerminalView
 from sandbox_rl.episode import EpisodeSettings, closed, run_episode
 from sandbox_rl.errors import FileProblem, InfraFault, SandboxDead, SandboxFault, SandboxFileError
 from sandbox_rl.observer import Observer
@@ -20,7 +20,6 @@ from sandbox_rl.sandboxes.base import (
     WORKING_DIR,
     Sandbox,
     SandboxBackend,
-    SandboxInfo,
 )
 from sandbox_rl.tools.toolbox import Toolbox
 from sandbox_rl.types import (
@@ -71,7 +70,7 @@ async def converse(
     backend: SandboxBackend,
     agent: Agent,
     toolbox: Toolbox,
-    viewer: Viewer,
+    viewer: TerminalView,
     next_message: NextMessage | None,
     limits: EpisodeSettings,
     sampling: Sampling,
@@ -162,38 +161,10 @@ async def _ended(exchanges: Awaitable[StopReason]) -> tuple[StopReason, str]:
         return StopReason.INFRA_FAULT, INTERRUPTED
 
 
-class Viewer(Protocol):
-    """Sees a conversation as it happens. Texts are the policy's: clean them before showing them."""
-
-    def opened(self, info: SandboxInfo, files: int) -> None:
-        """The sandbox is there."""
-        ...
-
-    def thinking(self) -> None:
-        """The policy has been asked for its next turn."""
-        ...
-
-    def sampled(self, reasoning: str, words: str) -> None:
-        """The policy's turn is here: what it says besides its calls."""
-        ...
-
-    def calling(self, call: ToolCall | MalformedCall) -> None:
-        """A call is about to run."""
-        ...
-
-    def observed(self, observation: Observation) -> None:
-        """What came of it."""
-        ...
-
-    def ended(self, stop: StopReason, answer: str | None) -> None:
-        """An exchange is over; `answer` is what stands in the answer file after a submit."""
-        ...
-
-
 class Record(Observer):
     """The turns of all exchanges; the one that was interrupted as far as it came."""
 
-    def __init__(self, agent: Agent, viewer: Viewer) -> None:
+    def __init__(self, agent: Agent, viewer: TerminalView) -> None:
         self._agent = agent
         self.viewer = viewer
         self._turns: list[Turn] = []

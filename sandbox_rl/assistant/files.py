@@ -36,11 +36,6 @@ class InputFiles:
     files: dict[str, bytes]
     skipped: tuple[str, ...] = ()
 
-    @property
-    def size(self) -> int:
-        """Bytes of all files together."""
-        return sum(map(len, self.files.values()))
-
 
 def read_input(path: Path, *, max_bytes: int) -> InputFiles:
     """The regular files below a directory, or one file.

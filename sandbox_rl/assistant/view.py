@@ -40,7 +40,9 @@ def shown(text: str) -> str:
 
 
 class TerminalView:
-    """Fulfils `conversation.Viewer` with rich; plain lines where there is no terminal.
+    """Shows a conversation as it happens, with rich; plain lines where there is no terminal.
+
+    Texts are the policy's: they are cleaned before they are shown.
 
     Args:
         answers: whether the answer of each exchange is shown, too.

@@ -12,7 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 
 class SampleEnd(StrEnum):
-    """How a sample ended; the docstring of each member answers "why was this not trained?"."""
+    """How a sample ended; `why` is a sentence for a person: why this was not trained, or that it was."""
+
+    why: str
 
     USED = "used", "It was trained: its tokens were in the loss of this update with its advantage."
     NOT_JUDGED = (
@@ -46,16 +48,10 @@ class SampleEnd(StrEnum):
     NO_TOKENS = "no_tokens", "The policy sampled no token in it, so there is nothing to take a gradient of."
 
     def __new__(cls, value: str, why: str) -> SampleEnd:
-        """A member whose docstring is `why`."""
+        """A member that knows why."""
         member = str.__new__(cls, value)
-        member._value_ = value
-        member.__doc__ = why
+        member._value_, member.why = value, why
         return member
-
-    @property
-    def why(self) -> str:
-        """One sentence for a person: why this sample was not trained, or that it was."""
-        return str(self.__doc__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,9 +214,6 @@ def file_of(run: Path, episode: str) -> Path:
     return run / "files" / f"{quote(episode, safe='')}.json"
 
 
-_WHY = {end.value: end.why for end in SampleEnd}
-
-
 def why_not_trained(run: OpenRun, row: Mapping[str, Any]) -> dict[str, Any]:
     """The sentence, and the records that it is read from.
 
@@ -224,12 +221,8 @@ def why_not_trained(run: OpenRun, row: Mapping[str, Any]) -> dict[str, Any]:
         row: of the episode, with `end`, `advantage` and `trained` of the ledger.
     """
     if row.get("end"):
-        update = f" Update {row['trained']}."
-        return {
-            "end": row["end"],
-            "sentence": _WHY[row["end"]] + update,
-            "advantage": row["advantage"],
-        }
+        sentence = f"{SampleEnd(row['end']).why} Update {row['trained']}."
+        return {"end": row["end"], "sentence": sentence, "advantage": row["advantage"]}
     return {"end": None, "sentence": _without_ledger(run, row), "advantage": None}
 
 

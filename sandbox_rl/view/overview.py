@@ -11,6 +11,7 @@ from typing import Any
 from sandbox_rl.view.learning import findings, headline
 from sandbox_rl.view.lines import json_file
 from sandbox_rl.view.opened import OpenRun
+from sandbox_rl.view.vocabulary import settings_of
 
 POINTS = 800
 """Of a curve: of more updates, means of neighbours are shown."""
@@ -101,14 +102,11 @@ def _progress(run: OpenRun) -> dict[str, Any]:
 
 
 def _steps_planned(run: OpenRun) -> int | None:
-    import yaml
-
     if run.finished and run.history.values:
         return int(run.history.values[-1].get("step", 0))
     try:
-        recipe = yaml.safe_load((run.path / "recipe.yaml").read_text(encoding="utf-8"))
-        steps = int(recipe["grpo"]["max_steps"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        steps = int(settings_of(run.path)["grpo"]["max_steps"])
+    except (ValueError, KeyError, TypeError):
         return None
     return steps if steps > 0 else None
 

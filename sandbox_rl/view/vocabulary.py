@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -87,13 +89,16 @@ def vocabulary_of(run: Path) -> Vocabulary:
 
 def model_of(run: Path) -> str:
     """The model that a run names; empty where it names none."""
+    model = settings_of(run).get("model")
+    path = model.get("path") if isinstance(model, dict) else model
+    return path if isinstance(path, str) else ""
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """A run's recipe, or what makes an evaluation itself; empty where neither can be read."""
     for name in ("recipe.yaml", "evaluation.json"):
-        try:
+        with suppress(OSError, ValueError, yaml.YAMLError):
             found = yaml.safe_load((run / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            continue
-        model = found.get("model") if isinstance(found, dict) else None
-        path = model.get("path") if isinstance(model, dict) else model
-        if isinstance(path, str):
-            return path
-    return ""
+            if isinstance(found, dict):
+                return found
+    return {}

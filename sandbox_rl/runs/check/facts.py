@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sandbox_rl.journal.audit import DamagedLine, Note, audited
 
@@ -15,7 +16,7 @@ CREATE TABLE episodes (
   sampled INTEGER, oldest INTEGER, damage TEXT, replaced INTEGER DEFAULT 0, seen INTEGER DEFAULT 0
 ) WITHOUT ROWID
 """
-_COLUMNS = "id, phase, task, seed, reward, masked, sampled, oldest, damage, replaced"
+_SELECT = "SELECT id, phase, task, seed, reward, masked, sampled, oldest, damage, replaced FROM episodes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Facts:
         self.damaged_line: DamagedLine | None = None
         """The first line that is not as it was written, also of what no longer counts."""
         self._db = sqlite3.connect("", isolation_level=None)
+        self._db.row_factory = _fact
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute(_SCHEMA)
         self._db.execute("BEGIN")
@@ -87,8 +89,8 @@ class Facts:
 
     def get(self, id: str) -> Fact | None:
         """The episode of an id, if it has ended."""
-        row = self._db.execute(f"SELECT {_COLUMNS} FROM episodes WHERE id = ?", (id,)).fetchone()
-        return None if row is None else _fact(row)
+        found: Fact | None = self._db.execute(f"{_SELECT} WHERE id = ?", (id,)).fetchone()
+        return found
 
     def saw(self, ids: Iterator[str]) -> None:
         """Remember that the ledger names these episodes."""
@@ -96,18 +98,15 @@ class Facts:
 
     def unseen(self) -> Iterator[Fact]:
         """Episodes of training that stand and that the ledger does not name."""
-        sql = (
-            f"SELECT {_COLUMNS} FROM episodes WHERE phase = 'train' AND NOT replaced AND NOT seen ORDER BY id"
-        )
-        return map(_fact, self._db.execute(sql))
+        return self._db.execute(f"{_SELECT} WHERE phase = 'train' AND NOT replaced AND NOT seen ORDER BY id")
 
     def damaged(self) -> Fact | None:
         """The first standing episode, of whatever phase, that is not as it was written."""
-        sql = f"SELECT {_COLUMNS} FROM episodes WHERE damage != '' AND NOT replaced ORDER BY id LIMIT 1"
-        row = self._db.execute(sql).fetchone()
-        return None if row is None else _fact(row)
+        sql = f"{_SELECT} WHERE damage != '' AND NOT replaced ORDER BY id LIMIT 1"
+        found: Fact | None = self._db.execute(sql).fetchone()
+        return found
 
 
-def _fact(row: tuple[object, ...]) -> Fact:
+def _fact(_: sqlite3.Cursor, row: tuple[Any, ...]) -> Fact:
     id, phase, task, seed, reward, masked, sampled, oldest, damage, replaced = row
-    return Fact(id, phase, task, seed, reward, bool(masked), sampled, oldest, damage, bool(replaced))  # type: ignore[arg-type]
+    return Fact(id, phase, task, seed, reward, bool(masked), sampled, oldest, damage, bool(replaced))

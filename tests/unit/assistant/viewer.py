@@ -7,7 +7,7 @@ from sandbox_rl.types import MalformedCall, Observation, StopReason, ToolCall
 
 
 class Notes:
-    """Fulfils `assistant.conversation.Viewer`."""
+    """Stands for `assistant.view.TerminalView`."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
