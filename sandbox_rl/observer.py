@@ -54,7 +54,6 @@ class EachRollout(Observer):
         self._call = call
 
     def rolled_out(self, episode: EpisodeRequest, rollout: Rollout) -> None:
-        """See `Observer.rolled_out`."""
         self._call(episode, rollout)
 
 

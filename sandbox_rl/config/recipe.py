@@ -116,11 +116,6 @@ class Recipe(RunSettings):
         """Where tasks come from."""
         return self.data.sources
 
-    @property
-    def scorers(self) -> list[str]:
-        """The scorers that the tasks name."""
-        return sorted({source.scorer for source in self.data.sources})
-
 
 def resolved(recipe: Recipe) -> str:
     """The recipe with all defaults as YAML; loading it gives an equal recipe."""

@@ -68,13 +68,13 @@ class RunSettings(Settings):
 
     @property
     @abstractmethod
-    def scorers(self) -> list[str]:
-        """The scorers that the tasks name."""
-
-    @property
-    @abstractmethod
     def sources(self) -> Sequence[object]:
         """Where tasks come from: settings of classes of ours or of a user's own."""
+
+    @property
+    def scorers(self) -> list[str]:
+        """The scorers that the tasks name; generated sources choose theirs task by task."""
+        return sorted({getattr(source, "scorer", "exact") for source in self.sources})
 
     @property
     def answer_packages(self) -> tuple[str, ...]:

@@ -31,11 +31,6 @@ class Suite(RunSettings):
         """Where tasks come from."""
         return [part.source for part in self.parts]
 
-    @property
-    def scorers(self) -> list[str]:
-        """The scorers that the tasks name; generated sources choose theirs task by task."""
-        return sorted({getattr(part.source, "scorer", "exact") for part in self.parts})
-
     @model_validator(mode="after")
     def _names_differ(self) -> Suite:
         names = [part.name for part in self.parts]

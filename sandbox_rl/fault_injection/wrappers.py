@@ -70,7 +70,6 @@ class FaultyBackend(Around[SandboxBackend]):
     async def sandbox(
         self, files: Mapping[str, bytes] | None = None, *, timeout: float = 60.0
     ) -> AsyncIterator[Sandbox]:
-        """See `SandboxBackend.sandbox`."""
         killed, hangs = self._injector.strikes("sandbox_killed"), self._injector.strikes("sandbox_hangs")
         async with AsyncExitStack() as stack:
             sandbox = await stack.enter_async_context(self.inner.sandbox(files, timeout=timeout))
@@ -131,7 +130,6 @@ class FaultyAgent(Around[Agent]):
 
     @asynccontextmanager
     async def session(self, setup: SessionSetup) -> AsyncIterator[AgentSession]:
-        """See `Agent.session`."""
         async with self.inner.session(setup) as session:
             struck = self._injector.strikes("server_reset")
             if struck is None:
@@ -140,11 +138,9 @@ class FaultyAgent(Around[Agent]):
                 yield _Losing(session, self._injector, struck % CALLS, setup.request.id)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """See `Agent.prompt_ids`."""
         return self.inner.prompt_ids(messages)
 
     def reasoning_and_words(self, turn: AgentTurn) -> tuple[str, str]:
-        """See `Agent.reasoning_and_words`."""
         return self.inner.reasoning_and_words(turn)
 
 
@@ -193,7 +189,6 @@ class FaultyScoring(Around[Scores]):
         self._injector = injector
 
     async def score(self, task: Task, answer: Answer) -> Reward:
-        """See `ScoringPool.score`."""
         if self._injector.strikes("scorer_lost") is not None:
             return Reward(None, detail=self._injector.inject("scorer_lost", f"task {task.id}"))
         return await self.inner.score(task, answer)

@@ -211,7 +211,6 @@ class JournalObserver(Observer):
             self._journal.abandoned(episode.id)
 
     def rolled_out(self, episode: EpisodeRequest, rollout: Rollout) -> None:
-        """See `Observer.rolled_out`."""
         self._journal.ended(rollout, **self._fields(episode))
 
     def _fields(self, episode: EpisodeRequest) -> dict[str, Any]:

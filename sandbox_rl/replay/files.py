@@ -84,7 +84,6 @@ class _Looking(WatchedSandbox):
         return found
 
     async def write_file(self, path: str, data: bytes) -> None:
-        """See `Sandbox.write_file`."""
         await super().write_file(path, data)
         await self._files.look(self._sandbox)
 

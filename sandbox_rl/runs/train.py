@@ -67,19 +67,16 @@ def train(
     display: Display | None = None,
     owner: Owner | None = None,
 ) -> TrainResult:
-    """Train the recipe's model; see `RunDirectory` for what is left behind.
+    """As `api.train`, which says the rest; see `RunDirectory` for what is left behind.
 
     Args:
-        base_dir: what relative paths of the recipe are relative to.
-        resume: go on from the last complete checkpoint of this run: a directory, a name below the recipe's
-            output directory, or "" for the newest run of the recipe's name. A run that is finished stays so.
+        resume: a directory, a name below the recipe's output directory, or "" for the newest run of the
+            recipe's name. A run that is finished stays so.
         owner: who has this process for the run alone; None where something else lives on after it.
 
     Raises:
-        UserError: something in the recipe, the data, the model or the machine.
         InfraFault: every episode of a step, or more than `reward.max_fault_share` of the last ones, failed on
             our side, or the policy's server is gone permanently.
-        NothingTrained: no token of any step had a gradient.
         EndedNow: Ctrl-C came twice.
     """
     wait_s = recipe.grpo.get("ddp_timeout", LONGEST_WAIT_S)

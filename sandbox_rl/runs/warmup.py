@@ -12,8 +12,7 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,9 @@ from sandbox_rl.errors import ConfigError, UserError, environment_error
 from sandbox_rl.evaluation.plan import task_key
 from sandbox_rl.metrics import SOLVED, Logs
 from sandbox_rl.observer import EachRollout
+from sandbox_rl.outputs import new_directory
 from sandbox_rl.policies.base import Sampling
-from sandbox_rl.policies.scripted import ScriptedPolicy
+from sandbox_rl.policies.scripted import Script, ScriptedPolicy
 from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.runs.resume import prompt_digests
 from sandbox_rl.seeds import derive_seed
@@ -81,9 +81,8 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
     folders = [base_dir / folder for folder in recipe.prompts]
     prompts = prompt_digests((task.domain for task in tasks), folders)
     target = Path(recipe.output_dir) / "warmup" / _key(recipe, tasks, prompts)
-    if (target / "warmup.json").exists():
-        return WarmupResult(path=target, cached=True, **json.loads((target / "warmup.json").read_text()))
-
+    if (made := _made(target)) is not None:
+        return made
     expert = EXPERTS.find(settings.expert)
     with LoopThread() as loop:
         tokenizer, model = _begin_with(loop, recipe, base_dir, expert, tasks)
@@ -97,27 +96,33 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
             f"to learn from (first: stop {rollouts[0].trajectory.stop.value}, reward "
             f"{rollouts[0].reward.value}); choose an expert that fits the data"
         )
-    with _whole_or_not_at_all(target) as partial:
-        with display.progress("Fine-tuning", _sft_steps(settings, len(kept))) as bar:
-            loss = fine_tune(
-                model,
-                tokenizer,
-                sft_rows([r.trajectory for r in kept]),
-                output_dir=partial / "sft",
-                fields=settings.sft,
-                seed=recipe.seed,
-                dtype=compute_dtype(recipe.model),
-                callbacks=[_StepBar(bar)],
-            )
-        shutil.rmtree(partial / "sft", ignore_errors=True)
-        end_turns_with(model, chat.ends)
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        facts = {"episodes": len(rollouts), "successful": len(kept), "loss": loss}
-        (partial / "warmup.json").write_text(json.dumps(facts) + "\n")
+    try:
+        with new_directory(target, "warmup") as partial:
+            with display.progress("Fine-tuning", _sft_steps(settings, len(kept))) as bar:
+                loss = fine_tune(
+                    model,
+                    tokenizer,
+                    sft_rows([r.trajectory for r in kept]),
+                    output_dir=partial / "sft",
+                    fields=settings.sft,
+                    seed=recipe.seed,
+                    dtype=compute_dtype(recipe.model),
+                    callbacks=[_StepBar(bar)],
+                )
+            shutil.rmtree(partial / "sft", ignore_errors=True)
+            end_turns_with(model, chat.ends)
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            facts: dict[str, Any] = {"episodes": len(rollouts), "successful": len(kept), "loss": loss}
+            (partial / "warmup.json").write_text(json.dumps(facts) + "\n")
+    except ConfigError:
+        if (made := _made(target)) is None:  # no other process was sooner
+            raise
+    else:
+        made = WarmupResult(target, cached=False, **facts)
     del model
     free_memory()  # servers start next, perhaps on the same device
-    return WarmupResult(path=target, cached=False, episodes=len(rollouts), successful=len(kept), loss=loss)
+    return made
 
 
 def _begin_with(
@@ -140,15 +145,10 @@ def _begin_with(
     return tokenizer, tiny_model(tokenizer, seed=recipe.seed)
 
 
-@contextmanager
-def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
-    """A directory that becomes `target` if the block succeeds."""
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+def _made(target: Path) -> WarmupResult | None:
+    """What an equal warm-up has come to."""
+    facts = target / "warmup.json"
+    return WarmupResult(target, cached=True, **json.loads(facts.read_text())) if facts.exists() else None
 
 
 def _key(recipe: Recipe, tasks: Sequence[Task], prompts: Mapping[str, str]) -> str:
@@ -189,7 +189,7 @@ def _expert_episodes(
         for i, task in enumerate(tasks)
     ]
     policy = ScriptedPolicy(
-        _Cast(expert, {r.id: (r.task, random.Random(r.seed)) for r in requests}, chat), max_context=1 << 20
+        _cast(expert, {r.id: (r.task, random.Random(r.seed)) for r in requests}, chat), max_context=1 << 20
     )
     engine = build_engine(
         recipe,
@@ -207,27 +207,22 @@ def _expert_episodes(
     return loop.run(run())
 
 
-class _Cast:
-    """Plays each episode's expert as a `ScriptedPolicy` script."""
+def _cast(expert: Expert, parts: Mapping[str, tuple[Task, random.Random]], chat: ChatFormat) -> Script:
+    """Plays each episode's expert."""
+    playing: dict[str, Generator[ExpertTurn, str, None]] = {}
+    seen: dict[str, int] = {}
 
-    def __init__(
-        self, expert: Expert, parts: dict[str, tuple[Task, random.Random]], chat: ChatFormat
-    ) -> None:
-        self._expert = expert
-        self._parts = parts
-        self._chat = chat
-        self._playing: dict[str, Generator[ExpertTurn, str, None]] = {}
-        self._seen: dict[str, int] = {}
-
-    def __call__(self, episode_id: str, turn: int, ids: Sequence[int]) -> Sequence[int]:
+    def play(episode_id: str, turn: int, ids: Sequence[int]) -> Sequence[int]:
         if turn == 0:
-            self._playing[episode_id] = self._expert(*self._parts[episode_id])
-            step = next(self._playing[episode_id])
+            playing[episode_id] = expert(*parts[episode_id])
+            step = next(playing[episode_id])
         else:
-            step = self._playing[episode_id].send(self._chat.decode(ids[self._seen[episode_id] :]))
-        said = self._chat.render_call(step.text, step.calls)
-        self._seen[episode_id] = len(ids) + len(said)
+            step = playing[episode_id].send(chat.decode(ids[seen[episode_id] :]))
+        said = chat.render_call(step.text, step.calls)
+        seen[episode_id] = len(ids) + len(said)
         return said
+
+    return play
 
 
 def _sft_steps(settings: WarmupSettings, rows: int) -> int:
