@@ -91,11 +91,7 @@ def assistant_prompt(task: Task, settings: AssistantSettings) -> tuple[Message, 
 
 
 async def _run(
-    request: AssistRequest,
-    settings: AssistantSettings,
-    files: InputFiles,
-    agent: Agent,
-    view: TerminalView,
+    request: AssistRequest, settings: AssistantSettings, files: InputFiles, agent: Agent, view: TerminalView
 ) -> tuple[Task, Conversation] | None:
     keyboard = Keyboard()
 

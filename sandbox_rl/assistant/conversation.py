@@ -14,13 +14,7 @@ from sandbox_rl.episode import EpisodeSettings, closed, run_episode
 from sandbox_rl.errors import FileProblem, InfraFault, SandboxDead, SandboxFault, SandboxFileError
 from sandbox_rl.observer import Observer
 from sandbox_rl.policies.base import Sampling
-from sandbox_rl.sandboxes.base import (
-    ANSWER_FILE,
-    INPUT_DIR,
-    WORKING_DIR,
-    Sandbox,
-    SandboxBackend,
-)
+from sandbox_rl.sandboxes.base import ANSWER_FILE, INPUT_DIR, WORKING_DIR, Sandbox, SandboxBackend
 from sandbox_rl.tools.toolbox import Toolbox
 from sandbox_rl.types import (
     Answer,

@@ -20,8 +20,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="What `train` or `eval`
 def view(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="What `train` or `eval` wrote.")],
     export: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.html|DIR", help="Write the page there instead of serving it."),
+        Path | None, typer.Option(metavar="FILE.html|DIR", help="Write the page there instead of serving it.")
     ] = None,
     host: Annotated[
         str,

@@ -59,10 +59,7 @@ async def run_evaluation(
             return {"phase": "eval", **context, "mode": mode, "part": part_of[request.id]}
 
         def ended(
-            request: EpisodeRequest,
-            rollout: Rollout,
-            mode: str = mode,
-            part_of: Mapping[str, str] = part_of,
+            request: EpisodeRequest, rollout: Rollout, mode: str = mode, part_of: Mapping[str, str] = part_of
         ) -> None:
             on_episode(row_of(rollout, part=part_of[request.id], mode=mode), rollout)
 

@@ -139,10 +139,7 @@ class Journal:
             self._append({**event, "time": time.time()}, (), ())
 
     def _append(
-        self,
-        event: Mapping[str, Any],
-        ids: Sequence[Sequence[int]],
-        logprobs: Sequence[float] | None,
+        self, event: Mapping[str, Any], ids: Sequence[Sequence[int]], logprobs: Sequence[float] | None
     ) -> int:
         """Write one event; returns the offset of its line."""
         content, columns = pack(ids, logprobs or (), self._tokens_end)

@@ -67,11 +67,7 @@ class RecordedRollouts:
         return [recorded(self._cassette, request.id, request.task) for request in requests]
 
     async def run_groups(
-        self,
-        groups: Sequence[Sequence[EpisodeRequest]],
-        *,
-        keep: int,
-        observer: Observer | None = None,
+        self, groups: Sequence[Sequence[EpisodeRequest]], *, keep: int, observer: Observer | None = None
     ) -> FirstGroups:
         """The groups that had ended first when this was recorded; the others were cancelled.
 

@@ -78,9 +78,7 @@ def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome
     local = isinstance(model, ModelSettings)
     plan = subject.plan(model.path if isinstance(model, ModelSettings) else model.model, modes=modes)
     identity = identity_of(
-        plan,
-        model=model_identity(model),
-        settings=settings_identity(subject.settings, plan, local=local),
+        plan, model=model_identity(model), settings=settings_identity(subject.settings, plan, local=local)
     )
     for part, why in subject.skipped.items():
         display.say(f"Left out: {part} ({why})")

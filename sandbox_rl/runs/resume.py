@@ -196,11 +196,7 @@ def begin(
         for field, (old, new) in earlier.changes.items():
             history = history.with_event("changed", step, field=field, **{"from": old, "to": new})
         history = history.with_event(
-            "resumed",
-            step,
-            replaced_to=gone.highest,
-            reused=len(gone.finished.places),
-            processes=processes,
+            "resumed", step, replaced_to=gone.highest, reused=len(gone.finished.places), processes=processes
         )
     notes = "".join(f"# {line}\n" for line in history.changes)
     known = [(task.id, task.domain) for task in tasks]

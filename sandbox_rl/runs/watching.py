@@ -133,12 +133,7 @@ class StepLines(TrainerCallback):  # type: ignore[misc]
 
 
 def line_of(
-    step: int,
-    steps: int,
-    logs: Mapping[str, Any],
-    *,
-    rewards: deque[float],
-    seconds: deque[float],
+    step: int, steps: int, logs: Mapping[str, Any], *, rewards: deque[float], seconds: deque[float]
 ) -> str:
     """What a person wants to know of an update.
 
