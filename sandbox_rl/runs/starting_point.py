@@ -13,14 +13,13 @@ from accelerate import PartialState
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, InfraFault
+from sandbox_rl.policies.vllm.launch import without_launcher
 from sandbox_rl.runs.directory import write_atomically
 from sandbox_rl.training.agreement import of_first, together
 from sandbox_rl.training.config import ModelSettings
 
 if TYPE_CHECKING:
     from sandbox_rl.runs.warmup import WarmupResult
-
-_DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def starting_point(recipe: Recipe, *, base_dir: Path, state: PartialState, display: Display) -> ModelSettings:
@@ -73,14 +72,9 @@ def _warm_alone(recipe: Recipe, base_dir: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".recipe.{os.getpid()}.yaml"
     write_atomically(path, resolved(recipe))
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in _DISTRIBUTED and not name.startswith(("TORCHELASTIC_", "ACCELERATE_"))
-    }
     command = [sys.executable, "-m", "sandbox_rl.runs.warmup", str(path), str(base_dir)]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=without_launcher(), capture_output=True, text=True, check=False)
     finally:
         path.unlink(missing_ok=True)
     if done.returncode:

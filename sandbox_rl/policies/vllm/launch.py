@@ -143,13 +143,8 @@ def server_command(
     return [*supervisor, python, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
 
 
-def environment(settings: VLLMSettings, *, gpu: bool, servers: int = 1) -> dict[str, str]:
-    """The server's environment: ours, with the plug-in on its path and its telemetry off.
-
-    Args:
-        servers: that compute on this machine's cores, which are divided between them.
-    """
-    # It is no rank of the trainer's process group.
+def without_launcher() -> dict[str, str]:
+    """The environment for another program, which is no rank of this process's group."""
     ours = {
         name: value
         for name, value in os.environ.items()
@@ -157,6 +152,16 @@ def environment(settings: VLLMSettings, *, gpu: bool, servers: int = 1) -> dict[
     }
     if "WORLD_SIZE" in os.environ:
         ours.pop("OMP_NUM_THREADS", None)  # what a launcher gives to each of its processes
+    return ours
+
+
+def environment(settings: VLLMSettings, *, gpu: bool, servers: int = 1) -> dict[str, str]:
+    """The server's environment: ours, with the plug-in on its path and its telemetry off.
+
+    Args:
+        servers: that compute on this machine's cores, which are divided between them.
+    """
+    ours = without_launcher()
     ours["PYTHONPATH"] = os.pathsep.join(p for p in (str(PLUGIN), ours.get("PYTHONPATH")) if p)
     ours |= {
         "VLLM_SERVER_DEV_MODE": "1",
