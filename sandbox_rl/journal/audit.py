@@ -18,9 +18,8 @@ from typing import Any
 import orjson
 
 from sandbox_rl.journal.columns import has_checksum, is_as_written
-from sandbox_rl.journal.reader import whole_lines, writers
+from sandbox_rl.journal.reader import TURN, whole_lines, writers
 
-_TURN = (b'{"event":"turn"', b'{"event": "turn"')
 _HEAD_BYTES, _TAIL_BYTES = 1_000, 300
 _HEAD = re.compile(
     rb'"episode_id":\s*("(?:[^"\\]|\\.)*"),\s*"prev":\s*(\d+),\s*"index":\s*(\d+)(?:,\s*"time":\s*[\d.e+-]+)?,'
@@ -138,7 +137,7 @@ class _Writer:
             for at, line in whole_lines(self._path):
                 if summed and not is_as_written(line):
                     yield DamagedLine(self._path, at)  # the rest of its episode shows the gap
-                elif line.startswith(_TURN):
+                elif line.startswith(TURN):
                     self._turn(at, line, tokens.fileno())
                 elif (found := self._event(at, line, tokens.fileno())) is not None:
                     yield found

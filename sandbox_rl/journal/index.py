@@ -19,7 +19,7 @@ from typing import Any
 
 from sandbox_rl.errors import DataError
 from sandbox_rl.journal.columns import is_as_written
-from sandbox_rl.journal.reader import places_of, read_events, whole_lines, writers
+from sandbox_rl.journal.reader import TURN, places_of, read_events, whole_lines, writers
 
 FILE = "index.sqlite"
 VERSION = 2
@@ -51,7 +51,6 @@ _END = (
     *("stop", "fault", "reward", "masked", "turns", "sampled", "observed"),
     *("seconds", "generation_seconds", "execution_seconds"),
 )
-_TURN = (b'{"event":"turn"', b'{"event": "turn"')
 _EPISODE_ID = re.compile(rb'"episode_id":\s*("(?:[^"\\]|\\.)*")')
 _SAMPLE = re.compile(r"(.+)-\d+(-r\d+)?")
 """An id is its group's name, the sample's number, and how often it was sampled before."""
@@ -164,7 +163,7 @@ class Index:
             if time.monotonic() > until:
                 break
             at = place + len(line)
-            if line.startswith(_TURN):
+            if line.startswith(TURN):
                 named = _EPISODE_ID.search(line[:1_000])  # a line can be megabytes
                 if named is not None:
                     id = json.loads(named.group(1))

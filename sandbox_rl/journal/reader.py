@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 from sandbox_rl.journal.columns import Columns, is_as_written, unpack
 
+TURN = (b'{"event":"turn"', b'{"event": "turn"')
+"""How a line of a turn begins."""
 _HEAD = re.compile(
     rb'\{"event":\s*"\w+",\s*"episode_id":\s*"[^"\\]*(?:\\.[^"\\]*)*"(?:,\s*"prev":\s*(-?\d+))?'
 )

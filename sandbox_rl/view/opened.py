@@ -102,9 +102,8 @@ class OpenRun:
             name = hashlib.blake2b(os.fsencode(journal), digest_size=12).hexdigest()
             try:
                 self._cache.mkdir(parents=True, exist_ok=True)
-                index = Index(journal, file=self._cache / f"{name}.sqlite")
-                with index:
-                    return Index(journal, file=self._cache / f"{name}.sqlite")
+                with Index(journal, file=self._cache / f"{name}.sqlite") as index:
+                    return index  # it could be opened, and can be again
             except (OSError, sqlite3.Error):
                 pass
         return Index(journal, memory=True)
