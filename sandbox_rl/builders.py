@@ -193,18 +193,6 @@ def build_engine(
     )
 
 
-def sync_arguments(recipe: Recipe, checkpoints: Path) -> SyncArgs:
-    """TRL's `GRPOConfig` of a recipe.
-
-    Raises:
-        ConfigError: a field that TRL does not know or refuses, or a batch that splits groups.
-    """
-    args: SyncArgs = grpo_config(
-        recipe.grpo, estimator=recipe.estimator, **_shared_arguments(recipe, checkpoints)
-    )
-    return args
-
-
 def training_arguments(recipe: Recipe, checkpoints: Path, *, longest: int = 1) -> RunArgs:
     """TRL's settings for the recipe's mode: its `GRPOConfig`, or its experimental `AsyncGRPOConfig`.
 
@@ -215,22 +203,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path, *, longest: int = 1) -
         ConfigError: a field that TRL does not know or refuses, a batch that splits groups, or a token budget
             that is too small.
     """
-    if recipe.mode == "sync":
-        return sync_arguments(recipe, checkpoints)
-    from sandbox_rl.training.asynchronous.config import async_config  # TRL's experimental part takes a second
-
-    args: AsyncArgs = async_config(
-        recipe.grpo,
-        longest=longest,
-        adapters=recipe.model.lora is not None,
-        trust_remote_code=recipe.model.trust_remote_code,
-        **_shared_arguments(recipe, checkpoints),
-    )
-    return args
-
-
-def _shared_arguments(recipe: Recipe, checkpoints: Path) -> dict[str, Any]:
-    return {
+    shared: dict[str, Any] = {
         "checkpoints": checkpoints,
         "name": recipe.name,
         "seed": recipe.seed,
@@ -238,3 +211,16 @@ def _shared_arguments(recipe: Recipe, checkpoints: Path) -> dict[str, Any]:
         "dtype": compute_dtype(recipe.model),
         "report_to": recipe.report_to,
     }
+    if recipe.mode == "sync":
+        sync_args: SyncArgs = grpo_config(recipe.grpo, estimator=recipe.estimator, **shared)
+        return sync_args
+    from sandbox_rl.training.asynchronous.config import async_config  # TRL's experimental part takes a second
+
+    async_args: AsyncArgs = async_config(
+        recipe.grpo,
+        longest=longest,
+        adapters=recipe.model.lora is not None,
+        trust_remote_code=recipe.model.trust_remote_code,
+        **shared,
+    )
+    return async_args

@@ -10,6 +10,7 @@ from pathlib import Path
 import orjson
 
 from sandbox_rl.errors import DataError, ModelError
+from sandbox_rl.journal.reader import whole_lines
 from sandbox_rl.ledger.records import Update, as_line, from_line
 from sandbox_rl.outputs import check_format
 
@@ -83,16 +84,10 @@ class Ledger:
 
 def _whole_lines(path: Path) -> tuple[int, hashlib._Hash]:
     """How many bytes of whole lines there are, and their digest."""
-    digest = hashlib.sha256()
-    if not path.exists():
-        return 0, digest
-    size = 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            digest.update(line)
-            size += len(line)
+    digest, size = hashlib.sha256(), 0
+    for at, line in whole_lines(path) if path.exists() else ():
+        digest.update(line)
+        size = at + len(line)
     return size, digest
 
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sandbox_rl.audit.rows import Advantages
-from sandbox_rl.builders import build_scoring, sync_arguments
+from sandbox_rl.builders import build_scoring, training_arguments
 from sandbox_rl.cassette import Cassette
 from sandbox_rl.cassette.cassette import base_id
 from sandbox_rl.config.recipe import Recipe
@@ -31,6 +31,7 @@ from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.rollout.slots import all_done
 from sandbox_rl.training.estimator import advantage_of, advantage_rule
 from sandbox_rl.training.groups import advantages
+from sandbox_rl.training.views import SyncArgs
 from sandbox_rl.types import Answer, AnswerStatus, StopReason, Task
 
 AT_ONCE = 64
@@ -118,7 +119,8 @@ def rule_of(recipe: Recipe) -> Advantages:
         return kind
     # The model need not be in reach to tell.
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "float32"})})
-    return advantage_rule(recipe.estimator, sync_arguments(recipe, Path(recipe.output_dir))) or kind
+    args = cast(SyncArgs, training_arguments(recipe, Path(recipe.output_dir)))
+    return advantage_rule(recipe.estimator, args) or kind
 
 
 async def score_all(

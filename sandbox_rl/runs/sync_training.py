@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import cast
 
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -11,7 +12,7 @@ from transformers import PrinterCallback, set_seed
 
 from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.audit.run import RunAudit
-from sandbox_rl.builders import sync_arguments
+from sandbox_rl.builders import training_arguments
 from sandbox_rl.display import Progress
 from sandbox_rl.observer import EachRollout
 from sandbox_rl.rollout import EpisodeRequest
@@ -33,7 +34,7 @@ from sandbox_rl.types import Rollout
 def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
     """A trainer that rolls out, updates, and rolls out again; shows its episodes while open."""
     plan, recipe = session.plan, session.plan.recipe
-    args = sync_arguments(recipe, session.records.run.checkpoints)
+    args = cast(SyncArgs, training_arguments(recipe, session.records.run.checkpoints))
     rhythm = Generations.of(args)
     if args.max_steps <= 0:
         args.max_steps = rhythm.steps_for(args.num_train_epochs * len(plan.train_tasks))
