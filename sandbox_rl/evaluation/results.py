@@ -1,4 +1,4 @@
-"""From the ledger to the results of a run: per mode, per part, and sandbox against plain."""
+"""From the journal to the results of a run: per mode, per part, and sandbox against plain."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from sandbox_rl.evaluation.ledger import EpisodeRow
 from sandbox_rl.evaluation.plan import EvaluationPlan, task_key
+from sandbox_rl.evaluation.run import EpisodeRow, read_rows
 from sandbox_rl.evaluation.statistics import Difference, Mean, mean_over_tasks, paired_difference, pass_at
 from sandbox_rl.evaluation.tool_mix import Use
 from sandbox_rl.field_metrics import of_evaluation
@@ -165,7 +166,7 @@ def _plain() -> TypeAdapter[Results]:
 
 
 def results_of(rows: Iterable[EpisodeRow], plan: EvaluationPlan) -> Results:
-    """Summarise what a ledger holds of a plan. The order of the rows does not matter."""
+    """Summarise the episodes of a plan. The order of the rows does not matter."""
     wanted = {request.id for mode in plan.modes for _, request in plan.requests(mode)}
     planned = plan.episodes // len(plan.modes)
     by_mode: dict[str, list[EpisodeRow]] = {mode: [] for mode in plan.modes}
@@ -193,6 +194,11 @@ def results_of(rows: Iterable[EpisodeRow], plan: EvaluationPlan) -> Results:
         comparison_by_part=by_part,
         skipped=plan.skipped,
     )
+
+
+def results_of_journal(plan: EvaluationPlan, journal: Path) -> Results:
+    """The results of what a journal holds of a plan, whole or not."""
+    return results_of(read_rows(journal).values(), plan)
 
 
 def _mode(rows: Sequence[EpisodeRow], planned: int) -> ModeResults:

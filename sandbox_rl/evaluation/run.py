@@ -1,27 +1,83 @@
 """Running an evaluation so that it can be killed at any instant and gone on with.
 
-An episode is known by its id, which follows from mode, task and sample; so does its seed. Resuming runs
-exactly the episodes of which the journal holds no judged end.
+An episode is known by its id, which follows from mode, task and sample; so does its seed. It counts once its
+end is in the journal and its answer was judged: resuming runs exactly the others. Everything that is reported
+is computed from the journal, so a run that was killed and resumed and one that was not are the same thing.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox_rl.evaluation.ledger import EpisodeRow, read_ledger, row_of
 from sandbox_rl.evaluation.plan import EvaluationPlan
-from sandbox_rl.evaluation.results import Results, results_of
-from sandbox_rl.journal import Journal, JournalObserver
+from sandbox_rl.evaluation.tool_mix import uses_of
+from sandbox_rl.journal import Journal, JournalObserver, read_journal, rollout_from_record
+from sandbox_rl.metrics import episode_counts
 from sandbox_rl.observer import EachRollout, Observers
 from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
-from sandbox_rl.types import Rollout
+from sandbox_rl.types import Rollout, Task, ToolCall
 
 CHUNK = 1_000
 """Episodes whose rollouts are in memory at a time; the next chunk starts as they end."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRow:
+    """What an evaluation keeps of one episode.
+
+    Args:
+        part: line of the results; of a run without parts the task's domain.
+        mode: "sandbox" or "plain".
+        reward: None when it could not be judged.
+        by_fallback: the judge was down and a rule judged.
+        counts: what results are means of, by their names there: `metrics.episode_counts`, the `calls` that
+            could be parsed, and of them `use/USE`.
+    """
+
+    episode_id: str
+    task_id: str
+    part: str
+    mode: str
+    reward: float | None
+    stop: str
+    by_fallback: bool
+    counts: Mapping[str, float]
+
+
+def row_of(rollout: Rollout, *, part: str, mode: str) -> EpisodeRow:
+    """The row of a rollout, lost or judged."""
+    trajectory, reward = rollout.trajectory, rollout.reward
+    calls = [call for turn in trajectory.turns for call in turn.calls if isinstance(call, ToolCall)]
+    uses = (use for call in calls for use in uses_of(call.name, call.arguments))
+    return EpisodeRow(
+        episode_id=trajectory.episode_id,
+        task_id=trajectory.task_id,
+        part=part,
+        mode=mode,
+        reward=reward.value,
+        stop=trajectory.stop.value,
+        by_fallback=bool(reward.parts.get("judge_fallback")),
+        counts={**episode_counts(rollout), "calls": len(calls), **Counter(f"use/{use}" for use in uses)},
+    )
+
+
+def _row_of_record(record: Mapping[str, Any]) -> EpisodeRow:
+    task = Task(record["task_id"], "", "", domain=record["domain"])
+    part, mode = record.get("part") or task.domain, record.get("mode", "sandbox")
+    return row_of(rollout_from_record(record, task), part=part, mode=mode)
+
+
+def read_rows(path: Path) -> dict[str, EpisodeRow]:
+    """Episode id → row; of several tries of one episode the last."""
+    if not path.is_dir():
+        return {}
+    return {row.episode_id: row for row in map(_row_of_record, read_journal(path))}
 
 
 async def run_evaluation(
@@ -37,7 +93,7 @@ async def run_evaluation(
 
     Args:
         engines: mode → engine; entered only if there is something to run.
-        known: what the journal holds already (`read_ledger`): what was judged is not run again.
+        known: what the journal holds already (`read_rows`): what was judged is not run again.
         on_episode: called in the event loop with every episode as it is in the journal; must not block.
         context: more fields of each episode in the journal.
 
@@ -72,8 +128,3 @@ async def run_evaluation(
                     observer=Observers(JournalObserver(journal, fields), EachRollout(ended)),
                 )
                 await asyncio.sleep(0)
-
-
-def results_of_journal(plan: EvaluationPlan, journal: Path) -> Results:
-    """The results of what a journal holds of a plan, whole or not."""
-    return results_of(read_ledger(journal).values(), plan)

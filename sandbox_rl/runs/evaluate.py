@@ -13,10 +13,9 @@ from sandbox_rl.config.suite import Suite
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, InfraFault
 from sandbox_rl.evaluation.directory import EvaluationDirectory
-from sandbox_rl.evaluation.ledger import read_ledger
 from sandbox_rl.evaluation.plan import MODES, EvaluationPlan, identity_of, short_hash
-from sandbox_rl.evaluation.results import Results, results_of
-from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
+from sandbox_rl.evaluation.results import Results, results_of, results_of_journal
+from sandbox_rl.evaluation.run import read_rows, run_evaluation
 from sandbox_rl.journal import Journal
 from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.openai_chat import EndpointSettings
@@ -87,7 +86,7 @@ def evaluate(options: EvaluateOptions, *, display: Display) -> EvaluationOutcome
         with output.opened(identity, stored):
             _run(subject, plan, model, output, display)
     except InfraFault as error:
-        if not any(row.reward is not None for row in read_ledger(output.journal).values()):
+        if not any(row.reward is not None for row in read_rows(output.journal).values()):
             raise
         fault = str(error)
     results = results_of_journal(plan, output.journal)
@@ -103,7 +102,7 @@ def _run(
     display: Display,
 ) -> None:
     """Run what the journal lacks; where it lacks nothing, nothing needs a model."""
-    known = read_ledger(output.journal)
+    known = read_rows(output.journal)
     if not results_of(known.values(), plan).unjudged:
         return
     with (

@@ -10,10 +10,9 @@ from accelerate.utils import gather_object
 from sandbox_rl.builders import build_engine
 from sandbox_rl.errors import InfraFault
 from sandbox_rl.evaluation.directory import EvaluationDirectory
-from sandbox_rl.evaluation.ledger import EpisodeRow
 from sandbox_rl.evaluation.plan import EvaluationPlan
 from sandbox_rl.evaluation.results import Results, results_of
-from sandbox_rl.evaluation.run import run_evaluation
+from sandbox_rl.evaluation.run import EpisodeRow, run_evaluation
 from sandbox_rl.journal import Journal
 from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.runs.directory import set_aside

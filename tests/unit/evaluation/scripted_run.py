@@ -9,10 +9,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from sandbox_rl.evaluation.ledger import read_ledger
 from sandbox_rl.evaluation.plan import EvaluationPlan, parts_by_domain
-from sandbox_rl.evaluation.results import Results
-from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
+from sandbox_rl.evaluation.results import Results, results_of_journal
+from sandbox_rl.evaluation.run import read_rows, run_evaluation
 from sandbox_rl.journal import Journal
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
@@ -42,7 +41,7 @@ def plan() -> EvaluationPlan:
 async def measured(plan, engine, path, on_episode=lambda row, rollout: None) -> Results:
     """As `sandbox-rl eval` does it: run what the journal lacks, and read it."""
     with Journal(path) as journal:
-        known = read_ledger(path)
+        known = read_rows(path)
         await run_evaluation(plan, {"sandbox": engine}, journal, known=known, on_episode=on_episode)
     return results_of_journal(plan, path)
 

@@ -11,7 +11,8 @@ from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError, EngineFault, InfraFault
 from sandbox_rl.evaluation.plan import EvaluationPlan, Part
-from sandbox_rl.evaluation.run import results_of_journal, run_evaluation
+from sandbox_rl.evaluation.results import results_of_journal
+from sandbox_rl.evaluation.run import run_evaluation
 from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.journal import Journal, read_journal, rollout_record, trajectory_from_record
 from sandbox_rl.policies.base import Sampling, TurnSampling

@@ -10,10 +10,10 @@ import pytest
 
 from sandbox_rl.display import Silent
 from sandbox_rl.evaluation.directory import EvaluationDirectory
-from sandbox_rl.evaluation.ledger import EpisodeRow
 from sandbox_rl.evaluation.page import compare, show_results
 from sandbox_rl.evaluation.plan import EvaluationPlan, parts_by_domain
 from sandbox_rl.evaluation.results import Results, results_of
+from sandbox_rl.evaluation.run import EpisodeRow
 from sandbox_rl.evaluation.statistics import Mean
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy

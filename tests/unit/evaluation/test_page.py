@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.evaluation.ledger import EpisodeRow
 from sandbox_rl.evaluation.page import page
 from sandbox_rl.evaluation.plan import EvaluationPlan, Part, parts_by_domain, task_key
 from sandbox_rl.evaluation.results import Results, results_of
+from sandbox_rl.evaluation.run import EpisodeRow
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.types import Task
 

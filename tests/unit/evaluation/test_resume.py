@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_rl.evaluation.ledger import read_ledger
+from sandbox_rl.evaluation.run import read_rows
 from sandbox_rl.journal import read_journal
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from tests.unit.evaluation.scripted_run import SAMPLES, TASKS, is_right, measured, plan, script
@@ -104,7 +104,7 @@ async def test_unjudged_episodes_are_run_again(tmp_path):
     second = await measured(plan(), engine, journal)
     assert scoring.scored == unjudged
     assert second.unjudged == 0
-    assert len(read_ledger(journal)) == TASKS * SAMPLES
+    assert len(read_rows(journal)) == TASKS * SAMPLES
     assert second.modes["sandbox"].accuracy.value == pytest.approx(EXPECTED, abs=1e-12)
 
 
