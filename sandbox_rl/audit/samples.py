@@ -243,10 +243,6 @@ class PackedAudit:
                 self.shares.due(tokens, tokens * abs(sample.advantage))
             self._compare(sorted(group, key=lambda sample: sample.reward), step)
 
-    def left_out(self, reason: TokenClass, tokens: int) -> None:
-        """Take note of tokens that were sampled for an update and are in none."""
-        self.shares.add(reason, tokens)
-
     def in_loss(self, advantages: np.ndarray[Any, Any]) -> None:
         """Count the tokens that the loss of a packed micro-batch is taken over.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from sandbox_rl.journal.columns import has_checksum, is_as_written
+from sandbox_rl.journal.columns import is_as_written
 from sandbox_rl.journal.reader import TURN, whole_lines, writers
 
 _HEAD_BYTES, _TAIL_BYTES = 1_000, 300
@@ -119,7 +119,7 @@ def without_checksums(directory: Path) -> list[str]:
 
 def _summed(path: Path) -> bool:
     """By two lines, of which one may be damaged; also where there is none yet."""
-    first = [has_checksum(line) for _, line in islice(whole_lines(path), 2)]
+    first = [is_as_written(line) is not None for _, line in islice(whole_lines(path), 2)]
     return any(first) or not first
 
 

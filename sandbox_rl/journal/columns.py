@@ -88,12 +88,7 @@ def with_checksum(value: bytes) -> bytes:
     return b'%b,"crc":"%08x"}\n' % (value[:-1], zlib.crc32(memoryview(value)[:-1]))
 
 
-def has_checksum(line: bytes) -> bool:
-    """Whether a line ends with one; those that were written before there were any do not."""
-    return _END.fullmatch(line[-_SIZE:]) is not None
-
-
 def is_as_written(line: bytes) -> bool | None:
-    """Whether a line is what its checksum says; None where it has none."""
+    """Whether a line is what its checksum says; None where it has none, as before there were any."""
     found = _END.fullmatch(line[-_SIZE:])
     return None if found is None else zlib.crc32(memoryview(line)[:-_SIZE]) == int(found[1], 16)

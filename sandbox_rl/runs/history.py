@@ -171,9 +171,6 @@ def set_lines_aside(path: Path, replaced: Callable[[bytes], bool], aside: Path) 
         aside_path.unlink(missing_ok=True)
 
 
-WHEN = ("before", "after")
-
-
 def write_results(run: RunDirectory, results: Mapping[str, Results | None]) -> None:
     """Write it anew: when ("before" or "after") → results, as `sandbox-rl eval` writes its own."""
     run.write_json("results.json", {when: r.to_json() for when, r in results.items() if r is not None})
@@ -188,7 +185,7 @@ def known_results(run: RunDirectory) -> dict[str, Results]:
     path = run.path / "results.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {when: Results.from_json(found[when]) for when in WHEN if when in found}
+        return {when: Results.from_json(found[when]) for when in ("before", "after") if when in found}
     except OSError:
         return {}
     except (ValueError, KeyError, TypeError) as error:

@@ -108,7 +108,7 @@ class RolloutSource:
             self.metrics[f"left_out/{why}_total"].append(float(count))
         if self.audit is not None:
             for index, why in group.left_out.items():
-                self.audit.left_out(CLASS_OF[why], group.left_tokens.get(index, 0))
+                self.audit.shares.add(CLASS_OF[why], group.left_tokens.get(index, 0))
 
     def _compose(self, step: int) -> Composed:
         groups = self.admission.compose(step)
