@@ -21,7 +21,6 @@ from sandbox_rl.display import Progress, Silent
 SMOOTHING = 0.98
 """Weight of the past in the running mean of the reward: about the last fifty episodes."""
 
-
 LOG_EVERY = 30.0
 """Seconds between two lines of what goes on, where there is no terminal that shows a bar."""
 

@@ -88,7 +88,7 @@ class _Looking(WatchedSandbox):
         await self._files.look(self._sandbox)
 
 
-def write_changes(run: Path, episode: str, changes: ChangedFiles) -> Path:
+def write_changes(run: Path, episode: str, changes: ChangedFiles) -> None:
     """Write them beside the run's records; what an earlier replay wrote there is replaced.
 
     Raises:
@@ -97,7 +97,6 @@ def write_changes(run: Path, episode: str, changes: ChangedFiles) -> Path:
     path = file_of(run, episode)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, json.dumps({"episode": episode, "turns": changes.turns}) + "\n")
-    return path
 
 
 def _change(path: str, before: bytes | None, now: bytes | None) -> dict[str, Any]:
