@@ -214,6 +214,9 @@ def file_of(run: Path, episode: str) -> Path:
     return run / "files" / f"{quote(episode, safe='')}.json"
 
 
+_WHY = {end.value: end.why for end in SampleEnd}
+
+
 def why_not_trained(run: OpenRun, row: Mapping[str, Any]) -> dict[str, Any]:
     """The sentence, and the records that it is read from.
 
@@ -221,7 +224,7 @@ def why_not_trained(run: OpenRun, row: Mapping[str, Any]) -> dict[str, Any]:
         row: of the episode, with `end`, `advantage` and `trained` of the ledger.
     """
     if row.get("end"):
-        sentence = f"{SampleEnd(row['end']).why} Update {row['trained']}."
+        sentence = f"{_WHY[row['end']]} Update {row['trained']}."
         return {"end": row["end"], "sentence": sentence, "advantage": row["advantage"]}
     return {"end": None, "sentence": _without_ledger(run, row), "advantage": None}
 
