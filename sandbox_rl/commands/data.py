@@ -31,12 +31,12 @@ def init(
     Columns and scorer are guessed from the rows; the reasons stand beside the values.
     """
     from sandbox_rl.errors import ConfigError
+    from sandbox_rl.outputs import check_new, write_new
     from sandbox_rl.runs.starter import guess, starter_recipe
     from sandbox_rl.tasks.rows import open_table
     from sandbox_rl.training.placement import find_cards
 
-    if output.exists():
-        raise ConfigError(f"--output: {output} exists already, expected a new file; name another one")
+    check_new(output, "--output")
     if not output.parent.is_dir():
         raise ConfigError(f"--output: there is no directory {output.parent}, expected one that is there")
     table = open_table(rows, str(rows))
@@ -49,8 +49,7 @@ def init(
         model=model,
         cards=find_cards(),
     )
-    with output.open("x", encoding="utf-8") as file:
-        file.write(text)
+    write_new(output, text, "--output")
     typer.echo(f"Wrote {output}. Look at it, then: sandbox-rl train {output} --dry-run")
 
 

@@ -77,3 +77,9 @@ def test_the_command_writes_a_new_file_only(tmp_path, monkeypatch, capsys):
     recipe = load_recipe(tmp_path / "mine.yaml")
     assert (recipe.name, recipe.model.path) == ("mine", "some/model: 1")
     assert "sandbox-rl train mine.yaml --dry-run" in capsys.readouterr().out
+    (tmp_path / "link.yaml").symlink_to("nowhere.yaml")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["init", "data/rows.jsonl", "-o", "link.yaml"])
+    assert ended.value.code == 2
+    assert "link.yaml exists already (a link)" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere.yaml").exists()
