@@ -18,6 +18,7 @@ import sandbox_rl
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.audit.faults import FaultWatch
 from sandbox_rl.builders import build_backend, build_engine
+from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.lease import ModelLease
@@ -82,13 +83,8 @@ def training_session(
         check_division(recipe, division_of(None))
     with together():  # an endpoint can be out of reach of one process
         notes = asyncio.run(check_rewards(recipe, plan.base_dir, plan.train_tasks))
-    for note in notes:
+    for note in (*notes, *_of_chaos(recipe)):
         display.say(note)
-    if recipe.chaos.share:
-        display.say(
-            f"chaos: faults are injected into {recipe.chaos.share:.0%} of the episodes' tries (seed "
-            f"{recipe.chaos.seed}): sandboxes killed or hanging, servers that hang up, scorers lost"
-        )
     if recipe.warmup is not None and isinstance(recipe.policy, VLLMSettings):
         # What cannot be placed is refused before a warm-up takes its minutes.
         with together():
@@ -129,6 +125,14 @@ def training_session(
             model.tokenizer.save_pretrained(records.run.path / "tokenizer")
         yield Session(
             plan, state, display, model, policy, loop, engine, records, finish, faults, endpoint, status
+        )
+
+
+def _of_chaos(recipe: Recipe) -> Iterator[str]:
+    if recipe.chaos.share:
+        yield (
+            f"chaos: faults are injected into {recipe.chaos.share:.0%} of the episodes' tries (seed "
+            f"{recipe.chaos.seed}): sandboxes killed or hanging, servers that hang up, scorers lost"
         )
 
 
