@@ -8,7 +8,7 @@ from math import comb, fsum
 from statistics import fmean
 from typing import Any
 
-from sandbox_rl.types import Rollout, StopReason, ToolCall
+from sandbox_rl.types import Observation, Rollout, StopReason, ToolCall, ToolFailure
 
 Logs = Mapping[str, Any]
 """What a trainer logs at once, by name; None and NaN say that there is no value."""
@@ -32,7 +32,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Means over a batch. Names are paths such as `reward/math`; fractions lie in [0, 1]; `judged` and
-    `judged/math` say how many episodes rewards rest on.
+    `judged/math` say how many episodes rewards are means of.
 
     Rollouts without a reward count towards `infra_fault_rate`, or `masked_rate` where the recipe masks
     them, towards the shares of stop reasons, and nothing else about the policy.
@@ -95,7 +95,8 @@ def episode_counts(rollout: Rollout) -> dict[str, float]:
     }
     generation = sum(turn.timing.generation for turn in turns)
     execution = sum(turn.timing.execution for turn in turns)
-    calls = (call for turn in turns for call in turn.calls if isinstance(call, ToolCall))
+    # What follows a submit is not run.
+    answered = (pair for turn in turns for pair in zip(turn.calls, turn.observations, strict=False))
     failures = (o.failure.value for turn in turns for o in turn.observations if o.failure is not None)
     return {
         "turns": len(turns),
@@ -105,7 +106,7 @@ def episode_counts(rollout: Rollout) -> dict[str, float]:
         "seconds/execution": execution,
         "seconds/scoring": rollout.reward.seconds,
         "seconds/waiting": max(0.0, trajectory.seconds - generation - execution),
-        **Counter(f"calls/{_known_tool(call.name)}" for call in calls),
+        **Counter(f"calls/{_tool_of(c, o)}" for c, o in answered if isinstance(c, ToolCall)),
         **Counter(f"failures/{kind}" for kind in failures),
     }
 
@@ -119,6 +120,6 @@ def mean_counts(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return means | {"tokens/observed_share": totals["tokens/observed"] / max(1, tokens)}
 
 
-def _known_tool(name: str) -> str:
-    """The policy chooses the names that it calls: only those that exist may become metric names."""
-    return name if name in ("execute_bash", "str_replace_editor", "submit") else "unknown"
+def _tool_of(call: ToolCall, answer: Observation) -> str:
+    """The policy chooses the names that it calls: only those of tools that exist may become metric names."""
+    return "unknown" if answer.failure is ToolFailure.UNKNOWN_TOOL else call.name

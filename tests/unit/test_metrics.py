@@ -62,17 +62,18 @@ def test_only_faults_leave_only_the_fault_rate():
     assert metrics == {"episodes": 1.0, "judged": 0.0, "infra_fault_rate": 1.0}
 
 
-def test_tools_are_counted_by_known_names_only():
+def test_tools_are_counted_by_the_names_of_those_that_exist_ones_own_too():
     turn = Turn(
         Action((1, 2), (0.0, 0.0), "stop"),
-        (ToolCall("execute_bash", {}), ToolCall("evil/metric name", {})),
-        (Observation("ok", "execute_bash"), Observation("?", failure=ToolFailure.UNKNOWN_TOOL)),
+        (ToolCall("execute_bash", {}), ToolCall("evil/metric name", {}), ToolCall("count_words", {})),
+        (Observation("ok"), Observation("?", failure=ToolFailure.UNKNOWN_TOOL), Observation("3")),
         (9,) * 6,
     )
     last = Turn(Action((3, 4), (0.0, 0.0), "stop"))
     metrics = rollout_metrics([rollout(turns=(turn, last)), rollout()])
     assert metrics["calls/execute_bash"] == 0.5
     assert metrics["calls/unknown"] == 0.5
+    assert metrics["calls/count_words"] == 0.5
     assert metrics["failures/unknown_tool"] == 0.5
     assert not any("evil" in name for name in metrics)
     assert metrics["tokens/observed_share"] == pytest.approx(0.6)
