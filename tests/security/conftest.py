@@ -16,7 +16,6 @@ from sandbox_rl.types import ExecStatus
 
 from ..contract.backends import BACKENDS, ISOLATING
 
-_TO_WARM_UP = 24
 USER = 23_456  # an id that no account has
 
 
@@ -38,7 +37,7 @@ async def backend(request: pytest.FixtureRequest, witness: HostWitness) -> Async
         request.getfixturevalue("engine")
     async with BACKENDS[request.param](CASE_LIMITS) as made:
         # What is made lazily, threads and connections to an engine, is made before anything is counted.
-        await asyncio.gather(*(_live_once(made) for _ in range(_TO_WARM_UP)))
+        await asyncio.gather(*(_live_once(made) for _ in range(NUMBERS[request.param].to_warm_up)))
         yield made
 
 
@@ -52,6 +51,7 @@ class Numbers:
     """How much of everything: a container costs the machine ten times what an embedded sandbox does.
 
     Args:
+        to_warm_up: lives before anything is counted.
         cycles, cancellations: lives of sandboxes.
         owned: sandboxes of an owner that is killed.
         crowd: sandboxes alive at the same time.
@@ -59,6 +59,7 @@ class Numbers:
         gone_s: seconds after their owner's death by which all must be gone.
     """
 
+    to_warm_up: int
     cycles: int
     cancellations: int
     owned: int
@@ -68,8 +69,11 @@ class Numbers:
 
 
 NUMBERS = {
-    "docker": Numbers(cycles=40, cancellations=40, owned=64, crowd=32, at_once=8, gone_s=30),
+    "docker": Numbers(
+        to_warm_up=8, cycles=20, cancellations=20, owned=24, crowd=16, at_once=8, gone_s=30
+    ),
     "embedded": Numbers(
+        to_warm_up=24,
         cycles=int(os.environ.get("SANDBOX_RL_TEST_CYCLES", "300")),  # 1,000 for SPECIFICATION.md's figure
         cancellations=200,
         owned=64,

@@ -39,7 +39,7 @@ def run(tmp_path_factory) -> Path:
         "model": {"path": saved_model(directory / "model"), "dtype": "float32"},
         "warmup": None,
         # So raw a policy earns nothing; the entropy bonus gives a gradient all the same.
-        "grpo": RECIPE["grpo"] | {"max_steps": 3, "entropy_coef": 1.0},
+        "grpo": RECIPE["grpo"] | {"max_steps": 3, "per_device_train_batch_size": 4, "entropy_coef": 1.0},
         "evaluation": {"tasks": 0, "suite": {"path": "sums.yaml", "every_steps": 2}},
     }
     (directory / "r.yaml").write_text(yaml.safe_dump(recipe))

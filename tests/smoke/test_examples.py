@@ -29,7 +29,8 @@ async def test_one_file_learns_that_reading_pays():
 @pytest.mark.slow
 def test_training_from_python_returns_what_it_made(tmp_path):
     recipe = importlib.import_module("train_in_python").recipe(1, output_dir=str(tmp_path))
-    result = sandbox_rl.train(recipe, base_dir=EXAMPLES)
+    warmup = recipe.warmup.model_copy(update={"episodes": 32, "sft": recipe.warmup.sft | {"max_steps": 8}})
+    result = sandbox_rl.train(recipe.model_copy(update={"warmup": warmup}), base_dir=EXAMPLES)
     assert (result.steps, result.interrupted) == (1, False)
     assert result.export is not None
     assert (result.export / "model.safetensors").is_file()

@@ -295,19 +295,10 @@ def test_a_kill_loses_no_row_and_repeats_none(trained, recipe):
 @pytest.mark.usefixtures("trained")
 def test_two_processes_share_the_work_and_make_one_model(recipe):
     """Groups stay whole on a rank, both ranks roll out, and there is one result."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            *("-m", "sandbox_rl", "train", str(recipe), "name=two", "grpo.max_steps=2"),
-            *("grpo.per_device_train_batch_size=4", "launch.processes=2"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
+    done = sandbox_rl(
+        *("train", str(recipe), "name=two", "grpo.max_steps=2"),
+        *("grpo.per_device_train_batch_size=4", "launch.processes=2"),
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     assert "starting 2 processes" in done.stdout + done.stderr
     run = recipe.parent / "runs" / "two"
     train = records(run, "train")

@@ -163,9 +163,10 @@ def test_the_file_in_shared_memory_is_safetensors(tmp_path):
     assert all(read[name].dtype == tensors[name].dtype for name in tensors)
 
 
-def test_untied_and_over_a_process_group(vllm_python, tmp_path):
+def test_over_a_process_group_and_through_a_restart(vllm_python, tmp_path):
     """What servers on other hosts get, here over TCP; `nccl` is the same lines with another backend. What
-    arrived is loaded by the same lines as from shared memory."""
+    arrived is loaded by the same lines as from shared memory, here into a head of its own. A transfer that
+    broke is never sampled from, and a server that is started again serves the last good weights."""
     model = save_tiny(tmp_path / "model", tied=False)
     run = served(model, vllm_python, tmp_path / "vllm.log", transfer="gloo")
     on = next(run)
@@ -173,14 +174,21 @@ def test_untied_and_over_a_process_group(vllm_python, tmp_path):
         assert on.model.lm_head.weight is not on.model.model.embed_tokens.weight
         parity(on)
         parity(on)
-        (pid,) = front(on)
-        os.kill(pid, signal.SIGKILL)  # the new process is in no group, and gets the weights beside it
-        assert gap(on.model, PROMPT, ask(on, timeout=240.0)) < 1e-5
-        parity(on)
-        version = on.weights.version.value
+        good, version = copy.deepcopy(on.model), on.weights.version.value
+        disturb(on.model, seed=8)
         with pytest.raises(EngineFault, match="weight transfer to"):
             on.weights.publish(Broken(on.model), version + 1)
         (server,) = on.server.servers
         assert on.loop.run(server.call("GET", "/is_paused")) == {"is_paused": True}
+        assert on.weights.version.value == version
+        with pytest.raises((EngineFault, TimeoutError)):
+            ask(on, timeout=2.0)
+        (pid,) = front(on)
+        os.kill(pid, signal.SIGKILL)  # the new process is in no group, and gets the weights beside it
+        action = ask(on, timeout=240.0)  # waits for the restart within the episode's time
+        assert gap(good, PROMPT, action) < SAME
+        assert action.weight_version == version
+        on.publish()
+        parity(on)
     finally:
         assert next(run, None) is None

@@ -157,9 +157,9 @@ def test_debugging_shows_the_traceback(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
-    endless = RECIPE | {"warmup": {"episodes": 100_000}}
+    endless = RECIPE | {"warmup": {"episodes": 5_000}}
     (tmp_path / "r.yaml").write_text(
-        json.dumps(endless | {"data": {"sources": [RECIPE["data"]["sources"][0] | {"size": 200_000}]}})
+        json.dumps(endless | {"data": {"sources": [RECIPE["data"]["sources"][0] | {"size": 10_000}]}})
     )
     process = prepared.Popen(
         [sys.executable, "-m", "sandbox_rl.cli", "train", "r.yaml"],

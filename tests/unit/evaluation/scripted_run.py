@@ -18,7 +18,7 @@ from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.types import Task
 from tests.unit.rig import SUBMIT, make_engine, say, write
 
-TASKS, SAMPLES = 250, 4
+TASKS, SAMPLES = 120, 4
 RIGHT, WRONG = say(write("42")), say(write("41"))
 DONE = say(SUBMIT)
 

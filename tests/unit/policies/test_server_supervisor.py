@@ -1,9 +1,7 @@
-"""A server that fails, dies or is left behind."""
+"""The supervisor of a managed server, here of shells: it needs no vLLM."""
 
 from __future__ import annotations
 
-import copy
-import os
 import signal
 import subprocess
 import sys
@@ -11,35 +9,8 @@ import time
 
 import pytest
 
-from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.vllm.launch import PLUGIN
 from tests.processes import alive
-from tests.vllm.support import PROMPT, Broken, ask, disturb, front, gap
-
-SAME = 1e-5
-
-
-def test_a_broken_transfer_is_never_sampled_from_and_a_restart_serves_the_last_good_weights(shared):
-    disturb(shared.model, seed=7)
-    shared.publish()
-    good, version = copy.deepcopy(shared.model), shared.weights.version.value
-    (server,) = shared.server.servers
-
-    disturb(shared.model, seed=8)
-    with pytest.raises(EngineFault, match="weight transfer to"):
-        shared.weights.publish(Broken(shared.model), version + 1)
-    assert shared.loop.run(server.call("GET", "/is_paused")) == {"is_paused": True}
-    assert shared.weights.version.value == version
-    with pytest.raises((EngineFault, TimeoutError)):
-        ask(shared, timeout=2.0)
-
-    (pid,) = front(shared)
-    os.kill(pid, signal.SIGKILL)
-    action = ask(shared, timeout=240.0)  # waits for the restart within the episode's time
-    assert gap(good, PROMPT, action) < SAME
-    assert action.weight_version == version
-    shared.publish()
-    assert gap(shared.model, PROMPT, ask(shared)) < SAME
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
