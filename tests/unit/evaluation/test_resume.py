@@ -15,6 +15,7 @@ import pytest
 from sandbox_rl.evaluation.run import read_rows
 from sandbox_rl.journal import read_journal
 from sandbox_rl.policies.scripted import ScriptedPolicy
+from tests import prepared
 from tests.unit.evaluation.scripted_run import SAMPLES, TASKS, is_right, measured, plan, script
 from tests.unit.rig import ExactScoring, make_engine
 
@@ -24,7 +25,7 @@ EXPECTED = sum(is_right(i, s) for i in range(TASKS) for s in range(SAMPLES)) / (
 
 def child(journal: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.unit.evaluation.scripted_run", str(journal), "0.03"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return prepared.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def lines(journal: Path) -> int:
