@@ -68,6 +68,10 @@ def _warm(recipe: Recipe, base_dir: Path, display: Display) -> WarmupResult:
 
 def _warm_alone(recipe: Recipe, base_dir: Path) -> None:
     """Run the warm-up in a process outside the process group, whose collectives would wait for all ranks."""
+    from sandbox_rl.runs.warmup import cached
+
+    if cached(recipe, base_dir=base_dir):
+        return
     folder = Path(recipe.output_dir) / "warmup"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".recipe.{os.getpid()}.yaml"

@@ -74,13 +74,7 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
     Raises:
         ConfigError: the recipe has no warm-up, or the expert never succeeds.
     """
-    if recipe.warmup is None:
-        raise ConfigError("this recipe has no 'warmup:' block; add one, e.g. warmup: {episodes: 1000}")
-    settings, recipe = recipe.warmup, settled(recipe)
-    tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)[: settings.episodes]
-    folders = [base_dir / folder for folder in recipe.prompts]
-    prompts = prompt_digests((task.domain for task in tasks), folders)
-    target = Path(recipe.output_dir) / "warmup" / _key(recipe, tasks, prompts)
+    settings, recipe, tasks, target = _planned(recipe, base_dir)
     if (made := _made(target)) is not None:
         return made
     expert = EXPERTS.find(settings.expert)
@@ -125,6 +119,26 @@ def warmup(recipe: Recipe, *, base_dir: Path, display: Display) -> WarmupResult:
     return made
 
 
+def cached(recipe: Recipe, *, base_dir: Path) -> WarmupResult | None:
+    """What an equal warm-up has come to, or None.
+
+    Raises:
+        ConfigError: the recipe has no warm-up.
+    """
+    return _made(_planned(recipe, base_dir)[-1])
+
+
+def _planned(recipe: Recipe, base_dir: Path) -> tuple[WarmupSettings, Recipe, Sequence[Task], Path]:
+    """Its settings, the recipe with all of them, the expert's tasks, and where the result belongs."""
+    if recipe.warmup is None:
+        raise ConfigError("this recipe has no 'warmup:' block; add one, e.g. warmup: {episodes: 1000}")
+    settings, recipe = recipe.warmup, settled(recipe)
+    tasks = load_tasks(recipe.data, split="train", base_dir=base_dir)[: settings.episodes]
+    folders = [base_dir / folder for folder in recipe.prompts]
+    prompts = prompt_digests((task.domain for task in tasks), folders)
+    return settings, recipe, tasks, Path(recipe.output_dir) / "warmup" / _key(recipe, tasks, prompts)
+
+
 def _begin_with(
     loop: LoopThread, recipe: Recipe, base_dir: Path, expert: Expert, tasks: Sequence[Task]
 ) -> tuple[Any, PreTrainedModel]:
@@ -146,7 +160,6 @@ def _begin_with(
 
 
 def _made(target: Path) -> WarmupResult | None:
-    """What an equal warm-up has come to."""
     facts = target / "warmup.json"
     return WarmupResult(target, cached=True, **json.loads(facts.read_text())) if facts.exists() else None
 
