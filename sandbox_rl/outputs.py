@@ -7,14 +7,16 @@ is complete. Only files in a directory that we have made ourselves (a run's) are
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from sandbox_rl.errors import ConfigError, DataError
+from sandbox_rl.errors import ConfigError, DataError, ModelError
 
 
 def check_format(path: Path, found: object, known: int) -> None:
@@ -151,6 +153,25 @@ def append_line(path: Path, line: bytes, *, to_disk: bool = False) -> None:
         if to_disk:
             file.flush()
             os.fsync(file.fileno())
+
+
+@contextmanager
+def restoring(path: Path, what: str, advice: str) -> Iterator[Any]:
+    """The JSON of a checkpoint's file; where the block fails on what it says, the file is none of ours.
+
+    Args:
+        what: it should hold, for the message.
+        advice: how to go on without, likewise.
+
+    Raises:
+        ModelError: it is missing, or not one of ours.
+    """
+    try:
+        yield json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"--resume: {path} does not hold {what} ({type(error).__name__}); {advice}"
+        ) from error
 
 
 @contextmanager

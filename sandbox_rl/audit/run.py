@@ -14,7 +14,7 @@ from sandbox_rl.audit.sampler import PublicationAudit, SamplerAudit
 from sandbox_rl.audit.samples import PackedAudit, SampleAudit
 from sandbox_rl.audit.shares import TokenShares
 from sandbox_rl.audit.updates import UpdateAudit
-from sandbox_rl.errors import ModelError
+from sandbox_rl.outputs import restoring
 
 STATE_FILE = "audit.json"
 """Name of the state's file in a checkpoint."""
@@ -79,16 +79,10 @@ class RunAudit:
         Raises:
             ModelError: its file is missing or not one of ours.
         """
-        path = checkpoint / STATE_FILE
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
+        advice = "remove that checkpoint to go on from the one before"
+        with restoring(checkpoint / STATE_FILE, "what the audits knew", advice) as state:
             self.shares.restore(state["shares"])
             self.sampler.searched = int(state["searched"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"--resume: {path} does not hold what the audits knew ({type(error).__name__}); remove that "
-                "checkpoint to go on from the one before"
-            ) from error
 
     def take(self, step: int) -> dict[str, float]:
         """The metrics of a step that has ended; a collective where several processes train."""

@@ -28,10 +28,6 @@ _OURS = {
 _PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 
 
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
-
-
 class TransformersSettings(Settings):
     """The model samples in the trainer's own process: for small models and machines without a GPU."""
 
@@ -108,11 +104,16 @@ class VLLMSettings(Settings):
                 raise ValueError(f"arguments: {name!r} belongs elsewhere: {_OURS[plain]}")
             if name != name.lstrip("-"):
                 raise ValueError(f"arguments: {name!r}, expected the name without dashes in front")
-            if plain == "gpu-memory-utilization" and not _is_share(value):
+            if plain == "gpu-memory-utilization" and not (type(value) in (int, float) and 0 < value <= 1):
                 raise ValueError(f"arguments: {name!r} is {value!r}, expected a number above 0, at most 1")
             if plain in _PARALLEL and (type(value) is not int or value < 1):
                 raise ValueError(f"arguments: {name!r} is {value!r}, expected a number of cards, 1 or more")
         return self
+
+    @property
+    def plain_arguments(self) -> dict[str, Any]:
+        """`arguments` by their names with dashes, as vLLM has them."""
+        return {name.replace("_", "-"): value for name, value in self.arguments.items()}
 
     @property
     def shards(self) -> int:
@@ -125,7 +126,7 @@ class VLLMSettings(Settings):
         return math.prod(self._size(name) for name in _PARALLEL)
 
     def _size(self, name: str) -> int:
-        return int(self.arguments.get(name, self.arguments.get(name.replace("-", "_"), 1)))
+        return int(self.plain_arguments.get(name, 1))
 
     def _refuse_for_external(self) -> None:
         if self.sleep is True:

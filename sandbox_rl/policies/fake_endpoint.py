@@ -39,7 +39,6 @@ def said(
     calls: Sequence[tuple[str, Any]] = (),
     *,
     ids: bool = True,
-    finish_reason: str | None = None,
     usage: tuple[int, int] | None = (100, 10),
     delay_s: float = 0.0,
 ) -> Raw:
@@ -53,7 +52,7 @@ def said(
         for index, (name, a) in enumerate(calls)
     ]
     message = {"role": "assistant", "content": text, **({"tool_calls": made} if made else {})}
-    reason = finish_reason or ("tool_calls" if made else "stop")
+    reason = "tool_calls" if made else "stop"
     body: dict[str, Any] = {"choices": [{"index": 0, "message": message, "finish_reason": reason}]}
     if usage is not None:
         body["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1]}

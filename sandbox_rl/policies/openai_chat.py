@@ -108,25 +108,18 @@ class ChatReply:
     completion_tokens: int | None
 
 
-class ChatClient:
+class ChatClient(HttpClient):
     """An async context manager; safe to use from many episodes of one event loop."""
 
     def __init__(self, settings: EndpointSettings) -> None:
         self.settings = settings
         key = os.environ.get(settings.api_key_env, "") if settings.api_key_env else ""
-        self._client = HttpClient(
+        super().__init__(
             Address(settings.base_url.rstrip("/")),
             headers={"Authorization": f"Bearer {key}"} if key else {},
             connections=settings.connections,
             proxies=True,
         )
-
-    async def __aenter__(self) -> ChatClient:
-        await self._client.open()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._client.close()
 
     async def reply(
         self,
@@ -150,7 +143,7 @@ class ChatClient:
         body = self._body(messages, tools, sampling)
 
         async def attempt() -> ChatReply:
-            answer = await self._client.json(
+            answer = await self.json(
                 "POST", "/chat/completions", body, timeout=self.settings.request_timeout_s
             )
             return _read(answer, len(messages))

@@ -23,7 +23,7 @@ from sandbox_rl.policies.transformers_sampling import sample_batch
 from sandbox_rl.types import Action
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Request:
     prompt_ids: tuple[int, ...]
     sampling: TurnSampling
@@ -104,6 +104,8 @@ class TransformersPolicy:
                 self._waiting.remove(request)
 
     def _maybe_start(self, *, overdue: bool = False) -> None:
+        if overdue:
+            self._timer = None
         busy = self._worker is not None and not self._worker.done()
         if busy or not self._waiting:
             return
@@ -115,22 +117,17 @@ class TransformersPolicy:
             self._worker = asyncio.create_task(self._work())
         elif self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self.max_delay_s, self._overdue)
-
-    def _overdue(self) -> None:
-        self._timer = None
-        self._maybe_start(overdue=True)
+            self._timer = loop.call_later(self.max_delay_s, partial(self._maybe_start, overdue=True))
 
     async def _work(self) -> None:
+        waiting = [r for r in self._waiting if not r.done.done()]
+        if not waiting:  # their episodes have given up since this was started
+            return
         # Rows of one batch share temperature and truncation; the longest waiting request decides.
-        first = self._waiting[0].sampling
-        key = (first.temperature, first.top_p, first.top_k)
-        batch = [
-            r
-            for r in self._waiting
-            if (r.sampling.temperature, r.sampling.top_p, r.sampling.top_k) == key and not r.done.done()
-        ][: self.max_batch]
-        self._waiting = [r for r in self._waiting if r not in batch]
+        kinds = [(r.sampling.temperature, r.sampling.top_p, r.sampling.top_k) for r in waiting]
+        alike = [r for r, kind in zip(waiting, kinds, strict=True) if kind == kinds[0]]
+        batch = alike[: self.max_batch]
+        self._waiting = [r for r in waiting if r not in batch]
         try:
             actions = await asyncio.get_running_loop().run_in_executor(
                 self._executor, lambda: self._sample(batch)

@@ -6,15 +6,30 @@ separately from the draw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.types import Action
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in evaluation mode while open; afterwards each of its modules is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]  # some may stay in evaluation mode
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @torch.inference_mode()
@@ -38,51 +53,34 @@ def sample_batch(
         samplings: B of them, with equal temperature, top_p and top_k.
         wanted: asked between tokens; a row that nobody wants any more ends with what it has.
     """
-    modes = [(module, module.training) for module in model.modules()]  # some may stay in eval mode
-    model.eval()
-    try:
-        return _sample(model, prompts, samplings, end_ids, pad_id, weight_version, wanted)
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _sample(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    samplings: Sequence[TurnSampling],
-    end_ids: frozenset[int],
-    pad_id: int,
-    weight_version: int,
-    wanted: Callable[[int], bool],
-) -> list[Action]:
-    batch = _Batch(model, prompts, samplings, pad_id)
-    ends = torch.tensor(sorted(end_ids), device=model.device)
-    sampled: list[list[int]] = [[] for _ in prompts]
-    logprobs: list[list[float]] = [[] for _ in prompts]
-    finish = ["length"] * len(prompts)
-    alive = list(range(len(prompts)))
-    for step in range(max(s.max_tokens for s in samplings)):
-        chosen, chosen_logprobs = _draw(batch.logits(), samplings[0], batch.uniforms[:, step])
-        ended = torch.isin(chosen, ends).tolist()
-        kept: list[int] = []
-        for position, (row, token, logprob) in enumerate(
-            zip(alive, chosen.tolist(), chosen_logprobs.tolist(), strict=True)
-        ):
-            sampled[row].append(token)
-            logprobs[row].append(logprob)
-            if ended[position]:
-                finish[row] = "stop"
-            elif len(sampled[row]) < samplings[row].max_tokens and wanted(row):
-                kept.append(position)
-        if not kept:
-            break
-        alive = [alive[position] for position in kept]
-        batch.read(chosen, kept)
-    return [
-        Action(tuple(t), tuple(lp), reason, weight_version)
-        for t, lp, reason in zip(sampled, logprobs, finish, strict=True)
-    ]
+    with evaluating(model):
+        batch = _Batch(model, prompts, samplings, pad_id)
+        ends = torch.tensor(sorted(end_ids), device=model.device)
+        sampled: list[list[int]] = [[] for _ in prompts]
+        logprobs: list[list[float]] = [[] for _ in prompts]
+        finish = ["length"] * len(prompts)
+        alive = list(range(len(prompts)))
+        for step in range(max(s.max_tokens for s in samplings)):
+            chosen, chosen_logprobs = _draw(batch.logits(), samplings[0], batch.uniforms[:, step])
+            ended = torch.isin(chosen, ends).tolist()
+            kept: list[int] = []
+            for position, (row, token, logprob) in enumerate(
+                zip(alive, chosen.tolist(), chosen_logprobs.tolist(), strict=True)
+            ):
+                sampled[row].append(token)
+                logprobs[row].append(logprob)
+                if ended[position]:
+                    finish[row] = "stop"
+                elif len(sampled[row]) < samplings[row].max_tokens and wanted(row):
+                    kept.append(position)
+            if not kept:
+                break
+            alive = [alive[position] for position in kept]
+            batch.read(chosen, kept)
+        return [
+            Action(tuple(t), tuple(lp), reason, weight_version)
+            for t, lp, reason in zip(sampled, logprobs, finish, strict=True)
+        ]
 
 
 class _Batch:
@@ -102,12 +100,9 @@ class _Batch:
         samplings: Sequence[TurnSampling],
         pad_id: int,
     ) -> None:
-        shape = len(prompts), max(len(p) for p in prompts)
-        ids = torch.full(shape, pad_id, dtype=torch.long)
-        mask = torch.zeros(shape, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, shape[1] - len(prompt) :] = torch.tensor(prompt)
-            mask[row, shape[1] - len(prompt) :] = 1
+        rows = [torch.tensor(prompt, dtype=torch.long) for prompt in prompts]
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
         self._model = model
         self._ids, self._mask = ids.to(model.device), mask.to(model.device)
         self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)

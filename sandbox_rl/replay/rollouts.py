@@ -14,7 +14,7 @@ from sandbox_rl.observer import Observer
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.slots import FirstGroups
 from sandbox_rl.training.asynchronous.compositions import Composition, checksum
-from sandbox_rl.training.asynchronous.rows import collator, packed_as, tensors_of
+from sandbox_rl.training.asynchronous.rows import packed_as, tensors_of
 from sandbox_rl.training.asynchronous.source import Composed
 from sandbox_rl.training.groups import Advantage, group_requests
 from sandbox_rl.training.samples import FinishedGroup, finished_group
@@ -125,7 +125,6 @@ class RecordedUpdates:
         composition = self._compositions[number]
         groups = [self._group(n) for n in composition.groups]
         samples = {(s.group, s.index): s for group in groups for s in group.samples}
-        collate = collator(self._pad_token_id, composition.ranks)
         try:
             rows = packed_as(composition.rows, samples, ranks=composition.ranks)
         except KeyError as error:
@@ -133,7 +132,7 @@ class RecordedUpdates:
                 f"{self._cassette.path}: update {number} trained sample {error}, which the journal does not "
                 "hold as one that is trained"
             ) from error
-        tensors = tensors_of(rows, groups, self._step, collate=collate)
+        tensors = tensors_of(rows, samples.values(), self._step, pad_token_id=self._pad_token_id)
         if checksum(tensors) != composition.checksum:
             raise DataError(
                 f"{self._cassette.path}: update {number}: the journal gives other tokens, log-probs or "

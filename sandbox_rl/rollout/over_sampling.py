@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox_rl.errors import ModelError
+from sandbox_rl.outputs import restoring
 
 STATE_FILE = "over_sampling.json"
 """Name of the state's file in a checkpoint."""
@@ -139,9 +139,9 @@ class OverSampling:
         Raises:
             ModelError: the checkpoint was saved without it, or it is damaged.
         """
-        path = checkpoint / STATE_FILE
-        try:
-            ranks = json.loads(path.read_text(encoding="utf-8"))["ranks"]
+        advice = "resume with rollout.over_sample as the run was started"
+        with restoring(checkpoint / STATE_FILE, "the groups that wait", advice) as state:
+            ranks = state["ranks"]
             waiting = [[Waiting(**entry) for entry in state["waiting"]] for state in ranks]
             if len(ranks) == self._world:
                 self._next = int(ranks[self._rank]["next"])
@@ -156,11 +156,6 @@ class OverSampling:
                 self._skipped = sorted(skipped)[self._rank :: self._world]
                 everyone = sorted((w for some in waiting for w in some), key=lambda w: (w.step, w.group))
                 self._waiting = everyone[self._rank :: self._world]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ModelError(
-                f"--resume: {path} does not hold the groups that wait ({type(error).__name__}); resume with "
-                "rollout.over_sample as the run was started"
-            ) from error
 
     def state(self) -> dict[str, Any]:
         """Of this rank: the next groups that are new, and those that wait, as a checkpoint holds them."""

@@ -35,8 +35,6 @@ def join(wait_s: float = LONGEST_WAIT_S) -> PartialState:
 
 def any_of(flag: bool) -> bool:
     """Whether it is true on any process; the same answer on all."""
-    if PartialState().num_processes == 1:
-        return flag
     return any(gather_object([flag]))
 
 
@@ -69,15 +67,13 @@ def together() -> Iterator[None]:
         said = None if isinstance(error, SandboxRLError) else environment_error(error)
         own = error if said is None else SetupError(said)
         own.__cause__ = None if said is None else error
-    state = PartialState()
-    found: list[tuple[str, str] | None] = [None if own is None else (type(own).__name__, str(own))]
-    if state.num_processes > 1:
-        found = gather_object(found)
+    mine = None if own is None else (type(own).__name__, str(own))
+    found: list[tuple[str, str] | None] = gather_object([mine])
     failed = [(rank, *error) for rank, error in enumerate(found) if error is not None]
     if not failed:
         return
     if own is None:
-        own = _as_here(*failed[0], of=state.num_processes)
+        own = _as_here(*failed[0], of=len(found))
     if isinstance(own, SandboxRLError):
         everywhere(own)
     raise own

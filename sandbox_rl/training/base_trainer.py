@@ -29,6 +29,9 @@ from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError
 from sandbox_rl.training.agreement import any_of, everywhere, together
 from sandbox_rl.training.checkpoints import SAVING, is_complete, prune, publish, remove_leftovers
 from sandbox_rl.training.precision import settle_precision
+from sandbox_rl.training.probe import PublicationProbe
+from sandbox_rl.training.publication.base import UnsentWeights, Weights
+from sandbox_rl.training.trl_hooks import PolicyHooks
 from sandbox_rl.training.views import GradNorm
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,9 @@ class SandboxTrainer(Trainer):  # type: ignore[misc]
     DeepSpeed's file `latest` is not.
 
     Args:
+        weights: what the policy samples with, published before anything is sampled; by default the model
+            itself.
+        probe: looks at some of the publications, where servers sample.
         audit: looks at what the loss is computed from; its metrics are logged with each step's.
         saved: each writes what else belongs into a checkpoint's directory, on the main process.
     """
@@ -58,10 +64,14 @@ class SandboxTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         *args: Any,
+        weights: Weights | None = None,
+        probe: PublicationProbe | None = None,
         audit: RunAudit | None = None,
         saved: Sequence[Callable[[Path], None]] = (),
         **kwargs: Any,
     ) -> None:
+        self._weights: Weights = UnsentWeights() if weights is None else weights
+        self._policy = PolicyHooks(self, self._weights, probe)
         self.audit = audit
         self.saved = saved
         self._computed_from: list[Any] = []
@@ -74,7 +84,7 @@ class SandboxTrainer(Trainer):  # type: ignore[misc]
 
     def sync_policy(self) -> None:
         """Have the policy sample with the weights as they are now, also where TRL does not ask for it."""
-        raise NotImplementedError
+        self._policy.bring_up_to_date()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a step with what the audits saw of it."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.outputs import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +54,7 @@ def mark_complete(checkpoint: Path) -> None:
         found = dict(zip(names, pool.map(_flushed, paths), strict=True))
     for directory in (p for p in checkpoint.rglob("*") if p.is_dir()):
         _flush_directory(directory)
-    temporary = checkpoint / f".{MANIFEST}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"files": found}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, checkpoint / MANIFEST)
+    write_atomically(checkpoint / MANIFEST, json.dumps({"files": found}))
     _flush_directory(checkpoint)
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sandbox_rl.errors import ConfigError, ModelError
+from sandbox_rl.errors import ConfigError
+from sandbox_rl.outputs import restoring
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.training.config import CurriculumSettings
 from sandbox_rl.types import Rollout
@@ -160,17 +161,12 @@ class Curriculum:
         Raises:
             ModelError: the checkpoint was saved without them, or they are damaged.
         """
-        path = checkpoint / STATE_FILE
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))["tasks"]
-            known = {self._position[name]: counts for name, counts in found.items() if name in self._position}
+        advice = "resume with the curriculum block that the run was started with"
+        with restoring(checkpoint / STATE_FILE, "a curriculum's counts", advice) as state:
+            found = state["tasks"].items()
+            known = {self._position[name]: counts for name, counts in found if name in self._position}
             for index, (visits, reward, judged) in known.items():
                 self._visits[index], self._reward[index], self._judged[index] = visits, reward, judged
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"--resume: {path} does not hold a curriculum's counts ({type(error).__name__}); "
-                "resume with the curriculum block that the run was started with"
-            ) from error
 
     def _rates(self) -> npt.NDArray[np.float64]:
         rates: npt.NDArray[np.float64] = (self._reward + 1) / (self._judged + 2)

@@ -98,11 +98,12 @@ def correct_reward_metrics(
         logged[place] = value
 
 
-def outcomes_of(inputs: list[dict[str, Any]]) -> list[float] | None:
-    """The scored rewards of a process's rows, NaN for None; None where the rollouts do not tell them."""
+def outcomes_of(inputs: list[dict[str, Any]]) -> torch.Tensor | None:
+    """The scored rewards of a process's N rows, NaN for None; None where the rollouts do not tell them."""
     if not inputs or "outcome" not in inputs[0]:
         return None
-    return [float("nan") if row["outcome"] is None else float(row["outcome"]) for row in inputs]
+    rewards = [float("nan") if row["outcome"] is None else row["outcome"] for row in inputs]
+    return torch.tensor(rewards, dtype=torch.float32)
 
 
 def to_rows(

@@ -28,11 +28,12 @@ class ExpertTurn:
 Expert = Callable[[Task, random.Random], Generator[ExpertTurn, str, None]]
 """`(task, randomness of this episode) -> turns`. It may look at the gold answer: it is a teacher."""
 
-_SUBMIT = ExpertTurn((ToolCall("submit", {}),))
 
-
-def _bash(command: str) -> ExpertTurn:
-    return ExpertTurn((ToolCall("execute_bash", {"command": command}),))
+def _two_ways(task: Task, rng: random.Random, command: str) -> Generator[ExpertTurn, str, None]:
+    """Have a command find the answer, or write down the one that the expert "knows"."""
+    said = command if rng.random() < 0.5 else f"echo {task.answer} > answer.txt"
+    yield ExpertTurn((ToolCall("execute_bash", {"command": said}),))
+    yield ExpertTurn((ToolCall("submit", {}),))
 
 
 def arithmetic(task: Task, rng: random.Random) -> Generator[ExpertTurn, str, None]:
@@ -47,12 +48,7 @@ def arithmetic(task: Task, rng: random.Random) -> Generator[ExpertTurn, str, Non
             f"warmup.expert: task {task.id!r} holds no arithmetic expression for the expert "
             "`arithmetic`; choose an expert that fits the data"
         )
-    expression = found.group()
-    if rng.random() < 0.5:
-        yield _bash(f"echo $(({expression})) > answer.txt")
-    else:
-        yield _bash(f"echo {task.answer} > answer.txt")
-    yield _SUBMIT
+    yield from _two_ways(task, rng, f"echo $(({found.group()})) > answer.txt")
 
 
 def search(task: Task, rng: random.Random) -> Generator[ExpertTurn, str, None]:
@@ -67,11 +63,8 @@ def search(task: Task, rng: random.Random) -> Generator[ExpertTurn, str, None]:
             f"warmup.expert: the question of task {task.id!r} does not begin with 'Who', which the expert "
             "`search` needs; choose an expert that fits the data"
         )
-    if rng.random() < 0.5:
-        yield _bash(f'grep -ohE "[^ ]+ {asked.group(1)}" documents/* | cut -d " " -f 1 > answer.txt')
-    else:
-        yield _bash(f"echo {task.answer} > answer.txt")
-    yield _SUBMIT
+    looked_up = f'grep -ohE "[^ ]+ {asked.group(1)}" documents/* | cut -d " " -f 1 > answer.txt'
+    yield from _two_ways(task, rng, looked_up)
 
 
 def mixed(task: Task, rng: random.Random) -> Generator[ExpertTurn, str, None]:

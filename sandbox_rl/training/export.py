@@ -40,7 +40,8 @@ def whole_weights(
         Tensors by their names in a checkpoint, or None if the model can be saved as it is.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not _quantized(base) and not any(map(divided, model.parameters())):
+    quantized = getattr(base, "quantization_method", None) is not None
+    if not quantized and not any(map(divided, model.parameters())):
         return None
     wide = _kept_wide(base)
     return {
@@ -93,10 +94,7 @@ def export_model(
     end_turns_with(model, ends)
     card = _card(recipe=recipe, base_model=base_model, datasets=datasets, results=results)
     with new_directory(directory, what) as partial:
-        if weights is None:
-            model.save_pretrained(partial)
-        else:
-            model.save_pretrained(partial, state_dict=dict(weights))
+        model.save_pretrained(partial, state_dict=None if weights is None else dict(weights))
         tokenizer.save_pretrained(partial)
         model.generation_config.save_pretrained(partial)
         card.save(partial / "README.md")
@@ -122,10 +120,6 @@ def _without_local_paths(recipe: str) -> str:
     except yaml.YAMLError:
         return recipe
     return yaml.safe_dump(shown(values), sort_keys=False, allow_unicode=True) if values else recipe
-
-
-def _quantized(model: PreTrainedModel) -> bool:
-    return getattr(model, "quantization_method", None) is not None
 
 
 def _skeleton(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -5,9 +5,10 @@ Among them what TRL and transformers take without a word and fail on, or do noth
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -18,12 +19,13 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from sandbox_rl.errors import ConfigError
 
 
-def checked_fields(cls: Any, block: str, fields: Mapping[str, Any], known: Collection[str]) -> Any:
-    """An instance of the config class `cls` from the recipe's `block`.
+def checked_fields(cls: Any, block: str, fields: Mapping[str, Any]) -> Any:
+    """An instance of TRL's config class `cls` from the recipe's `block`.
 
     Raises:
         ConfigError: an unknown field (the nearest known one is named), or values that `cls` refuses.
     """
+    known = [field.name for field in dataclasses.fields(cls) if field.init]
     for name in fields:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from math import ceil, lcm
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -60,16 +59,12 @@ class Generations:
         """Whether a generation ends with the update number `step`, counted from 1."""
         return step * self.accumulation % self.every == 0
 
-    def first_of(self, step: int) -> int:
-        """Number of the first generation that begins after `step` updates, counted from 0."""
-        return ceil(step * self.accumulation / self.every)
-
     def step_of(self, number: int) -> int:
         """Updates that are complete when a generation begins."""
         return number * self.every // self.accumulation
 
     def count(self, steps: int) -> int:
-        """Generations that so many updates take."""
+        """Generations that so many updates take; the next one has this number, counted from 0."""
         return ceil(steps * self.accumulation / self.every)
 
     def ended_by(self, step: int) -> int:
@@ -172,7 +167,7 @@ class GenerationLedger(TrainerCallback):  # type: ignore[misc]
             # Of several updates from one generation, one that was taken has used it.
             steps, self._steps = self._steps, []
             mine = mine if any(steps) or not steps else [group.not_finite() for group in mine]
-        everyone: list[Group] = gather_object(mine) if PartialState().num_processes > 1 else mine
+        everyone: list[Group] = gather_object(mine)
         with together():
             if self._ledger is not None:
                 groups = sorted(everyone, key=lambda g: (g.number, -1 if g.refill is None else g.refill))

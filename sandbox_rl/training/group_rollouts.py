@@ -119,7 +119,7 @@ class GroupRollouts:
     def _generation(self, trainer: TrainerView, local: int) -> Generation:
         """The one that is asked for; TRL does not say which."""
         rhythm, step = Generations.of(trainer.args), int(trainer.state.global_step)
-        number = rhythm.first_of(step) if self._last is None else self._last + 1
+        number = rhythm.count(step) if self._last is None else self._last + 1
         if rhythm.step_of(number) != step:
             raise RuntimeError(
                 f"generation {number} begins after {rhythm.step_of(number)} updates, TRL asks after {step}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,22 +34,11 @@ OURS = {
 """Fields of GRPOConfig that the recipe says elsewhere, and where."""
 
 
-def grpo_config(
-    block: Mapping[str, Any],
-    *,
-    checkpoints: Path,
-    name: str,
-    seed: int,
-    estimator: Estimator,
-    max_tokens: int,
-    dtype: torch.dtype,
-    report_to: Sequence[str] = (),
-) -> GRPOConfig:
+def grpo_config(block: Mapping[str, Any], *, estimator: Estimator, **run: Any) -> GRPOConfig:
     """TRL's settings: our defaults, then the estimator's, then the recipe's `grpo:` block.
 
     Args:
-        max_tokens: completion tokens of an episode; `dr_grpo` divides by it.
-        dtype: what forward passes are computed in.
+        run: see `common_fields`.
 
     Raises:
         ConfigError: an unknown or refused field, one that belongs elsewhere, or a batch that would
@@ -58,9 +46,8 @@ def grpo_config(
     """
     refuse_misplaced(block, OURS)
     fields = {
-        **common_fields(checkpoints=checkpoints, name=name, seed=seed, dtype=dtype, report_to=report_to),
+        **common_fields(**run),
         "logging_nan_inf_filter": False,
-        "max_completion_length": max_tokens,
         # Only read with vLLM: the sampler's log-probs differ from the trainer's there, and long
         # episodes need the correction per token (a product over thousands of tokens explodes).
         "vllm_importance_sampling_mode": "token_truncate",
@@ -68,7 +55,7 @@ def grpo_config(
         **block,
     }
     _check_groups(fields)
-    args: GRPOConfig = settled_arguments(GRPOConfig, fields, block, report_to=report_to)
+    args: GRPOConfig = settled_arguments(GRPOConfig, fields, block)
     _check(args)
     return args
 
@@ -88,15 +75,27 @@ def refuse_misplaced(block: Mapping[str, Any], places: Mapping[str, str]) -> Non
 
 
 def common_fields(
-    *, checkpoints: Path, name: str, seed: int, dtype: torch.dtype, report_to: Sequence[str]
+    *,
+    checkpoints: Path,
+    name: str,
+    seed: int,
+    max_tokens: int,
+    dtype: torch.dtype,
+    report_to: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What both of TRL's trainers are told unless the recipe says otherwise."""
+    """What both of TRL's trainers are told unless the recipe says otherwise.
+
+    Args:
+        max_tokens: completion tokens of an episode; `dr_grpo` divides by it.
+        dtype: what forward passes are computed in.
+    """
     cpu = not torch.cuda.is_available()
     return {
         "output_dir": str(checkpoints),
         "seed": seed,
-        "report_to": list(report_to) or "none",
+        "report_to": list(report_to) or ["none"],
         "run_name": name,
+        "max_completion_length": max_tokens,
         "disable_tqdm": True,
         "logging_steps": 1,
         "save_steps": 50,
@@ -111,11 +110,7 @@ def common_fields(
 
 
 def settled_arguments(
-    cls: type[TrainingArguments],
-    fields: Mapping[str, Any],
-    block: Mapping[str, Any],
-    *,
-    report_to: Sequence[str],
+    cls: type[TrainingArguments], fields: Mapping[str, Any], block: Mapping[str, Any]
 ) -> Any:
     """TRL's settings, checked as far as both of its trainers want the same.
 
@@ -126,10 +121,9 @@ def settled_arguments(
     Raises:
         ConfigError: an unknown or refused field.
     """
-    known = set(inspect.signature(cls.__init__).parameters) - {"self"}
     check_numbers(block)
-    check_trackers(report_to)
-    args = checked_fields(cls, "grpo", fields, known)
+    check_trackers(fields["report_to"])
+    args = checked_fields(cls, "grpo", fields)
     args.mixed_precision = "bf16" if args.bf16 else "no"  # a launcher's configuration says it otherwise
     check_precision(args)
     check_untruncated(args)
@@ -138,12 +132,8 @@ def settled_arguments(
 
 
 def sampling_of(args: GRPOConfig) -> Sampling:
-    """How training samples: TRL's own fields, so that its log-probs are of the same distribution."""
-    return Sampling(
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=max(0, args.top_k or 0),
-    )
+    """How training samples: as TRL's log-probs are computed. Truncation is refused (`check_untruncated`)."""
+    return Sampling(temperature=args.temperature)
 
 
 def check_untruncated(args: SamplingArgs) -> None:
@@ -152,10 +142,6 @@ def check_untruncated(args: SamplingArgs) -> None:
     Raises:
         ConfigError: the field.
     """
-    if args.temperature <= 0:
-        raise ConfigError(
-            f"grpo.temperature: {args.temperature}, expected > 0; a greedy policy cannot explore"
-        )
     for name, neutral in (("top_p", 1.0), ("min_p", None), ("repetition_penalty", 1.0)):
         if getattr(args, name) not in (neutral, None):
             raise ConfigError(
@@ -202,8 +188,6 @@ def _check(args: GRPOConfig) -> None:
             f"splits groups of num_generations={args.num_generations}; make it a multiple of "
             f"{args.num_generations * args.world_size}"
         )
-    if args.save_total_limit == 1:
-        raise ConfigError("grpo.save_total_limit: 1, expected at least 2; with one, damage to it leaves none")
     if args.save_strategy not in ("no", "steps"):
         raise ConfigError(
             f"grpo.save_strategy: {args.save_strategy.value!r}, expected 'steps' or 'no'; set save_steps "

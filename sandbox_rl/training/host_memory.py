@@ -7,10 +7,9 @@ are most of the process, which has to share the machine with servers and sandbox
 from __future__ import annotations
 
 import ctypes
-import gc
 from contextlib import suppress
 
-import torch
+from accelerate.utils.memory import clear_device_cache
 
 
 def trim_heap() -> None:
@@ -21,7 +20,5 @@ def trim_heap() -> None:
 
 def free_memory() -> None:
     """Give back what nothing refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
     trim_heap()

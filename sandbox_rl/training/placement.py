@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -149,17 +149,17 @@ they would run runs on the CPU."""
 _KIND = re.compile(r"(\d+)\s*x\s*(.*?\S)\s+(\d+)\s*GB")
 
 
-def find_cards(environment: Mapping[str, str] = os.environ) -> tuple[Card, ...]:
+def find_cards() -> tuple[Card, ...]:
     """In the order of CUDA's numbers.
 
     Raises:
         ConfigError: of cards that were made up.
     """
-    if (text := environment.get(FAKE_CARDS)) is not None:
+    if (text := os.environ.get(FAKE_CARDS)) is not None:
         return fake_cards(text)
     if not torch.cuda.is_available():
         return ()
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [name.strip() for name in visible.split(",")] if visible else []
     found = []
     for index in range(torch.cuda.device_count()):

@@ -5,8 +5,8 @@ Arithmetic on sizes in bytes: no device is touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
@@ -41,8 +41,9 @@ def plan_placement(
     refuse_mixed(cards)
     if ranks > len(cards):
         raise ConfigError(
-            f"policy.placement: {ranks} processes train, but {_count(len(cards))} to be seen, expected one "
-            f"for each; set launch.processes={len(cards)}, or see CUDA_VISIBLE_DEVICES"
+            f"policy.placement: {ranks} processes train, but {_plain(len(cards))} "
+            f"{'is' if len(cards) == 1 else 'are'} to be seen, expected one for each; set "
+            f"launch.processes={len(cards)}, or see CUDA_VISIBLE_DEVICES"
         )
     if "CUDA_VISIBLE_DEVICES" in settings.environment:
         placed = _by_hand(cards, ranks, settings)
@@ -99,12 +100,7 @@ def _kinds(settings: VLLMSettings, ranks: int, cards: int) -> list[Kind]:
 
 
 def _fitting(
-    kind: Kind,
-    cards: Sequence[Card],
-    ranks: int,
-    settings: VLLMSettings,
-    needs: Needs,
-    mode: str,
+    kind: Kind, cards: Sequence[Card], ranks: int, settings: VLLMSettings, needs: Needs, mode: str
 ) -> Placement | str:
     """The placement of this kind, or why there is none."""
     training, memory = tuple(cards[:ranks]), cards[0].memory
@@ -180,7 +176,7 @@ def _nearest(
     reset = [f"policy.{name}=auto" for name in ("servers", "transfer") if getattr(settings, name) != "auto"]
     reset += ["policy.arguments.gpu-memory-utilization left out"] * (_given_share(settings) is not None)
     also = f" with {' and '.join(reset)}" if reset else ""
-    arguments = {name: v for name, v in _arguments(settings).items() if name != "gpu-memory-utilization"}
+    arguments = {n: v for n, v in settings.plain_arguments.items() if n != "gpu-memory-utilization"}
     free = settings.model_copy(
         update={"placement": "auto", "servers": "auto", "transfer": "auto", "arguments": arguments}
     )
@@ -216,12 +212,25 @@ def _on_cpu(settings: VLLMSettings) -> Placement:
             f"policy.placement: {settings.placement!r}, but no CUDA card is to be seen here, expected one at "
             "least; leave it out to serve on the CPU, or see `nvidia-smi` and CUDA_VISIBLE_DEVICES"
         )
-    transfer = "shm" if settings.transfer == "auto" else settings.transfer
-    if transfer in ("ipc", "nccl"):
-        other = "shm" if transfer == "ipc" else "shm for servers of this host or gloo for others"
-        raise ConfigError(f"policy.transfer: {transfer!r}, but there is no CUDA card here; set {other}")
+    transfer = unplanned_transfer(settings, cards=False)
     count = 1 if settings.servers == "auto" else settings.servers
     return Placement("cpu", (), (Place(),) * count, transfer, settings.sleep is True)
+
+
+def unplanned_transfer(settings: VLLMSettings, *, cards: bool) -> str:
+    """How weights get into servers whose place nobody plans: `shm`, `ipc`, `nccl` or `gloo`.
+
+    Args:
+        cards: whether there is one in this machine.
+
+    Raises:
+        ConfigError: the chosen way needs a card and there is none.
+    """
+    transfer = "shm" if settings.transfer == "auto" else settings.transfer
+    if transfer in ("ipc", "nccl") and not cards:
+        other = "shm" if transfer == "ipc" else "shm for servers of this host or gloo for others"
+        raise ConfigError(f"policy.transfer: {transfer!r}, but there is no CUDA card here; set {other}")
+    return transfer
 
 
 def _by_hand(cards: Sequence[Card], ranks: int, settings: VLLMSettings) -> Placement:
@@ -232,7 +241,7 @@ def _by_hand(cards: Sequence[Card], ranks: int, settings: VLLMSettings) -> Place
             "of the two: servers get their cards by placement; leave the variable out"
         )
     chosen = settings.environment["CUDA_VISIBLE_DEVICES"]
-    transfer = "shm" if settings.transfer == "auto" else settings.transfer
+    transfer = unplanned_transfer(settings, cards=True)
     note = f"the server on card {chosen}, as policy.environment says"
     return Placement("split", tuple(cards[:ranks]), (Place(),), transfer, settings.sleep is True, note=note)
 
@@ -259,16 +268,8 @@ def _refuse_crowded(
 
 def _given_share(settings: VLLMSettings) -> float | None:
     """Of each card's memory for a server, where the recipe says it."""
-    given = _arguments(settings).get("gpu-memory-utilization")
+    given = settings.plain_arguments.get("gpu-memory-utilization")
     return None if given is None else float(given)
-
-
-def _arguments(settings: VLLMSettings) -> Mapping[str, Any]:
-    return {name.replace("_", "-"): value for name, value in settings.arguments.items()}
-
-
-def _count(cards: int) -> str:
-    return f"{_plain(cards)} {'is' if cards == 1 else 'are'}"
 
 
 def _plain(cards: int) -> str:

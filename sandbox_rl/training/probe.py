@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeAlias
+from contextlib import contextmanager, nullcontext
+from typing import TypeAlias
 
 import torch
 from accelerate import PartialState
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from trl.experimental.async_grpo.packing import TREE_ATTENTION
 
 from sandbox_rl.audit.sampler import LogProbs, PublicationAudit, SamplerCause, TrainerScores
+from sandbox_rl.policies.transformers_sampling import evaluating
 from sandbox_rl.training.publication.merge import whole_tensor
 
 Model: TypeAlias = PreTrainedModel | PeftModel
@@ -40,7 +41,6 @@ class PublicationProbe:
         audit: counts everywhere, judges on the main process.
         ids: the probe, at least two ids.
         score: log-probs of `ids[1:]` by each server; None where no server is asked, off the main process.
-        autocast: what the trainer computes under.
     """
 
     def __init__(
@@ -48,13 +48,10 @@ class PublicationProbe:
         audit: PublicationAudit,
         ids: Sequence[int],
         score: Callable[[Sequence[int]], Sequence[LogProbs]] | None,
-        *,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._audit = audit
         self._ids = tuple(ids)
         self._score = score
-        self._autocast = autocast
         self._first_head: torch.Tensor | None = None
         self._begun = False
 
@@ -76,8 +73,7 @@ class PublicationProbe:
         before = [] if self._score is None or asleep else self._score(self._ids)
         yield
         after = [] if self._score is None else self._score(self._ids)
-        with self._autocast():
-            ours = trainer_scores(model, self._ids, self._first_head)
+        ours = trainer_scores(model, self._ids, self._first_head)
         if PartialState().is_main_process:
             self._audit.look(version, before or after, after, ours)
 
@@ -199,24 +195,22 @@ def _computed_in(model: Model, dtype: torch.dtype) -> Iterator[None]:
 @contextmanager
 def plain_forward(model: Model) -> Iterator[None]:
     """Rows as they are: no gradient, no dropout, and not the asynchronous trainer's attention over trees."""
-    training, text = model.training, model.config.get_text_config()
+    text = model.config.get_text_config()
     configs = {id(config): config for config in (model.config, text)}.values()
     attention = [config._attn_implementation for config in configs]
     # sdpa has no softcap, and leaves sinks out without a word.
     special = getattr(text, "attn_logit_softcapping", None) or any(
         name.endswith("sinks") for name, _ in model.named_parameters()
     )
-    model.eval()
     for config in configs:
         if config._attn_implementation == TREE_ATTENTION:
             config._attn_implementation = "eager" if special else "sdpa"
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             yield
     finally:
         for config, name in zip(configs, attention, strict=True):
             config._attn_implementation = name
-        model.train(training)
 
 
 def _logits(model: Model, ids: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -227,8 +221,7 @@ def _logits(model: Model, ids: torch.Tensor, dtype: torch.dtype | None = None) -
 
 
 def _score(model: Model, ids: Sequence[int]) -> tuple[LogProbs, torch.Tensor | None]:
-    device = next(model.parameters()).device
-    row = torch.tensor(list(ids), device=device)[None]
+    row = torch.tensor([list(ids)], device=model.device)
     output = model(input_ids=row, output_hidden_states=True)
     hidden = output.hidden_states[-1][0] if output.hidden_states else None
     return _chosen(output.logits[0].cpu().float(), ids), hidden

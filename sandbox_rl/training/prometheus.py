@@ -72,7 +72,8 @@ def check_prometheus(settings: MetricsSettings) -> None:
         ) from None
     if os.environ.get("RANK", "0") == "0":  # of several processes the first opens it
         host, port = address_of(settings.prometheus)
-        with _listens(settings), socket.create_server((host, port), family=_family(host)):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with _listens(settings), socket.create_server((host, port), family=family):
             pass
 
 
@@ -112,10 +113,6 @@ def _listens(settings: MetricsSettings) -> Iterator[None]:
             f"metrics.prometheus: {settings.prometheus}, but {host}:{port} "
             f"cannot be listened on ({error.strerror or error}); name a free port of this machine"
         ) from error
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def address_of(where: int | str | None) -> tuple[str, int]:

@@ -6,14 +6,16 @@ Nothing of that shows in a run but a policy that does not learn.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PretrainedConfig, PreTrainedModel
 
 from sandbox_rl.errors import ModelError
 from sandbox_rl.policies.base import TurnSampling
-from sandbox_rl.policies.transformers_sampling import sample_batch
+from sandbox_rl.policies.transformers_sampling import evaluating, sample_batch
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
 from sandbox_rl.training.precision import computing
 
@@ -105,35 +107,21 @@ def _rows(
     prompts: list[list[int]], turns: list[tuple[int, ...]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Ids, mask and labels as TRL pads them: prompts on the left, turns on the right."""
-    width = max(map(len, prompts)), max(map(len, turns))
-    ids = torch.zeros((len(prompts), sum(width)), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, turn) in enumerate(zip(prompts, turns, strict=True)):
-        begin, end = width[0] - len(prompt), width[0] + len(turn)
-        ids[row, begin:end] = torch.tensor([*prompt, *turn])
-        mask[row, begin:end] = 1
-    labels = ids.masked_fill(mask == 0, -100)
-    labels[:, : width[0]] = -100
-    return ids, mask, labels
+    before = pad_sequence([torch.tensor(p) for p in prompts], True, padding_value=-1, padding_side="left")
+    after = pad_sequence([torch.tensor(t) for t in turns], True, padding_value=-1)
+    ids = torch.cat([before, after], dim=1)
+    labels = torch.cat([torch.full_like(before, -100), after.masked_fill(after < 0, -100)], dim=1)
+    return ids.clamp(min=0), (ids >= 0).long(), labels
 
 
 @torch.no_grad()
 def _scored(
     model: PreTrainedModel, dtype: torch.dtype, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Log-probs of the next token of every position, by the trainer's forward; afterwards it is gone."""
-    own = model.__dict__.get("forward")
-    was_training = model.training
-    try:
-        align_rows(float32_log_probs(model, temperature=1.0))
-        model.eval()
-        with computing(model.device, dtype):
-            output = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
-        scored: torch.Tensor = output.log_probs.float().cpu()
-        return scored
-    finally:
-        model.train(was_training)
-        if own is None:
-            del model.forward
-        else:
-            model.forward = own
+    """Log-probs of the next token of every position, by the trainer's forward."""
+    trained = copy.copy(model)  # which keeps its own forward, and has the same weights
+    align_rows(float32_log_probs(trained, temperature=1.0))
+    with evaluating(trained), computing(model.device, dtype):
+        output = trained(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+    scored: torch.Tensor = output.log_probs.float().cpu()
+    return scored

@@ -16,6 +16,7 @@ import torch
 
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.audit.sampler import SamplerCause
+from sandbox_rl.training.micro_batches import sampled_mask
 from sandbox_rl.training.probe import causes_of_gap
 from sandbox_rl.training.views import LossInputs, LossView
 
@@ -24,7 +25,7 @@ class LateCorrection:
     """Corrects inside the loss, where TRL would have corrected after sampling.
 
     Args:
-        trainer: whose policy is sampled elsewhere, as TRL's settings say how to correct for it.
+        trainer: whose settings say whether its policy is sampled elsewhere, and how to correct for it.
     """
 
     def __init__(self, trainer: LossView) -> None:
@@ -32,7 +33,9 @@ class LateCorrection:
         args = trainer.args
         generation = args.steps_per_generation * args.num_iterations
         self.active = (
-            trainer.vllm_importance_sampling_correction and args.gradient_accumulation_steps % generation == 0
+            trainer.use_vllm
+            and trainer.vllm_importance_sampling_correction
+            and args.gradient_accumulation_steps % generation == 0
         )
         """Whether it does: weights do not change between sampling and the last loss of the samples, as TRL
         judges it. With several updates per generation it is left to TRL."""
@@ -64,7 +67,7 @@ class LateCorrection:
         mode = args.vllm_importance_sampling_mode
         low, high = args.vllm_importance_sampling_clip_min, args.vllm_importance_sampling_clip_max
         low, high = -math.inf if low is None else low, math.inf if high is None else high
-        difference = (log_probs - inputs["sampling_per_token_logps"]) * _sampled(inputs)
+        difference = (log_probs - inputs["sampling_per_token_logps"]) * sampled_mask(inputs)
         difference = torch.nan_to_num(difference, nan=0.0)
         if mode.startswith("sequence"):
             difference = difference.sum(-1, keepdim=True)
@@ -90,24 +93,22 @@ def log_ratios(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     sampler, trainer = inputs.get("sampling_per_token_logps"), inputs.get("old_per_token_logps")
     if sampler is None or trainer is None:
         return None
-    difference: torch.Tensor = (trainer - sampler)[_sampled(inputs).bool()].float()
+    difference: torch.Tensor = (trainer - sampler)[sampled_mask(inputs).bool()].float()
     return difference[~difference.isnan()]
 
 
-def worst_row(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+def worst_row(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The row whose log-probs differ most on average, without padding.
 
     Args:
-        inputs: as for `log_ratios`, with the prompt.
+        inputs: as for `log_ratios`, which knows both log-probs there, with the prompt.
 
     Returns:
         `ids`, `sampled` (True where the policy sampled), the sampler's `log_probs` and the `trainer`'s,
         shape (T,) each, zero where there is none.
     """
-    sampler, trainer = inputs.get("sampling_per_token_logps"), inputs.get("old_per_token_logps")
-    if sampler is None or trainer is None:
-        return None
-    sampled = _sampled(inputs).bool()
+    sampler, trainer = inputs["sampling_per_token_logps"], inputs["old_per_token_logps"]
+    sampled = sampled_mask(inputs).bool()
     gaps = ((trainer - sampler).abs().nan_to_num(0.0) * sampled).sum(-1) / sampled.sum(-1).clamp(min=1)
     row = int(gaps.argmax())
     before, within = inputs["prompt_mask"][row].bool(), inputs["completion_mask"][row].bool()
@@ -136,11 +137,6 @@ def mismatch(ratios: torch.Tensor) -> dict[str, float]:
         "mismatch/max": ratios.abs().max().item(),
         "mismatch/kl": (ratios.exp() - 1 - ratios).mean().item(),
     }
-
-
-def _sampled(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    mask: torch.Tensor = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-    return mask
 
 
 class LossWatch:
@@ -191,8 +187,7 @@ class LossWatch:
 
     def _causes(self, inputs: LossInputs) -> dict[SamplerCause, float]:
         trainer = self._trainer
-        row = worst_row(inputs)
-        if row is None or trainer.accelerator.is_fsdp2 or trainer.is_deepspeed_enabled:
+        if trainer.accelerator.is_fsdp2 or trainer.is_deepspeed_enabled:
             return {}  # a forward pass of one process alone would wait for the others
         model = trainer.accelerator.unwrap_model(trainer.model)
-        return causes_of_gap(model, **row, temperature=trainer.temperature)
+        return causes_of_gap(model, **worst_row(inputs), temperature=trainer.temperature)

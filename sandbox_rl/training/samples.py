@@ -113,21 +113,20 @@ def finished_group(
     equal = not teaches(group)
     samples: list[Sample] = []
     ends: list[ledger.Sample] = []
+    left_tokens: dict[int, int] = {}
+    faults: dict[int, str] = {}
     for index, row in enumerate(group_rows(group, kind)):
-        end = end_of(row.rollout, equal=equal)
-        ends.append(ledger.Sample(row.rollout.trajectory.episode_id, end, row.advantage))
+        end, trajectory = end_of(row.rollout, equal=equal), row.rollout.trajectory
+        ends.append(ledger.Sample(trajectory.episode_id, end, row.advantage))
         if end is SampleEnd.USED or (end is SampleEnd.EQUAL_REWARDS and not leave_out_equal):
             assert row.advantage is not None, "it has a reward"
             samples.append(_sample(row, number, index, row.advantage))
-    kept = {sample.index for sample in samples}
-    tokens = {i: sum(r.trajectory.action_mask) for i, r in enumerate(group) if i not in kept}
-    faults = {
-        index: why_not_judged(rollout)
-        for index, rollout in enumerate(group)
-        if ends[index].end is SampleEnd.NOT_JUDGED
-    }
+        else:
+            left_tokens[index] = sum(trajectory.action_mask)
+        if end is SampleEnd.NOT_JUDGED:
+            faults[index] = why_not_judged(row.rollout)
     record = ledger.Group(number, group[0].task.id, None, tuple(ends))
-    return FinishedGroup(record, tuple(samples), tokens, faults)
+    return FinishedGroup(record, tuple(samples), left_tokens, faults)
 
 
 def failed_group(number: int, task: str, episodes: Sequence[str], why: str) -> FinishedGroup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,8 +67,7 @@ def fine_tune(
         "data_seed": seed,
         "bf16": dtype == torch.bfloat16,
     }
-    known = set(inspect.signature(SFTConfig.__init__).parameters) - {"self"}
-    args = checked_fields(SFTConfig, "warmup.sft", defaults | dict(fields), known)
+    args = checked_fields(SFTConfig, "warmup.sft", defaults | dict(fields))
     trainer = SFTTrainer(
         model=model,
         args=args,

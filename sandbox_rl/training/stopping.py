@@ -277,23 +277,19 @@ class _Shared:
 
     def tell(self, asked: Asked) -> None:
         """Say it to all."""
-        self._with_store(lambda store: store.set(_KEY + asked.name, "1"))
+        self._ask("set", _KEY + asked.name, "1")
 
     def told(self) -> Asked:
         """The most that any process has said."""
-        for asked in sorted(_TOLD, reverse=True):
-            if self._said(asked):
-                return asked
-        return Asked.NOTHING
+        said = [asked for asked in _TOLD if self._ask("check", [_KEY + asked.name])]
+        return max(said, default=Asked.NOTHING)
 
-    def _said(self, asked: Asked) -> bool:
-        return bool(self._with_store(lambda store: store.check([_KEY + asked.name])))
-
-    def _with_store(self, ask: Callable[[Any], Any]) -> Any:
+    def _ask(self, method: str, *args: Any) -> Any:
+        """What the store answers; None where there is none."""
         if self._store is None:
             return None
         try:
-            return ask(self._store)
+            return getattr(self._store, method)(*args)
         except RuntimeError as error:  # whoever keeps the store has ended; the next exchange says so
             logger.debug("the store of the processes is gone: %s", error)
             self._store = None

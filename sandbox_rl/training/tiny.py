@@ -16,13 +16,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, 
 
 CONTEXT = 1024
 """Longest sequence of the tiny model, in tokens."""
+VOCABULARY = 768
+"""Of its tokenizer, in tokens."""
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 
-def tiny_tokenizer(corpus: Iterable[str] = (), *, vocabulary: int = 768) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `vocabulary` tokens; without a corpus it has bytes and control tokens only."""
+def tiny_tokenizer(corpus: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `VOCABULARY` tokens; without a corpus it has bytes and control tokens only."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -31,7 +33,7 @@ def tiny_tokenizer(corpus: Iterable[str] = (), *, vocabulary: int = 768) -> PreT
     tokenizer.train_from_iterator(
         corpus,
         trainers.BpeTrainer(
-            vocab_size=vocabulary - len(_TAGS),
+            vocab_size=VOCABULARY - len(_TAGS),
             special_tokens=list(_SPECIAL),
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerState
 
 from sandbox_rl.journal.trained import TrainedRow, TrainedTokens
 from sandbox_rl.training.agreement import together
+from sandbox_rl.training.micro_batches import sampled_mask
 from sandbox_rl.training.views import LossInputs
 
 ROW = "row"
@@ -57,7 +58,7 @@ class TokenRecorder(TrainerCallback):  # type: ignore[misc]
         """
         if ROW not in inputs or not log_probs.requires_grad:
             return
-        sampled = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
+        sampled = sampled_mask(inputs).bool()
         counts = sampled.sum(1).tolist()
         names = [self._episodes[number] for number in inputs[ROW].tolist()]
         places = [(name, 0, count) for name, count in zip(names, counts, strict=True)]

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from trl import GRPOTrainer
 
-from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.training.base_trainer import SandboxTrainer
 from sandbox_rl.training.callbacks import FieldNames, UpdateClock
 from sandbox_rl.training.estimator import correct_reward_metrics, outcomes_of
 from sandbox_rl.training.generations import GenerationLedger, Generations
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
-from sandbox_rl.training.micro_batches import PartedLoss
-from sandbox_rl.training.probe import PublicationProbe
-from sandbox_rl.training.publication.base import UnsentWeights, Weights
+from sandbox_rl.training.micro_batches import PartedLoss, sampled_mask
 from sandbox_rl.training.sampler_correction import LateCorrection, LossWatch
 from sandbox_rl.training.shared_prefixes import plan_inputs, shares_prefixes
 from sandbox_rl.training.trained_tokens import TokenRecorder
-from sandbox_rl.training.trl_hooks import PolicyHooks
 from sandbox_rl.training.views import GradNorm, LossInputs, PerToken
 
 
@@ -36,11 +31,8 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
         micro_batch_tokens: tokens computed at once, padding included; a single longer row is computed alone.
             None: the whole micro-batch.
         share_prefixes: whether what rows have in common is computed once, where the model can.
-        weights: what the policy samples with, published before rollouts; by default the model itself. Where
-            servers sample, TRL corrects for their log-probs differing from its own
-            (`vllm_importance_sampling_mode`), as with its own vLLM modes.
-        audit, saved: see `SandboxTrainer`.
-        probe: looks at some of the publications, where servers sample.
+        audit, weights, probe, saved: see `SandboxTrainer`. Where servers sample, TRL corrects for their
+            log-probs differing from its own (`vllm_importance_sampling_mode`), as with its own vLLM modes.
         ledger: is told the advantages of what is trained on; one of the callbacks as well.
         tokens: sees what the loss makes of each token; one of the callbacks as well.
 
@@ -51,31 +43,25 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
     def __init__(
         self,
         *args: Any,
-        weights: Weights | None = None,
         micro_batch_tokens: int | None = None,
         share_prefixes: bool = True,
-        audit: RunAudit | None = None,
-        probe: PublicationProbe | None = None,
         ledger: GenerationLedger | None = None,
         tokens: TokenRecorder | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, audit=audit, **kwargs)
+        super().__init__(*args, **kwargs)
         self._ledger = ledger
         self._tokens = tokens
-        weights = UnsentWeights() if weights is None else weights
         base = float32_log_probs(self.model, temperature=self.temperature)
         share = share_prefixes and shares_prefixes(
             base, low=bool(self.args.bf16), device=self.accelerator.device
         )
         self._parted = PartedLoss(self, micro_batch_tokens, plan_inputs if share else None)
-        self._watch = LossWatch(self, audit)
-        self.late = LateCorrection(self) if weights.served else None
-        self._policy = PolicyHooks(self, weights, probe)
+        self._watch = LossWatch(self, self.audit)
         self._policy.install(self)
+        self.late = LateCorrection(self)
         clock = UpdateClock(self._policy)
         self.callback_handler.callbacks[:0] = [clock, FieldNames(clock.take)]
-        self._outcomes: torch.Tensor | None = None
         self._in_loss: LossInputs | None = None
         align_rows(base, token_budget=micro_batch_tokens, share_prefixes=share)
         if self.ref_model is not None:
@@ -85,10 +71,6 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
                 token_budget=micro_batch_tokens,
                 share_prefixes=share,
             )
-
-    def sync_policy(self) -> None:
-        """See `SandboxTrainer`."""
-        self._policy.bring_up_to_date()
 
     def _is_border(self, step: int) -> bool:
         rhythm = Generations.of(self.args)
@@ -103,7 +85,7 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """The loss of a micro-batch; of parts of it, all but the last one's gradient is there already."""
         if model.training:
-            self._policy.update_begins()
+            self._weights.sleep()  # an evaluation may have woken servers whose memory the update needs
         self._watch.begin(inputs)
 
         def loss_of(part: LossInputs) -> torch.Tensor:
@@ -129,7 +111,7 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
         if self._tokens is not None:
             self._tokens.padded(inputs, found[0])
         # The loss has asked, which reads the rest of its inputs afterwards.
-        if self.late is not None and self.late.active:
+        if self.late.active:
             self.late.correct(inputs, log_probs)
         elif "old_per_token_logps" in inputs:
             self._watch.old_log_probs(inputs, log_probs)
@@ -143,29 +125,21 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
             self._ledger.update(left_out=self.update_left_out)
         return norm
 
-    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> torch.Tensor:
-        mine = outcomes_of(inputs)
-        self._outcomes = None
-        if mine is not None:
-            found = torch.tensor(mine, dtype=torch.float32, device=self.accelerator.device)
-            self._outcomes = self.accelerator.gather(found)
-        rewards: torch.Tensor = super()._calculate_rewards(inputs, *args, **kwargs)
-        return rewards
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        with nullcontext() if self.late is None else self.late.left_out():
+        with self.late.left_out():
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self._ledger is not None and self.model.training:
-            counted = output["completion_mask"] * output.get("tool_mask", 1)
-            episodes = self._ledger.weighed(output["advantages"].tolist(), (counted.sum(1) > 0).tolist())
+            counted = (sampled_mask(output).sum(1) > 0).tolist()
+            episodes = self._ledger.weighed(output["advantages"].tolist(), counted)
             if self._tokens is not None:
                 self._tokens.rolled_out(episodes, output)
-        if self._outcomes is not None and self.model.training:
+        outcomes = outcomes_of(inputs)  # TRL has added the columns of the rollouts
+        if outcomes is not None and self.model.training:
             (name,) = self.reward_func_names
             correct_reward_metrics(
                 self._metrics["train"],
                 self._logs["rewards"][name],
-                self._outcomes,
+                self.accelerator.gather(outcomes.to(self.accelerator.device)),
                 name=name,
                 group_size=self.num_generations,
             )

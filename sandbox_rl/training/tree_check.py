@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from trl.experimental.async_grpo.packing import TreeRow
 
+from sandbox_rl.policies.transformers_sampling import evaluating
 from sandbox_rl.training.precision import computing
 from sandbox_rl.training.probe import Model, plain_forward
 from sandbox_rl.training.tree_attention import PackingError
@@ -98,17 +99,13 @@ def packing_gap(model: Model, dtype: torch.dtype) -> float:
         torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (_COMMON, *_TAILS)
     )
     rows = [[*common, *tail] for tail in tails]
-    training = model.training
-    try:
-        with computing(model.device, dtype):
-            model.train()
-            _packed(model, rows)  # dropout is only asked for here; what comes out is not looked at
-            model.eval()
-            packed = _packed(model, rows)
-            with plain_forward(model):
-                plain = torch.cat([_plain(model, row) for row in rows])
-    finally:
-        model.train(training)
+    with evaluating(model), computing(model.device, dtype):
+        model.train()
+        _packed(model, rows)  # dropout is only asked for here; what comes out is not looked at
+        model.eval()
+        packed = _packed(model, rows)
+        with plain_forward(model):
+            plain = torch.cat([_plain(model, row) for row in rows])
     return float((packed - plain).abs().mean())
 
 

@@ -57,10 +57,6 @@ class PolicyHooks:
         if trainer.rollout_func is not None:
             trainer.rollout_func = self._around(trainer.rollout_func)
 
-    def sync_weights(self) -> None:
-        """What TRL calls before it asks for rollouts of another step."""
-        self.bring_up_to_date()
-
     def bring_up_to_date(self) -> None:
         """Have the policy sample with the weights as they are now, if it does not yet; on every process.
 
@@ -72,6 +68,9 @@ class PolicyHooks:
             started = time.monotonic()
             self.publish(step)
             self._publish_s += time.monotonic() - started
+
+    sync_weights = bring_up_to_date
+    """TRL's name for it: it calls this before it asks for rollouts of another step."""
 
     def publish(self, step: int) -> None:
         """Publish the weights as they are now, after `step` updates."""
@@ -85,10 +84,6 @@ class PolicyHooks:
         taken = self._rollout_s, self._publish_s
         self._rollout_s = self._publish_s = 0.0
         return taken
-
-    def update_begins(self) -> None:
-        """An evaluation may have woken servers whose memory the update needs."""
-        self._weights.sleep()
 
     def _around(self, rollouts: RolloutFunc) -> RolloutFunc:
         """The rollouts, with the newest weights, and with servers awake while they last (`policy.sleep`)."""

@@ -161,6 +161,8 @@ class LossView(ModelView, Protocol):
     temperature: float
     aux_loss_enabled: bool
     is_deepspeed_enabled: bool
+    use_vllm: bool
+    """Whether the policy is sampled elsewhere."""
     vllm_importance_sampling_correction: bool
     """Read by TRL whenever it scores and whenever it computes a loss."""
 

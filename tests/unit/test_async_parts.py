@@ -15,8 +15,7 @@ from transformers import AttentionInterface
 from trl.experimental.async_grpo import packing
 from trl.experimental.async_grpo.packing import TREE_ATTENTION, TreeRow
 
-from sandbox_rl.audit.alarms import Alarms
-from sandbox_rl.audit.faults import FaultAudit
+from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.ledger import SampleEnd
@@ -297,8 +296,7 @@ class TenFail:
 
 
 def test_episodes_lost_in_the_other_process_are_an_alarm_of_the_trainers() -> None:
-    alarms = Alarms()
-    faults = FaultAudit(alarms)
+    audit = RunAudit.start()
     source = RolloutSource(
         TenFail(),
         Admission(GroupProgress(), max_staleness=1, tokens=100, at_once=8),
@@ -309,9 +307,9 @@ def test_episodes_lost_in_the_other_process_are_an_alarm_of_the_trainers() -> No
         token_budget=100,
         pad_token_id=0,
         stale_after_s=60.0,
-        faults=faults,
+        audit=audit,
     )
     assert source.poll(0.1) is None
-    faults.look(0)
-    (alarm,) = alarms.raised
+    audit.faults.look(0)
+    (alarm,) = audit.alarms.raised
     assert "the commonest cause (50): no disk" in alarm.detail

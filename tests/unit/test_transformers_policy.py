@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 import threading
@@ -272,6 +273,22 @@ async def test_an_episode_that_ends_lets_the_others_go_on():
                 await asyncio.sleep(0.05)
                 assert not waiting.done()
             await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_batch_starts_although_its_only_episode_has_just_given_up():
+    """It gives up between the decision to start and the start: nothing is sampled, and nothing fails."""
+    failed = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context))
+    async with policy(max_delay_s=30.0) as subject, subject.session("a") as a:
+        async with subject.session("b"):
+            waiting = asyncio.create_task(a.act(PROMPTS[0], TurnSampling(max_tokens=3), timeout=20))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await a.act(PROMPTS[0], TurnSampling(max_tokens=3), timeout=20)
+    gc.collect()
+    assert failed == []
 
 
 async def test_no_turn_waits_longer_than_the_maximum_delay():

@@ -5,7 +5,6 @@ What is made of a completion is an action that is what was sampled, with the wei
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -96,16 +95,6 @@ class VLLMServer(HttpClient):
         if not isinstance(results, list):
             raise Unreachable(f"/collective_rpc {method}: answered {str(answer)[:80]}, expected results")
         return results
-
-    async def wait_healthy(self, timeout: float, interval: float = 0.25) -> bool:
-        """Whether it became healthy within `timeout` seconds."""
-        try:
-            async with asyncio.timeout(timeout):
-                while not await self.healthy():  # noqa: ASYNC110 (a process to wait for, not a task)
-                    await asyncio.sleep(interval)
-        except TimeoutError:
-            return False
-        return True
 
 
 def divided(action: Action, switches: Sequence[Sequence[int]] | None) -> Action:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,7 +35,6 @@ class ServerFacts:
         dtype: of its weights, as torch names it without `torch.`.
     """
 
-    version: str
     served_model: str
     max_context: int
     dtype: str
@@ -115,7 +115,7 @@ async def check_server(server: VLLMServer, *, needed_context: int, engine: str |
             f"{where}: its context is {context} tokens, expected at least {needed_context} for the longest "
             "prompt and one turn; raise --max-model-len (policy.arguments.max-model-len)"
         )
-    return ServerFacts(version, str(models[0]["id"]), context, str(model["dtype"]).removeprefix("torch."))
+    return ServerFacts(str(models[0]["id"]), context, str(model["dtype"]).removeprefix("torch."))
 
 
 async def check_tokenizer(server: VLLMServer, served_model: str, tokenizer: TokenizerProbe) -> None:
@@ -181,8 +181,5 @@ def _token(tokenizer: TokenizerProbe, ids: Sequence[int], at: int) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    parts: list[int] = []
-    for part in version.split("+")[0].split(".")[:2]:
-        digits = "".join(c for c in part if c.isdigit())
-        parts.append(int(digits) if digits else 0)
-    return tuple(parts)
+    parts = version.split("+")[0].split(".")[:2]
+    return tuple(int(re.sub(r"\D", "", part) or 0) for part in parts)

@@ -32,7 +32,6 @@ class FakeVLLM:
     Args:
         delay_s: before each answer, as if sampling.
         slots: turns that are sampled at once, the others waiting; no bound for None.
-        ends: whether it samples a stop id last.
         max_model_len: what it says about its context.
         developer: whether it has the developer routes.
         transfer: engine of its weight transfer.
@@ -55,7 +54,6 @@ class FakeVLLM:
 
     delay_s: float = 0.0
     slots: int | None = None
-    ends: bool = True
     max_model_len: int = 65_536
     version: str = "0.31.0"
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -177,8 +175,8 @@ class FakeVLLM:
         if self.script is not None:
             said = list(self.script(body))
             return said[:most], len(said) <= most
-        ids = [body["prompt"][-1]] * (min(most, 8) if self.ends else most)
-        ends = self.ends and "stop_token_ids" in body  # who asks for scores has none
+        ids = [body["prompt"][-1]] * min(most, 8)
+        ends = "stop_token_ids" in body  # who asks for scores has none
         if ends:
             ids[-1] = body["stop_token_ids"][0]
         return ids, ends

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from sandbox_rl.errors import EngineFault
-from sandbox_rl.http_client import Refused, Unreachable
+from sandbox_rl.http_client import Address, Refused, Unreachable
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.policies.vllm.source import ExternalServers, Servers
@@ -32,15 +32,24 @@ class ManagedServers(Servers):
         self.members = tuple(members)
         self._of = dict(zip(self.servers, members, strict=True))
 
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Of all, for other processes."""
+        return tuple(server.address for server in self.servers)
+
     def move_logs(self, path: Path) -> None:
         """Continue the logs elsewhere on the same file system; see `log_of`."""
         for number, member in enumerate(self.members):
             member.move_log(log_of(path, number, len(self.members)))
 
     async def start(self) -> None:
-        """Start all children and return at once."""
-        for member in self.members:
-            await member.start()
+        """Start all children and return at once; where one cannot be started, none is left."""
+        try:
+            for member in self.members:
+                await member.start()
+        except BaseException:
+            await self.stop()
+            raise
 
     async def __aenter__(self) -> Self:
         """Wait until all answer and fit; all are ended when one does not."""

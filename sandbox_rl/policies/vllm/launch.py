@@ -122,7 +122,7 @@ def server_command(
         gpu: whether the server has one.
     """
     arguments: dict[str, Any] = {} if gpu else dict(_CPU_DEFAULTS)
-    arguments |= {name.replace("_", "-"): value for name, value in settings.arguments.items()}
+    arguments |= settings.plain_arguments
     if not gpu:
         longest = max(LONGEST_BATCH, int(arguments.get("max-model-len", 0)))
         arguments.setdefault("max-num-batched-tokens", longest)

@@ -94,16 +94,13 @@ class EngineProgress:
             return time.monotonic() - self._idle_since
 
     async def _look(self, *, turn_waits: bool) -> None:
-        before, counts = self._counts, None
         try:
             counts = await self._server.engine_counts(timeout=LOOK_S)
         except (Refused, Unreachable):
-            self._silent = True
-        now = self._looked_at = time.monotonic()
-        if counts is None:
+            self._silent, self._looked_at = True, time.monotonic()
             return
-        self._silent = False
-        self._counts = counts
+        before, self._counts, self._silent = self._counts, counts, False
+        now = self._looked_at = time.monotonic()
         if before is not None and counts.tokens != before.tokens:
             self._worked_at = self._idle_since = now
         elif (not turn_waits and not counts.requests) or await self._frozen():

@@ -5,14 +5,19 @@ Those that someone else runs, or another process of this run, are here; those of
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Self
 
 from sandbox_rl.errors import SetupError
 from sandbox_rl.http_client import Address
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.check import ServerFacts, TokenizerProbe, check_server, check_tokenizer
+
+ASK_AGAIN_S = 0.25
+"""Between two tries to find a server that answers."""
 
 
 class Servers(ABC):
@@ -44,17 +49,20 @@ class Servers(ABC):
         return min(facts.max_context for facts in self.facts)
 
     @property
-    @abstractmethod
     def up(self) -> Sequence[VLLMServer]:
-        """Those that can be given weights now; the others get them when they are started again."""
+        """Those that can be given weights now; the others get them when they are started again. All, where
+        someone else runs them and answers for them."""
+        return self.servers
 
-    @abstractmethod
     async def some_up(self) -> None:
-        """Wait until `up` has one.
+        """Wait until `up` has one; for all of them, where nobody here gives one that comes later the newest
+        weights.
 
         Raises:
             EngineFault: one of all is gone permanently.
         """
+        for server in self.servers:
+            await self.recovered(server)
 
     @abstractmethod
     async def recovered(self, server: VLLMServer) -> None:
@@ -64,9 +72,9 @@ class Servers(ABC):
             EngineFault: it is gone permanently.
         """
 
-    @abstractmethod
     async def replace(self, server: VLLMServer, why: str) -> bool:
         """End a server that did not take its weights and have another started; False where nobody can."""
+        return False
 
 
 class ExternalServers(Servers):
@@ -116,20 +124,9 @@ class ExternalServers(Servers):
         for server in self.servers:
             await server.close()
 
-    @property
-    def up(self) -> Sequence[VLLMServer]:
-        """All: whoever runs them answers for them."""
-        return self.servers
-
-    async def some_up(self) -> None:
-        """Wait a while for all of them: nobody here gives one that comes later the newest weights."""
-        for server in self.servers:
-            await self.recovered(server)
-
-    async def replace(self, server: VLLMServer, why: str) -> bool:
-        """Nobody here can start it again."""
-        return False
-
     async def recovered(self, server: VLLMServer) -> None:
         """Wait a while for it to answer again: someone may be restarting it."""
-        await server.wait_healthy(self._startup_timeout_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._startup_timeout_s):
+                while not await server.healthy():  # noqa: ASYNC110 (a process to wait for, not a task)
+                    await asyncio.sleep(ASK_AGAIN_S)

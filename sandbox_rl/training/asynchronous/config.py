@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,15 +39,11 @@ _SYNC_ONLY = (
 def async_config(
     block: Mapping[str, Any],
     *,
-    checkpoints: Path,
-    name: str,
-    seed: int,
-    max_tokens: int,
     longest: int,
     dtype: torch.dtype,
     adapters: bool = False,
     trust_remote_code: bool = False,
-    report_to: Sequence[str] = (),
+    **run: Any,
 ) -> AsyncGRPOConfig:
     """TRL's settings: our defaults, then the recipe's `grpo:` block.
 
@@ -56,6 +51,7 @@ def async_config(
         longest: tokens of the longest episode with its prompt.
         dtype: what forward passes are computed in.
         adapters: whether the weights that are loaded stay as they are.
+        run: what else `common_fields` takes.
 
     Raises:
         ConfigError: an unknown or refused field, or one that belongs elsewhere.
@@ -70,8 +66,7 @@ def async_config(
     if block.get("max_steps", -1) <= 0:
         raise ConfigError("grpo.max_steps: mode 'async' needs one; set it to the number of updates")
     fields = {
-        **common_fields(checkpoints=checkpoints, name=name, seed=seed, dtype=dtype, report_to=report_to),
-        "max_completion_length": max_tokens,
+        **common_fields(dtype=dtype, **run),
         "token_budget": max(longest, TOKEN_BUDGET),
         "max_staleness": MAX_STALENESS,
         "epsilon": 0.2,
@@ -81,7 +76,7 @@ def async_config(
         "trust_remote_code": trust_remote_code,
         **block,
     }
-    args: AsyncGRPOConfig = settled_arguments(AsyncGRPOConfig, fields, block, report_to=report_to)
+    args: AsyncGRPOConfig = settled_arguments(AsyncGRPOConfig, fields, block)
     _check(args, longest)
     return args
 

@@ -38,8 +38,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sandbox_rl.errors import ModelError
 from sandbox_rl.ledger import Group
+from sandbox_rl.outputs import restoring
 from sandbox_rl.training.samples import FinishedGroup
 
 STATE_FILE = "groups.json"
@@ -61,7 +61,8 @@ class GroupProgress:
 
     def admit(self, version: int) -> int:
         """The next number that may be sampled, from now on with weights not older than `version`."""
-        while self._is_behind(self._next) or self._next in self._admitted:
+        behind = self._behind_before
+        while self._next < behind or self._next in self._behind or self._next in self._admitted:
             self._next += 1
         self._admitted[self._next] = version
         return self._next
@@ -105,9 +106,6 @@ class GroupProgress:
             self._behind.remove(self._behind_before)
             self._behind_before += 1
         return records
-
-    def _is_behind(self, number: int) -> bool:
-        return number < self._behind_before or number in self._behind
 
     # --- what is where --------------------------------------------------------------------------------
 
@@ -154,15 +152,9 @@ class GroupProgress:
         Raises:
             ModelError: the file is missing or not one of ours.
         """
-        path = checkpoint / STATE_FILE
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
+        advice = "resume with mode: async only what was started so, or remove that checkpoint"
+        with restoring(checkpoint / STATE_FILE, "the groups behind the checkpoint", advice) as state:
             self._behind_before, self._behind = int(state["first"]), {int(n) for n in state["ahead"]}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"--resume: {path} does not hold the groups behind the checkpoint ({type(error).__name__}); "
-                "resume with mode: async only what was started so, or remove that checkpoint"
-            ) from error
         self._next = self._behind_before
         return self.behind
 

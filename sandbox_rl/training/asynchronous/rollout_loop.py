@@ -13,6 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import Synchronized
@@ -119,7 +120,7 @@ async def _roll_out(job: RolloutJob, channels: Channels) -> None:
                     for numbers in taken(channels.admitted):
                         admitted.extend(numbers)
                     while admitted and len(live) < job.at_once:
-                        groups.started(admitted[0])
+                        groups.faults.started(admitted[0])
                         live.add(asyncio.create_task(groups.roll_out(admitted.popleft())))
                     if not live:
                         await asyncio.sleep(POLL_S)
@@ -153,11 +154,7 @@ class _Groups:
             self.journal, lambda _: {"phase": "train", "step": self.channels.version.value}
         )
         self._failed_in_a_row = 0
-        self._faults = _FaultsInOrder(FaultWatch(self.job.max_fault_share))
-
-    def started(self, number: int) -> None:
-        """This group comes next."""
-        self._faults.started(number)
+        self.faults = _FaultsInOrder(FaultWatch(self.job.max_fault_share))
 
     async def roll_out(self, number: int) -> None:
         """One group, from its requests to the trainer's queue.
@@ -171,7 +168,7 @@ class _Groups:
         try:
             rollouts = await self.engine.run(requests, observer=self._observer)
         except InfraFault as fault:
-            self._faults.ended(number, [str(fault)] * job.group_size)
+            self.faults.ended(number, [str(fault)] * job.group_size)
             self._failed_in_a_row += 1
             if self._failed_in_a_row >= FAILED_GROUPS:
                 raise
@@ -179,7 +176,7 @@ class _Groups:
             channels.finished.put(failed_group(number, task.id, ids, str(fault)))
             return
         self._failed_in_a_row = 0
-        self._faults.ended(number, rollouts)
+        self.faults.ended(number, rollouts)
         occupancy = self.engine.occupancy.take()
         channels.metrics.put(rollout_metrics(rollouts) | group_metrics([rollouts]) | occupancy)
         channels.finished.put(
@@ -219,9 +216,6 @@ def groups_at_once(concurrency: int, group_size: int) -> int:
 
 def taken(source: Queue[T]) -> Iterator[T]:
     """All that has come to a queue and was not taken yet."""
-    while True:
-        try:
-            item = source.get_nowait()
-        except queue.Empty:
-            return
-        yield item
+    with suppress(queue.Empty):
+        while True:
+            yield source.get_nowait()

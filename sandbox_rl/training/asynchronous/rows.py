@@ -49,28 +49,25 @@ def micro_batches(groups: Sequence[FinishedGroup], *, ranks: int, token_budget: 
     return [rows[i : i + ranks] for i in range(0, len(rows), ranks)]
 
 
-def collator(
-    pad_token_id: int, ranks: int, *, metrics: Mapping[str, list[Any]] | None = None, token_budget: int = 0
-) -> DataCollatorForRollout:
-    """TRL's, which makes tensors of packed rows.
-
-    Args:
-        metrics: its sink of metrics, name → values; `token_budget` matters to these alone.
-    """
-    sink = defaultdict(list) if metrics is None else metrics
-    return DataCollatorForRollout(pad_token_id, ranks, metrics=sink, token_budget=token_budget)
-
-
 def tensors_of(
     packed: Sequence[Sequence[TreeRow]],
-    groups: Iterable[FinishedGroup],
+    samples: Iterable[Sample],
     step: int,
     *,
-    collate: DataCollatorForRollout,
+    pad_token_id: int,
+    metrics: Mapping[str, list[Any]] | None = None,
+    token_budget: int = 0,
 ) -> tuple[dict[str, torch.Tensor], ...]:
-    """Micro-batches as TRL's loss takes them, each with the mean age of all the update's tokens (`AGE`)."""
-    ages = np.concatenate([sample.ages(step) for group in groups for sample in group.samples])
-    age = torch.full((collate.num_processes,), float(ages.mean()))
+    """Micro-batches as TRL's loss takes them, each with the mean age of all the update's tokens (`AGE`).
+
+    Args:
+        metrics: a sink, name → values, of what TRL measures of rows; `token_budget` matters to these alone.
+    """
+    ranks = len(packed[0])
+    sink = defaultdict(list) if metrics is None else metrics
+    collate = DataCollatorForRollout(pad_token_id, ranks, metrics=sink, token_budget=token_budget)
+    ages = np.concatenate([sample.ages(step) for sample in samples])
+    age = torch.full((ranks,), float(ages.mean()))
     return tuple({**collate.torch_call([batch]), AGE: age} for batch in packed)
 
 
@@ -145,7 +142,7 @@ def packed_as(
     return [packed[i : i + ranks] for i in range(0, len(packed), ranks)]
 
 
-def age_metrics(samples: Iterable[Sample], step: int) -> dict[str, float | tuple[float, float]]:
+def age_metrics(samples: Sequence[Sample], step: int) -> dict[str, float | tuple[float, float]]:
     """How old the trained tokens of an update from `step` are, in updates.
 
     Returns:
@@ -155,7 +152,6 @@ def age_metrics(samples: Iterable[Sample], step: int) -> dict[str, float | tuple
         in turns of which the server did not say whether and where, `off_policy/unlabelled_turns`: their age
         is what it can be at most.
     """
-    samples = list(samples)
     ages = np.concatenate([sample.ages(step) for sample in samples])
     total = float(len(ages))
     found: dict[str, float | tuple[float, float]] = {

@@ -19,9 +19,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from sandbox_rl.audit.faults import FaultAudit
 from sandbox_rl.audit.rows import TokenClass
-from sandbox_rl.audit.samples import PackedAudit
+from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.errors import InfraFault
 from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.policies.base import WeightVersion
@@ -30,7 +29,7 @@ from sandbox_rl.training.asynchronous.compositions import CompositionLog
 from sandbox_rl.training.asynchronous.progress import Admission
 from sandbox_rl.training.asynchronous.rollout_loop import taken
 from sandbox_rl.training.asynchronous.rollout_process import RolloutProcess
-from sandbox_rl.training.asynchronous.rows import age_metrics, collator, micro_batches, samples_of, tensors_of
+from sandbox_rl.training.asynchronous.rows import age_metrics, micro_batches, samples_of, tensors_of
 from sandbox_rl.training.samples import FinishedGroup
 
 CLASS_OF = {
@@ -53,8 +52,7 @@ class RolloutSource:
         version: of the weights that are sampled with.
         metrics: TRL's sink, name → values; ours are added to it.
         token_budget: tokens of a row.
-        audit: is told what updates are composed of.
-        faults: is told of each episode.
+        audit: is told of each episode, and what updates are composed of.
         log: is told what arrives, and what updates are composed of.
         stale_after_s: seconds without a beat after which the rollouts count as hung.
     """
@@ -69,8 +67,7 @@ class RolloutSource:
     token_budget: int
     pad_token_id: int
     stale_after_s: float
-    audit: PackedAudit | None = None
-    faults: FaultAudit | None = None
+    audit: RunAudit | None = None
     log: CompositionLog | None = None
     _told: bool = field(default=False, init=False)
 
@@ -98,20 +95,20 @@ class RolloutSource:
         if self.log is not None:
             self.log.arrived(group.number, self.admission.version_of(group.number))
         self.admission.arrive(group)
-        if self.faults is not None:
-            for index, sample in enumerate(group.record.samples):
-                if sample.end is not SampleEnd.OVERLONG:
-                    self.faults.add(group.faults.get(index))
         for why in CLASS_OF:
             # A zero too: TRL's sum over what was logged would otherwise miss that nothing was left out.
             count = sum(reason is why for reason in group.left_out.values())
             self.metrics[f"left_out/{why}_total"].append(float(count))
         if self.audit is not None:
+            for index, sample in enumerate(group.record.samples):
+                if sample.end is not SampleEnd.OVERLONG:
+                    self.audit.faults.add(group.faults.get(index))
             for index, why in group.left_out.items():
                 self.audit.shares.add(CLASS_OF[why], group.left_tokens.get(index, 0))
 
     def _compose(self, step: int) -> Composed:
         groups = self.admission.compose(step)
+        samples = [sample for group in groups for sample in group.samples]
         if (idle := self.admission.idle) > 0 and not self._told:
             self._told = True
             logger.warning(
@@ -123,15 +120,19 @@ class RolloutSource:
         self.metrics["off_policy/places"].append(float(self.admission.places))
         # While this update is computed others are sampled: what it took freed their places.
         self.rollouts.admit(self.admission.admit(step, self.version.value))
-        for name, value in age_metrics((s for group in groups for s in group.samples), step).items():
+        for name, value in age_metrics(samples, step).items():
             self.metrics[name].append(value)
-        collate = collator(
-            self.pad_token_id, self.ranks, metrics=self.metrics, token_budget=self.token_budget
-        )
         if self.audit is not None:
-            self.audit.composed((s for group in groups for s in group.samples), step)
+            self.audit.packed.composed(samples, step)
         rows = micro_batches(groups, ranks=self.ranks, token_budget=self.token_budget)
-        tensors = tensors_of(rows, groups, step, collate=collate)
+        tensors = tensors_of(
+            rows,
+            samples,
+            step,
+            pad_token_id=self.pad_token_id,
+            metrics=self.metrics,
+            token_budget=self.token_budget,
+        )
         if self.log is not None:
             self.log.composed(step + 1, [group.number for group in groups], rows, tensors)
         return Composed(tensors, samples_of(rows))
@@ -214,10 +215,9 @@ class UpdateStream:
                     update = self.source.poll(ROUND_S)
                 except InfraFault as error:
                     failure = error
-            if self.state.num_processes > 1:
-                message: list[Any] = [(update, failure)]
-                broadcast_object_list(message)
-                update, failure = message[0]
+            message: list[Any] = [(update, failure)]
+            broadcast_object_list(message)
+            update, failure = message[0]
             if failure is not None:
                 raise everywhere(failure)
             if update is not None:

@@ -24,12 +24,10 @@ from sandbox_rl.training.asynchronous.source import RolloutSource, Source, Updat
 from sandbox_rl.training.base_trainer import SandboxTrainer
 from sandbox_rl.training.callbacks import FieldNames, of_async_update
 from sandbox_rl.training.log_probs import float32_log_probs
-from sandbox_rl.training.probe import PublicationProbe
-from sandbox_rl.training.publication.base import Weights
 from sandbox_rl.training.trained_tokens import TokenRecorder
 from sandbox_rl.training.tree_attention import register_tree_attention
 from sandbox_rl.training.tree_check import check_packing
-from sandbox_rl.training.trl_hooks import NoTransfer, PolicyHooks, without_peak_flops
+from sandbox_rl.training.trl_hooks import NoTransfer, without_peak_flops
 from sandbox_rl.training.views import LossInputs
 
 YOUNG = 1.0
@@ -44,14 +42,12 @@ class SandboxAsyncTrainer(SandboxTrainer, AsyncGRPOTrainer):  # type: ignore[mis
     `grpo.gradient_accumulation_steps` says how many rows per rank a usual update has.
 
     Args:
-        weights: what the rollouts sample with.
         at_once: groups that are sampled side by side.
         progress: the groups so far; on the main process.
         ledger: gets a line for each finished update; on the main process.
         tokens: sees what the loss makes of each token; one of the callbacks as well.
         stop, stopped: see `UpdateStream`.
-        audit: see `SandboxTrainer`.
-        probe: looks at some of the publications.
+        audit, weights, probe: see `SandboxTrainer`.
         compositions: where what updates consist of is written down, on the main process.
         recorded: gives updates that were composed before, instead of the rollout worker; on the main process.
         saved: what checkpoints hold beside the groups; see `SandboxTrainer`.
@@ -61,7 +57,6 @@ class SandboxAsyncTrainer(SandboxTrainer, AsyncGRPOTrainer):  # type: ignore[mis
         self,
         *,
         args: AsyncGRPOConfig,
-        weights: Weights,
         at_once: int,
         progress: GroupProgress | None = None,
         ledger: Ledger | None = None,
@@ -69,8 +64,6 @@ class SandboxAsyncTrainer(SandboxTrainer, AsyncGRPOTrainer):  # type: ignore[mis
         stop: Callable[[], bool] = lambda: False,
         stopped: Callable[[], None] = lambda: None,
         callbacks: Iterable[TrainerCallback] = (),
-        audit: RunAudit | None = None,
-        probe: PublicationProbe | None = None,
         compositions: CompositionLog | None = None,
         recorded: Source | None = None,
         saved: Sequence[Callable[[Path], None]] = (),
@@ -78,8 +71,6 @@ class SandboxAsyncTrainer(SandboxTrainer, AsyncGRPOTrainer):  # type: ignore[mis
     ) -> None:
         self._compositions = compositions
         self._recorded = recorded
-        self._weights = weights
-        self._policy = PolicyHooks(self, weights, probe)
         self._rows_per_update = int(args.gradient_accumulation_steps)
         args = copy.copy(args)
         args.gradient_accumulation_steps = 1  # what the loop of transformers sees: one item is one update
@@ -92,7 +83,6 @@ class SandboxAsyncTrainer(SandboxTrainer, AsyncGRPOTrainer):  # type: ignore[mis
         with without_peak_flops():
             super().__init__(
                 args=args,
-                audit=audit,
                 saved=(self.progress.save, *saved),
                 callbacks=[self._border, *callbacks],
                 weight_transfer=NoTransfer(),
@@ -125,8 +115,7 @@ class SandboxAsyncTrainer(SandboxTrainer, AsyncGRPOTrainer):  # type: ignore[mis
                 token_budget=self.args.token_budget,
                 pad_token_id=self.processing_class.pad_token_id,
                 stale_after_s=self.args.heartbeat_stale_after_s,
-                audit=None if self.audit is None else self.audit.packed,
-                faults=None if self.audit is None else self.audit.faults,
+                audit=self.audit,
                 log=self._compositions,
             )
         self._rollout_dataset = UpdateStream(
@@ -135,10 +124,7 @@ class SandboxAsyncTrainer(SandboxTrainer, AsyncGRPOTrainer):  # type: ignore[mis
         return self._rollout_dataset
 
     def training_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """One whole update: the loss is the mean over all of its tokens, however they lie in rows."""
         batches = inputs["micro_batches"]
@@ -221,7 +207,7 @@ class SandboxAsyncTrainer(SandboxTrainer, AsyncGRPOTrainer):  # type: ignore[mis
     def sync_policy(self) -> None:
         """Bring the servers up to date before an evaluation; they begin with the weights of step 0."""
         if self.state.global_step > 0:
-            self._policy.bring_up_to_date()
+            super().sync_policy()
 
 
 class _Border(TrainerCallback):  # type: ignore[misc]

@@ -55,8 +55,7 @@ class Weights(ABC):
             EngineFault: on every process, when a server did not take them; it stays paused.
         """
 
-    @abstractmethod
-    def sleep(self) -> None:
+    def sleep(self) -> None:  # noqa: B027 (where no server sleeps, a model's lease tells whose turn it is)
         """The rollouts of this process are done: have servers give their memory back, if they should."""
 
 
@@ -81,9 +80,6 @@ class UnsentWeights(Weights):
         """Take note."""
         self.version.value = step
         return step
-
-    def sleep(self) -> None:
-        """Nothing: who samples and who trains is told by the model's lease."""
 
 
 def shared_version() -> ctypes.c_longlong:

@@ -55,7 +55,7 @@ def _merged(model: PeftModel) -> Iterator[tuple[str, torch.Tensor]]:
         elif ".modules_to_save." in raw:
             owner, _, inner = raw.partition(".modules_to_save.")
             yield f"{_plain(owner)}.{inner.partition('.')[2]}", whole_tensor(parameter)
-        elif not _of_adapter(raw, adapted):
+        elif not any(raw.startswith(f"{name}.") for name in adapted):  # else it is an adapter's
             yield _plain(raw), _plain_weight(base, raw, parameter)
 
 
@@ -70,15 +70,6 @@ def _plain_weight(base: nn.Module, raw: str, parameter: nn.Parameter) -> torch.T
             "the model in bfloat16, or set model.quantization"
         )
     return weight.detach()
-
-
-def _of_adapter(raw: str, adapted: Mapping[str, BaseTunerLayer]) -> bool:
-    """Whether a parameter belongs to an adapted module and is not its base weight."""
-    while raw:
-        raw = raw.rpartition(".")[0]
-        if raw in adapted:
-            return True
-    return False
 
 
 def _with_adapters(weight: torch.Tensor, layer: BaseTunerLayer, name: str) -> torch.Tensor:

@@ -35,7 +35,9 @@ class Sending:
         keeps: whether copies are kept for servers that are started again.
     """
 
-    def __init__(self, servers: Sequence[VLLMServer], *, collective: bool, keeps: bool) -> None:
+    def __init__(
+        self, servers: Sequence[VLLMServer], *, collective: bool = False, keeps: bool = False
+    ) -> None:
         self._servers = list(servers)
         self._collective = collective
         self._keeps = keeps
@@ -125,7 +127,7 @@ class Kept:
             tensors = load_file(copy.path)
             return list(transport.parts(iter(tensors.items()), next(iter(tensors.values())).dtype))
 
-        sending = Sending([server], collective=transport.collective, keeps=False)
+        sending = Sending([server], collective=transport.collective)
         await sending.each(transport.connect)
         await sending.start()
         for copy in self.copies:

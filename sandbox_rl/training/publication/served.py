@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
-from sandbox_rl.errors import SetupError
 from sandbox_rl.http_client import Address
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.check import TokenizerProbe
@@ -23,9 +21,10 @@ from sandbox_rl.policies.vllm.launch import ENGINES
 from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.policies.vllm.source import ExternalServers, Servers
-from sandbox_rl.training.agreement import together
+from sandbox_rl.training.agreement import of_first, together
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.placement import Place, Placement
+from sandbox_rl.training.placement_plan import unplanned_transfer
 from sandbox_rl.training.publication.sending import OwnServer
 from sandbox_rl.training.publication.weights import PublishedWeights
 
@@ -96,19 +95,19 @@ def serve(
         placement: of managed servers; None for external ones.
 
     Raises:
-        SetupError: no interpreter with vLLM, no card for the chosen transfer.
+        SetupError, ConfigError: no interpreter with vLLM, no card for the chosen transfer.
     """
     state = PartialState()
     main = state.is_main_process
-    transfer = transfer_of(settings) if placement is None else placement.transfer
+    cards = torch.cuda.is_available()
+    transfer = unplanned_transfer(settings, cards=cards) if placement is None else placement.transfer
     managed: ManagedServers | None = None
     addresses = tuple(map(Address.parse, settings.base_urls))
     if placement is not None:
         with together():  # the others wait for the addresses
             if main:
                 managed = _started(settings, model, placement, log=log, loop=loop, say=say)
-                addresses = tuple(member.address for member in managed.members)
-        addresses = _of_the_first(addresses)
+        addresses = of_first(lambda: () if managed is None else managed.addresses)
     others = ExternalServers(
         addresses,
         needed_context=model.longest_prompt + 1,
@@ -137,15 +136,6 @@ def serve(
         source, settings, end_ids=model.end_ids, version=weights.version, first=state.local_process_index
     )
     return ServedPolicy(policy, weights, addresses, managed, loop)
-
-
-def _of_the_first(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
-    """What the first process has, on all of them."""
-    if PartialState().num_processes > 1:
-        shared = [addresses]  # one object: the lists must be equally long on all ranks
-        broadcast_object_list(shared)
-        (addresses,) = shared
-    return addresses
 
 
 def starting_log(directory: Path, name: str) -> Path:
@@ -196,22 +186,8 @@ def _placed(
             arguments["gpu-memory-utilization"] = place.share
     return settings.model_copy(
         update={
-            "arguments": arguments | {name.replace("_", "-"): v for name, v in settings.arguments.items()},
+            "arguments": arguments | settings.plain_arguments,
             "environment": environment | settings.environment,
             "sleep": sleep,
         }
     )
-
-
-def transfer_of(settings: VLLMSettings) -> str:
-    """How weights get into external servers: `shm`, `ipc`, `nccl` or `gloo`.
-
-    Raises:
-        SetupError: the chosen way needs a card and there is none.
-    """
-    if settings.transfer in ("ipc", "nccl") and not torch.cuda.is_available():
-        other = "shm" if settings.transfer == "ipc" else "shm for servers of this host or gloo for others"
-        raise SetupError(
-            f"policy.transfer: {settings.transfer!r}, but there is no CUDA card here; set {other}"
-        )
-    return "shm" if settings.transfer == "auto" else settings.transfer

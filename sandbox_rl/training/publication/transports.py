@@ -15,12 +15,7 @@ import torch
 from sandbox_rl.errors import SetupError
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.training.host_memory import trim_heap
-from sandbox_rl.training.publication.payload import (
-    card_uuid,
-    checksums_of,
-    cuda_handles,
-    write_safetensors,
-)
+from sandbox_rl.training.publication.payload import card_uuid, checksums_of, cuda_handles, write_safetensors
 from sandbox_rl.training.publication.routes import control_all, rpc
 
 Tensors = Iterator[tuple[str, torch.Tensor]]
@@ -39,21 +34,18 @@ class HostCopy:
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         # Gone once both sides have closed it.
-        self._file: int | None = os.memfd_create("sandbox-rl-weights", os.MFD_CLOEXEC)
-        with os.fdopen(self._file, "wb", closefd=False) as writer:
-            write_safetensors(tensors, writer)
+        self._file = os.fdopen(os.memfd_create("sandbox-rl-weights", os.MFD_CLOEXEC), "wb")
+        write_safetensors(tensors, self._file)
+        self._file.flush()
 
     @property
     def path(self) -> str:
         """How a server, a process of the same user, finds it."""
-        assert self._file is not None, "it was closed"
-        return f"/proc/{os.getpid()}/fd/{self._file}"
+        return f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
 
     def close(self) -> None:
-        """Free it, once."""
-        file, self._file = self._file, None
-        if file is not None:
-            os.close(file)
+        """Free it."""
+        self._file.close()
 
 
 class Payload:
@@ -141,14 +133,13 @@ class _InHostMemory(Payload):
 class IpcTransport(Transport):
     """CUDA handles: a server copies from the memory of the trainer's process on its card, part by part.
 
-    Weights are gathered and sent in parts of at most `part_bytes`, so that a sharded model is never whole on
+    Weights are gathered and sent in parts of at most `PART_BYTES`, so that a sharded model is never whole on
     a card beside the server's own.
     """
 
     streams = True
 
-    def __init__(self, part_bytes: int = PART_BYTES) -> None:
-        self._part_bytes = part_bytes
+    def __init__(self) -> None:
         # Of the thread that makes this: which card is current is each thread's own.
         self._card = torch.cuda.current_device() if torch.cuda.is_available() else None
 
@@ -168,7 +159,7 @@ class IpcTransport(Transport):
 
     def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
         """On the card; tensors that are right already are not copied."""
-        for some in in_parts(tensors, self._part_bytes):
+        for some in in_parts(tensors, PART_BYTES):
             torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]  # the servers have closed the last ones
             on_card = staged(some.items(), "cuda", dtype)
             torch.cuda.synchronize()

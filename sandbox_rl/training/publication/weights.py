@@ -18,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 
 import torch
 from accelerate import PartialState
@@ -27,7 +28,6 @@ from torch import nn
 
 from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.vllm.api import VLLMServer
-from sandbox_rl.policies.vllm.check import ServerFacts
 from sandbox_rl.policies.vllm.source import Servers
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.loop import LoopThread
@@ -96,19 +96,16 @@ class PublishedWeights(Weights):
         self._mixed = True
         up: Sequence[VLLMServer] = []
         marks = [time.monotonic()]
-        with together():
-            if self._servers is not None:
-                up = self._loop.run(self._begin(self._servers))
-                self._suspect = set(up)
-        try:
+        with ExitStack() as taking_part:
+            with together():
+                if self._servers is not None:
+                    up = taking_part.enter_context(self._loop.entered(self._part(self._servers)))
+                    self._suspect = set(up)
             left = self._send(up, checkpoint_tensors(model), step, marks)
             self.version.value = step
             with together():
                 if self._servers is not None:
                     self._loop.run(self._resume(self._servers, left))
-        finally:
-            if self._servers is not None:
-                self._loop.run(self._end())
         self.asleep, self._mixed, self._published = False, False, True
         self._suspect.clear()
         marks.append(time.monotonic())
@@ -159,15 +156,16 @@ class PublishedWeights(Weights):
 
     # --- parts of a publication -----------------------------------------------------------------------
 
-    async def _begin(self, servers: Servers) -> Sequence[VLLMServer]:
-        """Those that take part: all that are there. Nobody joins them until the publication is over."""
+    @asynccontextmanager
+    async def _part(self, servers: Servers) -> AsyncIterator[Sequence[VLLMServer]]:
+        """Those that take part: all that are there. Nobody joins them while open."""
         self._wanted.set()
         while True:
             await servers.some_up()
-            await self._changing.acquire()
-            if up := servers.up:
-                return up
-            self._changing.release()
+            async with self._changing:
+                if up := servers.up:
+                    yield up
+                    return
 
     def _send(
         self, up: Sequence[VLLMServer], tensors: Tensors, step: int, marks: list[float]
@@ -176,7 +174,7 @@ class PublishedWeights(Weights):
         sending = Sending(self._targets(up), collective=self._transport.collective, keeps=self._keeps)
         parts, failure = self._first_part(sending, tensors)
         marks.append(time.monotonic())
-        paused = Sending(up, collective=False, keeps=False)
+        paused = Sending(up)
         try:
             with together():
                 if failure is not None:
@@ -213,8 +211,7 @@ class PublishedWeights(Weights):
         if self._own is None:
             return up
         said = [[server.address for server in up]]
-        if PartialState().num_processes > 1:
-            broadcast_object_list(said)
+        broadcast_object_list(said)
         own = self._own.servers.servers[self._own.number]
         return [own] if own.address in said[0] else []
 
@@ -225,8 +222,9 @@ class PublishedWeights(Weights):
         try:
             if sending.left or self._keeps:
                 self._loop.run(self._connect(sending))
-                dtype = getattr(torch, self._facts()[0].dtype)
-                parts = self._transport.parts(tensors, dtype)
+                source = self._servers if self._own is None else self._own.servers
+                assert source is not None, "a process without servers sends nothing"
+                parts = self._transport.parts(tensors, getattr(torch, source.facts[0].dtype))
                 if not self._transport.streams:
                     parts = iter(list(parts))
         except Exception as error:
@@ -243,11 +241,6 @@ class PublishedWeights(Weights):
         if self._own is not None or set(sending.left) != set(self._connected):
             await sending.each(self._transport.connect)
             self._connected = list(sending.left)
-
-    def _facts(self) -> Sequence[ServerFacts]:
-        source = self._servers if self._own is None else self._own.servers
-        assert source is not None, "a process without servers sends nothing"
-        return source.facts
 
     def _send_parts(self, sending: Sending, parts: Iterator[Payload], version: int) -> None:
         """All of them, and the checks; also when no server is left, as a copy may be kept."""
@@ -268,7 +261,7 @@ class PublishedWeights(Weights):
             EngineFault: none holds them, or nobody can start one again that does not.
         """
         failed = dict(sending.reasons)
-        if self._own is not None and PartialState().num_processes > 1:
+        if self._own is not None:
             said = gather_object([failed])
             failed = {address: why for some in said for address, why in some.items()}
         with together():
@@ -279,17 +272,14 @@ class PublishedWeights(Weights):
             return self._loop.run(without(self._servers, up, failed))
 
     async def _resume(self, servers: Servers, left: Sequence[VLLMServer]) -> None:
-        sending = Sending(left, collective=False, keeps=False)
+        sending = Sending(left)
         await sending.each(lambda some: routes.resume(some, asleep=self.asleep))
         await without(servers, left, sending.reasons)
-
-    async def _end(self) -> None:
-        self._changing.release()
 
     async def _put_to_sleep(self, servers: Servers) -> None:
         for server in servers.servers:
             await servers.recovered(server)
         self._wanted.clear()  # one that dies is started again only when it is wanted
-        sleeping = Sending(servers.servers, collective=False, keeps=False)
+        sleeping = Sending(servers.servers)
         await sleeping.each(routes.sleep)
         await without(servers, servers.servers, sleeping.reasons)

@@ -284,3 +284,17 @@ def test_a_server_that_does_not_come_up_ends_all_of_them(tmp_path):
     with LoopThread() as loop, pytest.raises(SetupError, match=r"vLLM: exit code 7 \(log: .*log-1\)"):
         loop.run(ManagedServers(members).__aenter__())
     assert not any(Path(member.address.socket).parent.exists() for member in members)
+
+
+def test_where_one_server_cannot_be_started_none_is_left(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(PYTHON.format(delay_s=0))
+    python.chmod(0o755)
+    settings = VLLMSettings(type="vllm", python=str(python))
+    members = [
+        ManagedServer(settings, model="m", log=directory / "log", transfer="shm", gpu=False)
+        for directory in (tmp_path, python)
+    ]
+    with LoopThread() as loop, pytest.raises(OSError, match=r"python"):
+        loop.run(ManagedServers(members).start())
+    assert not any(Path(member.address.socket).parent.exists() for member in members)

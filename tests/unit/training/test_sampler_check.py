@@ -9,6 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
 from sandbox_rl.errors import ModelError
+from sandbox_rl.training.probe import trainer_scores
 from sandbox_rl.training.sampler_check import LARGEST_GAP, check_rope, check_sampler, sampler_gap
 
 BASE: dict[str, Any] = {
@@ -120,8 +121,11 @@ def test_what_cannot_agree_is_refused_in_one_line(name):
 
 def test_the_check_leaves_the_model_as_it_was():
     model = made(*AGREE["Qwen3"]).train()
+    model.model.norm.eval()  # as frozen parts are
+    before = [module.training for module in model.modules()]
     check_sampler(model, torch.float32, path="here", largest=0.1)
-    assert model.training
+    trainer_scores(model, [1, 2, 3])
+    assert [module.training for module in model.modules()] == before
     assert "forward" not in model.__dict__
 
 
