@@ -100,10 +100,11 @@ class QwenXml(_Typed):
         ended = self._value_end.search(text, start)
         first_close = text.find("</parameter>", start)
         until = first_close if first_close >= 0 else len(text)
-        for following in re.finditer(r"\s*<parameter=([^<>\n]+)>", text[start:until]):
+        for following in re.finditer("<parameter=([^<>\n]+)>", text[start:until]):
             # Not closed, if another parameter of the tool begins before anything closes.
             if following[1] in self._types.get(name, {}):
-                return following.string[: following.start()].removeprefix("\n"), start + following.start()
+                value = following.string[: following.start()].rstrip()
+                return value.removeprefix("\n"), start + following.start()
         if ended is None:
             raise BrokenCall(f"the parameter {key[:60]} is not closed by </parameter>")
         return text[start : ended.start()].removeprefix("\n").removesuffix("\n"), ended.end()

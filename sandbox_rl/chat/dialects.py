@@ -132,8 +132,8 @@ class Harmony(WrittenCalls):
     invented = tuple(f"<|start|>{role}" for role in ("user", "system", "developer", "functions", "tool"))
     opening = re.compile(
         r"(?:\bto=(?P<first>[\w.-]+)\s*<\|channel\|>\w+|<\|channel\|>\w+\s+to=(?P<then>[\w.-]+))"
-        r"[ \t]*(?:<\|constrain\|>)?[ \t]*\w{0,12}[ \t]*<\|message\|>"
-    )
+        r"[ \t]*(?:<\|constrain\|>[ \t]*)?(?:\w{1,12}[ \t]*)?<\|message\|>"
+    )  # no two repetitions that could share the same blanks: those would be tried in every division
     _markup = re.compile(r"<\|start\|>assistant|<\|channel\|>\w+|<\|(?:message|end|return|constrain)\|>")
 
     def read(self, text: str, start: int) -> Found:

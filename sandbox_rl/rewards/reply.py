@@ -53,20 +53,21 @@ def answer_of_reply(reply: str, scorer: str) -> Answer:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last complete ``\boxed{…}``, braces balanced; None where there is none."""
-    start = text.rfind("\\boxed{")
-    while start >= 0:
-        depth = 0
-        for position in range(start + len("\\boxed"), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                return text[start + len("\\boxed{") : position]
-        start = text.rfind("\\boxed{", 0, start)
-    return None
+    r"""Content of the last complete ``\boxed{…}``, braces balanced; None where there is none. Linear time."""
+    opened: list[int] = []
+    last, end = -1, 0
+    for brace in re.finditer(r"[{}]", text):
+        if brace.group() == "{":
+            opened.append(brace.start())
+        elif opened and (start := opened.pop()) > last and text.endswith("\\boxed", 0, start):
+            last, end = start, brace.start()
+    return None if last < 0 else text[last + 1 : end]
 
 
 def _without_reasoning(text: str) -> str:
-    text = _THINK.sub("", text)
+    # Only as far as reasoning is closed: behind that each opening would be followed to the end of the text.
+    closed = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
+    text = _THINK.sub("", text[:closed]) + text[closed:]
     if "</think>" in text:  # the prompt had opened the reasoning
         return text.rpartition("</think>")[2]
     return text.partition("<think>")[0]

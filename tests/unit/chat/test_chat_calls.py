@@ -280,6 +280,31 @@ def test_a_hostile_turn_takes_time_by_its_length(reads: CallReader) -> None:
     assert_linear(read, 100_000)
 
 
+BEGUN = (
+    "<tool_call>",
+    "<tool_call><function=a><parameter=b>",
+    "<tool_call>a<arg_key>b</arg_key><arg_value>",
+    "<|python_tag|>",
+    "[TOOL_CALLS]a[CALL_ID]b",
+    "<｜tool▁call▁begin｜>function<｜tool▁sep｜>a",
+    "to=functions.a<|channel|>commentary",
+    "<|channel|>commentary to=functions.a",
+    '<|tool_call>call:a{b:<|"|>',
+)
+
+
+@pytest.mark.parametrize("name", CALL_FORMATS)
+@pytest.mark.parametrize("unit", [" ", "\n", "a ", "</parameter> ", "<|constrain|>"])
+def test_a_call_that_is_begun_and_never_ends_takes_time_by_its_length(name: str, unit: str) -> None:
+    def read(length: int) -> None:
+        for begun in BEGUN:
+            text = begun + unit * (length // len(unit)) + "."
+            READERS[name].read(text)
+            READERS[name].reasoning_and_words(text)
+
+    assert_linear(read, 20_000)
+
+
 @pytest.mark.parametrize("reads", [HERMES, XML, LLAMA], ids=["hermes", "qwen_xml", "llama_json"])
 @given(
     text=st.lists(

@@ -11,6 +11,7 @@ from sandbox_rl.evaluation.statistics import mean_over_tasks, paired_difference,
 from sandbox_rl.evaluation.tool_mix import Use, uses_of
 from sandbox_rl.rewards.reply import answer_of_reply, last_boxed
 from sandbox_rl.types import AnswerStatus
+from tests.growth import assert_linear
 
 N, F, C = Use.NETWORK, Use.FILES, Use.COMPUTATION
 
@@ -156,3 +157,10 @@ def test_a_reply_without_an_answer(reply):
 def test_unbalanced_boxes_are_passed_over():
     assert last_boxed(r"\boxed{1} and \boxed{2") == "1"
     assert last_boxed(r"\boxed{") is None
+    assert last_boxed(r"} \boxed{1 \boxed{2}} {") == "2"
+    assert last_boxed(r"\boxed{a} {\boxed{\frac{1}{2}} \boxed{") == r"\frac{1}{2}"
+
+
+@pytest.mark.parametrize("unit", ["\\boxed{", "<think>", "</think><think>", "<think></think>", "answer is "])
+def test_a_reply_that_repeats_itself_takes_time_by_its_length(unit):
+    assert_linear(lambda length: answer_of_reply(unit * (length // len(unit)) + "x", "math"), 80_000)
