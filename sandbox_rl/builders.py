@@ -22,8 +22,8 @@ from sandbox_rl.rewards.base import Scores
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.places import PROGRAM, FirstPlace, Place, PlainPlace
 from sandbox_rl.rewards.pool import ScoringPool
-from sandbox_rl.rollout import RolloutEngine
 from sandbox_rl.rollout.disk import DiskSpace
+from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.config import BackendSettings, DockerSettings
 from sandbox_rl.sandboxes.program import ProgramSandboxes

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings
@@ -29,7 +30,8 @@ from sandbox_rl.fakes import RecordingBackend, exec_ok
 from sandbox_rl.journal import Journal, JournalObserver
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
-from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
+from sandbox_rl.rollout.engine import RolloutEngine
+from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.sandboxes.base import INPUT_DIR, SandboxBackend
 from sandbox_rl.sandboxes.config import DockerSettings
 from sandbox_rl.sandboxes.docker.backend import DockerBackend

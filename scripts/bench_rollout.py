@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings
@@ -25,7 +26,8 @@ from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
 from sandbox_rl.rewards.places import PROGRAM
 from sandbox_rl.rewards.pool import ScoringPool
-from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
+from sandbox_rl.rollout.engine import RolloutEngine
+from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.training.tiny import tiny_tokenizer

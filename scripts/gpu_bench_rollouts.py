@@ -30,6 +30,7 @@ from typing import Any
 import gpu_bench_trainer
 from gpu_common import device_name, scale_of
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings
@@ -40,7 +41,8 @@ from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.server import ManagedServer
 from sandbox_rl.rewards.places import PROGRAM
 from sandbox_rl.rewards.pool import ScoringPool
-from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
+from sandbox_rl.rollout.engine import RolloutEngine
+from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.pool import SandboxPool

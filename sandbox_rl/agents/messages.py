@@ -36,7 +36,6 @@ class MessageAgent(Around[ChatClient]):
         return ()
 
     def reasoning_and_words(self, turn: AgentTurn) -> tuple[str, str]:
-        """See `Agent.reasoning_and_words`."""
         return turn.reasoning, turn.text
 
 

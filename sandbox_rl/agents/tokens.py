@@ -33,17 +33,14 @@ class TokenAgent(Around[Policy]):
 
     @asynccontextmanager
     async def session(self, setup: SessionSetup) -> AsyncIterator[AgentSession]:
-        """See `Agent.session`; the chat format knows the tools already."""
         prompt_ids = await off_loop(self.prompt_ids, setup.messages)  # long prompts take long to encode
         async with self.inner.session(setup.request.id) as opened:
             yield _TokenSession(opened, self.chat, prompt_ids, setup, self.inner.max_context)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The rendered prompt, shape (P,)."""
         return self.chat.render_prompt(messages)
 
     def reasoning_and_words(self, turn: AgentTurn) -> tuple[str, str]:
-        """See `Agent.reasoning_and_words`."""
         return self.chat.reasoning_and_words(turn.action.token_ids)
 
 

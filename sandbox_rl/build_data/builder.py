@@ -131,7 +131,8 @@ class _Builder:
             try:
                 if isinstance(row, RowProblem):
                     raise row
-                self._check(row)
+                text_field(row, self._columns.prompt, limit=self._settings.max_prompt_chars)
+                text_field(row, self._columns.answer, limit=_ANSWER_CHARS, number=True)
                 key = self._key(row)
                 before = last.get(key, _NONE)
                 last[key] = index
@@ -150,10 +151,6 @@ class _Builder:
         for index, row in enumerate(self._rows):
             if self._keys[index] and not isinstance(row, RowProblem):
                 yield index, row
-
-    def _check(self, row: Row) -> None:
-        text_field(row, self._columns.prompt, limit=self._settings.max_prompt_chars)
-        text_field(row, self._columns.answer, limit=_ANSWER_CHARS, number=True)
 
     def _key(self, row: Row) -> int:
         documents = self._documents(row)

@@ -46,7 +46,7 @@ class BetweenTurns:
                 f"{template.name}: its chat template ends assistant turns with no control token; "
                 "use a template that ends them with one, such as ChatML's <|im_end|>"
             ) from error
-        self._user = self._user_frame()
+        self._user = self.frame if self.frame.role == "user" else self._reader.user()
         # Where the template ends plain turns by nothing, the next role's header does (GLM).
         opened = [self._user] if self._user is not None and self._user.opens else []
         firsts = [self._controls(frame.before)[0] for frame in (self.frame, *opened)]
@@ -108,14 +108,6 @@ class BetweenTurns:
         ids = self._encoder.encode(pieces)
         there = ended_by == ids[0] if frame.opens else ended_by is not None
         return ids[1:] if there else ids
-
-    def _user_frame(self) -> Frame | None:
-        if self.frame.role == "user":
-            return self.frame
-        try:
-            return self._reader.user()
-        except Refused:
-            return None
 
     def _first(self, frame: Frame) -> int:
         return self._encoder.control_tokens(frame.before)[0][1]

@@ -25,7 +25,6 @@ class Hermes(WrittenCalls):
     opening = re.compile(re.escape(_OPEN))
 
     def read(self, text: str, start: int) -> Found:
-        """The call whose tag begins at `start`."""
         value, end = parse_object(text, skip_space(text, start + len(_OPEN)))
         end = closed(text, end, _CLOSE, _OPEN)
         return (call_from(value, "arguments", end),), end
@@ -77,7 +76,6 @@ class QwenXml(_Typed):
     )
 
     def read(self, text: str, start: int) -> Found:
-        """The call whose tag begins at `start`."""
         tagged = text.startswith(_OPEN, start)
         function = self._function.match(text, start + len(_OPEN) if tagged else start)
         if function is None:
@@ -136,7 +134,6 @@ class Glm(_Typed):
     _value_end = re.compile(r"</arg_value>(?=\s*(?:<arg_key>|</tool_call>|<tool_call>|\Z))")
 
     def read(self, text: str, start: int) -> Found:
-        """The call whose tag begins at `start`."""
         named = self._name.match(text, start + len(_OPEN))
         if named is None:
             raise BrokenCall("a tool's name must follow <tool_call>")

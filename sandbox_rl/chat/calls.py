@@ -156,19 +156,13 @@ def parse_object(text: str, start: int) -> tuple[dict[str, Any], int]:
     """
     if not text.startswith("{", start):
         raise BrokenCall("a JSON object beginning with { is expected")
-    value, end = _decoded(text, start)
+    value, end = parse_json(text, start)
     assert isinstance(value, dict)
     return value, end
 
 
-def parse_array(text: str, start: int) -> tuple[list[Any], int]:
-    """As `parse_object`, of the JSON array whose bracket is at `start`."""
-    value, end = _decoded(text, start)
-    assert isinstance(value, list)
-    return value, end
-
-
-def _decoded(text: str, start: int) -> tuple[Any, int]:
+def parse_json(text: str, start: int) -> tuple[Any, int]:
+    """As `parse_object`, of any JSON value."""
     try:
         return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandbox_rl.chat.call_formats import Found, Glm, Hermes, LlamaJson, QwenXml, closed, skip_space
-from sandbox_rl.chat.calls import BrokenCall, WrittenCalls, call_from, parse_array, parse_object, to_json
+from sandbox_rl.chat.calls import BrokenCall, WrittenCalls, call_from, parse_json, parse_object, to_json
 from sandbox_rl.chat.encoding import Piece
 from sandbox_rl.chat.gemma import Gemma
 from sandbox_rl.registry import Registry
@@ -33,7 +33,7 @@ class Mistral(WrittenCalls):
         """The calls after the tag at `start`, in either way."""
         begin = skip_space(text, start + len("[TOOL_CALLS]"))
         if text.startswith("[", begin):
-            values, end = parse_array(text, begin)
+            values, end = parse_json(text, begin)
             if not all(isinstance(value, dict) for value in values):
                 raise BrokenCall("every item of the list must be a JSON object", end)
             return tuple(call_from(value, "arguments", end) for value in values), end
@@ -47,7 +47,6 @@ class Mistral(WrittenCalls):
         return (ToolCall(named[1], arguments, named[2] or ""),), end
 
     def write(self, call: ToolCall) -> tuple[Piece, ...]:
-        """With its tag."""
         return self.turn("", [call])
 
     def turn(self, before: str, calls: Sequence[ToolCall]) -> tuple[Piece, ...]:
@@ -65,7 +64,6 @@ class Mistral(WrittenCalls):
         return (*pieces, Piece("[TOOL_CALLS]", True), Piece(to_json(made))) if made else tuple(pieces)
 
     def instructions(self) -> str:
-        """How a call looks."""
         return (
             "To call functions, write [TOOL_CALLS] and a JSON list of objects with the keys name, arguments "
             "and id, a word of nine letters or digits."
@@ -88,7 +86,6 @@ class DeepSeek(WrittenCalls):
         self._is_fenced = fenced
 
     def read(self, text: str, start: int) -> Found:
-        """The call whose tag begins at `start`."""
         after = start + len("<｜tool▁call▁begin｜>")
         fenced = self._fenced.match(text, after)
         head = fenced or self._bare.match(text, after)
@@ -101,7 +98,6 @@ class DeepSeek(WrittenCalls):
         return (ToolCall(head[1], arguments),), end
 
     def write(self, call: ToolCall) -> tuple[Piece, ...]:
-        """With the tags around all calls."""
         return self.turn("", [call])
 
     def turn(self, before: str, calls: Sequence[ToolCall]) -> tuple[Piece, ...]:
@@ -119,7 +115,6 @@ class DeepSeek(WrittenCalls):
         return (*pieces, Piece("<｜tool▁calls▁end｜>", True)) if calls else tuple(pieces)
 
     def instructions(self) -> str:
-        """How calls look."""
         one = "".join(p.text for p in self.write(ToolCall("FUNCTION_NAME", {"ARGUMENT": "VALUE"})))
         return f"To call a function, write its name and its arguments as JSON exactly like this:\n{one}"
 
@@ -137,7 +132,6 @@ class Harmony(WrittenCalls):
     _markup = re.compile(r"<\|start\|>assistant|<\|channel\|>\w+|<\|(?:message|end|return|constrain)\|>")
 
     def read(self, text: str, start: int) -> Found:
-        """The call whose header begins at `start`."""
         header = self.opening.match(text, start)
         assert header is not None
         arguments, end = parse_object(text, skip_space(text, header.end()))

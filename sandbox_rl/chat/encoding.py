@@ -133,14 +133,9 @@ def _without_added_tokens(tokenizer: Any, keep: frozenset[str]) -> Any:
     data = json.loads(tokenizer.to_str())
     data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] in keep]
     data["post_processor"] = data["truncation"] = data["padding"] = None
-    for part in _parts(data.get("pre_tokenizer")):
+    splitter = data.get("pre_tokenizer") or {}
+    for part in splitter.get("pretokenizers", [splitter]):
         # "first" puts a blank before the text's very first word only, and a run is never that.
         if part.get("prepend_scheme") == "first":
             part["prepend_scheme"] = "never"
     return Tokenizer.from_str(json.dumps(data))
-
-
-def _parts(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if pre_tokenizer is None:
-        return []
-    return list(pre_tokenizer.get("pretokenizers", [pre_tokenizer]))

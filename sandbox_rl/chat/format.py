@@ -30,7 +30,6 @@ class ChatFormat:
         control_ids: ids that no content can produce.
         call_format: name of the format of tool calls.
         call_example: a tool call as the policy should write it.
-        observation_role: "tool", or "user" where the template has no usable tool role.
     """
 
     def __init__(
@@ -66,9 +65,7 @@ class ChatFormat:
         frame = self._between.frame
         eom = self._controls("<|eom_id|>") if "<|eom_id|>" in template.source else ()
         own_ends = [encoder.control_tokens(token)[0][1] for token in (*self._between.ends, *eom)]
-        self.ends = TurnEnds.of(own_ends[0], (*own_ends, *other_ends))
-        self.observation_role = frame.role
-
+        self.ends = TurnEnds(own_ends[0], frozenset((*own_ends, *other_ends)))
         self._words = tool_words(
             tools if not shows_tools else (),
             self._calls.instructions()

@@ -6,6 +6,7 @@ three observations and in a second round: it must be the same everywhere, for th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -126,9 +127,11 @@ class FrameReader:
                 reasons.append(f"{role} role: {error}")
         raise Refused("; ".join(dict.fromkeys(reasons)))
 
-    def user(self) -> Frame:
-        """The frame of a further user message. Raises `Refused` where there is none."""
-        return self._frame("user", False)
+    def user(self) -> Frame | None:
+        """The frame of a further user message; None where the template has none."""
+        with contextlib.suppress(Refused):
+            return self._frame("user", False)
+        return None
 
     def before_user(self, frame: Frame) -> tuple[str, str] | None:
         """What stands between a last observation and a further user message, and what follows that.
@@ -162,7 +165,7 @@ class FrameReader:
         header, follow = (text.partition("<think>")[0] for text in (after, follow))
         if not (follow.startswith(header) or header.startswith(follow)):
             raise Refused("earlier observations are rendered differently from the last one")
-        tail = self._tail(with_calls)
+        tail = _slots(self._template.assistant_end(self._assistant(1, int(with_calls))), 0)
         shared = os.path.commonprefix([tail, head])
         ends = [token for token in self._controls(tail) if token not in self._own]
         start = self._start(head, shared)
@@ -215,15 +218,6 @@ class FrameReader:
                 return position if start == len(shared) else start  # two tokens that begin alike
             position = end
         return start
-
-    def _tail(self, with_calls: bool) -> str:
-        """What follows an assistant's turn that nothing follows."""
-        texts, order = split_marks(
-            self._template.render([message("user", 0), self._assistant(1, int(with_calls))], generation=False)
-        )
-        if order != [0, 1]:
-            raise Refused("it leaves out the assistant's content")
-        return _slots(texts[2], 0)
 
     def _between(self, role: str, with_calls: bool, before: str, after: str) -> str:
         """What separates two observations; a blank line where they must share one message."""

@@ -25,7 +25,6 @@ class Gemma(WrittenCalls):
     _deepest = 32
 
     def read(self, text: str, start: int) -> Found:
-        """The call whose tag begins at `start`."""
         named = self._name.match(text, start + len("<|tool_call>"))
         if named is None:
             raise BrokenCall("call:NAME{…} must follow <|tool_call>")
@@ -47,7 +46,6 @@ class Gemma(WrittenCalls):
         return (*([Piece(before)] if before else []), *(p for call in calls for p in self.write(call)))
 
     def instructions(self) -> str:
-        """How a call looks."""
         return 'To call a function, write <|tool_call>call:NAME{argument:<|"|>text<|"|>,other:3}<tool_call|>.'
 
     def _object(self, text: str, start: int, depth: int) -> tuple[dict[str, Any], int]:

@@ -127,13 +127,16 @@ class ChatTemplate:
             parts += [Slot(index, _edges_kept(padded, index)), text]
         return tuple(p for p in parts if p != "")
 
-    def assistant_end(self) -> str:
-        """The text after the content of an assistant turn.
+    def assistant_end(self, told: Mapping[str, Any] | None = None) -> str:
+        """The text after the mark of an assistant turn.
+
+        Args:
+            told: the turn, whose mark is 1; None for one of words.
 
         Raises:
-            Refused: the template raised or left the content out.
+            Refused: the template raised or left the mark out.
         """
-        text = self.render([message("user", 0), message("assistant", 1)], generation=False)
+        text = self.render([message("user", 0), told or message("assistant", 1)], generation=False)
         _, found, end = text.rpartition(mark(1))
         if not found:
             raise Refused("it leaves out the assistant's content")

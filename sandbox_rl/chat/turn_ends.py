@@ -6,7 +6,7 @@ metrics of truncation and the exported model take them over through the generati
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -17,16 +17,11 @@ class TurnEnds:
     Args:
         written: the one that the chat template itself ends turns with.
         others: what ends a turn as well: the tokenizer's EOS, what the model's generation config lists, and
-            padding, which TRL takes for an end.
+            padding, which TRL takes for an end. May name `written` again.
     """
 
     written: int
     others: frozenset[int] = frozenset()
-
-    @classmethod
-    def of(cls, written: int, others: Iterable[int]) -> TurnEnds:
-        """`others` may name `written` again."""
-        return cls(written, frozenset(others) - {written})
 
     @property
     def ids(self) -> frozenset[int]:
@@ -36,7 +31,7 @@ class TurnEnds:
     @property
     def listed(self) -> list[int]:
         """All of them as a generation config has them, the template's own first."""
-        return [self.written, *sorted(self.others)]
+        return [self.written, *sorted(self.others - {self.written})]
 
     def before(self, token_ids: Sequence[int]) -> Sequence[int]:
         """What a turn says: its ids before the first end."""

@@ -14,7 +14,7 @@ from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import PolicySettings, TransformersSettings
 from sandbox_rl.rewards.config import RewardSettings
-from sandbox_rl.rollout import RolloutSettings
+from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings, SandboxSettings
 from sandbox_rl.settings import Settings
 from sandbox_rl.tools.toolbox import OUR_TOOLS, make_toolbox

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.base import Sampling
-from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Task
 

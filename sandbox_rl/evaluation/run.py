@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.evaluation.plan import EvaluationPlan
 from sandbox_rl.evaluation.tool_mix import uses_of
 from sandbox_rl.journal import Journal, JournalObserver, read_journal, rollout_from_record
 from sandbox_rl.metrics import episode_counts
 from sandbox_rl.observer import EachRollout, Observers
-from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
+from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.types import Rollout, Task, ToolCall
 
 CHUNK = 1_000

@@ -61,8 +61,8 @@ class LoadedScorer:
 
     name: str
     score: Scorer
-    check_gold: Callable[[Task], None] | None
-    read: Callable[[str], Any] | None = None
+    check_gold: Callable[[Task], object] | None
+    read: Callable[[str], Any] | None
 
 
 def reads_with(read: Callable[[str], Any]) -> Callable[[Scorer], Scorer]:
@@ -111,7 +111,7 @@ def load_scorer(name: str) -> LoadedScorer:
         ConfigError: no such name, module or function.
     """
     score = SCORERS.find(name)
+    check = None
     if name in BUILT_IN:
         check = importlib.import_module(BUILT_IN[name].partition(":")[0]).check_gold
-        return LoadedScorer(name, score, check)
-    return LoadedScorer(name, score, None, read=getattr(score, "read_answer", None))
+    return LoadedScorer(name, score, check, getattr(score, "read_answer", None))

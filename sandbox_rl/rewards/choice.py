@@ -37,9 +37,12 @@ def letters(text: str) -> frozenset[str] | None:
     return frozenset(match.group(1).upper() for match in matches if match)
 
 
-def check_gold(task: Task) -> None:
-    """Raise `BadGold` unless the gold answer is letters."""
-    _gold(task)
+def check_gold(task: Task) -> frozenset[str]:
+    """The letters of the gold answer. Raises `BadGold` where it is anything else."""
+    gold = letters(task.answer) if isinstance(task.answer, str) else None
+    if gold is None:
+        raise BadGold(f"the gold answer is {task.answer!r}; expected a letter, or letters such as 'A,C'")
+    return gold
 
 
 def score(answer: str, task: Task) -> float:
@@ -48,7 +51,7 @@ def score(answer: str, task: Task) -> float:
     With one right letter, naming more than one is hedging and earns 0. A letter may stand in bold, in
     brackets, behind "Option" or "Answer:", and before the text of its option.
     """
-    gold, said = _gold(task), letters(answer) or _with_text(answer, task.prompt)
+    gold, said = check_gold(task), letters(answer) or _with_text(answer, task.prompt)
     if said is None or (len(gold) == 1 and len(said) > 1):
         return 0.0
     hits = len(gold & said)
@@ -79,10 +82,3 @@ def _with_text(answer: str, question: str) -> frozenset[str] | None:
     else:
         said = _HEDGE.search(match.group(2)) is None
     return frozenset({letter}) if said else None
-
-
-def _gold(task: Task) -> frozenset[str]:
-    gold = letters(task.answer) if isinstance(task.answer, str) else None
-    if gold is None:
-        raise BadGold(f"the gold answer is {task.answer!r}; expected a letter, or letters such as 'A,C'")
-    return gold

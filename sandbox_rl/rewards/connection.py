@@ -52,16 +52,16 @@ class WorkerLost(Exception):
 class Outcome:
     """How one job ended.
 
-    `kind`: "value"; "bad_gold" and "error" as the process says; "late" (its time was over); "died" (its
-    process ended without a verdict); "broken" (twice its worker was lost); "down" (no worker is available).
+    `kind`: "value"; "bad_gold" and "error" as the process says; "unread" (an error as a scorer read the
+    answer by itself); "late" (its time was over); "died" (its process ended without a verdict); "broken"
+    (twice its worker was lost); "down" (no worker is available).
     """
 
-    kind: Literal["value", "bad_gold", "error", "late", "died", "broken", "down"]
+    kind: Literal["value", "bad_gold", "error", "unread", "late", "died", "broken", "down"]
     value: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)
     detail: str = ""
     read: Any = None
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,7 @@ from __future__ import annotations
 
 import re
 
-_LETTERS = {
-    "\x07": "a",
-    "\x08": "b",
-    "\t": "t",
-    "\n": "n",
-    "\x0b": "v",
-    "\x0c": "f",
-    "\r": "r",
-    "\x1b": "e",
-}
+_LETTERS = dict(zip("\x07\x08\t\n\x0b\x0c\r\x1b", "abtnvfre", strict=True))
 _NAMES = """
     aleph alpha amalg and angle approx arccos arcsin arctan arg array ast asymp
     backslash bar because begin beta beth bf big bigcap bigcup bigg biggl biggr bigl bigr bigoplus bigotimes

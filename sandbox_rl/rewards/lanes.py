@@ -204,12 +204,10 @@ class Lanes:
     def _learn(self, jobs: list[Job], left: list[Job], ending: Ending) -> None:
         """Note which of these jobs used up the first slice; the others in `left` have not been begun."""
         for job in jobs:
-            if job not in left[:1]:
-                slow = job.level > 0 and ending.seconds >= self._budgets[0]
-            else:
-                slow = ending.out_of_time
-            if job not in left[1:]:
-                self._habits.used(job, first_slice_up=slow)
+            if job in left[1:]:
+                continue
+            slow = ending.out_of_time if job in left else job.level > 0 and ending.seconds >= self._budgets[0]
+            self._habits.used(job, first_slice_up=slow)
 
     def _lost(self, jobs: list[Job]) -> None:
         """The worker is gone. Once that can come from outside; what loses a second one did it itself."""

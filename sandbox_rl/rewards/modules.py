@@ -107,14 +107,12 @@ def _tops(files: Mapping[str, str]) -> dict[Path, str]:
         if not file or name == "__main__" or os.path.realpath(file).startswith(known):
             continue
         top = name.partition(".")[0]
+        # The directory of a package, also of one without `__init__.py`, or the file of a module.
         place = Path(file).parent if Path(file).name == "__init__.py" else Path(file)
-        if os.path.isdir(file):  # a namespace package
-            place = Path(file)
         for _ in range(name.count(".")):
             place = place.parent
         if top != name and top in files and Path(files[top] or "x").name != "__init__.py":
             place = Path(file).parents[name.count(".") - 1]
         if place.exists():
-            suffix = "" if place.is_dir() else place.suffix
-            shown[place] = f"{SHOWN_BELOW}/{top}{suffix if place.is_file() else ''}"
+            shown[place] = f"{SHOWN_BELOW}/{top}{place.suffix if place.is_file() else ''}"
     return shown

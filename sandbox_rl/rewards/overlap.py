@@ -14,20 +14,18 @@ from sandbox_rl.types import Task
 FLOOR = 0.3
 """A lower F-measure is chance overlap and earns 0."""
 
-_STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "a an the of in on at to for from by with and or but if as is are was were be been being it its this "
-        "that these those he she they we you i his her their our your do does did has have had",
-    )
-)
+_WORDS = """
+a an the of in on at to for from by with and or but if as is are was were be been being it its this that these
+those he she they we you i his her their our your do does did has have had
+"""
+_STOP_WORDS = frozenset(_WORDS.split())
 _WORD = re.compile(r"\^-?\d+[+-]?(?!\w)|(?<![\w.])-\d+(?:\.\d+)?|(?<![\w.])\.\d+|\d+\.\d+|[^\W_]+")
 """Words, numbers with their sign and decimal point, and what is raised: powers and charges."""
 _CELLS = 2_000_000
 """Most cells of the table of common subsequences: about a second of work."""
 
 
-def golds(task: Task) -> tuple[str, ...]:
+def check_gold(task: Task) -> tuple[str, ...]:
     """The gold answer and the spellings in `metadata["aliases"]`.
 
     Raises:
@@ -41,14 +39,9 @@ def golds(task: Task) -> tuple[str, ...]:
     return (task.answer, *aliases)
 
 
-def check_gold(task: Task) -> None:
-    """Raise `BadGold` unless there is text to compare with."""
-    golds(task)
-
-
 def exact(answer: str, task: Task) -> float:
     """1.0 if the answer is one of the gold spellings, else 0.0."""
-    return float(fold(answer) in {fold(gold) for gold in golds(task)})
+    return float(fold(answer) in {fold(gold) for gold in check_gold(task)})
 
 
 def f1(answer: str, task: Task) -> float:
@@ -57,7 +50,7 @@ def f1(answer: str, task: Task) -> float:
     Source: the official SQuAD 1.1 evaluation script (Rajpurkar et al., 2016).
     """
     said = squad_tokens(answer)
-    return max(_f1(said, squad_tokens(gold)) for gold in golds(task))
+    return max(_f1(said, squad_tokens(gold)) for gold in check_gold(task))
 
 
 def _f1(said: list[str], gold: list[str]) -> float:
@@ -73,7 +66,7 @@ def rouge_l(answer: str, task: Task) -> float:
     Source: Lin, "ROUGE: a package for automatic evaluation of summaries" (2004); `rouge-score`.
     """
     said = typeset(answer)
-    return max(_f_measure(said, typeset(gold)) for gold in golds(task))
+    return max(_f_measure(said, typeset(gold)) for gold in check_gold(task))
 
 
 class _Words:

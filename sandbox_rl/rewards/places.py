@@ -85,12 +85,10 @@ class FirstPlace:
 
     @property
     def isolation(self) -> str:
-        """Of the one that was chosen."""
         return self._chosen.isolation
 
     @property
     def filter(self) -> bytes:
-        """Of the one that was chosen."""
         return self._chosen.filter
 
     async def open(self, show: Mapping[Path, str]) -> None:
@@ -116,25 +114,39 @@ class FirstPlace:
         raise SetupError("; ".join(problems))
 
     async def start(self) -> WorkerHandle:
-        """A new worker in the chosen place."""
         return await self._chosen.start()
 
     async def close(self) -> None:
-        """End all workers; idempotent."""
         await self._chosen.close()
 
 
 class _PlainWorker:
-    def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
-        self.socket = connection
-        self.complaint = ""
-        self._process = process
+    complaint = ""
+
+    def __init__(self, path: Sequence[str]) -> None:
+        self.socket, theirs = socket.socketpair()
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-B", "-c", PROGRAM, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": ":".join(path), "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+        except OSError as error:
+            self.socket.close()
+            raise SandboxFault(f"a scoring process cannot be started: {error.strerror}") from error
+        finally:
+            theirs.close()
+        self.socket.setblocking(False)
 
     def kill(self) -> None:
         self.socket.close()
         with contextlib.suppress(OSError):
-            self._process.kill()
-        self._process.wait()
+            self.process.kill()
+        self.process.wait()
 
 
 class PlainPlace:
@@ -152,33 +164,11 @@ class PlainPlace:
         self._path = list(dict.fromkeys([*(str(path.parent) for path in show), *filter(None, sys.path)]))
 
     async def start(self) -> _PlainWorker:
-        """A new process."""
-        return self._launch()
-
-    def _launch(self) -> _PlainWorker:
-        ours, theirs = socket.socketpair()
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-B", "-c", PROGRAM, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": ":".join(self._path), "OMP_NUM_THREADS": "1"},
-                start_new_session=True,
-            )
-        except OSError as error:
-            ours.close()
-            raise SandboxFault(f"a scoring process cannot be started: {error.strerror}") from error
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        worker = _PlainWorker(process, ours)
-        self._workers = [*(w for w in self._workers if w._process.poll() is None), worker]
+        worker = _PlainWorker(self._path)
+        self._workers = [*(w for w in self._workers if w.process.poll() is None), worker]
         return worker
 
     async def close(self) -> None:
-        """Kill them."""
         for worker in self._workers:
             worker.kill()
         self._workers = []

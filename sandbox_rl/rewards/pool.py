@@ -19,6 +19,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from sandbox_rl.errors import ConfigError
@@ -88,23 +89,19 @@ class ScoringPool:
         self._runner = Runner(place, settings, loaded, beside)
         self._sound: dict[tuple[str, Scorers], str] = {}
         self._told: set[str] = set()
+        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> ScoringPool:
-        await self._runner.start()
-        try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._runner.stop)
+            await self._runner.start()
             if self._judge is not None:
-                await self._judge.__aenter__()
-        except BaseException:
-            await self._runner.stop()
-            raise
+                await stack.enter_async_context(self._judge)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        try:
-            if self._judge is not None:
-                await self._judge.__aexit__(*exc)
-        finally:
-            await self._runner.stop()
+        await self._stack.aclose()
 
     async def score(self, task: Task, answer: Answer) -> Reward:
         """The reward of an answer; never raises except on cancellation. See the module for the rules."""
@@ -159,12 +156,7 @@ class ScoringPool:
         """
         scorers = _rules(self._scorers_of(task))
         outcome = await self._runner.value(task, clean(text), scorers, ours=True)
-        if outcome.kind == "error" and may_not_read:
-            for name, _ in scorers:
-                if name not in BUILT_IN and await self._runner.reads(name):
-                    read = await self._runner.run("read", ((name, 1.0),), task, clean(text))
-                    return outcome if read.kind == "value" else Outcome("value", 0.0)
-        return outcome
+        return Outcome("value", 0.0) if outcome.kind == "unread" and may_not_read else outcome
 
     async def _reward(self, task: Task, answer: Answer) -> Reward:
         if answer.status is not AnswerStatus.OK:
@@ -247,8 +239,7 @@ class ScoringPool:
     async def _judged(self, task: Task, text: str) -> Reward:
         if self._judge is None:
             return Reward(None, detail=_NO_JUDGE)
-        reward = await self._judge.score(task, text)
-        fallback = self._judge.settings.fallback
+        reward, fallback = await self._judge.score(task, text), self.fallback
         if reward.value is not None or fallback is None:
             return reward
         outcome = await self._runner.run("score", ((fallback, 1.0),), task, text)

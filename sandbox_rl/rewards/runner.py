@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from sandbox_rl.errors import ConfigError, SandboxFault, SetupError
@@ -50,7 +51,7 @@ class Runner:
         self._renewing = asyncio.Lock()
 
     async def start(self) -> None:
-        """Start the workers.
+        """Start the workers; `stop` it also where that fails.
 
         Raises:
             ConfigError: a scorer cannot be loaded.
@@ -60,11 +61,7 @@ class Runner:
             logger.warning(
                 "reward.isolation is none: an answer that gets a scorer to run code runs it as this user"
             )
-        try:
-            self._lanes = await self._open()
-        except BaseException:
-            await self.stop()
-            raise
+        self._lanes = await self._open()
 
     async def stop(self) -> None:
         """End the workers; idempotent."""
@@ -87,7 +84,7 @@ class Runner:
             if name not in BUILT_IN and await self.reads(name):
                 outcome = await self.run("read", ((name, 1.0),), task, text, ours=ours)
                 if outcome.kind != "value":
-                    return outcome
+                    return replace(outcome, kind="unread") if outcome.kind == "error" else outcome
                 read[name] = outcome.read
         return await self.run("score", scorers, task, text, read, other, ours=ours)
 

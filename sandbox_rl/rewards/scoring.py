@@ -48,11 +48,8 @@ def warm(names: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: one cannot be imported.
     """
-    reading = []
     for name in names:
         scorer = _load(name)
-        if scorer.read is not None:
-            reading.append(name)
         for answer, gold in _EXAMPLES.get(name, ()):
             scorer.score(answer, Task("warm", "", gold, scorer=name))
         if name == "reasoning_gym":
@@ -61,7 +58,7 @@ def warm(names: Sequence[str]) -> list[str]:
             from sandbox_rl.rewards import gym_verifiers
 
             gym_verifiers.warm()
-    return reading
+    return [name for name in names if _load(name).read is not None]
 
 
 def judge_item(item: Mapping[str, Any]) -> Verdict:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from sandbox_rl.errors import ConfigError, SetupError
-from sandbox_rl.rewards.base import BUILT_IN, JUDGE, BadGold, ComparedAsText, load_scorer
+from sandbox_rl.rewards.base import BUILT_IN, BadGold, ComparedAsText, load_scorer
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.types import Task
 
@@ -48,13 +48,11 @@ class GoldReport:
         bad: task id → reason, for those that their scorer cannot use.
         as_text: source (the task's domain) → task id → reason, for those that are compared as text.
         in_workers: places of the tasks whose scorers are looked at in scoring processes (`IN_WORKERS`).
-        seen: how many tasks there are.
     """
 
     bad: Mapping[str, str]
     as_text: Mapping[str, Mapping[str, str]]
     in_workers: tuple[int, ...]
-    seen: int
 
     def __str__(self) -> str:
         """One line per source that has gold answers compared as text; "" where none has."""
@@ -74,23 +72,24 @@ def check_golds(tasks: Iterable[Task], scorers: Sequence[str] = ()) -> GoldRepor
     bad: dict[str, str] = {}
     as_text: dict[str, dict[str, str]] = {}
     in_workers: list[int] = []
-    seen = 0
     for place, task in enumerate(tasks):
-        seen = place + 1
         for name in scorers or (task.scorer,):
             if name in IN_WORKERS:
                 in_workers.append(place)
-            if name == JUDGE or name in IN_WORKERS or name not in BUILT_IN:
                 continue
-            check = load_scorer(name).check_gold
             try:
-                if check is not None:
-                    check(task)
+                _look(task, name)
             except ComparedAsText as error:
                 as_text.setdefault(task.domain, {})[task.id] = str(error)
             except Exception as error:  # metadata of any shape reaches the checks
                 bad.setdefault(task.id, f"{type(error).__name__}: {error}"[:300])
-    return GoldReport(bad, as_text, tuple(in_workers), seen)
+    return GoldReport(bad, as_text, tuple(in_workers))
+
+
+def _look(task: Task, name: str) -> None:
+    """Look at a gold answer, if the scorer is one of ours; raises what `LoadedScorer.check_gold` does."""
+    if name in BUILT_IN and (check := load_scorer(name).check_gold) is not None:
+        check(task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +182,7 @@ def _read_as_text(task: Task, names: Sequence[str]) -> bool:
     """Whether a scorer of ours compares this gold answer as text, which ends no run."""
     for name in names:
         try:
-            check = load_scorer(name).check_gold if name in BUILT_IN else None
-            if check is not None:
-                check(task)
+            _look(task, name)
         except ComparedAsText:
             return True
         except BadGold:

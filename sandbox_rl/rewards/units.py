@@ -102,11 +102,10 @@ def _names() -> dict[str, str]:
         names[symbol] = base
         names.update({prefix + symbol: _PREFIX_NAMES[prefix] + base for prefix in prefixes})
     for entry in _WORDS.split():
-        name, *spellings = reversed(entry.split("|"))
-        for word in (entry.split("|")[0], *spellings, name):
-            base = entry.split("|")[0]
+        spellings = entry.split("|")
+        for word in spellings:
             for prefix in ("", *set(_PREFIX_NAMES.values())):
-                names[prefix + word] = names[prefix + word + "s"] = prefix + base
+                names[prefix + word] = names[prefix + word + "s"] = prefix + spellings[0]
     for entry in _OTHER.split():
         word, _, name = entry.partition("=")
         names[word] = name or word

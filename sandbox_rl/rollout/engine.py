@@ -19,7 +19,7 @@ from sandbox_rl.rollout.disk import DiskSpace
 from sandbox_rl.rollout.judging import judge
 from sandbox_rl.rollout.occupancy import Occupancy
 from sandbox_rl.rollout.settings import OverlongPolicy, RolloutSettings
-from sandbox_rl.rollout.slots import FirstGroups, RunOne, first_groups, run_requests, with_retries
+from sandbox_rl.rollout.slots import FirstGroups, RunOne, first_groups, with_retries
 from sandbox_rl.sandboxes.base import PlaysEpisodes, SandboxBackend
 from sandbox_rl.sandboxes.forwarding import watched
 from sandbox_rl.tools.toolbox import Toolbox
@@ -124,9 +124,9 @@ class RolloutEngine:
             InfraFault: every single episode failed on our side; going on would train on nothing.
             UserError: the machine, the endpoint or the model cannot do it at all.
         """
-        return await run_requests(
-            requests, self._runner(sampling or self._sampling, overlong, observer, finished)
-        )
+        run_one = self._runner(sampling or self._sampling, overlong, observer, finished)
+        found = await first_groups([[request] for request in requests], run_one, keep=len(requests))
+        return [rollout for (rollout,) in found.ended.values()]
 
     async def run_groups(
         self,

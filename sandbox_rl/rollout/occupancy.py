@@ -46,12 +46,10 @@ class Occupancy(Observer):
         self._turns.add(episode.id)
 
     def sampled(self, episode: EpisodeRequest, turn: AgentTurn) -> None:
-        """See `sampling`."""
         self._advance()
         self._turns.discard(episode.id)
 
     def ended(self, episode: EpisodeRequest, stop: StopReason | None) -> None:
-        """See `started`."""
         self._advance()
         self._turns.discard(episode.id)
         self._alive.discard(episode.id)

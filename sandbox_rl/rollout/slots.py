@@ -1,4 +1,4 @@
-"""Many episodes, each with its retries: all of them, or the first groups to end.
+"""Many episodes, each with its retries: the first groups of them to end, or all.
 
 The only module that decides what a failure was. Whatever the policy did is in the trajectory; an
 `InfraFault` is retried with a fresh sandbox and, when it persists, becomes a rollout without reward.
@@ -24,19 +24,6 @@ from sandbox_rl.types import Answer, AnswerStatus, Reward, Rollout, StopReason, 
 logger = logging.getLogger(__name__)
 
 RunOne = Callable[[EpisodeRequest], Coroutine[Any, Any, Rollout]]
-
-
-async def run_requests(requests: Sequence[EpisodeRequest], run_one: RunOne) -> list[Rollout]:
-    """Run all requests side by side.
-
-    Returns, Raises:
-        As `RolloutEngine.run`.
-    """
-    async with all_done() as group:
-        tasks = [group.create_task(run_one(request)) for request in requests]
-    rollouts = [task.result() for task in tasks]
-    _check_some_played(rollouts)
-    return rollouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +58,7 @@ async def first_groups(
         InfraFault: every episode of the groups kept failed on our side.
         UserError: what `run_one` raises.
     """
-    assert 0 < keep <= len(groups)
+    assert 0 <= keep <= len(groups)
     found: list[dict[int, Rollout]] = [{} for _ in groups]
     seconds: dict[int, float] = {}
     enough = asyncio.Event()
@@ -90,7 +77,8 @@ async def first_groups(
             for place, group in enumerate(groups)
             for sample in range(len(group))
         ]
-        await enough.wait()
+        if keep:
+            await enough.wait()
         for task in tasks:
             task.cancel()
     ended = {place: [found[place][i] for i in range(len(groups[place]))] for place in sorted(seconds)}
@@ -98,7 +86,7 @@ async def first_groups(
     cut = [
         found[place][i] for place in range(len(groups)) if place not in ended for i in sorted(found[place])
     ]
-    return FirstGroups(ended, seconds, cut, max(seconds.values()))
+    return FirstGroups(ended, seconds, cut, max(seconds.values(), default=0.0))
 
 
 def _check_some_played(rollouts: Sequence[Rollout]) -> None:

@@ -25,7 +25,7 @@ from sandbox_rl.policies.base import Policy, TurnSampling
 from sandbox_rl.policies.config import RecordedPolicySettings, TransformersSettings, VLLMSettings
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
 from sandbox_rl.policies.recorded import RecordedPolicy
-from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.runs.placement import serving_placement
 from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.training.config import ModelSettings

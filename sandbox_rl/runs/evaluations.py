@@ -14,7 +14,7 @@ from sandbox_rl.evaluation.plan import EvaluationPlan
 from sandbox_rl.evaluation.results import Results, results_of
 from sandbox_rl.evaluation.run import EpisodeRow, run_evaluation
 from sandbox_rl.journal import Journal
-from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.runs.directory import set_aside
 from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.subjects import Subject

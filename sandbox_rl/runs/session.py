@@ -23,7 +23,7 @@ from sandbox_rl.display import Display
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.preflight.rewards import check_rewards
-from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.runs.launch import check_division, division_of
 from sandbox_rl.runs.placement import training_placement
 from sandbox_rl.runs.plan import RunModel, RunPlan

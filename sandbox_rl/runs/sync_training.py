@@ -10,12 +10,12 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PrinterCallback, set_seed
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.audit.run import RunAudit
 from sandbox_rl.builders import training_arguments
 from sandbox_rl.display import Progress
 from sandbox_rl.observer import EachRollout
-from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.watching import adapters_of, publication_probe, saved_parts, start_audit, watchers

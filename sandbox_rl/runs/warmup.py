@@ -20,6 +20,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback
 
 import sandbox_rl
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.builders import build_backend, build_chat, build_engine, settled
 from sandbox_rl.chat.format import ChatFormat
@@ -34,7 +35,6 @@ from sandbox_rl.observer import EachRollout
 from sandbox_rl.outputs import new_directory
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import Script, ScriptedPolicy
-from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.runs.resume import prompt_digests
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.tasks.load import load_tasks

@@ -129,11 +129,9 @@ class ReasoningGymSource(TaskSource):
 
     @property
     def label(self) -> str:
-        """The generator."""
         return self.name or self.dataset
 
     def open(self, data: DataSettings, base_dir: Path, number: int) -> OpenSource:
-        """See `GymSource`."""
         from sandbox_rl.tasks.sources import GymSource
 
         return GymSource(self, self.name or (f"{self.dataset}-{number}" if number else self.dataset))
@@ -177,13 +175,11 @@ class TableSource(RowsSource):
         return self.name or Path(self.path).name
 
     def rows(self, base_dir: Path) -> Rows:
-        """Of the file."""
         from sandbox_rl.tasks.rows import open_table
 
         return open_table(base_dir / self.path, self.label)
 
     def anchored(self, base_dir: Path) -> Self:
-        """With an absolute path."""
         return self.model_copy(update={"path": str(base_dir / self.path)})
 
 
@@ -204,25 +200,19 @@ class HubSource(RowsSource):
 
     @property
     def label(self) -> str:
-        """The data set's id."""
         return self.name or self.dataset
 
     def rows(self, base_dir: Path) -> Rows:
-        """Of the data set, downloaded or from the cache."""
         from sandbox_rl.tasks.rows import open_hub
 
         return open_hub(self)
-
-
-def _gives_tasks(thing: object) -> bool:
-    return isinstance(thing, type) and issubclass(thing, TaskSource)
 
 
 SOURCES: Registry[type[TaskSource]] = Registry(
     "task source",
     {"reasoning_gym": ReasoningGymSource, "table": TableSource, "hub": HubSource},
     group="sandbox_rl.sources",
-    check=_gives_tasks,
+    check=lambda thing: isinstance(thing, type) and issubclass(thing, TaskSource),
     expected="a class derived from sandbox_rl.tasks.config.TaskSource",
 )
 """Where tasks can come from."""

@@ -9,7 +9,7 @@ import hashlib
 import heapq
 import logging
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, overload
 
@@ -59,10 +59,6 @@ class TaskSet(Sequence[Task]):
             return TaskSet(self._sources, self._picks[index], self.report)
         pick = self._picks[index]
         return self._sources[pick >> 48].task(pick & (1 << 48) - 1)
-
-    def __iter__(self) -> Iterator[Task]:
-        for pick in self._picks:
-            yield self._sources[pick >> 48].task(pick & (1 << 48) - 1)
 
     def of_each_source(self, most: int) -> Mapping[int, Sequence[Task]]:
         """The first tasks of every source that has any, by its place in the settings."""

@@ -12,10 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sandbox_rl.errors import DataError
 from sandbox_rl.tasks.config import HubSource
+
+if TYPE_CHECKING:
+    from sandbox_rl.tasks.sources import OpenSource
 
 Row = Mapping[str, Any]
 
@@ -77,7 +80,6 @@ class JsonlRows(Rows):
         return len(self._starts)
 
     def row(self, index: int) -> Row:
-        """One parsed line."""
         start = self._starts[index]
         end = self._data.find(b"\n", start)
         line = self._data[start : len(self._data) if end < 0 else end]
@@ -92,7 +94,6 @@ class JsonlRows(Rows):
         return value
 
     def place(self, index: int) -> str:
-        """The line number."""
         return f"line {self._lines[index]}"
 
 
@@ -107,7 +108,6 @@ class ArrowRows(Rows):
         return int(self._table.num_rows)
 
     def row(self, index: int) -> Row:
-        """One row as Python values."""
         try:
             row: Row = self._table.slice(index, 1).to_pylist()[0]
         except UnicodeDecodeError as error:
@@ -133,7 +133,6 @@ class HubRows(Rows):
         return len(self._dataset)
 
     def row(self, index: int) -> Row:
-        """One row as Python values."""
         row: Row = self._dataset[index]
         return row
 
@@ -239,14 +238,6 @@ class BadRow:
         return f"{self.source} {self.place}, {self.field}: {self.reason}"
 
 
-class Placed(Protocol):
-    """Rows that have a name and places where a person finds them."""
-
-    name: str
-
-    def place(self, index: int) -> str: ...
-
-
 class BadRows:
     """Rows that were left out: counted by field, the first ones with their details."""
 
@@ -254,7 +245,7 @@ class BadRows:
         self.listed: list[BadRow] = []
         self.by_field: Counter[str] = Counter()
 
-    def add(self, rows: Placed, index: int, problem: RowProblem) -> None:
+    def add(self, rows: Rows | OpenSource, index: int, problem: RowProblem) -> None:
         """Leave this row out."""
         self.by_field[problem.field] += 1
         if len(self.listed) < MAX_LISTED:

@@ -62,11 +62,9 @@ class ListedSource(OpenSource):
             yield task.id, content_key(task.prompt + files)
 
     def place(self, index: int) -> str:
-        """The task's number."""
         return f"task {index}"
 
     def task(self, index: int) -> Task:
-        """One of them."""
         return self._tasks[index]
 
 
@@ -93,11 +91,9 @@ class RowSource(OpenSource):
                 yield problem
 
     def restrict(self, rows: array[int]) -> None:
-        """Remember the split's rows, from which distractors are drawn."""
         self._used = rows
 
     def place(self, index: int) -> str:
-        """Where a person finds the row."""
         return self._rows.place(index)
 
     def task(self, index: int) -> Task:
@@ -180,7 +176,6 @@ class GymSource(OpenSource):
             yield self._id(index), content_key(entry["question"])
 
     def task(self, index: int) -> Task:
-        """Generate one task."""
         entry = self._rows[index]
         question, files = entry["question"], dict[str, bytes]()
         if self._source.document is not None:

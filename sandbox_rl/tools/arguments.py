@@ -75,20 +75,13 @@ Arguments = TypeVar("Arguments", bound=ToolArguments)
 
 
 class CheckedTool(ABC, Generic[Arguments]):
-    """A tool that does what valid arguments ask for; every mistake becomes an observation here.
-
-    Args:
-        max_chars: longest reply in characters.
-    """
+    """A tool that does what valid arguments ask for; every mistake becomes an observation here."""
 
     name: str
     description: str
     arguments: type[Arguments]
     hint = ""
     """What is said after the mistakes in a call's arguments."""
-
-    def __init__(self, max_chars: int = MAX_OBSERVATION_CHARS) -> None:
-        self._max_chars = max_chars
 
     @property
     def schema(self) -> Mapping[str, Any]:
@@ -117,7 +110,7 @@ class CheckedTool(ABC, Generic[Arguments]):
         except BadArgumentsError as error:
             text, failure = f"Bad arguments for {self.name}: {error}{self.hint}", ToolFailure.BAD_ARGUMENTS
         except NotDoneError as error:
-            text, failure = clip(str(error), self._max_chars), ToolFailure.FILE
+            text, failure = clip(str(error), MAX_OBSERVATION_CHARS), ToolFailure.FILE
         except SandboxFileError as error:
             text, failure = f"{quote(error.path, 200)} {_PROBLEMS[error.problem]}.", ToolFailure.FILE
         except SandboxDead:

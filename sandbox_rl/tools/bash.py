@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from sandbox_rl.cooperate import give_way
 from sandbox_rl.sandboxes.base import WORKING_DIR, Sandbox
 from sandbox_rl.tools.arguments import DEAD_TEXT, CheckedTool, ToolArguments
-from sandbox_rl.tools.text import stream_text
+from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS, stream_text
 from sandbox_rl.types import ExecResult, ExecStatus, Observation, ToolFailure
 
 MAX_COMMAND_BYTES = 100_000
@@ -68,7 +68,7 @@ class ExecuteBash(CheckedTool[_Arguments]):
         lines = [_headline(result, timeout)]
         if result.exit_code is not None:
             lines.append(f"Exit code: {result.exit_code}")
-        left = self._max_chars - 600  # for the lines above and the headings
+        left = MAX_OBSERVATION_CHARS - 600  # for the lines above and the headings
         error = stream_text(result.stderr, left // 2)
         output = stream_text(result.stdout, left - len(error))
         if len(output) < left // 2:

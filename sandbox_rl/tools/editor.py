@@ -16,7 +16,7 @@ from sandbox_rl.errors import FileProblem, SandboxFileError
 from sandbox_rl.sandboxes.base import WORKING_DIR, Sandbox
 from sandbox_rl.tools.arguments import BadArgumentsError, CheckedTool, NotDoneError, ToolArguments
 from sandbox_rl.tools.lines import count_lines, insert_lines, line_of, number_lines, occurrences, snippet
-from sandbox_rl.tools.text import clip, quote
+from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS, clip, quote
 from sandbox_rl.types import Observation
 
 MAX_FILE_BYTES = 1 << 20
@@ -99,7 +99,7 @@ class StrReplaceEditor(CheckedTool[EditorArguments]):
         if not total:
             return f"{quote(path, 200)} is empty{notes}."
         head = f"{quote(path, 200)}, {_lines(total)}{notes}, from line {first}:"
-        return f"{head}\n{number_lines(text, first, last, self._max_chars - len(head) - 1)}"
+        return f"{head}\n{number_lines(text, first, last, MAX_OBSERVATION_CHARS - len(head) - 1)}"
 
     async def _list(self, sandbox: Sandbox, path: str) -> str:
         entries = await sandbox.list_dir(path, max_entries=MAX_ENTRIES)
@@ -108,7 +108,7 @@ class StrReplaceEditor(CheckedTool[EditorArguments]):
         head = f"Files and directories in {quote(path, 200)}, two levels deep, hidden ones left out:"
         more = f"\n[only the first {MAX_ENTRIES} are shown]" if len(entries) >= MAX_ENTRIES else ""
         listing = "\n".join(quote(entry, 300)[1:-1] for entry in entries)
-        return clip(f"{head}\n{listing}{more}", self._max_chars, max_lines=MAX_ENTRIES + 2)
+        return clip(f"{head}\n{listing}{more}", MAX_OBSERVATION_CHARS, max_lines=MAX_ENTRIES + 2)
 
     async def _create(self, sandbox: Sandbox, path: str, content: str) -> str:
         try:
@@ -168,7 +168,9 @@ class StrReplaceEditor(CheckedTool[EditorArguments]):
             raise NotDoneError(f"{quote(path, 200)} would grow to {len(data)} bytes, limit {MAX_FILE_BYTES}.")
         await sandbox.write_file(path, data)
         head = f"Edited {quote(path, 200)}. The place now reads:"
-        return f"{head}\n{snippet(text, first, max(count_lines(new), 1), self._max_chars - len(head) - 1)}"
+        return (
+            f"{head}\n{snippet(text, first, max(count_lines(new), 1), MAX_OBSERVATION_CHARS - len(head) - 1)}"
+        )
 
 
 async def _read(sandbox: Sandbox, path: str) -> str:

@@ -16,16 +16,6 @@ from sandbox_rl.tools.editor import StrReplaceEditor
 from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS, clip, quote
 from sandbox_rl.types import MalformedCall, Observation, ToolCall, ToolFailure
 
-__all__ = [
-    "MAX_OBSERVATION_CHARS",
-    "MAX_TURN_CHARS",
-    "OUR_TOOLS",
-    "TOOLS",
-    "Toolbox",
-    "fitted",
-    "make_toolbox",
-]
-
 MAX_TURN_CHARS = 32_000
 """The observations of one turn together, but for `_LEAST` characters that each may always have: a turn of 64
 calls whose output is hard to tokenise would otherwise keep a processor busy for seconds."""
@@ -121,15 +111,11 @@ class Toolbox:
         return ", ".join(self._tools)
 
 
-def _is_tool(thing: object) -> bool:
-    return all(hasattr(thing, part) for part in ("name", "schema", "run"))
-
-
 TOOLS: Registry[Any] = Registry(
     "tool",
     {"execute_bash": ExecuteBash, "str_replace_editor": StrReplaceEditor, "submit": Submit},
     group="sandbox_rl.tools",
-    check=_is_tool,
+    check=lambda thing: all(hasattr(thing, part) for part in ("name", "schema", "run")),
     expected="a Tool (name, schema, run), or a class that makes one without arguments",
 )
 """What a policy can be given to call."""

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.audit.rows import TokenClass
 from sandbox_rl.audit.samples import SampleAudit
 from sandbox_rl.journal import Journal, JournalObserver
 from sandbox_rl.ledger import SampleEnd
 from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.observer import Observer, Observers
-from sandbox_rl.rollout import EpisodeRequest, RolloutEngine
+from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.training.agreement import together

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.ledger import Group, Sample, SampleEnd
-from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.seeds import derive_seed
 from sandbox_rl.types import Rollout, Task
 

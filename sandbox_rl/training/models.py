@@ -192,7 +192,7 @@ def end_turns_with(model: PreTrainedModel | PeftModel, ends: TurnEnds) -> None:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if base.generation_config is None:
         base.generation_config = GenerationConfig()
-    base.generation_config.eos_token_id = ends.listed if ends.others else ends.written
+    base.generation_config.eos_token_id = ends.listed if len(ends.ids) > 1 else ends.written
 
 
 def load_config(settings: ModelSettings) -> PretrainedConfig:

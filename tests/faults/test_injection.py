@@ -12,7 +12,7 @@ from sandbox_rl.errors import UserError
 from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.fault_injection import ChaosSettings, FaultyAgent, FaultyBackend, FaultyScoring, Injector
 from sandbox_rl.fault_injection.settings import KINDS
-from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.sandboxes import forwarding
 from sandbox_rl.types import StopReason
 from tests.unit.rig import SUBMIT, ExactScoring, bash, make_engine, request, say, write

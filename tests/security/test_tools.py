@@ -9,7 +9,8 @@ import pytest
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.cases import HostWitness
-from sandbox_rl.tools.toolbox import MAX_OBSERVATION_CHARS, make_toolbox
+from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS
+from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.types import MalformedCall, ToolCall, ToolFailure
 
 from ..unit.chat.tokenizers_for_tests import tokenizer_for

@@ -7,7 +7,7 @@ import sys
 
 from sandbox_rl.cli import main
 from sandbox_rl.errors import SandboxFault
-from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.training.experts import ExpertTurn
 from sandbox_rl.types import ToolCall
 

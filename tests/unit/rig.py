@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.policies.base import Policy, Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy
-from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
 from sandbox_rl.rollout.disk import DiskSpace
+from sandbox_rl.rollout.engine import RolloutEngine
+from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.training.tiny import tiny_tokenizer
 from sandbox_rl.types import Answer, AnswerStatus, Message, Reward, Task, ToolCall

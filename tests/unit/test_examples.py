@@ -34,7 +34,7 @@ from sandbox_rl import (
 )
 from sandbox_rl.fakes import RecordingSandbox
 from sandbox_rl.registry import look_beside
-from sandbox_rl.tools.toolbox import MAX_OBSERVATION_CHARS
+from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS
 from sandbox_rl.training.tiny import tiny_tokenizer
 from sandbox_rl.types import MalformedCall
 

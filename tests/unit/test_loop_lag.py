@@ -10,8 +10,8 @@ import pytest
 
 from sandbox_rl.cooperate import give_way
 from sandbox_rl.fakes import RecordingBackend, exec_ok
-from sandbox_rl.tools.text import LOOKED_AT, stream_text
-from sandbox_rl.tools.toolbox import MAX_OBSERVATION_CHARS, MAX_TURN_CHARS, fitted
+from sandbox_rl.tools.text import LOOKED_AT, MAX_OBSERVATION_CHARS, stream_text
+from sandbox_rl.tools.toolbox import MAX_TURN_CHARS, fitted
 from sandbox_rl.types import Observation, Stream
 from tests.unit.rig import CHAT, SUBMIT, bash, make_engine, request, say
 

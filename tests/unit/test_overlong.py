@@ -8,7 +8,7 @@ import pytest
 
 from sandbox_rl.fakes import RecordingBackend, exec_ok
 from sandbox_rl.metrics import rollout_metrics
-from sandbox_rl.rollout import RolloutSettings
+from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.types import StopReason
 from tests.unit.rig import bash, make_engine, request, say, write
 

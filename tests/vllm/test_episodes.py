@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox_rl.rollout import EpisodeRequest
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.sandboxes.config import EmbeddedSettings
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.types import StopReason, Task

@@ -8,7 +8,7 @@ from sandbox_rl.rewards.formulas.exact import TooLarge, exact_or_none
 from sandbox_rl.rewards.formulas.nodes import Node, is_name, is_plain, symbols, walk
 from sandbox_rl.rewards.formulas.quantities import same_quantities
 from sandbox_rl.rewards.formulas.readings import VALUES, both_signs, readings
-from sandbox_rl.rewards.formulas.realsets import NotASet, flattened, is_set_like, same_set
+from sandbox_rl.rewards.formulas.realsets import FLIPPED, NotASet, flattened, is_set_like, same_set
 from sandbox_rl.rewards.formulas.values import proportional, same_value
 
 _ARITHMETIC = frozenset({"num", "add", "mul", "div", "neg"})
@@ -84,9 +84,8 @@ def _inequalities(said: Node, gold: Node) -> bool:
     if len(said.args) == 2 and said.name in ("<", ">", "<=", ">=", "!="):
         if not _solved(said) and _solved(gold):
             return False
-        flipped = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
         sign = proportional(_difference(said), _difference(gold))
-        wanted = {1: gold.name, -1: flipped.get(gold.name, "")}.get(sign)
+        wanted = {1: gold.name, -1: FLIPPED.get(gold.name, "")}.get(sign)
         return wanted == said.name or (bool(sign) and said.name == gold.name == "!=")
     return said.name == gold.name and _in_order(said.args, gold.args)
 
@@ -218,7 +217,6 @@ _ALIKE = {
     ("set", "list"),
     ("tuple []", "list"),
     ("tuple []", "set"),
-    ("ratio", "ratio"),
     ("tuple <>", "tuple ()"),
     ("tuple ()", "tuple <>"),
 }

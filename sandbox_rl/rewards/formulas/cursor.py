@@ -11,6 +11,7 @@ from sandbox_rl.rewards.formulas.nodes import Node
 from sandbox_rl.rewards.formulas.tokens import CLOSING, OPENING, Token, Unread
 
 MAX_DEPTH = 40
+_END = Token("end", "")
 
 
 def number(text: str) -> Fraction:
@@ -79,17 +80,18 @@ class Cursor:
         self._depth = depth
         self._bars = 0
 
-    def _peek(self, ahead: int = 0) -> Token | None:
+    def _peek(self, ahead: int = 0) -> Token:
+        """The token that comes, `_END` behind the last one."""
         place = self._at + ahead
-        return self._tokens[place] if place < len(self._tokens) else None
+        return self._tokens[place] if place < len(self._tokens) else _END
 
     def _is(self, *texts: str) -> bool:
         token = self._peek()
-        return token is not None and token.text in texts and token.kind != "num"
+        return token.text in texts and token.kind != "num"
 
     def _next(self) -> Token:
         token = self._peek()
-        if token is None:
+        if token is _END:
             raise Unread("something is missing at the end")
         self._at += 1
         return token

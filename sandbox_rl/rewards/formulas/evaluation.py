@@ -53,10 +53,10 @@ class Evaluation:
             case "sym":
                 return self._point(node.name)
             case "const":
-                constants = {"pi": mp.pi, "e": mp.e, "i": mp.mpc(0, 1)}
+                constants = {"pi": +mp.pi, "e": +mp.e, "i": mp.mpc(0, 1)}
                 if node.name not in constants:
                     raise Undefined
-                return +constants[node.name] if node.name != "i" else constants["i"]
+                return constants[node.name]
         values = [self.value(arg) for arg in node.args]
         match node.kind:
             case "add":
@@ -161,17 +161,16 @@ class Evaluation:
 
     def _table(self) -> dict[str, Callable[[Any], Any]]:
         mp = self._mp
-        names = ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "sqrt"]
-        table = {name: getattr(mp, name) for name in names}
-        table.update(
-            {f"arc{name}": getattr(mp, f"a{name}") for name in ("sin", "cos", "tan", "cot", "sec", "csc")}
-        )
-        table.update({name: getattr(mp, name) for name in ("asinh", "acosh", "atanh")})
-        table.update(abs=abs, ln=self._log, degrees=lambda value: value * mp.pi / 180)
-        table.update(
-            percent=lambda value: value / 100, cbrt=lambda value: self._call("root", [value, mp.mpf(3)])
-        )
-        table.update(
-            log2=lambda value: self._log(value) / mp.log(2), log10=lambda value: self._log(value) / mp.log(10)
-        )
-        return table
+        angles = ("sin", "cos", "tan", "cot", "sec", "csc")
+        same = (*angles, "sinh", "cosh", "tanh", "coth", "asinh", "acosh", "atanh", "sqrt")
+        return {
+            **{name: getattr(mp, name) for name in same},
+            **{f"arc{name}": getattr(mp, f"a{name}") for name in angles},
+            "abs": abs,
+            "ln": self._log,
+            "degrees": lambda value: value * mp.pi / 180,
+            "percent": lambda value: value / 100,
+            "cbrt": lambda value: self._call("root", [value, mp.mpf(3)]),
+            "log2": lambda value: self._log(value) / mp.log(2),
+            "log10": lambda value: self._log(value) / mp.log(10),
+        }

@@ -93,7 +93,7 @@ class Expression(Operators):
         """What stands in LaTeX's braces, as one value; a single token without them."""
         if not self._is("{"):
             token = self._peek()
-            if token is not None and token.kind == "num" and len(token.text) > 1:
+            if token.kind == "num" and len(token.text) > 1:
                 raise Unread("more digits than LaTeX takes as one argument")
             return self._primary()
         return Expression(self._enclosed(), self._depth + 1).whole()
@@ -105,10 +105,10 @@ class Expression(Operators):
 
     def _two(self) -> tuple[Node, Node]:
         token = self._peek()
-        if token is not None and token.kind == "num" and re.fullmatch(r"\d\d", token.text):
+        if token.kind == "num" and re.fullmatch(r"\d\d", token.text):
             self._next()  # \frac12
             return Node("num", number=Fraction(token.text[0])), Node("num", number=Fraction(token.text[1]))
-        if token is not None and token.kind == "word" and len(token.text) == 2:
+        if token.kind == "word" and len(token.text) == 2:
             self._next()  # \frac ab
             return self._constant(token.text[0]), self._constant(token.text[1])
         return self._group(), self._group()
@@ -124,10 +124,8 @@ class Expression(Operators):
                 return Node("func", (self._group(), degree), "root")
             if self._is("("):
                 return self._function("sqrt", plain=True)
-            token = self._peek()
-            if token is not None and token.kind == "num":
-                self._next()
-                return Node("func", (self._numeral(token),), "sqrt")
+            if self._peek().kind == "num":
+                return Node("func", (self._numeral(self._next()),), "sqrt")
             return Node("func", (self._group(),), "sqrt")
         if name in ("lfloor", "lceil"):
             inner = self._sum()
@@ -158,7 +156,7 @@ class Expression(Operators):
         power = base = None
         if name == "log" and self._passes("_"):
             token = self._peek()
-            if token is not None and token.kind == "num":  # \log_2 3, \log_23
+            if token.kind == "num":  # \log_2 3, \log_23
                 self._next()
                 base = Node(
                     "num", number=number(token.text[0] if len(token.text) == 2 and not plain else token.text)
@@ -189,18 +187,17 @@ class Expression(Operators):
         argument = self._signed() if self._is("-") else self._power()
         while self._starts_factor() and not self._next_is_function():
             token = self._peek()
-            if token is None or token.text in ("(", "[", "{", "\\{", "|") or token.kind == "num":
+            if token.text in ("(", "[", "{", "\\{", "|") or token.kind == "num":
                 break
             argument = times(argument, self._power())
-        following, angle = self._peek(1), self._tokens[self._at - 1].text in ("\\pi", "pi")
-        if self._is("/") and following is not None and following.kind == "num" and angle and name in ANGLES:
+        angle = self._tokens[self._at - 1].text in ("\\pi", "pi")
+        if self._is("/") and self._peek(1).kind == "num" and angle and name in ANGLES:
             self._next()  # sin pi/6
             argument = Node("div", (argument, self._power()))
         return (argument,)
 
     def _next_is_function(self) -> bool:
-        token = self._peek()
-        return token is not None and token.text.lstrip("\\") in FUNCTIONS
+        return self._peek().text.lstrip("\\") in FUNCTIONS
 
     def _bracket(self) -> Node:
         opening = self._tokens[self._at].text

@@ -49,12 +49,7 @@ class Operators(Cursor):
             elif self._passes("/"):
                 node = Node("div", (node, self._signed()))
             elif self._starts_factor():
-                token = self._peek()
-                if (
-                    token is not None
-                    and token.kind == "num"
-                    and self._tokens[self._at - 1].text not in (")", "!", "}")
-                ):
+                if self._peek().kind == "num" and self._tokens[self._at - 1].text not in (")", "!", "}"):
                     raise Unread("two numbers side by side")
                 node = times(node, self._power())
             else:
@@ -82,15 +77,13 @@ class Operators(Cursor):
 
     def _starts_factor(self) -> bool:
         token = self._peek()
-        if token is None:
-            return False
         if token.kind == "sign":
             return token.text in ("(", "[", "{", "\\{") or (token.text == "|" and self._bars == 0)
         if token.kind == "word":
             return token.text not in ("and", "or", "mod")
         return token.kind == "num" or token.text not in (
             "\\pm", "\\mp", "\\cup", "\\cap", "\\setminus", "\\in", "\\notin", "\\equiv", "\\pmod", "\\bmod",
-            "\\rfloor", "\\rceil", "\\\\", "\\to", "\\implies", "\\mod", "\\choose",
+            "\\rfloor", "\\rceil", "\\\\", "\\to", "\\implies", "\\mod", "\\choose", "",
         )  # fmt: skip
 
     def _power(self) -> Node:
@@ -111,8 +104,8 @@ class Operators(Cursor):
         if self._is("{"):
             return self._group()
         token = self._peek()
-        several = token is not None and token.kind == "word" and len(token.text) > 1
-        if several and token is not None and not {token.text} & (CONSTANTS.keys() | FUNCTIONS.keys() | GREEK):
+        several = token.kind == "word" and len(token.text) > 1
+        if several and not {token.text} & (CONSTANTS.keys() | FUNCTIONS.keys() | GREEK):
             raise Unread("an exponent of several letters without brackets")
         base = self._postfix(self._primary())
         if self._passes("^"):

@@ -13,7 +13,7 @@ from sandbox_rl.rewards.formulas.nodes import Node, is_name, symbols
 from sandbox_rl.rewards.formulas.values import order
 
 MAX_ENDS = 40
-_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
+FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 _INFINITY = Node("const", name="inf")
 _ENDS = (Node("neg", (_INFINITY,)), _INFINITY)
 
@@ -145,8 +145,8 @@ def _relation(node: Node, ends: list[Node], names: set[str]) -> Shape:
     shapes = []
     for (left, right), sign in zip(zip(node.args, node.args[1:], strict=False), signs, strict=True):
         if is_name(right) and not symbols(left):
-            left, right, sign = right, left, _FLIPPED.get(sign, "")
-        if not is_name(left) or symbols(right) or sign not in _FLIPPED:
+            left, right, sign = right, left, FLIPPED.get(sign, "")
+        if not is_name(left) or symbols(right) or sign not in FLIPPED:
             raise NotASet
         names.add(left.name)
         ends.append(right)

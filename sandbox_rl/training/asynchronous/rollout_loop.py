@@ -26,7 +26,7 @@ from sandbox_rl.errors import InfraFault
 from sandbox_rl.journal import Journal, JournalObserver
 from sandbox_rl.metrics import group_metrics, rollout_metrics
 from sandbox_rl.policies.base import WeightVersion
-from sandbox_rl.rollout import RolloutEngine
+from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.rollout.order import of_group
 from sandbox_rl.training.groups import Advantage, group_requests
 from sandbox_rl.training.samples import FinishedGroup, failed_group, finished_group

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.agents.messages import MessageAgent
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.assistant.conversation import converse
@@ -19,7 +20,6 @@ from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw, said
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
 from sandbox_rl.policies.scripted import ScriptedPolicy
-from sandbox_rl.rollout import EpisodeRequest
 from sandbox_rl.training.tiny import tiny_tokenizer
 from sandbox_rl.types import Action, AnswerStatus, Message, StopReason, Task, ToolFailure
 from tests.unit.assistant.viewer import Notes

@@ -157,7 +157,6 @@ def test_a_template_without_tools_gets_them_in_words_and_answers_as_the_user(nam
     assert "Be good." in prompt
     assert '"name": "execute_bash"' in prompt
     assert "<tool_call>" in prompt
-    assert form.observation_role == "user"
     two = form.decode(form.render_observations(["one", "two"], ended_by=form.ends.written))
     assert "one\n\ntwo" in two
     assert "tool" not in two

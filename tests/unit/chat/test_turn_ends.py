@@ -59,6 +59,6 @@ def test_padding_that_is_a_word_or_unknown_ends_nothing():
 
 
 def test_a_turn_is_what_stands_before_its_first_end():
-    ends = TurnEnds.of(2, (2, 9))
+    ends = TurnEnds(2, frozenset((2, 9)))
     assert (ends.before((5, 9, 6, 2)), ends.before((5, 6)), ends.before(())) == ((5,), (5, 6), ())
     assert [ends.closed_by(ids) for ids in ((5, 9), (5, 2), (2, 5), ())] == [9, 2, None, None]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.agents.messages import MessageAgent
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.episode import EpisodeSettings
@@ -19,7 +20,8 @@ from sandbox_rl.policies.base import Sampling, TurnSampling
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw, said
 from sandbox_rl.policies.openai_chat import ChatClient, ContextFull, EndpointSettings
 from sandbox_rl.policies.scripted import ScriptedPolicy
-from sandbox_rl.rollout import EpisodeRequest, RolloutEngine, RolloutSettings
+from sandbox_rl.rollout.engine import RolloutEngine
+from sandbox_rl.rollout.settings import RolloutSettings
 from sandbox_rl.types import MalformedCall, Message, StopReason, Task, ToolCall
 from tests.unit.rig import CHAT, TOOLBOX, ExactScoring
 

@@ -12,7 +12,8 @@ import pytest
 from sandbox_rl.errors import ConfigError, SandboxFault
 from sandbox_rl.fakes import ExecAnswer, RecordingBackend, RecordingSandbox, exec_ok
 from sandbox_rl.sandboxes.base import ANSWER_FILE
-from sandbox_rl.tools.toolbox import MAX_OBSERVATION_CHARS, Submit, Toolbox, make_toolbox
+from sandbox_rl.tools.text import MAX_OBSERVATION_CHARS
+from sandbox_rl.tools.toolbox import Submit, Toolbox, make_toolbox
 from sandbox_rl.types import (
     ExecResult,
     ExecStatus,
