@@ -18,6 +18,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACEMENT = "?"
 _MAX_SPLITS = 64
 
@@ -28,11 +29,6 @@ class Piece:
 
     text: str
     trusted: bool = False
-
-
-def without_surrogates(text: str) -> str:
-    """`text` with lone surrogates, which no tokenizer can encode, replaced by U+FFFD."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 class TextEncoder:
@@ -75,7 +71,7 @@ class TextEncoder:
         strip_left = False  # that control token swallows the white space on its right
         for piece in pieces:
             if not piece.trusted:
-                run.append(without_surrogates(piece.text))
+                run.append(_SURROGATE.sub("\ufffd", piece.text))  # which no tokenizer can encode
                 continue
             end = 0
             for match in self._pattern.finditer(piece.text):

@@ -88,17 +88,12 @@ def verdict_of(reply: str, name: str) -> bool | None:
 
 
 def _units(text: str) -> list[str]:
-    """Each character as it stands in the JSON string."""
+    """Each character as it stands in the JSON string; UTF-8 cannot hold half of a surrogate pair."""
     starts = {match.start() for match in _STARTS_A_TOKEN.finditer(text)}
     return [
-        f"\\u{ord(c):04x}" if n in starts else json.dumps(c, ensure_ascii=_is_half(c))[1:-1]
+        f"\\u{ord(c):04x}" if n in starts else json.dumps(c, ensure_ascii="\ud800" <= c < "\ue000")[1:-1]
         for n, c in enumerate(text)
     ]
-
-
-def _is_half(character: str) -> bool:
-    """Whether it is half of a surrogate pair, which UTF-8 cannot hold."""
-    return 0xD800 <= ord(character) < 0xE000
 
 
 def _fitting(units: list[str], size: int) -> list[str]:

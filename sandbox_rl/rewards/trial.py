@@ -230,9 +230,8 @@ async def _earned(
 
 
 def _all_alike(sample: SourceSample, tasks: Sequence[Task]) -> list[str]:
-    if len(tasks) < 8 or not tasks[0].answer or not sample.gold_is_answer:
-        return []
-    if any(not _same(task.answer, tasks[0].answer) for task in tasks):
+    differ = any(not _same(task.answer, tasks[0].answer) for task in tasks)
+    if differ or len(tasks) < 8 or not tasks[0].answer or not sample.gold_is_answer:
         return []
     return [
         f"source {sample.name}: all {len(tasks)} gold answers looked at are {tasks[0].answer[:40]!r}, which "

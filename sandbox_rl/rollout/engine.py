@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 from sandbox_rl.agents.base import Agent, EpisodeRequest, SessionSetup
 from sandbox_rl.cooperate import give_way, off_loop
@@ -153,9 +154,7 @@ class RolloutEngine:
         seen = Observers(self.occupancy, observer)
         slots = asyncio.Semaphore(self._settings.concurrency)
         budget_s = self._episode.timeout_s + self._episode.boot_timeout_s + END_GRACE_S
-
-        async def attempt(request: EpisodeRequest) -> Rollout:
-            return await self._attempt(request, sampling, overlong, seen)
+        attempt = partial(self._attempt, sampling=sampling, overlong=overlong, observer=seen)
 
         async def one(request: EpisodeRequest) -> Rollout:
             if finished is not None and (done := finished(request)) is not None:

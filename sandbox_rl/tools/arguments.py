@@ -140,8 +140,7 @@ def _property(field: Mapping[str, Any]) -> dict[str, Any]:
 def escape_note(arguments: Mapping[str, Any]) -> str | None:
     r"""What to tell the model when JSON has read a backslash of a string as an escape; None if it has not."""
     for name, value in arguments.items():
-        found = swallowed(value) if isinstance(value, str) else None
-        if found is not None:
+        if isinstance(value, str) and (found := swallowed(value)) is not None:
             control, rest = found
             return (
                 f"Note: {name} arrived with the control character U+{ord(control):04X} before {quote(rest)}: "

@@ -185,7 +185,7 @@ class Expression(Operators):
         if self._is("(", "{", "["):
             return self._members()
         argument = self._signed() if self._is("-") else self._power()
-        while self._starts_factor() and not self._next_is_function():
+        while self._starts_factor() and self._peek().text.lstrip("\\") not in FUNCTIONS:
             token = self._peek()
             if token.text in ("(", "[", "{", "\\{", "|") or token.kind == "num":
                 break
@@ -195,9 +195,6 @@ class Expression(Operators):
             self._next()  # sin pi/6
             argument = Node("div", (argument, self._power()))
         return (argument,)
-
-    def _next_is_function(self) -> bool:
-        return self._peek().text.lstrip("\\") in FUNCTIONS
 
     def _bracket(self) -> Node:
         opening = self._tokens[self._at].text

@@ -45,6 +45,13 @@ def is_name(node: Node) -> bool:
     return node.kind == "sym"
 
 
+def infinite(node: Node) -> int:
+    """-1 or 1 for an infinity by its sign, 0 for anything else."""
+    if node.kind == "neg":
+        return -infinite(node.args[0])
+    return int(node.kind == "const" and node.name == "inf")
+
+
 def is_plain(node: Node) -> bool:
     """A number as it is written down: decimal, scientific, mixed, signed; or a fraction of two integers."""
     if node.kind == "neg":

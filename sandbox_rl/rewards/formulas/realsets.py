@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cmp_to_key
 
 from sandbox_rl.rewards.formulas.exact import TooLarge, Undefined
-from sandbox_rl.rewards.formulas.nodes import Node, is_name, symbols
+from sandbox_rl.rewards.formulas.nodes import Node, infinite, is_name, symbols
 from sandbox_rl.rewards.formulas.values import order
 
 MAX_ENDS = 40
@@ -27,14 +27,10 @@ def is_set_like(node: Node) -> bool:
     if node.kind == "rel":
         return set(node.name.split()) != {"="} and "≈" not in node.name and "\\equiv" not in node.name
     if node.kind == "tuple":
-        return node.name in ("[)", "(]") or any(_is_infinite(arg) for arg in node.args)
+        return node.name in ("[)", "(]") or any(map(infinite, node.args))
     if node.kind == "list":
         return any(arg.kind == "rel" for arg in node.args) and all(map(is_set_like, node.args))
     return node.kind in ("union", "inter", "minus", "builder", "numbers")
-
-
-def _is_infinite(node: Node) -> bool:
-    return node.name == "inf" or (node.kind == "neg" and node.args[0].name == "inf")
 
 
 def flattened(node: Node) -> Node:

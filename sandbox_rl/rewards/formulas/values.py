@@ -13,7 +13,7 @@ from typing import Any
 
 from sandbox_rl.rewards.formulas.evaluation import Evaluation
 from sandbox_rl.rewards.formulas.exact import TooLarge, Undefined, exact
-from sandbox_rl.rewards.formulas.nodes import Node, symbols, walk
+from sandbox_rl.rewards.formulas.nodes import Node, infinite, symbols, walk
 
 MAX_WORK = 200_000
 """Bits times functions of one evaluation: some ten milliseconds."""
@@ -99,7 +99,7 @@ def order(left: Node, right: Node) -> int:
     Raises:
         TooLarge, Undefined
     """
-    ends = [_infinite(node) for node in (left, right)]
+    ends = [infinite(node) for node in (left, right)]
     if any(ends):
         return (ends[0] > ends[1]) - (ends[0] < ends[1])
     if symbols(left) or symbols(right):
@@ -110,9 +110,3 @@ def order(left: Node, right: Node) -> int:
     if getattr(a, "imag", 0) != 0 or getattr(b, "imag", 0) != 0:
         raise Undefined
     return -1 if a < b else 1
-
-
-def _infinite(node: Node) -> int:
-    if node.kind == "neg":
-        return -_infinite(node.args[0])
-    return int(node.kind == "const" and node.name == "inf")

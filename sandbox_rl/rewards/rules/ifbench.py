@@ -150,10 +150,6 @@ def _table(text: str, delimiter: str, columns: str, rows: int) -> list[list[str]
     return table if fits and [field.strip(' "') for field in table[0]] == names else None
 
 
-def _csv_city(text: str, args: Arguments) -> bool:
-    return _table(text, ",", "ID Country City Year Count", 7) is not None
-
-
 def _csv_special(text: str, args: Arguments) -> bool:
     table = _table(text, ",", "ProductID Category Brand Price Stock", 14)
     return table is not None and any(
@@ -219,7 +215,7 @@ IFBENCH_RULES: Mapping[str, Callable[[str, Arguments], bool]] = {
     "custom:multiples": lambda text, args: (
         re.findall(r"[0-9]+", text) == ["14", "21", "28", "35", "42", "49"]
     ),
-    "custom:csv_city": _csv_city,
+    "custom:csv_city": lambda text, args: _table(text, ",", "ID Country City Year Count", 7) is not None,
     "custom:csv_special_character": _csv_special,
     "custom:csv_quotes": _csv_quotes,
     "custom:date_format_list": _dates,

@@ -83,22 +83,16 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+(?:['’-]\w+)*", text)
 
 
-def _has_word(text: str, word: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+def _count(text: str, word: str) -> int:
+    return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
 
 
 def _paragraphs(text: str, pattern: str) -> list[str]:
     return [part.strip() for part in re.split(pattern, text) if part.strip()]
 
 
-def _sentences(text: str, args: Arguments) -> bool:
-    count = len(re.findall(r"[^.!?\s][^.!?]*(?:[.!?]+(?=\s|$|[\"')])|$)", text))
-    return _compare(count, args.get("relation"), int(args["num_sentences"]))
-
-
-def _frequency(text: str, args: Arguments) -> bool:
-    found = re.findall(rf"(?<!\w){re.escape(args['keyword'])}(?!\w)", text, re.IGNORECASE)
-    return _compare(len(found), args.get("relation"), int(args["frequency"]))
+def _sentences(text: str) -> list[str]:
+    return re.findall(r"[^.!?\s][^.!?]*(?:[.!?]+(?=\s|$|[\"')])|$)", text)
 
 
 def _first_word(text: str, args: Arguments) -> bool:
@@ -126,21 +120,20 @@ def _two_responses(text: str, args: Arguments) -> bool:
     return len(parts) == 2 and all(parts) and parts[0] != parts[1]
 
 
-def _capital_words(text: str, args: Arguments) -> bool:
-    count = sum(word.isupper() for word in _words(text))
-    return _compare(count, args.get("capital_relation"), int(args["capital_frequency"]))
-
-
 RULES: Mapping[str, Callable[[str, Arguments], bool]] = {
-    "keywords:existence": lambda text, args: all(_has_word(text, word) for word in args["keywords"]),
+    "keywords:existence": lambda text, args: all(_count(text, word) for word in args["keywords"]),
     "keywords:forbidden_words": lambda text, args: (
-        not any(_has_word(text, word) for word in args["forbidden_words"])
+        not any(_count(text, word) for word in args["forbidden_words"])
     ),
-    "keywords:frequency": _frequency,
+    "keywords:frequency": lambda text, args: _compare(
+        _count(text, args["keyword"]), args.get("relation"), int(args["frequency"])
+    ),
     "keywords:letter_frequency": lambda text, args: _compare(
         text.lower().count(str(args["letter"]).lower()), args.get("let_relation"), int(args["let_frequency"])
     ),
-    "length_constraints:number_sentences": _sentences,
+    "length_constraints:number_sentences": lambda text, args: _compare(
+        len(_sentences(text)), args.get("relation"), int(args["num_sentences"])
+    ),
     "length_constraints:number_paragraphs": lambda text, args: (
         len(_paragraphs(text, r"\s*\*\*\*\s*")) == int(args["num_paragraphs"])
     ),
@@ -179,7 +172,9 @@ RULES: Mapping[str, Callable[[str, Arguments], bool]] = {
     "startend:quotation": lambda text, args: (
         len(text.strip()) > 1 and text.strip().startswith('"') and text.strip().endswith('"')
     ),
-    "change_case:capital_word_frequency": _capital_words,
+    "change_case:capital_word_frequency": lambda text, args: _compare(
+        sum(map(str.isupper, _words(text))), args.get("capital_relation"), int(args["capital_frequency"])
+    ),
     "change_case:english_capital": lambda text, args: text.isupper(),
     "change_case:english_lowercase": lambda text, args: text.islower(),
     "punctuation:no_comma": lambda text, args: "," not in text,
