@@ -1,8 +1,9 @@
 """From rows of context, question and answer to context tasks, in two passes over the rows.
 
 The first pass keeps 16 bytes a row (its context's hash and the previous row of that context) and one
-dictionary entry a context; the second writes each task as it is made. Equal rows, settings and seed
-give equal files, byte for byte.
+dictionary entry a context; the second writes each task as it is made, and keeps a hash of its id. Equal rows,
+settings and seed give equal files, byte for byte. What is written can be loaded, so a row is judged here by
+the rules of loading.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sandbox_rl.build_data.files import named_files, occurs_in_name, split_text
 from sandbox_rl.errors import DataError
 from sandbox_rl.outputs import new_files
 from sandbox_rl.seeds import derive_seed
-from sandbox_rl.tasks.convert import Documents, content_key, read_documents, text_field
+from sandbox_rl.tasks.convert import Documents, content_key, labels_of, read_documents, text_field
 from sandbox_rl.tasks.load import hash64, is_held_out
 from sandbox_rl.tasks.rows import BadRow, BadRows, Row, RowProblem, Rows
 
@@ -99,6 +100,7 @@ class _Builder:
         self._counts: Counter[str] = Counter()
         self._bad = BadRows()
         self._largest = 0
+        self._ids: set[int] = set()
 
     def write(self, outputs: Mapping[str, TextIO]) -> BuildReport:
         contexts = self._index()
@@ -133,6 +135,7 @@ class _Builder:
                     raise row
                 text_field(row, self._columns.prompt, limit=self._settings.max_prompt_chars)
                 text_field(row, self._columns.answer, limit=_ANSWER_CHARS, number=True)
+                labels_of(row, self._settings.source)
                 key = self._key(row)
                 before = last.get(key, _NONE)
                 last[key] = index
@@ -171,6 +174,9 @@ class _Builder:
         question = str(row[columns.prompt]).strip()
         answer = str(row[columns.answer]).strip()
         documents = self._documents(row)
+        context_id = f"{self._keys[index]:016x}"
+        task_id = self._id(row, context_id, question, answer)
+        domain, scorer = labels_of(row, settings.source)
         files: list[tuple[str, str]] = []
         for title, text in documents:
             if len(text) <= settings.max_file_chars:
@@ -199,13 +205,12 @@ class _Builder:
         self._counts["prompt_chars"] += len(prompt)
         self._counts["files_chars"] += size
         self._largest = max(self._largest, size)
-        context_id = f"{self._keys[index]:016x}"
         return {
-            "id": self._id(row, context_id, question, answer),
-            "domain": str(row.get(columns.domain) or "") if columns.domain else settings.source.domain,
+            "id": task_id,
+            "domain": domain,
             "problem_statement": prompt,
             "ground_truth": answer,
-            "scorer": self._scorer(row),
+            "scorer": scorer,
             "input_files": _encode(named),
             "context_id": context_id,
         }
@@ -254,13 +259,10 @@ class _Builder:
         )
 
     def _id(self, row: Row, context_id: str, question: str, answer: str) -> str:
+        task_id = f"{context_id}-{content_key(question, answer)[:10]}"
         if self._columns.id is not None:
-            return text_field(row, self._columns.id, limit=256, number=True)
-        return f"{context_id}-{content_key(question, answer)[:10]}"
-
-    def _scorer(self, row: Row) -> str:
-        columns = self._columns
-        value = row.get(columns.scorer) if columns.scorer else None
-        if value is None:
-            return self._settings.source.scorer
-        return columns.scorer_names.get(str(value), str(value))
+            task_id = text_field(row, self._columns.id, limit=256, number=True)
+        if hash64(task_id) in self._ids:
+            raise RowProblem("id", f"{task_id!r:.80} was seen before; ids must be unique")
+        self._ids.add(hash64(task_id))
+        return task_id

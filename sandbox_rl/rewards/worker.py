@@ -82,7 +82,8 @@ class _Worker:
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # no child may look into this process
         self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)  # stopped, it would not see its end
-        self.filter = _FilterProgram(bytes.fromhex(config["filter"])) if config["filter"] else None
+        steps = bytes.fromhex(config["filter"])
+        self.filter = _FilterProgram(len(steps) // 8, steps) if steps else None
         self.slowed = False
         self.reads = warm(config["scorers"])
         gc.collect()
@@ -222,7 +223,7 @@ class _Worker:
             resource.setrlimit(kind, (value, value))
         if self.filter is not None:
             self.libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            if self.libc.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(self.filter.program), 0, 0) != 0:
+            if self.libc.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(self.filter), 0, 0) != 0:
                 raise OSError(ctypes.get_errno(), "the system-call filter cannot be loaded")
 
 
@@ -250,15 +251,10 @@ def _stop_at_evaluation(event: str, arguments: tuple[Any, ...]) -> None:
             os._exit(_ALONE)
 
 
-class _FilterProgram:
-    """`struct sock_fprog` of a filter, and the memory it points to."""
+class _FilterProgram(ctypes.Structure):
+    """`struct sock_fprog` of a filter; it keeps the bytes that it points to."""
 
-    class _Fields(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_void_p))
-
-    def __init__(self, steps: bytes) -> None:
-        self._memory = ctypes.create_string_buffer(steps, len(steps))
-        self.program = self._Fields(len(steps) // 8, ctypes.cast(self._memory, ctypes.c_void_p))
+    _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import os
+import shutil
 import time
 from pathlib import Path
 
@@ -34,14 +35,9 @@ class DiskSpace:
 
     def free_mb(self) -> int:
         """MiB; as much as is needed where the file system does not say."""
-        for place in (self._directory, *self._directory.parents):
-            try:
-                found = os.statvfs(place)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                break
-            return found.f_bavail * found.f_frsize >> 20
+        with contextlib.suppress(OSError):
+            place = next(p for p in (self._directory, *self._directory.parents) if p.exists())
+            return shutil.disk_usage(place).free >> 20
         return self._needed_mb
 
     async def wait(self) -> None:

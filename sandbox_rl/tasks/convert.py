@@ -65,6 +65,19 @@ def _check_unicode(text: str, column: str) -> None:
         raise RowProblem(column, f"is not proper Unicode (half a surrogate pair at {error.start})") from error
 
 
+def labels_of(row: Row, source: RowsSource) -> tuple[str, str]:
+    """Domain and scorer of a row. Raises `RowProblem` where their columns hold none."""
+    columns = source.columns
+    domain = text_field(row, columns.domain, limit=_ID_CHARS) if columns.domain else source.domain
+    if columns.scorer is None or row.get(columns.scorer) is None:
+        return domain, source.scorer
+    value = text_field(row, columns.scorer, limit=_ID_CHARS)
+    if columns.scorer_names and value not in columns.scorer_names:
+        known = ", ".join(columns.scorer_names)
+        raise RowProblem(columns.scorer, f"is {shown(value)}; 'scorer_names' knows {known}")
+    return domain, columns.scorer_names.get(value, value)
+
+
 class RowConverter:
     """Turns the rows of one table or Hub source into tasks.
 
@@ -90,14 +103,15 @@ class RowConverter:
         prompt = text_field(row, columns.prompt, limit=self._max_prompt_chars)
         answer = text_field(row, columns.answer, limit=_ANSWER_CHARS, number=True)
         files = self._files(row)
+        domain, scorer = labels_of(row, source)
         metadata = {name: _json_value(row, name) for name in columns.metadata}
         return Task(
             id=self._id(row, prompt, answer, files),
             prompt=prompt,
             answer=answer,
             files=files,
-            domain=text_field(row, columns.domain, limit=_ID_CHARS) if columns.domain else source.domain,
-            scorer=self._scorer(row),
+            domain=domain,
+            scorer=scorer,
             metadata=metadata,
         )
 
@@ -125,16 +139,6 @@ class RowConverter:
             return f"{self._name}-{content_key(prompt, answer)}"
         contents = (content_key(name, data.hex()) for name, data in sorted(files.items()))
         return f"{self._name}-{content_key(prompt, answer, *contents)}"
-
-    def _scorer(self, row: Row) -> str:
-        columns = self._source.columns
-        if columns.scorer is None or row.get(columns.scorer) is None:
-            return self._source.scorer
-        value = text_field(row, columns.scorer, limit=_ID_CHARS)
-        if columns.scorer_names and value not in columns.scorer_names:
-            known = ", ".join(columns.scorer_names)
-            raise RowProblem(columns.scorer, f"is {shown(value)}; 'scorer_names' knows {known}")
-        return columns.scorer_names.get(value, value)
 
     def _files(self, row: Row) -> dict[str, bytes]:
         columns = self._source.columns

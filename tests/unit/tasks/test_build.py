@@ -131,7 +131,17 @@ def test_bad_rows_are_reported_and_nothing_usable_is_an_error(tmp_path: Path) ->
 
 
 def test_what_is_built_loads_with_the_same_split(tmp_path: Path) -> None:
-    report, _ = build(tmp_path, ROWS, held_out=0.3)
+    odd = [
+        ROWS[0],
+        {**ROWS[1], "s": "no such"},
+        {**ROWS[2], "d": " "},
+    ]  # a row again, and what loading refuses
+    rows = [{"s": "words", "d": "facts", **row} for row in (*ROWS, *odd)]
+    columns = {"prompt": "q", "answer": "a", "context": "c", "domain": "d", "scorer": "s"}
+    columns["scorer_names"] = {"words": "f1"}  # type: ignore[assignment]
+    given = {"type": "table", "path": "in.jsonl", "columns": columns}
+    report, _ = build(tmp_path, rows, held_out=0.3, source=given)
+    assert (report.train + report.held_out, report.by_field) == (60, {"id": 1, "s": 1, "d": 1})
     columns = {
         "id": "id",
         "domain": "domain",
