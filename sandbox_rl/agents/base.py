@@ -140,7 +140,7 @@ class AgentSession(Protocol):
         ...
 
 
-class Agent(Protocol):
+class Agent(AbstractAsyncContextManager[Any], Protocol):
     """An async context manager that opens the sessions of many episodes side by side."""
 
     def session(self, setup: SessionSetup) -> AbstractAsyncContextManager[AgentSession]:
@@ -155,18 +155,8 @@ class Agent(Protocol):
         """A turn for people to read: its reasoning, and its words without the calls."""
         ...
 
-    async def __aenter__(self) -> Agent: ...
 
-    async def __aexit__(self, *exc: object) -> None: ...
-
-
-class _Entered(Protocol):
-    async def __aenter__(self) -> Any: ...
-
-    async def __aexit__(self, *exc: object) -> None: ...
-
-
-Inner = TypeVar("Inner", bound=_Entered)
+Inner = TypeVar("Inner", bound=AbstractAsyncContextManager[Any])
 
 
 class Around(Generic[Inner]):

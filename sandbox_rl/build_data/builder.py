@@ -12,7 +12,7 @@ import json
 import random
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,7 +104,9 @@ class _Builder:
 
     def write(self, outputs: Mapping[str, TextIO]) -> BuildReport:
         contexts = self._index()
-        for index, row in self._usable():
+        for index, row in enumerate(self._rows):
+            if not self._keys[index] or isinstance(row, RowProblem):
+                continue
             side = "held_out" if self._sides[index] else "train"
             try:
                 outputs[side].write(_encode(self._built(index, row)) + "\n")
@@ -149,11 +151,6 @@ class _Builder:
             self._sides.append(int(held_out))
             self._previous.append(before)
         return len(last)
-
-    def _usable(self) -> Iterator[tuple[int, Row]]:
-        for index, row in enumerate(self._rows):
-            if self._keys[index] and not isinstance(row, RowProblem):
-                yield index, row
 
     def _key(self, row: Row) -> int:
         documents = self._documents(row)

@@ -139,19 +139,11 @@ class FrameReader:
         None where the template refuses a user message there, or then writes the observation otherwise.
         """
         for with_calls in (True, False):
+            told = [*self._answered(frame.role, with_calls), message("user", 3)]
             try:
-                text = self._template.render(
-                    [
-                        message("user", 0),
-                        self._assistant(1, int(with_calls)),
-                        self._answer(frame.role, 2, 0),
-                        message("user", 3),
-                    ],
-                    generation=True,
-                )
+                texts, marks = split_marks(self._template.render(told, generation=True))
             except Refused:
                 continue
-            texts, marks = split_marks(text)
             if marks == [0, 1, 2, 3] and _slots(texts[2], 0).endswith(frame.before):
                 return _slots(texts[3], 1), texts[4]
         return None
@@ -235,9 +227,13 @@ class FrameReader:
 
     def _one(self, role: str, with_calls: bool, content: str) -> str:
         """A conversation with one observation of this content."""
-        messages = [message("user", 0), self._assistant(1, int(with_calls)), self._answer(role, 2, 0)]
+        messages = self._answered(role, with_calls)
         messages[2]["content"] = content
         return self._template.render(messages, generation=True)
+
+    def _answered(self, role: str, with_calls: bool) -> list[dict[str, Any]]:
+        """A question, the assistant's turn and an observation, by their marks 0 to 2."""
+        return [message("user", 0), self._assistant(1, int(with_calls)), self._answer(role, 2, 0)]
 
     def _escapes(self, role: str, with_calls: bool) -> bool:
         content = f'{mark(2)}"\n{mark(3)}'

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,16 +38,12 @@ class Scorer(Protocol):
     def __call__(self, answer: str, task: Task, /) -> float | Mapping[str, float]: ...
 
 
-class Scores(Protocol):
+class Scores(AbstractAsyncContextManager[Any], Protocol):
     """Gives answers their rewards, for an engine; an async context manager (`pool.ScoringPool`)."""
 
     async def score(self, task: Task, answer: Answer) -> Reward:
         """The reward of an answer; `value` None where it could not be judged."""
         ...
-
-    async def __aenter__(self) -> Any: ...
-
-    async def __aexit__(self, *exc: object) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from sandbox_rl.rewards import gym_verifiers
 from sandbox_rl.rewards.base import BadGold, ComparedAsText, LoadedScorer, load_scorer
 from sandbox_rl.types import Task
 
@@ -53,10 +54,6 @@ def warm(names: Sequence[str]) -> list[str]:
         for answer, gold in _EXAMPLES.get(name, ()):
             scorer.score(answer, Task("warm", "", gold, scorer=name))
         if name == "reasoning_gym":
-            import reasoning_gym  # noqa: F401
-
-            from sandbox_rl.rewards import gym_verifiers
-
             gym_verifiers.warm()
     return [name for name in names if _load(name).read is not None]
 

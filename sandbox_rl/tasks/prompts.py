@@ -49,12 +49,12 @@ def load_prompt_set(domain: str, dirs: Sequence[Path] = ()) -> PromptSet:
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", domain):
         raise ConfigError(f"domain {domain!r} cannot name a prompt set; use letters, digits, '_' and '-'")
-    missing = [folder for folder in dirs if not folder.is_dir()]
-    if missing:
-        raise ConfigError(
-            f"prompts: {missing[0]} is no directory, expected one with prompt sets such as {domain}.yaml; "
-            "correct the path, or leave it out"
-        )
+    for folder in dirs:
+        if not folder.is_dir():
+            raise ConfigError(
+                f"prompts: {folder} is no directory, expected one with prompt sets such as {domain}.yaml; "
+                "correct the path, or leave it out"
+            )
     folders = (*dirs, shipped("configs/prompts"))
     for folder in folders:
         path = folder / f"{domain}.yaml"

@@ -36,19 +36,15 @@ def _cut(observation: Observation, most: int, marker: str = "") -> Observation:
     return replace(observation, text=text[:most])
 
 
-class _NoArguments(ToolArguments):
-    pass
-
-
-class Submit(CheckedTool[_NoArguments]):
+class Submit(CheckedTool[ToolArguments]):
     """Ends the episode; the answer file is read afterwards. Refused with arguments, which would not count."""
 
     name = "submit"
     description = f"Finish the task. Takes no arguments: the answer is read from {ANSWER_FILE}."
-    arguments = _NoArguments
+    arguments = ToolArguments
     hint = f" Write the answer to {ANSWER_FILE} first, then submit"
 
-    async def _run(self, sandbox: Sandbox, given: _NoArguments, timeout: float) -> Observation:
+    async def _run(self, sandbox: Sandbox, given: ToolArguments, timeout: float) -> Observation:
         return Observation("Submitted.", tool=self.name, submitted=True)
 
 

@@ -114,7 +114,9 @@ def _enclosed(tokens: Sequence[Token], depth: int) -> Node | None:
         return _braces(inner, depth, escaped=first == "\\{")
     node = read_tokens(inner, depth + 1)
     if node.kind == "list" and not node.name:
-        return _rows(node) if pair == "[]" and _is_rows(node) else Node("tuple", node.args, pair)
+        if pair == "[]" and _is_rows(node):
+            return Node("matrix", tuple(Node("list", row.args) for row in node.args), "program")
+        return Node("tuple", node.args, pair)
     if pair == "()":
         return node
     if pair == "[]":
@@ -128,10 +130,6 @@ def _is_rows(node: Node) -> bool:
     return all(
         row.kind == "tuple" and row.name == "[]" and len(row.args) == len(rows[0].args) for row in rows
     )
-
-
-def _rows(node: Node) -> Node:
-    return Node("matrix", tuple(Node("list", row.args) for row in node.args), "program")
 
 
 def _braces(inner: Sequence[Token], depth: int, *, escaped: bool) -> Node:

@@ -60,10 +60,6 @@ def _scaled(value: Node, unit: Unit) -> Node:
     return Node("func", (value,), "percent" if unit.dimension == "percent" else "degrees")
 
 
-def _angle(value: Node, unit: Unit) -> Node:
-    return _scaled(value, unit) if unit.dimension == "degree" else value
-
-
 def _with_units(value: Node, spelled: str, wanted: Node, unit: str, same: Same) -> bool:
     first, second = parse_unit(spelled), parse_unit(unit)
     if first is None or second is None:
@@ -71,8 +67,10 @@ def _with_units(value: Node, spelled: str, wanted: Node, unit: str, same: Same) 
     if first == second:
         return same(value, wanted)
     if first.dimension != second.dimension:
-        turned = {unit.dimension: _angle(node, unit) for node, unit in ((value, first), (wanted, second))}
-        return turned.keys() == {"degree", "radian"} and same(turned["degree"], turned["radian"])
+        turned = {first.dimension: value, second.dimension: wanted}
+        if turned.keys() != {"degree", "radian"}:
+            return False
+        return same(Node("func", (turned["degree"],), "degrees"), turned["radian"])
     if first.offset or second.offset:
         number = exact_or_none(value)
         return number is not None and exact_or_none(wanted) == converted(number, first, second)
