@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -31,6 +32,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once; who asks the Hub in vain waits for most of a minute
+
+settings.register_profile("no_clock", deadline=None)  # a busy machine is no failure
+settings.load_profile("no_clock")
 
 TOGETHER = {"security": "sandboxes", "contract": "sandboxes", "vllm": "vllm"}
 ORDER = ("vllm", "contract", "security", "smoke")
