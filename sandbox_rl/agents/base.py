@@ -169,5 +169,5 @@ class Around(Generic[Inner]):
         await self.inner.__aenter__()
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
+    async def __aexit__(self, *exc: Any) -> None:
         await self.inner.__aexit__(*exc)
