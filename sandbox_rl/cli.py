@@ -75,7 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     debug = bool(os.environ.get(DEBUG_VARIABLE))
     _quiet(debug)
-    _share_cores()
+    # Before torch is imported: its idle threads are to sleep. A trainer that spins beside a server on the
+    # same few cores keeps it, and itself, from working.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         whole_app()(arguments)
     except UserError as error:
@@ -101,15 +103,6 @@ def _end(error: SandboxRLError, code: int, cause: Exception | None = None) -> No
     if not error.said_elsewhere:
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
     sys.exit(code)
-
-
-def _share_cores() -> None:
-    """Before torch is imported: its idle threads are to sleep instead of spinning.
-
-    Trainer, server, rollouts and sandboxes share the processors: a trainer that spins beside a server on the
-    same few cores keeps it, and itself, from working.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _quiet(debug: bool) -> None:

@@ -12,6 +12,7 @@ import email.utils
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -285,8 +286,6 @@ def _asked_wait(header: str) -> float:
     if header.strip().isdigit():
         wait = float(header)
     elif header:
-        try:
+        with suppress(ValueError):
             wait = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
-            wait = 0.0
     return min(max(wait, 0.0), LONGEST_ASKED_S)

@@ -88,11 +88,7 @@ class Retries:
             return state.attempt_number > self.count and not (gone and time.monotonic() < patient_until)
 
         tries = AsyncRetrying(
-            stop=enough,
-            wait=self.wait,
-            retry=retry_if_exception_type(Unreachable),
-            sleep=pause,
-            reraise=True,
+            stop=enough, wait=self.wait, retry=retry_if_exception_type(Unreachable), sleep=pause, reraise=True
         )
         try:
             async with asyncio.timeout(timeout):

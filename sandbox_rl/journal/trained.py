@@ -22,6 +22,7 @@ import orjson
 from numpy.typing import NDArray
 
 from sandbox_rl.journal.columns import ColumnError
+from sandbox_rl.outputs import append_line
 
 DIRECTORY = "trained"
 """Its name in the run's directory."""
@@ -81,8 +82,7 @@ class TrainedTokens:
                 for row, scale in zip(rows, scales, strict=True)
             ],
         }
-        with self._stem.with_suffix(".jsonl").open("ab") as lines:
-            lines.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        append_line(self._stem.with_suffix(".jsonl"), orjson.dumps(line))
 
 
 def read_rows(directory: Path, writer: str, line: dict[str, Any]) -> list[TrainedRow]:

@@ -141,9 +141,7 @@ def _containers() -> Finding:
 
 
 def _limits(place: Path) -> Iterator[Finding]:
-    nearest = place.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
+    nearest = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
     free = shutil.disk_usage(nearest).free / 1e9
     fix = "free some, or set output_dir to another disk"
     cost = "checkpoints may not fit: each holds the weights and twice as much for the optimizer"

@@ -167,8 +167,7 @@ def _quiet(recipe: Recipe, run: RunDirectory) -> Recipe:
 
     Its warm-up is looked for beside the run, wherever that lies by now.
     """
-    grpo = {key: value for key, value in recipe.grpo.items() if key not in ("save_steps", "save_strategy")}
-    grpo |= {"save_strategy": "no"}
+    grpo = {key: value for key, value in recipe.grpo.items() if key != "save_steps"} | {"save_strategy": "no"}
     return recipe.model_copy(
         update={
             "grpo": grpo,

@@ -100,11 +100,9 @@ class Viewer:
         self._thread.shutdown()
 
     def _open(self) -> None:
-        try:
-            self._runs = [self._stack.enter_context(open_run(path)) for path in self._paths]
-        except BaseException:
-            self._stack.close()
-            raise
+        with ExitStack() as stack:
+            self._runs = [stack.enter_context(open_run(path)) for path in self._paths]
+            self._stack = stack.pop_all()
         for run in self._runs:
             run.golds.start()
 

@@ -137,11 +137,8 @@ def _seen(run: OpenRun, events: Sequence[Mapping[str, Any]], gold: str) -> Itera
 
 
 def _works(events: Sequence[Mapping[str, Any]]) -> bool:
-    for event in events:
-        for call in event.get("calls", ()) if event["event"] == "turn" else ():
-            if "malformed" not in call and uses_of(call["name"], call["arguments"]) & WORK:
-                return True
-    return False
+    calls = (call for event in events if event["event"] == "turn" for call in event["calls"])
+    return any(uses_of(call["name"], call["arguments"]) & WORK for call in calls if "malformed" not in call)
 
 
 def _calls(events: Sequence[Mapping[str, Any]]) -> Iterable[tuple[int, str]]:

@@ -156,8 +156,8 @@ class Accounts:
     def _is_cut(self, where: str, update: Update, group: Group, ends: Iterable[SampleEnd]) -> None:
         if set(ends) != {SampleEnd.CUT} or not self._schedule.over_sampled:
             raise Violation(f"{where} was cut in part, or without rollout.over_sample")
-        if group.number in self._final or group.number in self._cut:
-            first = self._final.get(group.number, self._cut.get(group.number))
+        first = self._final.get(group.number, self._cut.get(group.number))
+        if first is not None:
             raise Violation(f"{where} was cut, but ended or was cut in update {first} already")
         self._cut[group.number] = update.number
 
