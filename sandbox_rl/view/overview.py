@@ -67,7 +67,10 @@ def overview(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _now(run: OpenRun) -> dict[str, Any]:
-    states = run.select("SELECT state, count(*) AS n FROM episodes GROUP BY state")
+    # What an earlier start was at when it was killed goes on no more.
+    states = run.select(
+        "SELECT state, count(*) AS n FROM episodes WHERE state = 'ended' OR NOT replaced GROUP BY state"
+    )
     counts = {row["state"]: row["n"] for row in states}
     live = []
     if run.state == "running":
@@ -76,10 +79,8 @@ def _now(run: OpenRun) -> dict[str, Any]:
             "WHERE state = 'live' AND NOT replaced ORDER BY started LIMIT ?",
             [IN_FLIGHT],
         )
-    done = counts.get("ended", 0)
     return {
-        "episodes": done,
-        "abandoned": counts.get("abandoned", 0),
+        "episodes": counts.get("ended", 0),
         "in_flight": counts.get("live", 0),
         "live": live,
         "status": json_file(run.path / "status.json") if run.state == "running" else {},

@@ -79,6 +79,23 @@ def test_a_run_that_goes_on_is_followed(tmp_path):
         assert ask(run, "overview")["progress"]["done"] == 7
 
 
+def test_what_a_killed_start_was_at_is_not_in_flight(tmp_path):
+    def killed(journal):
+        for sample in range(3):
+            id = f"train-000200-000{sample}"
+            journal.started(id, rollout(id, (), "", 1.0).task, (1, 2), phase="train", step=9)
+
+    directory = make_run(tmp_path / "run", finished=False, change=killed)
+    with Journal(directory / "journal") as journal:
+        journal.replaced([f"train-000200-000{sample}" for sample in range(3)])
+        again = rollout("train-000200-0000-r1", (), "", 1.0)
+        journal.started("train-000200-0000-r1", again.task, (1, 2), phase="train", step=9)
+        with open_run(directory, whole=True) as run:
+            now = ask(run, "overview")["now"]
+    assert now["in_flight"] == len(now["live"]) == 1
+    assert now["episodes"] == 6 * GROUP + 1
+
+
 def test_a_resumed_run_rewrites_its_metrics(tmp_path, made):
     path = made.path / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
