@@ -19,9 +19,7 @@ from sandbox_rl.training.curriculum import Curriculum, Outcome
 
 def not_drawn_again(schedule: Schedule) -> str | None:
     """Why a curriculum's draws cannot be computed again; None where they can, or where there are none."""
-    if not _draws(schedule):
-        return None
-    if schedule.curriculum.domain_weights and schedule.domains is None:
+    if _draws(schedule) and schedule.curriculum.domain_weights and schedule.domains is None:
         return "an earlier version did not write the domains of all tasks"
     return None
 
