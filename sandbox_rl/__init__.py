@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # each name as itself: type checkers take it for one of this 
     from sandbox_rl.api import train as train
     from sandbox_rl.builders import build_chat as build_chat
     from sandbox_rl.builders import build_engine as build_engine
-    from sandbox_rl.builders import build_policy as build_policy
     from sandbox_rl.chat.calls import BrokenCall as BrokenCall
     from sandbox_rl.chat.calls import WrittenCalls as WrittenCalls
     from sandbox_rl.chat.calls import parse_object as parse_object
@@ -42,6 +41,7 @@ if TYPE_CHECKING:  # each name as itself: type checkers take it for one of this 
     from sandbox_rl.errors import UserError as UserError
     from sandbox_rl.journal import Journal as Journal
     from sandbox_rl.journal import read_journal as read_journal
+    from sandbox_rl.model_builders import build_policy as build_policy
     from sandbox_rl.policies.base import Policy as Policy
     from sandbox_rl.policies.base import PolicySession as PolicySession
     from sandbox_rl.policies.base import Sampling as Sampling
@@ -111,7 +111,8 @@ _HOMES = {
     "chat.encoding": "Piece",
     "chat.format": "ChatFormat",
     "runs.evaluate": "EvaluationOutcome",
-    "builders": "build_chat build_engine build_policy",
+    "builders": "build_chat build_engine",
+    "model_builders": "build_policy",
     "config.load": "load_recipe",
     "config.recipe": "Recipe",
     "config.suite": "Suite load_suite",

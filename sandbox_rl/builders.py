@@ -1,4 +1,7 @@
-"""From a recipe to objects: the parts that training, evaluation and replays have in common."""
+"""From a recipe to objects: the parts that training, evaluation and replays have in common.
+
+None needs PyTorch; what does is in `model_builders`. A process that only rolls out loads neither it nor TRL.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel
-
 from sandbox_rl.agents.base import Agent
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.config.run import RunSettings
 from sandbox_rl.fault_injection import ChaosSettings, FaultyAgent, FaultyBackend, FaultyScoring, Injector
-from sandbox_rl.policies.base import UNTRAINED, Sampling, WeightVersion
-from sandbox_rl.policies.config import TransformersSettings
-from sandbox_rl.policies.lease import ModelLease
-from sandbox_rl.policies.transformers import TransformersPolicy
+from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rewards.base import Scores
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.places import PROGRAM, FirstPlace, Place, PlainPlace
@@ -29,10 +25,6 @@ from sandbox_rl.sandboxes.config import BackendSettings, DockerSettings
 from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.tasks.prompts import PromptSet, load_prompt_set, render, render_plain
 from sandbox_rl.tools.toolbox import Toolbox, make_toolbox
-from sandbox_rl.training.grpo import grpo_config
-from sandbox_rl.training.models import compute_dtype, context_length, with_compute_dtype
-from sandbox_rl.training.precision import computing
-from sandbox_rl.training.views import AsyncArgs, RunArgs, SyncArgs
 from sandbox_rl.types import Message, Task
 
 WORKER_MB = 1024
@@ -42,15 +34,6 @@ WORKER_MB = 1024
 def build_backend(recipe: RunSettings) -> SandboxBackend:
     """The sandbox backend of a recipe, behind a pool that keeps some ready and survives its faults."""
     return recipe.sandbox.hiding(recipe.answer_packages).pooled(recipe.pool, run=recipe.name)
-
-
-def settled(recipe: Recipe) -> Recipe:
-    """The same recipe with `model.dtype: auto` settled, once and for all stages.
-
-    Raises:
-        ModelError: the model is not found, or stored in float16.
-    """
-    return recipe.model_copy(update={"model": with_compute_dtype(recipe.model)})
 
 
 def build_toolbox(recipe: RunSettings) -> Toolbox:
@@ -131,35 +114,6 @@ def build_chat(
     )
 
 
-def build_policy(
-    settings: TransformersSettings,
-    model: PreTrainedModel,
-    tokenizer: Any,
-    chat: ChatFormat,
-    *,
-    version: WeightVersion = UNTRAINED,
-    lease: ModelLease | None = None,
-    compute: torch.dtype | None = None,
-) -> TransformersPolicy:
-    """The policy that samples from a model of this process.
-
-    Args:
-        lease: of a model that is trained too.
-        compute: what a model of float32 weights is computed in; None as it is stored.
-    """
-    return TransformersPolicy(
-        model,
-        end_ids=chat.ends.ids,
-        pad_id=tokenizer.pad_token_id,
-        max_context=context_length(model.config),
-        max_batch=settings.max_batch,
-        max_delay_s=settings.max_delay_s,
-        version=version,
-        lease=ModelLease(always=True) if lease is None else lease,
-        compute=lambda: computing(model.device, compute),
-    )
-
-
 def build_engine(
     recipe: RunSettings,
     *,
@@ -191,36 +145,3 @@ def build_engine(
         settings=recipe.rollout,
         disk=DiskSpace(Path(recipe.output_dir)),
     )
-
-
-def training_arguments(recipe: Recipe, checkpoints: Path, *, longest: int = 1) -> RunArgs:
-    """TRL's settings for the recipe's mode: its `GRPOConfig`, or its experimental `AsyncGRPOConfig`.
-
-    Args:
-        longest: tokens of the longest episode with its prompt, for asynchronous training; 1: not known yet.
-
-    Raises:
-        ConfigError: a field that TRL does not know or refuses, a batch that splits groups, or a token budget
-            that is too small.
-    """
-    shared: dict[str, Any] = {
-        "checkpoints": checkpoints,
-        "name": recipe.name,
-        "seed": recipe.seed,
-        "max_tokens": recipe.episode.max_tokens,
-        "dtype": compute_dtype(recipe.model),
-        "report_to": recipe.report_to,
-    }
-    if recipe.mode == "sync":
-        sync_args: SyncArgs = grpo_config(recipe.grpo, estimator=recipe.estimator, **shared)
-        return sync_args
-    from sandbox_rl.training.asynchronous.config import async_config  # TRL's experimental part takes a second
-
-    async_args: AsyncArgs = async_config(
-        recipe.grpo,
-        longest=longest,
-        adapters=recipe.model.lora is not None,
-        trust_remote_code=recipe.model.trust_remote_code,
-        **shared,
-    )
-    return async_args

@@ -29,11 +29,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import yaml
 from datasets import Dataset
 
-from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import resolved
 from sandbox_rl.display import Silent
 from sandbox_rl.journal import Journal
+from sandbox_rl.model_builders import training_arguments
 from sandbox_rl.replay.updates import replay_training
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History

@@ -22,22 +22,17 @@ from transformers import PrinterCallback
 from trl import GRPOTrainer
 from trl.chat_template_utils import qwen3_template
 
-from sandbox_rl.builders import (
-    build_backend,
-    build_chat,
-    build_render,
-    build_scoring,
-    build_toolbox,
-    training_arguments,
-)
+from sandbox_rl.builders import build_backend, build_chat, build_render, build_scoring, build_toolbox
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Silent
+from sandbox_rl.model_builders import training_arguments
 from sandbox_rl.runs.warmup import warmup
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.callbacks import LogMetrics
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.models import load_model, load_tokenizer
+from sandbox_rl.training.models import load_model
+from sandbox_rl.training.pretrained import load_tokenizer
 from sandbox_rl.types import Task, ToolCall
 
 GPU_SHARE = 0.3

@@ -11,12 +11,13 @@ from transformers import PreTrainedModel
 
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.assistant.settings import AssistantSettings
-from sandbox_rl.builders import build_policy
 from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.model_builders import build_policy
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.tools.toolbox import make_toolbox
-from sandbox_rl.training.models import generation_ends, load_model, load_tokenizer
+from sandbox_rl.training.models import load_model
+from sandbox_rl.training.pretrained import generation_ends, load_tokenizer
 
 
 class LocalAgent(TokenAgent):

@@ -15,7 +15,8 @@ from sandbox_rl.runs.history import recorded_run
 from sandbox_rl.tasks.load import load_tasks
 from sandbox_rl.training.checkpoints import last_complete
 from sandbox_rl.training.config import ModelSettings
-from sandbox_rl.training.models import context_length, generation_ends, load_config, load_tokenizer
+from sandbox_rl.training.models import context_length
+from sandbox_rl.training.pretrained import generation_ends, load_config, load_tokenizer
 from sandbox_rl.training.tiny import CONTEXT
 from sandbox_rl.types import Task
 

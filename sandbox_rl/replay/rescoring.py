@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from sandbox_rl.audit.rows import Advantages
-from sandbox_rl.builders import build_scoring, training_arguments
+from sandbox_rl.builders import build_scoring
 from sandbox_rl.cassette import Cassette
 from sandbox_rl.cassette.cassette import base_id
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, DataError
+from sandbox_rl.model_builders import training_arguments
 from sandbox_rl.outputs import check_new, write_new
 from sandbox_rl.replay.recorded_run import RecordedRun
 from sandbox_rl.rewards.base import Scores

@@ -22,12 +22,12 @@ from safetensors import safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from sandbox_rl.audit.faults import FaultWatch
-from sandbox_rl.builders import settled
 from sandbox_rl.cassette import Cassette, recordings
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.journal import Journal
+from sandbox_rl.model_builders import settled
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.recorded import RecordedPolicy
 from sandbox_rl.replay.recorded_run import RecordedRun

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, set_seed
 
 from sandbox_rl.audit.progress import ProgressAudit
-from sandbox_rl.builders import training_arguments
+from sandbox_rl.model_builders import training_arguments
 from sandbox_rl.runs.rollouts import build_rollouts
 from sandbox_rl.runs.session import Session
 from sandbox_rl.runs.watching import adapters_of, publication_probe, saved_parts, start_audit, watchers

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-from sandbox_rl.builders import build_backend, build_render, settled
+from sandbox_rl.builders import build_backend, build_render
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, SetupError, UserError
+from sandbox_rl.model_builders import settled
 from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
 from sandbox_rl.policies.vllm.launch import check_socket_path, interpreter

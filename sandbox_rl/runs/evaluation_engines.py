@@ -14,13 +14,14 @@ from transformers import PreTrainedTokenizerBase
 from sandbox_rl.agents.base import Agent
 from sandbox_rl.agents.messages import MessageAgent
 from sandbox_rl.agents.tokens import TokenAgent
-from sandbox_rl.builders import build_backend, build_chat, build_engine, build_policy, build_render
+from sandbox_rl.builders import build_backend, build_chat, build_engine, build_render
 from sandbox_rl.cassette import recordings
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.run import RunSettings
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.plan import MODES, EvaluationPlan
+from sandbox_rl.model_builders import build_policy
 from sandbox_rl.policies.base import Policy, TurnSampling
 from sandbox_rl.policies.config import RecordedPolicySettings, TransformersSettings, VLLMSettings
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
@@ -30,13 +31,8 @@ from sandbox_rl.runs.placement import serving_placement
 from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.models import (
-    context_length,
-    generation_ends,
-    load_config,
-    load_model,
-    load_tokenizer,
-)
+from sandbox_rl.training.models import context_length, load_model
+from sandbox_rl.training.pretrained import generation_ends, load_config, load_tokenizer
 from sandbox_rl.training.publication.served import ServedModel, serve, starting_log
 
 Engines = Mapping[str, AbstractAsyncContextManager[RolloutEngine]]

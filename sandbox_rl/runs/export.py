@@ -16,14 +16,8 @@ from sandbox_rl.runs.history import card_lines, known_results, recorded_run
 from sandbox_rl.training.checkpoints import complete_of, last_complete
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.export import export_model, whole_weights
-from sandbox_rl.training.models import (
-    compute_dtype,
-    generation_ends,
-    load_adapted,
-    load_model,
-    load_tokenizer,
-    with_compute_dtype,
-)
+from sandbox_rl.training.models import compute_dtype, load_adapted, load_model, with_compute_dtype
+from sandbox_rl.training.pretrained import generation_ends, load_tokenizer
 
 
 def export(

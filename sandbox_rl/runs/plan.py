@@ -10,22 +10,18 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from sandbox_rl.builders import build_chat, training_arguments
+from sandbox_rl.builders import build_chat
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.model_builders import training_arguments
 from sandbox_rl.preflight.context import check_prompts
 from sandbox_rl.runs.resume import Earlier, prompt_digests, sizes_of
 from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.tasks.load import TaskSet, load_tasks
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.curriculum import Curriculum
-from sandbox_rl.training.models import (
-    check_quantization,
-    context_length,
-    generation_ends,
-    load_config,
-    load_tokenizer,
-)
+from sandbox_rl.training.models import check_quantization, context_length
+from sandbox_rl.training.pretrained import generation_ends, load_config, load_tokenizer
 from sandbox_rl.training.prometheus import check_prometheus
 from sandbox_rl.training.sampler_check import check_rope
 from sandbox_rl.training.tiny import CONTEXT, tiny_config, tiny_tokenizer

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from sandbox_rl.builders import build_policy
 from sandbox_rl.cassette import recordings
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
+from sandbox_rl.model_builders import build_policy
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import RecordedPolicySettings, TransformersSettings
 from sandbox_rl.policies.lease import ModelLease

@@ -15,7 +15,7 @@ from sandbox_rl.policies.vllm.policy import VLLMPolicy
 from sandbox_rl.policies.vllm.source import ExternalServers
 from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.tasks.load import load_tasks
-from sandbox_rl.training.models import generation_ends, load_tokenizer
+from sandbox_rl.training.pretrained import generation_ends, load_tokenizer
 from sandbox_rl.types import Task
 
 

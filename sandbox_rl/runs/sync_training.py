@@ -13,8 +13,8 @@ from transformers import PrinterCallback, set_seed
 from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.audit.progress import ProgressAudit
 from sandbox_rl.audit.run import RunAudit
-from sandbox_rl.builders import training_arguments
 from sandbox_rl.display import Progress
+from sandbox_rl.model_builders import training_arguments
 from sandbox_rl.observer import EachRollout
 from sandbox_rl.rollout.over_sampling import OverSampling
 from sandbox_rl.runs.session import Session

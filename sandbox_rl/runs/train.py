@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from sandbox_rl.builders import settled
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.display import Display, Silent
 from sandbox_rl.errors import InfraFault, NothingTrained, StopAsked
 from sandbox_rl.evaluation.results import Results
+from sandbox_rl.model_builders import settled
 from sandbox_rl.outputs import check_place
 from sandbox_rl.runs.async_training import async_trainer
 from sandbox_rl.runs.directory import RunDirectory

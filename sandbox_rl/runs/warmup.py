@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, TrainerCallback
 import sandbox_rl
 from sandbox_rl.agents.base import EpisodeRequest
 from sandbox_rl.agents.tokens import TokenAgent
-from sandbox_rl.builders import build_backend, build_chat, build_engine, settled
+from sandbox_rl.builders import build_backend, build_chat, build_engine
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe
@@ -31,6 +31,7 @@ from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError, UserError, environment_error
 from sandbox_rl.evaluation.plan import task_key
 from sandbox_rl.metrics import SOLVED, Logs
+from sandbox_rl.model_builders import settled
 from sandbox_rl.observer import EachRollout
 from sandbox_rl.outputs import new_directory
 from sandbox_rl.policies.base import Sampling
@@ -42,13 +43,8 @@ from sandbox_rl.training.config import WarmupSettings
 from sandbox_rl.training.experts import EXPERTS, Expert, ExpertTurn
 from sandbox_rl.training.host_memory import free_memory
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.models import (
-    compute_dtype,
-    end_turns_with,
-    generation_ends,
-    load_tokenizer,
-    load_trained,
-)
+from sandbox_rl.training.models import compute_dtype, end_turns_with, load_trained
+from sandbox_rl.training.pretrained import generation_ends, load_tokenizer
 from sandbox_rl.training.sft import fine_tune, sft_rows
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.types import Rollout, Task

@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.constants import HF_HUB_OFFLINE
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from peft import PeftConfig, PeftModel
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from sandbox_rl.chat.turn_ends import TurnEnds
-from sandbox_rl.errors import ModelError, environment_error
+from sandbox_rl.errors import ModelError
 from sandbox_rl.training.config import ModelSettings
-
-HUB_TIMEOUT_S = 20.0
-"""Within which the Hub must say whether it has a model."""
-
-
-def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, checked for what training needs.
-
-    Raises:
-        ModelError: not found, no chat template, no end-of-sequence token.
-    """
-    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, settings)
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"model {settings.path!r}: its tokenizer has no EOS token, so no turn could end; "
-            "set eos_token in tokenizer_config.json"
-        )
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"model {settings.path!r}: its tokenizer has no chat template, expected a model tuned for "
-            "conversation; save one as chat_template.jinja beside it"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+from sandbox_rl.training.pretrained import from_pretrained, load_config
 
 
 def check_quantization(settings: ModelSettings) -> None:
@@ -79,7 +48,7 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
         extra |= _quantized(settings)
     if settings.attn_implementation is not None:
         extra["attn_implementation"] = settings.attn_implementation
-    model: PreTrainedModel = _from_pretrained(AutoModelForCausalLM, settings, **extra)
+    model: PreTrainedModel = from_pretrained(AutoModelForCausalLM, settings, **extra)
     for module in model.modules():
         # bitsandbytes would pack weights for CPUs with AVX512-BF16 at the first inference and leave them so:
         # rounded to bfloat16, and in an order that dequantisation does not know.
@@ -160,29 +129,6 @@ def context_length(config: PretrainedConfig) -> int:
     return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 20))
 
 
-def generation_ends(model: ModelSettings | PreTrainedModel | PeftModel) -> tuple[int, ...]:
-    """The ids at which the model's generation config ends a text, or else its configuration.
-
-    Raises:
-        ModelError: the model is not found.
-    """
-    generation = model.generation_config if not isinstance(model, ModelSettings) else _generation(model)
-    found = None if generation is None else generation.eos_token_id
-    if found is None:
-        config = load_config(model) if isinstance(model, ModelSettings) else model.config
-        found = getattr(config.get_text_config(), "eos_token_id", None)
-    if found is None:
-        return ()
-    return (found,) if isinstance(found, int) else tuple(found)
-
-
-def _generation(settings: ModelSettings) -> GenerationConfig | None:
-    try:
-        return GenerationConfig.from_pretrained(settings.path, revision=settings.revision)
-    except (OSError, ValueError):  # a model need not have one
-        return None
-
-
 def end_turns_with(model: PreTrainedModel | PeftModel, ends: TurnEnds) -> None:
     """Have the model's generation config end turns at `ends`.
 
@@ -193,52 +139,3 @@ def end_turns_with(model: PreTrainedModel | PeftModel, ends: TurnEnds) -> None:
     if base.generation_config is None:
         base.generation_config = GenerationConfig()
     base.generation_config.eos_token_id = ends.listed if len(ends.ids) > 1 else ends.written
-
-
-def load_config(settings: ModelSettings) -> PretrainedConfig:
-    """The configuration of a model, without its weights.
-
-    Raises:
-        ModelError: not found.
-    """
-    config: PretrainedConfig = _from_pretrained(AutoConfig, settings)
-    return config
-
-
-def _from_pretrained(loader: Any, settings: ModelSettings, **extra: Any) -> Any:
-    try:
-        _look_for(settings.path, settings.revision)
-        return loader.from_pretrained(
-            settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code, **extra
-        )
-    except (OSError, ValueError, KeyError) as error:
-        place = "directory" if Path(settings.path).exists() else "local directory or Hub model"
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"model.path: {settings.path!r} cannot be loaded as a {place} ({first_line}); "
-            "give a directory made by save_pretrained, or an id that this machine can reach"
-        ) from error
-
-
-@cache
-def _look_for(path: str, revision: str | None) -> None:
-    """Ask the Hub once whether a model is there: its loaders try for a minute, for each file, if it is not.
-
-    Raises:
-        OSError, ValueError: it is not, or the Hub is out of reach and the model is not in the cache.
-    """
-    if Path(path).exists() or HF_HUB_OFFLINE:
-        return
-    if isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
-        return
-    try:
-        HfApi().model_info(path, revision=revision, timeout=HUB_TIMEOUT_S)
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        code = error.response.status_code
-        raise OSError(f"the Hub answers {code}: it has no such model, or not for you") from error
-    except HFValidationError:
-        raise
-    except Exception as error:
-        if (said := environment_error(error)) is not None:
-            raise OSError(said) from error
-        # A mirror may not know this request: its files decide.

@@ -17,13 +17,13 @@ import yaml
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import resolved
 from sandbox_rl.display import Silent
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.journal import Journal
+from sandbox_rl.model_builders import training_arguments
 from sandbox_rl.replay.bundle import bundle
 from sandbox_rl.replay.updates import replay_training, weights_digest
 from sandbox_rl.replay.verification import verify

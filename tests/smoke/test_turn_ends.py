@@ -11,13 +11,14 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
-from sandbox_rl.builders import build_policy
 from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.model_builders import build_policy
 from sandbox_rl.policies.base import TurnSampling
 from sandbox_rl.policies.config import TransformersSettings
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.export import export_model
-from sandbox_rl.training.models import end_turns_with, generation_ends
+from sandbox_rl.training.models import end_turns_with
+from sandbox_rl.training.pretrained import generation_ends
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from sandbox_rl.training.trainer import SandboxGRPOTrainer
 from tests.smoke.support import CARD, EOS, RecordGradients, given_reward, make_rollout, rows_of

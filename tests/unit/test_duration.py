@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.load import load_recipe
+from sandbox_rl.model_builders import training_arguments
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.training.duration import (
     DEVICES,

@@ -10,8 +10,8 @@ import time
 import pytest
 import yaml
 
-from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.load import load_recipe
+from sandbox_rl.model_builders import training_arguments
 from tests import prepared
 from tests.unit.test_gpu_scripts import SCRIPTS, load
 

@@ -14,8 +14,8 @@ from types import ModuleType
 import pytest
 import yaml
 
-from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.load import load_recipe
+from sandbox_rl.model_builders import training_arguments
 from tests import prepared
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -20,7 +20,7 @@ LEVELS = (
     {"replay"},
     {"assistant", "runs", "view"},
     {"preflight"},
-    {"builders"},
+    {"builders", "model_builders"},
     {"config"},
     {"training"},
     {
@@ -55,7 +55,7 @@ LEVELS = (
     },
 )
 SIBLINGS = ({"tasks", "rewards", "sandboxes", "policies"}, {"tools", "chat"})
-BUILDERS = ("assistant/local", "training/", "runs/", "replay/", "preflight/", "builders")
+BUILDERS = ("assistant/local", "training/", "runs/", "replay/", "preflight/", "model_builders")
 """What loads models or stands on them."""
 HEAVY = {
     "torch": (*BUILDERS, "audit/", "policies/transformers", "policies/vllm/plugin"),
@@ -158,6 +158,12 @@ def test_the_command_line_loads_nothing_heavy():
         "print(sorted({'torch', 'trl', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
     )
     assert run(code) == "[]\n"
+
+
+def test_a_process_that_only_rolls_out_loads_no_trainer():
+    """Half of the memory and of the seconds that one takes to start; the tokenizers' library needs torch."""
+    heavy = "{'trl', 'peft', 'accelerate', 'datasets', 'pandas'}"
+    assert run(f"import sys, sandbox_rl.runs.rollouts; print({heavy} & set(sys.modules))") == "set()\n"
 
 
 def test_importing_recipes_loads_no_torch():

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from transformers import Qwen3Config
 
-from sandbox_rl.builders import training_arguments
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.display import Silent
 from sandbox_rl.errors import ConfigError
+from sandbox_rl.model_builders import training_arguments
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.runs.dry_run import dry_run
 from sandbox_rl.runs.launch import plan_launch

@@ -13,7 +13,7 @@ import pytest
 ASK = """
 from sandbox_rl.errors import ModelError
 from sandbox_rl.training.config import ModelSettings
-from sandbox_rl.training.models import load_config, load_tokenizer
+from sandbox_rl.training.pretrained import load_config, load_tokenizer
 for load in (load_config, load_tokenizer):
     try:
         load(ModelSettings(path="nowhere/none"))

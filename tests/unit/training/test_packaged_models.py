@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from sandbox_rl.errors import ConfigError, ModelError
 from sandbox_rl.training.config import ModelSettings
-from sandbox_rl.training.models import load_tokenizer
 from sandbox_rl.training.packaged_models import PACKAGED_MODELS, PackagedModel, fetch_model
+from sandbox_rl.training.pretrained import load_tokenizer
 
 WIDTH, HEADS, INNER, BLOCKS = 32, 2, 64, 2
 
