@@ -200,15 +200,11 @@ class DockerSettings(NetworkSettings):
         return super(DockerSettings, labelled).pooled(pool)
 
 
-def _makes_sandboxes(thing: object) -> bool:
-    return isinstance(thing, type) and issubclass(thing, BackendSettings)
-
-
 NODE_BACKENDS: Registry[type[BackendSettings]] = Registry(
     "sandbox backend of a node",
     {"embedded": EmbeddedSettings, "docker": DockerSettings},
     group="sandbox_rl.sandboxes",
-    check=_makes_sandboxes,
+    check=lambda thing: isinstance(thing, type) and issubclass(thing, BackendSettings),
     expected="a class derived from sandbox_rl.sandboxes.config.BackendSettings",
 )
 """What makes sandboxes on the machine where it runs."""

@@ -57,11 +57,10 @@ class Spawner:
         self.cgroups = Cgroups(config["owner"], self.limits) if config["cgroups"] else None
         keeps_place = not has_capability(CAP_SYS_RESOURCE)  # as the first to go without memory
         self.users = enter_private_namespaces([path for path, _ in config["shown"]])
-        bounded = bool(self.cgroups and self.cgroups.memory)
-        stage = Stage(
-            config, config["seccomp" if bounded or "seccomp_uncharged" not in config else "seccomp_uncharged"]
-        )
-        watched = 0 if bounded else self.limits["memory_mb"]
+        self.bounded = bool(self.cgroups and self.cgroups.memory)
+        uncharged = not self.bounded and "seccomp_uncharged" in config
+        stage = Stage(config, config["seccomp_uncharged" if uncharged else "seccomp"])
+        watched = 0 if self.bounded else self.limits["memory_mb"]
         # The descriptor twice (to read and to write), the watchdog's MiB, the process limit, variables.
         config["command"] += [str(AGENT_FD), str(AGENT_FD), str(watched), str(self.limits["pids"])]
         # Where a group has its own share of the processors, niceness is among its own processes only.
@@ -77,14 +76,13 @@ class Spawner:
 
     def describe(self) -> dict[str, Any]:
         groups = self.cgroups
-        bounded = bool(groups and groups.memory)
         return {
             "ready": True,
             "users_shared": self.users.shared_because,
             "divided": self.users.divided,
             "locks_shared": self.launcher.stage.tree.locks_shared,
             "controllers": sorted(groups.roots) if groups else [],
-            "memory": bounded,
+            "memory": self.bounded,
             "refused": groups.refused if groups else "switched off",
             "events": groups.events() if groups else "",
         }
