@@ -13,7 +13,10 @@ import pytest
 
 from sandbox_rl.errors import SandboxFault
 from sandbox_rl.sandboxes.config import PoolSettings
+from sandbox_rl.sandboxes.docker import backend as backend_module
 from sandbox_rl.sandboxes.docker.backend import DockerBackend
+from sandbox_rl.sandboxes.docker.engine import DockerEngine
+from sandbox_rl.sandboxes.ownership import RUN
 from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.types import ExecStatus
 from tests.docker_engine import settings_for
@@ -21,10 +24,15 @@ from tests.unit.rig import SUBMIT, bash, make_engine, request, say
 
 
 class Relay:
-    """A socket in front of an engine's own. While it is down nobody listens, and no connection is left."""
+    """A socket in front of an engine's own. While it is down nobody listens, and no connection is left.
+
+    While `flowing` is not set, the engine hears nothing.
+    """
 
     def __init__(self, socket: Path, engine: str) -> None:
         self.socket, self.engine = socket, engine
+        self.flowing = asyncio.Event()
+        self.flowing.set()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -47,8 +55,8 @@ class Relay:
         try:
             back, theirs = await asyncio.open_unix_connection(self.engine)
             async with asyncio.TaskGroup() as both:
-                both.create_task(_copy(reader, theirs))
-                both.create_task(_copy(back, ours))
+                both.create_task(_copy(reader, theirs, self.flowing))
+                both.create_task(_copy(back, ours, self.flowing))
         except asyncio.CancelledError:
             pass  # down: the streams end without a word
         finally:
@@ -57,9 +65,10 @@ class Relay:
                 stream.transport.abort()
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
     with suppress(ConnectionError):
         while data := await reader.read(1 << 16):
+            await flowing.wait()
             writer.write(data)
             await writer.drain()
         if writer.can_write_eof():
@@ -84,6 +93,33 @@ async def test_an_engine_that_was_away_while_nothing_was_asked_of_a_sandbox_is_o
                 result = await sandbox.exec("kill -9 -1; kill -9 1; exec sleep 60", timeout=1)
                 assert result.status is not ExecStatus.SANDBOX_DEAD
         await relay.down()
+
+
+async def test_a_container_that_is_made_when_nobody_waits_for_it_any_more_is_removed(engine, monkeypatch):
+    monkeypatch.setattr(backend_module, "REMOVE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(backend_module, "REAP_INTERVAL_S", 2.0)
+    host = DockerEngine(engine)
+
+    async def late() -> int:
+        return len(await asyncio.to_thread(host.labelled, f"{RUN}=late"))
+
+    with tempfile.TemporaryDirectory(prefix="relay") as directory:
+        relay = Relay(Path(directory) / "docker.sock", engine.removeprefix("unix://"))
+        await relay.up()
+        async with DockerBackend(settings=settings_for(f"unix://{relay.socket}", run="late")) as backend:
+            relay.flowing.clear()
+            with pytest.raises(SandboxFault, match=r"no sandbox within 0\.5 s"):
+                await backend.sandbox(timeout=0.5).__aenter__()
+            relay.flowing.set()
+            with suppress(TimeoutError):  # it may come and go between two looks
+                async with asyncio.timeout(5):
+                    while not await late():  # noqa: ASYNC110 (a state to look at, not a task)
+                        await asyncio.sleep(0.05)
+            async with asyncio.timeout(20):
+                while await late():  # noqa: ASYNC110 (the same)
+                    await asyncio.sleep(0.05)
+        await relay.down()
+    host.close()
 
 
 # The SDK does not close a socket that could not connect; it is closed with its object, and warns.

@@ -59,6 +59,7 @@ class DockerBackend(AgentBackend[DockerSettings]):
         self._engine: DockerEngine | None = None
         self._handovers: HandoverDirectory | None = None  # where there is a network
         self._tasks: list[asyncio.Task[None]] = []
+        self._left_over: set[str] = set()  # names of containers that could not be removed in time
         self._endings = 0  # of the engine, while we were connected to it
         self._image = ""
         self._python: tuple[str, ...] = ()  # what runs the agent, if not the image's own
@@ -156,12 +157,15 @@ class DockerBackend(AgentBackend[DockerSettings]):
 
     async def _destroy(self, name: str, making: asyncio.Task[int], user: int) -> None:
         await asyncio.wait([making], timeout=REMOVE_TIMEOUT_S)
-        if making.done() and not making.cancelled():
-            making.exception()  # raised already, or nobody is left to be told
-        # What cannot be removed now falls to the reaper.
+        # Raised already, or nobody is left to be told.
+        making.add_done_callback(lambda done: done.cancelled() or done.exception())
+        # What cannot be removed now, or is still being made, falls to the reaper.
+        self._left_over.add(name)
         with contextlib.suppress(SandboxFault, TimeoutError):
             async with asyncio.timeout(REMOVE_TIMEOUT_S):
                 await self._in_thread(self._running_engine().remove, name)
+                if making.done():
+                    self._left_over.discard(name)
         self._users.give_back(user)
 
     def _running_engine(self) -> DockerEngine:
@@ -186,8 +190,11 @@ class DockerBackend(AgentBackend[DockerSettings]):
             raise SandboxFault(f"the Docker engine is silent for {ANSWER_TIMEOUT_S:.0f} s") from error
 
     async def _reap(self) -> None:
-        """Remove the containers whose owner is provably gone."""
+        """Remove the containers whose owner is provably gone, and what is left over of our own."""
         engine = self._running_engine()
+        for name in tuple(self._left_over):
+            await self._in_thread(engine.remove, name)
+            self._left_over.discard(name)
         for container, labels in await self._in_thread(engine.labelled, LABEL):
             if is_orphan(labels):
                 await self._in_thread(engine.remove, container)
