@@ -13,8 +13,9 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
 from sandbox_rl.training.config import LoraSettings, ModelSettings
 from sandbox_rl.training.duration import DurationEstimate, device_named, estimate_duration, sampled_together
-from sandbox_rl.training.memory import MemoryEstimate, estimate_memory, model_shape
+from sandbox_rl.training.memory import GIB, MASTER, MemoryEstimate, estimate_memory, model_shape
 from sandbox_rl.training.models import compute_dtype, load_trained, stored_dtype
+from sandbox_rl.training.placement import find_cards
 from sandbox_rl.training.sampler_check import check_sampler
 from sandbox_rl.training.tiny import tiny_model
 from sandbox_rl.training.views import SharedArgs
@@ -30,7 +31,7 @@ def memory_of(
         prompt, context: tokens of the longest prompt and of the model's longest sequence.
         shards: processes that the weights are divided over.
     """
-    # A server has memory of its own.
+    # A server has memory of its own; the weights that are published to it are ours.
     policy = recipe.policy
     sampled = (
         min(policy.max_batch, recipe.rollout.concurrency) if isinstance(policy, TransformersSettings) else 0
@@ -45,7 +46,23 @@ def memory_of(
         stored_dtype=stored_dtype(config),
         shards=shards,
         micro_batch_tokens=recipe.update.micro_batch_tokens,
+        card=bool(find_cards()),
+        served=isinstance(policy, VLLMSettings),
     )
+
+
+def host_memory_of(recipe: Recipe, config: PretrainedConfig, *, ranks: int) -> str:
+    """What a run on cards takes of the machine's own memory, beside sandboxes, scorers and libraries.
+
+    Args:
+        ranks: processes on this machine; each loads the model before it goes to the cards.
+    """
+    parameters, compute = model_shape(config).parameters, compute_dtype(recipe.model).itemsize
+    loaded = parameters * (MASTER if recipe.model.lora is None else compute) / GIB
+    # Those that a server which is started again would get, and beside them the new ones.
+    published = 2 * parameters * compute / GIB if isinstance(recipe.policy, VLLMSettings) else 0.0
+    parts = f"{ranks} x {loaded:.1f} GiB to load the model, {published:.1f} GiB while weights are published"
+    return f"estimated {max(ranks * loaded, published):.1f} GiB ({parts})"
 
 
 def duration_of(
@@ -64,7 +81,7 @@ def duration_of(
     passes = math.ceil(args.num_train_epochs * tasks * args.num_generations / episodes)
     return estimate_duration(
         model_shape(config),
-        device_named(torch.cuda.get_device_name() if torch.cuda.is_available() else ""),
+        device_named(cards[0].name if (cards := find_cards()) else ""),
         updates=args.max_steps if args.max_steps > 0 else passes,
         episodes=episodes,
         rows=sampled_together(

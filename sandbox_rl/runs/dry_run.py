@@ -18,7 +18,7 @@ from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
 from sandbox_rl.policies.vllm.launch import check_socket_path, interpreter
 from sandbox_rl.preflight.context import budget_warnings
-from sandbox_rl.preflight.estimates import duration_of, memory_of, sampler_gap
+from sandbox_rl.preflight.estimates import duration_of, host_memory_of, memory_of, sampler_gap
 from sandbox_rl.preflight.rewards import check_rewards
 from sandbox_rl.runs.launch import cards_that_train, check_division, division_of, plan_launch
 from sandbox_rl.runs.placement import training_placement
@@ -139,6 +139,8 @@ def _check_model(plan: RunPlan, model: RunModel, display: Display) -> None:
         recipe, plan.args, model.config, prompt=prompt, context=context, shards=division.shards
     )
     display.say(f"ok  memory: {memory}")
+    if cards:
+        display.say(f"ok  host memory: {host_memory_of(recipe, model.config, ranks=division.ranks)}")
     if launch is not None:
         display.say(f"ok  launch: {launch}")
     placement = training_placement(recipe, plan.args, model, launch=launch)

@@ -61,6 +61,8 @@ class Launch:
         given += ["--machine_rank", str(s.machine_rank), "--main_process_port", str(s.main_port)]
         if s.main_address is not None:
             given += ["--main_process_ip", s.main_address]
+        # On several machines each has this command; else machine 0 would start the others by pdsh.
+        given += ["--deepspeed_multinode_launcher", "standard"]
         # Without a file it would read the one that this user may have made for other programs.
         given += ["--config_file", str(self.config or shipped(f"{CONFIGS}/one_gpu.yaml"))]
         return [*given, "--multi_gpu"] if self.config is None else given

@@ -16,7 +16,7 @@ from sandbox_rl.runs.plan import RunModel
 from sandbox_rl.training.memory import kv_bytes_per_token, model_shape
 from sandbox_rl.training.models import compute_dtype
 from sandbox_rl.training.placement import FAKE_CARDS, Needs, Placement, find_cards
-from sandbox_rl.training.placement_plan import plan_placement, plan_serving
+from sandbox_rl.training.placement_plan import check_training, plan_placement, plan_serving
 from sandbox_rl.training.views import SharedArgs
 
 
@@ -32,11 +32,9 @@ def training_placement(
     Raises:
         ConfigError: it is not possible here.
     """
-    policy = recipe.policy
-    if not isinstance(policy, VLLMSettings) or policy.engine == "external":
-        return None
-    division = division_of(launch)
-    if division.processes > division.ranks:
+    policy, division, cards = recipe.policy, division_of(launch), find_cards()
+    managed = isinstance(policy, VLLMSettings) and policy.engine == "managed"
+    if managed and division.processes > division.ranks:
         raise ConfigError(
             "policy.engine: 'managed', but processes of several machines train, expected 'external': servers "
             "of the first machine are out of the others' reach; start some and name them in policy.base_urls"
@@ -49,7 +47,7 @@ def training_placement(
             model.config,
             prompt=model.longest_prompt,
             context=model.context,
-            shards=1 if division.way is None else ranks,
+            shards=1 if division.way is None else ranks * division.processes // division.ranks,
         )
         shape, item = model_shape(model.config), compute_dtype(model.settings).itemsize
         return Needs(
@@ -59,7 +57,11 @@ def training_placement(
             longest=kv_bytes_per_token(shape, item) * model.longest,
         )
 
-    return _here(plan_placement(find_cards(), division.ranks, policy, needs, mode=recipe.mode))
+    if not isinstance(policy, VLLMSettings) or policy.engine == "external":
+        if cards:
+            check_training(cards[: division.ranks], needs(division.ranks).training)
+        return None
+    return _here(plan_placement(cards, division.ranks, policy, needs, mode=recipe.mode))
 
 
 def serving_placement(policy: VLLMSettings) -> Placement:

@@ -20,5 +20,7 @@ def trim_heap() -> None:
 
 def free_memory() -> None:
     """Give back what nothing refers to any more."""
+    if torch.cuda.is_available():
+        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
     clear_device_cache(garbage_collection=True)
     trim_heap()

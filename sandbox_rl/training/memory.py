@@ -72,12 +72,14 @@ class MemoryEstimate:
     workspace: int
     """Of the head's tiles after the forward pass, or of the layer gone through backwards: the larger."""
     kv_cache: int
+    published: int = 0
+    """A copy of the weights that servers have, where the device is the host; two while new ones are sent."""
 
     @property
     def training(self) -> int:
         """Peak of an update, with overhead."""
         held = self.weights + self.gradients + self.optimizer
-        return int(OVERHEAD * (held + self.activations + self.workspace))
+        return int(OVERHEAD * (held + self.activations + self.workspace)) + self.published
 
     @property
     def held(self) -> int:
@@ -86,8 +88,8 @@ class MemoryEstimate:
 
     @property
     def sampling(self) -> int:
-        """Peak of sampling in the trainer's process, with overhead; the optimizer's state stays."""
-        return int(OVERHEAD * (self.weights + self.optimizer + self.kv_cache))
+        """Peak between updates, with overhead: sampling in the trainer's process, or a publication."""
+        return int(OVERHEAD * (self.weights + self.optimizer + self.kv_cache)) + 2 * self.published
 
     @property
     def peak(self) -> int:
@@ -137,6 +139,8 @@ def estimate_memory(
     stored_dtype: torch.dtype = torch.float32,
     shards: int = 1,
     micro_batch_tokens: int | None = None,
+    card: bool | None = None,
+    served: bool = False,
 ) -> MemoryEstimate:
     """Estimate the peak of one device.
 
@@ -145,7 +149,10 @@ def estimate_memory(
         stored_dtype: of the checkpoint, which `dtype: auto` computes in.
         shards: devices that weights, gradients and optimizer are divided over (FSDP, ZeRO 3).
         micro_batch_tokens: as `update.micro_batch_tokens`.
+        card: whether the device is one, also a made-up one; None for what `args` say.
+        served: whether weights are published to servers.
     """
+    cpu = args.use_cpu if card is None else not card
     compute = (stored_dtype if model.dtype == "auto" else getattr(torch, model.dtype)).itemsize
     item = MASTER if model.lora is None else compute
     weights, trained = shape.parameters * item, shape.parameters
@@ -167,7 +174,7 @@ def estimate_memory(
     layer = _layer_per_token(shape, compute, item)
     kept = shape.layers * (shape.hidden * compute if checkpointing else layer)
     at_hand = tokens * ((layer if checkpointing else 0) + 3 * shape.mlp_width * compute)
-    logits = _logits(shape, tokens, cpu=args.use_cpu, head=model.lora is None)
+    logits = _logits(shape, tokens, cpu=cpu, head=model.lora is None)
     casts = _casts(shape, item, compute, shards=shards, checkpointing=checkpointing)
     return MemoryEstimate(
         weights=weights // shards,
@@ -176,6 +183,7 @@ def estimate_memory(
         activations=tokens * kept + casts,
         workspace=max(at_hand, logits),
         kv_cache=sampled_rows * row * kv_bytes_per_token(shape, compute),
+        published=shape.parameters * compute if served and cpu else 0,
     )
 
 

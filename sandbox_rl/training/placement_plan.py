@@ -14,6 +14,7 @@ from sandbox_rl.training.placement import GIB, Card, Kind, Needs, Place, Placeme
 
 RESERVE = 2 * GIB
 """Of each card: a CUDA context per process, and what is fragmented. A rule of thumb."""
+_SMALLER = "model.lora, shorter episodes, or weights divided over more cards (launch.config=fsdp2)"
 LARGEST_SHARE = 0.9
 """Of a card that a server gets at most; vLLM's own default."""
 
@@ -57,6 +58,24 @@ def plan_placement(
             return found
         why = why or found
     raise ConfigError(f"policy.placement: {why}; {_nearest(cards, ranks, settings, needs, mode)}")
+
+
+def check_training(cards: Sequence[Card], training: int) -> None:
+    """Where no server of ours needs a place.
+
+    Args:
+        cards: that train.
+        training: bytes that an update takes on each.
+
+    Raises:
+        ConfigError: an update does not fit, or they are of several kinds.
+    """
+    refuse_mixed(cards)
+    if training + RESERVE > cards[0].memory:
+        raise ConfigError(
+            f"model.path: an update needs {_size(training + RESERVE)} on a card of {_size(cards[0].memory)}; "
+            f"{_SMALLER}"
+        )
 
 
 def plan_serving(cards: Sequence[Card], settings: VLLMSettings) -> Placement:
@@ -139,16 +158,13 @@ def _fitting(
     if isinstance(places, str):
         return places
     own = kind != "split" and settings.cards_each == 1 and len(places) == ranks
-    whole = needs.held + needs.weights + RESERVE  # `nccl` gathers all on a card before requests freeze
     transfer = settings.transfer
     if transfer == "auto":
-        transfer = "ipc" if own else "nccl" if kind == "split" and whole <= memory else "shm"
+        transfer = "ipc" if own else "nccl" if kind == "split" else "shm"
     if transfer == "ipc" and not own:
         return "transfer 'ipc' needs a server on each card that trains, and no other"
     if transfer == "nccl" and kind != "split":
         return f"transfer 'nccl' cannot reach a server on the trainer's own card ({kind!r}); set ipc or shm"
-    if transfer == "nccl" and whole > memory:
-        return f"transfer 'nccl' needs {_size(whole)} for all weights on a card of {_size(memory)}; set shm"
     return Placement(kind, training, places, transfer, sleep, needs.training)
 
 
@@ -188,10 +204,7 @@ def _nearest(
                     return f"placement {kind!r}{also}{train}{other[2]} fits"
     least = needs(ranks)
     size = max(least.training + RESERVE, least.server(settings.shards) + RESERVE)
-    return (
-        f"nothing fits: it takes cards of {_size(size)} or more, model.lora, shorter episodes, or weights "
-        "sharded over more processes (configs/accelerate/fsdp2.yaml)"
-    )
+    return f"nothing fits: it takes cards of {_size(size)} or more, {_SMALLER}"
 
 
 def _mode_and_sleep(

@@ -171,6 +171,7 @@ def test_accelerate_s_own_launcher_understands_every_launch(config, monkeypatch,
     assert (given.num_processes, given.num_machines, given.machine_rank) == (8, 2, 1)
     assert (given.main_process_ip, given.main_process_port) == ("first", 29500)
     assert given.use_fsdp == (config == "fsdp2")
+    assert given.deepspeed_multinode_launcher == "standard", "each machine starts its own processes"
     assert [given.training_script, *given.training_script_args] == [
         "sandbox_rl",
         *("train", "recipe.yaml", "seed=1"),
@@ -213,13 +214,19 @@ def test_the_slurm_template_gives_each_machine_its_place(tmp_path):
     """The script itself, with Slurm's commands and ours replaced by ones that say what they were told."""
     tools = {
         "scontrol": "printf 'first\\nsecond\\n'",
-        "srun": 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
+        "srun": "cpus=${2#*=}; shift 2; "
+        'for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@" cpus=$cpus; done',
         "sandbox-rl": 'printf "%s\\n" "$*"',
     }
     for name, body in tools.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    given = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "77", "SLURM_NNODES": "2"}
+    given = {
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_ID": "77",
+        "SLURM_NNODES": "2",
+        "SLURM_CPUS_PER_TASK": "64",
+    }
     done = subprocess.run(
         ["bash", str(ROOT / "configs" / "slurm" / "train.sbatch"), "my recipe.yaml", "launch.config=fsdp2"],
         capture_output=True,
@@ -233,6 +240,7 @@ def test_the_slurm_template_gives_each_machine_its_place(tmp_path):
     for rank, line in enumerate(lines):
         assert line.startswith("train my recipe.yaml launch.config=fsdp2 ")
         fields = dict(word.removeprefix("launch.").split("=") for word in line.split() if "=" in word)
+        assert fields.pop("cpus") == "64", "of a machine's processors a task would have one"
         launch = plan(cards=8, **fields)
         assert launch is not None
         assert (launch.each, launch.settings.machines, launch.settings.machine_rank) == (8, 2, rank)

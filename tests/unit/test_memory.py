@@ -44,7 +44,9 @@ LINEAR = 3 * ((16 + 32) + 2 * (16 + 16) + (32 + 16) + 3 * (16 + 40))
 """q, k and v, o, and the MLP's three, of three layers."""
 
 
-def estimate(tmp_path, *, lora=None, dtype="float32", shards=1, rows=0, parts=None, **fields):
+def estimate(
+    tmp_path, *, lora=None, dtype="float32", shards=1, rows=0, parts=None, card=None, served=False, **fields
+):
     args = GRPOConfig(
         str(tmp_path),
         **{"per_device_train_batch_size": 4, "num_generations": 4, "use_cpu": True, "bf16": False, **fields},
@@ -59,6 +61,8 @@ def estimate(tmp_path, *, lora=None, dtype="float32", shards=1, rows=0, parts=No
         stored_dtype=torch.bfloat16,
         shards=shards,
         micro_batch_tokens=parts,
+        card=card,
+        served=served,
     )
 
 
@@ -146,6 +150,17 @@ def test_a_layer_keeps_what_autograd_saves(tmp_path, lora, stored, autocast):
     estimated = tokens * _layer_per_token(shape, compute, getattr(torch, stored).itemsize)
     kept = saved(3) - saved(2)
     assert 0.95 <= estimated / kept <= 1.25
+
+
+def test_published_weights_are_in_the_memory_of_a_cpu_and_in_no_card_s(tmp_path):
+    """One copy is kept for a server that is started again, and a new one is beside it for a while."""
+    alone, served = estimate(tmp_path), estimate(tmp_path, served=True)
+    assert served.published == 4 * model_shape(SMALL).parameters
+    assert served.training == alone.training + served.published
+    assert served.sampling == alone.sampling + 2 * served.published
+    on_card = estimate(tmp_path, served=True, card=True)
+    assert on_card.published == 0
+    assert on_card.workspace <= alone.workspace, "cards compute the head in place"
 
 
 def test_parts_bound_what_is_held_at_once(tmp_path):

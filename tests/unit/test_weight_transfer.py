@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import tempfile
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from sandbox_rl.training.publication.base import UnsentWeights
 from sandbox_rl.training.publication.group import GroupTransport, address_towards
 from sandbox_rl.training.publication.payload import card_uuid
 from sandbox_rl.training.publication.sending import OwnServer
-from sandbox_rl.training.publication.transports import in_parts
+from sandbox_rl.training.publication.transports import ShmTransport, staged_parts
 from sandbox_rl.training.publication.weights import PublishedWeights
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from tests.group_worker import GroupWorker
@@ -241,8 +242,34 @@ def test_a_process_with_a_server_of_its_own_sends_to_no_other():
 
 def test_a_stream_of_weights_is_cut_into_parts_alike_on_all_ranks():
     sizes = {"a": 3, "b": 3, "c": 3, "d": 9, "e": 1, "f": 1}
-    tensors = ((name, torch.zeros(size)) for name, size in sizes.items())  # 4 bytes a value
-    assert [list(part) for part in in_parts(tensors, 28)] == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+    tensors = ((name, torch.zeros(size)) for name, size in sizes.items())
+    parts = staged_parts(tensors, "cpu", torch.bfloat16, 14)  # 2 bytes a value
+    assert [list(part) for part in parts] == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+
+
+@pytest.mark.parametrize("transfer", ["shm", "gloo"])
+def test_weights_are_never_there_twice_on_their_way(monkeypatch, transfer):
+    """Each is gathered, staged and let go of: beside a part there is one that was just gathered."""
+    alive: list[weakref.ref] = []
+    most = []
+
+    def gathered():
+        for number in range(12):
+            tensor = torch.full((4,), float(number))
+            alive.append(weakref.ref(tensor))
+            most.append(sum(ref() is not None for ref in alive))
+            yield f"layers.{number}.norm.weight", tensor
+            del tensor
+
+    for module in ("transports", "group"):
+        monkeypatch.setattr(f"sandbox_rl.training.publication.{module}.PART_BYTES", 2 * 16)
+    transport = ShmTransport() if transfer == "shm" else GroupTransport("gloo")
+    names = []
+    for part in transport.parts(gathered(), torch.float32):  # float32: sent as they were gathered
+        names.append(sorted(part.checksums))
+        part.close()
+    assert [len(some) for some in names] == [2] * 6
+    assert max(most) <= 2 + 1
 
 
 @pytest.mark.parametrize("broken", ["/pause", "/update_weights", ""])
@@ -340,8 +367,8 @@ def test_workers_of_several_servers_get_ranks_of_one_group():
         transport = GroupTransport("gloo")
         loop.run(transport.connect(servers))
         assert sorted((w.init["first_rank"], w.init["size"]) for w in workers) == [(1, 3), (2, 3)]
-        (part,) = transport.parts(iter(WEIGHTS.items()), torch.bfloat16)
-        loop.run(part.send(servers))
+        for part in transport.parts(iter(WEIGHTS.items()), torch.bfloat16):
+            loop.run(part.send(servers))
     for worker in workers:
         assert worker.tensors.keys() == WEIGHTS.keys()
         assert all(torch.equal(worker.tensors[name], WEIGHTS[name].bfloat16()) for name in WEIGHTS)

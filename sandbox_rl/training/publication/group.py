@@ -21,13 +21,14 @@ from sandbox_rl.errors import EngineFault, SetupError
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.training.publication.routes import control
 from sandbox_rl.training.publication.transports import (
+    PART_BYTES,
     IpcTransport,
     Payload,
     ShmTransport,
     Tensors,
     Transport,
     on_our_card,
-    staged,
+    staged_parts,
 )
 
 c10d: Any = torch.distributed  # its stub leaves out stores and groups, which its documentation has
@@ -46,6 +47,7 @@ class GroupTransport(Transport):
     """
 
     collective = True
+    streams = True
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
@@ -85,12 +87,13 @@ class GroupTransport(Transport):
         await self._together(calls, lambda: self._join(store, meeting, 1 + sum(sizes), own))
 
     def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
-        """One part, where the group's backend sends from."""
+        """Where the group's backend sends from."""
         device = "cuda" if self._backend == "nccl" else "cpu"
-        ready = staged(tensors, device, dtype)
-        if device == "cuda":
-            torch.cuda.synchronize()  # the broadcast runs in another thread, on its own stream
-        yield Payload(ready, self.broadcast)
+        for part in staged_parts(tensors, device, dtype, PART_BYTES):
+            if device == "cuda":
+                torch.cuda.synchronize()  # the broadcast runs in another thread, on its own stream
+            yield Payload(part, self.broadcast)
+            del part  # or it would be there beside the next one
 
     async def broadcast(self, servers: Sequence[VLLMServer], tensors: Mapping[str, torch.Tensor]) -> None:
         """Broadcast while all servers receive; one that is started again is in no group any more.

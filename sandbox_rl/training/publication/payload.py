@@ -41,7 +41,7 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], writer: BinaryIO) -> 
     text = json.dumps(header).encode()
     writer.write(len(text).to_bytes(8, "little") + text)
     for tensor in tensors.values():
-        writer.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        writer.write(tensor.to("cpu").reshape(-1).view(torch.uint8).numpy().data)
 
 
 def checksums_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[list[int], int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -22,14 +22,14 @@ Tensors = Iterator[tuple[str, torch.Tensor]]
 """(name in a checkpoint, whole tensor), one at a time."""
 
 PART_BYTES = 512 << 20
-"""Of weights on a card beside the model at once; a larger tensor goes by itself."""
+"""Of weights beside the model at once, on a card or staged in the host; a larger tensor goes by itself."""
 
 
 class HostCopy:
     """Weights in an anonymous file in memory, which servers of this host and user can read.
 
     Args:
-        tensors: on the CPU; not needed afterwards.
+        tensors: on any device; not needed afterwards.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -73,7 +73,7 @@ class Payload:
 
     def copy(self) -> HostCopy:
         """For servers that are started again; closed by who asks for it."""
-        return HostCopy({name: tensor.to("cpu") for name, tensor in self._tensors.items()})
+        return HostCopy(self._tensors)
 
     def close(self) -> None:
         """Free what it holds."""
@@ -104,10 +104,12 @@ class ShmTransport(Transport):
     """A file in shared memory, which servers of the same host and user read."""
 
     def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
-        """One file; the copies on the CPU are gone when this yields."""
-        payload = _InHostMemory(staged(tensors, "cpu", dtype))
-        trim_heap()  # of those copies: servers are about to load the weights beside those that they have
-        yield payload
+        """A file of each part; the copies beside it are gone when this yields."""
+        for part in staged_parts(tensors, "cpu", dtype, PART_BYTES):
+            payload = _InHostMemory(part)
+            part.clear()
+            trim_heap()  # servers are about to load the weights beside those that they have
+            yield payload
 
 
 class _InHostMemory(Payload):
@@ -159,11 +161,11 @@ class IpcTransport(Transport):
 
     def parts(self, tensors: Tensors, dtype: torch.dtype) -> Iterator[Payload]:
         """On the card; tensors that are right already are not copied."""
-        for some in in_parts(tensors, PART_BYTES):
+        for part in staged_parts(tensors, "cuda", dtype, PART_BYTES):
             torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]  # the servers have closed the last ones
-            on_card = staged(some.items(), "cuda", dtype)
             torch.cuda.synchronize()
-            yield Payload(on_card, _send_handles)
+            yield Payload(part, _send_handles)
+            del part  # or it would be there beside the next one
 
     def close(self) -> None:
         """Give back what the servers have closed."""
@@ -175,24 +177,25 @@ async def _send_handles(servers: Sequence[VLLMServer], tensors: Mapping[str, tor
     await control_all(servers, "/update_weights", {"update_info": cuda_handles(tensors)})
 
 
-def staged(
-    tensors: Iterable[tuple[str, torch.Tensor]], device: str, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """As they will be sent; what is so already is not copied."""
-    return {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in tensors}
+def staged_parts(
+    tensors: Tensors, device: str, dtype: torch.dtype, limit: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors as they will be sent, in parts of at most `limit` bytes, or of one tensor.
 
-
-def in_parts(tensors: Tensors, limit: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Cut a stream of tensors: each part has at most `limit` bytes, or one tensor. The same on all ranks."""
+    What is so already is not copied. Nothing but a part and one gathered tensor is there at once, if the
+    caller has let go of the part before. Cut alike on all ranks.
+    """
     part: dict[str, torch.Tensor] = {}
     size = 0
     for name, tensor in tensors:
-        more = tensor.numel() * tensor.element_size()
+        ready = tensor.detach().to(device, dtype).contiguous()
+        del tensor
+        more = ready.numel() * ready.element_size()
         if part and size + more > limit:
             yield part
             part, size = {}, 0
-        part[name] = tensor
-        size += more
+        part[name], size = ready, size + more
+        del ready
     if part:
         yield part
 

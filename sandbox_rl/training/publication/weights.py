@@ -6,11 +6,11 @@ and for servers that sleep while the trainer updates
 
     stage → wake the weights → start → send → finish, repair, verify → version → wake the cache, resume
 
-Everything is gathered before requests freeze, except by `ipc`, which gathers and sends part by part to save
-memory. The version is written when the weights are verified and before any token can be sampled with them. A
-publication that fails on all servers raises on every process and leaves them paused: a mixture of old and new
-weights is never sampled from. A server that fails alone is ended, and started again with the new weights
-while the others go on.
+By `shm` everything is gathered before requests freeze; by the other ways it is gathered and sent in parts, so
+that no card holds the whole model once more. The version is written when the weights are verified and before
+any token can be sampled with them. A publication that fails on all servers raises on every process and leaves
+them paused: a mixture of old and new weights is never sampled from. A server that fails alone is ended, and
+started again with the new weights while the others go on.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from sandbox_rl.errors import EngineFault
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.source import Servers
 from sandbox_rl.training.agreement import together
+from sandbox_rl.training.host_memory import free_memory
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication import routes
 from sandbox_rl.training.publication.base import Timing, Weights
@@ -91,8 +92,8 @@ class PublishedWeights(Weights):
     def publish(self, model: nn.Module, step: int) -> int:
         """See `Weights.publish`."""
         PartialState().wait_for_everyone()  # no process may still be rolling out with the old weights
-        if self.asleep and torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what the update has freed is the servers' now
+        if self.asleep:
+            free_memory()  # what the update has freed is the servers' now
         self._mixed = True
         up: Sequence[VLLMServer] = []
         marks = [time.monotonic()]
@@ -194,6 +195,8 @@ class PublishedWeights(Weights):
             failure = error
         for _ in tensors:  # gathering a sharded tensor takes every process
             pass
+        if self.asleep:
+            free_memory()  # what was gathered, before servers take memory for their cache
         try:
             left = self._agreed(up, sending, failure)
         except BaseException:

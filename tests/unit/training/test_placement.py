@@ -12,7 +12,7 @@ from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.memory import estimate_memory, kv_bytes_per_token, model_shape
 from sandbox_rl.training.placement import GIB, Needs, fake_cards
-from sandbox_rl.training.placement_plan import plan_placement, plan_serving
+from sandbox_rl.training.placement_plan import check_training, plan_placement, plan_serving
 from tests.unit.shapes import QWEN3_0_6B, QWEN3_4B, QWEN3_8B
 
 MODELS = {"0.6B": QWEN3_0_6B, "4B": QWEN3_4B, "8B": QWEN3_8B}
@@ -256,22 +256,25 @@ def test_a_share_that_fits_only_while_the_trainer_is_idle_has_servers_sleep():
     assert plan(f"2x {H100}", 2, "4B", arguments={"gpu-memory-utilization": 0.6}).sleep
 
 
-def test_weights_that_no_card_holds_whole_beside_its_own_part_go_through_the_host():
-    """`nccl` gathers all of them on the first process's card; a server has them in parts."""
-    settings = VLLMSettings(type="vllm", arguments={"tensor-parallel-size": 4})
+def test_weights_that_no_card_holds_whole_beside_its_own_part_go_over_the_group_too():
+    """They are gathered and sent in parts."""
+    found = plan_placement(
+        fake_cards(f"8x {H100}"),
+        4,
+        VLLMSettings(type="vllm", arguments={"tensor-parallel-size": 4}),
+        lambda ranks: Needs(training=60 * GIB, held=30 * GIB, weights=64 * GIB, longest=GIB),
+        mode="async",
+    )
+    assert (found.kind, found.transfer) == ("split", "nccl")
 
-    def planned(**fields):
-        return plan_placement(
-            fake_cards(f"8x {H100}"),
-            4,
-            settings.model_copy(update=fields),
-            lambda ranks: Needs(training=60 * GIB, held=30 * GIB, weights=64 * GIB, longest=GIB),
-            mode="async",
-        )
 
-    assert (planned().kind, planned().transfer) == ("split", "shm")
-    with pytest.raises(ConfigError, match=r"'nccl' needs 96\.0 GiB .*with policy.transfer=auto fits"):
-        planned(transfer="nccl")
+def test_cards_that_serve_nobody_of_ours_are_looked_at_too():
+    """An external engine, or the trainer's own process, samples."""
+    check_training(fake_cards(f"2x {H100}"), 60 * GIB)
+    with pytest.raises(ConfigError, match=r"an update needs 82.0 GiB on a card of 80.0 GiB; model.lora"):
+        check_training(fake_cards(f"2x {H100}"), 80 * GIB)
+    with pytest.raises(ConfigError, match="cards of different kinds"):
+        check_training(fake_cards(f"1x {H100}, 1x {A10}"), GIB)
 
 
 def test_the_number_of_servers_is_reported_or_left_open():

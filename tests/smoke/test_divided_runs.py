@@ -1,0 +1,71 @@
+"""`sandbox-rl train` with a model that two processes divide: publications, updates, resume, export."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from sandbox_rl.journal import read_journal
+from sandbox_rl.runs.check import check_run
+from tests import prepared
+from tests.faults.served import served
+from tests.smoke.support import TOKENIZER, saved_model, tiny_model
+from tests.smoke.test_data_order import RECIPE
+
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="pip install 'sandbox-rl[deepspeed]' to run this"
+)
+
+
+def run(config: str, *arguments: str) -> str:
+    process = prepared.start("tests.smoke.divided", "start", config, *arguments, DS_ACCELERATOR="cpu")
+    try:
+        printed = process.communicate(timeout=280)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, printed
+    return printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("config", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
+def test_a_divided_model_is_trained_published_resumed_and_exported(tmp_path, config):
+    """By the configuration that is shipped; held-out tasks are asked before the model is divided."""
+    told = RECIPE | {
+        "name": config,
+        "output_dir": str(tmp_path / "runs"),
+        "model": {"path": saved_model(tmp_path / "model"), "dtype": "bfloat16"},
+        "policy": {"type": "vllm", "engine": "external"},
+        "launch": {"config": config},
+        "rollout": RECIPE["rollout"] | {"overlong": "score"},
+        "evaluation": {"tasks": 2},
+        "grpo": RECIPE["grpo"] | {"max_steps": 2, "learning_rate": 1.0e-4},
+    }
+    recipe, directory = tmp_path / "r.yaml", tmp_path / "runs" / config
+    recipe.write_text(yaml.safe_dump(told))
+    with served() as server:
+        given = [str(recipe), f"policy.base_urls=[{server}]"]
+        run(config, *given)
+        first = load_file(directory / "export" / "model.safetensors")
+        run(config, *given, "grpo.max_steps=3", "--resume")
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "grad_norm" in line] == [1, 2, 3]
+    assert sum("eval/accuracy" in line for line in lines) == 3
+    versions = {
+        (r["step"], t["weight_version"]) for r in read_journal(directory / "journal") for t in r["turns"]
+    }
+    assert {(0, 0), (1, 1), (2, 2)} <= versions
+    assert check_run(directory).violation is None
+    last = load_file(directory / "export" / "model.safetensors")
+    start = dict(tiny_model(TOKENIZER).named_parameters())
+    assert last.keys() == first.keys() == start.keys()
+    assert all(tensor.dtype == torch.bfloat16 for tensor in last.values())
+    for before, after in ((start, first), (first, last)):
+        moved = [name for name in after if not torch.equal(before[name].bfloat16(), after[name])]
+        assert len(moved) > len(after) / 2
