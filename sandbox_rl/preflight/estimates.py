@@ -22,7 +22,14 @@ from sandbox_rl.training.views import SharedArgs
 
 
 def memory_of(
-    recipe: Recipe, args: SharedArgs, config: PretrainedConfig, *, prompt: int, context: int, shards: int = 1
+    recipe: Recipe,
+    args: SharedArgs,
+    config: PretrainedConfig,
+    *,
+    prompt: int,
+    context: int,
+    shards: int = 1,
+    offloaded: bool = False,
 ) -> MemoryEstimate:
     """Memory of the trainer's process.
 
@@ -30,6 +37,7 @@ def memory_of(
         args: TRL's settings of the recipe.
         prompt, context: tokens of the longest prompt and of the model's longest sequence.
         shards: processes that the weights are divided over.
+        offloaded: whether the host has the optimizer.
     """
     # A server has memory of its own; the weights that are published to it are ours.
     policy = recipe.policy
@@ -48,21 +56,26 @@ def memory_of(
         micro_batch_tokens=recipe.update.micro_batch_tokens,
         card=bool(find_cards()),
         served=isinstance(policy, VLLMSettings),
+        offloaded=offloaded,
     )
 
 
-def host_memory_of(recipe: Recipe, config: PretrainedConfig, *, ranks: int) -> str:
+def host_memory_of(recipe: Recipe, config: PretrainedConfig, *, ranks: int, offloaded: float) -> str:
     """What a run on cards takes of the machine's own memory, beside sandboxes, scorers and libraries.
 
     Args:
         ranks: processes on this machine; each loads the model before it goes to the cards.
+        offloaded: share of the optimizer, with its weights and gradients, that this machine's memory has.
     """
-    parameters, compute = model_shape(config).parameters, compute_dtype(recipe.model).itemsize
-    loaded = parameters * (MASTER if recipe.model.lora is None else compute) / GIB
+    size, compute = model_shape(config).parameters / GIB, compute_dtype(recipe.model).itemsize
+    whole = recipe.model.lora is None
+    loaded = size * (MASTER if whole else compute)
     # Those that a server which is started again would get, and beside them the new ones.
-    published = 2 * parameters * compute / GIB if isinstance(recipe.policy, VLLMSettings) else 0.0
-    parts = f"{ranks} x {loaded:.1f} GiB to load the model, {published:.1f} GiB while weights are published"
-    return f"estimated {max(ranks * loaded, published):.1f} GiB ({parts})"
+    published = 2 * size * compute if isinstance(recipe.policy, VLLMSettings) else 0.0
+    held = 4 * MASTER * size * offloaded * whole
+    parts = [f"{ranks} x {loaded:.1f} GiB to load the model", f"{published:.1f} while weights are published"]
+    parts += [f"{held:.1f} for the optimizer"] * (held > 0)
+    return f"estimated {max(ranks * loaded, published + held):.1f} GiB ({', '.join(parts)})"
 
 
 def duration_of(

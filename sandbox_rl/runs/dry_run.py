@@ -136,11 +136,19 @@ def _check_model(plan: RunPlan, model: RunModel, display: Display) -> None:
     division = division_of(launch)
     check_division(recipe, division)
     memory = memory_of(
-        recipe, plan.args, model.config, prompt=prompt, context=context, shards=division.shards
+        recipe,
+        plan.args,
+        model.config,
+        prompt=prompt,
+        context=context,
+        shards=division.shards,
+        offloaded=division.offloads,
     )
     display.say(f"ok  memory: {memory}")
     if cards:
-        display.say(f"ok  host memory: {host_memory_of(recipe, model.config, ranks=division.ranks)}")
+        share = division.offloads * division.ranks / division.processes
+        host = host_memory_of(recipe, model.config, ranks=division.ranks, offloaded=share)
+        display.say(f"ok  host memory: {host}")
     if launch is not None:
         display.say(f"ok  launch: {launch}")
     placement = training_placement(recipe, plan.args, model, launch=launch)

@@ -54,6 +54,11 @@ class Launch:
         """How they divide the model, `FSDP` or `DEEPSPEED`; None where each holds all of it."""
         return None if self.config is None else _way(self.config)
 
+    @property
+    def offloads(self) -> bool:
+        """Whether DeepSpeed keeps the optimizer in the host's memory."""
+        return self.config is not None and "offload_optimizer_device: cpu" in self.config.read_text()
+
     def arguments(self) -> list[str]:
         """For accelerate's launcher."""
         s = self.settings
@@ -150,11 +155,13 @@ class Division:
         way: `FSDP` or `DEEPSPEED`; None where each holds the whole model.
         ranks: on each machine.
         processes: on all of them.
+        offloads: whether the optimizer is in the machines' own memory.
     """
 
     way: str | None
     ranks: int
     processes: int
+    offloads: bool = False
 
     @property
     def shards(self) -> int:
@@ -165,11 +172,13 @@ class Division:
 def division_of(launch: Launch | None) -> Division:
     """Of the processes that a launch would start; for None, of those that there are."""
     if launch is not None:
-        return Division(launch.way, launch.each, launch.each * launch.settings.machines)
+        processes = launch.each * launch.settings.machines
+        return Division(launch.way, launch.each, processes, launch.offloads)
     processes = PartialState().num_processes
     found = [way for way in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{way}") == "true"]
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    return Division(found[0] if found else None, ranks, processes)
+    offloads = os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") != "none"
+    return Division(found[0] if found else None, ranks, processes, offloads)
 
 
 def check_division(recipe: Recipe, division: Division) -> None:

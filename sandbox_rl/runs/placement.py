@@ -48,6 +48,7 @@ def training_placement(
             prompt=model.longest_prompt,
             context=model.context,
             shards=1 if division.way is None else ranks * division.processes // division.ranks,
+            offloaded=division.offloads,
         )
         shape, item = model_shape(model.config), compute_dtype(model.settings).itemsize
         return Needs(

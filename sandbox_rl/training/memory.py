@@ -141,6 +141,7 @@ def estimate_memory(
     micro_batch_tokens: int | None = None,
     card: bool | None = None,
     served: bool = False,
+    offloaded: bool = False,
 ) -> MemoryEstimate:
     """Estimate the peak of one device.
 
@@ -151,10 +152,11 @@ def estimate_memory(
         micro_batch_tokens: as `update.micro_batch_tokens`.
         card: whether the device is one, also a made-up one; None for what `args` say.
         served: whether weights are published to servers.
+        offloaded: whether the host has the optimizer with its float32 weights (DeepSpeed).
     """
     cpu = args.use_cpu if card is None else not card
     compute = (stored_dtype if model.dtype == "auto" else getattr(torch, model.dtype)).itemsize
-    item = MASTER if model.lora is None else compute
+    item = MASTER if model.lora is None and not offloaded else compute
     weights, trained = shape.parameters * item, shape.parameters
     if model.quantization is not None:
         weights -= int(shape.linear_weights * (item - NF4_BITS / 8))
@@ -178,8 +180,8 @@ def estimate_memory(
     casts = _casts(shape, item, compute, shards=shards, checkpointing=checkpointing)
     return MemoryEstimate(
         weights=weights // shards,
-        gradients=trained * MASTER // shards,
-        optimizer=_optimizer(str(args.optim), trained, MASTER) // shards,
+        gradients=trained * (compute if offloaded else MASTER) // shards,
+        optimizer=0 if offloaded else _optimizer(str(args.optim), trained, MASTER) // shards,
         activations=tokens * kept + casts,
         workspace=max(at_hand, logits),
         kv_cache=sampled_rows * row * kv_bytes_per_token(shape, compute),

@@ -164,6 +164,7 @@ def test_accelerate_s_own_launcher_understands_every_launch(config, monkeypatch,
     launch = plan(cards=4, config=config, **fields)
     assert launch.way == {"fsdp2": "FSDP", "zero3": "DEEPSPEED"}.get(config)
     assert division_of(launch).processes == 8
+    assert division_of(launch).offloads == (config == "zero3")
     assert run_launch(launch, ["train", "recipe.yaml", "seed=1"]) == 0
     ((name, given),) = seen
     assert os.environ["OMP_NUM_THREADS"] == "2"

@@ -45,7 +45,17 @@ LINEAR = 3 * ((16 + 32) + 2 * (16 + 16) + (32 + 16) + 3 * (16 + 40))
 
 
 def estimate(
-    tmp_path, *, lora=None, dtype="float32", shards=1, rows=0, parts=None, card=None, served=False, **fields
+    tmp_path,
+    *,
+    lora=None,
+    dtype="float32",
+    shards=1,
+    rows=0,
+    parts=None,
+    card=None,
+    served=False,
+    offloaded=False,
+    **fields,
 ):
     args = GRPOConfig(
         str(tmp_path),
@@ -63,6 +73,7 @@ def estimate(
         micro_batch_tokens=parts,
         card=card,
         served=served,
+        offloaded=offloaded,
     )
 
 
@@ -161,6 +172,12 @@ def test_published_weights_are_in_the_memory_of_a_cpu_and_in_no_card_s(tmp_path)
     on_card = estimate(tmp_path, served=True, card=True)
     assert on_card.published == 0
     assert on_card.workspace <= alone.workspace, "cards compute the head in place"
+
+
+def test_an_optimizer_in_the_host_s_memory_takes_its_weights_along(tmp_path):
+    parameters = model_shape(SMALL).parameters
+    found = estimate(tmp_path, dtype="bfloat16", shards=2, offloaded=True)
+    assert (found.weights, found.gradients, found.optimizer) == (parameters, parameters, 0)
 
 
 def test_parts_bound_what_is_held_at_once(tmp_path):

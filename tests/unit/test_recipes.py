@@ -120,7 +120,7 @@ def test_the_paper_s_run_is_planned_at_its_full_length(tmp_path, monkeypatch):
     # Each of eight processes loads 4.02e9 float32 weights; servers have them in bfloat16, for a while twice.
     (host,) = [line for line in told.lines if line.startswith("ok  host memory: ")]
     assert host.endswith(
-        "estimated 119.9 GiB (8 x 15.0 GiB to load the model, 15.0 GiB while weights are published)"
+        "estimated 119.9 GiB (8 x 15.0 GiB to load the model, 15.0 while weights are published)"
     )
     (placed,) = [line for line in told.lines if line.startswith("ok  placement: ")]
     taken = f"({expected.training / GIB:.1f} of 80 GiB)"
