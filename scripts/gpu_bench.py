@@ -136,7 +136,7 @@ def _seconds(part: dict[str, Any]) -> float:
 
 
 def run(command: list[str], log: Path, result: Path, deadline: float) -> dict[str, Any] | None:
-    """What the part has written, None if it failed or time ran out."""
+    """What the part has written, None if time ran out or it failed; `ok` is false where a check failed."""
     result.unlink(missing_ok=True)
     with log.open("wb") as output:
         script = str(REPOSITORY / "scripts" / command[0])
@@ -146,10 +146,15 @@ def run(command: list[str], log: Path, result: Path, deadline: float) -> dict[st
                 time.sleep(0.1)
         finally:
             stop(process)
-    if process.returncode or not result.exists():
+    if not result.exists():
         return None
     found: dict[str, Any] = json.loads(result.read_text())
     return found
+
+
+def done(parts: dict[str, dict[str, Any]], name: str) -> bool:
+    """Whether a part has been measured, and found well."""
+    return name in parts and bool(parts[name].get("ok", True))
 
 
 def save(report: Path, content: dict[str, Any]) -> None:
@@ -192,7 +197,7 @@ def main() -> int:
     for what in left_out(torch.cuda.device_count()):
         print(f"not measured here: {what}", flush=True)
     for name, command in chosen.items():
-        if name in parts:
+        if done(parts, name):
             continue
         started = time.monotonic()
         file = name.replace(" ", "-")
@@ -200,7 +205,7 @@ def main() -> int:
         if found is not None:
             parts[name] = found
             save(report, content)
-        outcome = "measured" if found is not None else f"MISSING, see {out / file}.log"
+        outcome = "measured" if done(parts, name) else f"MISSING, see {out / file}.log"
         print(f"{name:16} {time.monotonic() - started:6.0f} s  {outcome}", flush=True)
         if time.monotonic() > deadline:
             break
@@ -212,7 +217,7 @@ def main() -> int:
     for row in content["figures"]:
         verdict = "kept" if row["kept"] else "missed"
         print(f"{row['what']:62} {row['value']:8.3f}  {row['bound']:8} {verdict}")
-    missing = [name for name in chosen if name not in parts]
+    missing = [name for name in chosen if not done(parts, name)]
     if missing:
         print(f"missing: {', '.join(missing)}; the same command goes on with them")
     return 1 if missing else 0

@@ -32,7 +32,7 @@ class Columns(Settings):
     scorer: str | None = None
     """Overrides the source's `scorer` row by row."""
     scorer_names: dict[str, str] = Field(default_factory=dict)
-    """Value in the scorer column → scorer name, e.g. {single_choice: choice}."""
+    """Value in the scorer column → scorer name, e.g. {single_choice: choice}; `*` is any other value."""
     files: str | None = None
     """Files of the task: a mapping of name → text, or that as a JSON string. May be empty."""
     context: str | None = None

@@ -72,10 +72,10 @@ def labels_of(row: Row, source: RowsSource) -> tuple[str, str]:
     if columns.scorer is None or row.get(columns.scorer) is None:
         return domain, source.scorer
     value = text_field(row, columns.scorer, limit=_ID_CHARS)
-    if columns.scorer_names and value not in columns.scorer_names:
-        known = ", ".join(columns.scorer_names)
-        raise RowProblem(columns.scorer, f"is {shown(value)}; 'scorer_names' knows {known}")
-    return domain, columns.scorer_names.get(value, value)
+    names = columns.scorer_names
+    if names and value not in names and "*" not in names:
+        raise RowProblem(columns.scorer, f"is {shown(value)}; 'scorer_names' knows {', '.join(names)}")
+    return domain, names.get(value, names.get("*", value))
 
 
 class RowConverter:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from contextlib import suppress
 
+import torch
 from accelerate.utils.memory import clear_device_cache
 
 

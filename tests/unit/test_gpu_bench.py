@@ -169,6 +169,20 @@ def test_time_that_runs_out_leaves_no_process_and_no_figure(tmp_path, monkeypatc
         time.sleep(0.05)
 
 
+def test_what_a_failed_check_has_measured_is_shown_and_the_check_is_done_again(tmp_path):
+    bench, script = load("gpu_bench"), tmp_path / "check.py"
+    found = {"ok": False, "parts": {"sync": {"mismatch/mean": 0.3}}}
+    script.write_text(f"import sys; open(sys.argv[-1], 'w').write({json.dumps(found)!r}); sys.exit(1)")
+    measured = bench.run([str(script)], tmp_path / "log", tmp_path / "result.json", time.monotonic() + 60)
+    assert measured == found
+    assert [(value, kept(value)) for _, value, _, kept in bench.figures({"smoke": measured})] == [
+        (0.3, False)
+    ]
+    assert not bench.done({"smoke": measured}, "smoke")
+    assert not bench.done({}, "smoke")
+    assert bench.done({"trainer": {"ratio": 0.5}}, "trainer")
+
+
 def lives(group: int) -> bool:
     try:
         os.killpg(group, 0)

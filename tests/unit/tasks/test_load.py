@@ -150,6 +150,14 @@ def test_the_papers_schema_from_parquet_and_jsonl(tmp_path: Path) -> None:
     assert one[0].files == {}
     assert [task.scorer for task in one[:2]] == ["f1", "choice"]
     assert one[1].metadata == {"qa_type": "multiple_choice"}
+    columns["scorer_names"] = {"multiple_choice": "choice"}
+    with pytest.raises(DataError, match="is 'free'; 'scorer_names' knows multiple_choice"):
+        load(tmp_path, table("d.jsonl", columns=columns))
+    columns["scorer_names"] = {"multiple_choice": "choice", "*": "rouge_l"}
+    assert [task.scorer for task in load(tmp_path, table("d.jsonl", columns=columns))][:2] == [
+        "rouge_l",
+        "choice",
+    ]
 
 
 def test_csv_keeps_answers_as_written(tmp_path: Path) -> None:
