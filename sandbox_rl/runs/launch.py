@@ -220,14 +220,12 @@ def run_launch(launch: Launch, arguments: Sequence[str], *, module: str = "sandb
     os.environ[LAUNCHER] = str(os.getpid())
     parser = accelerate.launch_command_parser()
     given = parser.parse_args([*launch.arguments(), "-m", module, *arguments])
-    given, _, _ = accelerate._validate_launch_command(given)
     given.signals_to_handle = "SIGQUIT"  # of torch
-    start = accelerate.deepspeed_launcher if given.use_deepspeed else accelerate.multi_gpu_launcher
     # Processes say themselves what is wrong; torch would report each as a failure of its own.
     quiet = quieted("torch.distributed.elastic", logging.CRITICAL)
     with quiet, _handing_on(signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         try:
-            start(given)
+            accelerate.launch_command(given)
         except ChildFailedError as failed:
             code = failed.get_first_failure()[1].exitcode
             return int(code) if code > 0 else 128 - code

@@ -43,10 +43,15 @@ def test_a_divided_model_is_trained_published_resumed_and_exported(tmp_path, con
         "model": {"path": saved_model(tmp_path / "model"), "dtype": "bfloat16"},
         "policy": {"type": "vllm", "engine": "external"},
         "launch": {"config": config},
-        "rollout": RECIPE["rollout"] | {"overlong": "score"},
+        "reward": {"scorer": "tests.vllm.rewards:even", "workers": 1},
+        "episode": RECIPE["episode"] | {"max_turns": 1, "max_tokens": 200, "turn_tokens": 100},
+        "rollout": RECIPE["rollout"] | {"overlong": "score"},  # all of them use up their turn
         "evaluation": {"tasks": 2},
-        "grpo": RECIPE["grpo"] | {"max_steps": 2, "learning_rate": 1.0e-4},
+        "grpo": RECIPE["grpo"] | {"max_steps": 2, "num_generations": 4, "learning_rate": 1.0e-4},
     }
+    (source,) = RECIPE["data"]["sources"]
+    source = source | {"gold_is_answer": False, "accept_degenerate": True}  # as the scorer knows no gold
+    told["data"] = RECIPE["data"] | {"sources": [source]}
     recipe, directory = tmp_path / "r.yaml", tmp_path / "runs" / config
     recipe.write_text(yaml.safe_dump(told))
     with served() as server:

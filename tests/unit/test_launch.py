@@ -150,6 +150,7 @@ def test_what_a_divided_model_cannot_do_is_refused_in_one_line(way, blocks, said
 def test_accelerate_s_own_launcher_understands_every_launch(config, monkeypatch, tmp_path):
     """Its arguments go through its parser and its checks; the processes themselves are not started."""
     from accelerate.commands import launch as accelerate
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
     (tmp_path / "deepspeed").mkdir()
     (tmp_path / "deepspeed" / "__init__.py").touch()
@@ -172,7 +173,10 @@ def test_accelerate_s_own_launcher_understands_every_launch(config, monkeypatch,
     assert (given.num_processes, given.num_machines, given.machine_rank) == (8, 2, 1)
     assert (given.main_process_ip, given.main_process_port) == ("first", 29500)
     assert given.use_fsdp == (config == "fsdp2")
-    assert given.deepspeed_multinode_launcher == "standard", "each machine starts its own processes"
+    if config == "zero3":
+        _, told = prepare_deepspeed_cmd_env(given)
+        assert told["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
+        assert given.deepspeed_multinode_launcher == "standard", "each machine starts its own processes"
     assert [given.training_script, *given.training_script_args] == [
         "sandbox_rl",
         *("train", "recipe.yaml", "seed=1"),

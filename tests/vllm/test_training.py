@@ -74,6 +74,7 @@ FLEETS = {
     "sync": ("2x NVIDIA H100 80GB", SYNC),
     "sync-split": ("4x NVIDIA H100 80GB", SYNC),
     "async": ("4x NVIDIA H100 80GB", ASYNC),
+    "async-shared": ("2x NVIDIA H100 80GB", ASYNC),
 }
 """By mode: the cards that it seems to run on, and blocks of the recipe for two ranks and two servers. On two
 cards each has a rank and a server, on four two train and two serve."""
