@@ -97,7 +97,8 @@ class MemoryEstimate:
         return max(self.training, self.sampling)
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{field.name} {_size(getattr(self, field.name))}" for field in fields(self))
+        sizes = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items() if size)
         return f"estimated {_size(self.peak)} per device ({parts.replace('_', ' ')})"
 
 

@@ -203,7 +203,8 @@ def _nearest(
                     train = f" with launch.processes={fewer}" if fewer != ranks else ""
                     return f"placement {kind!r}{also}{train}{other[2]} fits"
     least = needs(ranks)
-    size = max(least.training + RESERVE, least.server(settings.shards) + RESERVE)
+    beside = 0 if len(cards) > ranks else least.training if mode == "async" else least.held
+    size = RESERVE + max(least.training, beside + least.server(settings.shards))
     return f"nothing fits: it takes cards of {_size(size)} or more, {_SMALLER}"
 
 

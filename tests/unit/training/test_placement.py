@@ -268,6 +268,21 @@ def test_weights_that_no_card_holds_whole_beside_its_own_part_go_over_the_group_
     assert (found.kind, found.transfer) == ("split", "nccl")
 
 
+def test_a_card_that_is_asked_for_holds_what_does_not_fit_here():
+    """Trainer and server together, where there is no other card to serve."""
+
+    def planned(memory: int) -> str:
+        needs = Needs(training=11 * GIB, held=9 * GIB, weights=8 * GIB, longest=GIB)
+        settings = VLLMSettings(type="vllm")
+        return str(
+            plan_placement(fake_cards(f"1x Card {memory}GB"), 1, settings, lambda _: needs, mode="sync")
+        )
+
+    with pytest.raises(ConfigError, match=r"it takes cards of 22\.0 GiB or more"):
+        planned(16)
+    assert "sleeps during updates" in planned(22)
+
+
 def test_cards_that_serve_nobody_of_ours_are_looked_at_too():
     """An external engine, or the trainer's own process, samples."""
     check_training(fake_cards(f"2x {H100}"), 60 * GIB)
