@@ -75,7 +75,9 @@ class PolicyHooks:
     def publish(self, step: int) -> None:
         """Publish the weights as they are now, after `step` updates."""
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        probe = self._probe
+        # What ZeRO-3 has divided as it was loaded is computed with by its engine, which training begins with.
+        early = self._trainer.deepspeed is None and any(hasattr(p, "ds_id") for p in model.parameters())
+        probe = None if early else self._probe
         with nullcontext() if probe is None else probe.around(model, step, asleep=self._weights.asleep):
             self._weights.publish(model, step)
 

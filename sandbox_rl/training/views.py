@@ -131,6 +131,8 @@ class ModelView(Protocol):
     accelerator: Accelerator
     model: nn.Module
     """Perhaps in wrappers of data parallelism."""
+    deepspeed: object | None
+    """Its engine, once training has begun with one."""
 
 
 class PrecisionArgs(Protocol):
