@@ -29,6 +29,7 @@ from sandbox_rl.training.publication.transports import ShmTransport, staged_part
 from sandbox_rl.training.publication.weights import PublishedWeights
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from tests.group_worker import GroupWorker
+from tests.version_reader import read_version
 
 WEIGHTS = {"model.embed_tokens.weight": torch.arange(8.0).reshape(4, 2), "model.norm.weight": torch.ones(3)}
 FROZEN = ["/pause mode=keep", "/collective_rpc sandbox_rl_frozen"]
@@ -337,11 +338,6 @@ def test_another_process_reads_the_version_that_was_published_last():
     finally:
         ours.send("enough")
         reader.join(30)
-
-
-def read_version(version, questions) -> None:
-    while questions.recv() == "?":
-        questions.send(version.value)
 
 
 def test_handles_mean_nothing_on_another_card():
