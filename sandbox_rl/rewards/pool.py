@@ -213,17 +213,20 @@ class ScoringPool:
     async def _unsound(self, task: Task, scorers: Scorers) -> str:
         """Why this row cannot be judged whatever the answer, "" if it can."""
         key = (task.id, scorers)
-        if key not in self._sound:
-            reason = await self._try_without_answer(task, scorers)
-            if len(self._sound) >= _REMEMBERED:
-                self._sound.clear()
-            self._sound[key] = reason
-        return self._sound[key]
+        if (known := self._sound.get(key)) is not None:
+            return known
+        outcome, reason = await self._try_without_answer(task, scorers)
+        if outcome.kind in ("down", "broken"):  # says nothing of the row: the next answer asks again
+            return reason
+        if len(self._sound) >= _REMEMBERED:
+            self._sound.clear()
+        self._sound[key] = reason
+        return reason
 
-    async def _try_without_answer(self, task: Task, scorers: Scorers) -> str:
+    async def _try_without_answer(self, task: Task, scorers: Scorers) -> tuple[Outcome, str]:
         gold = await self._runner.run("gold", scorers, task)
         if gold.kind != "value":
-            return f"bad gold answer: {gold.detail}"
+            return gold, gold.detail if gold.kind == "down" else f"bad gold answer: {gold.detail}"
         for name, _ in scorers:
             if name in BUILT_IN:
                 continue
@@ -233,8 +236,8 @@ class ScoringPool:
                 if outcome.kind in ("value", "late"):
                     break
             if outcome.kind != "value":
-                return f"scorer {name} fails on the gold answer too: {outcome.detail}"
-        return ""
+                return outcome, f"scorer {name} fails on the gold answer too: {outcome.detail}"
+        return gold, ""
 
     async def _judged(self, task: Task, text: str) -> Reward:
         if self._judge is None:

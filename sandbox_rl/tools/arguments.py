@@ -157,7 +157,7 @@ def _mistake(error: dict[str, Any], known: list[str]) -> str:
     if kind == "missing":
         return f"{where} is missing"
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(where, known, n=1)
+        near = difflib.get_close_matches(where[:80], known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         return f"{quote(where)} is not an argument{hint}"
     if kind == "literal_error":

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from sandbox_rl.errors import ConfigError
+from sandbox_rl.errors import ConfigError, SandboxFault
+from sandbox_rl.rewards.config import RewardSettings
+from sandbox_rl.rewards.places import PlainPlace
+from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.types import Answer, AnswerStatus
 
 from .conftest import USER, ScoreNow, make_task, ok, scoring_pool
@@ -157,6 +160,30 @@ async def test_workers_that_are_killed_while_idle_are_replaced() -> None:
         async with asyncio.timeout(60):
             rewards = await asyncio.gather(*(pool.score(make_task("42"), ok("42")) for _ in range(8)))
         assert [reward.value for reward in rewards] == [1.0] * 8
+
+
+class _Scarce(PlainPlace):
+    """Starts no more workers than are left."""
+
+    left = 1
+
+    async def start(self) -> Any:
+        if not self.left:
+            raise SandboxFault("nothing can be started just now")
+        self.left -= 1
+        return await super().start()
+
+
+async def test_what_cannot_be_looked_at_for_now_is_not_held_against_the_row() -> None:
+    place = _Scarce()
+    task = make_task("42", f"{USER}:ends_its_worker")
+    settings = RewardSettings(workers=1, timeout_s=0.05)  # no second lane, which has a worker of its own
+    async with ScoringPool(place, settings, expected=[task.scorer]) as pool:
+        place.left = 1  # the answer ends two workers, and none is there to look at the gold answer
+        reward = await pool.score(task, ok("boom"))
+        assert (reward.value, reward.detail) == (None, "nothing can be started just now")
+        place.left = 9
+        assert (await pool.score(task, ok("boom"))).value == 0.0
 
 
 async def test_composite_and_override() -> None:

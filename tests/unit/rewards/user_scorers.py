@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import signal
 import time
 
 from sandbox_rl.types import Task
@@ -31,6 +32,14 @@ def spins(answer: str, task: Task) -> float:
 
 def dies(answer: str, task: Task) -> float:
     os._exit(11)
+
+
+def ends_its_worker(answer: str, task: Task) -> float:
+    """Without isolation an answer can."""
+    if answer == "boom":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
+    return 1.0
 
 
 def eats(answer: str, task: Task) -> float:
