@@ -62,12 +62,12 @@ class TaskSet(Sequence[Task]):
 
     def of_each_source(self, most: int) -> Mapping[int, Sequence[Task]]:
         """The first tasks of every source that has any, by its place in the settings."""
-        found: dict[int, list[int]] = {}
-        for pick in self._picks:
-            picks = found.setdefault(pick >> 48, [])
-            if len(picks) < most:
-                picks.append(pick & (1 << 48) - 1)
-        return {number: [self._sources[number].task(row) for row in rows] for number, rows in found.items()}
+        found: dict[int, list[Task]] = {}
+        for index, pick in enumerate(self._picks):
+            tasks = found.setdefault(pick >> 48, [])
+            if len(tasks) < most:
+                tasks.append(self[index])
+        return found
 
     def source_name(self, number: int) -> str:
         """What reports call the source in this place of the settings."""
