@@ -48,6 +48,12 @@ def test_tied(shared):
     parity(shared)
 
 
+def test_in_parts(shared, monkeypatch):
+    """A layer's weights may come in several: a part has 64 KiB here, the model some 2 MiB."""
+    monkeypatch.setattr("sandbox_rl.training.publication.transports.PART_BYTES", 1 << 16)
+    parity(shared)
+
+
 def test_lora(shared):
     """The server gets the merged weights under the base model's names."""
     shared.publish()
