@@ -58,7 +58,7 @@ class Curriculum:
         self._ids = list(domains)
         self._position = {task_id: index for index, task_id in enumerate(self._ids)}
         self._domain_of = list(domains.values())
-        self._settings = settings
+        self.settings = settings
         self._seed = seed
         self._rank = rank
         self._world = world
@@ -71,19 +71,9 @@ class Curriculum:
         names = np.array(self._domain_of) if weights else np.full(len(self._ids), "")
         self._pools = {name: np.flatnonzero(names == name) for name in self._weights}
 
-    @property
-    def draws(self) -> bool:
-        """Whether tasks are drawn here instead of in the trainer's order."""
-        return self._settings.sampling == "difficulty" or bool(self._settings.domain_weights)
-
-    @property
-    def refill_rounds(self) -> int:
-        """How often groups that teach nothing are replaced."""
-        return self._settings.refill_rounds
-
     def draw(self, task_ids: Sequence[str], generation: int) -> list[str]:
         """This rank's tasks of a generation, one per group, in place of `task_ids`, the uniform order's."""
-        if not self.draws:
+        if self.settings.sampling == "uniform" and not self.settings.domain_weights:
             return list(task_ids)
         local = len(task_ids)
         rng = np.random.default_rng(derive_seed(self._seed, "draw", generation))
@@ -128,7 +118,7 @@ class Curriculum:
         }
         out: list[str | None] = []
         for task_id in replaced:
-            name = self._domain_of[self._position[task_id]] if self._settings.domain_weights else ""
+            name = self._domain_of[self._position[task_id]] if self.settings.domain_weights else ""
             index = next(orders[name], None)
             out.append(None if index is None else self._ids[index])
         return out
@@ -139,7 +129,7 @@ class Curriculum:
             index = self._position[task_id]
             self._visits[index] += 1
             if judged:
-                decay = self._settings.memory
+                decay = self.settings.memory
                 self._reward[index] = decay * self._reward[index] + reward
                 self._judged[index] = decay * self._judged[index] + judged
 
@@ -179,9 +169,9 @@ class Curriculum:
         p(1−p) is the variance of the reward, the measure of arXiv 2502.12272; the draw is an
         exponential race (Efraimidis & Spirakis 2006). Uniform: the least visited first, ties at random.
         """
-        if self._settings.sampling == "difficulty":
+        if self.settings.sampling == "difficulty":
             rates = self._rates()[pool]
-            weights = self._settings.floor + 4 * rates * (1 - rates)
+            weights = self.settings.floor + 4 * rates * (1 - rates)
             keys = rng.exponential(size=len(pool)) / weights
         else:
             keys = self._visits[pool] + rng.random(len(pool))

@@ -210,7 +210,7 @@ class GroupRollouts:
 
     def _refill(self, now: Generation, drawn: Sequence[NumberedGroup]) -> Refilled:
         curriculum = self.curriculum
-        if curriculum is None or not curriculum.refill_rounds:
+        if curriculum is None or not curriculum.settings.refill_rounds:
             return Refilled(tuple(drawn))
 
         def roll_out(chosen: Sequence[Chosen], number: int) -> Sequence[Sequence[Rollout]]:

@@ -25,7 +25,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
-from sandbox_rl.training.micro_batches import agreed_lengths, plan_parts
+from sandbox_rl.training.micro_batches import largest_of, plan_parts
 from sandbox_rl.training.shared_prefixes import pack_rows, plan_packed, rows_of
 
 Forward = Callable[..., FusedCausalLMOutput]
@@ -108,7 +108,7 @@ def _in_parts(
     packed = parts is not None
     if parts is None:
         sizes: list[int] = lengths.tolist()
-        bounds = None if budget is None else agreed_lengths(sizes, ids.device)
+        bounds = None if budget is None else largest_of(sorted(sizes, reverse=True), ids.device)
         parts = plan_parts(sizes, budget, bounds=bounds)
     computed = []
     for part in parts:

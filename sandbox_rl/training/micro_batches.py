@@ -102,7 +102,7 @@ class PartedLoss:
         plan = None if self._plan is None else self._plan(inputs, self._tokens)
         if plan is None:
             lengths = lengths_of(inputs)
-            bounds = agreed_lengths(lengths, inputs["completion_mask"].device)
+            bounds = largest_of(sorted(lengths, reverse=True), inputs["completion_mask"].device)
             plan = plan_parts(lengths, self._tokens, bounds=bounds)
         return [inputs] if len(plan) == 1 else [part_of(inputs, rows) for rows in plan]
 
@@ -121,7 +121,9 @@ def plan_parts(
     Args:
         lengths: tokens of each row.
         budget: of rows times longest row; None for no bound.
-        bounds: of `agreed_lengths`, where several processes must take equally many rows at a time.
+        bounds: of the longest row, the second and so on, the largest length of all processes. Parts that are
+            planned by it hold equally many rows on each: sharded models compute together, and TRL gathers
+            metrics row by row.
     """
     tokens = sorted(lengths, reverse=True) if bounds is None else bounds
     if budget is None or len(lengths) * tokens[0] <= budget:
@@ -136,15 +138,6 @@ def plan_parts(
             parts.append([row])
             longest = bound
     return parts
-
-
-def agreed_lengths(lengths: Sequence[int], device: torch.device) -> list[int]:
-    """Of the longest row, the second and so on, the largest length of all processes.
-
-    Parts planned by it hold equally many rows on each process: sharded models compute together, and TRL
-    gathers metrics row by row. Every process must have the same number of rows.
-    """
-    return largest_of(sorted(lengths, reverse=True), device)
 
 
 def largest_of(values: Sequence[int], device: torch.device) -> list[int]:

@@ -58,7 +58,7 @@ def refill(
     used = {group.task for group in drawn}
     count = len(drawn)
     broken = False
-    for number in range(curriculum.refill_rounds):
+    for number in range(curriculum.settings.refill_rounds):
         places = [place for place, group in enumerate(groups) if not (broken or teaches(group.rollouts))]
         found = curriculum.substitutes([groups[place].task for place in places], used, generation, number)
         if found is None:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.training.export import export_model, whole_weights
 from sandbox_rl.training.log_probs import align_rows, float32_log_probs
-from sandbox_rl.training.micro_batches import agreed_lengths, plan_parts
+from sandbox_rl.training.micro_batches import largest_of, plan_parts
 from sandbox_rl.training.publication.merge import checkpoint_tensors
 from tests.smoke.support import CARD, TOKENIZER, tiny_model
 
@@ -69,7 +69,7 @@ def check(rank: int, world: int, directory: Path) -> None:
     for each in range(world):
         whole(**rows(each), fused_lm_head=True).log_probs.sum().backward()
     lengths = list(LENGTHS[rank])
-    bounds = agreed_lengths(lengths, torch.device("cpu"))
+    bounds = largest_of(sorted(lengths, reverse=True), torch.device("cpu"))
     parts = plan_parts(lengths, BUDGET, bounds=bounds)
     assert len(parts) == 3, parts
     for part in parts:
