@@ -180,13 +180,11 @@ async def _try_scorers(scoring: ScoringPool, sample: SourceSample, tasks: Sequen
 
 def _read_as_text(task: Task, names: Sequence[str]) -> bool:
     """Whether a scorer of ours compares this gold answer as text, which ends no run."""
-    for name in names:
-        try:
+    try:
+        for name in names:
             _look(task, name)
-        except ComparedAsText:
-            return True
-        except BadGold:
-            return False
+    except (ComparedAsText, BadGold) as error:
+        return isinstance(error, ComparedAsText)
     return False
 
 

@@ -7,6 +7,7 @@ in the text but for the search of a unit at the end of a value, which is tried a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 from sandbox_rl.rewards.formulas.cursor import closing_of, parted
 from sandbox_rl.rewards.formulas.items import clock, dots, environment, modulus, quantity, text
@@ -168,10 +169,7 @@ def _program(tokens: Sequence[Token], depth: int) -> Node | None:
     if name in _INTERVALS and len(args) == 2:
         return Node("tuple", args, _interval_brackets(args, _INTERVALS[name]))
     if name == "Union" and len(args) > 1:
-        node = args[0]
-        for arg in args[1:]:
-            node = Node("union", (node, arg))
-        return node
+        return reduce(lambda left, right: Node("union", (left, right)), args)
     if name == "Eq" and len(args) == 2:
         return Node("rel", args, "=")
     if name in ("FiniteSet", "Tuple"):

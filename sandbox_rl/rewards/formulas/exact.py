@@ -36,10 +36,9 @@ def exact(node: Node) -> Fraction | None:
         return node.number
     if node.kind == "based":
         return None
-    values = [exact(arg) for arg in node.args]
-    if not values or any(value is None for value in values):
+    known = [value for arg in node.args if (value := exact(arg)) is not None]
+    if not known or len(known) < len(node.args):
         return None
-    known = [value for value in values if value is not None]
     result = _exact(node, known)
     if result is not None and bits(result) > 2 * MAX_BITS:
         raise TooLarge
