@@ -232,7 +232,7 @@ async def test_nothing_outlives_its_owner(cluster: RayCluster, how: signal.Signa
     owner = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, cwd=ROOT)
     try:
         assert owner.stdout is not None
-        async with asyncio.timeout(60):  # Ray tells every program of workers that died in earlier tests
+        async with asyncio.timeout(150):  # Ray tells every program of workers that died in earlier tests
             while (line := await owner.stdout.readline()) != b"ready\n":
                 assert line, "it has ended"
         assert sleeping(seconds)

@@ -129,11 +129,11 @@ def slow_groups(world: int, size: int) -> None:
     """Of three groups that a process starts, the last never ends, unless it is waited for."""
     inner = RolloutEngine._attempt
 
-    async def attempt(self: Any, request: Any, *given: Any) -> Any:
+    async def attempt(self: Any, request: Any, **given: Any) -> Any:
         number = group_of(request.id)
         if number is not None and ".retried" not in request.id and (number // world) % (size + 1) == size:
             await asyncio.sleep(3600)
-        return await inner(self, request, *given)
+        return await inner(self, request, **given)
 
     RolloutEngine._attempt = attempt  # type: ignore[method-assign]
 

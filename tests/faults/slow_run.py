@@ -23,9 +23,9 @@ if __name__ == "__main__":
     seconds, *arguments = sys.argv[1:]
     inner = RolloutEngine._attempt
 
-    async def attempt(self: Any, request: Any, *given: Any) -> Any:
+    async def attempt(self: Any, request: Any, **given: Any) -> Any:
         _group.set(group_of(request.id) or 0)
-        return await inner(self, request, *given)
+        return await inner(self, request, **given)
 
     RolloutEngine._attempt = attempt  # type: ignore[method-assign]
     script_first_turns(lambda: f"sleep {seconds}" if _group.get() >= FIRST_SLOW else "")
