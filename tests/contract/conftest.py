@@ -11,18 +11,21 @@ from ..ray_cluster import RayCluster, ray_cluster
 from .backends import BACKENDS, RAY_VARIABLE
 
 LIMITS = SandboxLimits()
-FORWARDING = ("pooled",)
-"""Backends that hand every call on to sandboxes of another one here, in the same process."""
-ONCE = ("TestRepair", "TestExec", "TestFiles", "TestListing", "TestGetFiles", "TestAnswer")
-"""What a sandbox does: of a forwarding backend `TestForwarding` asks the heart of it."""
+ONCE = {
+    "pooled": ("TestRepair", "TestExec", "TestFiles", "TestListing", "TestGetFiles", "TestAnswer"),
+    # Names, contents and typed errors cross the border of a process.
+    "ray": ("TestRepair", "TestExec", "TestAnswer"),
+}
+"""Backends that hand every call on to sandboxes of another one here, and what such a sandbox does by itself:
+there `TestForwarding` asks the heart of it."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     left_out = []
     for item in items:
         if isinstance(item, pytest.Function) and item.path.name == "test_sandboxes.py" and item.cls:
-            forwards = getattr(item, "callspec").params.get("backend") in FORWARDING  # noqa: B009
-            if item.cls.__name__ in (ONCE if forwards else ("TestForwarding",)):
+            made_by = getattr(item, "callspec").params.get("backend")  # noqa: B009
+            if item.cls.__name__ in ONCE.get(made_by, ("TestForwarding",)):
                 left_out.append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -69,7 +69,7 @@ class Numbers:
 
 
 NUMBERS = {
-    "docker": Numbers(to_warm_up=8, cycles=20, cancellations=20, owned=24, crowd=16, at_once=8, gone_s=30),
+    "docker": Numbers(to_warm_up=8, cycles=16, cancellations=16, owned=16, crowd=12, at_once=8, gone_s=30),
     "embedded": Numbers(
         to_warm_up=24,
         cycles=int(os.environ.get("SANDBOX_RL_TEST_CYCLES", "300")),  # 1,000 for SPECIFICATION.md's figure

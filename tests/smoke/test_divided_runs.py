@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from importlib.util import find_spec
 
 import pytest
@@ -62,9 +63,13 @@ def test_a_divided_model_is_trained_published_resumed_and_exported(tmp_path, con
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "grad_norm" in line] == [1, 2, 3]
     assert sum("eval/accuracy" in line for line in lines) == 3
-    versions = {
-        (r["step"], t["weight_version"]) for r in read_journal(directory / "journal") for t in r["turns"]
-    }
+    records = list(read_journal(directory / "journal"))
+    train = [r for r in records if r["phase"] == "train"]
+    # Two groups on each process in each step, and whole there; a group's number is that in the whole run.
+    groups = Counter((r["step"], r["episode_id"].partition("-r")[0].rpartition("-")[0]) for r in train)
+    assert groups == {(step, f"train-{4 * step + n:06d}"): 4 for step in range(3) for n in range(4)}
+    assert [path.name for path in directory.parent.iterdir() if not path.name.startswith(".")] == [config]
+    versions = {(r["step"], t["weight_version"]) for r in records for t in r["turns"]}
     assert {(0, 0), (1, 1), (2, 2)} <= versions
     assert check_run(directory).violation is None
     last = load_file(directory / "export" / "model.safetensors")

@@ -22,7 +22,7 @@ def beside():
 @pytest.mark.slow
 async def test_one_file_learns_that_reading_pays():
     """It starts at two ways of which one pays, half of the time each."""
-    means = await importlib.import_module("one_file_grpo").run(12)
+    means = await importlib.import_module("one_file_grpo").run(10)
     assert sum(means[-2:]) / 2 > sum(means[:2]) / 2 + 0.2, means
 
 
@@ -30,12 +30,14 @@ async def test_one_file_learns_that_reading_pays():
 def test_training_from_python_returns_what_it_made(tmp_path):
     recipe = importlib.import_module("train_in_python").recipe(1, output_dir=str(tmp_path))
     warmup = recipe.warmup.model_copy(update={"episodes": 32, "sft": recipe.warmup.sft | {"max_steps": 8}})
-    result = sandbox_rl.train(recipe.model_copy(update={"warmup": warmup}), base_dir=EXAMPLES)
+    asked = recipe.evaluation.model_copy(update={"tasks": 4})
+    small = recipe.model_copy(update={"warmup": warmup, "evaluation": asked})
+    result = sandbox_rl.train(small, base_dir=EXAMPLES)
     assert (result.steps, result.interrupted) == (1, False)
     assert result.export is not None
     assert (result.export / "model.safetensors").is_file()
     assert result.before is not None
-    assert result.before.tasks == 16
+    assert result.before.tasks == 4
     kept = sandbox_rl.load_recipe(result.run / "recipe.yaml")
     assert type(kept.data.sources[0]).__name__ == "Secrets"
 

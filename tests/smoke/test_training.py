@@ -290,27 +290,3 @@ def test_a_kill_loses_no_row_and_repeats_none(trained, recipe):
     expected = {record["episode_id"]: (record["step"], record["task_id"]) for record in control}
     assert rows == expected
     assert (run / "export" / "model.safetensors").is_file()
-
-
-@pytest.mark.usefixtures("trained")
-def test_two_processes_share_the_work_and_make_one_model(recipe):
-    """Groups stay whole on a rank, both ranks roll out, and there is one result."""
-    done = sandbox_rl(
-        *("train", str(recipe), "name=two", "grpo.max_steps=2"),
-        *("grpo.per_device_train_batch_size=4", "launch.processes=2"),
-    )
-    assert "starting 2 processes" in done.stdout + done.stderr
-    run = recipe.parent / "runs" / "two"
-    train = records(run, "train")
-    assert len(train) == 2 * 8
-    # One group on each process in each step; its number is that of the group in the whole run.
-    groups = Counter((r["step"], r["episode_id"].rpartition("-")[0], r["task_id"]) for r in train)
-    assert sorted((step, name) for step, name, _ in groups) == [
-        (step, f"train-{2 * step + rank:06d}") for step in range(2) for rank in range(2)
-    ]
-    assert set(groups.values()) == {4}
-    assert len(records(run, "eval")) == 2 * 4
-    assert [path.name for path in (recipe.parent / "runs").iterdir() if path.name.startswith("two")] == [
-        "two"
-    ]
-    assert AutoModelForCausalLM.from_pretrained(run / "export").num_parameters() > 100_000

@@ -190,6 +190,7 @@ def test_the_exit_code_is_that_of_the_process_that_failed(tmp_path):
     command = [sys.executable, "-m", "sandbox_rl", "train", str(recipe), "launch.processes=2"]
     done = prepared.run(command)
     assert done.returncode == 2, done.stderr
+    assert "starting 2 processes" in done.stdout + done.stderr
     assert done.stderr.count("Error: ") == 1
     assert "missing.jsonl" in done.stderr
     assert "Traceback" not in done.stderr

@@ -133,7 +133,7 @@ def served(
             weights.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # it idles no longer than it is needed
 def shared(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server with tied embeddings, as small models have them."""
     directory = tmp_path_factory.mktemp("tied")
