@@ -17,11 +17,15 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Popen", "ranks", "run", "start"]
+from tests.processes import reserved_port
+
+__all__ = ["Popen", "outputs", "ranks", "run", "start"]
 
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = {
@@ -142,11 +146,23 @@ def run(command: list[str], *, timeout: float = 280, **how: Any) -> subprocess.C
 
 def ranks(count: int, *arguments: object) -> list[Popen]:
     """The processes of one group, as a launcher starts them; none is ended because another failed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # Were it taken from rank 0, the others would wait for that one without a word.
+    port = reserved_port()
     shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [start(*arguments, **shared, RANK=rank, LOCAL_RANK=rank) for rank in range(count)]
+
+
+def outputs(processes: Sequence[Popen], *, within_s: float = 240) -> list[str]:
+    """What each has printed once all have ended; whoever has not within the time is killed, and its exit code
+    says so."""
+    with ThreadPoolExecutor(len(processes)) as pool:
+        printed = [pool.submit(process.communicate) for process in processes]
+        try:
+            wait(printed, within_s)
+        finally:
+            for process in processes:
+                process.kill()
+    return [each.result()[0] for each in printed]
 
 
 def start(*arguments: object, **variables: object) -> Popen:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import socket
 import time
 from contextlib import suppress
 
@@ -37,3 +39,16 @@ def gone(family: set[int], *, within_s: float = 15.0) -> None:
     while left := [pid for pid in family if alive(pid)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
+
+
+def reserved_port() -> int:
+    """A free port of this host, for a program that is going to listen there and reuses addresses.
+
+    It stays bound until the tests end: nobody else is given it meanwhile, as a port that is only looked for
+    may be. A connection to it is refused until somebody listens.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    atexit.register(held.close)
+    return int(held.getsockname()[1])

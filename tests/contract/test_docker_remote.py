@@ -27,13 +27,9 @@ from sandbox_rl.sandboxes.docker.transport import find_engine
 from sandbox_rl.sandboxes.ownership import LABEL
 
 from ..docker_engine import docker_engine, settings_for, unavailable
+from ..processes import reserved_port
 from .core import check_core
 from .test_docker import OWNER, ROOT, refusal
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def wait_for(port: int) -> None:
@@ -91,7 +87,7 @@ def tls_engine() -> Iterator[TlsEngine]:
         client = make_keys(here / "client", of=here, name="client", uses="clientAuth")
         stranger = make_keys(here / "stranger", of=here / "other", name="stranger", uses="clientAuth")
         shutil.copy(here / "ca.pem", stranger)  # it trusts the engine, which does not trust it
-        address = f"tcp://127.0.0.1:{free_port()}"
+        address = f"tcp://127.0.0.1:{reserved_port()}"
         files = {"cacert": "ca.pem", "cert": "cert.pem", "key": "key.pem"}
         flags = [f"--tls{kind}={server / file}" for kind, file in files.items()]
         with docker_engine("--tlsverify", *flags, "-H", address):
@@ -161,7 +157,7 @@ def ssh_host(engine: str) -> Iterator[str]:
         here = Path(name)
         for key in ("host", "client"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", here / key], check=True)
-        port = free_port()
+        port = reserved_port()
         shutil.copy(here / "client.pub", here / "authorized")
         host_key = " ".join((here / "host.pub").read_text().split()[:2])
         (here / "known").write_text(f"[127.0.0.1]:{port} {host_key}\n")
@@ -241,7 +237,7 @@ def test_nothing_outlives_a_killed_owner_over_ssh(ssh_host: str, engine: str) ->
 
 
 async def test_an_ssh_that_does_not_get_there(ssh_host: str) -> None:
-    said = await refusal(settings_for(f"ssh://127.0.0.1:{free_port()}"))
+    said = await refusal(settings_for(f"ssh://127.0.0.1:{reserved_port()}"))
     assert "Connection refused" in said
     assert forwarding("127.0.0.1:1/docker.sock") == []
 

@@ -184,7 +184,7 @@ def test_a_signal_to_one_of_two_ends_both(recipe, rank):
 
 LAUNCHERS = {
     "accelerate-1": ("accelerate.commands.launch", "--num_processes", "1", "--cpu"),
-    "torchrun-2": ("torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29653"),
+    "torchrun-2": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
 }
 
 

@@ -57,11 +57,7 @@ def one(fault: str, *arguments: str) -> list[prepared.Popen]:
 
 def ends(processes) -> tuple[list[int], list[str]]:
     """Exit codes and what each said about errors."""
-    try:
-        printed = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    printed = prepared.outputs(processes)
     for text in printed:
         assert "Traceback" not in text, text
     said = [line for text in printed for line in text.splitlines() if line.startswith("Error")]

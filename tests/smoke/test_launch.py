@@ -16,11 +16,7 @@ CONFIGS = sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml"))
 def in_two_processes(module: str, *arguments: str | Path) -> list[str]:
     """The lines that a module of this folder prints when two processes of one group run it."""
     processes = prepared.ranks(2, f"tests.smoke.{module}", *map(str, arguments))
-    try:
-        printed = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    printed = prepared.outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], printed
     return [line for text in printed for line in text.splitlines()]
 

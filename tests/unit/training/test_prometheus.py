@@ -12,12 +12,7 @@ from pydantic import ValidationError
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.training.config import MetricsSettings
 from sandbox_rl.training.prometheus import address_of, check_prometheus, prometheus_endpoint
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.processes import reserved_port
 
 
 def read(port: int) -> list[str]:
@@ -27,7 +22,7 @@ def read(port: int) -> list[str]:
 
 def test_the_newest_values_are_there_while_the_run_lasts():
     pytest.importorskip("prometheus_client")
-    port = free_port()
+    port = reserved_port()
     with prometheus_endpoint(MetricsSettings(prometheus=port), 'a "run"') as endpoint:
         endpoint.take({"reward/mean": 0.25, "pass@1": 0.5, "loss": None, "grad_norm": float("nan")})
         endpoint.take({"reward/mean": 0.75, "off_policy/age_mean": 1})
