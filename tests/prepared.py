@@ -25,7 +25,7 @@ from typing import Any
 
 from tests.processes import reserved_port
 
-__all__ = ["Popen", "outputs", "ranks", "run", "start"]
+__all__ = ["Popen", "for_launchers", "outputs", "ranks", "run", "start"]
 
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = {
@@ -37,6 +37,13 @@ SETTINGS = {
 """What the prepared interpreter was started with; a request need not repeat it."""
 READ_AT_IMPORT = ("HF_", "LD_", "MKL_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_", "TOKENIZERS_")
 """Variables with these beginnings cannot be changed once the libraries are imported."""
+ALL_THE_SAME = (
+    *("TORCHELASTIC_", "TORCH_NCCL_"),
+    *("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"),
+)
+"""Of them, what is read later, and what decides only how much is printed: the command line sets the latter,
+so its launcher's processes have them."""
+INTERPRETER = "tests.prepared_interpreter"
 _SUBREAPER = 36  # prctl(2)
 
 
@@ -47,19 +54,22 @@ class _Prepared:
         self.environment = os.environ | SETTINGS
         ours, theirs = socket.socketpair()
         self._control = ours
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.prepared_interpreter", str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            cwd=REPOSITORY,
-            pass_fds=[theirs.fileno()],
-            env=self.environment,
-        )
+        if (interpreter := sys.modules.get(INTERPRETER)) is None:
+            command = [sys.executable, "-m", INTERPRETER, str(theirs.fileno())]
+            fds, env = [theirs.fileno()], self.environment
+            null = subprocess.DEVNULL
+            self._wait = subprocess.Popen(command, stdin=null, cwd=REPOSITORY, pass_fds=fds, env=env).wait
+        else:
+            if (pid := os.fork()) == 0:
+                ours.close()
+                interpreter.main(theirs)
+            self._wait = lambda: os.waitpid(pid, 0)[1]
         theirs.close()
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def stop(self) -> None:
         self._control.close()
-        self._process.wait()
+        self._wait()
 
     def fork(self, files: list[int], **request: Any) -> int:
         """The id of a new child of this process that runs the `arguments`, as `python` would.
@@ -78,7 +88,7 @@ class _Prepared:
         finally:
             self._inherit(False)
         if len(reply) != 9:
-            raise RuntimeError(f"the prepared interpreter ended with {self._process.wait()}")
+            raise RuntimeError(f"the prepared interpreter ended with {self._wait()}")
         return int.from_bytes(reply[:8])
 
     def _inherit(self, wanted: bool) -> None:
@@ -101,7 +111,7 @@ def _fits(command: list[str], env: dict[str, str]) -> bool:
     return all(
         env.get(name) == have.get(name) or (name not in env and name in SETTINGS)
         for name in env.keys() | have.keys()
-        if name.startswith(READ_AT_IMPORT)
+        if name.startswith(READ_AT_IMPORT) and not name.startswith(ALL_THE_SAME)
     )
 
 
@@ -115,6 +125,8 @@ class Popen(subprocess.Popen):
         names = list(inspect.signature(subprocess.Popen._execute_child).parameters)[1:]
         asked = dict(zip(names, given, strict=True))
         command = [os.fspath(part) for part in asked["args"]]
+        if unbuffered := command[1:2] == ["-u"]:
+            del command[1]
         env = dict(os.environ if asked["env"] is None else asked["env"])
         if asked["preexec_fn"] or asked["pass_fds"] or not _fits(command, env):
             super()._execute_child(*given)
@@ -124,12 +136,20 @@ class Popen(subprocess.Popen):
         files = [own if number == -1 else number for own, number in enumerate(files)]
         cwd = os.path.abspath(asked["cwd"] or os.getcwd())
         try:
-            self.pid = _prepared().fork(
-                files, arguments=command[1:], env=env, cwd=cwd, session=asked["start_new_session"]
-            )
+            session = asked["start_new_session"]
+            request = {"arguments": command[1:], "env": env, "cwd": cwd, "session": session}
+            self.pid = _prepared().fork(files, **request, unbuffered=unbuffered)
             self._child_created = True
         finally:
             self._close_pipe_fds(*(asked[name] for name in pipes))
+
+
+def for_launchers() -> None:
+    """Have torch's launcher fork what it starts from this process; call it before the project is imported."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    _prepared()
+    subprocess_handler.Popen = Popen
 
 
 def run(command: list[str], *, timeout: float = 280, **how: Any) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,7 @@
-"""The interpreter of `tests.prepared`: imports what is slow, then forks whoever is asked for."""
+"""The interpreter of `tests.prepared`: imports what is slow, then forks whoever is asked for.
+
+Whoever was forked so has this module under its name: `tests.prepared` forks it there, and imports nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 SLOW = (
     "numpy",
@@ -74,13 +77,14 @@ def become(request: dict[str, Any], files: list[int]) -> str:
         os.dup2(number, standard)
     for number in files:
         os.close(number)
+    sys.modules["tests.prepared_interpreter"] = sys.modules["__main__"]
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
     tempfile.tempdir = None
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.modules["numpy"].random.seed()  # the only generator that a fork does not seed anew
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))
+    sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=request["unbuffered"])
     program, *rest = request["arguments"]
     named = program in ("-c", "-m")  # sys.argv then begins with the code, or the module
     sys.argv = rest if named else [program, *rest]
@@ -88,8 +92,23 @@ def become(request: dict[str, Any], files: list[int]) -> str:
     return program
 
 
-if __name__ == "__main__":
+def main(control: socket.socket) -> NoReturn:
+    """Serve, and in each child be the program that was asked for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if (program := serve(control)) is None:
+        os._exit(0)
+    if program == "-m":
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    elif program == "-c":
+        code, sys.argv[0] = sys.argv[0], program
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        runpy.run_path(program, run_name="__main__")
+    sys.exit()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # while it imports, too
     for name in SLOW:
         importlib.import_module(name)
     # A table of all its models, which transformers makes when it loads the first one.
@@ -100,11 +119,4 @@ if __name__ == "__main__":
     names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     lost = names - {Path("/proc/self/comm").read_text().strip(), "jemalloc_bg_thd"}
     assert not lost, f"a fork would lose the threads {lost}"
-    if (program := serve(socket.socket(fileno=int(sys.argv[1])))) is not None:
-        if program == "-m":
-            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-        elif program == "-c":
-            code, sys.argv[0] = sys.argv[0], program
-            exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
-        else:
-            runpy.run_path(program, run_name="__main__")
+    main(socket.socket(fileno=int(sys.argv[1])))

@@ -10,9 +10,7 @@ import os
 import sys
 from typing import Any
 
-from sandbox_rl.cli import main
-from sandbox_rl.config.recipe import LaunchSettings
-from sandbox_rl.runs.launch import plan_launch, run_launch
+from tests import prepared
 
 
 def shard_on_cpus() -> None:
@@ -37,10 +35,16 @@ def shard_on_cpus() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "start":
+        prepared.for_launchers()
+        from sandbox_rl.config.recipe import LaunchSettings
+        from sandbox_rl.runs.launch import plan_launch, run_launch
+
         config, *arguments = sys.argv[2:]
         launch = plan_launch(LaunchSettings(config=config, processes=2), cards=2, training=2, environment={})
         assert launch is not None
         sys.exit(run_launch(launch, ["train", *arguments], module="tests.smoke.divided"))
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard_on_cpus()
+    from sandbox_rl.cli import main
+
     main(sys.argv[1:])

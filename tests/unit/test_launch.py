@@ -187,8 +187,11 @@ def test_the_exit_code_is_that_of_the_process_that_failed(tmp_path):
     """A user's mistake in a process stays one, and nothing of torch's is printed about it."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"data": {"sources": [{"type": "table", "path": "missing.jsonl"}]}}))
-    command = [sys.executable, "-m", "sandbox_rl", "train", str(recipe), "launch.processes=2"]
-    done = prepared.run(command)
+    code = (
+        "import sys; from tests import prepared; prepared.for_launchers()\n"
+        "from sandbox_rl.cli import main; main(sys.argv[1:])"
+    )
+    done = prepared.run([sys.executable, "-c", code, "train", str(recipe), "launch.processes=2"])
     assert done.returncode == 2, done.stderr
     assert "starting 2 processes" in done.stdout + done.stderr
     assert done.stderr.count("Error: ") == 1

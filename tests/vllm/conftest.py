@@ -41,8 +41,8 @@ RECIPE = {
         "held_out": 0.1,
     },
     "warmup": {
-        "episodes": 180,
-        "sft": {"per_device_train_batch_size": 16, "max_steps": 90, "learning_rate": 3.0e-3},
+        "episodes": 64,
+        "sft": {"per_device_train_batch_size": 8, "max_steps": 60, "learning_rate": 3.0e-3},
     },
     "policy": {"type": "vllm", "arguments": SMALL},
     "reward": {"scorer": "tests.vllm.rewards:even", "workers": 1},
