@@ -150,10 +150,10 @@ async def measure(options: argparse.Namespace) -> tuple[float, float, list[list[
     expected = ("math", "reasoning_gym", BOMB)
     settings = RewardSettings(workers=options.workers, timeout_s=2.0)
     async with ScoringPool(place, settings, expected=expected) as pool:
-        await timed(pool, answers(24))
+        await timed(pool, answers(options.answers))  # the second worker starts while these wait
         await nothing_runs()
         used = processor_seconds()
-        seconds, _ = await timed(pool, answers(options.answers, start=24))
+        seconds, _ = await timed(pool, answers(options.answers, start=options.answers))
         used = processor_seconds() - used
         for n in range(options.rounds):
             start = 100_000 + 4 * GROUP * HONEST * n

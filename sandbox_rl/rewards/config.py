@@ -48,7 +48,7 @@ class RewardSettings(Settings):
     """Scorer → weight; the reward is the weighted mean, each scorer's value a part of it. Replaces every
     task's own scorer. `judge` may be among them; the part `judge_fallback` says where its rule stood in."""
     workers: int = Field(2, ge=1)
-    """Scoring processes."""
+    """Most scoring processes at once; all but the first start when answers have waited for a second."""
     timeout_s: float = Field(6.0, gt=0)
     """Processor time of one answer; then its process is killed. Waiting counts alike, except for
     a processor."""

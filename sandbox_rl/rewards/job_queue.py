@@ -107,6 +107,16 @@ class Lane:
             queue.clear()
         return jobs
 
+    async def wait_for(self, seconds: float) -> None:
+        """Return when a job has waited so long."""
+        while True:
+            while not (waiting := [queue[0].waits_since for queue in self._queues.values() if queue]):
+                self._news.clear()
+                await self._news.wait()
+            if (left := min(waiting) + seconds - time.monotonic()) <= 0:
+                return
+            await asyncio.sleep(left)
+
     @contextlib.asynccontextmanager
     async def take(self) -> AsyncIterator[list[Job]]:
         """The next jobs for one process: several only where all may be scored together."""

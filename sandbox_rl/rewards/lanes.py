@@ -7,6 +7,9 @@ to score costs the others two short slices, however many come at once.
 
 The workers themselves stop and continue what they run (`worker`): priorities do not reach across sandboxes,
 since Linux shares processors among sessions and control groups first.
+
+A worker holds what its scorers import, so there are no more than are needed: the fast lane begins with one
+and gets another when jobs wait for as long as one takes to start, the slow lane gets its own with its first.
 """
 
 from __future__ import annotations
@@ -29,13 +32,16 @@ _SLICES = (0.01, 0.05, 0.3)
 _FAST = 2
 """Slices in the fast lane."""
 
+_STARTS_S = 1.0
+"""Seconds that a worker takes to start where its scorers are those of `reasoning_gym`."""
+
 
 class Lanes:
     """Runs jobs; made and used in one event loop.
 
     Args:
         config: of every worker, see `worker.main`.
-        workers: of the fast lane.
+        workers: of the fast lane, at most.
         timeout: processor seconds of one job.
         memory_mb: what one process may take.
 
@@ -63,22 +69,18 @@ class Lanes:
         self.stopped = False
 
     async def start(self) -> None:
-        """Start the workers of the fast lane; that of the slow lane follows by itself.
+        """Start the first worker of the fast lane; the others follow by themselves.
 
         Raises:
-            ConfigError, SandboxFault: one does not start.
+            ConfigError, SandboxFault: it does not start.
         """
-        starts = (self._start() for _ in range(self._workers))
-        results = await asyncio.gather(*starts, return_exceptions=True)
-        workers = [result for result in results if isinstance(result, Worker)]
-        for result in results:
-            if isinstance(result, BaseException):
-                await self.stop()
-                raise result
-        self.reads = workers[0].reads
-        self._tasks = [asyncio.create_task(self._serve(self._fast, worker)) for worker in workers]
+        worker = await self._start()
+        self.reads = worker.reads
+        serving = [self._serve(self._fast, worker)]
+        serving += [self._serve(self._fast, None) for _ in range(1, self._workers)]
         if len(self._budgets) > _FAST:
-            self._tasks.append(asyncio.create_task(self._serve(self._slow, None)))
+            serving.append(self._serve(self._slow, None))
+        self._tasks = [asyncio.create_task(served) for served in serving]
 
     async def stop(self) -> None:
         """End the workers; jobs that wait end as "down"."""
@@ -130,6 +132,7 @@ class Lanes:
     async def _serve(self, lane: Lane, worker: Worker | None) -> None:
         """Jobs of a lane on one worker after another, for ever."""
         if worker is None:
+            await lane.wait_for(0.0 if lane is self._slow else _STARTS_S)
             with contextlib.suppress(ConfigError, SandboxFault):  # said to the first job
                 worker = await self._start()
         while True:

@@ -153,13 +153,28 @@ def worker_processes() -> list[int]:
 async def test_workers_that_are_killed_while_idle_are_replaced() -> None:
     before = worker_processes()
     async with scoring_pool(workers=2, timeout_s=5.0) as pool:
-        workers = [pid for pid in worker_processes() if pid not in before]
-        assert len(workers) == 2
-        for pid in workers:
-            os.kill(pid, signal.SIGKILL)
+        (worker,) = [pid for pid in worker_processes() if pid not in before]
+        os.kill(worker, signal.SIGKILL)
         async with asyncio.timeout(60):
             rewards = await asyncio.gather(*(pool.score(make_task("42"), ok("42")) for _ in range(8)))
         assert [reward.value for reward in rewards] == [1.0] * 8
+
+
+async def test_there_are_more_workers_only_where_answers_wait() -> None:
+    before = set(worker_processes())
+    async with scoring_pool(workers=2, timeout_s=0.05) as pool:
+        quick = [(await pool.score(make_task("42"), ok("42"))).value for _ in range(8)]
+        assert quick == [1.0] * 8
+        assert len(set(worker_processes()) - before) == 1
+        spins = make_task("1", f"{USER}:spins")
+        costly = [asyncio.create_task(pool.score(spins, ok(f"a{n}"))) for n in range(60)]
+        async with asyncio.timeout(60):
+            while len(set(worker_processes()) - before) < 2:
+                assert not all(task.done() for task in costly), "they never had another worker"
+                await asyncio.sleep(0.05)
+        for task in costly:
+            task.cancel()
+        await asyncio.gather(*costly, return_exceptions=True)
 
 
 class _Scarce(PlainPlace):
