@@ -11,7 +11,7 @@ from typing import Any
 
 from sandbox_rl.agents.base import Agent
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.config.run import RunSettings
+from sandbox_rl.config.run import AgentSettings, RunSettings
 from sandbox_rl.fault_injection import ChaosSettings, FaultyAgent, FaultyBackend, FaultyScoring, Injector
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rewards.base import Scores
@@ -36,8 +36,8 @@ def build_backend(recipe: RunSettings) -> SandboxBackend:
     return recipe.sandbox.hiding(recipe.answer_packages).pooled(recipe.pool, run=recipe.name)
 
 
-def build_toolbox(recipe: RunSettings) -> Toolbox:
-    """The tools of a recipe."""
+def build_toolbox(recipe: AgentSettings) -> Toolbox:
+    """The tools of a recipe, or of an assistant."""
     return make_toolbox(recipe.tools, exec_timeout=recipe.episode.exec_timeout_s)
 
 
@@ -94,9 +94,9 @@ def build_render(
 
 
 def build_chat(
-    recipe: RunSettings, tokenizer: Any, model_ends: Iterable[int] = (), *, tools: bool = True
+    recipe: AgentSettings, tokenizer: Any, model_ends: Iterable[int] = (), *, tools: bool = True
 ) -> ChatFormat:
-    """The chat format of a recipe, for the model of this tokenizer.
+    """The chat format of a recipe or an assistant, for the model of this tokenizer.
 
     Args:
         model_ends: the ids at which the model's generation config ends a text (`generation_ends`).

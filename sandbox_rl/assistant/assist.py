@@ -13,6 +13,7 @@ from sandbox_rl.assistant.files import InputFiles, SavedFiles, read_input, save_
 from sandbox_rl.assistant.keyboard import Keyboard
 from sandbox_rl.assistant.settings import AssistantSettings
 from sandbox_rl.assistant.view import TerminalView
+from sandbox_rl.builders import build_toolbox
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
@@ -20,7 +21,6 @@ from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.sandboxes.base import SandboxBackend
 from sandbox_rl.sandboxes.config import NetworkSettings
 from sandbox_rl.tasks.prompts import load_prompt_set, render
-from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.types import Message, Reward, Rollout, Task
 
 NAME = "assistant"
@@ -109,7 +109,7 @@ async def _run(
             assistant_prompt(task, settings),
             backend=_backend(settings, view),
             agent=agent,
-            toolbox=make_toolbox(settings.tools, exec_timeout=settings.episode.exec_timeout_s),
+            toolbox=build_toolbox(settings),
             viewer=view,
             next_message=typed if request.interactive else None,
             limits=settings.episode,

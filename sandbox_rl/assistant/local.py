@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.assistant.settings import AssistantSettings
+from sandbox_rl.builders import build_chat
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.model_builders import build_policy
 from sandbox_rl.policies.base import Policy
 from sandbox_rl.policies.config import TransformersSettings
-from sandbox_rl.tools.toolbox import make_toolbox
 from sandbox_rl.training.models import load_model
 from sandbox_rl.training.pretrained import generation_ends, load_tokenizer
 
@@ -39,27 +39,12 @@ def load_agent(settings: AssistantSettings) -> LocalAgent:
         ModelError: not found, or not usable.
     """
     tokenizer = load_tokenizer(settings.model)
-    chat = assistant_chat(settings, tokenizer, generation_ends(settings.model))
+    chat = build_chat(settings, tokenizer, generation_ends(settings.model))
     model = load_model(settings.model)
     if torch.cuda.is_available():
         model = model.to("cuda")
     policy = build_policy(TransformersSettings(max_delay_s=0.0), model, tokenizer, chat)
     return LocalAgent(policy, chat, _halter(model))
-
-
-def assistant_chat(settings: AssistantSettings, tokenizer: Any, model_ends: Sequence[int] = ()) -> ChatFormat:
-    """The chat format with the assistant's tools, as in training and evaluation.
-
-    Raises:
-        ModelError: the tokenizer's chat template cannot be used.
-    """
-    return ChatFormat.from_tokenizer(
-        tokenizer,
-        make_toolbox(settings.tools).schemas,
-        call_format=settings.chat.call_format,
-        template_options=dict(settings.chat.template_options),
-        model_ends=model_ends,
-    )
 
 
 def _halter(model: PreTrainedModel) -> Callable[[], None]:

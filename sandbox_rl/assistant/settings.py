@@ -8,38 +8,18 @@ from pathlib import Path
 
 from pydantic import Field
 
-from sandbox_rl.chat.config import ChatSettings
 from sandbox_rl.config.load import load_recipe, load_settings
-from sandbox_rl.config.run import ToolNames
+from sandbox_rl.config.run import AgentSettings
 from sandbox_rl.config.shipped import find_recipe
-from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.registry import shipped
-from sandbox_rl.sandboxes.config import EmbeddedSettings, SandboxSettings
-from sandbox_rl.settings import Settings
-from sandbox_rl.tools.toolbox import OUR_TOOLS
-from sandbox_rl.training.config import ModelSettings
 
 
-class AssistantSettings(Settings):
+class AssistantSettings(AgentSettings):
     """How `sandbox-rl run` works. Budgets hold for each message of the user."""
 
-    model: ModelSettings = ModelSettings()
-    """Loaded in this process, unless an endpoint is named."""
-    chat: ChatSettings = ChatSettings()
-    """How the conversation is rendered."""
-    tools: ToolNames = OUR_TOOLS
-    """What the model can call, as in a recipe."""
-    prompts: tuple[str, ...] = ()
-    """Directories of prompt sets, looked at before the package's own."""
-    sandbox: SandboxSettings = EmbeddedSettings()
-    """Where commands run."""
-    episode: EpisodeSettings = EpisodeSettings()
-    """The budgets of one exchange."""
     sampling: Sampling = Sampling()
     """How turns are sampled."""
-    seed: int = Field(0, ge=0, lt=2**32)
-    """Of the sampling."""
     max_input_mb: float = Field(64.0, gt=0)
     """Most MiB of the user's files."""
     max_output_mb: float = Field(64.0, gt=0)
@@ -78,13 +58,7 @@ def _load(recipe: Path | None, overrides: Sequence[str]) -> AssistantSettings:
         return load_settings(AssistantSettings, shipped("configs/assistant.yaml"), overrides)
     of = load_recipe(find_recipe(recipe), overrides)
     return AssistantSettings(
-        model=of.model,
-        chat=of.chat,
-        tools=of.tools,
-        prompts=of.prompts,
-        sandbox=of.sandbox,
-        episode=of.episode,
+        **{block: getattr(of, block) for block in AgentSettings.model_fields},
         sampling=of.evaluation.sampling,  # turns are sampled as in its evaluation
-        seed=of.seed,
         max_input_mb=of.data.max_files_mb,
     )

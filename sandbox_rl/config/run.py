@@ -34,33 +34,38 @@ ToolNames = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_know
 """Tools by name or import path."""
 
 
-class RunSettings(Settings):
+class AgentSettings(Settings):
+    """The blocks that a model at work in a sandbox depends on, also where nothing is scored."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of data order, sampling, weights of a new model and the trainer."""
+    model: ModelSettings = ModelSettings()
+    """What is trained, evaluated or asked."""
+    chat: ChatSettings = ChatSettings()
+    """The format of the conversation with the model."""
+    tools: ToolNames = OUR_TOOLS
+    """What the policy can call: names of ours, or `package.module:tool` of your own."""
+    prompts: tuple[str, ...] = ()
+    """Directories of prompt sets, relative to the file; looked at before the package's own."""
+    sandbox: SandboxSettings = EmbeddedSettings()
+    """Where the policy's commands run."""
+    episode: EpisodeSettings = EpisodeSettings()
+    """The budgets of an episode."""
+
+
+class RunSettings(AgentSettings):
     """The blocks that episodes depend on, whatever they are run for."""
 
     name: str = "run"
     """What results call it, and the directory of a run below `output_dir`."""
     output_dir: str = "runs"
     """Where results, runs and cached warm-ups go, relative to the working directory."""
-    seed: int = Field(0, ge=0, lt=2**32)
-    """Of data order, sampling, weights of a new model and the trainer."""
-    model: ModelSettings = ModelSettings()
-    """What is trained or evaluated."""
-    chat: ChatSettings = ChatSettings()
-    """The format of the conversation with the model."""
     policy: PolicySettings = TransformersSettings()
     """What samples the turns: this process, or vLLM servers."""
-    tools: ToolNames = OUR_TOOLS
-    """What the policy can call: names of ours, or `package.module:tool` of your own."""
-    prompts: tuple[str, ...] = ()
-    """Directories of prompt sets, relative to the file; looked at before the package's own."""
     modules: tuple[str, ...] = (".",)
     """Directories in which modules of your own are found, relative to the file, besides the Python path."""
-    sandbox: SandboxSettings = EmbeddedSettings()
-    """Where the policy's commands run."""
     pool: PoolSettings = PoolSettings()
     """How sandboxes are kept ready."""
-    episode: EpisodeSettings = EpisodeSettings()
-    """The budgets of an episode."""
     rollout: RolloutSettings = RolloutSettings()
     """How episodes run side by side."""
     reward: RewardSettings = RewardSettings()

@@ -157,9 +157,9 @@ def _trainer(run: RecordedRun, session: Session) -> Iterator[SandboxTrainer]:
             advantage=advantage_of(recipe.estimator),
             pad_token_id=session.model.tokenizer.pad_token_id,
         )
-        with trainer_of(session, GroupProgress(), rollout_worker=NoRollouts(), recorded=source) as made:
-            made.audit = None  # it looked at these updates when they were composed
-            yield made
+        from_record = {"rollout_worker": NoRollouts(), "recorded": source}
+        with trainer_of(session, GroupProgress(), audited=False, **from_record) as trainer:
+            yield trainer
 
 
 def _quiet(recipe: Recipe, run: RunDirectory) -> Recipe:

@@ -52,11 +52,14 @@ def async_trainer(session: Session) -> Iterator[SandboxAsyncTrainer]:
 
 
 @contextmanager
-def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> Iterator[SandboxAsyncTrainer]:
+def trainer_of(
+    session: Session, progress: GroupProgress, *, audited: bool = True, **rollouts: Any
+) -> Iterator[SandboxAsyncTrainer]:
     """The trainer of a recipe, wherever its groups come from; shows its updates while open.
 
     Args:
         progress: the groups so far.
+        audited: whether updates are looked at; not those that were when they were composed.
         rollouts: what `SandboxAsyncTrainer` is told of where they come from and what is written of them.
     """
     recipe, checkpoint = session.plan.recipe, session.plan.checkpoint
@@ -84,7 +87,7 @@ def trainer_of(session: Session, progress: GroupProgress, **rollouts: Any) -> It
             processing_class=session.model.tokenizer,
             peft_config=adapters_of(recipe.model.lora),
             weights=session.policy.weights,
-            audit=audit,
+            audit=audit if audited else None,
             probe=publication_probe(session, audit),
             saved=saved_parts(session, audit),
             callbacks=[

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Any
 
+from sandbox_rl.evaluation.statistics import NORMAL
+
 ENOUGH = 6
 """Updates before anything is said about a trend."""
 REWARD = ("reward/mean", "reward")
@@ -70,7 +72,7 @@ def _trend(rewards: Sequence[float]) -> Finding:
     size = max(3, len(rewards) // 4)
     first, last = rewards[:size], rewards[-size:]
     change = fmean(last) - fmean(first)
-    half = 1.96 * math.sqrt(variance(first) / size + variance(last) / size)
+    half = NORMAL * math.sqrt(variance(first) / size + variance(last) / size)
     words = f"training reward {fmean(first):.2f} → {fmean(last):.2f} over {len(rewards)} updates"
     if change > half:
         return Finding("good", f"It is learning: {words}.")

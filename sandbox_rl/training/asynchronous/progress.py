@@ -139,11 +139,7 @@ class GroupProgress:
 
     def save(self, checkpoint: Path) -> None:
         """Write into a checkpoint's directory, before its manifest. What is packed counts as not used."""
-        state = {
-            "first": self._behind_before,
-            "ahead": sorted(self._behind),
-            "under_way": sorted(self._admitted),
-        }
+        state = {"first": self._behind_before, "ahead": sorted(self._behind)}
         (checkpoint / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> frozenset[int]:

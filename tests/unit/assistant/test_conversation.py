@@ -279,7 +279,6 @@ episode: {exec_timeout_s: 7}
 async def test_training_evaluation_and_assistant_ask_alike(tmp_path, own_prompts):
     """Training and evaluation ask through the rollout engine; an endpoint gets the same messages."""
     from sandbox_rl.assistant.assist import assistant_prompt
-    from sandbox_rl.assistant.local import assistant_chat
 
     (tmp_path / "mine").mkdir()
     if own_prompts:
@@ -300,7 +299,7 @@ async def test_training_evaluation_and_assistant_ask_alike(tmp_path, own_prompts
         sampling=Sampling(),
         backend=RecordingBackend(),
     )
-    chat = assistant_chat(settings, tokenizer)
+    chat = build_chat(settings, tokenizer)
     messages = assistant_prompt(task, settings)
     assert chat.render_prompt(messages) == engine.prompt_ids(task)
     assert len(chat.render_prompt(messages)) > 20

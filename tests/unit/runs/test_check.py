@@ -513,11 +513,9 @@ def test_checkpoints_that_do_not_fit_are_named(runs, tmp_path):
     run = shutil.copytree(runs["async, saved"], tmp_path / "run")
     state = run / "checkpoints" / "checkpoint-4" / "groups.json"
     was = json.loads(state.read_text())
-    state.write_text(
-        json.dumps(was | {"first": was["first"] + 9, "under_way": []}).ljust(state.stat().st_size)
-    )
-    if state.stat().st_size == len(json.dumps(was)):  # else it is no complete checkpoint
-        assert_named(run, r"checkpoint-4: group \d+ has ended, but the ledger does not have it")
+    changed = json.dumps(was | {"first": was["first"] + 9}, separators=(",", ":"))
+    state.write_text(changed.ljust(state.stat().st_size))  # of another size it is no complete checkpoint
+    assert_named(run, r"checkpoint-4: group \d+ has ended, but the ledger does not have it")
     run = shutil.copytree(runs["sync, saved"], tmp_path / "moved")
     (run / "checkpoints" / "checkpoint-8").rename(run / "checkpoints" / "checkpoint-9")
     assert_named(run, r"checkpoint-9 belongs to 8 updates of the ledger, expected 9")
