@@ -73,7 +73,7 @@ def together() -> Iterator[None]:
     if not failed:
         return
     if own is None:
-        own = _as_here(*failed[0], of=len(found))
+        own = as_here(*failed[0], of=len(found))
     if isinstance(own, SandboxRLError):
         everywhere(own)
     raise own
@@ -86,7 +86,13 @@ def everywhere(error: SandboxRLError) -> SandboxRLError:
     return error
 
 
-def _as_here(rank: int, name: str, text: str, *, of: int) -> SandboxRLError:
+def as_here(rank: int, name: str, text: str, *, of: int) -> SandboxRLError:
+    """What failed on another process, as the error that is raised here.
+
+    Args:
+        rank, name, text: of the process, of the error's type, and what it says; ours keep their type.
+        of: how many processes there are.
+    """
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, UserError | InfraFault | StopAsked):
         return kind(f"process {rank} of {of}: {text}")

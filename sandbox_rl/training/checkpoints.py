@@ -133,18 +133,19 @@ def remove_leftovers(directory: Path) -> None:
     """Remove what kills have left of saves and of prunings."""
     for path in directory.iterdir() if directory.is_dir() else ():
         if path.name == SAVING or path.name.startswith(_PRUNED):
-            _delete(path)
+            delete(path)
 
 
 def _remove(checkpoint: Path) -> None:
     """Whole or, as others see it, not at all."""
     gone = checkpoint.with_name(_PRUNED + checkpoint.name)
-    _delete(gone)
+    delete(gone)
     os.rename(checkpoint, gone)
-    _delete(gone)
+    delete(gone)
 
 
-def _delete(directory: Path) -> None:
+def delete(directory: Path) -> None:
+    """Remove a directory, as much of it as can be removed."""
     shutil.rmtree(directory, ignore_errors=True)
 
 

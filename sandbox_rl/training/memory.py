@@ -174,7 +174,7 @@ def estimate_memory(
     if micro_batch_tokens is not None:
         tokens = min(tokens, max(micro_batch_tokens, row))
     checkpointing = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
-    layer = _layer_per_token(shape, compute, item)
+    layer = layer_per_token(shape, compute, item)
     kept = shape.layers * (shape.hidden * compute if checkpointing else layer)
     at_hand = tokens * ((layer if checkpointing else 0) + 3 * shape.mlp_width * compute)
     logits = _logits(shape, tokens, cpu=cpu, head=model.lora is None)
@@ -211,7 +211,7 @@ def _optimizer(name: str, trained: int, item: int) -> int:
     return trained * 2 * (1 if "8bit" in name or "bnb" in name else item)
 
 
-def _layer_per_token(shape: ModelShape, compute: int, stored: int) -> int:
+def layer_per_token(shape: ModelShape, compute: int, stored: int) -> int:
     """Bytes that a layer keeps of each token for its backward pass.
 
     With `c` bytes of the type computed in: the inputs of its two norms in float32 and five tensors as wide as

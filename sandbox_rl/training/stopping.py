@@ -108,7 +108,7 @@ class FinishOnSignal(TrainerCallback):  # type: ignore[misc]
         if threading.current_thread() is not threading.main_thread():
             return
         parent = _launcher()
-        self._presses = _Presses(hurried=parent == "foreign")
+        self._presses = Presses(hurried=parent == "foreign")
         self._wakeup = signal.set_wakeup_fd(self._presses.writer, warn_on_full_buffer=False)
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
@@ -187,7 +187,7 @@ _TOLD = {
 }
 
 
-class _Presses:
+class Presses:
     """What signals ask for, read in another thread.
 
     Python's handlers wait for the main thread, which may be in the middle of a backward pass; the number of a

@@ -101,15 +101,20 @@ def packing_gap(model: Model, dtype: torch.dtype) -> float:
     rows = [[*common, *tail] for tail in tails]
     with evaluating(model), computing(model.device, dtype):
         model.train()
-        _packed(model, rows)  # dropout is only asked for here; what comes out is not looked at
+        packed_log_probs(model, rows)  # dropout is only asked for here; what comes out is not looked at
         model.eval()
-        packed = _packed(model, rows)
+        packed = packed_log_probs(model, rows)
         with plain_forward(model):
-            plain = torch.cat([_plain(model, row) for row in rows])
+            plain = torch.cat([plain_log_probs(model, row) for row in rows])
     return float((packed - plain).abs().mean())
 
 
-def _packed(model: Model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+def packed_log_probs(model: Model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Log-probs of all tokens of all rows but the first of each, shape (N,), computed in one packed row.
+
+    Args:
+        model: with tree attention, registered.
+    """
     tree = TreeRow()
     for number, row in enumerate(rows):
         tree.add(
@@ -139,7 +144,8 @@ def _packed(model: Model, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     return found
 
 
-def _plain(model: Model, row: Sequence[int]) -> torch.Tensor:
+def plain_log_probs(model: Model, row: Sequence[int]) -> torch.Tensor:
+    """Log-probs of the tokens of a row but its first, shape (T - 1,); call it within `plain_forward`."""
     ids = torch.tensor([list(row)], device=model.device)
     logits = model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
     found: torch.Tensor = logits.gather(-1, ids[0, 1:, None]).squeeze(-1)

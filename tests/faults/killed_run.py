@@ -17,7 +17,9 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
-from sandbox_rl.agents import tokens
-from sandbox_rl.agents.base import AgentTurn
+from sandbox_rl.agents.base import AgentSession, Around, SessionSetup
+from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.cli import main
 from sandbox_rl.journal import Journal
 from sandbox_rl.ledger import Ledger
+from sandbox_rl.policies.base import Policy, PolicySession, TurnSampling
 from sandbox_rl.policies.transformers import TransformersPolicy
 from sandbox_rl.rewards.pool import ScoringPool
-from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.tools.toolbox import Toolbox
 from sandbox_rl.training import base_trainer, checkpoints, group_rollouts
 from sandbox_rl.training.asynchronous.progress import GroupProgress
@@ -56,7 +58,7 @@ POINTS: dict[str, tuple[Any, str, str]] = {
     "save": (torch, "save", "before"),
     "rename": (base_trainer, "publish", "before"),
     "saved": (base_trainer, "publish", "after"),
-    "pruning": (checkpoints, "_delete", "before"),
+    "pruning": (checkpoints, "delete", "before"),
 }
 
 
@@ -96,22 +98,49 @@ class Points:
         return later if inspect.iscoroutinefunction(inner) else now
 
 
-def script_first_turns(command_of: Callable[[], str] = str) -> None:
-    """Each episode begins with the command given, or with one that writes an answer where that is empty."""
-    inner = tokens._TokenSession.act
+class Beginning(Around[Policy]):
+    """Another policy, whose episodes begin with these ids."""
 
-    async def act(self: Any, *, timeout: float) -> AgentTurn:
-        if self._turn:
-            return await inner(self, timeout=timeout)
-        command = command_of() or f"echo {self._setup.request.seed % 3} > /testbed/answer.txt"
-        ids = self._chat.render_call("", [ToolCall("execute_bash", {"command": command})])
-        self._turn += 1
-        self._sequence.extend(ids)
-        text = self._chat.turn_text(ids)
-        self._action, self._calls = ids, self._chat.calls_of(text)
-        return AgentTurn(Action(ids, (-1.0,) * len(ids), "stop"), self._calls, text)
+    def __init__(self, policy: Policy, ids: tuple[int, ...]) -> None:
+        super().__init__(policy)
+        self.ids = ids
 
-    tokens._TokenSession.act = act  # type: ignore[method-assign]
+    @property
+    def max_context(self) -> int:
+        return self.inner.max_context
+
+    @asynccontextmanager
+    async def session(self, episode_id: str) -> AsyncIterator[PolicySession]:
+        async with self.inner.session(episode_id) as session:
+            yield BegunSession(session, self.ids)
+
+
+@dataclass
+class BegunSession:
+    inner: PolicySession
+    ids: tuple[int, ...]
+
+    async def act(self, prompt_ids: Sequence[int], sampling: TurnSampling, *, timeout: float) -> Action:
+        ids, self.ids = self.ids, ()
+        if ids:
+            return Action(ids, (-1.0,) * len(ids), "stop")
+        return await self.inner.act(prompt_ids, sampling, timeout=timeout)
+
+
+def answer_of(setup: SessionSetup) -> str:
+    """The command that writes an answer which follows from the episode's seed."""
+    return f"echo {setup.request.seed % 3} > /testbed/answer.txt"
+
+
+def script_first_turns(command_of: Callable[[SessionSetup], str] = answer_of) -> None:
+    """Each episode begins with this command; the other turns are sampled."""
+    inner = TokenAgent.session
+
+    def session(self: TokenAgent, setup: SessionSetup) -> AbstractAsyncContextManager[AgentSession]:
+        ids = self.chat.render_call("", [ToolCall("execute_bash", {"command": command_of(setup)})])
+        return inner(TokenAgent(Beginning(self.inner, ids), self.chat), setup)
+
+    TokenAgent.session = session  # type: ignore[method-assign]
 
 
 def earn_by_answer() -> None:
@@ -127,15 +156,18 @@ def earn_by_answer() -> None:
 
 def slow_groups(world: int, size: int) -> None:
     """Of three groups that a process starts, the last never ends, unless it is waited for."""
-    inner = RolloutEngine._attempt
+    inner = TokenAgent.session
 
-    async def attempt(self: Any, request: Any, **given: Any) -> Any:
-        number = group_of(request.id)
-        if number is not None and ".retried" not in request.id and (number // world) % (size + 1) == size:
+    @asynccontextmanager
+    async def session(self: TokenAgent, setup: SessionSetup) -> AsyncIterator[AgentSession]:
+        name = setup.request.id
+        number = group_of(name)
+        if number is not None and ".retried" not in name and (number // world) % (size + 1) == size:
             await asyncio.sleep(3600)
-        return await inner(self, request, **given)
+        async with inner(self, setup) as opened:
+            yield opened
 
-    RolloutEngine._attempt = attempt  # type: ignore[method-assign]
+    TokenAgent.session = session  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

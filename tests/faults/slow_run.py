@@ -6,28 +6,22 @@
 from __future__ import annotations
 
 import sys
-from contextvars import ContextVar
-from typing import Any
 
+from sandbox_rl.agents.base import SessionSetup
 from sandbox_rl.cli import main
-from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.training.groups import group_of
-from tests.faults.killed_run import earn_by_answer, script_first_turns
+from tests.faults.killed_run import answer_of, earn_by_answer, script_first_turns
 
 FIRST_SLOW = 4
 """Groups before it are those of the first two steps."""
-_group: ContextVar[int] = ContextVar("group", default=0)
 
 
 if __name__ == "__main__":
     seconds, *arguments = sys.argv[1:]
-    inner = RolloutEngine._attempt
 
-    async def attempt(self: Any, request: Any, **given: Any) -> Any:
-        _group.set(group_of(request.id) or 0)
-        return await inner(self, request, **given)
+    def command_of(setup: SessionSetup) -> str:
+        return f"sleep {seconds}" if (group_of(setup.request.id) or 0) >= FIRST_SLOW else answer_of(setup)
 
-    RolloutEngine._attempt = attempt  # type: ignore[method-assign]
-    script_first_turns(lambda: f"sleep {seconds}" if _group.get() >= FIRST_SLOW else "")
+    script_first_turns(command_of)
     earn_by_answer()
     main(["train", *arguments])

@@ -166,13 +166,8 @@ async def test_requests_frozen_for_a_publication_are_no_hung_engine(quick_looks)
 
 
 async def test_a_server_that_hides_what_its_engine_does_is_refused():
-    async def hidden(request):
-        return web.Response(text="# nothing\n")
-
-    fake = FakeVLLM()
-    fake._metrics = hidden
     with pytest.raises(SetupError, match=r"whether its engine works.*--disable-log-stats"):
-        async with policy_on(fake):
+        async with policy_on(FakeVLLM(log_stats=False)):
             pass
 
 

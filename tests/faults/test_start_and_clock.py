@@ -123,4 +123,4 @@ async def test_a_clock_that_jumps_ends_no_episode_and_spares_none(hours, monkeyp
         ended, endless = await engine.run([request("e"), request("endless")])
     assert (ended.trajectory.stop, ended.reward.value) == (StopReason.SUBMITTED, 1.0)
     assert endless.trajectory.stop is StopReason.TIMEOUT
-    assert 1.0 <= endless.trajectory.seconds < 10
+    assert 1.0 <= endless.trajectory.seconds < 3600, "by a clock that does not jump"

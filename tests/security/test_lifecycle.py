@@ -192,8 +192,9 @@ async def test_a_flood_grows_the_host_by_little(backend: SandboxBackend) -> None
     """3 GB of output: less than 16 MiB more on the host, and the end by the deadline."""
     async with backend.sandbox() as sandbox:
         await sandbox.exec("yes | head -c 5000000", timeout=10)  # buffers are there before counting
-        memory, started = resident_mb(), time.monotonic()
-        result = await sandbox.exec("head -c 3000000000 /dev/zero", timeout=10)
-        assert time.monotonic() - started < 15
+        memory, started, timeout = resident_mb(), time.monotonic(), 10
+        result = await sandbox.exec("head -c 3000000000 /dev/zero", timeout=timeout)
+        # `Sandbox.exec` promises an end at its time-out, however much is still on its way to the host.
+        assert time.monotonic() - started < 1.5 * timeout
         assert result.truncated
         assert resident_mb() - memory < 16

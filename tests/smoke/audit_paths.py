@@ -54,7 +54,8 @@ def seen(directory: Path, *callbacks: TrainerCallback) -> str:
         max_steps=STEPS,
     )
     applied: list[float] = []
-    audit.updates.take = lambda: applied.append(audit.updates._metrics.get("update/applied", 0.0)) or {}
+    take = audit.updates.take
+    audit.updates.take = lambda: applied.append(take().get("update/applied", 0.0)) or {}
     audit.samples.in_loss = lambda *_: None  # rows that no audit was told of
     trainer.train()
     names = sorted({alarm.name.value for alarm in audit.alarms.raised})

@@ -78,9 +78,12 @@ def main(directory: Path) -> None:
         )
         main_one = state.is_main_process
         weights = PublishedWeights(
-            source if main_one else None, loop, keeps=True, own=OwnServer(source, rank)
+            source if main_one else None,
+            loop,
+            transfer=PartByPart(),
+            keeps=True,
+            own=OwnServer(source, rank),
         )
-        weights._transport = PartByPart()
         said = []
         with loop.entered(source):
             model = Gathered(1.0, fake)

@@ -7,24 +7,24 @@ import sys
 
 from sandbox_rl.cli import main
 from sandbox_rl.errors import SandboxFault
-from sandbox_rl.rollout.engine import RolloutEngine
+from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.training.experts import ExpertTurn
 from sandbox_rl.types import ToolCall
 
 RANK = os.environ.get("RANK", "0")
 
 
-def no_sandbox_after(attempts: int):
-    inner = RolloutEngine._attempt
+def no_sandbox_after(sandboxes: int):
+    inner = SandboxPool.sandbox
 
-    async def attempt(*given, **named):
-        nonlocal attempts
-        attempts -= 1
-        if attempts < 0:
+    def sandbox(*given, **named):
+        nonlocal sandboxes
+        sandboxes -= 1
+        if sandboxes < 0:
             raise SandboxFault("no memory for a sandbox")
-        return await inner(*given, **named)
+        return inner(*given, **named)
 
-    return attempt
+    return sandbox
 
 
 def full_disk(*_, **__):
@@ -39,7 +39,7 @@ def gives_up(task, rng):
 if __name__ == "__main__":
     fault, *arguments = sys.argv[1:]
     if fault == f"rollouts-{RANK}":
-        RolloutEngine._attempt = no_sandbox_after(8)  # of the first step
+        SandboxPool.sandbox = no_sandbox_after(8)  # of the first step
     if fault == f"save-{RANK}":
         # Here: a process of rollouts imports this file too, and has no use for PyTorch.
         from transformers import Trainer

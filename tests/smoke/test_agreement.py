@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sandbox_rl.errors import InfraFault, SandboxFault, SandboxRLError, SetupError
-from sandbox_rl.training.agreement import _as_here, any_of, together
+from sandbox_rl.training.agreement import any_of, as_here, together
 from sandbox_rl.training.checkpoints import last_complete, step_of
 from tests import prepared
 from tests.faults.served import served
@@ -28,10 +28,10 @@ def test_alone_there_is_nothing_to_agree_upon():
 
 
 def test_what_failed_elsewhere_is_raised_as_what_it_was():
-    found = _as_here(1, "SandboxFault", "no memory", of=2)
+    found = as_here(1, "SandboxFault", "no memory", of=2)
     assert (type(found), str(found)) == (SandboxFault, "process 1 of 2: no memory")
     assert isinstance(found, InfraFault)
-    other = _as_here(0, "KeyError", "'x'", of=2)
+    other = as_here(0, "KeyError", "'x'", of=2)
     assert (type(other), str(other)) == (SandboxRLError, "process 0 of 2: KeyError: 'x'")
 
 

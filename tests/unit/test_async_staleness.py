@@ -90,7 +90,7 @@ class World:
             now = min(nexts)
             while running and running[0][0] <= now:
                 _, number, versions = heapq.heappop(running)
-                admission.arrive(self._finished(number, versions))
+                admission.arrive(self.finished(number, versions))
         return self
 
     def _admit(self, admission: Admission) -> list[int]:
@@ -99,7 +99,7 @@ class World:
             return [self.progress.admit(self.step) for _ in range(free)]
         return admission.admit(self.step, self.step)
 
-    def _finished(self, number: int, versions: list[int]) -> FinishedGroup:
+    def finished(self, number: int, versions: list[int]) -> FinishedGroup:
         episodes = [self.episodes[number, i] for i in range(SIZE)]
         found = advantages([e.reward for e in episodes], "rloo")
         samples = tuple(
@@ -228,7 +228,7 @@ def test_admission_waits_while_enough_is_under_way():
     world = World(lasting)
     for number in first:
         world.episodes |= {(number, i): lasting(number, i, 0) for i in range(SIZE)}
-        admission.arrive(world._finished(number, [0] * SIZE))
+        admission.arrive(world.finished(number, [0] * SIZE))
     assert admission.ready(0)
     assert [g.number for g in admission.compose(0)] == [0, 1, 2, 3]
     assert admission.admit(0, 0) == [], "28 wait, and no more than two updates' worth may"
@@ -242,7 +242,7 @@ def test_a_group_larger_than_an_update_is_one():
     assert admission.admit(0, 0) == list(range(8))
     world.episodes = {(n, i): lasting(n, i, 0) for n in range(99) for i in range(SIZE)}
     for number in range(8):
-        admission.arrive(world._finished(number, [0] * SIZE))
+        admission.arrive(world.finished(number, [0] * SIZE))
     assert admission.places == 4
     assert admission.idle == 4
     assert [g.number for g in admission.compose(0)] == [0]
@@ -254,14 +254,14 @@ def test_an_update_is_held_for_a_group_that_would_be_too_old_for_the_next():
     world = World(lasting)
     world.episodes = {(n, i): lasting(n, i, 0) for n in range(9) for i in range(SIZE)}
     assert admission.admit(0, 0) == [0, 1, 2]
-    admission.arrive(world._finished(1, [0] * SIZE))
+    admission.arrive(world.finished(1, [0] * SIZE))
     assert admission.ready(0)
     assert [g.number for g in admission.compose(0)] == [1]
     progress.finish_update()
     assert not admission.ready(1), "0 and 2 are of version 0 and would be 2 updates old after this one"
-    admission.arrive(world._finished(2, [0] * SIZE))
+    admission.arrive(world.finished(2, [0] * SIZE))
     assert not admission.ready(1)
-    admission.arrive(world._finished(0, [0] * SIZE))
+    admission.arrive(world.finished(0, [0] * SIZE))
     assert admission.ready(1)
     assert [g.number for g in admission.compose(1)] == [0, 2], "both, though one would fill the update"
 

@@ -18,8 +18,8 @@ from sandbox_rl.training.memory import (
     GIB,
     OVERHEAD,
     TILES_TORCH,
-    _layer_per_token,
     estimate_memory,
+    layer_per_token,
     model_shape,
 )
 from sandbox_rl.training.models import stored_dtype
@@ -158,7 +158,7 @@ def test_a_layer_keeps_what_autograd_saves(tmp_path, lora, stored, autocast):
 
     shape = model_shape(SMALL)
     compute = 2 if autocast else 4
-    estimated = tokens * _layer_per_token(shape, compute, getattr(torch, stored).itemsize)
+    estimated = tokens * layer_per_token(shape, compute, getattr(torch, stored).itemsize)
     kept = saved(3) - saved(2)
     assert 0.95 <= estimated / kept <= 1.25
 

@@ -19,6 +19,7 @@ from sandbox_rl.errors import EngineFault, SetupError
 from sandbox_rl.http_client import Address
 from sandbox_rl.policies.vllm.api import VLLMServer
 from sandbox_rl.policies.vllm.fake import FakeVLLM
+from sandbox_rl.policies.vllm.fake_weights import loaded
 from sandbox_rl.policies.vllm.source import ExternalServers
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.publication.base import UnsentWeights
@@ -50,7 +51,7 @@ class Model:
 
 
 @contextmanager
-def publishing(*fakes: FakeVLLM, transfer="shm", **fields):
+def publishing(*fakes: FakeVLLM, transfer="shm", own: int | None = None, **fields):
     """(the owner of the weights in these servers, its loop, their connections)"""
     with tempfile.TemporaryDirectory(prefix="fake") as directory, LoopThread() as loop:
         sockets = [Path(directory) / str(index) for index in range(len(fakes))]
@@ -63,7 +64,8 @@ def publishing(*fakes: FakeVLLM, transfer="shm", **fields):
             tokenizer=None,
             startup_timeout_s=5,
         )
-        weights = PublishedWeights(source, loop, transfer=transfer, **fields)
+        only = None if own is None else OwnServer(source, own)
+        weights = PublishedWeights(source, loop, transfer=transfer, own=only, **fields)
         with loop.entered(source):
             for fake in fakes:
                 fake.control.clear()
@@ -145,16 +147,13 @@ def test_a_publication_that_breaks_anywhere_leaves_the_servers_paused(broken):
 
 
 def test_a_server_that_holds_something_else_is_noticed():
-    fake = FakeVLLM()
+    def lose_a_bit(body):
+        fake.weights |= loaded(body["update_info"]["path"])
+        shape, content = fake.weights["model.norm.weight"]
+        fake.weights["model.norm.weight"] = (shape, bytes([content[0] ^ 1]) + content[1:])
+
+    fake = FakeVLLM(instead={"/update_weights": lose_a_bit})
     with publishing(fake) as (weights, _, _):
-        load = fake._load
-
-        def lose_a_bit(update):
-            load(update)
-            shape, content = fake.weights["model.norm.weight"]
-            fake.weights["model.norm.weight"] = (shape, bytes([content[0] ^ 1]) + content[1:])
-
-        fake._load = lose_a_bit
         with pytest.raises(EngineFault, match=r"'model.norm.weight' differs from the trainer's \(checksum"):
             weights.publish(Model(), 1)
         assert fake.paused
@@ -233,8 +232,7 @@ def test_a_server_that_was_started_anew_gets_the_last_good_weights():
 
 def test_a_process_with_a_server_of_its_own_sends_to_no_other():
     fakes = FakeVLLM(), FakeVLLM()
-    with publishing(*fakes) as (weights, _, _):
-        weights._own = OwnServer(weights._servers, 1)
+    with publishing(*fakes, own=1) as (weights, _, _):
         weights.publish(Model(), 1)
     assert not fakes[0].weights
     assert fakes[0].control == [*FROZEN, "/resume"], "whoever is in charge pauses all"

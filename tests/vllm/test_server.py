@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 
 import pytest
 
@@ -33,11 +34,10 @@ def test_a_turn_ends_at_its_cap_or_with_the_id_that_ends_it(shared):
     assert (len(capped.token_ids), capped.finish_reason) == (3, "length")
     settings = VLLMSettings(type="vllm", python="unused")
     everything = frozenset(range(shared.model.config.vocab_size))
-    policy = VLLMPolicy(shared.server, settings, end_ids=everything)
-    policy._slots, policy._entered = shared.policy._slots, shared.policy._entered
+    policy = VLLMPolicy(nullcontext(shared.server), settings, end_ids=everything)  # it stays open
 
     async def act():
-        async with policy.session("ends") as session:
+        async with policy, policy.session("ends") as session:
             return await session.act(PROMPT, TurnSampling(max_tokens=24, seed=1), timeout=60)
 
     ended = shared.loop.run(act())

@@ -140,12 +140,15 @@ def _updated_in_a_turn(shared):
         (server,) = shared.server.servers
         return shared.loop.run(server.engine_counts(timeout=5)).tokens
 
+    async def begun() -> asyncio.Future:
+        return asyncio.ensure_future(_act(shared, max_tokens=900))
+
     idle = said()
-    long = asyncio.run_coroutine_threadsafe(_act(shared, max_tokens=900), shared.loop._loop)
+    long = shared.loop.run(begun())
     while said() < idle + len(PROMPT) + 5:  # it is being sampled
         time.sleep(0.01)
     shared.publish()
-    return before, version, long.result(120)
+    return before, version, shared.loop.run(asyncio.wait_for(long, 120))
 
 
 async def _act(on, *, max_tokens):

@@ -34,6 +34,7 @@ class FakeVLLM:
         slots: turns that are sampled at once, the others waiting; no bound for None.
         max_model_len: what it says about its context.
         developer: whether it has the developer routes.
+        log_stats: whether it counts what its engine does; vLLM's `--disable-log-stats` if not.
         transfer: engine of its weight transfer.
         card: UUID of its card.
         frozen_tokens: that a turn in flight has when a publication freezes it.
@@ -59,6 +60,7 @@ class FakeVLLM:
     requests: list[dict[str, Any]] = field(default_factory=list)
     faults: deque[Fault] = field(default_factory=deque)
     developer: bool = True
+    log_stats: bool = True
     transfer: str = "shm"
     card: str | None = None
     frozen_tokens: int = 0
@@ -197,6 +199,8 @@ class FakeVLLM:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """A turn that is being sampled has some more tokens each time that one looks."""
+        if not self.log_stats:
+            return web.Response(text="# nothing\n")
         if self._in_flight and not (self.paused or self.asleep or self.stuck):
             self._tokens += 1
         values = {"generation_tokens_total": self._tokens, "num_requests_running": len(self._in_flight)}

@@ -87,6 +87,12 @@ class ManagedServer:
         """Whether clients may use it; one that has ended is not, though nobody may have seen it yet."""
         return self._up.is_set() and self.lost is None and not self._ended
 
+    @property
+    def pid(self) -> int | None:
+        """The child that the server runs below; None while there is none. Each start has another one."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
+
     def move_log(self, path: Path) -> None:
         """Continue the log elsewhere on the same file system, once there is a run to keep it."""
         os.replace(self.log, path)

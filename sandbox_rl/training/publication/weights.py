@@ -46,7 +46,7 @@ class PublishedWeights(Weights):
     Args:
         servers: on the main process, which pauses and resumes them; None elsewhere. Entered later, maybe.
         loop: where the servers' connections live; `publish` and `sleep` are called from outside of it.
-        transfer: `shm`, `ipc`, `nccl` or `gloo`.
+        transfer: `shm`, `ipc`, `nccl` or `gloo`, or a way of one's own.
         sleeps: whether servers sleep between `sleep` and `publish`.
         keeps: whether the main process keeps a copy in memory for servers that are started again.
         external: someone else runs them: they may be started again between two publications, and may be on
@@ -62,7 +62,7 @@ class PublishedWeights(Weights):
         servers: Servers | None,
         loop: LoopThread,
         *,
-        transfer: str = "shm",
+        transfer: str | Transport = "shm",
         sleeps: bool = False,
         keeps: bool = False,
         external: bool = False,
@@ -71,7 +71,7 @@ class PublishedWeights(Weights):
         super().__init__()  # version 0 before the first publication: servers have loaded those by themselves
         self._servers = servers
         self._loop = loop
-        self._transport: Transport = transport_of(transfer)
+        self._transport = transport_of(transfer) if isinstance(transfer, str) else transfer
         self._sleeps = sleeps
         self._keeps = keeps and servers is not None
         self._external = external

@@ -113,11 +113,14 @@ def test_parts_without_gradient_are_the_whole():
     assert sorted(widths) == [(1, 12), (1, 15), (2, 8)]
 
 
-def test_no_attention_mask_reaches_the_layers():
-    model, inputs = make_model(layers=1), batch()
+@pytest.mark.parametrize("wrap", [lambda m: m, with_lora], ids=["full", "lora"])
+def test_no_attention_mask_reaches_the_layers(wrap):
+    """Also where peft hands the base model `inputs_embeds=None` and more."""
+    base, inputs = make_model(layers=1), batch()
+    model = wrap(base)
     align_rows(float32_log_probs(model, temperature=TEMPERATURE))
     seen = []
-    model.model.layers[0].register_forward_pre_hook(
+    base.model.layers[0].register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
     )
     model(**inputs, fused_lm_head=True)
@@ -155,19 +158,3 @@ def test_other_calls_are_the_model_s_own():
     ids = inputs["input_ids"][2:3, -4:]
     model.generation_config.pad_token_id = PAD
     assert model.generate(ids, max_new_tokens=2, do_sample=False, eos_token_id=1).shape == (1, 6)
-
-
-def test_rows_are_aligned_under_adapters_too(monkeypatch):
-    """peft hands the base model `inputs_embeds=None` and more."""
-    from peft import LoraConfig, get_peft_model
-
-    from sandbox_rl.training import log_probs
-    from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
-
-    calls, in_parts = [], log_probs._in_parts
-    monkeypatch.setattr(log_probs, "_in_parts", lambda *given: calls.append(1) or in_parts(*given))
-    model = get_peft_model(tiny_model(tiny_tokenizer()), LoraConfig(r=2, target_modules="all-linear"))
-    log_probs.align_rows(log_probs.float32_log_probs(model, temperature=1.0))
-    ids = torch.arange(10, 30).view(2, 10)
-    model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, fused_lm_head=True)
-    assert calls == [1]

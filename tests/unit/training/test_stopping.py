@@ -9,7 +9,7 @@ import pytest
 
 from sandbox_rl.errors import StopAsked
 from sandbox_rl.training.loop import LoopThread
-from sandbox_rl.training.stopping import Asked, _Presses
+from sandbox_rl.training.stopping import Asked, Presses
 
 
 async def one() -> int:
@@ -41,7 +41,7 @@ def test_an_interrupt_ends_evaluations_and_lets_the_episodes_of_a_step_end():
     ],
 )
 def test_what_signals_that_come_together_ask_for(hurried, numbers, asked):
-    presses = _Presses(hurried=hurried)
+    presses = Presses(hurried=hurried)
     if numbers:
         os.write(presses.writer, bytes(numbers))
     assert presses.read(0.01) is asked

@@ -13,7 +13,13 @@ from trl.experimental.async_grpo.packing import TREE_ATTENTION
 from sandbox_rl.errors import ModelError
 from sandbox_rl.training.probe import plain_forward
 from sandbox_rl.training.tree_attention import register_tree_attention, tree_attention
-from sandbox_rl.training.tree_check import check_packing, check_tree_config, packing_gap
+from sandbox_rl.training.tree_check import (
+    check_packing,
+    check_tree_config,
+    packed_log_probs,
+    packing_gap,
+    plain_log_probs,
+)
 from tests.unit.training.test_sampler_check import AGREE, BASE, made
 
 
@@ -59,17 +65,15 @@ def test_the_comparison_sees_what_is_left_out(name, monkeypatch):
 @pytest.mark.parametrize("name", ["Gemma-2", "gpt-oss"])
 def test_gradients_are_those_of_plain_rows(name):
     model = packed(name, num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"])
-    from sandbox_rl.training.tree_check import _packed, _plain
-
     rows = [[*range(10, 20), 5, 6, 7], [*range(10, 20), 8]]
     gradients = []
     for way in ("packed", "plain"):
         again = copy.deepcopy(model).eval()
         if way == "packed":
-            _packed(again, rows).sum().backward()
+            packed_log_probs(again, rows).sum().backward()
         else:
             with plain_forward(again), torch.enable_grad():
-                sum(_plain(again, row).sum() for row in rows).backward()
+                sum(plain_log_probs(again, row).sum() for row in rows).backward()
         gradients.append({n: p.grad for n, p in again.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for parameter, gradient in gradients[1].items():
