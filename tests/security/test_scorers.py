@@ -20,9 +20,6 @@ from tests.hostile_answers import BACKTRACKING, FACTORIALS, NESTING, TOWERS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-_BUDGET_S = 6.0
-_OVERHEAD_S = 6.0  # a killed worker is replaced, and a gold answer may be looked at alone
-
 BOMBS = {
     "SCO-01": [
         *TOWERS,
@@ -63,7 +60,7 @@ HEDGES = [
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool() -> AsyncIterator[ScoringPool]:
     async with ScoringPool(
-        ProgramSandboxes(PROGRAM, memory_mb=2048), RewardSettings(timeout_s=_BUDGET_S), expected=("math",)
+        ProgramSandboxes(PROGRAM, memory_mb=2048), RewardSettings(timeout_s=6.0), expected=("math",)
     ) as made:
         yield made
 
@@ -76,11 +73,10 @@ async def score(pool: ScoringPool, answer: str, gold: str = "42", scorer: str = 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("case_id", sorted(BOMBS))
 async def test_bombs_score_zero_in_time(pool: ScoringPool, case_id: str) -> None:
+    """By the scorer's own verdict: one that is killed at the end of its time says so."""
     for answer in BOMBS[case_id]:
-        started = time.monotonic()
         reward = await score(pool, answer)
-        assert reward.value == 0.0, (answer[:40], reward.detail)
-        assert time.monotonic() - started < _BUDGET_S + _OVERHEAD_S, answer[:40]
+        assert (reward.value, reward.parts, reward.detail) == (0.0, {}, ""), answer[:40]
     assert (await score(pool, "42")).value == 1.0
 
 
@@ -171,8 +167,8 @@ async def test_bombs_among_good_answers(pool: ScoringPool) -> None:
     rewards = await asyncio.gather(*(score(pool, answer) for answer in answers))
     watcher.cancel()
     assert [reward.value for reward in rewards] == [0.0 if i % 8 == 0 else 1.0 for i in range(64)]
+    assert not any(reward.parts for reward in rewards), "none was killed, nor anything beside it"
     seconds = time.monotonic() - started
-    assert seconds < 60
     # Refused at a glance, all of it can be over before the first look at the clock.
     ordered = sorted(lags) or [seconds]
     assert ordered[int(0.99 * len(ordered))] < 0.1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -41,11 +40,10 @@ NOT_FINITE += [r"\boxed{\text{nan}}"]
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_bombs_score_zero_at_once(score: ScoreNow, kind: str) -> None:
+    """By the scorer's own verdict: one that is killed, after 1.5 s of a processor, says so."""
     for answer in BOMBS[kind]:
-        start = time.monotonic()
         reward = score(answer, "42")
-        assert reward.value == 0.0, answer[:40]
-        assert time.monotonic() - start < 6, answer[:40]
+        assert (reward.value, reward.parts, reward.detail) == (0.0, {}, ""), answer[:40]
     assert score("42", "42").value == 1.0
 
 
