@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -40,14 +41,14 @@ def training_placement(
             "of the first machine are out of the others' reach; start some and name them in policy.base_urls"
         )
 
-    def needs(ranks: int) -> Needs:
+    def needs(ranks: int, *, divided: bool = division.way is not None) -> Needs:
         estimate = memory_of(
             recipe,
             args,
             model.config,
             prompt=model.longest_prompt,
             context=model.context,
-            shards=1 if division.way is None else ranks * division.processes // division.ranks,
+            shards=ranks * division.processes // division.ranks if divided else 1,
             offloaded=division.offloads,
         )
         shape, item = model_shape(model.config), compute_dtype(model.settings).itemsize
@@ -62,7 +63,8 @@ def training_placement(
         if cards:
             check_training(cards[: division.ranks], needs(division.ranks).training)
         return None
-    return _here(plan_placement(cards, division.ranks, policy, needs, mode=recipe.mode))
+    other = partial(needs, divided=True) if division.way is None else None
+    return _here(plan_placement(cards, division.ranks, policy, needs, mode=recipe.mode, divided=other))
 
 
 def serving_placement(policy: VLLMSettings) -> Placement:

@@ -26,6 +26,7 @@ def plan_placement(
     needs: Callable[[int], Needs],
     *,
     mode: Literal["sync", "async"],
+    divided: Callable[[int], Needs] | None = None,
 ) -> Placement:
     """Plan managed servers beside the processes that train on this machine.
 
@@ -33,6 +34,7 @@ def plan_placement(
         cards: that this run may use, in the order of their local rank.
         ranks: processes that train on this machine; number i on card i.
         needs: by how many processes train.
+        divided: the same if they divided the model, where they do not and could.
 
     Raises:
         ConfigError: what is asked for is not there or does not fit; names the nearest that does.
@@ -57,7 +59,7 @@ def plan_placement(
         if isinstance(found, Placement):
             return found
         why = why or found
-    raise ConfigError(f"policy.placement: {why}; {_nearest(cards, ranks, settings, needs, mode)}")
+    raise ConfigError(f"policy.placement: {why}; {_nearest(cards, ranks, settings, needs, mode, divided)}")
 
 
 def check_training(cards: Sequence[Card], training: int) -> None:
@@ -187,8 +189,9 @@ def _nearest(
     settings: VLLMSettings,
     needs: Callable[[int], Needs],
     mode: Literal["sync", "async"],
+    divided: Callable[[int], Needs] | None,
 ) -> str:
-    """What would fit, as the change that it takes."""
+    """What would fit, as the change that it takes: the model whole with fewer processes, or else divided."""
     reset = [f"policy.{name}=auto" for name in ("servers", "transfer") if getattr(settings, name) != "auto"]
     reset += ["policy.arguments.gpu-memory-utilization left out"] * (_given_share(settings) is not None)
     also = f" with {' and '.join(reset)}" if reset else ""
@@ -196,12 +199,15 @@ def _nearest(
     free = settings.model_copy(
         update={"placement": "auto", "servers": "auto", "transfer": "auto", "arguments": arguments}
     )
-    for fewer in range(ranks, 0, -1):
-        for kind in _kinds(free, fewer, len(cards)):
+    ways = [(count, needs, "") for count in range(ranks, 0, -1)]
+    if divided is not None:
+        ways += [(count, divided, " and launch.config=fsdp2") for count in range(len(cards), 1, -1)]
+    for count, of, config in ways:
+        for kind in _kinds(free, count, len(cards)):
             for other in _mode_and_sleep(free, mode):
-                if isinstance(_fitting(kind, cards, fewer, other[0], needs(fewer), other[1]), Placement):
-                    train = f" with launch.processes={fewer}" if fewer != ranks else ""
-                    return f"placement {kind!r}{also}{train}{other[2]} fits"
+                if isinstance(_fitting(kind, cards, count, other[0], of(count), other[1]), Placement):
+                    train = f" with launch.processes={count}" if count != ranks else ""
+                    return f"placement {kind!r}{also}{train}{config}{other[2]} fits"
     least = needs(ranks)
     beside = 0 if len(cards) > ranks else least.training if mode == "async" else least.held
     size = RESERVE + max(least.training, beside + least.server(settings.shards))

@@ -53,8 +53,9 @@ def needs_of(model: str, *, sharded: bool = True):
 
 
 def plan(cards: str, ranks: int, model: str, mode: str = "sync", sharded: bool = True, **policy):
-    settings = VLLMSettings(type="vllm", **policy)
-    return plan_placement(fake_cards(cards), ranks, settings, needs_of(model, sharded=sharded), mode=mode)
+    settings, other = VLLMSettings(type="vllm", **policy), None if sharded else needs_of(model)
+    needs = needs_of(model, sharded=sharded)
+    return plan_placement(fake_cards(cards), ranks, settings, needs, mode=mode, divided=other)
 
 
 CASES = [
@@ -239,6 +240,20 @@ def test_what_is_refused_names_what_would_do(cards, ranks, model, mode, policy, 
     with pytest.raises(ConfigError, match=said) as caught:
         plan(cards, ranks, model, mode, **policy)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "policy", "said"),
+    [
+        (1, {"placement": "one"}, "'shared' with launch.processes=8 and launch.config=fsdp2 fits"),
+        (8, {}, "'shared' and launch.config=fsdp2 fits"),
+        (8, {"servers": 9}, "'shared' with policy.servers=auto and launch.config=fsdp2 fits"),
+    ],
+)
+def test_a_model_that_fits_only_where_it_is_divided_is_refused_with_the_way_to_do_so(ranks, policy, said):
+    with pytest.raises(ConfigError, match=f"an update needs .* placement {said}$"):
+        plan(f"8x {H100}", ranks, "8B", sharded=False, **policy)
+    assert plan(f"8x {H100}", 8, "8B").kind == "shared", "which is so"
 
 
 def test_a_server_on_a_card_by_hand_stays_where_it_was_put():
