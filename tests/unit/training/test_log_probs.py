@@ -40,6 +40,11 @@ def with_lora(model):
     return model
 
 
+def as_causal_lm(model):
+    """With peft's own class for it, which hands on `inputs_embeds=None` and more."""
+    return get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
 def batch() -> dict[str, torch.Tensor]:
     """Prompts padded on the left, completions on the right, as TRL does; every third token is masked."""
     torch.manual_seed(1)
@@ -113,9 +118,8 @@ def test_parts_without_gradient_are_the_whole():
     assert sorted(widths) == [(1, 12), (1, 15), (2, 8)]
 
 
-@pytest.mark.parametrize("wrap", [lambda m: m, with_lora], ids=["full", "lora"])
+@pytest.mark.parametrize("wrap", [lambda m: m, with_lora, as_causal_lm], ids=["full", "lora", "causal lm"])
 def test_no_attention_mask_reaches_the_layers(wrap):
-    """Also where peft hands the base model `inputs_embeds=None` and more."""
     base, inputs = make_model(layers=1), batch()
     model = wrap(base)
     align_rows(float32_log_probs(model, temperature=TEMPERATURE))
