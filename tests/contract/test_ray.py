@@ -141,7 +141,8 @@ async def test_a_killed_node_fails_its_sandboxes_alone_and_a_new_one_is_used(
                 await task
         with pytest.raises(SandboxFault):
             await there[0].read_answer()
-        assert time.monotonic() - started < 15
+        # The promise of `lost_after_s`: a node without an answer for so long is lost with its sandboxes.
+        assert time.monotonic() - started < 1.5 * settings_for(cluster.address).lost_after_s
         await until(lambda: not sleeping("77.125"), 15)
         async with backend.sandbox(timeout=20) as again:  # what a refilled episode does
             assert again.node == elsewhere[0].node  # type: ignore[attr-defined]
