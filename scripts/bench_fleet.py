@@ -174,10 +174,10 @@ async def episodes(on: Fleet, options: argparse.Namespace, tally: Tally, seconds
     servers = options.servers if options.real else len(on.members)
 
     async def one(number: int) -> None:
-        before = [slot.live for slot in on.policy._slots]
+        before = on.policy.loads
         async with on.policy.session(str(number)) as session:
-            after = [slot.live for slot in on.policy._slots]
-            own = next(i for i, (a, b) in enumerate(zip(before, after, strict=True)) if b > a)
+            loads = zip(before, on.policy.loads, strict=True)
+            own = next(i for i, (a, b) in enumerate(loads) if b["episodes"] > a["episodes"])
             await episode(number, session, on.members[own], until, tally, tokens)
 
     tasks = []
@@ -224,11 +224,12 @@ def death(options: argparse.Namespace) -> dict[str, Any]:
         async def kill_on_the_way() -> None:
             nonlocal own
             await asyncio.sleep(options.seconds / 3)
-            process = dying._process
-            assert process is not None
+            child = dying.pid
+            assert child is not None
             own = sum(server is dying for server in tally.waiting.values())
-            kill_child(process.pid)
-            await process.wait()
+            kill_child(child)
+            while dying.pid == child:  # noqa: ASYNC110 (a process to wait for, not a task)
+                await asyncio.sleep(0.005)
             await asyncio.to_thread(on.weights.publish, model.set(2.0), 2)
 
         async def both() -> None:

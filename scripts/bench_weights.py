@@ -196,8 +196,8 @@ def reload_from_directory(bench: Bench, model: PreTrainedModel, checkpoint: Path
 
 
 def kill_and_wait(bench: Bench) -> None:
-    assert bench.child._process is not None
-    children = Path(f"/proc/{bench.child._process.pid}/task/{bench.child._process.pid}/children").read_text()
+    child = bench.child.pid
+    children = Path(f"/proc/{child}/task/{child}/children").read_text()
     os.kill(int(children.split()[0]), signal.SIGKILL)
     bench.loop.run(bench.turn(1, timeout=300.0))
 
