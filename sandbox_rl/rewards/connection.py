@@ -161,6 +161,7 @@ class Worker:
 
         Raises:
             WorkerLost: the worker is gone.
+            OSError: this process can hold no more descriptors; the worker has been told nothing.
         """
         cpu, connection = budget * len(items) + WARM_S, self._handle.socket
         ours, theirs = socket.socketpair()

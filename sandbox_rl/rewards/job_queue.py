@@ -102,15 +102,19 @@ class Lane:
 
     def drain(self) -> list[Job]:
         """All that wait, who wait no longer."""
-        jobs = [job for queue in self._queues.values() for job in queue]
+        jobs = self._waiting()
         for queue in self._queues.values():
             queue.clear()
         return jobs
 
+    def _waiting(self) -> list[Job]:
+        return [job for queue in self._queues.values() for job in queue]
+
     async def wait_for(self, seconds: float) -> None:
-        """Return when a job has waited so long."""
+        """Return when a job that somebody wants has waited so long."""
         while True:
-            while not (waiting := [queue[0].waits_since for queue in self._queues.values() if queue]):
+            # Not only the first of each queue: it may have been put back before the others just now.
+            while not (waiting := [job.waits_since for job in self._waiting() if not job.done.done()]):
                 self._news.clear()
                 await self._news.wait()
             if (left := min(waiting) + seconds - time.monotonic()) <= 0:

@@ -15,9 +15,8 @@ and gets another when jobs wait for as long as one takes to start, the slow lane
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sandbox_rl.errors import ConfigError, SandboxFault
@@ -90,8 +89,7 @@ class Lanes:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for worker in tuple(self._started):
             self._kill(worker)
-        for job in (*self._fast.drain(), *self._slow.drain()):
-            job.settle(Outcome("down", detail="scoring was stopped"))
+        _down((*self._fast.drain(), *self._slow.drain()), "scoring was stopped")
 
     async def run(self, item: Mapping[str, Any], *, together: bool = False, dataset: str = "") -> Outcome:
         """What became of one item.
@@ -121,7 +119,10 @@ class Lanes:
             self._slow_worker.slow(self._fast.busy)
 
     async def _start(self) -> Worker:
-        worker = await Worker.start(self._place, self._config, self._memory_mb)
+        try:
+            worker = await Worker.start(self._place, self._config, self._memory_mb)
+        except OSError as error:
+            raise SandboxFault(f"a scoring worker cannot be started: {error}") from error
         self._started.add(worker)
         return worker
 
@@ -132,24 +133,45 @@ class Lanes:
     async def _serve(self, lane: Lane, worker: Worker | None) -> None:
         """Jobs of a lane on one worker after another, for ever."""
         if worker is None:
-            await lane.wait_for(0.0 if lane is self._slow else _STARTS_S)
-            with contextlib.suppress(ConfigError, SandboxFault):  # said to the first job
-                worker = await self._start()
+            worker = await self._when_needed(lane)
         while True:
             if lane is self._slow:
                 self._slow_worker = worker
+            left_to_others = False
             async with lane.take() as jobs:
                 self._pace()
                 try:
                     worker = await self._turn(worker, jobs)
                 except asyncio.CancelledError:
-                    for job in jobs:
-                        job.settle(Outcome("down", detail="scoring was stopped"))
+                    _down(jobs, "scoring was stopped")
                     raise
+                except (ConfigError, SandboxFault):
+                    left_to_others = True
+                    self._put(jobs, first=True)
             self._pace()
+            if left_to_others:
+                worker = await self._when_needed(lane)
+
+    async def _when_needed(self, lane: Lane) -> Worker | None:
+        """A worker once jobs have waited for one; None if that of the slow lane does not start.
+
+        Without a further worker the fast lane's jobs still have the others, so that is told to none of them.
+        """
+        while True:
+            await lane.wait_for(0.0 if lane is self._slow else _STARTS_S)
+            try:
+                return await self._start()
+            except (ConfigError, SandboxFault):
+                if lane is self._slow:
+                    return None  # said to the first job
+            await asyncio.sleep(_STARTS_S)
 
     async def _turn(self, worker: Worker | None, jobs: list[Job]) -> Worker | None:
-        """Have these jobs done by one process; returns the worker, None when it is lost."""
+        """Have these jobs done by one process; returns the worker, None when it is lost.
+
+        Raises:
+            ConfigError, SandboxFault: no worker starts, but others can do these jobs.
+        """
         if worker is not None and jobs[0].lost:
             # Only a worker that has just started tells whether the job ends it.
             self._kill(worker)
@@ -158,8 +180,9 @@ class Lanes:
             try:
                 worker = await self._start()
             except (ConfigError, SandboxFault) as error:
-                for job in jobs:
-                    job.settle(Outcome("down", detail=str(error)))
+                if self._others_serve(jobs[0]):
+                    raise
+                _down(jobs, error)
                 await asyncio.sleep(0.1)
                 return None
             if jobs[0].level >= _FAST:
@@ -177,8 +200,16 @@ class Lanes:
             self._kill(worker)
             self._lost(jobs)
             return None
+        except OSError as error:  # the worker is well, but this process can hold no more descriptors
+            _down(jobs, f"an answer cannot be handed to a scoring worker: {error}")
+            await asyncio.sleep(0.1)
+            return worker
         self._after(jobs, ending)
         return worker
+
+    def _others_serve(self, job: Job) -> bool:
+        """Whether a job for which no worker starts can be left to another; a lost one needs a new worker."""
+        return job.level < _FAST and not job.lost and bool(self._started - {self._slow_worker})
 
     def _after(self, jobs: list[Job], ending: Ending) -> None:
         """What becomes of the jobs that a process has left without a verdict: the first of them ended it."""
@@ -223,3 +254,8 @@ class Lanes:
                 job.settle(Outcome("broken", detail="its scoring worker died twice"))
             else:
                 self._put([job], first=True)
+
+
+def _down(jobs: Iterable[Job], why: object) -> None:
+    for job in jobs:
+        job.settle(Outcome("down", detail=str(why)))

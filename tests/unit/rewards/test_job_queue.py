@@ -73,3 +73,26 @@ async def test_a_job_that_nobody_waits_for_is_not_done() -> None:
     wanted.settle(Outcome("value", 1.0))
     wanted.settle(Outcome("died"))
     assert wanted.done.result().kind == "value"
+
+
+async def test_only_a_job_that_somebody_wants_gets_another_worker() -> None:
+    lane = Lane(range(2), 2, Habits())
+    given_up = job()
+    lane.put([given_up])
+    given_up.done.cancel()
+    needed = asyncio.create_task(lane.wait_for(0.0))
+    await asyncio.sleep(0.01)
+    assert not needed.done()
+    lane.put([job(1)])
+    await needed
+
+
+async def test_jobs_that_are_put_back_before_others_do_not_hide_how_long_these_wait() -> None:
+    lane = Lane(range(2), 2, Habits())
+    lane.put([job(together=True) for _ in range(17)])
+    needed = asyncio.create_task(lane.wait_for(0.2))
+    for _ in range(40):
+        lane.put(await taken(lane), first=True)
+        await asyncio.sleep(0.01)
+    assert needed.done()
+    needed.cancel()

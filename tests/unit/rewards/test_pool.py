@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,11 +184,16 @@ class _Scarce(PlainPlace):
 
     left = 1
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[Any] = []
+
     async def start(self) -> Any:
         if not self.left:
             raise SandboxFault("nothing can be started just now")
         self.left -= 1
-        return await super().start()
+        self.started.append(await super().start())
+        return self.started[-1]
 
 
 async def test_what_cannot_be_looked_at_for_now_is_not_held_against_the_row() -> None:
@@ -199,6 +206,48 @@ async def test_what_cannot_be_looked_at_for_now_is_not_held_against_the_row() ->
         assert (reward.value, reward.detail) == (None, "nothing can be started just now")
         place.left = 9
         assert (await pool.score(task, ok("boom"))).value == 0.0
+
+
+async def test_answers_are_left_to_the_workers_that_are_there_where_no_other_starts() -> None:
+    """Neither a further worker nor one in place of a killed one."""
+    place = _Scarce()
+    task = make_task("1", f"{USER}:does_as_told")
+    settings = RewardSettings(workers=2, timeout_s=0.05)
+    async with ScoringPool(place, settings, expected=[task.scorer]) as pool, asyncio.timeout(60):
+        assert place.left == 0
+        texts = ["wait", "an answer"] * 12  # each of the former keeps the only worker for a tenth of a second
+        rewards = await asyncio.gather(*(pool.score(task, ok(text)) for text in texts))
+        assert [reward.value for reward in rewards] == [0.0, 1.0] * 12
+        place.left = 1
+        while place.left or len(place.started) < 2:
+            await asyncio.gather(*(pool.score(task, ok("wait")) for _ in range(12)))
+        place.started[0].process.kill()
+        rewards = await asyncio.gather(*(pool.score(task, ok("cost")) for _ in range(8)))
+    unscored = [reward.detail for reward in rewards if reward.value is None]
+    assert len(unscored) <= 1, unscored  # the one that the killed worker was given
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process can open nothing more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def test_a_process_without_descriptors_judges_nothing_until_it_has_some() -> None:
+    settings = RewardSettings(workers=1, timeout_s=0.05)
+    async with ScoringPool(PlainPlace(), settings, expected=["math"]) as pool, asyncio.timeout(20):
+        with no_descriptors():
+            reward = await pool.score(make_task("42"), ok("42"))
+        assert reward.value is None
+        assert "Too many open files" in reward.detail
+        assert (await pool.score(make_task("42"), ok("42"))).value == 1.0
 
 
 async def test_composite_and_override() -> None:

@@ -25,6 +25,14 @@ def hangs(answer: str, task: Task) -> float:
     return 1.0
 
 
+def does_as_told(answer: str, task: Task) -> float:
+    if answer == "wait":
+        time.sleep(600)
+    while answer == "cost" and time.process_time() < 0.025:
+        pass
+    return 1.0
+
+
 def spins(answer: str, task: Task) -> float:
     while True:
         pass
