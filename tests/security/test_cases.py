@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import time
 
 import pytest
 
@@ -69,10 +68,8 @@ async def test_many_at_once_in_random_order(
         async with free:
             return case.id, (await run_case(backend, case, witness, patience=6)).problems
 
-    started = time.monotonic()
     outcomes = await asyncio.gather(*map(one, cases))
     assert not {case_id: problems for case_id, problems in outcomes if problems}
-    assert time.monotonic() - started < 240
     assert not leaked(before, within=10)
     assert resident_mb() - memory < 4 * _GROWTH_MB
     assert neighbour.failures == 0
