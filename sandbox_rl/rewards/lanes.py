@@ -241,7 +241,8 @@ class Lanes:
             if job in left[1:]:
                 continue
             slow = ending.out_of_time if job in left else job.level > 0 and ending.seconds >= self._budgets[0]
-            self._habits.used(job, first_slice_up=slow)
+            if job.level == 0 or not slow:  # one answer counts once, however many slices it uses up
+                self._habits.used(job, first_slice_up=slow)
 
     def _lost(self, jobs: list[Job]) -> None:
         """The worker is gone. Once that can come from outside; what loses a second one did it itself."""

@@ -18,7 +18,7 @@ from sandbox_rl.errors import ConfigError, SandboxFault
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.places import PlainPlace
 from sandbox_rl.rewards.pool import ScoringPool
-from sandbox_rl.types import Answer, AnswerStatus
+from sandbox_rl.types import Answer, AnswerStatus, Task
 
 from .conftest import USER, ScoreNow, make_task, ok, scoring_pool
 
@@ -248,6 +248,26 @@ async def test_a_process_without_descriptors_judges_nothing_until_it_has_some() 
         assert reward.value is None
         assert "Too many open files" in reward.detail
         assert (await pool.score(make_task("42"), ok("42"))).value == 1.0
+
+
+async def test_an_answer_that_uses_up_several_slices_counts_once_against_its_scorer() -> None:
+    """Three in a row would have the others of that scorer wait behind the cheap ones of all scorers."""
+    told, other = make_task("1", f"{USER}:does_as_told"), make_task("1", f"{USER}:length")
+    settings = RewardSettings(workers=1, timeout_s=0.05)
+    came = []
+
+    async def score(task: Task, text: str) -> None:
+        await pool.score(task, ok(text))
+        came.append(text)
+
+    async with ScoringPool(PlainPlace(), settings, expected=[told.scorer, other.scorer]) as pool:
+        for _ in range(3):  # the gold answer, which is cheap, is looked at after the first
+            assert (await pool.score(told, ok("wait"))).value == 0.0
+        judged = [asyncio.create_task(score(other, "first"))]
+        await asyncio.sleep(0)
+        judged += [asyncio.create_task(score(*of)) for of in ((told, "before"), (other, "behind"))]
+        await asyncio.gather(*judged)
+    assert came == ["first", "before", "behind"]
 
 
 async def test_composite_and_override() -> None:
