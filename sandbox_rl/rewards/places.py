@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -143,10 +144,12 @@ class _PlainWorker:
         self.socket.setblocking(False)
 
     def kill(self) -> None:
+        """End it with what it has started; idempotent."""
         self.socket.close()
-        with contextlib.suppress(OSError):
-            self.process.kill()
-        self.process.wait()
+        if self.process.returncode is None:  # not waited for, so that its number is still that of its group
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 class PlainPlace:
@@ -165,7 +168,7 @@ class PlainPlace:
 
     async def start(self) -> _PlainWorker:
         worker = _PlainWorker(self._path)
-        self._workers = [*(w for w in self._workers if w.process.poll() is None), worker]
+        self._workers = [*(w for w in self._workers if w.process.returncode is None), worker]
         return worker
 
     async def close(self) -> None:

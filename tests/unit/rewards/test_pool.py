@@ -270,6 +270,39 @@ async def test_an_answer_that_uses_up_several_slices_counts_once_against_its_sco
     assert came == ["first", "before", "behind"]
 
 
+def running_in_group(group: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                state, _, its_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(its_group) == group and state != "Z":
+                    found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("worker_lost", [False, True])
+async def test_no_answer_runs_on_after_its_worker_where_nothing_isolates_them(*, worker_lost: bool) -> None:
+    place = _Scarce()
+    task = make_task("1", f"{USER}:hangs")
+    async with ScoringPool(place, RewardSettings(workers=1, timeout_s=5.0), expected=[task.scorer]) as pool:
+        worker = place.started[0].process.pid
+        judged = asyncio.create_task(pool.score(task, ok("a")))
+        async with asyncio.timeout(20):
+            while len(running_in_group(worker)) < 2:
+                assert not judged.done()
+                await asyncio.sleep(0.005)
+        if worker_lost:
+            os.kill(worker, signal.SIGKILL)
+            assert (await judged).value is None
+    for _ in range(1000):
+        if not (left := running_in_group(worker)):
+            break
+        await asyncio.sleep(0.01)
+    assert left == []
+    await asyncio.gather(judged, return_exceptions=True)
+
+
 async def test_composite_and_override() -> None:
     async with scoring_pool(composite={"exact": 3.0, "f1": 1.0}, workers=1) as pool:
         reward = await pool.score(make_task("Eiffel Tower"), ok("Eiffel"))
