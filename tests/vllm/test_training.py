@@ -146,12 +146,12 @@ FLEETS = {
 cards each has a rank and a server, on four two train and two serve."""
 
 
-def fleet(write_recipe, monkeypatch, mode: str, **more) -> Path:
+def fleet(write_recipe, monkeypatch, mode: str, name: str, **more) -> Path:
     cards, blocks = FLEETS[mode]
     monkeypatch.setenv("SANDBOX_RL_FAKE_CARDS", cards)
     both = {"num_generations": 4, "learning_rate": 1.0e-3, "activation_checkpointing": False}
     blocks = {"evaluation": {"tasks": 0}} | blocks | {"grpo": both | blocks["grpo"]} | more
-    return write_recipe(f"two-{mode}", **blocks)
+    return write_recipe(name, **blocks)
 
 
 def test_two_processes_and_two_servers_that_sleep_of_which_one_is_killed(write_recipe, monkeypatch):
@@ -162,6 +162,7 @@ def test_two_processes_and_two_servers_that_sleep_of_which_one_is_killed(write_r
         write_recipe,
         monkeypatch,
         "sync",
+        "two-sync",
         model=RECIPE["model"] | {"lora": {"r": 8}},
         policy=RECIPE["policy"] | {"sleep": True},
         evaluation={"tasks": 4, "every_steps": 2},
@@ -216,7 +217,7 @@ def _sampled_with_the_adapters(run: Path, records: list[dict]) -> None:
 @pytest.mark.faults
 def test_two_asynchronous_processes_and_two_servers_of_which_one_is_killed(write_recipe, monkeypatch):
     """As on four cards, of which two train; the process that rolls out finds the server again too."""
-    recipe = fleet(write_recipe, monkeypatch, "async")
+    recipe = fleet(write_recipe, monkeypatch, "async", "two-async")
     run = recipe.parent / "runs" / "two-async"
     processes = prepared.ranks(2, "sandbox_rl.cli", "train", recipe)
     kill_a_server(processes, run)
@@ -231,8 +232,8 @@ def test_two_asynchronous_processes_and_two_servers_of_which_one_is_killed(write
 @pytest.mark.faults
 @pytest.mark.parametrize("mode", FLEETS)
 def test_two_processes_and_two_servers_are_killed_and_go_on(write_recipe, monkeypatch, mode):
-    recipe = fleet(write_recipe, monkeypatch, mode)
-    run = recipe.parent / "runs" / f"two-{mode}"
+    recipe = fleet(write_recipe, monkeypatch, mode, f"killed-{mode}")
+    run = recipe.parent / "runs" / f"killed-{mode}"
     processes = prepared.ranks(2, "sandbox_rl.cli", "train", recipe)
     deadline = time.monotonic() + 300
     while last_complete(run / "checkpoints") is None:
