@@ -228,8 +228,9 @@ def death(options: argparse.Namespace) -> dict[str, Any]:
             assert child is not None
             own = sum(server is dying for server in tally.waiting.values())
             kill_child(child)
-            while dying.pid == child:  # noqa: ASYNC110 (a process to wait for, not a task)
-                await asyncio.sleep(0.005)
+            async with asyncio.timeout(60):
+                while dying.pid == child:  # noqa: ASYNC110 (a process to wait for, not a task)
+                    await asyncio.sleep(0.005)
             await asyncio.to_thread(on.weights.publish, model.set(2.0), 2)
 
         async def both() -> None:

@@ -8,7 +8,8 @@ scorer of one's own. 256 honest answers that come at once are timed alone, besid
 turn for some rounds; each figure is the median of the rounds, so that other work on the machine meets all
 three alike. The 99th percentile may double beside many bombs, and one bomb may delay the last answer by
 0.1 s. Workers live in sandboxes, as in a run.
-What every start costs is timed last: the trials of the rewards of three sources, 32 tasks each.
+What a worker costs is told first, and last what every start costs: the trials of the rewards of three
+sources, 32 tasks each.
 Bounds: 400 answers/s on 2 workers, 2 s for the trials. Exit code 1 where one is missed.
 
 On a machine with other work the clock says little, so processor seconds are printed too, of this process,
@@ -26,6 +27,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+
+import psutil
 
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.places import PROGRAM
@@ -117,6 +120,16 @@ async def nothing_runs() -> None:
             return
 
 
+async def a_worker() -> tuple[float, int]:
+    """Processor seconds and MiB (its share of what is shared) of the worker that a new pool begins with."""
+    before = processor_seconds()
+    async with ScoringPool(
+        ProgramSandboxes(PROGRAM, memory_mb=2048), RewardSettings(), expected=("math", "reasoning_gym")
+    ):
+        below = psutil.Process().children(recursive=True)
+        return processor_seconds() - before, sum(each.memory_full_info().pss for each in below) >> 20
+
+
 async def trials(pool: ScoringPool) -> float:
     """Seconds that trying the rewards of three sources takes, as before a training run."""
     import reasoning_gym  # not above: this file is a scorer's module as well, and would load it for the bomb
@@ -171,6 +184,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))  # where the workers find `bomb`
+    used, memory = asyncio.run(a_worker())
+    print(f"a worker with reasoning_gym: {used:.1f} s of processor time to start, {memory} MiB")
     rate, per_cpu, rounds, tried = asyncio.run(measure(options))
     seconds = [median(each[kind][0] for each in rounds) for kind in range(3)]
     slowest = [median(each[kind][1] for each in rounds) for kind in range(3)]

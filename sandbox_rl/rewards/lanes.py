@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from sandbox_rl.errors import ConfigError, SandboxFault
 from sandbox_rl.rewards.connection import Ending, Outcome, Worker, WorkerLost
 from sandbox_rl.rewards.job_queue import Habits, Job, Lane
 from sandbox_rl.rewards.places import Place
+
+logger = logging.getLogger(__name__)
 
 _SLICES = (0.01, 0.05, 0.3)
 """Processor seconds of the first turns; the next has the whole budget. An answer in mathematics takes
@@ -157,13 +160,17 @@ class Lanes:
 
         Without a further worker the fast lane's jobs still have the others, so that is told to none of them.
         """
+        told = False
         while True:
             await lane.wait_for(0.0 if lane is self._slow else _STARTS_S)
             try:
                 return await self._start()
-            except (ConfigError, SandboxFault):
+            except (ConfigError, SandboxFault) as error:
                 if lane is self._slow:
                     return None  # said to the first job
+                if not told:
+                    logger.warning("answers are left to fewer scoring workers, no other starts: %s", error)
+                told = True
             await asyncio.sleep(_STARTS_S)
 
     async def _turn(self, worker: Worker | None, jobs: list[Job]) -> Worker | None:

@@ -46,7 +46,7 @@ class PublishedWeights(Weights):
     Args:
         servers: on the main process, which pauses and resumes them; None elsewhere. Entered later, maybe.
         loop: where the servers' connections live; `publish` and `sleep` are called from outside of it.
-        transfer: `shm`, `ipc`, `nccl` or `gloo`, or a way of one's own.
+        transfer: `shm`, `ipc`, `nccl` or `gloo`, or a `Transport`.
         sleeps: whether servers sleep between `sleep` and `publish`.
         keeps: whether the main process keeps a copy in memory for servers that are started again.
         external: someone else runs them: they may be started again between two publications, and may be on

@@ -208,7 +208,9 @@ async def test_what_cannot_be_looked_at_for_now_is_not_held_against_the_row() ->
         assert (await pool.score(task, ok("boom"))).value == 0.0
 
 
-async def test_answers_are_left_to_the_workers_that_are_there_where_no_other_starts() -> None:
+async def test_answers_are_left_to_the_workers_that_are_there_where_no_other_starts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Neither a further worker nor one in place of a killed one."""
     place = _Scarce()
     task = make_task("1", f"{USER}:does_as_told")
@@ -218,6 +220,7 @@ async def test_answers_are_left_to_the_workers_that_are_there_where_no_other_sta
         texts = ["wait", "an answer"] * 12  # each of the former keeps the only worker for a tenth of a second
         rewards = await asyncio.gather(*(pool.score(task, ok(text)) for text in texts))
         assert [reward.value for reward in rewards] == [0.0, 1.0] * 12
+        assert caplog.text.count("no other starts: nothing can be started just now") == 1
         place.left = 1
         while place.left or len(place.started) < 2:
             await asyncio.gather(*(pool.score(task, ok("wait")) for _ in range(12)))
