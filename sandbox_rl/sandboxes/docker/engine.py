@@ -160,14 +160,28 @@ class DockerEngine:
         return int(self._call("inspect_container", container)["State"]["Pid"])
 
     def remove(self, container: str) -> None:
-        """Kill and remove it; one that is gone already, or going, is no error."""
+        """Kill and remove it, and wait until it is gone; one that is gone already is no error.
+
+        An engine refuses (409) to remove what it removes already, such as a container that ended by itself.
+
+        Raises:
+            SandboxFault: the engine does not answer, or its own removal does not end.
+        """
         try:
-            self._api.remove_container(container, force=True, v=True)
+            try:
+                self._api.remove_container(container, force=True, v=True)
+            except self._errors as error:
+                if getattr(getattr(error, "response", None), "status_code", 0) != 409:
+                    raise
+                ended = self._api.wait(container, timeout=CALL_TIMEOUT_S, condition="removed")
+                if failed := ended.get("Error"):
+                    raise SandboxFault(
+                        f"the Docker engine at {self.address.shown} failed: {failed}"
+                    ) from None
         except self._missing:
             return
         except self._errors as error:
-            if getattr(getattr(error, "response", None), "status_code", 0) != 409:  # its removal goes on
-                raise SandboxFault(f"the Docker engine at {self.address.shown} failed: {error}") from None
+            raise SandboxFault(f"the Docker engine at {self.address.shown} failed: {error}") from None
 
     def labelled(self, label: str) -> list[tuple[str, dict[str, str]]]:
         """(id, labels) of every container with this label, running or not."""
