@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from heapq import nlargest
 from pathlib import Path
 from typing import Self
 
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from sandbox_rl.agents.base import Agent
 from sandbox_rl.agents.messages import MessageAgent
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.builders import build_backend, build_chat, build_engine, build_render
-from sandbox_rl.cassette import recordings
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.config.run import RunSettings
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.plan import MODES, EvaluationPlan
-from sandbox_rl.model_builders import build_policy
-from sandbox_rl.policies.base import Policy, TurnSampling
-from sandbox_rl.policies.config import RecordedPolicySettings, TransformersSettings, VLLMSettings
+from sandbox_rl.policies.base import TurnSampling
+from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
-from sandbox_rl.policies.recorded import RecordedPolicy
 from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.runs.placement import serving_placement
+from sandbox_rl.runs.plan import RunModel
+from sandbox_rl.runs.policy import policy_of
 from sandbox_rl.runs.subjects import Subject
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.models import context_length, load_model
 from sandbox_rl.training.pretrained import generation_ends, load_config, load_tokenizer
-from sandbox_rl.training.publication.served import ServedModel, serve, starting_log
 
 Engines = Mapping[str, AbstractAsyncContextManager[RolloutEngine]]
 
@@ -74,34 +71,22 @@ def engines_of(
         }
         return
     device = _only_process().device
-    settings, tokenizer, ends = subject.settings, load_tokenizer(model), generation_ends(model)
-    chats = {mode: build_chat(settings, tokenizer, ends, tools=mode == "sandbox") for mode in MODES}
-    with ExitStack() as stack:
-        policy: Policy
-        if isinstance(settings.policy, TransformersSettings):
-            loaded = load_model(model).to(device)
-            policy = build_policy(settings.policy, loaded, tokenizer, chats["sandbox"])
-            stack.enter_context(loop.entered(policy))
-        elif isinstance(settings.policy, RecordedPolicySettings):
-            context = context_length(load_config(model))
-            policy = RecordedPolicy(recordings(settings.policy.journal), max_context=context)
-            stack.enter_context(loop.entered(policy))
-        else:
-            _refuse_external(settings.policy)
-            longest = max(_longest(chats[mode], subject, mode) for mode in plan.modes)
-            served = serve(
-                settings.policy,
-                _served(settings, model, tokenizer, chats["sandbox"], longest),
-                serving_placement(settings.policy),
-                loop=loop,
-                log=starting_log(Path(settings.output_dir), settings.name),
-                say=display.say,
-            )
-            stack.callback(served.stop)
-            policy = served.policy
-            stack.enter_context(loop.entered(policy))
-            served.keep_log(log)
-        yield {mode: _engine(subject, _StaysOpen(policy, chats[mode]), mode) for mode in plan.modes}
+    settings, placement = subject.settings, None
+    if isinstance(settings.policy, VLLMSettings):
+        _refuse_external(settings.policy)
+        placement = serving_placement(settings.policy)
+    chats, described = _described(subject, plan, model)
+
+    def load() -> PreTrainedModel:
+        return load_model(model).to(device)
+
+    with (
+        policy_of(settings, described, placement, load=load, loop=loop, display=display) as found,
+        loop.entered(found.policy),
+    ):
+        if found.served is not None:
+            found.served.keep_log(log)
+        yield {mode: _engine(subject, _StaysOpen(found.policy, chats[mode]), mode) for mode in plan.modes}
 
 
 def _only_process() -> PartialState:
@@ -122,24 +107,17 @@ def _refuse_external(policy: VLLMSettings) -> None:
         )
 
 
-def _served(
-    settings: RunSettings,
-    model: ModelSettings,
-    tokenizer: PreTrainedTokenizerBase,
-    chat: ChatFormat,
-    longest: int,
-) -> ServedModel:
-    """The model with space for a prompt of `longest` tokens and for what an episode adds to it."""
-    context = context_length(load_config(model))
-    prompt = min(longest, context - 1)
-    return ServedModel(
-        model.path,
-        model.dtype,
-        tokenizer,
-        end_ids=chat.ends.ids,
-        longest_prompt=prompt,
-        longest=min(context, prompt + settings.episode.max_tokens),
-    )
+def _described(
+    subject: Subject, plan: EvaluationPlan, model: ModelSettings
+) -> tuple[dict[str, ChatFormat], RunModel]:
+    """A chat format for each mode, and the model with space for the longest prompt and its episode."""
+    settings, tokenizer, ends = subject.settings, load_tokenizer(model), generation_ends(model)
+    chats = {mode: build_chat(settings, tokenizer, ends, tools=mode == "sandbox") for mode in MODES}
+    config = load_config(model)
+    context = context_length(config)
+    prompt = min(max(_longest(chats[mode], subject, mode) for mode in plan.modes), context - 1)
+    longest = min(context, prompt + settings.episode.max_tokens)
+    return chats, RunModel(model, config, tokenizer, chats["sandbox"], context, prompt, longest)
 
 
 def _engine(subject: Subject, agent: Agent, mode: str) -> RolloutEngine:

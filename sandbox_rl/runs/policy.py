@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from sandbox_rl.cassette import recordings
 from sandbox_rl.config.recipe import Recipe
+from sandbox_rl.config.run import RunSettings
 from sandbox_rl.display import Display
 from sandbox_rl.model_builders import build_policy
 from sandbox_rl.policies.base import Policy
@@ -30,7 +33,7 @@ class RunPolicy:
     """A policy with the model that it samples from.
 
     Args:
-        model: loaded; None where the trainer loads it by itself.
+        model: loaded; None where nothing but servers samples from it, or the trainer loads it by itself.
         served: where the policy is sampled by servers.
         weights: that the policy samples with, for the trainer to publish.
     """
@@ -51,32 +54,59 @@ def run_policy(
     lease: ModelLease,
     display: Display,
 ) -> Iterator[RunPolicy]:
-    """Load the model, and start its servers where the recipe has some; entering the engine waits for them.
+    """The policy of a training run, with the model that it trains, which is loaded while servers start.
 
     Args:
         placement: of managed servers.
     """
-    if isinstance(recipe.policy, TransformersSettings):
-        loaded, weights = loaded_model(model), UnsentWeights()
+    load, compute = partial(loaded_model, model), compute_dtype(model.settings)
+    with policy_of(
+        recipe, model, placement, load=load, lease=lease, compute=compute, loop=loop, display=display
+    ) as found:
+        by_trainer = found.served is not None and recipe.mode == "async"
+        yield found if found.model is not None or by_trainer else replace(found, model=load())
+
+
+@contextmanager
+def policy_of(
+    run: RunSettings,
+    model: RunModel,
+    placement: Placement | None,
+    *,
+    load: Callable[[], PreTrainedModel],
+    lease: ModelLease | None = None,
+    compute: torch.dtype | None = None,
+    loop: LoopThread,
+    display: Display,
+) -> Iterator[RunPolicy]:
+    """What the run's policy settings choose; entering the policy waits for its servers.
+
+    Args:
+        placement: of managed servers.
+        load: gives the model to sample from in this process.
+        lease, compute: of a model that is trained too, see `build_policy`.
+    """
+    if isinstance(run.policy, TransformersSettings):
+        loaded, weights = load(), UnsentWeights()
         policy = build_policy(
-            recipe.policy,
+            run.policy,
             loaded,
             model.tokenizer,
             model.chat,
             version=weights.version,
             lease=lease,
-            compute=compute_dtype(model.settings),
+            compute=compute,
         )
         yield RunPolicy(policy, loaded, None, weights)
         return
-    if isinstance(recipe.policy, RecordedPolicySettings):
-        played = RecordedPolicy(recordings(recipe.policy.journal), max_context=model.context)
-        yield RunPolicy(played, loaded_model(model), None, UnsentWeights())
+    if isinstance(run.policy, RecordedPolicySettings):
+        played = RecordedPolicy(recordings(run.policy.journal), max_context=model.context)
+        yield RunPolicy(played, None, None, UnsentWeights())
         return
     if placement is not None:
         display.say(f"policy: {placement}")
     served = serve(
-        recipe.policy,
+        run.policy,
         ServedModel(
             model.settings.path,
             model.settings.dtype,
@@ -87,12 +117,11 @@ def run_policy(
         ),
         placement,
         loop=loop,
-        log=starting_log(Path(recipe.output_dir), recipe.name),
+        log=starting_log(Path(run.output_dir), run.name),
         say=display.say,
     )
     try:
-        loaded_too = loaded_model(model) if recipe.mode == "sync" else None  # while the server starts
-        yield RunPolicy(served.policy, loaded_too, served, served.weights)
+        yield RunPolicy(served.policy, None, served, served.weights)
     finally:
         served.stop()
 

@@ -24,6 +24,7 @@ from sandbox_rl.sandboxes.bwrap import PYTHON_PREFIX, Layout, directories, find_
 from sandbox_rl.sandboxes.seccomp import build_compute_filter
 from sandbox_rl.sandboxes.spawner_client import SpawnerClient
 
+START_TIMEOUT_S = 60.0
 _OURS = "/opt/sandbox_rl"
 _SITES = "/opt/site"
 _QUIET = {
@@ -75,13 +76,22 @@ class ProgramSandboxes:
     Args:
         source: of the program, one Python file; `sys.argv[1]` is the descriptor of its socket.
         memory_mb: what one sandbox may hold, MiB.
+        start_timeout_s: after which a spawner that does not make one is looked at, and ended if it hangs.
     """
 
     isolation = "sandbox"
     """How it is called in reports."""
 
-    def __init__(self, source: str, *, memory_mb: int, bwrap: Path | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        *,
+        memory_mb: int,
+        bwrap: Path | None = None,
+        start_timeout_s: float = START_TIMEOUT_S,
+    ) -> None:
         self._source = source
+        self._start_timeout_s = start_timeout_s
         self._limits = program_limits(memory_mb)
         self._bwrap = bwrap
         self._spawner = SpawnerClient()
@@ -108,13 +118,18 @@ class ProgramSandboxes:
         name = secrets.token_hex(8)
         spawned = self._spawner.create(name)
         try:
-            connection = await spawned.agent()
+            async with asyncio.timeout(self._start_timeout_s):
+                connection = await spawned.agent()
         except SandboxDead as error:
             words = spawned.ended.result() if spawned.ended.done() else ""
             raise SandboxFault(f"a sandbox for scoring cannot be made: {words or error}") from error
-        except BaseException:
+        except BaseException as error:
             spawned.close()
             self._spawner.kill(name)
+            if isinstance(error, TimeoutError):
+                await self._spawner.end_if_hung()
+                why = f"a sandbox for scoring is not made within {self._start_timeout_s:g} s"
+                raise SandboxFault(why) from None
             raise
         return Program(connection, partial(self._spawner.kill, name), spawned.ended)
 

@@ -14,6 +14,7 @@ import pytest
 from sandbox_rl.errors import SandboxFault
 from sandbox_rl.sandboxes import agent_sandbox, embedded, spawner_client
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+from sandbox_rl.sandboxes.program import ProgramSandboxes
 from sandbox_rl.sandboxes.spawner.live import all_parents, descendants
 from sandbox_rl.types import ExecStatus
 from tests.processes import alive, command, gone
@@ -146,6 +147,22 @@ async def test_a_spawner_that_ends_while_it_is_asked_is_our_fault(backend, monke
         os.kill(spawner, signal.SIGKILL)
         with pytest.raises(SandboxFault, match="spawner has ended"):
             await call
+
+
+async def test_a_spawner_that_hangs_makes_no_program_wait_for_ever(monkeypatch):
+    """Scoring workers are such programs."""
+    monkeypatch.setattr(spawner_client, "ANSWER_TIMEOUT_S", 1.0)
+    place = ProgramSandboxes("import time; time.sleep(60)", memory_mb=256, start_timeout_s=3)
+    await place.open({})
+    try:
+        (spawner,) = spawners()
+        os.kill(spawner, signal.SIGSTOP)
+        with pytest.raises(SandboxFault, match=r"not made within 3 s"):
+            await place.start()
+        assert spawner not in spawners()
+        (await place.start()).kill()
+    finally:
+        await place.close()
 
 
 async def test_a_spawner_that_is_killed_is_replaced_alone_and_costs_no_episode():

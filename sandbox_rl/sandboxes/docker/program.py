@@ -24,10 +24,9 @@ from sandbox_rl.sandboxes.docker.image import checked_image
 from sandbox_rl.sandboxes.docker.options import GROUP, ContainerUsers, host_options, podman_profile
 from sandbox_rl.sandboxes.egress.listener import HandoverDirectory
 from sandbox_rl.sandboxes.ownership import owner_labels
-from sandbox_rl.sandboxes.program import Program, program_layout, program_limits
+from sandbox_rl.sandboxes.program import START_TIMEOUT_S, Program, program_layout, program_limits
 from sandbox_rl.sandboxes.seccomp import build_compute_filter
 
-_START_TIMEOUT_S = 60.0
 _LIFETIME_S = 365 * 86_400.0  # a run may be long, and a program ends with its owner's socket
 _PYTHON = f"{PYTHON_PREFIX}/bin/python"
 _SOCKET = "/run/sandbox-program.sock"
@@ -105,7 +104,7 @@ class DockerPrograms:
         loop = asyncio.get_running_loop()
         making = loop.run_in_executor(self._threads, self._make, engine, name, str(handover.path), user)
         try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
+            async with asyncio.timeout(START_TIMEOUT_S):
                 await asyncio.shield(making)
                 connection = await handover.connection()
         except BaseException as error:
