@@ -1,7 +1,7 @@
 """Metrics by the names that people of the field look for, beside TRL's and our own.
 
 This is the one place that maps: what is measured elsewhere comes in by its own name, and goes out by these.
-The table of docs/metrics.md is made of it.
+docs/metrics.md says what each is.
 """
 
 from __future__ import annotations
@@ -15,92 +15,6 @@ _EPISODE_SECONDS = {
     "time/score": "seconds/scoring",
     "time/wait": "seconds/waiting",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class FieldMetric:
-    """A name of the field.
-
-    Args:
-        unit: of the value.
-        formula: how it comes about, for a person.
-        source: the names that it is computed from, or where it is measured.
-    """
-
-    name: str
-    unit: str
-    formula: str
-    source: str
-
-
-_SHARE = "rollout × ({of} of the update's episodes) / (all of their seconds)"
-UPDATE = (
-    FieldMetric(
-        "mismatch_kl",
-        "nats per token",
-        "mean of exp(d) − 1 − d over sampled tokens, d = trainer's log-prob − sampler's; "
-        "the k3 estimate of the divergence (joschu.net/blog/kl-approx.html)",
-        "`mismatch/kl`; with `mode: async` TRL's `kl`, which holds what the policy has changed since as well",
-    ),
-    FieldMetric(
-        "off_policy/age_mean",
-        "updates",
-        "mean over trained tokens of: updates done when they are trained on − when they were sampled",
-        "trainer; `mode: async`: weight versions of the tokens",
-    ),
-    FieldMetric("off_policy/age_max", "updates", "the largest of these", "as `off_policy/age_mean`"),
-    FieldMetric(
-        "time/step",
-        "seconds",
-        "wall clock of an update: rollouts or the wait for them, publication, loss, gradients, optimizer",
-        "trainer; `mode: async`: `perf/step_s`, of the first update the sum of its parts",
-    ),
-    FieldMetric(
-        "time/rollout",
-        "seconds",
-        "wall clock in which the trainer has no update to compute because episodes run",
-        "trainer; `mode: async`: `perf/rollout_wait_s`",
-    ),
-    *(
-        FieldMetric(name, "seconds", _SHARE.format(of=f"`{source}`"), f"`time/rollout`, `{source}`")
-        for name, source in _EPISODE_SECONDS.items()
-    ),
-    FieldMetric(
-        "time/publish",
-        "seconds",
-        "wall clock until the policy samples with new weights; hardly any where it is the trained model",
-        "trainer; `mode: async`: `perf/weight_sync_s`",
-    ),
-    FieldMetric(
-        "time/update",
-        "seconds",
-        "step − rollout − publish: loss, gradients, optimizer",
-        "`time/step`, `time/rollout`, `time/publish`",
-    ),
-    FieldMetric(
-        "perf/throughput",
-        "tokens per second",
-        "tokens of an update's samples, prompts included, over all processes / step",
-        "TRL's `num_tokens`; `mode: async`: `sample/forwarded_tokens_mean` × `batch/samples_per_step`; "
-        "`time/step`",
-    ),
-)
-"""Of each update, without a prefix."""
-EVALUATION = (
-    FieldMetric(
-        "avg@K",
-        "reward",
-        "mean over tasks of the mean reward of their K samples",
-        "`accuracy`, where every task has K samples that were judged",
-    ),
-    FieldMetric(
-        "pass@K",
-        "probability",
-        "mean over tasks of 1 − C(n − c, K) / C(n, K), n samples of which c solved it (arXiv 2107.03374)",
-        "`pass_at_K`, for K = 1, 2, 4 … and n",
-    ),
-)
-"""Of each evaluation, below `eval/` and `suite/NAME/`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +33,7 @@ class Spent:
 
 
 def of_update(found: Mapping[str, float], spent: Spent) -> dict[str, float]:
-    """The names of `UPDATE` but `off_policy/…`, as far as `found` has what they are computed from.
+    """The names of an update but `off_policy/…`, as far as `found` has what they are computed from.
 
     Args:
         found: metrics of the update by TRL's names and ours.
@@ -141,7 +55,7 @@ def of_update(found: Mapping[str, float], spent: Spent) -> dict[str, float]:
 
 
 def of_evaluation(accuracy: float, samples: int | None, pass_at: Mapping[int, float]) -> dict[str, float]:
-    """The names of `EVALUATION`.
+    """The names of an evaluation.
 
     Args:
         samples: of each task; None where they differ.
