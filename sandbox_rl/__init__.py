@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # each name as itself: type checkers take it for one of this module's
     from sandbox_rl.agents.base import Agent as Agent
     from sandbox_rl.agents.base import EpisodeRequest as EpisodeRequest
+    from sandbox_rl.agents.base import EpisodeSettings as EpisodeSettings
     from sandbox_rl.agents.tokens import TokenAgent as TokenAgent
     from sandbox_rl.api import evaluate as evaluate
     from sandbox_rl.api import open_sandbox as open_sandbox
@@ -29,7 +30,6 @@ if TYPE_CHECKING:  # each name as itself: type checkers take it for one of this 
     from sandbox_rl.config.suite import Suite as Suite
     from sandbox_rl.config.suite import load_suite as load_suite
     from sandbox_rl.display import Display as Display
-    from sandbox_rl.episode import EpisodeSettings as EpisodeSettings
     from sandbox_rl.errors import ConfigError as ConfigError
     from sandbox_rl.errors import DataError as DataError
     from sandbox_rl.errors import InfraFault as InfraFault
@@ -103,7 +103,7 @@ if TYPE_CHECKING:  # each name as itself: type checkers take it for one of this 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "agents.base": "Agent EpisodeRequest",
+    "agents.base": "Agent EpisodeRequest EpisodeSettings",
     "agents.tokens": "TokenAgent",
     "api": "evaluate open_sandbox train",
     "chat.calls": "BrokenCall WrittenCalls parse_object",
@@ -117,7 +117,6 @@ _HOMES = {
     "config.recipe": "Recipe",
     "config.suite": "Suite load_suite",
     "display": "Display",
-    "episode": "EpisodeSettings",
     "errors": (
         "ConfigError DataError InfraFault ModelError NothingTrained SandboxFault "
         "SandboxRLError SetupError UserError"

@@ -18,8 +18,6 @@ from sandbox_rl.sandboxes.base import Sandbox
 from sandbox_rl.tools.toolbox import MAX_TURN_CHARS, Toolbox, fitted
 from sandbox_rl.types import MalformedCall, Observation, StopReason, ToolCall, ToolFailure, Turn, TurnTiming
 
-__all__ = ["EpisodeSettings", "Transcript", "closed", "run_episode"]
-
 HOST_GRACE_S = 15.0
 """How long a tool may outlast its own deadline before the host side is held to be broken."""
 

@@ -22,10 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from sandbox_rl.agents.base import EpisodeRequest
+from sandbox_rl.agents.base import EpisodeRequest, EpisodeSettings
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend, exec_ok
 from sandbox_rl.journal import Journal, JournalObserver
 from sandbox_rl.policies.base import Sampling

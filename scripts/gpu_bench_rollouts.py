@@ -30,10 +30,9 @@ from typing import Any
 import gpu_bench_trainer
 from gpu_common import device_name, scale_of
 
-from sandbox_rl.agents.base import EpisodeRequest
+from sandbox_rl.agents.base import EpisodeRequest, EpisodeSettings
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.policies.base import PolicySession, Sampling, TurnSampling
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.vllm.fleet import ManagedServers

@@ -7,10 +7,17 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from sandbox_rl.agents.base import Agent, AgentSession, AgentTurn, EpisodeRequest, SessionSetup
+from sandbox_rl.agents.base import (
+    Agent,
+    AgentSession,
+    AgentTurn,
+    EpisodeRequest,
+    EpisodeSettings,
+    SessionSetup,
+)
 from sandbox_rl.assistant.files import without_inputs
 from sandbox_rl.assistant.view import TerminalView
-from sandbox_rl.episode import EpisodeSettings, closed, run_episode
+from sandbox_rl.episode import closed, run_episode
 from sandbox_rl.errors import FileProblem, InfraFault, SandboxDead, SandboxFault, SandboxFileError
 from sandbox_rl.observer import Observer
 from sandbox_rl.policies.base import Sampling

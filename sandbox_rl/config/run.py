@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, field_validator
 
+from sandbox_rl.agents.base import EpisodeSettings
 from sandbox_rl.chat.config import ChatSettings
-from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import PolicySettings, TransformersSettings
 from sandbox_rl.rewards.config import RewardSettings

@@ -116,12 +116,12 @@ class Results:
             missing = f", {found.unjudged} episodes not judged"
         return f"{found.accuracy} of {tasks} tasks judged{missing}"
 
-    def metrics(self, mode: str = "sandbox") -> dict[str, float]:
-        """The numbers by the names that they have in `metrics.jsonl` and in trackers, below a prefix.
+    def metrics(self) -> dict[str, float]:
+        """What sandbox episodes came to, by the names of `metrics.jsonl` and of trackers, below a prefix.
 
         What was not measured is left out: a zero would look like a measurement.
         """
-        found = self.modes[mode]
+        found = self.modes["sandbox"]
         planned = found.episodes + found.unjudged
         out = {
             "tasks": float(len(found.tasks)),

@@ -35,8 +35,7 @@ class TransformersPolicy:
     """Samples turns from `model`, which may be trained between batches.
 
     Args:
-        model: a causal language model, or a function that gives the current one (a trainer wraps
-            its model only once training has started).
+        model: a causal language model.
         end_ids: ids that end a turn.
         pad_id: any id; masked.
         max_context: longest sequence in tokens.
@@ -47,7 +46,7 @@ class TransformersPolicy:
         compute: a context to compute in, as autocast.
     """
 
-    model: PreTrainedModel | Callable[[], PreTrainedModel]
+    model: PreTrainedModel
     _: KW_ONLY
     end_ids: frozenset[int]
     pad_id: int
@@ -152,7 +151,7 @@ class TransformersPolicy:
         """
         with self.lease.sampling(), self.compute():
             actions = sample_batch(
-                self.model if isinstance(self.model, PreTrainedModel) else self.model(),
+                self.model,
                 [r.prompt_ids for r in batch],
                 [r.sampling for r in batch],
                 end_ids=self.end_ids,

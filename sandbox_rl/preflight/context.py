@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sandbox_rl.agents.base import EpisodeSettings
 from sandbox_rl.builders import build_render
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.recipe import Recipe
-from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.types import ToolCall

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
-from sandbox_rl.agents.base import Agent, EpisodeRequest, SessionSetup
+from sandbox_rl.agents.base import Agent, EpisodeRequest, EpisodeSettings, SessionSetup
 from sandbox_rl.cooperate import give_way, off_loop
-from sandbox_rl.episode import EpisodeSettings, run_episode
+from sandbox_rl.episode import run_episode
 from sandbox_rl.observer import Observer, Observers
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.rewards.base import Scores

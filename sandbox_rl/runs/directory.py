@@ -34,8 +34,6 @@ from typing import Any
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.outputs import write_atomically
 
-__all__ = ["RunDirectory", "find_run", "set_aside", "write_atomically"]
-
 
 class _Below:
     """An attribute that is a path below the run's."""

@@ -13,8 +13,8 @@ from accelerate import PartialState
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError, InfraFault
+from sandbox_rl.outputs import write_atomically
 from sandbox_rl.policies.vllm.launch import without_launcher
-from sandbox_rl.runs.directory import write_atomically
 from sandbox_rl.training.agreement import of_first, together
 from sandbox_rl.training.config import ModelSettings
 

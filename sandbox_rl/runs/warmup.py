@@ -20,14 +20,13 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback
 
 import sandbox_rl
-from sandbox_rl.agents.base import EpisodeRequest
+from sandbox_rl.agents.base import EpisodeRequest, EpisodeSettings
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.builders import build_backend, build_chat, build_engine
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display, Progress, Silent
-from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError, UserError, environment_error
 from sandbox_rl.evaluation.plan import task_key
 from sandbox_rl.metrics import SOLVED, Logs

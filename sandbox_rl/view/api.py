@@ -50,7 +50,7 @@ def answer(runs: Sequence[OpenRun], name: str, query: Query) -> Any:
     if name == "runs":
         return runs_of(runs)
     if name == "compare":
-        return comparison.compare(_run(runs, query, "run"), _run(runs, query, "other"), query)
+        return comparison.compare(_run(runs, query, "run"), _run(runs, query, "other"))
     if name not in QUESTIONS:
         raise DataError(f"no question {name!r}, expected one of {', '.join(QUESTIONS)}")
     return QUESTIONS[name](_run(runs, query, "run"), query)

@@ -55,7 +55,7 @@ def task(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
     return {"task_id": query["task_id"], "attempts": rows}
 
 
-def compare(first: OpenRun, second: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
+def compare(first: OpenRun, second: OpenRun) -> dict[str, Any]:
     """Two runs paired by task: what both measured last on the tasks that both have.
 
     Returns:

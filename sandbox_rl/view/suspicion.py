@@ -106,7 +106,7 @@ def flags_of(
     """Rule and detail, by what one episode says alone."""
     answer = (events[-1].get("answer") or {}).get("text") or ""
     gold = run.golds.answer(row["task_id"])
-    yield from _seen(run, events, gold)
+    yield from _seen(events, gold)
     for turn, text in _calls(events):
         found = _FORBIDDEN.search(text) or _SOLUTION.search(text)
         if found is not None:
@@ -122,7 +122,7 @@ def flags_of(
         yield "scorers_disagree", ", ".join(f"{k} {v:g}" for k, v in events[-1]["reward_parts"].items())[:200]
 
 
-def _seen(run: OpenRun, events: Sequence[Mapping[str, Any]], gold: str) -> Iterable[tuple[str, str]]:
+def _seen(events: Sequence[Mapping[str, Any]], gold: str) -> Iterable[tuple[str, str]]:
     """The gold answer in what was read, not computed, where only a solution would be."""
     if len(gold) < 2:
         return

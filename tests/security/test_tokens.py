@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from sandbox_rl.agents.base import EpisodeRequest, SessionSetup
+from sandbox_rl.agents.base import EpisodeRequest, EpisodeSettings, SessionSetup
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.episode import EpisodeSettings, run_episode
+from sandbox_rl.episode import run_episode
 from sandbox_rl.observer import Observer
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy

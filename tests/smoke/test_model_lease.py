@@ -29,9 +29,9 @@ ENDLESS = frozenset([10**6])
 class WithALateTurn:
     """Episodes that were played before, beside one whose turn is given up while it is sampled."""
 
-    def __init__(self, rollouts, policy) -> None:
+    def __init__(self, rollouts) -> None:
         self.rollouts = rollouts
-        self.policy = policy
+        self.policy = None
         self.occupancy = Occupancy()
 
     async def run(self, requests, observer=None):
@@ -60,23 +60,16 @@ def update(directory, *, disturbed):
     """(loss, gradients, modes, passes of the sampler in all) of one update in four micro-batches."""
     rollouts, recorded, passes = batch(), RecordGradients(), []
     lease = ModelLease()
-    policy = TransformersPolicy(
-        lambda: trainer.model, end_ids=ENDLESS, pad_id=0, max_context=1024, lease=lease
-    )
 
     def slow(*_):
         if threading.current_thread().name.startswith("policy"):
             passes.append(time.monotonic())
             time.sleep(TOKEN_S)
 
-    with LoopThread(lease) as loop, loop.entered(policy):
+    with LoopThread(lease) as loop:
+        late = WithALateTurn(rollouts)
         func = GroupRollouts(
-            WithALateTurn(rollouts, policy if disturbed else None),
-            loop,
-            {r.task.id: r.task for r in rollouts},
-            estimator="trl",
-            seed=0,
-            eos_id=EOS,
+            late, loop, {r.task.id: r.task for r in rollouts}, estimator="trl", seed=0, eos_id=EOS
         )
         trainer = make_trainer(
             directory,
@@ -87,8 +80,11 @@ def update(directory, *, disturbed):
             per_device_train_batch_size=8 // ACCUMULATION,
             gradient_accumulation_steps=ACCUMULATION,
         )
+        policy = TransformersPolicy(trainer.model, end_ids=ENDLESS, pad_id=0, max_context=1024, lease=lease)
+        late.policy = policy if disturbed else None
         trainer.model.register_forward_hook(slow)
-        trainer.train()
+        with loop.entered(policy):
+            trainer.train()
     return trainer.state.log_history[0]["loss"], recorded.steps[0], trainer.modes, len(passes)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sandbox_rl.agents.base import EpisodeRequest
+from sandbox_rl.agents.base import EpisodeRequest, EpisodeSettings
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.chat.format import ChatFormat
-from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.policies.base import Policy, Sampling
 from sandbox_rl.policies.scripted import ScriptedPolicy

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -251,11 +251,9 @@ async def test_a_batch_starts_when_all_living_episodes_wait():
 
     def counted():
         batches.append(len(batches))
-        return MODEL
+        return nullcontext()
 
-    subject = policy(max_delay_s=30.0)
-    subject.model = counted
-    async with subject:
+    async with policy(max_delay_s=30.0, compute=counted) as subject:
         async with subject.session("a") as a, subject.session("b") as b:
             first = asyncio.create_task(a.act(PROMPTS[0], TurnSampling(max_tokens=3), timeout=20))
             await asyncio.sleep(0.1)
@@ -311,12 +309,13 @@ async def test_a_late_turn_is_a_timeout_and_leaves_nothing_behind():
 
 
 async def test_a_failing_model_is_our_fault():
-    def broken():
+    def broken(*_):
         raise RuntimeError("out of memory")
 
-    subject = policy(max_delay_s=0.0)
-    subject.model = broken
-    async with subject:
-        async with subject.session("a") as a:
+    async with policy(max_delay_s=0.0) as subject, subject.session("a") as a:
+        hook = MODEL.register_forward_pre_hook(broken)
+        try:
             with pytest.raises(EngineFault, match="out of memory"):
                 await a.act(PROMPTS[0], TurnSampling(max_tokens=1), timeout=5)
+        finally:
+            hook.remove()

@@ -29,14 +29,14 @@ class Operators(Cursor):
         return node
 
     def _sum(self) -> Node:
-        terms = [self._term(first=True)]
+        terms = [self._term()]
         while self._is("+", "-", "\\pm", "\\mp"):
             sign = self._next().text
             term = self._term()
             terms.append({"+": term, "-": Node("neg", (term,))}.get(sign, Node("pm", (term,), sign[1:2])))
         return terms[0] if len(terms) == 1 else Node("add", tuple(terms))
 
-    def _term(self, *, first: bool = False) -> Node:
+    def _term(self) -> Node:
         node = self._signed()
         while True:
             if self._is("x", "X") and self._before_power_of_ten():

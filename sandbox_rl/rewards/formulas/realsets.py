@@ -94,7 +94,7 @@ def _shape(node: Node, ends: list[Node], names: set[str]) -> Shape:
         case "rel":
             return _relation(node, ends, names)
         case "builder":
-            return _condition(node, ends, names)
+            return _condition(node, ends)
         case "list":
             return _several(node, ends, names)
         case "quantity" if len(node.args) == 1 and not node.name:
@@ -102,7 +102,7 @@ def _shape(node: Node, ends: list[Node], names: set[str]) -> Shape:
     raise NotASet
 
 
-def _condition(node: Node, ends: list[Node], names: set[str]) -> Shape:
+def _condition(node: Node, ends: list[Node]) -> Shape:
     head, condition = node.args
     if head.kind == "rel" and head.name == "\\in" and head.args[1] == Node("numbers", name="R"):
         head = head.args[0]

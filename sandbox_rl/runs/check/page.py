@@ -72,7 +72,7 @@ def check_run(path: Path) -> CheckedRun:
             for update in updates:
                 accounts.take(update)
                 draws.take(update)
-                _agrees(run, accounts, progress.get(update.number))
+                _agrees(accounts, progress.get(update.number))
             pending = accounts.finish()
             _reaches(run, accounts, max(progress, default=0))
         except Violation as found:
@@ -140,7 +140,7 @@ def _lines(path: Path, size: int) -> int:
     return lines
 
 
-def _agrees(run: RunDirectory, accounts: Accounts, checkpoint: Path | None) -> None:
+def _agrees(accounts: Accounts, checkpoint: Path | None) -> None:
     """An asynchronous checkpoint goes on behind exactly the groups that the ledger has by then."""
     if checkpoint is None or not (checkpoint / "groups.json").exists():
         return

@@ -60,7 +60,7 @@ def _resolving() -> ThreadPoolExecutor:
 
 def is_public(address: str) -> bool:
     """Whether an address belongs to the internet at large: not private, link-local (metadata), loopback,
-    shared, multicast, reserved, nor this machine's own, nor such an IPv4 address in IPv6 clothes.
+    shared, multicast, reserved, nor this machine's own, nor such an IPv4 address written as IPv6.
     """
     try:
         parsed = ipaddress.ip_address(address)

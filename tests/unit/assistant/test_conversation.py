@@ -7,14 +7,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sandbox_rl.agents.base import EpisodeRequest
+from sandbox_rl.agents.base import EpisodeRequest, EpisodeSettings
 from sandbox_rl.agents.messages import MessageAgent
 from sandbox_rl.agents.tokens import TokenAgent
 from sandbox_rl.assistant.conversation import converse
 from sandbox_rl.assistant.settings import AssistantSettings, load_assistant
 from sandbox_rl.builders import build_chat, build_engine
 from sandbox_rl.config.load import load_recipe
-from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.fakes import RecordingBackend
 from sandbox_rl.policies.base import Sampling
 from sandbox_rl.policies.fake_endpoint import FakeEndpoint, Raw, said

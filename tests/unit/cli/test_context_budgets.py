@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox_rl.episode import EpisodeSettings
+from sandbox_rl.agents.base import EpisodeSettings
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.preflight.context import LEAST_TOKENS, budget_warnings, check_context, least_tokens
 from tests.unit.rig import CHAT

@@ -6,10 +6,9 @@ import json
 
 import pytest
 
-from sandbox_rl.agents.base import EpisodeRequest
+from sandbox_rl.agents.base import EpisodeRequest, EpisodeSettings
 from sandbox_rl.agents.messages import MessageAgent
 from sandbox_rl.agents.tokens import TokenAgent
-from sandbox_rl.episode import EpisodeSettings
 from sandbox_rl.errors import ConfigError, EngineFault, InfraFault
 from sandbox_rl.evaluation.plan import EvaluationPlan, Part
 from sandbox_rl.evaluation.results import results_of_journal

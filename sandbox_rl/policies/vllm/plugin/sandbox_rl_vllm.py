@@ -69,7 +69,7 @@ FROZEN = {}
 """Of requests that were frozen, by the id that the client gave: [tokens by then, version after] each time."""
 STARTED = {}
 """Of requests, by the id that the client gave: version of the weights that they began with. One that waited
-for a seat while weights were published was not frozen, and begins with the new ones."""
+for a slot while weights were published was not frozen, and begins with the new ones."""
 KEPT = 65_536
 """Requests in `FROZEN` and in `STARTED`, the newest."""
 
