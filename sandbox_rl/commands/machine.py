@@ -17,8 +17,8 @@ from sandbox_rl.command_line import DIFFERS
 from sandbox_rl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sandbox_rl.preflight.self_check import CheckRow
     from sandbox_rl.sandboxes.base import SandboxInfo
-    from sandbox_rl.sandboxes.self_check import CheckRow
 
 app = typer.Typer()
 image = typer.Typer(help="Build or load the image that the docker backend uses.", no_args_is_help=True)

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from sandbox_rl.builders import scoring_place
@@ -19,10 +20,8 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.rewards.config import RewardSettings
 from sandbox_rl.rewards.pool import ScoringPool
 from sandbox_rl.sandboxes.base import SandboxBackend, SandboxInfo, SandboxLimits
-from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS, HostWitness
+from sandbox_rl.sandboxes.cases import ALL_CASES, CASE_LIMITS, CONTROLS, Case, HostWitness, run_case
 from sandbox_rl.sandboxes.config import BackendSettings
-from sandbox_rl.sandboxes.self_check import CheckRow, CheckVerdict
-from sandbox_rl.sandboxes.self_check import self_check as check_sandboxes
 from sandbox_rl.types import Answer, AnswerStatus, Task
 
 _SCORER = "def score(answer, task):\n    return 1.0 if eval(answer) else 0.0\n"
@@ -59,6 +58,33 @@ ATTACKS = len(_ATTACKS)
 """Rows that `check_scoring` yields."""
 
 
+PATIENCE = 2.0  # factor on the deadlines around the cases, for a machine with other work
+MOST_LAG_S = 0.1 * PATIENCE
+AT_ONCE = 2
+"""Cases that run at the same time."""
+
+
+class CheckVerdict(StrEnum):
+    """How a case came out."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    KNOWN_LIMIT = "known limit"  # the tier says itself that it cannot keep this promise here
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRow:
+    """One case on one backend. `observed` is "as required" or what was wrong."""
+
+    case: str
+    title: str
+    required: str
+    observed: str
+    tier: str
+    verdict: CheckVerdict
+    seconds: float
+
+
 async def self_check(
     settings: BackendSettings,
     *,
@@ -71,7 +97,7 @@ async def self_check(
     Args:
         prefix: only cases whose id begins so.
         say: is told what a person should know.
-        done: is told of each row as it comes: the how manieth of how many it is.
+        done: is told of each row as it comes: its number, and how many there are.
 
     Raises:
         SetupError: this machine can make no such sandbox.
@@ -91,7 +117,7 @@ async def self_check(
             say(f"The cases assume other limits than {said}; a failure may mean only that.")
         return settings.backend()
 
-    parts = [check_sandboxes(made, cases=cases, lag=not prefix)] if cases else []
+    parts = [check_sandboxes(made, cases, lag=not prefix)] if cases else []
     parts += [check_scoring(settings)] if scoring else []
     count = len(cases) + (ATTACKS if scoring else 0) + (bool(cases) and not prefix)
     rows: list[CheckRow] = []
@@ -100,6 +126,74 @@ async def self_check(
             rows.append(row)
             done(row, len(rows), count)
     return info, sorted(rows, key=lambda row: row.case)
+
+
+async def check_sandboxes(
+    make_backend: Callable[[SandboxLimits], SandboxBackend], cases: Iterable[Case], *, lag: bool = False
+) -> AsyncIterator[CheckRow]:
+    """Run `cases` against a real backend; rows come as they are ready.
+
+    Args:
+        make_backend: gives a backend, not yet entered; is told the limits that the cases assume.
+        lag: add a row on how late the event loop was meanwhile.
+
+    Raises:
+        SetupError: this machine can make no sandbox at all.
+    """
+    free = asyncio.Semaphore(AT_ONCE)
+    with HostWitness() as witness:
+        async with make_backend(CASE_LIMITS) as backend:
+            tier = f"{backend.info.backend}: {backend.info.tier}"
+
+            async def one(case: Case) -> CheckRow:
+                async with free:
+                    outcome = await run_case(backend, case, witness, patience=PATIENCE)
+                known = outcome.excused(backend.info.known_limits)
+                failed = CheckVerdict.KNOWN_LIMIT if known else CheckVerdict.FAIL
+                return CheckRow(
+                    case=case.id,
+                    title=case.title,
+                    required=case.required,
+                    observed="; ".join(outcome.problems) or "as required",
+                    tier=tier,
+                    verdict=failed if outcome.problems else CheckVerdict.PASS,
+                    seconds=outcome.seconds,
+                )
+
+            lags: list[float] = []
+            tasks = [asyncio.create_task(one(case)) for case in cases]
+            watching = asyncio.create_task(_measure_lags(lags))
+            try:
+                for row in asyncio.as_completed(tasks):
+                    yield await row
+                if lag:
+                    yield _lag_row(lags, tier)
+            finally:
+                for task in (*tasks, watching):
+                    task.cancel()
+                await asyncio.gather(*tasks, watching, return_exceptions=True)
+
+
+async def _measure_lags(lags: list[float]) -> None:
+    """Seconds by which this process's event loop is late, ten times a second."""
+    while True:
+        due = time.monotonic() + 0.1
+        await asyncio.sleep(0.1)
+        lags.append(time.monotonic() - due)
+
+
+def _lag_row(lags: list[float], tier: str) -> CheckRow:
+    late = sorted(lags)[int(0.99 * (len(lags) - 1))] if lags else 0.0
+    fine = late <= MOST_LAG_S
+    return CheckRow(
+        case="LAG-01",
+        title="All of these together keep the trainer from its own work.",
+        required=f"99 of 100 turns are at most {MOST_LAG_S:g} s late.",
+        observed="as required" if fine else f"{late:.2f} s late",
+        tier=tier,
+        verdict=CheckVerdict.PASS if fine else CheckVerdict.FAIL,
+        seconds=0.1 * len(lags),
+    )
 
 
 async def check_scoring(sandbox: BackendSettings | None = None) -> AsyncIterator[CheckRow]:

@@ -22,14 +22,13 @@ from typer.testing import CliRunner
 
 from sandbox_rl.cli import whole_app
 from sandbox_rl.errors import SandboxFault, SetupError
-from sandbox_rl.preflight.self_check import ATTACKS, check_scoring
+from sandbox_rl.preflight.self_check import ATTACKS, CheckVerdict, check_sandboxes, check_scoring
 from sandbox_rl.sandboxes.agent_sandbox import AgentSandbox
 from sandbox_rl.sandboxes.base import SandboxInfo, SandboxLimits
 from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS
 from sandbox_rl.sandboxes.config import EmbeddedSettings, PoolSettings
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.pool import SandboxPool
-from sandbox_rl.sandboxes.self_check import CheckVerdict, self_check
 from sandbox_rl.sandboxes.snapshots import branch, take_snapshot
 from sandbox_rl.types import ExecStatus
 
@@ -528,7 +527,7 @@ class Lacking(EmbeddedBackend):
 
 async def test_self_check_gives_a_row_for_each_case() -> None:
     some = [case for case in (*CONTROLS, *ALL_CASES) if case.id in ("ISO-13", "ISO-14", "IO-18")]
-    rows = [row async for row in self_check(made, cases=[*CONTROLS[:1], *some])]
+    rows = [row async for row in check_sandboxes(made, [*CONTROLS[:1], *some])]
     assert {row.case for row in rows} == {CONTROLS[0].id, "ISO-13", "ISO-14", "IO-18"}
     assert {row.verdict for row in rows} == {CheckVerdict.PASS}, rows
 
@@ -537,9 +536,9 @@ async def test_self_check_tells_a_broken_promise_from_a_known_limit() -> None:
     broken = replace(
         next(case for case in ALL_CASES if case.id == "ISO-14"), check=lambda _: "it did not hold"
     )
-    (row,) = [row async for row in self_check(made, cases=[broken])]
+    (row,) = [row async for row in check_sandboxes(made, [broken])]
     assert (row.verdict, row.observed) == (CheckVerdict.FAIL, "it did not hold")
-    (row,) = [row async for row in self_check(lambda _: Lacking(), cases=[broken])]
+    (row,) = [row async for row in check_sandboxes(lambda _: Lacking(), [broken])]
     assert row.verdict is CheckVerdict.KNOWN_LIMIT
 
 
@@ -547,7 +546,7 @@ async def test_self_check_attacks_scoring_and_watches_the_event_loop() -> None:
     rows = [row async for row in check_scoring()]
     assert len(rows) > 4
     assert {(row.observed, row.verdict) for row in rows} == {("as required", CheckVerdict.PASS)}
-    case, lag = [row async for row in self_check(made, cases=CONTROLS[:1], lag=True)]
+    case, lag = [row async for row in check_sandboxes(made, CONTROLS[:1], lag=True)]
     assert (case.case, lag.case) == (CONTROLS[0].id, "LAG-01")
 
 

@@ -8,7 +8,7 @@ SCRIPT = """
 import asyncio, json
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS
-from sandbox_rl.sandboxes.self_check import self_check
+from sandbox_rl.preflight.self_check import check_sandboxes
 
 PIECES = 'python3 -c "import time; b = bytearray(250 << 20); time.sleep(4)" & '
 
@@ -26,7 +26,7 @@ async def main():
                 found[name] = (result.stdout.head + result.stderr.head).decode()
     wanted = ("RES-01", "RES-03", "RES-08", "ISO-05", "ISO-13", "ISO-14", "IO-18")
     cases = [case for case in (*CONTROLS, *ALL_CASES) if case.id in wanted]
-    rows = [row async for row in self_check(lambda _: EmbeddedBackend(), cases=cases, at_once=1)]
+    rows = [row async for row in check_sandboxes(lambda _: EmbeddedBackend(), cases)]
     found["failed"] = [f"{row.case}: {row.observed}" for row in rows if row.verdict != "pass"]
     found["ran"] = len(rows)
     print(json.dumps(found))

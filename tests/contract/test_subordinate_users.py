@@ -21,7 +21,7 @@ SCRIPT = """
 import asyncio, json, os
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS
-from sandbox_rl.sandboxes.self_check import self_check
+from sandbox_rl.preflight.self_check import check_sandboxes
 
 POSSIBLE = {os.getuid(), *range(900_000, 900_000 + 65_536)}
 MANY = (
@@ -68,7 +68,7 @@ async def main():
         found["left"] = users()
     wanted = (WANTED)
     cases = [case for case in (*CONTROLS, *ALL_CASES) if case.id in wanted]
-    rows = [row async for row in self_check(lambda _: EmbeddedBackend(), cases=cases, at_once=2)]
+    rows = [row async for row in check_sandboxes(lambda _: EmbeddedBackend(), cases)]
     found["failed"] = [f"{row.case}: {row.observed}" for row in rows if row.verdict != "pass"]
     found["ran"] = [row.case for row in rows]
     print(json.dumps(found))
