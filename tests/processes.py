@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import atexit
 import socket
+import subprocess
+import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -52,3 +55,21 @@ def reserved_port() -> int:
     held.bind(("127.0.0.1", 0))
     atexit.register(held.close)
     return int(held.getsockname()[1])
+
+
+class at_work:
+    """Another process holds a run or an evaluation while open; its id."""
+
+    def __init__(self, run: Path) -> None:
+        code = "import sys, pathlib, sandbox_rl.lock\n"
+        code += "with sandbox_rl.lock.alone(pathlib.Path(sys.argv[1])): print(flush=True); input()"
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._other = subprocess.Popen([sys.executable, "-c", code, str(run)], **pipes)
+
+    def __enter__(self) -> int:
+        assert self._other.stdout is not None
+        self._other.stdout.readline()
+        return self._other.pid
+
+    def __exit__(self, *exc: object) -> None:
+        self._other.communicate("\n")

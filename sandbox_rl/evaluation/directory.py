@@ -7,11 +7,11 @@
       journal/          every episode, turn by turn
       results.json      see docs/evaluation.md
       results.md        the same as a page
+      lock              who is at work on it
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -25,6 +25,7 @@ from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.page import page
 from sandbox_rl.evaluation.plan import FORMAT, check_same
 from sandbox_rl.evaluation.results import Results
+from sandbox_rl.lock import alone
 from sandbox_rl.outputs import write_atomically
 
 
@@ -87,7 +88,7 @@ class EvaluationDirectory:
             self.path.mkdir(parents=True)
             write_atomically(self.path / "evaluation.json", json.dumps(identity, indent=1) + "\n")
         try:
-            with self._alone():
+            with alone(self.path, "--output"):  # two at one journal would run everything twice
                 yield
         except BaseException:
             if new and not any(path.stat().st_size for path in self.journal.glob("*.jsonl")):
@@ -101,16 +102,3 @@ class EvaluationDirectory:
         """Write `results.json` and `results.md`, each whole or not at all."""
         write_atomically(self.path / "results.json", json.dumps(results.to_json(), indent=1) + "\n")
         write_atomically(self.path / "results.md", page([results]))
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Two processes at one journal would run everything twice; the lock goes with its process."""
-        with (self.path / "evaluation.json").open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConfigError(
-                    f"--output: another process is at work on {self.path}; wait for it, or name another "
-                    "directory"
-                ) from error
-            yield

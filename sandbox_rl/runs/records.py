@@ -13,10 +13,10 @@ from accelerate import PartialState
 from sandbox_rl.journal import Journal
 from sandbox_rl.journal.trained import DIRECTORY, TrainedTokens
 from sandbox_rl.ledger import Ledger
+from sandbox_rl.lock import alone
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
 from sandbox_rl.runs.leftovers import Leftovers
-from sandbox_rl.runs.lock import alone
 from sandbox_rl.runs.plan import RunPlan
 from sandbox_rl.runs.resume import begin, sizes_of
 from sandbox_rl.training.agreement import any_of, of_first

@@ -14,11 +14,11 @@ from sandbox_rl.config.load import load_recipe
 from sandbox_rl.config.recipe import Recipe, resolved
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.ledger import Ledger
+from sandbox_rl.lock import check_alone
 from sandbox_rl.outputs import write_atomically
 from sandbox_rl.runs.directory import RunDirectory, find_run, set_aside
 from sandbox_rl.runs.history import FORMAT, History, known_results
 from sandbox_rl.runs.leftovers import Leftovers, leftovers_of, set_aside_beyond
-from sandbox_rl.runs.lock import check_alone
 from sandbox_rl.tasks.load import TaskSet
 from sandbox_rl.tasks.prompts import load_prompt_set
 from sandbox_rl.training.agreement import of_first

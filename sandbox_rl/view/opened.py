@@ -24,10 +24,10 @@ from sandbox_rl.evaluation.plan import FORMAT as EVALUATION_FORMAT
 from sandbox_rl.evaluation.results import FORMAT
 from sandbox_rl.journal import Index
 from sandbox_rl.ledger.file import FORMAT as LEDGER_FORMAT
+from sandbox_rl.lock import is_owned
 from sandbox_rl.outputs import check_format
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import refuse_newer
-from sandbox_rl.runs.lock import is_owned
 from sandbox_rl.view.golds import Golds
 from sandbox_rl.view.lines import GrowingLines, json_file, json_line
 from sandbox_rl.view.samples import TABLES, read_samples
@@ -146,7 +146,7 @@ class OpenRun:
         or `silent`: no sign of life for some minutes, where nobody can tell."""
         if self.finished:
             return "finished"
-        owned = is_owned(self.path) if self.kind == "training" else None
+        owned = is_owned(self.path)
         if owned:
             return "running"
         if self._said == "stopped":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ from sandbox_rl.runs.evaluate import EvaluateOptions, evaluate
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from tests import prepared
+from tests.processes import at_work
 from tests.unit.evaluation.expert_endpoint import script as expert
 
 TASKS, SAMPLES = 12, 4
@@ -303,9 +303,8 @@ def test_what_cannot_be_run_is_one_line_and_leaves_nothing(suite, endpoint, chan
 
 def test_two_at_one_directory_are_refused(suite, endpoint):
     evaluate(options(suite, endpoint, mode="plain"), display=Silent())
-    with (suite.parent / "out" / "evaluation.json").open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another process is at work on"):
+    with at_work(suite.parent / "out") as pid:
+        with pytest.raises(ConfigError, match=f"--output: process {pid} on .* is at work on"):
             evaluate(options(suite, endpoint, mode="plain", resume=True), display=Silent())
     evaluate(options(suite, endpoint, mode="plain", resume=True), display=Silent())
 

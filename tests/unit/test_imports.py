@@ -43,6 +43,7 @@ LEVELS = (
         "cooperate",
         "display",
         "http_client",
+        "lock",
         "retries",
         "outputs",
         "processors",

@@ -18,9 +18,9 @@ from sandbox_rl.config.load import load_recipe
 from sandbox_rl.errors import ConfigError, DataError
 from sandbox_rl.journal import Index, Journal, read_journal
 from sandbox_rl.ledger import Ledger, Update, read_ledger
+from sandbox_rl.lock import alone
 from sandbox_rl.runs.directory import RunDirectory, find_run, set_aside
 from sandbox_rl.runs.history import History, set_lines_aside, step_of_line
-from sandbox_rl.runs.lock import alone
 from sandbox_rl.runs.resume import Earlier, begin, prompt_digests, sizes_of
 from sandbox_rl.runs.watching import purge_replayed
 from sandbox_rl.tasks.load import load_tasks
@@ -438,7 +438,7 @@ def test_a_directory_that_cannot_be_gone_on_with_is_refused_and_stays_as_it_is(t
 HOLDER = """
 import sys, time
 from pathlib import Path
-from sandbox_rl.runs.lock import alone
+from sandbox_rl.lock import alone
 with alone(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

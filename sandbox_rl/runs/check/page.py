@@ -10,13 +10,13 @@ from pathlib import Path
 from sandbox_rl.errors import DataError, ModelError
 from sandbox_rl.journal.audit import without_checksums
 from sandbox_rl.ledger import Ledger, SampleEnd, read_ledger
+from sandbox_rl.lock import check_alone
 from sandbox_rl.runs.check.accounts import Accounts, Violation
 from sandbox_rl.runs.check.draws import Draws, not_drawn_again
 from sandbox_rl.runs.check.facts import Facts
 from sandbox_rl.runs.check.schedule import Schedule
 from sandbox_rl.runs.directory import RunDirectory
 from sandbox_rl.runs.history import History
-from sandbox_rl.runs.lock import check_alone
 from sandbox_rl.training.asynchronous.progress import GroupProgress
 from sandbox_rl.training.checkpoints import complete_checkpoints, step_of
 

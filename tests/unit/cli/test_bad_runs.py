@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import typer
 
 from sandbox_rl import cli
 from tests.played_runs import sync_run
+from tests.processes import at_work
 from tests.unit.cli.bad_inputs import prepare
 from tests.unit.cli.test_bad_inputs import tree
 
@@ -114,24 +113,6 @@ def test_a_run_that_another_process_writes_is_left_alone(place, played, capfd, c
         said = refused(place, capfd, command)
     if command in ("check", "train"):
         assert f"process {pid}" in said
-
-
-class at_work:
-    """Another process holds the run while open; its id."""
-
-    def __init__(self, run: Path) -> None:
-        code = "import sys, pathlib, sandbox_rl.runs.lock\n"
-        code += "with sandbox_rl.runs.lock.alone(pathlib.Path(sys.argv[1])): print(flush=True); input()"
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._other = subprocess.Popen([sys.executable, "-c", code, str(run)], **pipes)
-
-    def __enter__(self) -> int:
-        assert self._other.stdout is not None
-        self._other.stdout.readline()
-        return self._other.pid
-
-    def __exit__(self, *exc: object) -> None:
-        self._other.communicate("\n")
 
 
 def refused(place: Path, capfd: pytest.CaptureFixture[str], command: str) -> str:

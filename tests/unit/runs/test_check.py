@@ -6,9 +6,6 @@ import json
 import random
 import re
 import shutil
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from sandbox_rl.runs.check import check_run
 from sandbox_rl.training.groups import group_requests
 from sandbox_rl.types import Task
 from tests.played_runs import SEED, SIZE, TASKS, async_run, played, sync_run
+from tests.processes import at_work
 
 ONCE = [{}]
 KILLED = [{"save_at": (2,), "lost_in": 5}, {"save_at": (4, 6), "lost_in": 6}, {}]
@@ -566,17 +564,9 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def test_a_run_that_another_process_writes_is_left_alone(runs):
-    code = "import sys, pathlib, sandbox_rl.runs.lock\n"
-    code += "with sandbox_rl.runs.lock.alone(pathlib.Path(sys.argv[1])): input()"
-    command = [sys.executable, "-c", code, str(runs["sync"])]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as other:
-        deadline = time.monotonic() + 60
-        while not (runs["sync"] / "lock").exists() or not (runs["sync"] / "lock").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        with pytest.raises(UserError, match=rf"check: process {other.pid} .* is at work on"):
+    with at_work(runs["sync"]) as pid:
+        with pytest.raises(UserError, match=rf"check: process {pid} .* is at work on"):
             check_run(runs["sync"])
-        other.communicate("\n")
     assert check_run(runs["sync"]).violation is None
 
 

@@ -1,4 +1,4 @@
-"""One process at a time writes a run's directory.
+"""One process at a time writes the directory of a run or of an evaluation.
 
 The lock is a record lock (fcntl(2)) on the file `lock`: it goes with its process, however that ends, is not
 inherited by what the process has forked, and holds between the machines of a network file system too.
@@ -24,18 +24,21 @@ _FLOCK = "hhqqi4x"
 
 
 @contextmanager
-def alone(run: Path) -> Iterator[None]:
+def alone(directory: Path, what: str = "--resume") -> Iterator[None]:
     """Keep other processes away while open.
+
+    Args:
+        what: the option that names it, for the message.
 
     Raises:
         ConfigError: another one is at work on it.
     """
-    file = os.open(run / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    file = os.open(directory / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise _at_work(run, "--resume") from error
+            raise _at_work(directory, what) from error
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": round(time.time(), 3)}
         os.truncate(file, 0)
         os.pwrite(file, json.dumps(owner).encode() + b"\n", 0)
@@ -44,7 +47,7 @@ def alone(run: Path) -> Iterator[None]:
         os.close(file)
 
 
-def check_alone(run: Path, what: str = "--resume") -> None:
+def check_alone(directory: Path, what: str = "--resume") -> None:
     """Whether nobody is at work on it now; touches nothing. Not for a process that holds the lock itself.
 
     Args:
@@ -53,18 +56,18 @@ def check_alone(run: Path, what: str = "--resume") -> None:
     Raises:
         ConfigError: somebody is.
     """
-    if is_owned(run):
-        raise _at_work(run, what)
+    if is_owned(directory):
+        raise _at_work(directory, what)
 
 
-def is_owned(run: Path) -> bool | None:
-    """Whether a process holds the run's record lock, which goes with it however it ends; takes nothing.
+def is_owned(directory: Path) -> bool | None:
+    """Whether a process holds the record lock, which goes with it however it ends; takes nothing.
 
     Returns:
-        None where nobody can tell: the run has no such file, or the file system no such locks.
+        None where nobody can tell: there is no such file, or the file system has no such locks.
     """
     try:
-        file = os.open(run / FILE, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(directory / FILE, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
@@ -77,12 +80,12 @@ def is_owned(run: Path) -> bool | None:
         os.close(file)
 
 
-def _at_work(run: Path, what: str) -> ConfigError:
+def _at_work(directory: Path, what: str) -> ConfigError:
     who = "another process"
     with suppress(OSError, ValueError, KeyError, TypeError):
-        owner = json.loads((run / FILE).read_bytes())
+        owner = json.loads((directory / FILE).read_bytes())
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
         who = f"process {owner['pid']} on {owner['host']}, since {since},"
     return ConfigError(
-        f"{what}: {who} is at work on {run}, expected one that no process trains; wait for it, or end it"
+        f"{what}: {who} is at work on {directory}, expected one that nobody works on; wait for it, or end it"
     )
