@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from sandbox_rl.agents.base import Agent
 from sandbox_rl.chat.format import ChatFormat
+from sandbox_rl.chat.template import ChatTokenizer
 from sandbox_rl.config.run import AgentSettings, RunSettings
 from sandbox_rl.fault_injection import ChaosSettings, FaultyAgent, FaultyBackend, FaultyScoring, Injector
 from sandbox_rl.policies.base import Sampling
@@ -94,7 +94,7 @@ def build_render(
 
 
 def build_chat(
-    recipe: AgentSettings, tokenizer: Any, model_ends: Iterable[int] = (), *, tools: bool = True
+    recipe: AgentSettings, tokenizer: ChatTokenizer, model_ends: Iterable[int] = (), *, tools: bool = True
 ) -> ChatFormat:
     """The chat format of a recipe or an assistant, for the model of this tokenizer.
 

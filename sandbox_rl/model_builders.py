@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sandbox_rl.chat.format import ChatFormat
 from sandbox_rl.config.recipe import Recipe
@@ -32,7 +32,7 @@ def settled(recipe: Recipe) -> Recipe:
 def build_policy(
     settings: TransformersSettings,
     model: PreTrainedModel,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     chat: ChatFormat,
     *,
     version: WeightVersion = UNTRAINED,

@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -43,7 +42,7 @@ class TextEncoder:
             (indentation runs of some vocabularies) are text.
     """
 
-    def __init__(self, tokenizer: Any, special_ids: Iterable[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, special_ids: Iterable[int] = ()) -> None:
         self._tokenizer = tokenizer
         added = {i: t for i, t in tokenizer.get_added_tokens_decoder().items() if t.content}
         blank = {i: t for i, t in added.items() if not t.content.replace("▁", " ").strip()}
@@ -124,7 +123,7 @@ class TextEncoder:
         return [i for part in parts if part for i in self._encode_text(part, splits_left - 1)]
 
 
-def _without_added_tokens(tokenizer: Any, keep: frozenset[str]) -> Any:
+def _without_added_tokens(tokenizer: Tokenizer, keep: frozenset[str]) -> Tokenizer:
     """A copy of the tokenizer that treats added tokens other than `keep` as any other text."""
     data = json.loads(tokenizer.to_str())
     data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] in keep]

@@ -16,7 +16,7 @@ from sandbox_rl.chat.calls import CallReader
 from sandbox_rl.chat.dialects import CALL_FORMATS, detect, make
 from sandbox_rl.chat.encoding import Piece, TextEncoder
 from sandbox_rl.chat.frames import trimmed
-from sandbox_rl.chat.template import ChatTemplate, Refused, Slot, example_call, tool_words
+from sandbox_rl.chat.template import ChatTemplate, ChatTokenizer, Refused, Slot, example_call, tool_words
 from sandbox_rl.chat.turn_ends import TurnEnds
 from sandbox_rl.errors import ModelError
 from sandbox_rl.types import MalformedCall, Message, ToolCall
@@ -82,7 +82,7 @@ class ChatFormat:
     @classmethod
     def from_tokenizer(
         cls,
-        tokenizer: Any,
+        tokenizer: ChatTokenizer,
         tools: Sequence[Mapping[str, Any]],
         *,
         call_format: str = "auto",

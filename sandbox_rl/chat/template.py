@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, Protocol
 
 from jinja2.exceptions import TemplateError
 
@@ -27,6 +27,36 @@ _FIXED_CLOCK = (
     + "".join(f"|replace('{code}','{_FIXED_DAY.strftime(code)}')" for code in ("%Y", "%m", "%d", "%B", "%b"))
     + " -}}{%- endmacro -%}"
 )
+
+
+class ChatTokenizer(Protocol):
+    """A model's tokenizer with its chat template: a Hugging Face one fits."""
+
+    all_special_ids: Sequence[int]
+    eos_token_id: int | None
+    pad_token_id: int | None
+    unk_token_id: int | None
+
+    def get_chat_template(self, chat_template: str | None, tools: Sequence[Mapping[str, Any]] | None) -> str:
+        """Source of the template.
+
+        Raises:
+            ValueError: there is none.
+        """
+        ...
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        *,
+        chat_template: str,
+        tools: Sequence[Mapping[str, Any]] | None,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        **options: Any,
+    ) -> object:
+        """A conversation as text, where it is not tokenized."""
+        ...
 
 
 class Refused(Exception):
@@ -54,7 +84,7 @@ class ChatTemplate:
     """
 
     def __init__(
-        self, tokenizer: Any, tools: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+        self, tokenizer: ChatTokenizer, tools: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
     ) -> None:
         self._tokenizer = tokenizer
         self._tools = [dict(t) for t in tools] or None

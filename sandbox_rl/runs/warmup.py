@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 import sandbox_rl
 from sandbox_rl.agents.base import EpisodeRequest, EpisodeSettings
@@ -136,7 +136,7 @@ def _planned(recipe: Recipe, base_dir: Path) -> tuple[WarmupSettings, Recipe, Se
 
 def _begin_with(
     loop: LoopThread, recipe: Recipe, base_dir: Path, expert: Expert, tasks: Sequence[Task]
-) -> tuple[Any, PreTrainedModel]:
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and model, all of whose weights are trained.
 
     The tiny model's tokenizer is trained on what the expert does.
