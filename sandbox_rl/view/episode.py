@@ -57,7 +57,6 @@ def episode(run: OpenRun, query: Mapping[str, str]) -> dict[str, Any]:
         "answer_status": answer.get("status"),
         "reward_parts": last.get("reward_parts") or {},
         "reward_detail": cut(last.get("reward_detail") or ""),
-        "scoring_seconds": last.get("scoring_seconds"),
         "gold": cut(run.golds.answer(row["task_id"])) if run.golds.answer(row["task_id"]) else None,
         "gold_failure": run.golds.failure,
         "prompt": cut(prompt),

@@ -152,7 +152,6 @@ def _result(found: Mapping[str, Any]) -> dict[str, Any]:
             "accuracy": value.get("accuracy"),
             "parts": {name: part.get("accuracy") for name, part in (value.get("parts") or {}).items()},
             "episodes": value.get("episodes"),
-            "unjudged": value.get("unjudged"),
         }
         for mode, value in (modes.items() if isinstance(modes, dict) else ())
         if isinstance(value, dict)

@@ -131,6 +131,7 @@ def test_both_modes_and_what_is_left_behind(suite, endpoint):
     assert sorted(p.name for p in out.iterdir()) == [
         "evaluation.json",
         "journal",
+        "lock",
         "results.json",
         "results.md",
     ]
