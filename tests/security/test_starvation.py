@@ -101,12 +101,16 @@ def owner_python(tier: Tier, program: str, *arguments: str, **pipes: Any) -> sub
 
 @contextmanager
 def owner_of(tier: Tier, mark: str, count: int) -> Iterator[subprocess.Popen[str]]:
-    """The owner of `count` hostile sandboxes, once they have been so for a second."""
+    """The owner of `count` hostile sandboxes, once they have been so for a second and are many."""
     arguments = (_OWNER, tier.backend, _HOSTILE, mark, str(count))
     with owner_python(tier, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         try:
             assert owner.stdout is not None
             assert owner.stdout.readline() == "ready\n"
+            deadline = time.monotonic() + 60
+            while len(marked(mark)) <= 20 * count and count:
+                assert time.monotonic() < deadline, "the attack must be there before it is ended"
+                time.sleep(0.1)
             yield owner
         finally:
             owner.kill()
@@ -141,7 +145,6 @@ def test_closing_is_as_quick_as_ever(tier: Tier) -> None:
     """LIF-09: it can neither slow, limit nor stop the process that serves and ends it."""
     mark = f"closing-{os.getpid()}"
     with owner_of(tier, mark, tier.count) as owner:
-        assert len(marked(mark)) > 20 * tier.count, "the attack must be there before it is ended"
         seen = outcome(owner)
     assert seen["slowest"] < tier.gone_s
     assert seen["said"] == "alive\n"
@@ -153,7 +156,7 @@ def test_nothing_outlives_a_killed_owner_and_the_next_starts(tier: Tier) -> None
     """LIF-09b."""
     mark = f"killed-{os.getpid()}"
     with owner_of(tier, mark, tier.count):
-        assert len(marked(mark)) > 20 * tier.count, "the attack must be there before its owner is killed"
+        pass  # it is killed
     started = time.monotonic()
 
     def next_run() -> dict[str, Any]:
