@@ -91,7 +91,6 @@ def trainer_of(
             probe=publication_probe(session, audit),
             saved=saved_parts(session, audit),
             callbacks=[
-                *([] if tokens is None else [tokens]),
                 StopOnFaults(session.faults, session.finish),  # of evaluations; rollouts stop by themselves
                 *watchers(session),
                 ProgressAudit(audit.alarms),

@@ -68,8 +68,6 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
             tokens=records.tokens,
             saved=[*saved, *saved_parts(session, audit)],
             callbacks=[
-                ledger,
-                *([] if records.tokens is None else [records.tokens]),
                 StopOnFaults(session.faults, session.finish),
                 session.finish,
                 *watchers(session),

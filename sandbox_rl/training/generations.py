@@ -106,7 +106,7 @@ class StopAtBorders(TrainerCallback):  # type: ignore[misc]
 class GenerationLedger(TrainerCallback):  # type: ignore[misc]
     """Follows the groups of this process from the rollouts to the end of their last update.
 
-    Must come before callbacks that may end the run, so that no finished update is without its line.
+    A callback before those that may end the run, so that no finished update is without its line.
 
     Args:
         ledger: on the main process; None elsewhere.

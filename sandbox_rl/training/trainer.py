@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from sandbox_rl.training.base_trainer import SandboxTrainer
@@ -33,8 +35,9 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
         share_prefixes: whether what rows have in common is computed once, where the model can.
         audit, weights, probe, saved: see `SandboxTrainer`. Where servers sample, TRL corrects for their
             log-probs differing from its own (`vllm_importance_sampling_mode`), as with its own vLLM modes.
-        ledger: is told the advantages of what is trained on; one of the callbacks as well.
-        tokens: sees what the loss makes of each token; one of the callbacks as well.
+        ledger: is told the advantages of what is trained on.
+        tokens: sees what the loss makes of each token.
+        callbacks: come after these two, so that those that end a run find the update written down.
 
     Raises:
         ConfigError: parts are asked for with a loss that cannot be divided.
@@ -47,9 +50,11 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
         share_prefixes: bool = True,
         ledger: GenerationLedger | None = None,
         tokens: TokenRecorder | None = None,
+        callbacks: Iterable[TrainerCallback] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        writing = [one for one in (ledger, tokens) if one is not None]
+        super().__init__(*args, callbacks=[*writing, *callbacks], **kwargs)
         self._ledger = ledger
         self._tokens = tokens
         base = float32_log_probs(self.model, temperature=self.temperature)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -37,7 +37,7 @@ class GrowingLines:
         except OSError:
             self._file, self._read, self.values = None, 0, []
 
-    def _take(self, file: Any) -> None:
+    def _take(self, file: BinaryIO) -> None:
         about = os.fstat(file.fileno())
         identity = about.st_dev, about.st_ino
         if identity != self._file or about.st_size < self._read:

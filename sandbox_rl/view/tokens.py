@@ -114,7 +114,13 @@ def _columns_of(events: Sequence[Mapping[str, Any]], turn: int, *, whole: bool) 
     """
     found: dict[str, list[Any]] = {name: [] for name in ("ids", "origin", "turn", "logprob", "version")}
 
-    def extend(ids: list[int], origin: int, turn: int, logprobs: Any = None, versions: Any = None) -> None:
+    def extend(
+        ids: Sequence[int],
+        origin: int,
+        turn: int,
+        logprobs: Sequence[float] | None = None,
+        versions: Sequence[int] | None = None,
+    ) -> None:
         found["ids"] += ids
         found["origin"] += [origin] * len(ids)
         found["turn"] += [turn] * len(ids)

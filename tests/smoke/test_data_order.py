@@ -91,7 +91,7 @@ def asked(directory, *, steps, resume=None, stop_after=None, curriculum=None, **
             cls=SandboxGRPOTrainer,
             tasks=[str(i) for i in range(rhythm.count(steps) * rhythm.groups)],
             parts={"ledger": written, "saved": [] if drawer is None else [drawer.save]},
-            callbacks=[written, StopWanted(rhythm, len(TASKS))],
+            callbacks=[StopWanted(rhythm, len(TASKS))],
             max_steps=steps,
             **fields,
         )

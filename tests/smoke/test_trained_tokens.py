@@ -79,7 +79,6 @@ def test_a_token_weighs_what_the_loss_gives_it(tmp_path, loss_type):
         given_reward,
         cls=partial(SandboxGRPOTrainer, weights=PlayedWeights(), micro_batch_tokens=60),
         parts={"ledger": ledger, "tokens": tokens},
-        callbacks=[ledger, tokens],
         loss_type=loss_type,
         vllm_importance_sampling_mode="token_truncate",
         scale_rewards="none",
@@ -113,7 +112,7 @@ def test_packed_samples_are_told_apart_however_they_are_packed(tmp_path, budget)
     tokens = TokenRecorder(TrainedTokens(tmp_path / "trained", start=0, process=0))
     worker = PlayedRollouts()
     trainer = make_async_trainer(
-        tmp_path, worker, tokens=tokens, callbacks=[tokens], token_budget=budget, max_staleness=0, max_steps=1
+        tmp_path, worker, tokens=tokens, token_budget=budget, max_staleness=0, max_steps=1
     )
     model = tiny_model(TOKENIZER)
     trainer.train()

@@ -45,7 +45,7 @@ class SandboxAsyncTrainer(SandboxTrainer, AsyncGRPOTrainer):  # type: ignore[mis
         at_once: groups that are sampled side by side.
         progress: the groups so far; on the main process.
         ledger: gets a line for each finished update; on the main process.
-        tokens: sees what the loss makes of each token; one of the callbacks as well.
+        tokens: sees what the loss makes of each token.
         stop, stopped: see `UpdateStream`.
         audit, weights, probe: see `SandboxTrainer`.
         compositions: where what updates consist of is written down, on the main process.
@@ -84,7 +84,7 @@ class SandboxAsyncTrainer(SandboxTrainer, AsyncGRPOTrainer):  # type: ignore[mis
             super().__init__(
                 args=args,
                 saved=(self.progress.save, *saved),
-                callbacks=[self._border, *callbacks],
+                callbacks=[self._border, *([] if tokens is None else [tokens]), *callbacks],
                 weight_transfer=NoTransfer(),
                 **kwargs,
             )
