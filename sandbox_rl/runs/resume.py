@@ -122,9 +122,9 @@ def sizes_of(recipe: Recipe, args: RunArgs) -> dict[str, Any]:
     """What decides which episodes a group's number and an update stand for, by name."""
     sizes: dict[str, Any] = {"episodes per group": args.num_generations}
     if recipe.mode == "sync":
-        rhythm = Generations.of(cast(SyncArgs, args))
-        sizes["groups per generation"] = rhythm.groups
-        sizes["generations per update"] = str(Fraction(rhythm.accumulation, rhythm.every))
+        generations = Generations.of(cast(SyncArgs, args))
+        sizes["groups per generation"] = generations.groups
+        sizes["generations per update"] = str(Fraction(generations.accumulation, generations.every))
     return sizes
 
 

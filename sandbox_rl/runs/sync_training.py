@@ -35,15 +35,15 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
     """A trainer that rolls out, updates, and rolls out again; shows its episodes while open."""
     plan, recipe = session.plan, session.plan.recipe
     args = cast(SyncArgs, training_arguments(recipe, session.records.run.checkpoints))
-    rhythm = Generations.of(args)
+    generations = Generations.of(args)
     if args.max_steps <= 0:
-        args.max_steps = rhythm.steps_for(args.num_train_epochs * len(plan.train_tasks))
+        args.max_steps = generations.steps_for(args.num_train_epochs * len(plan.train_tasks))
     curriculum, over_sampling = _curriculum(session), _over_sampling(session)
     records = session.records
     saved = [part.save for part in (curriculum, over_sampling) if part is not None]
-    ledger = GenerationLedger(rhythm, records.ledger)
-    groups = rhythm.count(args.max_steps) * rhythm.groups
-    with _bar(session, args, rhythm) as bar:
+    ledger = GenerationLedger(generations, records.ledger)
+    groups = generations.count(args.max_steps) * generations.groups
+    with _bar(session, args, generations) as bar:
         audit = start_audit(
             session,
             masks_truncated=bool(args.mask_truncated_completions),
@@ -72,7 +72,7 @@ def sync_trainer(session: Session) -> Iterator[SandboxGRPOTrainer]:
                 session.finish,
                 *watchers(session),
                 ProgressAudit(audit.alarms),
-                StopAtBorders(rhythm, len(plan.train_tasks)),
+                StopAtBorders(generations, len(plan.train_tasks)),
             ],
         )
         trainer.remove_callback(PrinterCallback)
@@ -148,11 +148,11 @@ def _over_sampling(session: Session) -> OverSampling | None:
     return over_sampling
 
 
-def _bar(session: Session, args: SyncArgs, rhythm: Generations) -> AbstractContextManager[Progress]:
+def _bar(session: Session, args: SyncArgs, generations: Generations) -> AbstractContextManager[Progress]:
     """Of the episodes that this process rolls out."""
 
     def episodes(steps: int) -> int:
-        return int(rhythm.count(steps) * args.generation_batch_size // session.state.num_processes)
+        return int(generations.count(steps) * args.generation_batch_size // session.state.num_processes)
 
     checkpoint = session.plan.checkpoint
     done = 0 if checkpoint is None else episodes(step_of(checkpoint))

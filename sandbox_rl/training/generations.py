@@ -24,12 +24,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from sandbox_rl.ledger import Group, Ledger, Sample, SampleEnd, Update
 from sandbox_rl.training.agreement import together
 from sandbox_rl.training.groups import NumberedGroup, end_of, teaches
-from sandbox_rl.training.views import RhythmArgs
+from sandbox_rl.training.views import GenerationArgs
 
 
 @dataclass(frozen=True, slots=True)
 class Generations:
-    """The rhythm of a run.
+    """How generations and updates of a run follow each other.
 
     Args:
         every: micro-batches that a generation lasts for.
@@ -42,7 +42,7 @@ class Generations:
     groups: int
 
     @classmethod
-    def of(cls, args: RhythmArgs) -> Generations:
+    def of(cls, args: GenerationArgs) -> Generations:
         """From TRL's settings."""
         return cls(
             every=args.steps_per_generation * args.num_iterations,
@@ -112,8 +112,8 @@ class GenerationLedger(TrainerCallback):  # type: ignore[misc]
         ledger: on the main process; None elsewhere.
     """
 
-    def __init__(self, rhythm: Generations, ledger: Ledger | None) -> None:
-        self._rhythm = rhythm
+    def __init__(self, generations: Generations, ledger: Ledger | None) -> None:
+        self._generations = generations
         self._ledger = ledger
         self._handed: tuple[int, Sequence[NumberedGroup], Sequence[Group]] | None = None
         self._waiting: list[tuple[int, tuple[Group, ...]]] = []
@@ -160,7 +160,7 @@ class GenerationLedger(TrainerCallback):  # type: ignore[misc]
         Raises:
             SetupError: on every process, when the file cannot be written.
         """
-        done = self._rhythm.ended_by(state.global_step)
+        done = self._generations.ended_by(state.global_step)
         mine = [group for number, groups in self._waiting if number < done for group in groups]
         self._waiting = [entry for entry in self._waiting if entry[0] >= done]
         if mine:

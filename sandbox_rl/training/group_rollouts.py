@@ -119,12 +119,10 @@ class GroupRollouts:
 
     def _generation(self, trainer: TrainerView, local: int) -> Generation:
         """The one that is asked for; TRL does not say which."""
-        rhythm, step = Generations.of(trainer.args), int(trainer.state.global_step)
-        number = rhythm.count(step) if self._last is None else self._last + 1
-        if rhythm.step_of(number) != step:
-            raise RuntimeError(
-                f"generation {number} begins after {rhythm.step_of(number)} updates, TRL asks after {step}"
-            )
+        generations, step = Generations.of(trainer.args), int(trainer.state.global_step)
+        number = generations.count(step) if self._last is None else self._last + 1
+        if (begins := generations.step_of(number)) != step:
+            raise RuntimeError(f"generation {number} begins after {begins} updates, TRL asks after {step}")
         self._last = number
         first = (number * self.world + self.rank) * local
         return Generation(number, step, first, trainer.num_generations, self.again(step))

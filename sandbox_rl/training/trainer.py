@@ -78,8 +78,8 @@ class SandboxGRPOTrainer(SandboxTrainer, GRPOTrainer):  # type: ignore[misc]
             )
 
     def _is_border(self, step: int) -> bool:
-        rhythm = Generations.of(self.args)
-        return rhythm.is_border(step) and rhythm.every >= rhythm.accumulation
+        generations = Generations.of(self.args)
+        return generations.is_border(step) and generations.every >= generations.accumulation
 
     def compute_loss(
         self,

@@ -32,7 +32,7 @@ class StateView(Protocol):
     """Updates that are complete."""
 
 
-class RhythmArgs(Protocol):
+class GenerationArgs(Protocol):
     """How TRL's settings say when is sampled and when updated (`generations.py`)."""
 
     steps_per_generation: int
@@ -42,7 +42,7 @@ class RhythmArgs(Protocol):
     num_generations: int
 
 
-class LossArgs(RhythmArgs, Protocol):
+class LossArgs(GenerationArgs, Protocol):
     """Settings of the loss (`micro_batches.py`, `sampler_correction.py`)."""
 
     loss_type: str
@@ -112,7 +112,7 @@ class TrainerView(Protocol):
         ...
 
     @property
-    def args(self) -> RhythmArgs:
+    def args(self) -> GenerationArgs:
         """Its settings."""
         ...
 
