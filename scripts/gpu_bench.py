@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -36,7 +35,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from gpu_common import REPOSITORY, device_name, scale_of, start, stop
+from gpu_common import REPOSITORY, device_name, earlier, save, scale_of, start, stop
 
 FAMILIES = ("smoke", "trainer", "rollouts", "steps", "transfer")
 SIZES = {"full": "600M", "tiny": "8M"}
@@ -157,13 +156,6 @@ def done(parts: dict[str, dict[str, Any]], name: str) -> bool:
     return name in parts and bool(parts[name].get("ok", True))
 
 
-def save(report: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all, at whatever instant this process is killed."""
-    beside = report.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(beside, report)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -181,9 +173,7 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     report = out / "gpu_bench.json"
     settings = {"device": device_name(), "scale": scale, "model": options.model}
-    content: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
-    if any(content.get(name, value) != value for name, value in settings.items()):
-        print(f"{report} holds figures of another device, scale or model; give another --out")
+    if (content := earlier(report, settings)) is None:
         return 2
     content |= settings
     parts: dict[str, dict[str, Any]] = content.setdefault("parts", {})

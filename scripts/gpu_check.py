@@ -23,8 +23,8 @@ In `async` samples are older than the trainer by design; there the age is held a
 and agreement is shown but not judged. `restart` kills during rollouts: in the middle of a transfer a run ends
 with an error instead, on purpose.
 
-Prints a table, writes `gpu_check.json`; a part that passed before is not done again. Exit code 1 if a part
-failed or time ran out.
+Prints a table, writes `gpu_check.json`; a part that passed before, on this device and with this model, is
+not done again. Exit code 1 if a part failed or time ran out, 2 if what lies in `--out` is another's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from typing import Any
 
 import torch
 import yaml
-from gpu_common import REPOSITORY, device_name, start, stop
+from gpu_common import REPOSITORY, device_name, earlier, save, start, stop
 
 MISMATCH = {"cpu": 1e-4, "cuda": 0.05}
 """Mean difference of log-probs per token: float32 on CPUs, bfloat16 on GPUs (nats)."""
@@ -248,9 +248,11 @@ def main() -> int:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     report = out / "gpu_check.json"
-    found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
+    settings = {"device": device_name(), "model": options.model}
+    if (found := earlier(report, settings)) is None:
+        return 2
+    found |= settings
     parts: dict[str, Any] = found.setdefault("parts", {})
-    found["device"] = device_name()
     print(f"device: {found['device']}", flush=True)
     for part in parts_of(2):
         if part not in here:
@@ -259,13 +261,13 @@ def main() -> int:
     for part in wanted:
         if "failed" in parts.get(part, {"failed": ""}):
             parts[part] = run_part(part, options.model, out, deadline)
-            report.write_text(json.dumps(found, indent=2) + "\n")
+            save(report, found)
         for key, value in parts[part].items():
             shown = f"{value:.4g}" if isinstance(value, float) else value
             print(f"{part:10} {key:42} {shown}", flush=True)
     failed = [part for part in wanted if "failed" in parts[part]]
     found["ok"] = not failed
-    report.write_text(json.dumps(found, indent=2) + "\n")
+    save(report, found)
     if options.json is not None:
         options.json.write_text(json.dumps(found))
     print(f"FAILED: {', '.join(failed)}; their logs lie in {out}" if failed else "ok")

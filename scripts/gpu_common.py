@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -42,6 +44,23 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def earlier(report: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What an earlier call of the same settings has reported, to go on with; None, and said, if of others."""
+    content: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
+    for name, value in settings.items():
+        if (before := content.get(name, value)) != value:
+            print(f"{report} is of another {name} ({before}, now {value}); give another --out")
+            return None
+    return content
+
+
+def save(report: Path, content: Mapping[str, Any]) -> None:
+    """Whole or not at all, at whatever instant this process is killed."""
+    beside = report.with_suffix(".tmp")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(beside, report)
 
 
 def scale_of(wanted: str | None) -> str:

@@ -10,7 +10,8 @@ SmolLM2-135M-Instruct's; without one the tiny model is made on the spot. On a GP
 elsewhere the trainer's process (`--engine` chooses).
 
 Started again after a cut, by whatever, it goes on from the last checkpoint. What does not end within
-`--minutes` is saved, reported as far as it came, and the exit code is 1.
+`--minutes` is saved, reported as far as it came, and the exit code is 1; it is 2 if what lies in `--out` was
+trained on another device or from another model.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 import yaml
 from curves import curve, draw
-from gpu_common import REPOSITORY, device_name, start, stop
+from gpu_common import REPOSITORY, device_name, earlier, save, start, stop
 
 SAVE_S = 40.0
 """Before the end: time to finish an update and to save it."""
@@ -212,13 +213,18 @@ def main() -> int:
     begun = time.monotonic()
     deadline = begun + 60 * (options.minutes or 10 * options.seeds)
     out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    device = device_name()
+    model = Path(options.model).name if options.model else "tiny"
+    settings = {"device": device, "model": model}
+    if earlier(out / "demo.json", settings) is None:
+        return 2
+    save(out / "demo.json", settings)  # a call that is cut has trained on this device, too
     shutil.copytree(REPOSITORY / "recipes" / "prompts", out / "prompts", dirs_exist_ok=True)
     for domain in ("sums", "documents"):
         shutil.copy(out / "prompts" / "arithmetic.yaml", out / "prompts" / f"{domain}.yaml")
     write_questions(out / QUESTIONS)
-    device = device_name()
-    model = Path(options.model).name if options.model else "tiny"
-    report: dict[str, Any] = {"device": device, "model": model, "seeds": {}}
+    report: dict[str, Any] = settings | {"seeds": {}}
     runs: dict[int, Path] = {}
     for seed in range(options.seeds):
         path, run = out / f"seed-{seed}.yaml", out / "runs" / f"seed-{seed}"
@@ -252,7 +258,7 @@ def main() -> int:
             print(f"curve: {drawn}")
         except ImportError:
             print("no curve: matplotlib is not installed")
-    (out / "demo.json").write_text(json.dumps(report, indent=2) + "\n")
+    save(out / "demo.json", report)
     print(f"{report['seconds']:.0f} s on {device}; {out / 'demo.json'}")
     return 0 if all(found["state"] == "done" for found in report["seeds"].values()) else 1
 

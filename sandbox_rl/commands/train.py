@@ -132,10 +132,10 @@ def train(
 
 def _start(launch: Launch, recipe: Recipe, display: Display) -> NoReturn:
     """Run the processes of a launch, and end with their exit code: they have reported all."""
-    from sandbox_rl.runs.launch import check_division, division_of, run_launch
+    from sandbox_rl.runs.division import check_division
+    from sandbox_rl.runs.launch import run_launch
 
-    if launch.way is not None:
-        check_division(recipe, division_of(launch))
+    check_division(recipe, launch.division)
     display.say(f"starting {launch}")
     code = run_launch(launch, sys.argv[1:])
     raise Interrupted if code == INTERRUPTED else typer.Exit(code)

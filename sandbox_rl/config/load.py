@@ -71,9 +71,10 @@ def _validated(block: Any, source: RecipeSource, overrides: Sequence[str], folde
         found = error.errors(include_url=False)
         # A list whose item is wrong is reported as a wrong list, too: keep the deepest.
         details = [e for e in found if not any(_inside(other["loc"], e["loc"]) for other in found)]
-        message = _explain(block, merged, details[0])
-        if len(details) > 1:
-            message += f" (and {len(details) - 1} more)"
+        first, *others = _of_keys(details, values)
+        message = _explain(block, merged, first)
+        if others:
+            message += f" (and {len(others)} more)"
         raise ConfigError(message) from error
 
 
@@ -148,6 +149,27 @@ def _explain(root: Any, source: RecipeSource, detail: ErrorDetails) -> str:
         return f"{prefix}key {key!r}: {problem}"
     problem = problem[0].lower() + problem[1:]
     return f"{prefix}key {key!r}: {_short(detail['input'])}, {problem}"
+
+
+def _of_keys(details: Sequence[ErrorDetails], values: Any) -> list[ErrorDetails]:
+    """One for each key: what has several forms, as a number or `auto`, is reported once for each of them, and
+    below the key by the form's name in pydantic."""
+    found: dict[tuple[Place, str], ErrorDetails] = {}
+    for detail in details:
+        place, inner = detail["loc"], values
+        for depth, part in enumerate(place):
+            if not isinstance(inner, dict | list):
+                place = place[:depth]
+                break
+            known = part in inner if isinstance(inner, dict) else isinstance(part, int) and part < len(inner)
+            inner = inner[part] if known else {}  # type: ignore[index]
+        form = "" if len(place) < len(detail["loc"]) else str(detail["loc"])
+        if (before := found.get((place, form))) is None:
+            found[place, form] = ErrorDetails(**{**detail, "loc": place})
+        else:
+            said = detail["msg"].removeprefix("Input should be ")
+            found[place, form] = ErrorDetails(**{**before, "msg": f"{before['msg']}, or {said}"})
+    return list(found.values())
 
 
 def _inside(inner: Place, outer: Place) -> bool:

@@ -23,7 +23,8 @@ from sandbox_rl.training.config import (
 
 
 class LaunchSettings(Settings):
-    """Which processes train together; not read below `accelerate launch -m sandbox_rl train`."""
+    """Which processes train together; below a launcher of your own it decides, and what is said here must not
+    be something else."""
 
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """On each machine; `auto`: one for each CUDA card that is to be seen and that no server is to have for

@@ -23,9 +23,16 @@ _OURS = {
     "worker-extension-cls": "leave it; it loads and verifies our weights",
     "disable-log-stats": "leave it; whether the engine works is seen by its metrics",
     "generation-config": "leave it; sampling is the recipe's alone",
+    "config": "write here what that file says; the placement has to know it",
 }
 """Arguments of the server that the recipe says elsewhere, and where."""
-_PARALLEL = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
+_PARALLEL = (
+    *("tensor-parallel-size", "pipeline-parallel-size"),  # divide the weights
+    *("data-parallel-size", "prefill-context-parallel-size"),
+)
+_CACHE, _SHARE = "kv-cache-memory-bytes", "gpu-memory-utilization"
+_PLANNED = (*_OURS, *_PARALLEL, _CACHE, _SHARE)
+"""Arguments that are looked at here; vLLM would take each by its beginning as well."""
 
 
 class TransformersSettings(Settings):
@@ -104,7 +111,11 @@ class VLLMSettings(Settings):
                 raise ValueError(f"arguments: {name!r} belongs elsewhere: {_OURS[plain]}")
             if name != name.lstrip("-"):
                 raise ValueError(f"arguments: {name!r}, expected the name without dashes in front")
-            if plain == "gpu-memory-utilization" and not (type(value) in (int, float) and 0 < value <= 1):
+            if whole := [known for known in _PLANNED if known.startswith(plain) and known != plain]:
+                raise ValueError(f"arguments: {name!r}, expected a whole name: {' or '.join(whole)}")
+            if plain == _CACHE and (type(value) is not int or value < 1):
+                raise ValueError(f"arguments: {name!r} is {value!r}, expected a number of bytes, 1 or more")
+            if plain == _SHARE and not (type(value) in (int, float) and 0 < value <= 1):
                 raise ValueError(f"arguments: {name!r} is {value!r}, expected a number above 0, at most 1")
             if plain in _PARALLEL and (type(value) is not int or value < 1):
                 raise ValueError(f"arguments: {name!r} is {value!r}, expected a number of cards, 1 or more")
@@ -121,9 +132,38 @@ class VLLMSettings(Settings):
         return math.prod(self._size(name) for name in _PARALLEL[:2])
 
     @property
+    def tensor_parallel(self) -> int:
+        """Cards that each of a managed server's layers is divided over."""
+        return self._size(_PARALLEL[0])
+
+    @property
     def cards_each(self) -> int:
         """Of a managed server."""
         return math.prod(self._size(name) for name in _PARALLEL)
+
+    @property
+    def share(self) -> float | None:
+        """Of each card's memory for a managed server, where the recipe says it."""
+        given = self.plain_arguments.get(_SHARE)
+        return None if given is None else float(given)
+
+    @property
+    def cache(self) -> int | None:
+        """Bytes of keys and values on each card of a managed server, where the recipe says it; vLLM does not
+        look at its share of the memory then."""
+        given = self.plain_arguments.get(_CACHE)
+        return None if given is None else int(given)
+
+    def without_sizes(self, *, also: bool = False) -> VLLMSettings:
+        """The same with what a placement says by itself left to it.
+
+        Args:
+            also: over how many cards a server is divided, too.
+        """
+        gone = (_SHARE, _CACHE, *(_PARALLEL if also else ()))
+        arguments = {name: value for name, value in self.plain_arguments.items() if name not in gone}
+        auto = {"placement": "auto", "servers": "auto", "transfer": "auto", "arguments": arguments}
+        return self.model_copy(update=auto)
 
     def _size(self, name: str) -> int:
         return int(self.plain_arguments.get(name, 1))
@@ -134,6 +174,14 @@ class VLLMSettings(Settings):
         for field, value in (("placement", self.placement), ("servers", self.servers)):
             if value != "auto":
                 raise ValueError(f"{field}: {value!r}, expected none with engine 'external': see base_urls")
+        for field, given in (("arguments", self.arguments), ("environment", self.environment)):
+            if given:
+                raise ValueError(
+                    f"{field}: {given!r}, expected none with engine 'external': servers have them from "
+                    "whoever starts them"
+                )
+        if twice := {url for url in self.base_urls if self.base_urls.count(url) > 1}:
+            raise ValueError(f"base_urls: {min(twice)!r} stands there twice, expected each server once")
 
 
 class RecordedPolicySettings(Settings):

@@ -60,22 +60,28 @@ def memory_of(
     )
 
 
-def host_memory_of(recipe: Recipe, config: PretrainedConfig, *, ranks: int, offloaded: float) -> str:
+def host_memory_of(
+    recipe: Recipe, config: PretrainedConfig, *, readers: int, as_stored: bool, offloaded: float
+) -> str:
     """What a run on cards takes of the machine's own memory, beside sandboxes, scorers and libraries.
 
     Args:
-        ranks: processes on this machine; each loads the model before it goes to the cards.
+        readers: processes of this machine that have the whole model there before it goes to the cards.
+        as_stored: whether it is read in the type of its checkpoint, not in that which is trained: by ZeRO-3.
         offloaded: share of the optimizer, with its weights and gradients, that this machine's memory has.
     """
     size, compute = model_shape(config).parameters / GIB, compute_dtype(recipe.model).itemsize
     whole = recipe.model.lora is None
-    loaded = size * (MASTER if whole else compute)
+    loaded = size * (stored_dtype(config).itemsize if as_stored else MASTER if whole else compute)
     # Those that a server which is started again would get, and beside them the new ones.
     published = 2 * size * compute if isinstance(recipe.policy, VLLMSettings) else 0.0
     held = 4 * MASTER * size * offloaded * whole
-    parts = [f"{ranks} x {loaded:.1f} GiB to load the model", f"{published:.1f} while weights are published"]
+    parts = [
+        f"{readers} x {loaded:.1f} GiB to load the model",
+        f"{published:.1f} while weights are published",
+    ]
     parts += [f"{held:.1f} for the optimizer"] * (held > 0)
-    return f"estimated {max(ranks * loaded, published + held):.1f} GiB ({', '.join(parts)})"
+    return f"estimated {max(readers * loaded, published + held):.1f} GiB ({', '.join(parts)})"
 
 
 def duration_of(

@@ -20,12 +20,14 @@ from sandbox_rl.policies.vllm.launch import check_socket_path, interpreter
 from sandbox_rl.preflight.context import budget_warnings
 from sandbox_rl.preflight.estimates import duration_of, host_memory_of, memory_of, sampler_gap
 from sandbox_rl.preflight.rewards import check_rewards
-from sandbox_rl.runs.launch import cards_that_train, check_division, division_of, plan_launch
+from sandbox_rl.runs.division import check_division
+from sandbox_rl.runs.launch import cards_that_train, division_of, plan_launch
 from sandbox_rl.runs.placement import training_placement
 from sandbox_rl.runs.plan import RunModel, RunPlan
 from sandbox_rl.runs.starting_point import needs_warmup
 from sandbox_rl.sandboxes.base import PlaysEpisodes
 from sandbox_rl.tools.text import clean, clip
+from sandbox_rl.training.agreement import started_among
 from sandbox_rl.training.experts import EXPERTS
 from sandbox_rl.training.grpo import sampling_of
 from sandbox_rl.training.placement import find_cards
@@ -41,6 +43,7 @@ def dry_run(recipe: Recipe, *, base_dir: Path, display: Display) -> None:
     Raises:
         UserError: what is wrong; of several things that do not depend on each other, all are said.
     """
+    started_among(os.environ)
     check_place(Path(recipe.output_dir), "output_dir")
     plan = RunPlan.of(settled(recipe), base_dir=base_dir)
     missing: list[UserError] = []
@@ -142,15 +145,20 @@ def _check_model(plan: RunPlan, model: RunModel, display: Display) -> None:
         prompt=prompt,
         context=context,
         shards=division.shards,
-        offloaded=division.offloads,
+        offloaded=division.way.offloads,
     )
     display.say(f"ok  memory: {memory}")
     if cards:
-        share = division.offloads * division.ranks / division.processes
-        host = host_memory_of(recipe, model.config, ranks=division.ranks, offloaded=share)
+        host = host_memory_of(
+            recipe,
+            model.config,
+            readers=division.readers,
+            as_stored=division.way.name == "DEEPSPEED",
+            offloaded=division.way.offloads * division.ranks / division.processes,
+        )
         display.say(f"ok  host memory: {host}")
     if launch is not None:
-        display.say(f"ok  launch: {launch}")
+        display.say(f"ok  launch: {launch}{_episodes(plan, division.processes)}")
     placement = training_placement(recipe, plan.args, model, launch=launch)
     if placement is not None:
         display.say(f"ok  placement: {placement}")
@@ -159,6 +167,15 @@ def _check_model(plan: RunPlan, model: RunModel, display: Display) -> None:
     if isinstance(recipe.policy, TransformersSettings):
         gap = sampler_gap(recipe.model, recipe.policy, model.tokenizer)
         display.say(f"ok  sampler: {gap:.4f} nats per token from the trainer")
+
+
+def _episodes(plan: RunPlan, processes: int) -> str:
+    """Of an update, where the processes decide it: a recipe says how many are each one's."""
+    if plan.recipe.mode == "async":
+        return ""
+    args = cast(SyncArgs, plan.args)
+    each = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return f"; {each * processes} episodes an update, {each} of each process"
 
 
 async def _try_sandbox(plan: RunPlan, display: Display) -> None:

@@ -1,7 +1,4 @@
-"""All cards by one command: it starts accelerate's processes itself, as a recipe's `launch:` says.
-
-And how the processes of a run divide its model, and what does not go with that.
-"""
+"""All cards by one command: it starts accelerate's processes itself, as a recipe's `launch:` says."""
 
 from __future__ import annotations
 
@@ -10,24 +7,25 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
-from accelerate import PartialState
 
 from sandbox_rl.config.recipe import LaunchSettings, Recipe
 from sandbox_rl.display import quieted
 from sandbox_rl.errors import ConfigError
-from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
+from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.processors import cores
 from sandbox_rl.registry import shipped
+from sandbox_rl.runs.division import Division, Way, division_here, way_here, way_of
+from sandbox_rl.training.agreement import started_among
 from sandbox_rl.training.stopping import LAUNCHER
 
 CONFIGS = "configs/accelerate"
-STARTED = "WORLD_SIZE"
-"""Of the environment that any launcher gives to its processes."""
+ALONE = "ACCELERATE_USE_CPU"
+"""Of the environment that accelerate's launcher gives to the only process that it starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +35,24 @@ class Launch:
     Args:
         each: on this machine.
         config: of accelerate.
+        way: how it divides the model.
     """
 
     each: int
     settings: LaunchSettings
     config: Path | None
+    way: Way = field(default_factory=Way)
 
     def __str__(self) -> str:
         machines = self.settings.machines
         where = f" on each of {machines} machines" if machines > 1 else ""
         how = f", {self.config.name}" if self.config else ""
-        return f"{self.each} processes{where}{how}"
+        return f"{self.each} process{'' if self.each == 1 else 'es'}{where}{how}"
 
     @property
-    def way(self) -> str | None:
-        """How they divide the model, `FSDP` or `DEEPSPEED`; None where each holds all of it."""
-        return None if self.config is None else _way(self.config)
-
-    @property
-    def offloads(self) -> bool:
-        """Whether DeepSpeed keeps the optimizer in the host's memory."""
-        return self.config is not None and "offload_optimizer_device: cpu" in self.config.read_text()
+    def division(self) -> Division:
+        """Of the processes that it starts."""
+        return Division(self.way, self.each, self.each * self.settings.machines)
 
     def arguments(self) -> list[str]:
         """For accelerate's launcher."""
@@ -70,7 +65,8 @@ class Launch:
         given += ["--deepspeed_multinode_launcher", "standard"]
         # Without a file it would read the one that this user may have made for other programs.
         given += ["--config_file", str(self.config or shipped(f"{CONFIGS}/one_gpu.yaml"))]
-        return [*given, "--multi_gpu"] if self.config is None else given
+        # What a configuration for one card says would start one process, which would start others again.
+        return [*given, "--multi_gpu"] if self.way.name is None else given
 
 
 def cards_here() -> int:
@@ -92,7 +88,8 @@ def cards_that_train(recipe: Recipe, cards: int) -> int:
         return max(1, cards - len(by_hand.split(",")))
     # Servers that cannot sleep while others train need cards of their own.
     if policy.placement == "split" or (policy.placement == "auto" and recipe.mode == "async"):
-        serving = cards // 2 if policy.servers == "auto" else policy.servers * policy.cards_each
+        each = policy.cards_each  # half of the cards, by whole servers
+        serving = max(1, cards // 2 // each) * each if policy.servers == "auto" else policy.servers * each
         return max(1, cards - serving)
     return cards
 
@@ -110,20 +107,18 @@ def plan_launch(
         ConfigError: it cannot be started.
     """
     asked = None if settings.processes == "auto" else settings.processes
-    if (world := environment.get(STARTED)) is not None:
-        if asked is not None and str(asked * settings.machines) != world:
-            raise ConfigError(
-                f"launch.processes: {asked}, but a launcher has started this as one of {world} processes; "
-                "start it without a launcher, or leave launch.processes out"
-            )
-        return None
     config = None if settings.config is None else _config(settings.config)
-    if cards == 0 and config is not None:
+    way = Way() if config is None else way_of(config)
+    world = started_among(environment) or (1 if ALONE in environment else None)
+    if world is not None:
+        _check_started(settings, way, world, environment)
+        return None
+    if cards == 0 and way.name is not None:
         raise ConfigError(
             f"launch.config: {settings.config!r} divides a model over CUDA cards, but there is none here; "
             "leave it out, or see `nvidia-smi` and CUDA_VISIBLE_DEVICES"
         )
-    if config is not None and _way(config) == "DEEPSPEED" and find_spec("deepspeed") is None:
+    if way.name == "DEEPSPEED" and find_spec("deepspeed") is None:
         raise ConfigError(
             f"launch.config: {settings.config!r} needs DeepSpeed, which is not installed; pip install "
             "'sandbox-rl[deepspeed]', or set launch.config=fsdp2"
@@ -144,68 +139,29 @@ def plan_launch(
             f"({settings.machines})"
         )
     each = asked or max(1, training)
-    return Launch(each, settings, config) if each * settings.machines > 1 else None
+    # One process has nothing to divide, but its optimizer can be in the host's memory.
+    return Launch(each, settings, config, way) if each * settings.machines > 1 or way.offloads else None
 
 
-@dataclass(frozen=True, slots=True)
-class Division:
-    """The processes that train.
-
-    Args:
-        way: `FSDP` or `DEEPSPEED`; None where each holds the whole model.
-        ranks: on each machine.
-        processes: on all of them.
-        offloads: whether the optimizer is in the machines' own memory.
-    """
-
-    way: str | None
-    ranks: int
-    processes: int
-    offloads: bool = False
-
-    @property
-    def shards(self) -> int:
-        """Processes that the weights are divided over."""
-        return 1 if self.way is None else self.processes
+def _check_started(settings: LaunchSettings, way: Way, world: int, environment: Mapping[str, str]) -> None:
+    """Refuse settings that the launcher of this process has not followed."""
+    if settings.processes != "auto" and settings.processes * settings.machines != world:
+        raise ConfigError(
+            f"launch.processes: {settings.processes}, but a launcher has started this as one of {world} "
+            "processes; start it without a launcher, or leave launch.processes out"
+        )
+    here = way_here(environment)
+    if way.name is not None and way.name != here.name and (world > 1 or way.offloads):
+        said = "with the whole model on each process" if here.name is None else f"by {here.name}"
+        raise ConfigError(
+            f"launch.config: {settings.config!r} is {way.name}, but a launcher has started this {said}; "
+            "start it without a launcher, or set launch.config=null"
+        )
 
 
 def division_of(launch: Launch | None) -> Division:
     """Of the processes that a launch would start; for None, of those that there are."""
-    if launch is not None:
-        processes = launch.each * launch.settings.machines
-        return Division(launch.way, launch.each, processes, launch.offloads)
-    processes = PartialState().num_processes
-    found = [way for way in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{way}") == "true"]
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    offloads = os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") != "none"
-    return Division(found[0] if found else None, ranks, processes, offloads)
-
-
-def check_division(recipe: Recipe, division: Division) -> None:
-    """Refuse what cannot work with a divided model.
-
-    Raises:
-        ConfigError: the policy samples from the model itself, or updates take several passes under DeepSpeed.
-    """
-    if division.way is None:
-        return
-    if isinstance(recipe.policy, TransformersSettings):
-        raise ConfigError(
-            f"policy.type: 'transformers', but {division.processes} processes divide the model "
-            f"({division.way}), and none can sample from it alone; set policy.type=vllm, or leave "
-            "launch.config out"
-        )
-    if division.way == "DEEPSPEED" and recipe.mode == "async":
-        raise ConfigError(
-            "mode: 'async' computes an update in several passes, and DeepSpeed would step after each; set "
-            "launch.config=fsdp2, or mode=sync"
-        )
-    if division.way == "DEEPSPEED" and recipe.update.micro_batch_tokens is not None:
-        raise ConfigError(
-            f"update.micro_batch_tokens: {recipe.update.micro_batch_tokens}, expected none with DeepSpeed, "
-            "which would step after each part; lower grpo.per_device_train_batch_size, or set "
-            "launch.config=fsdp2"
-        )
+    return division_here() if launch is None else launch.division
 
 
 def run_launch(launch: Launch, arguments: Sequence[str], *, module: str = "sandbox_rl") -> int:
@@ -241,11 +197,6 @@ def _config(name: str) -> Path:
             f"launch.config: {name!r}, expected one of {known}, or an existing file of accelerate's"
         )
     return path
-
-
-def _way(config: Path) -> str | None:
-    text = config.read_text()
-    return next((way for way in ("FSDP", "DEEPSPEED") if f"distributed_type: {way}" in text), None)
 
 
 @contextlib.contextmanager

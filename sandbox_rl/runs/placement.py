@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from transformers import PretrainedConfig
 
 from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
@@ -41,7 +42,10 @@ def training_placement(
             "of the first machine are out of the others' reach; start some and name them in policy.base_urls"
         )
 
-    def needs(ranks: int, *, divided: bool = division.way is not None) -> Needs:
+    if managed and isinstance(policy, VLLMSettings):
+        _check_heads(policy, model.config)
+
+    def needs(ranks: int, *, divided: bool = division.divides) -> Needs:
         estimate = memory_of(
             recipe,
             args,
@@ -49,7 +53,7 @@ def training_placement(
             prompt=model.longest_prompt,
             context=model.context,
             shards=ranks * division.processes // division.ranks if divided else 1,
-            offloaded=division.offloads,
+            offloaded=division.way.offloads,
         )
         shape, item = model_shape(model.config), compute_dtype(model.settings).itemsize
         return Needs(
@@ -63,8 +67,19 @@ def training_placement(
         if cards:
             check_training(cards[: division.ranks], needs(division.ranks).training)
         return None
-    other = partial(needs, divided=True) if division.way is None else None
+    other = None if division.divides else partial(needs, divided=True)
     return _here(plan_placement(cards, division.ranks, policy, needs, mode=recipe.mode, divided=other))
+
+
+def _check_heads(policy: VLLMSettings, config: PretrainedConfig) -> None:
+    """vLLM would refuse it at its start, minutes later."""
+    heads, parallel = config.get_text_config().num_attention_heads, policy.tensor_parallel
+    if heads % parallel:
+        fit = [count for count in range(1, heads + 1) if heads % count == 0]
+        raise ConfigError(
+            f"policy.arguments: tensor-parallel-size {parallel} does not divide the model's {heads} "
+            f"attention heads, expected one of {', '.join(map(str, fit))}"
+        )
 
 
 def serving_placement(policy: VLLMSettings) -> Placement:
@@ -80,5 +95,6 @@ def _here(placement: Placement) -> Placement:
     """On cards that were made up nothing can run."""
     if FAKE_CARDS not in os.environ or torch.cuda.is_available() or placement.kind == "cpu":
         return placement
-    note = f"{FAKE_CARDS} is set: all of it on the CPU, and by shm instead of {placement.transfer}"
+    other = "" if placement.transfer == "shm" else f", and by shm instead of {placement.transfer}"
+    note = f"{FAKE_CARDS} is set: all of it on the CPU{other}"
     return replace(placement, transfer="shm", note=note)

@@ -24,7 +24,7 @@ from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.lease import ModelLease
 from sandbox_rl.preflight.rewards import check_rewards
 from sandbox_rl.rollout.engine import RolloutEngine
-from sandbox_rl.runs.launch import check_division, division_of
+from sandbox_rl.runs.division import check_checkpoint, check_division, division_here
 from sandbox_rl.runs.placement import training_placement
 from sandbox_rl.runs.plan import RunModel, RunPlan
 from sandbox_rl.runs.policy import RunPolicy, run_policy
@@ -80,7 +80,8 @@ def training_session(
     """
     recipe = plan.recipe
     with together():
-        check_division(recipe, division_of(None))
+        check_division(recipe, division_here())
+        check_checkpoint(plan.checkpoint, division_here())
     with together():  # an endpoint can be out of reach of one process
         notes = asyncio.run(check_rewards(recipe, plan.base_dir, plan.train_tasks))
     for note in (*notes, *_of_chaos(recipe)):

@@ -6,7 +6,8 @@ times out. So whatever decides about the next exchange is exchanged first; every
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,12 +17,49 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from sandbox_rl import errors
-from sandbox_rl.errors import InfraFault, SandboxRLError, SetupError, StopAsked, UserError, environment_error
+from sandbox_rl.errors import (
+    ConfigError,
+    InfraFault,
+    SandboxRLError,
+    SetupError,
+    StopAsked,
+    UserError,
+    environment_error,
+)
 
 T = TypeVar("T")
 
 LONGEST_WAIT_S = 7200.0
 """How long a process waits for the others in an exchange: one can be rolling out while others are done."""
+
+PLACE = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+"""Of the environment that any launcher gives to its processes."""
+_MEETING = ("MASTER_ADDR", "MASTER_PORT")
+
+
+def started_among(environment: Mapping[str, str]) -> int | None:
+    """How many processes a launcher has started, this one among them; None where none has.
+
+    Raises:
+        ConfigError: the environment says a part of it, as where a shell or a scheduler has left something:
+            processes would wait for others that nobody starts, or one would be alone and say nothing.
+    """
+    said = [name for name in (*PLACE, *_MEETING) if name in environment]
+    if not any(name in environment for name in PLACE):
+        return None
+    fix = f"`unset {' '.join(said)}`, or start it by `accelerate launch`"
+    if missing := [name for name in (*PLACE, *_MEETING) if name not in environment]:
+        raise ConfigError(
+            f"environment: {', '.join(said)} without {', '.join(missing)}, expected all that a launcher "
+            f"gives to its processes, or none; {fix}"
+        )
+    given = [environment[name] for name in PLACE]
+    if not all(text.isdecimal() for text in given) or not int(given[1]) < int(given[0]):
+        told = ", ".join(f"{name}={environment[name]!r}" for name in PLACE)
+        raise ConfigError(
+            f"environment: {told}, expected a number of processes and places among them, from 0 on; {fix}"
+        )
+    return int(given[0])
 
 
 def join(wait_s: float = LONGEST_WAIT_S) -> PartialState:
@@ -29,7 +67,11 @@ def join(wait_s: float = LONGEST_WAIT_S) -> PartialState:
 
     To be called before anything else asks for them: whoever does first decides how long all exchanges may
     take (torch would say ten minutes on cards), and without being told accelerate sees one process on CPUs.
+
+    Raises:
+        ConfigError: as `started_among`.
     """
+    started_among(os.environ)
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=wait_s))
 
 

@@ -104,6 +104,21 @@ def complete_of(directory: Path, step: int, what: str) -> Path:
     return found[step]
 
 
+def division_of_checkpoint(checkpoint: Path) -> tuple[str | None, int | None]:
+    """How the processes that saved a checkpoint divided the model, and into how many parts of the optimizer.
+
+    Returns:
+        `FSDP` or `DEEPSPEED`, None where each held all of it; of DeepSpeed the number of its processes, which
+        have to be as many again.
+    """
+    found = {path.name for path in checkpoint.iterdir()} if checkpoint.is_dir() else set()
+    if any(name.startswith("pytorch_model_fsdp") for name in found):
+        return "FSDP", None
+    if any(re.fullmatch(r"global_step\d+", name) for name in found):
+        return "DEEPSPEED", len(list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt"))) or None
+    return None, None
+
+
 def last_complete(directory: Path) -> Path | None:
     """The complete checkpoint of the highest step, if any."""
     return max(complete_checkpoints(directory), key=step_of, default=None)

@@ -99,7 +99,8 @@ class MemoryEstimate:
     def __str__(self) -> str:
         sizes = {field.name: getattr(self, field.name) for field in fields(self)}
         parts = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items() if size)
-        return f"estimated {_size(self.peak)} per device ({parts.replace('_', ' ')})"
+        on_top = f"{OVERHEAD - 1:.0%} on top of what a process holds at once"
+        return f"estimated {_size(self.peak)} per device ({parts.replace('_', ' ')}; {on_top})"
 
 
 def model_shape(config: PretrainedConfig) -> ModelShape:

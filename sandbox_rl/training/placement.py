@@ -25,6 +25,11 @@ GIB = 1 << 30
 SERVER_WORK = 2 * GIB
 """A server's activations and graphs beside its weights and cache. A rule of thumb."""
 
+RESERVE = 2 * GIB
+"""Of each card: a CUDA context per process, and what is fragmented. A rule of thumb."""
+LARGEST_SHARE = 0.9
+"""Of a card that a server gets at most; vLLM's own default."""
+
 Kind = Literal["one", "shared", "split", "cpu"]
 
 
@@ -58,9 +63,14 @@ class Needs:
     weights: int
     longest: int
 
-    def server(self, parallel: int) -> int:
-        """The least that a server needs on each of its cards."""
-        return (self.weights + self.longest) // parallel + SERVER_WORK
+    def server(self, parallel: int, cache: int | None = None) -> int:
+        """The least that a server needs on each of its cards.
+
+        Args:
+            cache: of keys and values there, where that is settled.
+        """
+        kept = self.longest // parallel if cache is None else cache
+        return self.weights // parallel + kept + SERVER_WORK
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +119,7 @@ class Placement:
                 rank += f" ({self.update / GIB:.1f} of {self.training[0].memory / GIB:.0f} GiB)"
             if self.kind == "split":
                 where = [card for place in self.servers for card in place.cards]
-                text = f"split: {rank}, {many}{each} on {_several(where)}"
+                text = f"split: {rank}, {many}{each}{f' on {_several(where)}' if where else ''}"
             elif self.kind == "shared":
                 text = f"shared: {rank} with {many}{each} on them"
             else:
@@ -146,7 +156,7 @@ def refuse_mixed(cards: Sequence[Card]) -> None:
 FAKE_CARDS = "SANDBOX_RL_FAKE_CARDS"
 """Cards to plan for in the place of real ones, e.g. `8x NVIDIA H100 80GB`, several kinds after commas; what
 they would run runs on the CPU."""
-_KIND = re.compile(r"(\d+)\s*x\s*(.*?\S)\s+(\d+)\s*GB")
+_KIND = re.compile(r"([1-9]\d{0,3})\s*x\s*(.*?\S)\s+([1-9]\d{0,5})\s*GB")
 
 
 def find_cards() -> tuple[Card, ...]:
@@ -188,3 +198,13 @@ def fake_cards(text: str) -> tuple[Card, ...]:
             Card(str(len(cards) + i), f"{name} {memory}GB", int(memory) * GIB) for i in range(int(count))
         ]
     return tuple(cards)
+
+
+def plain(cards: int) -> str:
+    """So many cards, in words."""
+    return f"{cards} card{'' if cards == 1 else 's'}"
+
+
+def size_of(count: float) -> str:
+    """Bytes, for a person."""
+    return f"{count / GIB:.1f} GiB"

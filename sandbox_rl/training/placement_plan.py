@@ -5,18 +5,30 @@ Arithmetic on sizes in bytes: no device is touched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
-from sandbox_rl.training.placement import GIB, Card, Kind, Needs, Place, Placement, refuse_mixed
+from sandbox_rl.training.placement import (
+    LARGEST_SHARE,
+    RESERVE,
+    Card,
+    Kind,
+    Needs,
+    Place,
+    Placement,
+    plain,
+    refuse_mixed,
+    size_of,
+)
+from sandbox_rl.training.placement_by_hand import by_hand, refuse_crowded, unplanned_transfer
 
-RESERVE = 2 * GIB
-"""Of each card: a CUDA context per process, and what is fragmented. A rule of thumb."""
-_SMALLER = "model.lora, shorter episodes, or weights divided over more cards (launch.config=fsdp2)"
-LARGEST_SHARE = 0.9
-"""Of a card that a server gets at most; vLLM's own default."""
+_SMALLER = (
+    "model.lora, shorter episodes, weights divided over more cards (launch.config=fsdp2), or an optimizer "
+    "in the machine's memory (launch.config=zero3)"
+)
 
 
 def plan_placement(
@@ -44,13 +56,13 @@ def plan_placement(
     refuse_mixed(cards)
     if ranks > len(cards):
         raise ConfigError(
-            f"policy.placement: {ranks} processes train, but {_plain(len(cards))} "
+            f"policy.placement: {ranks} processes train, but {plain(len(cards))} "
             f"{'is' if len(cards) == 1 else 'are'} to be seen, expected one for each; set "
             f"launch.processes={len(cards)}, or see CUDA_VISIBLE_DEVICES"
         )
     if "CUDA_VISIBLE_DEVICES" in settings.environment:
-        placed = _by_hand(cards, ranks, settings)
-        _refuse_crowded(cards, ranks, settings, needs(ranks), placed.sleep)
+        placed = by_hand(cards, ranks, settings)
+        refuse_crowded(cards, ranks, settings, needs(ranks), placed.sleep)
         return placed
     kinds: list[Kind] = _kinds(settings, ranks, len(cards))
     why = ""
@@ -75,8 +87,8 @@ def check_training(cards: Sequence[Card], training: int) -> None:
     refuse_mixed(cards)
     if training + RESERVE > cards[0].memory:
         raise ConfigError(
-            f"model.path: an update needs {_size(training + RESERVE)} on a card of {_size(cards[0].memory)}; "
-            f"{_SMALLER}"
+            f"model.path: an update needs {size_of(training + RESERVE)} on a card of "
+            f"{size_of(cards[0].memory)}; {_SMALLER}"
         )
 
 
@@ -92,7 +104,7 @@ def plan_serving(cards: Sequence[Card], settings: VLLMSettings) -> Placement:
         return _on_cpu(settings)
     refuse_mixed(cards)
     if "CUDA_VISIBLE_DEVICES" in settings.environment:
-        return _by_hand(cards, 0, settings)
+        return by_hand(cards, 0, settings)
     places = _places(cards, settings, None)
     if isinstance(places, str):
         raise ConfigError(f"policy.servers: {places}")
@@ -114,7 +126,7 @@ def _kinds(settings: VLLMSettings, ranks: int, cards: int) -> list[Kind]:
             return ["split"]
         other = f"set launch.processes={cards // 2}" if ranks > 1 else "give it a second card"
         raise ConfigError(
-            f"policy.placement: 'split', but {ranks} of {_plain(cards)} train and none is left to serve; "
+            f"policy.placement: 'split', but {ranks} of {plain(cards)} train and none is left to serve; "
             f"{other}, or set policy.placement={together}"
         )
     return [together]
@@ -126,19 +138,25 @@ def _fitting(
     """The placement of this kind, or why there is none."""
     training, memory = tuple(cards[:ranks]), cards[0].memory
     serving = cards[ranks:] if kind == "split" else training
-    server, given = needs.server(settings.shards), _given_share(settings)
+    server, given = needs.server(settings.shards, settings.cache), settings.share
+    if isinstance(places := _places(serving, settings, None), str):
+        return places
+    if kind == "split" and settings.sleep is True:
+        return "'split' gives servers cards of their own, on which sleep: true gives nothing to anybody"
     if needs.training + RESERVE > memory:
-        return f"an update needs {_size(needs.training + RESERVE)} on a card of {_size(memory)}"
+        return f"an update needs {size_of(needs.training + RESERVE)} on a card of {size_of(memory)}"
+    if settings.cache is not None:
+        given = None  # vLLM does not look at it then
     if given is not None and server > given * memory:
         return (
-            f"a server needs {_size(server)}, and gpu-memory-utilization {given:g} gives it "
-            f"{_size(given * memory)}"
+            f"a server needs {size_of(server)}, and gpu-memory-utilization {given:g} gives it "
+            f"{size_of(given * memory)}"
         )
     sleep = False
     if kind == "split":
         share = given or LARGEST_SHARE
         if server > share * memory:
-            return f"a server needs {_size(server)} on a card of {_size(memory)}"
+            return f"a server needs {size_of(server)} on a card of {size_of(memory)}"
     else:
         server = max(server, int((given or 0) * memory))  # it takes all that it is given
         free = memory - RESERVE - needs.training
@@ -147,18 +165,18 @@ def _fitting(
             free = memory - RESERVE - needs.held
         if server > free:
             return (
-                f"{kind!r} needs {_size(server)} for a server beside {_size(memory - free)} of the trainer's "
-                f"on a card of {_size(memory)}"
+                f"{kind!r} needs {size_of(server)} for a server beside {size_of(memory - free)} of the "
+                f"trainer's on a card of {size_of(memory)}"
             )
         if sleep and mode == "async":
             return (
-                f"{kind!r} needs {_size(needs.training + RESERVE + server)} for trainer and server together "
-                f"on a card of {_size(memory)}, and in mode: async none can sleep"
+                f"{kind!r} needs {size_of(needs.training + RESERVE + server)} for trainer and server "
+                f"together on a card of {size_of(memory)}, and in mode: async none can sleep"
             )
         share = min(LARGEST_SHARE, int(100 * free / memory) / 100)
-    places = _places(serving, settings, share)
-    if isinstance(places, str):
-        return places
+    if settings.cache is not None:
+        share = math.ceil(100 * server / memory) / 100
+    places = tuple(Place(place.cards, None if given else share) for place in places)
     own = kind != "split" and settings.cards_each == 1 and len(places) == ranks
     transfer = settings.transfer
     if transfer == "auto":
@@ -173,13 +191,13 @@ def _fitting(
 def _places(cards: Sequence[Card], settings: VLLMSettings, share: float | None) -> tuple[Place, ...] | str:
     """One server on each group of cards, or why they are too few."""
     each = settings.cards_each
-    if _given_share(settings) is not None:
+    if settings.share is not None:
         share = None
     count = len(cards) // each if settings.servers == "auto" else settings.servers
     if count < 1 or count * each > len(cards):
         groups = f" of {each} cards each" if each > 1 else ""
         what = f"{max(count, 1)} server{'s' if count > 1 else ''}{groups}"
-        return f"{what} cannot be placed on {_plain(len(cards))}, expected {max(count, 1) * each}"
+        return f"{what} cannot be placed on {plain(len(cards))}, expected {max(count, 1) * each}"
     return tuple(Place(tuple(cards[number * each : (number + 1) * each]), share) for number in range(count))
 
 
@@ -193,12 +211,34 @@ def _nearest(
 ) -> str:
     """What would fit, as the change that it takes: the model whole with fewer processes, or else divided."""
     reset = [f"policy.{name}=auto" for name in ("servers", "transfer") if getattr(settings, name) != "auto"]
-    reset += ["policy.arguments.gpu-memory-utilization left out"] * (_given_share(settings) is not None)
-    also = f" with {' and '.join(reset)}" if reset else ""
-    arguments = {n: v for n, v in settings.plain_arguments.items() if n != "gpu-memory-utilization"}
-    free = settings.model_copy(
-        update={"placement": "auto", "servers": "auto", "transfer": "auto", "arguments": arguments}
-    )
+    for name, value in (
+        ("gpu-memory-utilization", settings.share),
+        ("kv-cache-memory-bytes", settings.cache),
+    ):
+        reset += [f"policy.arguments.{name} left out"] * (value is not None)
+    for free in (settings.without_sizes(), settings.without_sizes(also=True)):
+        also = f" with {' and '.join(reset)}" if reset else ""
+        if found := _first_that_fits(cards, ranks, free, needs, mode, divided, also):
+            return found
+        if settings.cards_each == 1:
+            break
+        reset += ["servers of one card each (policy.arguments)"]
+    least = needs(ranks)
+    beside = 0 if len(cards) > ranks else least.training if mode == "async" else least.held
+    size = RESERVE + max(least.training, beside + least.server(settings.shards))
+    return f"nothing fits: it takes cards of {size_of(size)} or more, {_SMALLER}"
+
+
+def _first_that_fits(
+    cards: Sequence[Card],
+    ranks: int,
+    free: VLLMSettings,
+    needs: Callable[[int], Needs],
+    mode: Literal["sync", "async"],
+    divided: Callable[[int], Needs] | None,
+    also: str,
+) -> str | None:
+    """By placement, processes and division; as the change that it takes beside `also`."""
     ways = [(count, needs, "") for count in range(ranks, 0, -1)]
     if divided is not None:
         ways += [(count, divided, " and launch.config=fsdp2") for count in range(len(cards), 1, -1)]
@@ -208,10 +248,7 @@ def _nearest(
                 if isinstance(_fitting(kind, cards, count, other[0], of(count), other[1]), Placement):
                     train = f" with launch.processes={count}" if count != ranks else ""
                     return f"placement {kind!r}{also}{train}{config}{other[2]} fits"
-    least = needs(ranks)
-    beside = 0 if len(cards) > ranks else least.training if mode == "async" else least.held
-    size = RESERVE + max(least.training, beside + least.server(settings.shards))
-    return f"nothing fits: it takes cards of {_size(size)} or more, {_SMALLER}"
+    return None
 
 
 def _mode_and_sleep(
@@ -219,7 +256,7 @@ def _mode_and_sleep(
 ) -> list[tuple[VLLMSettings, Literal["sync", "async"], str]]:
     asleep = settings.model_copy(update={"sleep": "auto"})
     found: list[tuple[VLLMSettings, Literal["sync", "async"], str]] = [(settings, mode, "")]
-    if settings.sleep is False:
+    if settings.sleep != "auto":
         found.append((asleep, mode, " and policy.sleep=auto"))
     if mode == "async":
         found.append((asleep, "sync", " and mode: sync"))
@@ -235,66 +272,3 @@ def _on_cpu(settings: VLLMSettings) -> Placement:
     transfer = unplanned_transfer(settings, cards=False)
     count = 1 if settings.servers == "auto" else settings.servers
     return Placement("cpu", (), (Place(),) * count, transfer, settings.sleep is True)
-
-
-def unplanned_transfer(settings: VLLMSettings, *, cards: bool) -> str:
-    """How weights get into servers whose place nobody plans: `shm`, `ipc`, `nccl` or `gloo`.
-
-    Args:
-        cards: whether there is one in this machine.
-
-    Raises:
-        ConfigError: the chosen way needs a card and there is none.
-    """
-    transfer = "shm" if settings.transfer == "auto" else settings.transfer
-    if transfer in ("ipc", "nccl") and not cards:
-        other = "shm" if transfer == "ipc" else "shm for servers of this host or gloo for others"
-        raise ConfigError(f"policy.transfer: {transfer!r}, but there is no CUDA card here; set {other}")
-    return transfer
-
-
-def _by_hand(cards: Sequence[Card], ranks: int, settings: VLLMSettings) -> Placement:
-    """The recipe names the card of the one server."""
-    if settings.placement != "auto" or settings.servers not in ("auto", 1):
-        raise ConfigError(
-            "policy.environment: CUDA_VISIBLE_DEVICES with policy.placement or policy.servers, expected one "
-            "of the two: servers get their cards by placement; leave the variable out"
-        )
-    chosen = settings.environment["CUDA_VISIBLE_DEVICES"]
-    transfer = unplanned_transfer(settings, cards=True)
-    note = f"the server on card {chosen}, as policy.environment says"
-    return Placement("split", tuple(cards[:ranks]), (Place(),), transfer, settings.sleep is True, note=note)
-
-
-def _refuse_crowded(
-    cards: Sequence[Card], ranks: int, settings: VLLMSettings, needs: Needs, sleep: bool
-) -> None:
-    """Refuse a server that was put by hand onto a card that trains and has too little memory for it."""
-    chosen = [name.strip() for name in settings.environment["CUDA_VISIBLE_DEVICES"].split(",")]
-    both = [card for card in cards[:ranks] if card.id in chosen]
-    free = 1 - ((needs.held if sleep else needs.training) + RESERVE) / cards[0].memory
-    share = _given_share(settings) or LARGEST_SHARE
-    if not both or share <= free:
-        return
-    others = [card.id for card in cards[ranks:]]
-    another = f"name another card ({', '.join(others)})" if others else "leave the variable out"
-    smaller = f"set policy.arguments.gpu-memory-utilization={int(100 * free) / 100:g} or less, or "
-    raise ConfigError(
-        f"policy.environment: CUDA_VISIBLE_DEVICES={','.join(chosen)}, but card {both[0].id} trains too, and "
-        f"a server takes {share:.0%} of it, expected at most {max(0, int(100 * free))}%; "
-        f"{smaller if free > 0 else ''}{another}"
-    )
-
-
-def _given_share(settings: VLLMSettings) -> float | None:
-    """Of each card's memory for a server, where the recipe says it."""
-    given = settings.plain_arguments.get("gpu-memory-utilization")
-    return None if given is None else float(given)
-
-
-def _plain(cards: int) -> str:
-    return f"{cards} card{'' if cards == 1 else 's'}"
-
-
-def _size(count: float) -> str:
-    return f"{count / GIB:.1f} GiB"

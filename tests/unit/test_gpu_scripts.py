@@ -92,6 +92,28 @@ def test_a_curve_counts_the_later_of_two_steps(tmp_path):
     assert (tmp_path / "curve.png").stat().st_size > 5_000
 
 
+@pytest.mark.parametrize(
+    ("script", "report"),
+    [("gpu_check", "gpu_check.json"), ("gpu_demo", "demo.json"), ("gpu_bench", "gpu_bench.json")],
+)
+@pytest.mark.parametrize("other", [{"device": "NVIDIA H100"}, {"model": "another"}])
+def test_what_another_device_or_model_has_done_is_not_taken_for_this_one_s(
+    script, report, other, tmp_path, monkeypatch, capsys
+):
+    """A check that was rehearsed on a CPU would pass on a card without having run there."""
+    module = load(script)
+    mine = {"device": module.device_name(), "model": "tiny" if script == "gpu_demo" else None}
+    (tmp_path / report).write_text(json.dumps(mine | other | {"parts": {"sync": {"seconds": 1.0}}}))
+    before = (tmp_path / report).read_bytes()
+    monkeypatch.setattr(sys, "argv", [script, "--out", str(tmp_path)])
+    monkeypatch.setattr(module, "start", lambda *given: pytest.fail("something was started"))
+    assert module.main() == 2
+    (name,) = other
+    assert f"is of another {name}" in capsys.readouterr().out
+    assert (tmp_path / report).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [report]
+
+
 def test_a_demo_ends_with_its_minutes_and_leaves_no_process(tmp_path):
     command = [sys.executable, str(SCRIPTS / "gpu_demo.py"), "--seeds", "1", "--minutes", "0.1"]
     done = prepared.run([*command, "--out", str(tmp_path)], timeout=120)

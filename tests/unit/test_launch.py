@@ -15,19 +15,19 @@ import yaml
 from sandbox_rl.config.recipe import LaunchSettings, Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.runs import launch as launching
-from sandbox_rl.runs.launch import (
-    Division,
-    Launch,
-    cards_that_train,
-    check_division,
-    division_of,
-    plan_launch,
-    run_launch,
-)
+from sandbox_rl.runs.division import Division, Way, check_checkpoint, check_division, way_of
+from sandbox_rl.runs.launch import Launch, cards_that_train, division_of, plan_launch, run_launch
+from sandbox_rl.training.agreement import started_among
 from tests import prepared
 
 TP2, DP2 = {"tensor_parallel_size": 2}, {"data-parallel-size": 2}
 ROOT = Path(__file__).parents[2]
+
+
+def started(world: object, rank: object = 0) -> dict[str, str]:
+    """What a launcher gives to a process."""
+    place = {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "a", "MASTER_PORT": 1}
+    return {name: str(value) for name, value in place.items()}
 
 
 def plan(*, cards: int = 0, environment: dict[str, str] | None = None, **fields: object) -> Launch | None:
@@ -69,6 +69,8 @@ def test_a_process_for_each_card_unless_said_otherwise(cards, fields, processes)
         ({"type": "vllm", "placement": "split", "servers": 2}, "sync", 6),
         ({"type": "vllm", "placement": "split", "servers": 1, "arguments": TP2}, "sync", 6),
         ({"type": "vllm", "placement": "split", "servers": 1, "arguments": TP2 | DP2}, "sync", 4),
+        ({"type": "vllm", "placement": "split", "arguments": {"tensor-parallel-size": 3}}, "sync", 5),
+        ({"type": "vllm", "arguments": {"tensor-parallel-size": 6}}, "async", 2),
         ({"type": "vllm", "environment": {"CUDA_VISIBLE_DEVICES": "6,7"}}, "sync", 6),
         ({"type": "vllm", "environment": {"CUDA_VISIBLE_DEVICES": "7"}}, "async", 7),
         ({"type": "vllm", "engine": "external", "base_urls": ["http://one:1"]}, "async", 8),
@@ -93,14 +95,143 @@ def test_who_says_how_many_train_may_leave_servers_another_share_than_half():
 
 
 def test_a_launcher_s_process_starts_no_others():
-    assert plan(cards=8, environment={"WORLD_SIZE": "8"}) is None
-    assert plan(cards=8, environment={"WORLD_SIZE": "8"}, processes=8) is None
+    assert plan(cards=8, environment=started(8)) is None
+    assert plan(cards=8, environment=started(8), processes=8) is None
+
+
+def test_the_only_process_of_accelerate_s_launcher_starts_no_others():
+    """`accelerate launch --num_processes 1` says nothing of places, and has been asked for one process."""
+    alone = {"ACCELERATE_USE_CPU": "False"}
+    assert plan(cards=8, environment=alone) is None
+    with pytest.raises(ConfigError, match="one of 1 processes"):
+        plan(cards=8, environment=alone, processes=8)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "8"}, "WORLD_SIZE without RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "3"}, "RANK without WORLD_SIZE"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK without WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "without LOCAL_RANK"),
+        (started("many"), "WORLD_SIZE='many'"),
+        (started(""), "WORLD_SIZE=''"),
+        (started(2, 2), "RANK='2'"),
+        (started(2, -1), "RANK='-1'"),
+    ],
+)
+def test_what_a_launcher_has_left_in_the_environment_is_no_launcher(environment, said):
+    """One process alone would wait for the others, use one card of eight, or take itself for a silent one."""
+    with pytest.raises(ConfigError, match=re.escape(said)) as refused:
+        plan(cards=8, environment=environment)
+    assert re.search(r"`unset .*`, or start it by `accelerate launch`$", str(refused.value))
+    assert "\n" not in str(refused.value)
+
+
+def test_what_belongs_to_no_place_is_left_alone():
+    assert started_among({"MASTER_ADDR": "a", "MASTER_PORT": "1", "SLURM_NTASKS": "8"}) is None
+    assert started_among(started(8, 7)) == 8
+
+
+FSDP_HERE = started(8) | {"ACCELERATE_USE_FSDP": "true"}
+
+
+def test_a_launcher_that_does_otherwise_than_the_recipe_says_is_refused():
+    """The whole model on each card, and a batch of another size, without a word."""
+    assert plan(cards=8, environment=FSDP_HERE, config="fsdp2") is None
+    assert plan(cards=8, environment=FSDP_HERE) is None, "who starts it may decide"
+    for environment, said in ((started(8), "whole model on each process"), (FSDP_HERE, "by FSDP")):
+        with pytest.raises(ConfigError, match=f"'zero3' is DEEPSPEED, .* {said}.*launch.config=null"):
+            plan(cards=8, environment=environment, config="zero3")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"\xff\xfe\x00", "UnicodeDecodeError"),
+        (b"", "no configuration of accelerate's"),
+        (b"- a\n", "no configuration of accelerate's"),
+        (b"a: [\n", "no configuration of accelerate's"),
+        (b"nonsense: 1\n", "no configuration of accelerate's"),
+        (
+            b"distributed_type: MEGATRON_LM\nnum_processes: 8\n",
+            "distributed_type MEGATRON_LM, expected one of",
+        ),
+        (
+            b"distributed_type: DEEPSPEED\nnum_processes: 8\ndeepspeed_config: {zero_stage: 2}\n",
+            "ZeRO stage 2, expected 3",
+        ),
+    ],
+)
+def test_a_file_that_accelerate_cannot_use_is_refused_before_it_starts_anything(tmp_path, text, said):
+    (tmp_path / "own.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=re.escape(said)) as refused:
+        plan(cards=8, config=str(tmp_path / "own.yaml"))
+    assert "launch.config=fsdp2" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_of_one_s_own_is_read_as_accelerate_reads_it(tmp_path):
+    """Quoted, or with DeepSpeed's own file: what is read otherwise is planned otherwise."""
+    own, zero = tmp_path / "own.yaml", tmp_path / "zero.json"
+    own.write_text("distributed_type: 'FSDP'\nnum_processes: 8\nfsdp_config: {fsdp_version: 2}\n")
+    assert way_of(own) == Way("FSDP")
+    zero.write_text('{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}')
+    block = {"distributed_type": "DEEPSPEED", "num_processes": 8}
+    own.write_text(yaml.safe_dump(block | {"deepspeed_config": {"deepspeed_config_file": str(zero)}}))
+    assert way_of(own) == Way("DEEPSPEED", offloads=True)
+
+
+def test_a_configuration_for_one_card_starts_as_many_processes_as_there_are():
+    """By itself accelerate would start one, which is no launcher's process and would start others again."""
+    launch = plan(cards=8, config="one_gpu")
+    assert launch is not None
+    assert launch.each == 8
+    assert "--multi_gpu" in launch.arguments()
+
+
+def test_an_optimizer_in_the_host_s_memory_is_not_dropped_on_one_card(monkeypatch, tmp_path):
+    (tmp_path / "deepspeed").mkdir()
+    (tmp_path / "deepspeed" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    launch = plan(cards=1, config="zero3")
+    assert launch is not None
+    assert str(launch) == "1 process, zero3.yaml"
+    assert plan(cards=1, config="fsdp2") is None, "nothing to divide"
+
+
+@pytest.mark.parametrize(
+    ("files", "way", "processes", "said"),
+    [
+        (["pytorch_model_fsdp.bin", "optimizer.bin"], "FSDP", 2, None),
+        (["pytorch_model_fsdp.bin", "optimizer.bin"], None, 2, "divided by FSDP, .*set launch.config=fsdp2"),
+        (["model.safetensors", "optimizer.pt"], None, 2, None),
+        (["model.safetensors", "optimizer.pt"], "FSDP", 2, "whole on each process.*launch.config=null"),
+        (["global_step3/zero_pp_rank_{}_mp_rank_00_optim_states.pt"], "DEEPSPEED", 2, None),
+        (["global_step3/bf16_zero_pp_rank_{}_mp_rank_00_optim_states.pt"], "DEEPSPEED", 4, "in 2 parts"),
+        (["global_step3/a", "model.safetensors"], None, 2, "by DeepSpeed, .*set launch.config=zero3"),
+    ],
+)
+def test_a_run_goes_on_only_as_its_checkpoint_was_saved(tmp_path, files, way, processes, said):
+    """transformers begins with a new optimizer, without a word, where it does not find what was saved."""
+    checkpoint = tmp_path / "checkpoint-3"
+    for name in (name.format(rank) for name in files for rank in range(2)):
+        (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkpoint / name).touch()
+    division = Division(Way(way), ranks=processes, processes=processes)
+    check_checkpoint(None, division)
+    if said is None:
+        check_checkpoint(checkpoint, division)
+        return
+    with pytest.raises(ConfigError, match=said) as refused:
+        check_checkpoint(checkpoint, division)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("cards", "environment", "fields", "said"),
     [
-        (8, {"WORLD_SIZE": "4"}, {"processes": 8}, "a launcher has started this as one of 4 processes"),
+        (8, started(4), {"processes": 8}, "a launcher has started this as one of 4 processes"),
         (2, {}, {"processes": 4}, "2 CUDA cards are to be seen"),
         (0, {}, {"config": "fsdp2"}, "divides a model over CUDA cards"),
         (8, {}, {"config": "fdsp2"}, "expected one of fsdp2"),
@@ -136,7 +267,7 @@ def test_a_launch_by_deepspeed_needs_it():
 )
 def test_what_a_divided_model_cannot_do_is_refused_in_one_line(way, blocks, said):
     blocks = {"data": {"sources": [{"type": "table", "path": "a"}]}, "policy": {"type": "vllm"}} | blocks
-    recipe, division = Recipe.model_validate(blocks), Division(way, ranks=8, processes=8)
+    recipe, division = Recipe.model_validate(blocks), Division(Way(way), ranks=8, processes=8)
     assert division.shards == (1 if way is None else 8)
     if said is None:
         check_division(recipe, division)
@@ -163,9 +294,10 @@ def test_accelerate_s_own_launcher_understands_every_launch(config, monkeypatch,
     monkeypatch.setattr(launching, "cores", lambda: 8)
     fields = {"machines": 2, "machine_rank": 1, "main_address": "first", "main_port": 29500}
     launch = plan(cards=4, config=config, **fields)
-    assert launch.way == {"fsdp2": "FSDP", "zero3": "DEEPSPEED"}.get(config)
+    assert launch.way.name == {"fsdp2": "FSDP", "zero3": "DEEPSPEED"}.get(config)
     assert division_of(launch).processes == 8
-    assert division_of(launch).offloads == (config == "zero3")
+    assert division_of(launch).readers == (1 if config == "zero3" else 4)
+    assert launch.way.offloads == (config == "zero3")
     assert run_launch(launch, ["train", "recipe.yaml", "seed=1"]) == 0
     ((name, given),) = seen
     assert os.environ["OMP_NUM_THREADS"] == "2"

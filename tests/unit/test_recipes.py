@@ -101,7 +101,9 @@ def test_the_paper_s_run_is_planned_at_its_full_length(tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
     recipe, told = load_recipe(tmp_path / "recipe.yaml"), Told()
     dry_run(recipe, base_dir=tmp_path, display=told)
-    assert "ok  launch: 8 processes, fsdp2.yaml" in told.lines
+    assert "ok  launch: 8 processes, fsdp2.yaml; 64 episodes an update, 8 of each process" in told.lines, (
+        "the paper's 8 x 8"
+    )
     longest = int(
         next(re.search(r"the longest: (\d+)", line)[1] for line in told.lines if "longest:" in line)
     )

@@ -24,7 +24,7 @@ from sandbox_rl.policies.vllm.source import ExternalServers, Servers
 from sandbox_rl.training.agreement import of_first, together
 from sandbox_rl.training.loop import LoopThread
 from sandbox_rl.training.placement import Place, Placement
-from sandbox_rl.training.placement_plan import unplanned_transfer
+from sandbox_rl.training.placement_by_hand import unplanned_transfer
 from sandbox_rl.training.publication.sending import OwnServer
 from sandbox_rl.training.publication.weights import PublishedWeights
 

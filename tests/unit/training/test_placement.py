@@ -7,8 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.runs.launch import Launch
+from sandbox_rl.runs.placement import training_placement
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.memory import estimate_memory, kv_bytes_per_token, model_shape
 from sandbox_rl.training.placement import GIB, Needs, fake_cards
@@ -234,6 +237,52 @@ def test_what_is_planned_fits(case):
             {"arguments": {"gpu_memory_utilization": 0.1}, "placement": "split"},
             "gpu-memory-utilization 0.1 gives it 8.0 GiB; .*gpu-memory-utilization left out fits",
         ),
+        (
+            f"8x {H100}",
+            8,
+            "4B",
+            "sync",
+            {"arguments": {"kv-cache-memory-bytes": 70 * GIB}},
+            "79.5 GiB for a server beside .*kv-cache-memory-bytes left out fits",
+        ),
+        (
+            f"8x {H100}",
+            8,
+            "4B",
+            "sync",
+            {"arguments": {"tensor-parallel-size": 16}},
+            "16 cards each cannot be placed on 8 cards.*'shared' with servers of one card each .* fits",
+        ),
+        (
+            f"8x {H100}",
+            1,
+            "4B",
+            "sync",
+            {"placement": "split", "servers": 9},
+            "9 servers cannot be placed on 7 cards",
+        ),
+        (
+            f"4x {H100}",
+            2,
+            "4B",
+            "sync",
+            {"placement": "split", "sleep": True},
+            "sleep: true gives nothing.*'split' and policy.sleep=auto fits",
+        ),
+        *(
+            (
+                f"4x {H100}",
+                2,
+                "4B",
+                "sync",
+                {"environment": {"CUDA_VISIBLE_DEVICES": named}, "arguments": arguments},
+                rf"CUDA_VISIBLE_DEVICES='{named}', expected .*\(0, 1, 2, 3\); name such, or leave",
+            )
+            for named, arguments in [
+                *((named, {}) for named in ("", "9", "3,3", "-1", ",", "a b")),
+                ("3", {"tensor-parallel-size": 2}),
+            ]
+        ),
     ],
 )
 def test_what_is_refused_names_what_would_do(cards, ranks, model, mode, policy, said):
@@ -251,7 +300,7 @@ def test_what_is_refused_names_what_would_do(cards, ranks, model, mode, policy, 
     ],
 )
 def test_a_model_that_fits_only_where_it_is_divided_is_refused_with_the_way_to_do_so(ranks, policy, said):
-    with pytest.raises(ConfigError, match=f"an update needs .* placement {said}$"):
+    with pytest.raises(ConfigError, match=f"(an update needs|9 servers) .* placement {said}$"):
         plan(f"8x {H100}", ranks, "8B", sharded=False, **policy)
     assert plan(f"8x {H100}", 8, "8B").kind == "shared", "which is so"
 
@@ -259,6 +308,46 @@ def test_a_model_that_fits_only_where_it_is_divided_is_refused_with_the_way_to_d
 def test_a_server_on_a_card_by_hand_stays_where_it_was_put():
     found = plan(f"2x {H100}", 1, "4B", environment={"CUDA_VISIBLE_DEVICES": "1"})
     assert (found.transfer, found.servers[0].cards) == ("shm", ())
+
+
+def test_a_cache_that_the_recipe_sets_is_what_a_server_takes():
+    """vLLM does not look at its share of the card then."""
+    found = plan(f"2x {H100}", 2, "4B", arguments={"kv_cache_memory_bytes": 4 * GIB})
+    assert [place.share for place in found.servers] == [pytest.approx(13.5 / 80, abs=0.01)] * 2
+    assert found.kind == "shared"
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"arguments": {"tensor-parallel": 2}}, "a whole name: tensor-parallel-size"),
+        ({"arguments": {"gpu_memory_util": 0.9}}, "a whole name: gpu-memory-utilization"),
+        ({"arguments": {"worker-ext": "a.B"}}, "a whole name: worker-extension-cls"),
+        ({"arguments": {"config": "own.yaml"}}, "write here what that file says"),
+        ({"arguments": {"kv-cache-memory-bytes": "4G"}}, "expected a number of bytes"),
+        (
+            {"arguments": {"max-num-seqs": 4}, "base_urls": ["http://a:1"]},
+            "expected none with engine 'external'",
+        ),
+        ({"environment": {"A": "b"}, "base_urls": ["http://a:1"]}, "expected none with engine 'external'"),
+        ({"base_urls": ["http://a:1", "http://a:1"]}, "stands there twice"),
+    ],
+)
+def test_settings_that_a_placement_would_not_see_are_refused(policy, said):
+    """vLLM takes an argument by its beginning, and reads others from a file."""
+    engine = {"engine": "external"} if "base_urls" in policy else {}
+    with pytest.raises(ValueError, match=said):
+        VLLMSettings(type="vllm", **engine, **policy)
+
+
+def test_cards_that_do_not_divide_the_heads_are_refused_before_a_server_does_so(monkeypatch):
+    monkeypatch.setenv("SANDBOX_RL_FAKE_CARDS", f"8x {H100}")
+    policy = {"type": "vllm", "arguments": {"tensor-parallel-size": 3}}
+    source = {"type": "table", "path": "rows.jsonl"}
+    recipe = Recipe.model_validate({"data": {"sources": [source]}, "policy": policy})
+    launch = Launch(8, recipe.launch, None)
+    with pytest.raises(ConfigError, match=r"3 does not divide the model's 32 attention heads, .* 1, 2, 4, 8"):
+        training_placement(recipe, None, SimpleNamespace(config=QWEN3_4B), launch=launch)
 
 
 def test_a_share_that_the_recipe_sets_is_left_to_it():
@@ -346,5 +435,6 @@ def test_made_up_cards_are_read_or_refused():
         ("1", "NVIDIA H100 80GB"),
         ("2", "L4 24GB"),
     ]
-    with pytest.raises(ConfigError, match="'H100', expected a number, a name and the memory"):
-        fake_cards("H100")
+    for text in ("H100", "0x H100 80GB", "8x H100 0GB", "99999x H100 80GB", "-1x H100 80GB"):
+        with pytest.raises(ConfigError, match=f"'{text}', expected a number, a name and the memory"):
+            fake_cards(text)
