@@ -198,7 +198,8 @@ def said(point: dict[str, Any]) -> str:
     return f"{100 * point['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def main() -> int:
+def given() -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -209,7 +210,11 @@ def main() -> int:
     parser.add_argument("--engine", choices=["vllm", "transformers"], help="default: vllm on a GPU")
     parser.add_argument("--tasks", type=int, default=200, help="held-out tasks per evaluation")
     parser.add_argument("--steps", type=int, help="updates; default: by the size of the model")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = given()
     begun = time.monotonic()
     deadline = begun + 60 * (options.minutes or 10 * options.seeds)
     out = options.out.resolve()

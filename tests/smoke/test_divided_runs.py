@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from importlib.util import find_spec
 
@@ -33,6 +34,20 @@ def run(config: str, *arguments: str) -> str:
     return printed
 
 
+def assert_not_resumed_whole(*arguments: str) -> None:
+    """Two processes that each hold the model would not find the optimizer's state."""
+    code = (
+        "import sys; from tests import prepared; prepared.for_launchers()\n"
+        "from sandbox_rl.cli import main; main(sys.argv[1:])"
+    )
+    whole = ["launch.config=null", "launch.processes=2"]
+    done = prepared.run([sys.executable, "-c", code, "train", *arguments, *whole, "--resume"])
+    assert done.returncode == 2, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert "checkpoint-3 was saved with the model divided" in said
+    assert "set launch.config=" in said
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("config", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
@@ -60,6 +75,7 @@ def test_a_divided_model_is_trained_published_resumed_and_exported(tmp_path, con
         run(config, *given)
         first = load_file(directory / "export" / "model.safetensors")
         run(config, *given, "grpo.max_steps=3", "--resume")
+        assert_not_resumed_whole(*given, "grpo.max_steps=4")
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "grad_norm" in line] == [1, 2, 3]
     assert sum("eval/accuracy" in line for line in lines) == 3
