@@ -94,9 +94,13 @@ def from_pretrained(loader: Any, settings: ModelSettings, **extra: Any) -> Any:
         return loader.from_pretrained(
             settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code, **extra
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (
+        Exception
+    ) as error:  # of any type: what libraries raise at the files of a model, tokenizers a bare one
         place = "directory" if Path(settings.path).exists() else "local directory or Hub model"
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        known = isinstance(error, OSError | ValueError)
+        said = str(error).strip() if known else " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        first_line = said.splitlines()[0] if said else type(error).__name__
         raise ModelError(
             f"model.path: {settings.path!r} cannot be loaded as a {place} ({first_line}); "
             "give a directory made by save_pretrained, or an id that this machine can reach"
