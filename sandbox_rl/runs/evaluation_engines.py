@@ -20,7 +20,7 @@ from sandbox_rl.display import Display
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.evaluation.plan import MODES, EvaluationPlan
 from sandbox_rl.policies.base import TurnSampling
-from sandbox_rl.policies.config import VLLMSettings
+from sandbox_rl.policies.config import PolicySettings, VLLMSettings
 from sandbox_rl.policies.openai_chat import ChatClient, EndpointSettings
 from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.runs.placement import serving_placement
@@ -72,10 +72,10 @@ def engines_of(
         return
     device = _only_process().device
     settings, placement = subject.settings, None
-    if isinstance(settings.policy, VLLMSettings):
-        _refuse_external(settings.policy)
-        placement = serving_placement(settings.policy)
+    _refuse_external(settings.policy)
     chats, described = _described(subject, plan, model)
+    if isinstance(settings.policy, VLLMSettings):
+        placement = serving_placement(settings.policy, described.config)
 
     def load() -> PreTrainedModel:
         return load_model(model).to(device)
@@ -99,8 +99,8 @@ def _only_process() -> PartialState:
     return state
 
 
-def _refuse_external(policy: VLLMSettings) -> None:
-    if policy.engine == "external":
+def _refuse_external(policy: PolicySettings) -> None:
+    if isinstance(policy, VLLMSettings) and policy.engine == "external":
         raise ConfigError(
             "policy.engine: 'external' servers are given what the trainer publishes; evaluate what "
             "they serve with --base-url, or set policy.engine=managed"

@@ -82,12 +82,13 @@ def _check_heads(policy: VLLMSettings, config: PretrainedConfig) -> None:
         )
 
 
-def serving_placement(policy: VLLMSettings) -> Placement:
+def serving_placement(policy: VLLMSettings, config: PretrainedConfig) -> Placement:
     """Where nothing is trained.
 
     Raises:
-        ConfigError: it is not possible here.
+        ConfigError: it is not possible here, or not with this model.
     """
+    _check_heads(policy, config)
     return _here(plan_serving(find_cards(), policy))
 
 

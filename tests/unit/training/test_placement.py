@@ -11,7 +11,7 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.runs.launch import Launch
-from sandbox_rl.runs.placement import training_placement
+from sandbox_rl.runs.placement import serving_placement, training_placement
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.memory import estimate_memory, kv_bytes_per_token, model_shape
 from sandbox_rl.training.placement import GIB, Needs, fake_cards
@@ -346,8 +346,11 @@ def test_cards_that_do_not_divide_the_heads_are_refused_before_a_server_does_so(
     source = {"type": "table", "path": "rows.jsonl"}
     recipe = Recipe.model_validate({"data": {"sources": [source]}, "policy": policy})
     launch = Launch(8, recipe.launch, None)
-    with pytest.raises(ConfigError, match=r"3 does not divide the model's 32 attention heads, .* 1, 2, 4, 8"):
+    refused = r"3 does not divide the model's 32 attention heads, .* 1, 2, 4, 8"
+    with pytest.raises(ConfigError, match=refused):
         training_placement(recipe, None, SimpleNamespace(config=QWEN3_4B), launch=launch)
+    with pytest.raises(ConfigError, match=refused):  # as an evaluation asks
+        serving_placement(recipe.policy, QWEN3_4B)
 
 
 def test_a_share_that_the_recipe_sets_is_left_to_it():
