@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import psutil
 import pytest
@@ -38,13 +38,25 @@ def counted(backend) -> None:
         pytest.skip("without a memory group nobody counts what the kernel kills")
 
 
+OTHERS: set[int] = set()
+"""Spawners of backends that other tests of this process keep for a session."""
+
+
+@pytest.fixture(autouse=True)
+def _others():
+    OTHERS.clear()
+    OTHERS.update(spawners())
+
+
 def spawners() -> list[int]:
-    """Of this process, in the order of their starts."""
+    """Of this test, in the order of their starts."""
     children = sorted(psutil.Process().children(), key=lambda child: child.create_time())
     return [
         child.pid
         for child in children
-        if alive(child.pid) and any(word.startswith("/proc/self/fd/") for word in command(child.pid))
+        if child.pid not in OTHERS
+        and alive(child.pid)
+        and any(word.startswith("/proc/self/fd/") for word in command(child.pid))
     ]
 
 
@@ -61,20 +73,24 @@ def processes() -> tuple[int, int] | None:
     return None
 
 
+@asynccontextmanager
 async def running(sandbox, timeout=60.0):
     """A call that lasts, and the processes of its sandbox, see `processes`."""
     call = asyncio.ensure_future(sandbox.exec("exec -a mark-of-this-test sleep 60", timeout=timeout))
-    while (found := processes()) is None:
-        assert not call.done(), call
-        await asyncio.sleep(0.05)
-    return call, *found
+    try:
+        while (found := processes()) is None:
+            assert not call.done(), call
+            await asyncio.sleep(0.05)
+        yield call, *found
+    finally:
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
 
 
 @pytest.mark.parametrize("which", ["bubblewrap", "first process"])
 async def test_a_sandbox_killed_from_outside_is_our_fault(backend, which):
     counted(backend)
-    async with backend.sandbox() as sandbox:
-        call, outer, first = await running(sandbox)
+    async with backend.sandbox() as sandbox, running(sandbox) as (call, outer, first):
         os.kill(outer if which == "bubblewrap" else first, signal.SIGKILL)
         with pytest.raises(SandboxFault, match="outside has killed"):
             await call
@@ -84,8 +100,7 @@ async def test_a_sandbox_killed_from_outside_is_our_fault(backend, which):
 
 async def test_a_sandbox_stopped_from_outside_is_our_fault_in_time(backend, monkeypatch):
     monkeypatch.setattr(agent_sandbox, "KILL_GRACE_S", 1.0)
-    async with backend.sandbox() as sandbox:
-        call, _, first = await running(sandbox, timeout=3.0)
+    async with backend.sandbox() as sandbox, running(sandbox, timeout=3.0) as (call, _, first):
         os.kill(first, signal.SIGSTOP)
         with pytest.raises(SandboxFault, match="outside has stopped"):
             await call
@@ -142,9 +157,8 @@ async def test_a_sandbox_whose_spawner_was_killed_and_replaced_meanwhile_is_our_
 
 async def test_a_spawner_that_ends_while_it_is_asked_is_our_fault(backend, monkeypatch):
     monkeypatch.setattr(spawner_client, "ANSWER_TIMEOUT_S", 20.0)
-    async with backend.sandbox() as sandbox:
+    async with backend.sandbox() as sandbox, running(sandbox) as (call, _, first):
         (spawner,) = spawners()
-        call, _, first = await running(sandbox)
         os.kill(spawner, signal.SIGSTOP)  # so that it does not answer any more
         os.kill(first, signal.SIGKILL)
         await asyncio.sleep(0.5)
