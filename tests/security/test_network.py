@@ -395,11 +395,12 @@ async def test_nothing_of_the_network_is_left(kind: str) -> None:
                 hold = f"(curl -s http://ok.test:{made.port}/silent & sleep 60) >/dev/null 2>&1 &"
                 await sandbox.exec(hold + " sleep 0.2", timeout=10)
 
-        await asyncio.gather(*(life() for _ in range(4)))
+        for _ in range(3):  # connections to an engine and threads are as many as were ever needed at once
+            await asyncio.gather(*(life() for _ in range(4)))
         before = probe()
         for _ in range(5):
             await asyncio.gather(*(life() for _ in range(4)))
-        assert not leaked(before)
+        assert not leaked(before, within=40)
 
 
 async def test_without_a_network_nothing_listens() -> None:
