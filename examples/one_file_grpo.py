@@ -72,7 +72,7 @@ class Codes(TaskSource):
 RECIPE = Recipe(
     prompts=(str(HERE / "prompts"),),  # the words around a question: prompts/codes.yaml
     data=DataSettings(sources=(Codes(),)),
-    episode=EpisodeSettings(max_turns=3, max_tokens=240, turn_tokens=64, timeout_s=300, exec_timeout_s=15),
+    episode=EpisodeSettings(max_turns=3, max_tokens=240, turn_tokens=64, timeout_s=60, exec_timeout_s=5),
     rollout=RolloutSettings(concurrency=16),
 )
 """What the parts below have in common: prompts, tools, sandbox, budgets, scorer. Most of it are defaults."""

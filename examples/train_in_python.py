@@ -61,7 +61,7 @@ def recipe(steps: int, output_dir: str = "runs") -> Recipe:
         prompts=(str(HERE / "prompts"),),
         data=DataSettings(sources=(Secrets(scorer="train_in_python:same_word"),), held_out=0.2),
         warmup=WarmupSettings(expert="train_in_python:teacher", episodes=96, sft=SFT),
-        episode=EpisodeSettings(max_turns=3, max_tokens=240, turn_tokens=64, timeout_s=300, exec_timeout_s=5),
+        episode=EpisodeSettings(max_turns=3, max_tokens=240, turn_tokens=64, timeout_s=60, exec_timeout_s=5),
         evaluation=EvaluationSettings(tasks=16),
         grpo=LOSS | {"max_steps": steps},
         report_to=(),
