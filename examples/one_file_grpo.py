@@ -186,12 +186,17 @@ async def demonstrations(chat: ChatFormat, tasks: Sequence[Task]) -> list[Rollou
 
 
 def imitate(model: torch.nn.Module, shown: Sequence[Rollout], *, steps: int, batch: int) -> None:
-    """Make the teacher's episodes likely, in random order."""
+    """Make the teacher's episodes likely, in random order.
+
+    The learning rate falls, so that the end is what the teacher does on average, not what the last batch did.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=steps)
     rng = random.Random(0)
     for step in range(steps):
         chosen = rng.sample(list(shown), batch)
         update(model, optimizer, chosen, [1.0] * batch)
+        falling.step()
         if step % 20 == 0:
             with torch.no_grad():
                 mean = log_probs_of_actions(model, chosen[0]).mean()

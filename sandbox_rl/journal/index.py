@@ -101,7 +101,8 @@ class Index:
         return int(self._db.execute("SELECT count(*) FROM episodes WHERE state = 'ended'").fetchone()[0])
 
     def advance(self, seconds: float) -> int:
-        """Take in what has been written since, for about so long; returns how many bytes are left."""
+        """Take in what has been written since, for about so long but at least a line of each writer; returns
+        how many bytes are left."""
         until, left = time.monotonic() + seconds, 0
         with _transaction(self._db):
             known = {row["writer"]: row for row in self._db.execute("SELECT * FROM files").fetchall()}
@@ -157,10 +158,10 @@ class Index:
         return path.exists() and path.stat().st_size >= read and (not read or _head(path) == head)
 
     def _refresh(self, writer: str, at: int, until: float) -> int:
-        path = self.directory / f"{writer}.jsonl"
+        path, start = self.directory / f"{writer}.jsonl", at
         live: dict[str, tuple[int, int]] = {}  # last turn and how many, of episodes that have not ended since
         for place, line in whole_lines(path, at):
-            if time.monotonic() > until:
+            if place > start and time.monotonic() > until:
                 break
             at = place + len(line)
             if line.startswith(TURN):

@@ -165,7 +165,7 @@ async def test_workers_that_are_killed_while_idle_are_replaced() -> None:
 async def test_there_are_more_workers_only_where_answers_wait() -> None:
     before = set(worker_processes())
     async with scoring_pool(workers=2, timeout_s=0.05) as pool:
-        quick = [(await pool.score(make_task("42"), ok("42"))).value for _ in range(8)]
+        quick = [(await pool.score(make_task("42", "exact"), ok("42"))).value for _ in range(8)]
         assert quick == [1.0] * 8
         assert len(set(worker_processes()) - before) == 1
         spins = make_task("1", f"{USER}:spins")
@@ -245,12 +245,12 @@ def no_descriptors() -> Iterator[None]:
 
 async def test_a_process_without_descriptors_judges_nothing_until_it_has_some() -> None:
     settings = RewardSettings(workers=1, timeout_s=0.05)
-    async with ScoringPool(PlainPlace(), settings, expected=["math"]) as pool, asyncio.timeout(20):
+    async with ScoringPool(PlainPlace(), settings, expected=["exact"]) as pool, asyncio.timeout(20):
         with no_descriptors():
-            reward = await pool.score(make_task("42"), ok("42"))
+            reward = await pool.score(make_task("42", "exact"), ok("42"))
         assert reward.value is None
         assert "Too many open files" in reward.detail
-        assert (await pool.score(make_task("42"), ok("42"))).value == 1.0
+        assert (await pool.score(make_task("42", "exact"), ok("42"))).value == 1.0
 
 
 async def test_an_answer_that_uses_up_several_slices_counts_once_against_its_scorer() -> None:
