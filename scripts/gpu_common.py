@@ -13,6 +13,8 @@ from typing import IO, Any
 
 import torch
 
+from sandbox_rl.outputs import write_atomically
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PR_SET_PDEATHSIG = 1
 
@@ -58,9 +60,7 @@ def earlier(report: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def save(report: Path, content: Mapping[str, Any]) -> None:
     """Whole or not at all, at whatever instant this process is killed."""
-    beside = report.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(beside, report)
+    write_atomically(report, json.dumps(content, indent=1) + "\n")
 
 
 def scale_of(wanted: str | None) -> str:

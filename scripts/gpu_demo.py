@@ -222,9 +222,9 @@ def main() -> int:
     device = device_name()
     model = Path(options.model).name if options.model else "tiny"
     settings = {"device": device, "model": model}
-    if earlier(out / "demo.json", settings) is None:
+    if (before := earlier(out / "demo.json", settings)) is None:
         return 2
-    save(out / "demo.json", settings)  # a call that is cut has trained on this device, too
+    save(out / "demo.json", before | settings)  # a call that is cut has trained on this device, too
     shutil.copytree(REPOSITORY / "recipes" / "prompts", out / "prompts", dirs_exist_ok=True)
     for domain in ("sums", "documents"):
         shutil.copy(out / "prompts" / "arithmetic.yaml", out / "prompts" / f"{domain}.yaml")

@@ -72,4 +72,4 @@ class at_work:
         return self._other.pid
 
     def __exit__(self, *exc: object) -> None:
-        self._other.communicate("\n")
+        self._other.communicate("\n", timeout=60)

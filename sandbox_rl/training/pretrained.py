@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -94,9 +95,9 @@ def from_pretrained(loader: Any, settings: ModelSettings, **extra: Any) -> Any:
         return loader.from_pretrained(
             settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code, **extra
         )
-    except (
-        Exception
-    ) as error:  # of any type: what libraries raise at the files of a model, tokenizers a bare one
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # nothing is wrong with the files
+    except Exception as error:  # libraries raise anything at a model's files, tokenizers a bare Exception
         place = "directory" if Path(settings.path).exists() else "local directory or Hub model"
         known = isinstance(error, OSError | ValueError)
         said = str(error).strip() if known else " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,15 +1,16 @@
-"""A model's directory that is broken is the user's to mend: one line, whatever a library raises at it."""
+"""A model's directory that is broken is the user's to fix: one line, whatever a library raises at it."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+import torch
 
 from sandbox_rl.errors import ModelError
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.models import load_model
-from sandbox_rl.training.pretrained import load_config, load_tokenizer
+from sandbox_rl.training.pretrained import from_pretrained, load_config, load_tokenizer
 from tests.smoke.support import TOKENIZER, tiny_model
 
 
@@ -33,3 +34,14 @@ def test_a_broken_file_of_a_model_is_refused_in_one_line(load, name, content, sa
         load(ModelSettings(path=str(tmp_path), dtype="float32"))
     assert "give a directory made by save_pretrained" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_memory_that_does_not_suffice_is_not_blamed_on_the_files(error, tmp_path):
+    class Loader:
+        @staticmethod
+        def from_pretrained(*args, **kwargs):
+            raise error("no memory left")
+
+    with pytest.raises(error):
+        from_pretrained(Loader, ModelSettings(path=str(tmp_path)))
