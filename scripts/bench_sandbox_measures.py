@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -117,7 +118,8 @@ def proportional_mb() -> float:
 
 def held() -> int:
     """Processes, descriptors, threads, mounts and cgroups that are ours."""
-    cgroups = sum(1 for _ in Path("/sys/fs/cgroup").glob(f"**/sandbox_rl-*-{os.getpid()}-*/*/"))
+    mine = re.compile(rf"/sandbox_rl-[^/]*-{os.getpid()}-[^/]*/[^/]*$")
+    cgroups = sum(bool(mine.search(directory)) for directory, _, _ in os.walk("/sys/fs/cgroup"))
     mounts = len(Path("/proc/self/mountinfo").read_text().splitlines())
     own = len(os.listdir("/proc/self/fd")) + len(os.listdir("/proc/self/task"))
     return len(below()) + own + mounts + cgroups

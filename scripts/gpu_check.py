@@ -30,15 +30,15 @@ not done again. Exit code 1 if a part failed or time ran out, 2 if what lies in 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
-import signal
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import yaml
 from gpu_common import REPOSITORY, device_name, earlier, save, start, stop
@@ -118,22 +118,15 @@ def recipe(part: str, model: str | None, out: Path, *, gpu: bool) -> dict[str, A
     return quick
 
 
-def descendants(pid: int) -> list[int]:
-    found = []
-    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, thread.read_text().split()):
-            found += [child, *descendants(child)]
-    return found
-
-
 def kill_server(pid: int) -> bool:
     """SIGKILL to the server below a process; False if there is none."""
-    for child in descendants(pid):
-        words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-        # The supervisor carries the same words as arguments of its own.
-        if SERVER.encode() in b" ".join(words[:4]) and b"-I" not in words[:4]:
-            os.kill(child, signal.SIGKILL)
-            return True
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = child.cmdline()[:4]
+            # The supervisor carries the same words as arguments of its own.
+            if SERVER in " ".join(words) and "-I" not in words:
+                child.kill()
+                return True
     return False
 
 

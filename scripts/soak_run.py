@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from sandbox_rl.sandboxes.spawner.cgroups import PREFIX
+
 REPOSITORY = Path(__file__).parents[1]
 GROUP = 4
 
@@ -214,15 +216,16 @@ def left_over(trainer: Trainer) -> dict[str, list[str]]:
         f"{pid}: below a trainer that was killed" for pid, since in trainer.helpers if started(pid) == since
     ]
     owners = {str(pid) for pid in trainer.pids}
-    groups = [str(p) for p in Path("/sys/fs/cgroup").glob("**/sandbox-rl-*-*-*-*") if owned(p, owners)]
+    # By walk, which lets groups go while it looks.
+    groups = [name for _, below, _ in os.walk("/sys/fs/cgroup") for name in below if owned(name, owners)]
     mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if mark in line]
     files = [str(path) for path in trainer.temporary.iterdir()]
     return {"processes": processes, "control groups": groups, "mounts": mounts, "files": files}
 
 
-def owned(group: Path, owners: set[str]) -> bool:
-    parts = group.name.split("-")
-    return len(parts) >= 3 and parts[-3] in owners
+def owned(group: str, owners: set[str]) -> bool:
+    """Whether a control group is a backend's of one of these processes."""
+    return group.startswith(PREFIX) and group.split("-")[2] in owners
 
 
 @contextmanager

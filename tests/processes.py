@@ -22,6 +22,14 @@ def tree_of(top: int) -> set[int]:
         return set()
 
 
+def commands() -> dict[int, list[str]]:
+    """Process id → its words, of all there are.
+
+    By psutil, since a process may end between any two looks at it: even a pattern over `/proc` then fails.
+    """
+    return {found.pid: found.info["cmdline"] or [] for found in psutil.process_iter(["cmdline"])}
+
+
 def command(pid: int) -> list[str]:
     """Its words; none of what is gone, or a zombie."""
     with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):

@@ -27,7 +27,7 @@ from sandbox_rl.sandboxes.docker.transport import find_engine
 from sandbox_rl.sandboxes.ownership import LABEL
 
 from ..docker_engine import docker_engine, settings_for, unavailable
-from ..processes import reserved_port
+from ..processes import commands, reserved_port
 from .core import check_core
 from .test_docker import OWNER, ROOT, refusal
 
@@ -188,15 +188,11 @@ def ssh_host(engine: str) -> Iterator[str]:
 def forwarding(host: str) -> list[int]:
     """Process ids of ssh clients that forward to this engine."""
     wanted = host.partition("127.0.0.1:")[2].partition("/")[2]
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[0].endswith(b"ssh") and any(word.endswith(wanted.encode()) for word in words):
-            found.append(int(path.parent.name))
-    return found
+    return [
+        pid
+        for pid, words in commands().items()
+        if words and words[0].endswith("ssh") and any(word.endswith(wanted) for word in words)
+    ]
 
 
 async def test_the_core_over_ssh(ssh_host: str) -> None:

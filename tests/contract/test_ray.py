@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sandbox_rl.errors import SandboxFault, SetupError
@@ -22,6 +23,7 @@ from sandbox_rl.sandboxes.snapshots import branch, take_snapshot
 from sandbox_rl.types import ExecStatus
 
 from ..docker_engine import IMAGE
+from ..processes import commands
 from ..ray_cluster import RayCluster, settings_for
 from ..unit.rig import SUBMIT, bash, make_engine, request, say, write
 
@@ -44,24 +46,12 @@ asyncio.run(main())
 
 def sleeping(seconds: str) -> bool:
     """Whether a `sleep` with this odd number runs anywhere on this machine."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes() == f"sleep\0{seconds}\0".encode():
-                return True
-        except OSError:
-            continue
-    return False
+    return ["sleep", seconds] in commands().values()
 
 
 def kill_actors() -> int:
     """SIGKILL to each; returns how many there were."""
-    pids = []
-    for path in Path("/proc").glob("[0-9]*/comm"):
-        try:
-            if path.read_text().startswith("ray::SandboxNod"):
-                pids.append(int(path.parent.name))
-        except OSError:
-            continue
+    pids = [p.pid for p in psutil.process_iter(["name"]) if p.info["name"].startswith("ray::SandboxNod")]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     return len(pids)

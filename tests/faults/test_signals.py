@@ -22,6 +22,7 @@ import yaml
 from sandbox_rl.training.checkpoints import damage_of, last_intact
 from tests import prepared
 from tests.faults.kill_points import RECIPE, REPOSITORY, Control
+from tests.processes import commands
 from tests.smoke.support import saved_model
 
 WITHIN_S = 25.0
@@ -44,13 +45,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sleepers(seconds: str) -> int:
     """Processes in sandboxes of the run."""
-    found = 0
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found += path.read_bytes() == b"\0".join([b"sleep", seconds.encode(), b""])
-        except OSError:
-            continue
-    return found
+    return list(commands().values()).count(["sleep", seconds])
 
 
 def arguments(recipe: Path, seconds: str, name: str, processes: int) -> list[object]:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -21,6 +20,7 @@ from sandbox_rl.policies.fake_endpoint import FakeEndpoint, said
 from sandbox_rl.training.tiny import tiny_config, tiny_tokenizer
 from sandbox_rl.types import StopReason
 from tests import prepared
+from tests.processes import commands
 
 pytestmark = pytest.mark.slow
 
@@ -79,14 +79,7 @@ async def ended(process, timeout=60):
 
 def sleepers():
     """Processes of this machine that sleep as long as the test's."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if PROCESS.encode() in path.read_bytes().split(b"\0"):
-                found.append(path)
-        except OSError:
-            continue
-    return found
+    return [pid for pid, words in commands().items() if PROCESS in words]
 
 
 async def until(condition, timeout=30.0):

@@ -17,6 +17,7 @@ import yaml
 from sandbox_rl.config.load import load_recipe
 from sandbox_rl.model_builders import training_arguments
 from tests import prepared
+from tests.processes import commands
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -121,7 +122,7 @@ def test_a_demo_ends_with_its_minutes_and_leaves_no_process(tmp_path):
     assert "seed 0: out of time, 0 updates" in done.stdout
     report = json.loads((tmp_path / "demo.json").read_text())
     assert [seed["state"] for seed in report["seeds"].values()] == ["out of time"]
-    assert not [pid for pid in processes() if str(tmp_path) in pid]
+    assert not [pid for pid, words in commands().items() if str(tmp_path) in " ".join(words)]
 
 
 def test_a_demo_goes_on_where_it_was_cut(tmp_path, monkeypatch):
@@ -141,14 +142,3 @@ def test_a_demo_goes_on_where_it_was_cut(tmp_path, monkeypatch):
     assert demo.train(tmp_path / "r.yaml", run, tmp_path / "log", later) == 0
     assert demo.train(tmp_path / "r.yaml", run, tmp_path / "log", later) == 3
     assert [command[-1] for command in commands] == [str(tmp_path / "r.yaml"), "--resume", "--resume"]
-
-
-def processes() -> list[str]:
-    """The command lines of all."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except OSError:
-            continue
-    return found
