@@ -24,8 +24,6 @@ from sandbox_rl.training.agreement import started_among
 from sandbox_rl.training.stopping import LAUNCHER
 
 CONFIGS = "configs/accelerate"
-ALONE = "ACCELERATE_USE_CPU"
-"""Of the environment that accelerate's launcher gives to the only process that it starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,7 @@ def plan_launch(
     asked = None if settings.processes == "auto" else settings.processes
     config = None if settings.config is None else _config(settings.config)
     way = Way() if config is None else way_of(config)
-    world = started_among(environment) or (1 if ALONE in environment else None)
+    world = started_among(environment)
     if world is not None:
         _check_started(settings, way, world, environment)
         return None

@@ -35,6 +35,13 @@ LONGEST_WAIT_S = 7200.0
 PLACE = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 """Of the environment that any launcher gives to its processes."""
 _MEETING = ("MASTER_ADDR", "MASTER_PORT")
+_ALONE = ("ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION")
+"""What accelerate's launcher gives to the only process that it starts, which has no place."""
+_TOLD = (
+    *("ACCELERATE_USE_", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_", "ACCELERATE_DEEPSPEED_"),
+    *("ACCELERATE_GRADIENT_", "FSDP_"),
+)
+"""What begins so is how accelerate's launcher tells processes to train, and they obey whoever has set it."""
 
 
 def started_among(environment: Mapping[str, str]) -> int | None:
@@ -42,24 +49,30 @@ def started_among(environment: Mapping[str, str]) -> int | None:
 
     Raises:
         ConfigError: the environment says a part of it, as where a shell or a scheduler has left something:
-            processes would wait for others that nobody starts, or one would be alone and say nothing.
+            processes would wait for others that nobody starts, one would be alone and say nothing, or those
+            that we start would train otherwise than the recipe says.
     """
-    said = [name for name in (*PLACE, *_MEETING) if name in environment]
+    given = (*PLACE, *_MEETING)
+    told = sorted(name for name in environment if name.startswith(_TOLD))
+    said = [*(name for name in given if name in environment), *told]
     if not any(name in environment for name in PLACE):
-        return None
+        if not told:
+            return None
+        if all(name in environment for name in _ALONE):
+            return 1
     fix = f"`unset {' '.join(said)}`, or start it by `accelerate launch`"
-    if missing := [name for name in (*PLACE, *_MEETING) if name not in environment]:
+    if missing := [name for name in given if name not in environment]:
         raise ConfigError(
             f"environment: {', '.join(said)} without {', '.join(missing)}, expected all that a launcher "
             f"gives to its processes, or none; {fix}"
         )
-    given = [environment[name] for name in PLACE]
-    if not all(text.isdecimal() for text in given) or not int(given[1]) < int(given[0]):
-        told = ", ".join(f"{name}={environment[name]!r}" for name in PLACE)
+    places = [environment[name] for name in PLACE]
+    if not all(text.isdecimal() for text in places) or not int(places[1]) < int(places[0]):
+        found = ", ".join(f"{name}={environment[name]!r}" for name in PLACE)
         raise ConfigError(
-            f"environment: {told}, expected a number of processes and places among them, from 0 on; {fix}"
+            f"environment: {found}, expected a number of processes and places among them, from 0 on; {fix}"
         )
-    return int(given[0])
+    return int(places[0])
 
 
 def join(wait_s: float = LONGEST_WAIT_S) -> PartialState:

@@ -30,6 +30,8 @@ OURS = {
     "bf16": "set model.dtype",
     "fp16": "set model.dtype; float16 is not offered",
     "auto_find_batch_size": "set per_device_train_batch_size; groups must stay whole",
+    "fsdp": "set launch.config=fsdp2",
+    "deepspeed": "set launch.config=zero3",
 }
 """Fields of GRPOConfig that the recipe says elsewhere, and where."""
 

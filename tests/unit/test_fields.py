@@ -62,6 +62,8 @@ def test_any_field_of_trl_is_taken(tmp_path, field, value):
         ({"max_steps": True}, "'grpo.max_steps': True, expected int"),
         ({"seed": 1}, "'grpo.seed' = 1 belongs elsewhere: set seed"),
         ({"use_vllm": True}, "belongs elsewhere"),
+        ({"fsdp": "full_shard"}, "belongs elsewhere: set launch.config=fsdp2"),
+        ({"deepspeed": "zero.json"}, "belongs elsewhere: set launch.config=zero3"),
         ({"per_device_train_batch_size": 6}, "splits groups of num_generations=4"),
         ({"num_generations": 1}, "grpo.num_generations: 1, expected at least 2"),
         ({"temperature": 0.0}, "grpo.temperature: 0.0, expected more than 0"),

@@ -101,7 +101,7 @@ def test_a_launcher_s_process_starts_no_others():
 
 def test_the_only_process_of_accelerate_s_launcher_starts_no_others():
     """`accelerate launch --num_processes 1` says nothing of places, and has been asked for one process."""
-    alone = {"ACCELERATE_USE_CPU": "False"}
+    alone = {"ACCELERATE_USE_CPU": "False", "ACCELERATE_MIXED_PRECISION": "no"}
     assert plan(cards=8, environment=alone) is None
     with pytest.raises(ConfigError, match="one of 1 processes"):
         plan(cards=8, environment=alone, processes=8)
@@ -114,6 +114,14 @@ def test_the_only_process_of_accelerate_s_launcher_starts_no_others():
         ({"RANK": "3"}, "RANK without WORLD_SIZE"),
         ({"LOCAL_RANK": "0"}, "LOCAL_RANK without WORLD_SIZE"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "without LOCAL_RANK"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "ACCELERATE_USE_FSDP without WORLD_SIZE, RANK"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED without"),
+        ({"ACCELERATE_USE_CPU": "true"}, "ACCELERATE_USE_CPU without"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "ACCELERATE_MIXED_PRECISION without"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "ACCELERATE_DYNAMO_BACKEND without"),
+        ({"ACCELERATE_GRADIENT_CLIPPING": "1"}, "ACCELERATE_GRADIENT_CLIPPING without"),
+        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "FSDP_A": "1"}, "ACCELERATE_DEEPSPEED_ZERO_STAGE, FSDP_A"),
+        ({"WORLD_SIZE": "8", "FSDP_VERSION": "2"}, "`unset WORLD_SIZE FSDP_VERSION`"),
         (started("many"), "WORLD_SIZE='many'"),
         (started(""), "WORLD_SIZE=''"),
         (started(2, 2), "RANK='2'"),
@@ -121,7 +129,8 @@ def test_the_only_process_of_accelerate_s_launcher_starts_no_others():
     ],
 )
 def test_what_a_launcher_has_left_in_the_environment_is_no_launcher(environment, said):
-    """One process alone would wait for the others, use one card of eight, or take itself for a silent one."""
+    """One process alone would wait for the others, use one card of eight, or take itself for a silent one;
+    processes that we start would train as the environment says, and not as the recipe does."""
     with pytest.raises(ConfigError, match=re.escape(said)) as refused:
         plan(cards=8, environment=environment)
     assert re.search(r"`unset .*`, or start it by `accelerate launch`$", str(refused.value))
@@ -130,6 +139,7 @@ def test_what_a_launcher_has_left_in_the_environment_is_no_launcher(environment,
 
 def test_what_belongs_to_no_place_is_left_alone():
     assert started_among({"MASTER_ADDR": "a", "MASTER_PORT": "1", "SLURM_NTASKS": "8"}) is None
+    assert started_among({"ACCELERATE_LOG_LEVEL": "info", "ACCELERATE_TORCH_DEVICE": "cpu"}) is None
     assert started_among(started(8, 7)) == 8
 
 
