@@ -24,6 +24,13 @@ from sandbox_rl.training.agreement import started_among
 from sandbox_rl.training.stopping import LAUNCHER
 
 CONFIGS = "configs/accelerate"
+_TASKS = {
+    "SLURM_STEP_NUM_TASKS": "srun --ntasks=1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "mpirun -n 1",
+    "MPI_LOCALNRANKS": "mpirun -n 1",
+}
+"""What says how many tasks a scheduler or MPI has started with this one, and how to start one; Slurm counts
+those of a step on all of its machines (`SLURM_STEP_NUM_NODES`), the others those of this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,7 @@ def plan_launch(
     if world is not None:
         _check_started(settings, way, world, environment)
         return None
+    _check_alone(cards, environment)
     if cards == 0 and way.name is not None:
         raise ConfigError(
             f"launch.config: {settings.config!r} divides a model over CUDA cards, but there is none here; "
@@ -155,6 +163,21 @@ def _check_started(settings: LaunchSettings, way: Way, world: int, environment: 
             f"launch.config: {settings.config!r} is {way.name}, but a launcher has started this {said}; "
             "start it without a launcher, or set launch.config=null"
         )
+
+
+def _check_alone(cards: int, environment: Mapping[str, str]) -> None:
+    """Refuse to be one of several tasks that would each take all cards of this machine."""
+    for name, one in _TASKS.items():
+        tasks, machines = environment.get(name, ""), 1
+        if name.startswith("SLURM"):
+            machines = int(environment.get("SLURM_STEP_NUM_NODES", 1))
+        if cards > 1 and tasks.isdecimal() and int(tasks) > machines:
+            raise ConfigError(
+                f"environment: {name}={tasks}, so this is one of several tasks on a machine, and each would "
+                f"start on all {cards} cards, expected one task on each machine: it starts a process for "
+                f"each card; write `{one} sandbox-rl train …` (for several machines see "
+                f"docs/several_gpus.md), or `unset {name}` where no other task sees these cards"
+            )
 
 
 def division_of(launch: Launch | None) -> Division:

@@ -137,6 +137,44 @@ def test_what_a_launcher_has_left_in_the_environment_is_no_launcher(environment,
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("environment", "one"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "8"}, "srun --ntasks=1"),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "1"}, "srun --ntasks=1"),
+        ({"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2"}, "srun --ntasks=1"),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "8", "OMPI_COMM_WORLD_SIZE": "8"}, "mpirun -n 1"),
+        ({"MPI_LOCALNRANKS": "8", "PMI_SIZE": "8"}, "mpirun -n 1"),
+    ],
+)
+def test_tasks_that_would_each_take_all_cards_are_refused(environment, one):
+    """`srun -n 8 sandbox-rl train`: 64 processes on eight cards."""
+    with pytest.raises(ConfigError, match=f"write `{one} sandbox-rl train") as refused:
+        plan(cards=8, environment=environment)
+    name = next(iter(environment))
+    assert f"`unset {name}` where no other task sees these cards" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert plan(cards=1, environment=environment) is None, "a card of its own for each, as for a sweep"
+    assert plan(cards=8, environment=environment | started(8)) is None, "what they have started is a launcher"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_NTASKS": "8", "SLURM_LOCALID": "0"},
+        {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "8"},
+        {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"},
+        {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_SIZE": "2"},
+        {"MPI_LOCALNRANKS": "1", "PMI_SIZE": "2"},
+    ],
+)
+def test_one_task_on_a_machine_starts_all_of_its_cards(environment):
+    """A batch script without `srun`, one of a job array, or one on each of several machines."""
+    launch = plan(cards=8, environment=environment)
+    assert launch is not None
+    assert launch.each == 8
+
+
 def test_what_belongs_to_no_place_is_left_alone():
     assert started_among({"MASTER_ADDR": "a", "MASTER_PORT": "1", "SLURM_NTASKS": "8"}) is None
     assert started_among({"ACCELERATE_LOG_LEVEL": "info", "ACCELERATE_TORCH_DEVICE": "cpu"}) is None
@@ -392,7 +430,9 @@ def test_the_slurm_template_gives_each_machine_its_place(tmp_path):
         assert line.startswith("train my recipe.yaml launch.config=fsdp2 ")
         fields = dict(word.removeprefix("launch.").split("=") for word in line.split() if "=" in word)
         assert fields.pop("cpus") == "64", "of a machine's processors a task would have one"
-        launch = plan(cards=8, **fields)
+        launch = plan(
+            cards=8, environment={"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}, **fields
+        )
         assert launch is not None
         assert (launch.each, launch.settings.machines, launch.settings.machine_rank) == (8, 2, rank)
         assert launch.settings.main_address == "first"
