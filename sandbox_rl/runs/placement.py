@@ -18,7 +18,7 @@ from sandbox_rl.runs.plan import RunModel
 from sandbox_rl.training.memory import kv_bytes_per_token, model_shape
 from sandbox_rl.training.models import compute_dtype
 from sandbox_rl.training.placement import FAKE_CARDS, Needs, Placement, find_cards
-from sandbox_rl.training.placement_plan import check_training, plan_placement, plan_serving
+from sandbox_rl.training.placement_plan import Training, check_training, plan_placement, plan_serving
 from sandbox_rl.training.views import SharedArgs
 
 
@@ -68,7 +68,7 @@ def training_placement(
             check_training(cards[: division.ranks], needs(division.ranks).training)
         return None
     other = None if division.divides else partial(needs, divided=True)
-    return _here(plan_placement(cards, division.ranks, policy, needs, mode=recipe.mode, divided=other))
+    return _here(plan_placement(Training(cards, division.ranks, needs, recipe.mode, other), policy))
 
 
 def _check_heads(policy: VLLMSettings, config: PretrainedConfig) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sandbox_rl.errors import ConfigError
@@ -25,32 +26,39 @@ from sandbox_rl.training.placement import (
 )
 from sandbox_rl.training.placement_by_hand import by_hand, refuse_crowded, unplanned_transfer
 
+Mode = Literal["sync", "async"]
+
 _SMALLER = (
     "model.lora, shorter episodes, weights divided over more cards (launch.config=fsdp2), or an optimizer "
     "in the machine's memory (launch.config=zero3)"
 )
 
 
-def plan_placement(
-    cards: Sequence[Card],
-    ranks: int,
-    settings: VLLMSettings,
-    needs: Callable[[int], Needs],
-    *,
-    mode: Literal["sync", "async"],
-    divided: Callable[[int], Needs] | None = None,
-) -> Placement:
-    """Plan managed servers beside the processes that train on this machine.
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What trains on this machine, and has to have a place beside servers.
 
     Args:
         cards: that this run may use, in the order of their local rank.
-        ranks: processes that train on this machine; number i on card i.
+        ranks: processes that train; number i on card i.
         needs: by how many processes train.
         divided: the same if they divided the model, where they do not and could.
+    """
+
+    cards: Sequence[Card]
+    ranks: int
+    needs: Callable[[int], Needs]
+    mode: Mode
+    divided: Callable[[int], Needs] | None = None
+
+
+def plan_placement(training: Training, settings: VLLMSettings) -> Placement:
+    """Plan managed servers beside the processes that train on this machine.
 
     Raises:
         ConfigError: what is asked for is not there or does not fit; names the nearest that does.
     """
+    cards, ranks = training.cards, training.ranks
     if not cards:
         return _on_cpu(settings)
     refuse_mixed(cards)
@@ -62,16 +70,15 @@ def plan_placement(
         )
     if "CUDA_VISIBLE_DEVICES" in settings.environment:
         placed = by_hand(cards, ranks, settings)
-        refuse_crowded(cards, ranks, settings, needs(ranks), placed.sleep)
+        refuse_crowded(cards, ranks, settings, training.needs(ranks), placed.sleep)
         return placed
-    kinds: list[Kind] = _kinds(settings, ranks, len(cards))
     why = ""
-    for kind in kinds:
-        found = _fitting(kind, cards, ranks, settings, needs(ranks), mode)
+    for kind in _kinds(settings, ranks, len(cards)):
+        found = _fitting(kind, training, settings)
         if isinstance(found, Placement):
             return found
         why = why or found
-    raise ConfigError(f"policy.placement: {why}; {_nearest(cards, ranks, settings, needs, mode, divided)}")
+    raise ConfigError(f"policy.placement: {why}; {_nearest(training, settings)}")
 
 
 def check_training(cards: Sequence[Card], training: int) -> None:
@@ -132,12 +139,11 @@ def _kinds(settings: VLLMSettings, ranks: int, cards: int) -> list[Kind]:
     return [together]
 
 
-def _fitting(
-    kind: Kind, cards: Sequence[Card], ranks: int, settings: VLLMSettings, needs: Needs, mode: str
-) -> Placement | str:
+def _fitting(kind: Kind, training: Training, settings: VLLMSettings) -> Placement | str:
     """The placement of this kind, or why there is none."""
-    training, memory = tuple(cards[:ranks]), cards[0].memory
-    serving = cards[ranks:] if kind == "split" else training
+    cards, ranks, needs = training.cards, training.ranks, training.needs(training.ranks)
+    own, memory = tuple(cards[:ranks]), cards[0].memory
+    serving = cards[ranks:] if kind == "split" else own
     server, given = needs.server(settings.shards, settings.cache), settings.share
     if isinstance(places := _places(serving, settings, None), str):
         return places
@@ -168,7 +174,7 @@ def _fitting(
                 f"{kind!r} needs {size_of(server)} for a server beside {size_of(memory - free)} of the "
                 f"trainer's on a card of {size_of(memory)}"
             )
-        if sleep and mode == "async":
+        if sleep and training.mode == "async":
             return (
                 f"{kind!r} needs {size_of(needs.training + RESERVE + server)} for trainer and server "
                 f"together on a card of {size_of(memory)}, and in mode: async none can sleep"
@@ -177,15 +183,15 @@ def _fitting(
     if settings.cache is not None:
         share = math.ceil(100 * server / memory) / 100
     places = tuple(Place(place.cards, None if given else share) for place in places)
-    own = kind != "split" and settings.cards_each == 1 and len(places) == ranks
+    each = kind != "split" and settings.cards_each == 1 and len(places) == ranks
     transfer = settings.transfer
     if transfer == "auto":
-        transfer = "ipc" if own else "nccl" if kind == "split" else "shm"
-    if transfer == "ipc" and not own:
+        transfer = "ipc" if each else "nccl" if kind == "split" else "shm"
+    if transfer == "ipc" and not each:
         return "transfer 'ipc' needs a server on each card that trains, and no other"
     if transfer == "nccl" and kind != "split":
         return f"transfer 'nccl' cannot reach a server on the trainer's own card ({kind!r}); set ipc or shm"
-    return Placement(kind, training, places, transfer, sleep, needs.training)
+    return Placement(kind, own, places, transfer, sleep, needs.training)
 
 
 def _places(cards: Sequence[Card], settings: VLLMSettings, share: float | None) -> tuple[Place, ...] | str:
@@ -201,14 +207,7 @@ def _places(cards: Sequence[Card], settings: VLLMSettings, share: float | None) 
     return tuple(Place(tuple(cards[number * each : (number + 1) * each]), share) for number in range(count))
 
 
-def _nearest(
-    cards: Sequence[Card],
-    ranks: int,
-    settings: VLLMSettings,
-    needs: Callable[[int], Needs],
-    mode: Literal["sync", "async"],
-    divided: Callable[[int], Needs] | None,
-) -> str:
+def _nearest(training: Training, settings: VLLMSettings) -> str:
     """What would fit, as the change that it takes: the model whole with fewer processes, or else divided."""
     reset = [f"policy.{name}=auto" for name in ("servers", "transfer") if getattr(settings, name) != "auto"]
     for name, value in (
@@ -218,44 +217,38 @@ def _nearest(
         reset += [f"policy.arguments.{name} left out"] * (value is not None)
     for free in (settings.without_sizes(), settings.without_sizes(also=True)):
         also = f" with {' and '.join(reset)}" if reset else ""
-        if found := _first_that_fits(cards, ranks, free, needs, mode, divided, also):
+        if found := _first_that_fits(training, free, also):
             return found
         if settings.cards_each == 1:
             break
         reset += ["servers of one card each (policy.arguments)"]
-    least = needs(ranks)
-    beside = 0 if len(cards) > ranks else least.training if mode == "async" else least.held
+    least = training.needs(training.ranks)
+    beside = least.training if training.mode == "async" else least.held
+    if len(training.cards) > training.ranks:
+        beside = 0
     size = RESERVE + max(least.training, beside + least.server(settings.shards))
     return f"nothing fits: it takes cards of {size_of(size)} or more, {_SMALLER}"
 
 
-def _first_that_fits(
-    cards: Sequence[Card],
-    ranks: int,
-    free: VLLMSettings,
-    needs: Callable[[int], Needs],
-    mode: Literal["sync", "async"],
-    divided: Callable[[int], Needs] | None,
-    also: str,
-) -> str | None:
+def _first_that_fits(training: Training, free: VLLMSettings, also: str) -> str | None:
     """By placement, processes and division; as the change that it takes beside `also`."""
-    ways = [(count, needs, "") for count in range(ranks, 0, -1)]
-    if divided is not None:
-        ways += [(count, divided, " and launch.config=fsdp2") for count in range(len(cards), 1, -1)]
-    for count, of, config in ways:
-        for kind in _kinds(free, count, len(cards)):
-            for other in _mode_and_sleep(free, mode):
-                if isinstance(_fitting(kind, cards, count, other[0], of(count), other[1]), Placement):
-                    train = f" with launch.processes={count}" if count != ranks else ""
-                    return f"placement {kind!r}{also}{train}{config}{other[2]} fits"
+    cards, ranks = len(training.cards), training.ranks
+    ways = [(replace(training, ranks=count), "") for count in range(ranks, 0, -1)]
+    if training.divided is not None:
+        divided = replace(training, needs=training.divided)
+        ways += [(replace(divided, ranks=count), " and launch.config=fsdp2") for count in range(cards, 1, -1)]
+    for way, config in ways:
+        for kind in _kinds(free, way.ranks, cards):
+            for settings, mode, other in _mode_and_sleep(free, training.mode):
+                if isinstance(_fitting(kind, replace(way, mode=mode), settings), Placement):
+                    train = f" with launch.processes={way.ranks}" if way.ranks != ranks else ""
+                    return f"placement {kind!r}{also}{train}{config}{other} fits"
     return None
 
 
-def _mode_and_sleep(
-    settings: VLLMSettings, mode: Literal["sync", "async"]
-) -> list[tuple[VLLMSettings, Literal["sync", "async"], str]]:
+def _mode_and_sleep(settings: VLLMSettings, mode: Mode) -> list[tuple[VLLMSettings, Mode, str]]:
     asleep = settings.model_copy(update={"sleep": "auto"})
-    found: list[tuple[VLLMSettings, Literal["sync", "async"], str]] = [(settings, mode, "")]
+    found: list[tuple[VLLMSettings, Mode, str]] = [(settings, mode, "")]
     if settings.sleep != "auto":
         found.append((asleep, mode, " and policy.sleep=auto"))
     if mode == "async":

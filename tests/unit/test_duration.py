@@ -21,7 +21,7 @@ from sandbox_rl.training.duration import (
 )
 from sandbox_rl.training.memory import ModelShape, estimate_memory, kv_bytes_per_token, model_shape
 from sandbox_rl.training.placement import Needs, fake_cards
-from sandbox_rl.training.placement_plan import plan_placement
+from sandbox_rl.training.placement_plan import Training, plan_placement
 from tests.unit.shapes import QWEN3_4B, QWEN3_30B
 
 CARDS = {(8, "H100"): "8x H100 80GB", (1, "H100"): "1x H100 80GB", (1, "4090"): "1x RTX 4090 24GB"}
@@ -152,6 +152,6 @@ def test_the_header_of_a_recipe_says_what_the_estimates_say(name, tmp_path):
             longest=kv_bytes_per_token(shape, 2) * (LONGEST_PROMPT + recipe.episode.max_tokens),
         )
         cards = fake_cards(CARDS[shards, device.name])
-        placed = plan_placement(cards, shards, recipe.policy, lambda ranks: needs, mode=recipe.mode)
+        placed = plan_placement(Training(cards, shards, lambda _: needs, recipe.mode), recipe.policy)
         assert placed.kind == ("shared" if shards > 1 else "one")
         assert placed.sleep == ("sleeps during updates" in header)

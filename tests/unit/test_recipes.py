@@ -21,7 +21,7 @@ from sandbox_rl.runs.launch import plan_launch
 from sandbox_rl.tasks.prompts import load_prompt_set
 from sandbox_rl.training.memory import estimate_memory, model_shape
 from sandbox_rl.training.placement import GIB, Needs
-from sandbox_rl.training.placement_plan import plan_placement
+from sandbox_rl.training.placement_plan import Training, plan_placement
 from tests import prepared
 from tests.smoke.support import TOKENIZER
 from tests.unit.shapes import QWEN3_4B
@@ -71,7 +71,7 @@ def test_a_recipe_for_cards_says_in_one_line_that_there_is_none(path):
 
     def start():
         plan_launch(recipe.launch, cards=0, training=0, environment={})
-        return plan_placement((), 1, policy, lambda ranks: Needs(0, 0, 0, 0), mode=recipe.mode)
+        return plan_placement(Training((), 1, lambda _: Needs(0, 0, 0, 0), recipe.mode), policy)
 
     if path.stem == "offline":
         assert start().kind == "cpu"

@@ -15,7 +15,7 @@ from sandbox_rl.runs.placement import serving_placement, training_placement
 from sandbox_rl.training.config import ModelSettings
 from sandbox_rl.training.memory import estimate_memory, kv_bytes_per_token, model_shape
 from sandbox_rl.training.placement import GIB, Needs, fake_cards
-from sandbox_rl.training.placement_plan import check_training, plan_placement, plan_serving
+from sandbox_rl.training.placement_plan import Training, check_training, plan_placement, plan_serving
 from tests.unit.shapes import QWEN3_0_6B, QWEN3_4B, QWEN3_8B
 
 MODELS = {"0.6B": QWEN3_0_6B, "4B": QWEN3_4B, "8B": QWEN3_8B}
@@ -58,7 +58,7 @@ def needs_of(model: str, *, sharded: bool = True):
 def plan(cards: str, ranks: int, model: str, mode: str = "sync", sharded: bool = True, **policy):
     settings, other = VLLMSettings(type="vllm", **policy), None if sharded else needs_of(model)
     needs = needs_of(model, sharded=sharded)
-    return plan_placement(fake_cards(cards), ranks, settings, needs, mode=mode, divided=other)
+    return plan_placement(Training(fake_cards(cards), ranks, needs, mode, other), settings)
 
 
 CASES = [
@@ -365,13 +365,9 @@ def test_a_share_that_fits_only_while_the_trainer_is_idle_has_servers_sleep():
 
 def test_weights_that_no_card_holds_whole_beside_its_own_part_go_over_the_group_too():
     """They are gathered and sent in parts."""
-    found = plan_placement(
-        fake_cards(f"8x {H100}"),
-        4,
-        VLLMSettings(type="vllm", arguments={"tensor-parallel-size": 4}),
-        lambda ranks: Needs(training=60 * GIB, held=30 * GIB, weights=64 * GIB, longest=GIB),
-        mode="async",
-    )
+    needs = Needs(training=60 * GIB, held=30 * GIB, weights=64 * GIB, longest=GIB)
+    settings = VLLMSettings(type="vllm", arguments={"tensor-parallel-size": 4})
+    found = plan_placement(Training(fake_cards(f"8x {H100}"), 4, lambda _: needs, "async"), settings)
     assert (found.kind, found.transfer) == ("split", "nccl")
 
 
@@ -380,10 +376,8 @@ def test_a_card_that_is_asked_for_holds_what_does_not_fit_here():
 
     def planned(memory: int) -> str:
         needs = Needs(training=11 * GIB, held=9 * GIB, weights=8 * GIB, longest=GIB)
-        settings = VLLMSettings(type="vllm")
-        return str(
-            plan_placement(fake_cards(f"1x Card {memory}GB"), 1, settings, lambda _: needs, mode="sync")
-        )
+        training = Training(fake_cards(f"1x Card {memory}GB"), 1, lambda _: needs, "sync")
+        return str(plan_placement(training, VLLMSettings(type="vllm")))
 
     with pytest.raises(ConfigError, match=r"it takes cards of 22\.0 GiB or more"):
         planned(16)
