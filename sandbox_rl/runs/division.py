@@ -145,10 +145,10 @@ def check_division(recipe: Recipe, division: Division) -> None:
         return
     if isinstance(recipe.policy, TransformersSettings):
         many = f"{division.processes} processes divide" if division.processes > 1 else "one process divides"
+        whole = "leave launch.config out" if recipe.launch.config else "have your launcher leave it whole"
         raise ConfigError(
             f"policy.type: 'transformers', but {many} the model "
-            f"({division.way.name}), and none can sample from it alone; set policy.type=vllm, or leave "
-            "launch.config out"
+            f"({division.way.name}), and none can sample from it alone; set policy.type=vllm, or {whole}"
         )
     if division.way.name == "DEEPSPEED" and recipe.mode == "async":
         raise ConfigError(
@@ -177,7 +177,7 @@ def check_checkpoint(checkpoint: Path | None, division: Division) -> None:
     now = division.way.name
     if saved != now:
         names = {
-            "FSDP": "launch.config=fsdp2",
+            "FSDP": "launch.config=fsdp2" + " on two cards or more" * (division.processes == 1),
             "DEEPSPEED": "launch.config=zero3",
             None: "launch.config=null",
         }

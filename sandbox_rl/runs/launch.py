@@ -113,7 +113,7 @@ def plan_launch(
     """
     asked = None if settings.processes == "auto" else settings.processes
     config = None if settings.config is None else _config(settings.config)
-    way = Way() if config is None else way_of(config)
+    way = way_asked(settings)
     world = started_among(environment)
     if world is not None:
         _check_started(settings, way, world, environment)
@@ -178,6 +178,15 @@ def _check_alone(cards: int, environment: Mapping[str, str]) -> None:
                 f"each card; write `{one} sandbox-rl train …` (for several machines see "
                 f"docs/several_gpus.md), or `unset {name}` where no other task sees these cards"
             )
+
+
+def way_asked(settings: LaunchSettings) -> Way:
+    """In which several processes would divide the model, by the settings.
+
+    Raises:
+        ConfigError: they name no configuration, or one that cannot be used.
+    """
+    return Way() if settings.config is None else way_of(_config(settings.config))
 
 
 def division_of(launch: Launch | None) -> Division:

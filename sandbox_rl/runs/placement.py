@@ -13,7 +13,7 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.errors import ConfigError
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.preflight.estimates import memory_of
-from sandbox_rl.runs.launch import Launch, division_of
+from sandbox_rl.runs.launch import Launch, division_of, way_asked
 from sandbox_rl.runs.plan import RunModel
 from sandbox_rl.training.memory import kv_bytes_per_token, model_shape
 from sandbox_rl.training.models import compute_dtype
@@ -42,6 +42,8 @@ def training_placement(
             "of the first machine are out of the others' reach; start some and name them in policy.base_urls"
         )
 
+    divides = division.divides or way_asked(recipe.launch).name is not None
+    smaller = _smaller(recipe, divides=divides, offloads=division.way.offloads)
     if managed and isinstance(policy, VLLMSettings):
         _check_heads(policy, model.config)
 
@@ -65,10 +67,34 @@ def training_placement(
 
     if not isinstance(policy, VLLMSettings) or policy.engine == "external":
         if cards:
-            check_training(cards[: division.ranks], needs(division.ranks).training)
+            check_training(cards[: division.ranks], needs(division.ranks).training, smaller)
         return None
-    other = None if division.divides else partial(needs, divided=True)
-    return _here(plan_placement(Training(cards, division.ranks, needs, recipe.mode, other), policy))
+    training = Training(
+        cards,
+        division.ranks,
+        needs,
+        recipe.mode,
+        divided=partial(needs, divided=True),
+        dividing="" if divides else "launch.config=fsdp2",
+        smaller=smaller,
+    )
+    return _here(plan_placement(training, policy))
+
+
+def _smaller(recipe: Recipe, *, divides: bool, offloads: bool) -> str:
+    """What would make an update take less of a card, of what this recipe does not say already and may.
+
+    Args:
+        divides: whether several processes divide the model.
+        offloads: whether the optimizer is in the host's memory.
+    """
+    served, whole = isinstance(recipe.policy, VLLMSettings), recipe.model.lora is None
+    several_passes = recipe.mode == "async" or recipe.update.micro_batch_tokens is not None
+    ways = ["model.lora={}"] * whole + ["shorter episodes"]
+    ways += ["weights divided over more cards" + " (launch.config=fsdp2)" * (not divides)] * served
+    if served and whole and not offloads and not several_passes:
+        ways.append("an optimizer in the machine's memory (launch.config=zero3)")
+    return " or ".join(part for part in (", ".join(ways[:-1]), ways[-1]) if part)
 
 
 def _check_heads(policy: VLLMSettings, config: PretrainedConfig) -> None:

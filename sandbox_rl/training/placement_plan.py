@@ -28,11 +28,6 @@ from sandbox_rl.training.placement_by_hand import by_hand, refuse_crowded, unpla
 
 Mode = Literal["sync", "async"]
 
-_SMALLER = (
-    "model.lora, shorter episodes, weights divided over more cards (launch.config=fsdp2), or an optimizer "
-    "in the machine's memory (launch.config=zero3)"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Training:
@@ -42,7 +37,9 @@ class Training:
         cards: that this run may use, in the order of their local rank.
         ranks: processes that train; number i on card i.
         needs: by how many processes train.
-        divided: the same if they divided the model, where they do not and could.
+        divided: the same where they divide the model; None where they cannot.
+        dividing: what it takes to have several divide it: `launch.config=…`, or nothing where they would.
+        smaller: what would make an update take less of a card.
     """
 
     cards: Sequence[Card]
@@ -50,6 +47,8 @@ class Training:
     needs: Callable[[int], Needs]
     mode: Mode
     divided: Callable[[int], Needs] | None = None
+    dividing: str = "launch.config=fsdp2"
+    smaller: str = "shorter episodes"
 
 
 def plan_placement(training: Training, settings: VLLMSettings) -> Placement:
@@ -81,12 +80,13 @@ def plan_placement(training: Training, settings: VLLMSettings) -> Placement:
     raise ConfigError(f"policy.placement: {why}; {_nearest(training, settings)}")
 
 
-def check_training(cards: Sequence[Card], training: int) -> None:
+def check_training(cards: Sequence[Card], training: int, smaller: str) -> None:
     """Where no server of ours needs a place.
 
     Args:
         cards: that train.
         training: bytes that an update takes on each.
+        smaller: what would make it take less.
 
     Raises:
         ConfigError: an update does not fit, or they are of several kinds.
@@ -95,7 +95,7 @@ def check_training(cards: Sequence[Card], training: int) -> None:
     if training + RESERVE > cards[0].memory:
         raise ConfigError(
             f"model.path: an update needs {size_of(training + RESERVE)} on a card of "
-            f"{size_of(cards[0].memory)}; {_SMALLER}"
+            f"{size_of(cards[0].memory)}; {smaller}"
         )
 
 
@@ -227,7 +227,7 @@ def _nearest(training: Training, settings: VLLMSettings) -> str:
     if len(training.cards) > training.ranks:
         beside = 0
     size = RESERVE + max(least.training, beside + least.server(settings.shards))
-    return f"nothing fits: it takes cards of {size_of(size)} or more, {_SMALLER}"
+    return f"nothing fits: it takes cards of {size_of(size)} or more, {training.smaller}"
 
 
 def _first_that_fits(training: Training, free: VLLMSettings, also: str) -> str | None:
@@ -236,7 +236,8 @@ def _first_that_fits(training: Training, free: VLLMSettings, also: str) -> str |
     ways = [(replace(training, ranks=count), "") for count in range(ranks, 0, -1)]
     if training.divided is not None:
         divided = replace(training, needs=training.divided)
-        ways += [(replace(divided, ranks=count), " and launch.config=fsdp2") for count in range(cards, 1, -1)]
+        more = f" and {training.dividing}" if training.dividing else ""
+        ways += [(replace(divided, ranks=count), more) for count in range(cards, 1, -1)]
     for way, config in ways:
         for kind in _kinds(free, way.ranks, cards):
             for settings, mode, other in _mode_and_sleep(free, training.mode):

@@ -258,6 +258,7 @@ def test_an_optimizer_in_the_host_s_memory_is_not_dropped_on_one_card(monkeypatc
         (["global_step3/zero_pp_rank_{}_mp_rank_00_optim_states.pt"], "DEEPSPEED", 2, None),
         (["global_step3/bf16_zero_pp_rank_{}_mp_rank_00_optim_states.pt"], "DEEPSPEED", 4, "in 2 parts"),
         (["global_step3/a", "model.safetensors"], None, 2, "by DeepSpeed, .*set launch.config=zero3"),
+        (["pytorch_model_fsdp.bin"], None, 1, "set launch.config=fsdp2 on two cards or more, or"),
     ],
 )
 def test_a_run_goes_on_only_as_its_checkpoint_was_saved(tmp_path, files, way, processes, said):
@@ -304,6 +305,12 @@ def test_a_launch_by_deepspeed_needs_it():
     ("way", "blocks", "said"),
     [
         ("FSDP", {"policy": {"type": "transformers"}}, "'transformers', but 8 processes divide the model"),
+        ("FSDP", {"policy": {"type": "transformers"}}, "policy.type=vllm, or have your launcher leave it"),
+        (
+            "FSDP",
+            {"policy": {"type": "transformers"}, "launch": {"config": "fsdp2"}},
+            "policy.type=vllm, or leave launch.config out",
+        ),
         ("DEEPSPEED", {"policy": {"type": "transformers"}}, "set policy.type=vllm"),
         ("DEEPSPEED", {"mode": "async"}, "set launch.config=fsdp2, or mode=sync"),
         ("DEEPSPEED", {"update": {"micro_batch_tokens": 64}}, "64, expected none with DeepSpeed"),
