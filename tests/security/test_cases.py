@@ -29,7 +29,7 @@ _GROWTH_MB = 32
 _TIMED = ("CTL-06", "IO-07g", "RES-05", "RES-05b", "RES-07")
 """Judged by the clock or by the number of neighbours: these are for a quiet run, on every backend."""
 _LATE_SHARE = 0.05
-"""Of all cases, those that a crowd may make late on a slow machine."""
+"""Of all cases, those that may fail in a crowd, which makes them late on a slow machine."""
 
 _ONE_BY_ONE = [
     pytest.param(name, case, id=f"{name}-{case.id}")
@@ -61,8 +61,8 @@ async def test_many_at_once_in_random_order(
 ) -> None:
     """Cases disturb neither each other nor honest work beside them: 64 at once, of containers fewer.
 
-    A case has its own seconds, which a slow machine divides among all: those few that were late there are run
-    again among an eighth as many.
+    A case has its own seconds, which a slow machine divides among all: those few that failed there are run
+    again among an eighth as many, and have to hold.
     """
     left_out = {*_TIMED, *backend.info.known_limits}
     cases = [case for case in (*ALL_CASES, *CONTROLS) if case.id not in left_out]
