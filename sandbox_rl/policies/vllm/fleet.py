@@ -174,11 +174,6 @@ class SupervisedServers(_Watched):
         self._restarts = restarts
         self._left = [restarts for _ in fleet.members]
 
-    @property
-    def restarts_left(self) -> Sequence[int]:
-        """How often each may still be started again."""
-        return tuple(self._left)
-
     async def _watch(self, number: int) -> None:
         server, several = self._members[number], len(self._members) > 1
         name = f"vLLM server {number} of {len(self._members)}" if several else "vLLM server"

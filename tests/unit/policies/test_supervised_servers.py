@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
@@ -42,6 +43,11 @@ RESTART_S = 0.2
 """Less than a server takes to start again, more than a turn waits otherwise."""
 
 
+def restarts(caplog) -> list[tuple[str, str]]:
+    """What a log says of servers that were started again."""
+    return re.findall(r"(vLLM server.*?): .*; (restart \d of \d)", caplog.text)
+
+
 class Model:
     def __init__(self, value: float) -> None:
         self.tensors = {name: tensor * value for name, tensor in WEIGHTS.items()}
@@ -51,8 +57,8 @@ class Model:
 
 
 class Served:
-    def __init__(self, loop, members, supervised, weights, policy) -> None:
-        self.loop, self.members, self.supervised = loop, members, supervised
+    def __init__(self, loop, members, weights, policy) -> None:
+        self.loop, self.members = loop, members
         self.weights, self.policy = weights, policy
 
     def ask(self, timeout: float = 60.0):
@@ -101,11 +107,11 @@ def served(directory: Path, servers: int = 1, delay_s: float = 0, **fields):
         supervised = SupervisedServers(managed, weights, restarts=settings.restarts)
         policy = VLLMPolicy(supervised, settings, end_ids=frozenset({2}), version=weights.version)
         with loop.entered(policy):
-            yield Served(loop, members, supervised, weights, policy)
+            yield Served(loop, members, weights, policy)
             weights.close()
 
 
-def test_a_server_that_dies_comes_back_with_the_weights_that_were_published_last(tmp_path):
+def test_a_server_that_dies_comes_back_with_the_weights_that_were_published_last(tmp_path, caplog):
     with served(tmp_path) as on:
         assert on.ask().weight_version == 0
         on.weights.publish(Model(1.0), 1)
@@ -115,19 +121,21 @@ def test_a_server_that_dies_comes_back_with_the_weights_that_were_published_last
         on.holds(Model(2.0))
         with pytest.raises(EngineFault, match="differs"):
             on.holds(Model(1.0))
-        assert on.supervised.restarts_left == (2,)
+        assert restarts(caplog) == [("vLLM server", "restart 1 of 3")]
         on.weights.publish(Model(3.0), 3)
         on.holds(Model(3.0))
 
 
-def test_a_server_whose_engine_hangs_is_started_again_though_it_says_that_it_is_well(tmp_path, monkeypatch):
+def test_a_server_whose_engine_hangs_is_started_again_though_it_says_that_it_is_well(
+    tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr(server, "HEALTH_INTERVAL_S", 0.1)
     monkeypatch.setattr(progress, "LOOK_S", 0.1)
     with served(tmp_path, delay_s=0.3, stalled_s=0.5) as on:
         on.weights.publish(Model(1.0), 1)
         os.kill(on.front(), signal.SIGUSR1)
         assert on.ask().weight_version == 1
-        assert on.supervised.restarts_left == (2,)
+        assert restarts(caplog) == [("vLLM server", "restart 1 of 3")]
         on.holds(Model(1.0))
 
 
@@ -140,14 +148,14 @@ def test_a_publication_waits_for_a_restart(tmp_path):
         assert on.ask().weight_version == 2
 
 
-def test_a_server_that_dies_asleep_is_started_again_only_when_it_is_wanted(tmp_path):
+def test_a_server_that_dies_asleep_is_started_again_only_when_it_is_wanted(tmp_path, caplog):
     with served(tmp_path) as on:
         on.weights.publish(Model(1.0), 1)
         on.weights.sleep()
         on.kill()
-        assert on.supervised.restarts_left == (3,)
+        assert restarts(caplog) == []
         on.weights.publish(Model(2.0), 2)
-        assert on.supervised.restarts_left == (2,)
+        assert restarts(caplog) == [("vLLM server", "restart 1 of 3")]
         on.holds(Model(2.0))
 
 
@@ -161,7 +169,7 @@ def test_a_server_that_dies_too_often_is_an_engine_fault_for_all_who_wait(tmp_pa
             on.weights.publish(Model(2.0), 2)
 
 
-def test_a_server_that_dies_as_it_starts_again_is_started_once_more(tmp_path):
+def test_a_server_that_dies_as_it_starts_again_is_started_once_more(tmp_path, caplog):
     """As far as the restarts go, and no further."""
     with served(tmp_path, restarts=3) as on:
         on.weights.publish(Model(1.0), 1)
@@ -173,7 +181,7 @@ def test_a_server_that_dies_as_it_starts_again_is_started_once_more(tmp_path):
         python.write_text(well.replace("while [", f"{once}while ["))
         on.kill()
         assert on.ask().weight_version == 1
-        assert on.supervised.restarts_left == (1,)
+        assert [of for _, of in restarts(caplog)] == ["restart 1 of 3", "restart 2 of 3"]
         on.holds(Model(1.0))
         python.write_text(well.replace("while [", 'case "$*" in *--uds*) exit 7 ;; esac\nwhile ['))
         on.kill()
@@ -211,7 +219,9 @@ def test_one_that_cannot_be_given_its_weights_is_looked_at_again(tmp_path, monke
     asyncio.run(twice())
 
 
-def test_one_of_two_that_dies_costs_its_own_turns_only_and_comes_back_with_the_newest_weights(tmp_path):
+def test_one_of_two_that_dies_costs_its_own_turns_only_and_comes_back_with_the_newest_weights(
+    tmp_path, caplog
+):
     """The other goes on sampling and takes a publication meanwhile."""
     with served(tmp_path, servers=2, delay_s=0.2) as on:
         on.weights.publish(Model(1.0), 1)
@@ -236,13 +246,13 @@ def test_one_of_two_that_dies_costs_its_own_turns_only_and_comes_back_with_the_n
         assert {a.weight_version for episode in actions for a in episode} == {1, 2}
         for number in (0, 1):
             on.holds(Model(2.0), number)
-        assert on.supervised.restarts_left == (3, 2)
+        assert restarts(caplog) == [("vLLM server 1 of 2", "restart 1 of 3")]
         on.weights.publish(Model(3.0), 3)
         for number in (0, 1):
             on.holds(Model(3.0), number)
 
 
-def test_a_server_that_alone_fails_a_publication_is_started_again_with_those_weights(tmp_path):
+def test_a_server_that_alone_fails_a_publication_is_started_again_with_those_weights(tmp_path, caplog):
     with served(tmp_path, servers=2) as on:
         on.weights.publish(Model(1.0), 1)
         call = on.members[1].client.call
@@ -259,15 +269,15 @@ def test_a_server_that_alone_fails_a_publication_is_started_again_with_those_wei
         on.recover(1)
         for number in (0, 1):
             on.holds(Model(2.0), number)
-        assert on.supervised.restarts_left == (3, 2)
+        assert restarts(caplog) == [("vLLM server 1 of 2", "restart 1 of 3")]
 
 
-def test_a_server_that_died_asleep_is_awake_with_the_weights_of_the_next_publication(tmp_path):
+def test_a_server_that_died_asleep_is_awake_with_the_weights_of_the_next_publication(tmp_path, caplog):
     with served(tmp_path, servers=2) as on:
         on.weights.publish(Model(1.0), 1)
         on.weights.sleep()
         on.kill(0)
-        assert on.supervised.restarts_left == (3, 3)
+        assert restarts(caplog) == []
         on.weights.publish(Model(2.0), 2)
         on.recover(0)
         for number in (0, 1):
