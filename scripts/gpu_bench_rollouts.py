@@ -211,6 +211,12 @@ async def without_tools(served: FixedLength, recorded: Record, scale: Scale, at_
     return record
 
 
+async def forget_prefixes(servers: ManagedServers) -> None:
+    """Nothing of the run before is left in the cache."""
+    for server in servers.servers:
+        await server.call("POST", "/reset_prefix_cache")
+
+
 async def on_server(model: Path, slots: int, scale: Scale, gpu: bool) -> list[dict[str, Any]]:
     """One row per number of episodes in flight."""
     toolbox = make_toolbox()
@@ -222,17 +228,14 @@ async def on_server(model: Path, slots: int, scale: Scale, gpu: bool) -> list[di
         settings, model=str(model), log=model.parent / f"vllm-{slots}.log", transfer="shm", gpu=gpu
     )
     rows = []
-    versions = iter(range(1_000_000))
-    version = shared_version()
-    async with FixedLength(
-        ManagedServers([server]), settings, end_ids=frozenset({0}), version=version
-    ) as served:
+    servers, ends = ManagedServers([server]), frozenset({0})
+    async with FixedLength(servers, settings, end_ids=ends, version=shared_version()) as served:
         warm = await with_tools(served, chat, toolbox, scale, slots, "warm")
         for multiple in scale.flight:
             in_flight = round(multiple * slots)
-            version.value = next(versions)  # salts the prefix cache: nothing is left of the run before
+            await forget_prefixes(servers)
             tools = await with_tools(served, chat, toolbox, scale, in_flight, f"x{multiple:g}")
-            version.value = next(versions)
+            await forget_prefixes(servers)
             bare = await without_tools(served, tools, scale, slots)
             row = {
                 "slots": slots,

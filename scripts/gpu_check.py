@@ -94,7 +94,9 @@ def recipe(part: str, model: str | None, out: Path, *, gpu: bool) -> dict[str, A
         quick["model"]["dtype"] = "bfloat16"
         # Graphs take a minute at each start: two parts show that weights get in beside them.
         eager = {} if part in ("sync", "async") else {"enforce-eager": True}
-        quick["policy"] = {"type": "vllm", "arguments": {"gpu-memory-utilization": 0.3} | eager}
+        # A cache of a fixed size: where others use the card, vLLM's measurement of what is free may fail.
+        memory = {"gpu-memory-utilization": 0.3, "kv-cache-memory-bytes": 4 << 30}
+        quick["policy"] = {"type": "vllm", "arguments": memory | eager}
         quick["rollout"]["concurrency"] = 128
     if part in ("shm", "gloo", "nccl"):
         quick["policy"]["transfer"] = part

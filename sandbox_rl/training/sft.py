@@ -66,6 +66,7 @@ def fine_tune(
         "seed": seed,
         "data_seed": seed,
         "bf16": dtype == torch.bfloat16,
+        "use_cpu": not torch.cuda.is_available(),  # or bf16 is refused there
     }
     args = checked_fields(SFTConfig, "warmup.sft", defaults | dict(fields))
     trainer = SFTTrainer(

@@ -21,6 +21,7 @@ from sandbox_rl.training.config import LoraSettings, ModelSettings
 from sandbox_rl.training.grpo import grpo_config
 from sandbox_rl.training.models import compute_dtype, load_model, load_trained, with_compute_dtype
 from sandbox_rl.training.precision import check_precision, computing
+from sandbox_rl.training.sft import IGNORE, fine_tune
 from tests.smoke.precision_paths import RATE, updates
 from tests.smoke.support import TOKENIZER, tiny_model
 from tests.smoke.test_launch import in_two_processes
@@ -198,3 +199,14 @@ def test_deepspeed_s_bfloat16_masters_are_refused(tmp_path):
     Plugin.deepspeed_config["bf16"]["bf16_master_weights_and_grads"] = True
     with pytest.raises(ConfigError, match="bf16_master_weights_and_grads: true, expected false"):
         check_precision(args)
+
+
+def test_a_warm_up_is_computed_in_bfloat16_without_a_card(tmp_path):
+    """transformers refuses bf16 there unless it is told that no card is meant."""
+    model = tiny_model(TOKENIZER)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    rows = [{"input_ids": [*range(10, 30)], "labels": [IGNORE] * 5 + [*range(15, 30)]}] * 4
+    fields = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3}
+    fine_tune(model, TOKENIZER, rows, output_dir=tmp_path, fields=fields, seed=0, dtype=torch.bfloat16)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert any(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

@@ -115,7 +115,7 @@ def test_what_a_real_server_computes_with_is_audited(shared):
 def test_frozen_requests_go_on_after_the_transfer(shared):
     """An update in the middle of a turn pauses it; each token has the version that it was sampled with."""
     for _ in range(5):  # on a busy machine the turn can be over before the update comes
-        before, version, action = _updated_in_a_turn(shared)
+        before, version, (action,) = updated_in_turns(shared, 1)
         if action.weight_switches:
             break
     assert action.weight_version == version
@@ -130,8 +130,8 @@ def test_frozen_requests_go_on_after_the_transfer(shared):
     assert gap(shared.model, PROMPT, ask(shared)) < SAME
 
 
-def _updated_in_a_turn(shared):
-    """The model that began the turn, its version, and the turn."""
+def updated_in_turns(shared, *seeds):
+    """The model that began turns with these seeds, its version, and the turns."""
     shared.publish()
     version, before = shared.weights.version.value, copy.deepcopy(shared.model)
     disturb(shared.model, seed=99)
@@ -141,21 +141,21 @@ def _updated_in_a_turn(shared):
         return shared.loop.run(server.engine_counts(timeout=5)).tokens
 
     async def begun() -> asyncio.Future:
-        return asyncio.ensure_future(_act(shared, max_tokens=900))
+        return asyncio.gather(*(_act(shared, seed, max_tokens=900) for seed in seeds))
 
     idle = said()
     long = shared.loop.run(begun())
-    while said() < idle + len(PROMPT) + 5:  # it is being sampled
+    while said() < idle + len(seeds) * (len(PROMPT) + 5):  # they are being sampled
         time.sleep(0.01)
     shared.publish()
     return before, version, shared.loop.run(asyncio.wait_for(long, 120))
 
 
-async def _act(on, *, max_tokens):
+async def _act(on, seed, *, max_tokens):
     from sandbox_rl.policies.base import TurnSampling
 
-    async with on.policy.session("long") as session:
-        return await session.act(PROMPT, TurnSampling(max_tokens=max_tokens, seed=1), timeout=120)
+    async with on.policy.session(f"long {seed}") as session:
+        return await session.act(PROMPT, TurnSampling(max_tokens=max_tokens, seed=seed), timeout=120)
 
 
 def test_the_file_in_shared_memory_is_safetensors(tmp_path):
