@@ -141,7 +141,7 @@ class Page:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    async def wait(self, expression: str, seconds: float = 20) -> None:
+    async def wait(self, expression: str, seconds: float = 60) -> None:
         """Until an expression is true."""
         async with asyncio.timeout(seconds):
             while not await self.evaluate(f"Boolean({expression})"):  # noqa: ASYNC110

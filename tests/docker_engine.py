@@ -21,7 +21,7 @@ __all__ = ["IMAGE", "docker_engine", "make_skeleton", "settings_for", "unavailab
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "start_docker_engine"
 IMAGE = "sandbox-rl-skeleton:latest"
-STOP_TIMEOUT_S = 20
+STOP_TIMEOUT_S = 60
 
 
 def settings_for(host: str, limits: SandboxLimits | None = None, **values: object) -> DockerSettings:
@@ -53,7 +53,7 @@ def docker_engine(*options: str) -> Iterator[str]:
         unavailable("starting one needs root")
     directory = Path(tempfile.mkdtemp(prefix="sandbox-rl-docker-"))
     try:
-        started = subprocess.run([SCRIPT, directory, *options], capture_output=True, text=True, timeout=60)
+        started = subprocess.run([SCRIPT, directory, *options], capture_output=True, text=True, timeout=250)
         if started.returncode:
             unavailable(started.stderr.strip()[-300:])
         yield started.stdout.strip().removeprefix("DOCKER_HOST=")
@@ -64,7 +64,7 @@ def docker_engine(*options: str) -> Iterator[str]:
 
 def make_skeleton(host: str) -> None:
     """The image that holds this machine's /usr, on an engine."""
-    subprocess.run([SCRIPT.with_name("make_skeleton_image"), host, IMAGE], check=True, timeout=60)
+    subprocess.run([SCRIPT.with_name("make_skeleton_image"), host, IMAGE], check=True, timeout=200)
 
 
 def _stop(pid_file: Path) -> None:

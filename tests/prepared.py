@@ -152,7 +152,7 @@ def for_launchers() -> None:
     subprocess_handler.Popen = Popen
 
 
-def run(command: list[str], *, timeout: float = 280, **how: Any) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], *, timeout: float = 560, **how: Any) -> subprocess.CompletedProcess[str]:
     """Run to the end and give the exit code and both outputs as text."""
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | how
     with Popen(command, **how) as process:
@@ -172,7 +172,7 @@ def ranks(count: int, *arguments: object) -> list[Popen]:
     return [start(*arguments, **shared, RANK=rank, LOCAL_RANK=rank) for rank in range(count)]
 
 
-def outputs(processes: Sequence[Popen], *, within_s: float = 240) -> list[str]:
+def outputs(processes: Sequence[Popen], *, within_s: float = 500) -> list[str]:
     """What each has printed once all have ended; whoever has not within the time is killed, and its exit code
     says so."""
     with ThreadPoolExecutor(len(processes)) as pool:

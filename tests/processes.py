@@ -44,7 +44,7 @@ def alive(pid: int) -> bool:
     return False
 
 
-def gone(family: set[int], *, within_s: float = 15.0) -> None:
+def gone(family: set[int], *, within_s: float = 60.0) -> None:
     """Every process of a family ends soon after its head."""
     deadline = time.monotonic() + within_s
     while left := [pid for pid in family if alive(pid)]:

@@ -18,8 +18,9 @@ import pytest
 
 from sandbox_rl.sandboxes.base import SandboxLimits
 from sandbox_rl.sandboxes.config import RaySettings
+from tests.processes import commands, tree_of
 
-__all__ = ["RayCluster", "ray_cluster", "settings_for"]
+__all__ = ["RayCluster", "of_clusters", "ray_cluster", "settings_for"]
 
 STORE = 80 << 20  # bytes of shared memory per node
 
@@ -102,6 +103,12 @@ def ray_cluster() -> Iterator[RayCluster]:
                         process.wait(30)
                     except subprocess.TimeoutExpired:
                         process.kill()
+
+
+def of_clusters() -> set[int]:
+    """Process ids of the tests' clusters: Ray starts and ends some of its own as long as one stands."""
+    tops = [pid for pid, words in commands().items() if words[1:] == ["-m", "tests.ray_cluster"]]
+    return {pid for top in tops for pid in tree_of(top)}
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def recipe_of(directory: Path, **changes: Any) -> Recipe:
             "sources": [{"type": "table", "path": "rows.jsonl", "scorer": "exact", "columns": {"id": "id"}}],
             "held_out": 0.0,
         },
-        "episode": {"max_tokens": 4000, "max_turns": 4, "timeout_s": 60, "exec_timeout_s": 5},
+        "episode": {"max_tokens": 4000, "max_turns": 4, "timeout_s": 600, "exec_timeout_s": 60},
         "pool": {"warm": 0},
         "reward": {"workers": 1},
         "grpo": {"max_steps": 1, "per_device_train_batch_size": 2, "num_generations": 2},

@@ -18,7 +18,7 @@ from sandbox_rl.sandboxes.bundle import spawner_source
 START_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 5.0
 """Seconds within which a spawner says that it is there; it does nothing that takes long."""
-END_NEWS_S = 1.0
+END_NEWS_S = 10.0
 """Seconds within which the spawner has heard of the end of a sandbox that no longer speaks."""
 STOP_TIMEOUT_S = 15.0
 MESSAGE = 1 << 20

@@ -47,7 +47,7 @@ def run_as_ordinary_user(script: str, *, before: Sequence[str] = (), **files: st
                     env={"PYTHONPATH": paths, "PATH": "/usr/bin:/bin", "HOME": "/"},
                     cwd="/",
                     capture_output=True,
-                    timeout=120,
+                    timeout=250,
                     check=False,
                     **who,
                 )

@@ -29,7 +29,7 @@ from sandbox_rl.sandboxes.docker.backend import DockerBackend
 async def main():
     settings = DockerSettings.model_validate_json(sys.argv[1])
     async with DockerBackend(settings=settings) as backend, backend.sandbox(), backend.sandbox() as sandbox:
-        await sandbox.exec("setsid sleep 600 & true", timeout=10)
+        await sandbox.exec("setsid sleep 600 & true", timeout=60)
         print("ready", flush=True)
         await asyncio.sleep(60)
 
@@ -84,7 +84,7 @@ def test_nothing_outlives_a_killed_owner(engine):
         assert owner.stdout.readline() == "ready\n"
         assert len(labelled(engine)) >= 2
         owner.kill()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while labelled(engine) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert labelled(engine) == []
@@ -97,7 +97,7 @@ def test_self_check_from_the_command_line(engine):
         [sys.executable, "-m", "sandbox_rl.cli", *command],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr

@@ -37,8 +37,8 @@ async def test_the_core_under_gvisor(gvisor: str) -> None:
         assert backend.info.tier == "container+runsc"
         await check_core(backend)
         async with backend.sandbox() as sandbox:
-            seen = await sandbox.exec("dmesg | head -1; id -u", timeout=20)
+            seen = await sandbox.exec("dmesg | head -1; id -u", timeout=60)
             assert b"Starting gVisor" in seen.stdout.head
             assert int(seen.stdout.head.split()[-1]) in USERS
-            large = await sandbox.exec("python3 -c 'x = bytearray(900 << 20)'; echo $?", timeout=30)
+            large = await sandbox.exec("python3 -c 'x = bytearray(900 << 20)'; echo $?", timeout=60)
             assert large.status is not ExecStatus.OK or large.stdout.head != b"0\n"

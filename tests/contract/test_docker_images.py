@@ -29,7 +29,7 @@ def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "sandbox_rl.cli", "image", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         cwd=ROOT,
     )
 
@@ -73,7 +73,7 @@ async def test_an_image_without_python_gets_the_agent_put_in(engine: str, busybo
         assert "put in" in backend.info.details["agent"]
         await check_core(backend)
         async with backend.sandbox() as sandbox:
-            seen = await sandbox.exec("ls / | tr '\\n' ' '; which python3; echo $0", timeout=10)
+            seen = await sandbox.exec("ls / | tr '\\n' ' '; which python3; echo $0", timeout=60)
             assert seen.stdout.head == b"bin dev etc home proc sys testbed tmp sh\n"
     made = fitted(engine)
     async with DockerBackend(settings=settings):
@@ -88,7 +88,7 @@ async def test_an_image_with_python_is_used_as_it_is(engine: str) -> None:
 
 def fitted(host: str) -> list[str]:
     listed = ["docker", "-H", host, "images", "-q", "sandbox-rl-fitted"]
-    return subprocess.run(listed, capture_output=True, text=True, check=True, timeout=30).stdout.split()
+    return subprocess.run(listed, capture_output=True, text=True, check=True, timeout=120).stdout.split()
 
 
 async def test_an_image_without_a_shell(engine: str, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ async def test_an_image_without_a_shell(engine: str, tmp_path: Path) -> None:
         settings=settings_for(engine, image="sandbox-rl-empty", read_only={})
     ) as backend:
         async with backend.sandbox() as sandbox:
-            result = await sandbox.exec("true", timeout=10)
+            result = await sandbox.exec("true", timeout=60)
             assert result.exit_code in (126, 127)
 
 
@@ -123,7 +123,7 @@ async def test_build_from_a_local_base_and_pin_it(engine: str, busybox: str, tmp
     assert str(tmp_path / "Dockerfile") in refused(*arguments)  # there is no such base
     settings = settings_for(engine, image="mine:1", digest=digest, read_only={})
     async with DockerBackend(settings=settings) as backend, backend.sandbox() as sandbox:
-        result = await sandbox.exec("cat /opt/mark /opt/given", timeout=10)
+        result = await sandbox.exec("cat /opt/mark /opt/given", timeout=60)
         assert result.stdout.head == b"made\ngiven\n"
     assert NOBODYS in await refusal(settings_for(engine, image="mine:1", digest=NOBODYS, read_only={}))
 
@@ -131,7 +131,7 @@ async def test_build_from_a_local_base_and_pin_it(engine: str, busybox: str, tmp
 def test_load_what_was_saved(engine: str, tmp_path: Path) -> None:
     archive = tmp_path / "saved.tar"
     command = ["docker", "-H", engine, "save", "-o", archive, IMAGE]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=120)
     done = command_line("load", str(archive), "--host", engine)
     assert done.returncode == 0, done.stderr
     connected = DockerEngine(engine)

@@ -27,13 +27,13 @@ from sandbox_rl.sandboxes.docker.transport import find_engine
 from sandbox_rl.sandboxes.ownership import LABEL
 
 from ..docker_engine import docker_engine, settings_for, unavailable
-from ..processes import commands, reserved_port
+from ..processes import commands, gone, reserved_port
 from .core import check_core
 from .test_docker import OWNER, ROOT, refusal
 
 
 def wait_for(port: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=5).close()
@@ -107,7 +107,7 @@ async def test_the_keys_of_the_environment_count(
     monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
     monkeypatch.setenv("DOCKER_CERT_PATH", str(tls_engine.keys))
     async with DockerBackend(settings=settings_for("")) as backend, backend.sandbox() as sandbox:
-        assert (await sandbox.exec("echo there", timeout=10)).stdout.head == b"there\n"
+        assert (await sandbox.exec("echo there", timeout=60)).stdout.head == b"there\n"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK's own sockets
@@ -139,7 +139,7 @@ def killed_owner_leaves_nothing(settings: DockerSettings, engine: DockerEngine) 
             assert owner.stdout.readline() == "ready\n"
             assert len(engine.labelled(LABEL)) >= 2
             owner.kill()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while engine.labelled(LABEL) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert engine.labelled(LABEL) == []
@@ -199,7 +199,7 @@ async def test_the_core_over_ssh(ssh_host: str) -> None:
     async with DockerBackend(settings=settings_for(ssh_host)) as backend:
         await check_core(backend)
         assert len(forwarding(ssh_host)) == 1
-    assert forwarding(ssh_host) == []
+    gone(set(forwarding(ssh_host)))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK's own sockets
@@ -207,17 +207,17 @@ async def test_the_core_over_ssh(ssh_host: str) -> None:
 async def test_a_broken_connection_is_the_hosts_failure_and_is_made_again(ssh_host: str) -> None:
     async with DockerBackend(settings=settings_for(ssh_host)) as backend:
         async with backend.sandbox() as sandbox:
-            running = asyncio.create_task(sandbox.exec("sleep 60", timeout=100))
+            running = asyncio.create_task(sandbox.exec("sleep 300", timeout=300))
             await asyncio.sleep(0.5)
             for pid in forwarding(ssh_host):
                 os.kill(pid, signal.SIGKILL)
             with pytest.raises(SandboxFault):
-                await asyncio.wait_for(running, 20)
-        deadline = time.monotonic() + 20
+                await asyncio.wait_for(running, 60)
+        deadline = time.monotonic() + 60
         while True:
             try:
                 async with backend.sandbox() as again:
-                    assert (await again.exec("echo on", timeout=10)).stdout.head == b"on\n"
+                    assert (await again.exec("echo on", timeout=60)).stdout.head == b"on\n"
                 break
             except SandboxFault:
                 assert time.monotonic() < deadline
@@ -226,7 +226,7 @@ async def test_a_broken_connection_is_the_hosts_failure_and_is_made_again(ssh_ho
 
 def test_nothing_outlives_a_killed_owner_over_ssh(ssh_host: str, engine: str) -> None:
     killed_owner_leaves_nothing(settings_for(ssh_host), DockerEngine(engine))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while forwarding(ssh_host) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert forwarding(ssh_host) == []

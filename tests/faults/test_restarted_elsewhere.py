@@ -86,7 +86,7 @@ class Run:
     def __init__(self, loop, weights, policy) -> None:
         self.loop, self.weights, self.policy = loop, weights, policy
 
-    def start_turn(self, timeout: float = 30.0):
+    def start_turn(self, timeout: float = 60.0):
         async def act():
             async with self.policy.session("episode") as session:
                 return await session.act((5, 6, 7), TurnSampling(max_tokens=4), timeout=timeout)
@@ -103,7 +103,7 @@ def run_on(somebody: Somebody, loop: LoopThread, transfer: str, *, restores: boo
         [Address.parse(f"unix://{somebody.socket}")],
         needed_context=1,
         tokenizer=None,
-        startup_timeout_s=5,
+        startup_timeout_s=60,
     )
     weights = PublishedWeights(external, loop, transfer=transfer, keeps=True, external=True)
     source = RestoredServers(external, weights) if restores else external
@@ -142,12 +142,12 @@ def test_a_server_started_again_between_two_requests_samples_with_the_newest_wei
 ):
     with run_on(somebody, loop, transfer) as run:
         run.weights.publish(Model(2.0), 3)
-        assert run.start_turn().result(30).weight_version == 3
+        assert run.start_turn().result(90).weight_version == 3
         somebody.restart()
-        assert run.start_turn().result(30).weight_version == 3
+        assert run.start_turn().result(90).weight_version == 3
         assert holds(somebody.fake, 2.0)
         run.weights.publish(Model(3.0), 4)
-        assert run.start_turn().result(30).weight_version == 4
+        assert run.start_turn().result(90).weight_version == 4
         assert holds(somebody.fake, 3.0)
     assert somebody.sampled_with == [3, 3, 4]
 
@@ -160,7 +160,7 @@ def test_a_turn_whose_server_is_started_again_is_sampled_anew(somebody, loop, tr
         while not somebody.fake.requests:
             time.sleep(0.01)
         somebody.restart()
-        action = turn.result(30)
+        action = turn.result(90)
     assert somebody.sampled_with == [3]
     assert action.lost_s > 0
 
@@ -171,7 +171,7 @@ def test_a_publication_after_an_unseen_restart_prepares_the_server_anew(somebody
         somebody.restart()
         run.weights.publish(Model(3.0), 4)
         assert holds(somebody.fake, 3.0)
-        run.start_turn().result(30)
+        run.start_turn().result(90)
     assert somebody.sampled_with == [4]
 
 
@@ -181,5 +181,5 @@ def test_where_nobody_gives_the_weights_again_turns_are_faults_of_ours(somebody,
         run.weights.publish(Model(2.0), 3)
         somebody.restart()
         with pytest.raises(EngineFault, match=r"has not the weights of version 3 \(its own: None\)"):
-            run.start_turn(timeout=1.0).result(30)
+            run.start_turn(timeout=5.0).result(90)
     assert somebody.sampled_with == []

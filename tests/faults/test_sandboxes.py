@@ -29,8 +29,8 @@ async def backend():
 @pytest.fixture
 def impatient(monkeypatch):
     """A spawner that does not answer is given up soon; a slow machine's needs longer to answer."""
-    monkeypatch.setattr(spawner_client, "ANSWER_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(embedded, "DEATH_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(spawner_client, "ANSWER_TIMEOUT_S", 4.0)
+    monkeypatch.setattr(embedded, "DEATH_TIMEOUT_S", 4.0)
 
 
 def counted(backend) -> None:
@@ -100,7 +100,7 @@ async def test_a_sandbox_killed_from_outside_is_our_fault(backend, which):
 
 async def test_a_sandbox_stopped_from_outside_is_our_fault_in_time(backend, monkeypatch):
     monkeypatch.setattr(agent_sandbox, "KILL_GRACE_S", 1.0)
-    async with backend.sandbox() as sandbox, running(sandbox, timeout=3.0) as (call, _, first):
+    async with backend.sandbox() as sandbox, running(sandbox, timeout=8.0) as (call, _, first):
         os.kill(first, signal.SIGSTOP)
         with pytest.raises(SandboxFault, match="outside has stopped"):
             await call
@@ -135,8 +135,8 @@ async def test_a_spawner_that_hangs_is_replaced(backend, impatient):
     with pytest.raises(SandboxFault):
         async with backend.sandbox(timeout=1):
             raise AssertionError("nobody can have made it")
-    async with backend.sandbox(timeout=10) as sandbox:
-        assert (await sandbox.exec("echo 1", timeout=5)).exit_code == 0
+    async with backend.sandbox(timeout=60) as sandbox:
+        assert (await sandbox.exec("echo 1", timeout=60)).exit_code == 0
     (second,) = spawners()
     assert second != first
 
@@ -147,10 +147,10 @@ async def test_a_sandbox_whose_spawner_was_killed_and_replaced_meanwhile_is_our_
         (spawner,) = spawners()
         os.kill(spawner, signal.SIGKILL)
         gone({spawner})
-        async with backend.sandbox(timeout=20) as other:  # by another spawner
-            assert (await other.exec("true", timeout=5)).exit_code == 0
+        async with backend.sandbox(timeout=60) as other:  # by another spawner
+            assert (await other.exec("true", timeout=60)).exit_code == 0
             with pytest.raises(SandboxFault, match="spawner has ended"):
-                await sandbox.exec("true", timeout=5)
+                await sandbox.exec("true", timeout=60)
             with pytest.raises(SandboxFault, match="spawner has ended"):
                 await sandbox.read_answer()
 
@@ -169,12 +169,12 @@ async def test_a_spawner_that_ends_while_it_is_asked_is_our_fault(backend, monke
 
 async def test_a_spawner_that_hangs_makes_no_program_wait_for_ever(impatient):
     """Scoring workers are such programs."""
-    place = ProgramSandboxes("import time; time.sleep(60)", memory_mb=256, start_timeout_s=3)
+    place = ProgramSandboxes("import time; time.sleep(60)", memory_mb=256, start_timeout_s=12)
     await place.open({})
     try:
         (spawner,) = spawners()
         os.kill(spawner, signal.SIGSTOP)
-        with pytest.raises(SandboxFault, match=r"not made within 3 s"):
+        with pytest.raises(SandboxFault, match=r"not made within 12 s"):
             await place.start()
         assert spawner not in spawners()
         (await place.start()).kill()

@@ -25,7 +25,8 @@ from tests.faults.kill_points import RECIPE, REPOSITORY, Control
 from tests.processes import commands
 from tests.smoke.support import saved_model
 
-WITHIN_S = 25.0
+# Beside other tests everything takes longer.
+WITHIN_S = 100.0 if "PYTEST_XDIST_WORKER" in os.environ else 25.0
 DEADLINE_S = 200.0
 
 
@@ -46,6 +47,14 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sleepers(seconds: str) -> int:
     """Processes in sandboxes of the run."""
     return list(commands().values()).count(["sleep", seconds])
+
+
+def nobody_sleeps(seconds: str) -> None:
+    """Soon, as the last processes may be on their way out."""
+    deadline = time.monotonic() + 60
+    while sleepers(seconds):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def arguments(recipe: Path, seconds: str, name: str, processes: int) -> list[object]:
@@ -72,7 +81,7 @@ def interrupted(
             process.kill()
     print(f"{name}: ended {took:.1f} s after the signal")
     assert took < WITHIN_S, printed
-    assert sleepers(seconds) == 0
+    nobody_sleeps(seconds)
     checkpoint, _ = last_intact(run / "checkpoints")
     assert checkpoint is not None, printed
     assert checkpoint.name == "checkpoint-2"
@@ -129,10 +138,7 @@ def ctrl_c(
         printed = before + process.communicate(timeout=4 * WITHIN_S)[0]
     finally:
         process.kill()
-    deadline = time.monotonic() + 5
-    while sleepers(seconds) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert sleepers(seconds) == 0
+    nobody_sleeps(seconds)
     assert "Traceback" not in printed
     checkpoint, _ = last_intact(run / "checkpoints") if (run / "checkpoints").exists() else (None, {})
     assert how_to_go_on(printed, recipe) == run

@@ -102,7 +102,7 @@ def test_who_reads_the_output_may_go_away():
     os.close(write_end)
     os.read(read, 10)
     os.close(read)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=200)
     assert (process.returncode, said.decode().strip()) == (0, "went on")
 
 
@@ -117,10 +117,10 @@ async def test_a_clock_that_jumps_ends_no_episode_and_spares_none(hours, monkeyp
             return say(bash("true"))
         return say(*[(bash("ls"),), (write("42"),), (SUBMIT,)][turn])
 
-    engine = make_engine(script, episode={"timeout_s": 1.0, "max_turns": 10**9, "max_tokens": 10**9})
+    engine = make_engine(script, episode={"timeout_s": 4.0, "max_turns": 10**9, "max_tokens": 10**9})
     engine.agent.inner.max_context = 10**12
     async with engine:
         ended, endless = await engine.run([request("e"), request("endless")])
     assert (ended.trajectory.stop, ended.reward.value) == (StopReason.SUBMITTED, 1.0)
     assert endless.trajectory.stop is StopReason.TIMEOUT
-    assert 1.0 <= endless.trajectory.seconds < 3600, "by a clock that does not jump"
+    assert 4.0 <= endless.trajectory.seconds < 3600, "by a clock that does not jump"

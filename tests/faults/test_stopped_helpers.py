@@ -21,7 +21,7 @@ import psutil
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
 async def main():
     async with EmbeddedBackend() as backend, backend.sandbox() as sandbox:
-        await sandbox.exec("sleep 306 >/dev/null 2>&1 &", timeout=5)
+        await sandbox.exec("sleep 306 >/dev/null 2>&1 &", timeout=60)
         print(psutil.Process().children()[0].pid, flush=True)
         await asyncio.sleep(60)
 asyncio.run(main())
@@ -57,14 +57,14 @@ async def test_a_helper_that_is_stopped_ends_with_its_trainer(program, tmp_path)
     trainer = started(program, tmp_path)
     assert trainer.stdout is not None
     helper = int(trainer.stdout.readline())
-    assert await settles(lambda: len(tree_of(helper)) > 1 or program is SCORER, 10)
+    assert await settles(lambda: len(tree_of(helper)) > 1 or program is SCORER)
     family = tree_of(helper)
     os.kill(helper, signal.SIGSTOP)
     trainer.kill()
     trainer.wait()
     trainer.stdout.close()
     try:
-        assert await settles(lambda: not any(map(alive, family)), 10), [p for p in family if alive(p)]
+        assert await settles(lambda: not any(map(alive, family))), [p for p in family if alive(p)]
     finally:
         for pid in filter(alive, family):
             os.kill(pid, signal.SIGKILL)

@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 from sandbox_rl.sandboxes.spawner.main import SPARES
 
 from ..contract.backends import ENGINE_VARIABLE
+from ..disks import SOURCE
 from ..processes import tree_of
+from ..ray_cluster import of_clusters
 
 _ENGINES = ("sandbox-rl-docker-", "sandbox-rl-ssh", "sandbox-rl-tls")
 """Beginnings of the names of what the test set-up makes for engines, this run's and others'."""
@@ -72,7 +74,7 @@ def _engine_lines(*arguments: str) -> list[str]:
     if not _engine():
         return []
     command = ["docker", "-H", _engine(), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout.split()
 
 
 def _engine_tree() -> tuple[set[int], set[str]]:
@@ -110,13 +112,15 @@ def _container_groups(foreign: set[str]) -> Iterator[str]:
 def _settled_tree() -> set[int]:
     """This process and its descendants, once every spawner has as many spare sandboxes as it keeps.
 
+    A Ray cluster of the tests does not count.
+
     A spawner's child is a launcher, which becomes bubblewrap, which has a first process, and that is
     bubblewrap too until the sandbox is wanted. More or fewer are on their way (or out), and counts would
     differ from one look to the next.
     """
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
-        tree = tree_of(os.getpid())
+        tree = tree_of(os.getpid()) - of_clusters()
         words = {pid: (_words(str(pid)) or [""]) for pid in tree}
         parents = {pid: _parent(pid) for pid in tree}
         spawners = {pid for pid in tree if any(word.startswith("/proc/self/fd/") for word in words[pid])}
@@ -132,7 +136,7 @@ def _settled_tree() -> set[int]:
 
 def _parent(pid: int) -> int:
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
     except OSError:
         return 0
 
@@ -161,8 +165,9 @@ def _is_sandboxes(name: str) -> bool:
 
 
 def _mounts() -> set[str]:
-    """Where something is mounted, but for the engines of other test runs on this machine."""
-    places = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    """Where something is mounted, but for small disks of other tests and the engines of other runs here."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    places = {line.split()[4] for line in lines if line.partition(" - ")[2].split()[1] != SOURCE}
     ours = _engine_directory() or "no engine"
     return {place for place in places if ours in place or f"/{_ENGINES[0]}" not in place}
 
@@ -185,8 +190,11 @@ def _is_open(descriptor: str) -> bool:
         return False  # it was the listing's own
 
 
-def leaked(before: dict[str, set[str]], *, within: float = 20.0) -> dict[str, set[str]]:
-    """What is there now and was not `before`, after waiting up to `within` seconds for it to go."""
+def leaked(before: dict[str, set[str]], *, within: float = 100.0) -> dict[str, set[str]]:
+    """What is there now and was not `before`, after waiting up to `within` seconds for it to go.
+
+    A container that its engine could not remove at first is removed within a minute.
+    """
     deadline = time.monotonic() + within
     while True:
         now = probe()

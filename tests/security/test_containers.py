@@ -25,7 +25,7 @@ QUOTAS, TERMINALS = (next(case for case in ALL_CASES if case.id == name) for nam
 
 def docker(engine: str, *arguments: str) -> str:
     command = ["docker", "-H", engine, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
 async def test_a_tag_that_moves_changes_no_container(engine: str) -> None:
@@ -53,7 +53,7 @@ async def test_every_container_has_a_user_of_its_own(engine: str, witness: HostW
         assert (await run_case(backend, QUOTAS, witness, patience=4)).problems == ()
         async with backend.sandbox() as one, backend.sandbox() as two:
             users = [
-                (await box.exec("id -u; touch ~/x /tmp/x x", timeout=20)).stdout.head for box in (one, two)
+                (await box.exec("id -u; touch ~/x /tmp/x x", timeout=60)).stdout.head for box in (one, two)
             ]
         assert len({int(user) for user in users} & set(USERS)) == 2
 
@@ -63,7 +63,7 @@ async def test_every_container_has_terminals_of_its_own(engine: str, witness: Ho
     async with DockerBackend(settings=settings_for(engine)) as backend:
         assert (await run_case(backend, TERMINALS, witness, patience=4)).problems == ()
         async with backend.sandbox() as sandbox:
-            told = await sandbox.exec("python3 -c 'import pty; pty.spawn([\"tty\"])'", timeout=20)
+            told = await sandbox.exec("python3 -c 'import pty; pty.spawn([\"tty\"])'", timeout=60)
             assert told.stdout.head.split() == [b"/dev/pts/0"]
             assert docker(engine, "volume", "ls", "-q")
     assert docker(engine, "volume", "ls", "-q") == ""

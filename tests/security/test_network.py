@@ -8,7 +8,7 @@ import os
 import resource
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -162,10 +162,15 @@ class World:
 @asynccontextmanager
 async def world() -> AsyncIterator[World]:
     made = World()
-    async with await asyncio.start_server(made.answer, SERVER, 0) as server:
-        made.port = server.sockets[0].getsockname()[1]
-        async with await asyncio.start_server(made.touch, "127.0.0.1", made.port):
-            yield made
+    async with AsyncExitStack() as stack:
+        while not made.port:
+            server = await stack.enter_async_context(await asyncio.start_server(made.answer, SERVER, 0))
+            port = server.sockets[0].getsockname()[1]
+            with suppress(OSError):  # there somebody else may have the same port
+                inside = await asyncio.start_server(made.touch, "127.0.0.1", port)
+                await stack.enter_async_context(inside)
+                made.port = port
+        yield made
 
 
 @pytest.fixture(params=ISOLATING)
@@ -189,10 +194,10 @@ def allowing(made: World, *names: str) -> NetworkRules:
     return NetworkRules("allowlist", allowed, resolve=made.resolve, public=lambda address: address == SERVER)
 
 
-FETCH = "import sys,urllib.request as u; print(u.urlopen(sys.argv[1], timeout=5).read().decode())"
+FETCH = "import sys,urllib.request as u; print(u.urlopen(sys.argv[1], timeout=30).read().decode())"
 TUNNEL = """
 import socket, sys
-s = socket.create_connection(("127.0.0.1", 3128), 5); s.settimeout(5)
+s = socket.create_connection(("127.0.0.1", 3128), 30); s.settimeout(30)
 s.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode())
 print(s.recv(4096).split(b"\\r\\n")[0])
 s.sendall(b"GET /t HTTP/1.1\\r\\nHost: any\\r\\n\\r\\n")
@@ -200,7 +205,7 @@ while data := s.recv(4096): print(data)
 """
 
 
-async def python(sandbox: Sandbox, program: str, *arguments: str, timeout: float = 15) -> str:
+async def python(sandbox: Sandbox, program: str, *arguments: str, timeout: float = 60) -> str:
     words = " ".join(f"'{argument}'" for argument in arguments)
     result: ExecResult = await sandbox.exec(
         f"python3 - {words} 2>&1 <<'EOF'\n{program}\nEOF", timeout=timeout
@@ -278,7 +283,6 @@ async def test_full_is_announced_and_still_not_the_host(kind: str, caplog: pytes
     assert any("sandbox.network is full" in record.message for record in caplog.records)
 
 
-@pytest.mark.timeout(200)
 async def test_every_case_of_isolation_holds_with_a_network() -> None:
     cases = [case for case in ALL_CASES if case.id.startswith("ISO") and case.id != "ISO-02"]  # variables
     free = asyncio.Semaphore(16)
@@ -296,35 +300,37 @@ async def test_every_case_of_isolation_holds_with_a_network() -> None:
 async def test_connections_bytes_and_time_are_bounded(kind: str) -> None:
     crowd = """
 import select, socket, sys, time
-opened = [socket.create_connection(("127.0.0.1", 3128), 5) for _ in range(12)]
+opened = [socket.create_connection(("127.0.0.1", 3128), 30) for _ in range(12)]
 for s in opened:
     s.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode())
+while len(select.select(opened, [], [], 0)[0]) < 4: time.sleep(.05)
 time.sleep(1)
 print("TUNNELS", len(select.select(opened, [], [], 0)[0]))
 """
     async with world() as made:
-        limits = {"connections": 4, "megabytes": 3, "seconds": 2.0}
+        limits = {"connections": 4, "megabytes": 3, "seconds": 100.0}
         async with backend(kind, allowing(made, "ok.test"), **limits) as entered:
             async with entered.sandbox() as sandbox:
                 assert "TUNNELS 4" in await python(sandbox, crowd, f"ok.test:{made.port}")
-                await asyncio.sleep(0.5)  # for the proxy to see that they are gone
-                slow = f"curl -s -m 8 http://ok.test:{made.port}/silent; echo code $?"
-                code = int((await sandbox.exec(slow, timeout=10)).stdout.head.rpartition(b"code ")[2])
-                assert code != 28, "curl's own time was over before the proxy's"
-                much = f"curl -s -m 8 http://ok.test:{made.port}/endless | wc -c"
-                count = int((await sandbox.exec(much, timeout=10)).stdout.head)
+                much = f"curl -s -m 50 http://ok.test:{made.port}/endless | wc -c"
+                count = int((await sandbox.exec(much, timeout=60)).stdout.head)
                 assert 1 << 20 < count <= 3 << 20
-                again = f"curl -s -m 8 http://ok.test:{made.port}/ | wc -c"
-                assert int((await sandbox.exec(again, timeout=10)).stdout.head) == 0
+                again = f"curl -s -m 50 http://ok.test:{made.port}/ | wc -c"
+                assert int((await sandbox.exec(again, timeout=60)).stdout.head) == 0
             async with entered.sandbox() as fresh:
                 assert "served" in await python(fresh, FETCH, f"http://ok.test:{made.port}/")
+        async with backend(kind, allowing(made, "ok.test"), seconds=2.0) as entered:
+            async with entered.sandbox() as sandbox:
+                slow = f"curl -s -m 50 http://ok.test:{made.port}/silent; echo code $?"
+                code = int((await sandbox.exec(slow, timeout=60)).stdout.head.rpartition(b"code ")[2])
+                assert code != 28, "curl's own time was over before the proxy's"
 
 
 async def test_many_policies_leave_the_host_its_descriptors() -> None:
     """Eight sandboxes want 512 descriptors of a process that may open 400 in all."""
     hold = """
 import socket, sys, time
-opened = [socket.create_connection(("127.0.0.1", 3128), 5) for _ in range(32)]
+opened = [socket.create_connection(("127.0.0.1", 3128), 30) for _ in range(32)]
 for s in opened:
     s.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode())
 time.sleep(60)
@@ -338,11 +344,11 @@ time.sleep(60)
                     sandbox = await stack.enter_async_context(entered.sandbox())
                     await sandbox.write_file("/tmp/hold.py", hold.encode())
                     hidden = ">/dev/null 2>&1 &"
-                    await sandbox.exec(f"python3 /tmp/hold.py ok.test:{made.port} {hidden}", timeout=10)
+                    await sandbox.exec(f"python3 /tmp/hold.py ok.test:{made.port} {hidden}", timeout=60)
                 await asyncio.sleep(2)
                 assert len(os.listdir("/proc/self/fd")) < 300
                 async with entered.sandbox() as another:
-                    assert (await another.exec("echo ok", timeout=10)).stdout.head == b"ok\n"
+                    assert (await another.exec("echo ok", timeout=60)).stdout.head == b"ok\n"
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -368,8 +374,8 @@ HEADS = (
 
 
 async def test_malformed_requests_reach_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    program = "import socket\nfor head in HEADS:\n s = socket.create_connection(('127.0.0.1', 3128), 5)\n"
-    program += " s.settimeout(5)\n try:\n  s.sendall(head); s.shutdown(1); print(s.recv(200)[:30])\n"
+    program = "import socket\nfor head in HEADS:\n s = socket.create_connection(('127.0.0.1', 3128), 30)\n"
+    program += " s.settimeout(30)\n try:\n  s.sendall(head); s.shutdown(1); print(s.recv(200)[:30])\n"
     program += " except OSError as e: print(e)\n"
     async with world() as made, backend("embedded", allowing(made, "ok.test")) as entered:
         async with entered.sandbox() as sandbox:
@@ -382,7 +388,7 @@ async def test_malformed_requests_reach_nobody(caplog: pytest.LogCaptureFixture)
                 flood = (
                     "import urllib.request as u\nfor i in range(100):\n try: u.urlopen(f'http://{i}.test/')\n"
                 )
-                await python(sandbox, flood + " except OSError: pass", timeout=30)
+                await python(sandbox, flood + " except OSError: pass", timeout=60)
             assert 0 < sum("network refused" in record.message for record in caplog.records) <= 20
 
 
@@ -393,18 +399,18 @@ async def test_nothing_of_the_network_is_left(kind: str) -> None:
         async def life() -> None:
             async with entered.sandbox() as sandbox:
                 hold = f"(curl -s http://ok.test:{made.port}/silent & sleep 60) >/dev/null 2>&1 &"
-                await sandbox.exec(hold + " sleep 0.2", timeout=10)
+                await sandbox.exec(hold + " sleep 0.2", timeout=60)
 
         for _ in range(3):  # connections to an engine and threads are as many as were ever needed at once
             await asyncio.gather(*(life() for _ in range(4)))
         before = probe()
         for _ in range(5):
             await asyncio.gather(*(life() for _ in range(4)))
-        assert not leaked(before, within=40)
+        assert not leaked(before)
 
 
 async def test_without_a_network_nothing_listens() -> None:
     async with EmbeddedBackend() as entered, entered.sandbox() as sandbox:
         program = "import socket; print(socket.socket().connect_ex(('127.0.0.1', 3128)))"
         assert int(await python(sandbox, program)) == socket.errno.ECONNREFUSED  # type: ignore[attr-defined]
-        assert "proxy" not in (await sandbox.exec("env", timeout=10)).stdout.head.decode().lower()
+        assert "proxy" not in (await sandbox.exec("env", timeout=60)).stdout.head.decode().lower()

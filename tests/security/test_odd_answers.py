@@ -170,12 +170,12 @@ async def test_a_thousand_odd_answers_are_classified() -> None:
 async def _read(backend, batch):
     """(path, kind, file, answer, seconds) of each."""
     async with backend.sandbox() as sandbox:
-        await sandbox.exec("mkdir -p /testbed/odd", timeout=10)
+        await sandbox.exec("mkdir -p /testbed/odd", timeout=60)
         for path, _, odd in batch:
             if odd.data is not None:
                 await sandbox.write_file(path, odd.data)
         script = "\n".join(f"F={shlex.quote(p)}\n{_quoted(o.setup)}" for p, _, o in batch if o.setup)
-        done = await sandbox.exec(f"set -e\nset +m\n{script}\necho all", timeout=30)
+        done = await sandbox.exec(f"set -e\nset +m\n{script}\necho all", timeout=60)
         assert done.status is ExecStatus.OK, done
         assert done.stdout.head.endswith(b"all\n"), (done.stdout, done.stderr)
         rows = []

@@ -86,7 +86,7 @@ def test_containers_and_volumes(engine: str, monkeypatch: pytest.MonkeyPatch) ->
 
     def docker(*arguments: str) -> str:
         command = ["docker", "-H", engine, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
     before = probe()
     volume = docker("volume", "create")

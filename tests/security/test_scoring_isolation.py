@@ -183,7 +183,6 @@ async def test_what_reads_an_answer_never_sees_the_gold(pool: ScoringPool) -> No
     assert (await score(pool, "result = str(6 * 7)", COMPARES, "42")).value == 1.0
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("scorer", ["math", "numeric", "choice", "exact", "f1", "rouge_l"])
 async def test_a_thousand_hostile_answers_earn_nothing(pool: ScoringPool, scorer: str) -> None:
     gold = "B" if scorer == "choice" else "731"
@@ -198,7 +197,6 @@ async def test_a_thousand_hostile_answers_earn_nothing(pool: ScoringPool, scorer
     assert not marked()
 
 
-@pytest.mark.timeout(300)
 async def test_a_thousand_hostile_answers_to_expressions_earn_nothing(pool: ScoringPool) -> None:
     entries = {
         "countdown": ("1 + 2 * 3", {"numbers": [1, 2, 3], "target": 7}),

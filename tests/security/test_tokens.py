@@ -56,7 +56,7 @@ def controls(ids: tuple[int, ...], tokenizer: Any) -> list[int]:
 async def observed(backend: SandboxBackend, command: str) -> str:
     async with backend.sandbox() as sandbox:
         call = ToolCall("execute_bash", {"command": command})
-        return (await _TOOLBOX.run(sandbox, call, timeout=20)).text
+        return (await _TOOLBOX.run(sandbox, call, timeout=60)).text
 
 
 @pytest.mark.parametrize("case", TOKENS, ids=lambda case: case.id)
@@ -86,7 +86,7 @@ async def test_error_paths_cannot_either(backend: SandboxBackend) -> None:
         MalformedCall(evil),
     ]
     async with backend.sandbox({f"{evil.replace('/', '')}.txt": b"x"}) as sandbox:
-        texts = [(await _TOOLBOX.run(sandbox, call, timeout=20)).text for call in calls]
+        texts = [(await _TOOLBOX.run(sandbox, call, timeout=60)).text for call in calls]
     for family in FAMILIES:
         form, tokenizer = chat(family)
         harmless = controls(form.render_observations(["x"], ended_by=form.ends.written), tokenizer)

@@ -27,9 +27,9 @@ async def test_commands_that_are_none(backend: SandboxBackend) -> None:
     """IO-11."""
     async with backend.sandbox() as sandbox:
         for bad in ["echo a\x00b", "echo \ud800", 123, None, [], {"x": 1}, "", " ", 1e999, True, b"x"]:
-            seen = await TOOLBOX.run(sandbox, ToolCall("execute_bash", {"command": bad}), timeout=10)
+            seen = await TOOLBOX.run(sandbox, ToolCall("execute_bash", {"command": bad}), timeout=60)
             assert seen.text.encode("utf-8")
-        good = await TOOLBOX.run(sandbox, ToolCall("execute_bash", {"command": "echo fine"}), timeout=10)
+        good = await TOOLBOX.run(sandbox, ToolCall("execute_bash", {"command": "echo fine"}), timeout=60)
         assert "fine" in good.text
 
 
@@ -63,9 +63,9 @@ async def test_paths_are_not_code(backend: SandboxBackend) -> None:
                     "new_str": "u",
                     "insert_line": 0,
                 }
-                seen = await TOOLBOX.run(sandbox, ToolCall("str_replace_editor", arguments), timeout=10)
+                seen = await TOOLBOX.run(sandbox, ToolCall("str_replace_editor", arguments), timeout=60)
                 assert seen.text.strip()
-        assert (await sandbox.exec("test -e /testbed/PWNED", timeout=10)).exit_code == 1
+        assert (await sandbox.exec("test -e /testbed/PWNED", timeout=60)).exit_code == 1
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "\r", "\x0c\x1b[31m"], ids=lambda text: ascii(text)[:16])
@@ -73,7 +73,7 @@ async def test_editor_is_byte_exact(backend: SandboxBackend, text: str) -> None:
     """IO-13."""
     async with backend.sandbox() as sandbox:
         arguments = {"command": "create", "path": "/testbed/f", "file_text": text}
-        await TOOLBOX.run(sandbox, ToolCall("str_replace_editor", arguments), timeout=10)
+        await TOOLBOX.run(sandbox, ToolCall("str_replace_editor", arguments), timeout=60)
         assert await sandbox.read_file("/testbed/f", max_bytes=2 * MB) == text.encode()
 
 
@@ -85,7 +85,7 @@ async def test_editor_on_special_files(backend: SandboxBackend, witness: HostWit
         f"ln -s {witness.path} canary; python3 -c 'import socket;socket.socket(1).bind(\"s\")'"
     )
     async with backend.sandbox() as sandbox:
-        await sandbox.exec(prepare, timeout=10)
+        await sandbox.exec(prepare, timeout=60)
         for name in ("fifo", "zero", "loop2", "env", "sparse", "dir", "binary", "canary", "s"):
             for command in EDITS:
                 arguments = {
@@ -96,7 +96,7 @@ async def test_editor_on_special_files(backend: SandboxBackend, witness: HostWit
                     "new_str": "b",
                     "insert_line": 0,
                 }
-                seen = await TOOLBOX.run(sandbox, ToolCall("str_replace_editor", arguments), timeout=10)
+                seen = await TOOLBOX.run(sandbox, ToolCall("str_replace_editor", arguments), timeout=60)
                 assert seen.failure is not ToolFailure.TIMEOUT, (name, command)
                 assert seen.text.strip()
                 assert len(seen.text) <= MAX_OBSERVATION_CHARS
@@ -107,12 +107,12 @@ async def test_visible_output_is_clean_and_bounded(backend: SandboxBackend) -> N
     """IO-01 to IO-05 as the policy sees them."""
     commands = {
         "yes": 2.0,
-        "head -c 50000000 /dev/zero | tr '\\0' A": 20.0,
-        "head -c 4096 /dev/urandom; printf '\\xff\\xfe\\x00\\x01\\xc3\\x28\\xed\\xa0\\x80'": 10.0,
-        "python3 -c 'print(\"\\u00e9\\u20ac\\U0001f600\"*60000)'": 10.0,
-        "printf '\\033]0;pwn\\007\\033[2J\\033[31mred\\033[0m\\r\\b\\033[6n\\033P$q\\033\\\\end\\n'": 10.0,
-        "seq 1000000": 10.0,
-        "seq 1000000 >&2; seq 1000000": 10.0,
+        "head -c 50000000 /dev/zero | tr '\\0' A": 60.0,
+        "head -c 4096 /dev/urandom; printf '\\xff\\xfe\\x00\\x01\\xc3\\x28\\xed\\xa0\\x80'": 60.0,
+        "python3 -c 'print(\"\\u00e9\\u20ac\\U0001f600\"*60000)'": 60.0,
+        "printf '\\033]0;pwn\\007\\033[2J\\033[31mred\\033[0m\\r\\b\\033[6n\\033P$q\\033\\\\end\\n'": 60.0,
+        "seq 1000000": 60.0,
+        "seq 1000000 >&2; seq 1000000": 60.0,
     }
     async with backend.sandbox() as sandbox:
         for command, timeout in commands.items():
@@ -155,7 +155,7 @@ async def test_10000_malformed_calls(backend: SandboxBackend) -> None:
             for call in form.parse(ids):
                 kinds.add(type(call))
                 if isinstance(call, MalformedCall) or call.name != "execute_bash":
-                    seen = await TOOLBOX.run(sandbox, call, timeout=5)
+                    seen = await TOOLBOX.run(sandbox, call, timeout=60)
                     assert seen.text
                     assert not (isinstance(call, MalformedCall) and seen.submitted)
     assert kinds == {MalformedCall, ToolCall}

@@ -13,7 +13,7 @@ from .container import READY, REPOSITORY, container_command
 from .weak_cases import ALONE, NOT_RUN, PASSING
 
 _PIPE = asyncio.subprocess.PIPE
-_CONTAINER_S = 75.0
+_CONTAINER_S = 130.0
 _CONTAINERS = 44
 _AT_ONCE = 22
 _PATIENCE = "0.2"

@@ -74,7 +74,7 @@ def main(directory: Path) -> None:
             [Address.parse(f"unix://{socket}") for socket in sockets],
             needed_context=1,
             tokenizer=None,
-            startup_timeout_s=20,
+            startup_timeout_s=120,
         )
         main_one = state.is_main_process
         weights = PublishedWeights(

@@ -43,7 +43,7 @@ def taken(inputs: dict[str, torch.Tensor], chosen: list[int]) -> dict[str, torch
 
 
 def main() -> None:
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=240))
     try:
         check(distributed.get_rank(), distributed.get_world_size(), Path(sys.argv[1]))
     finally:

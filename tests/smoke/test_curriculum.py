@@ -30,7 +30,13 @@ RECIPE = {
         "sources": [{"type": "table", "path": "rows.jsonl", "domain": "arithmetic", "scorer": "exact"}],
         "held_out": 0.2,
     },
-    "episode": {"max_turns": 1, "max_tokens": 1000, "turn_tokens": 100, "timeout_s": 60, "exec_timeout_s": 5},
+    "episode": {
+        "max_turns": 1,
+        "max_tokens": 1000,
+        "turn_tokens": 100,
+        "timeout_s": 600,
+        "exec_timeout_s": 60,
+    },
     "rollout": {"overlong": "score"},  # all of them use up their turns
     "reward": {"workers": 1},
     "curriculum": {"sampling": "difficulty", "refill_rounds": 1},

@@ -189,7 +189,7 @@ RECIPE = {
         ],
         "held_out": 0.1,
     },
-    "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 24, "timeout_s": 60, "exec_timeout_s": 5},
+    "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 24, "timeout_s": 600, "exec_timeout_s": 60},
     "rollout": {"concurrency": 16, "retries": 0},
     "reward": {"scorer": "exact", "workers": 1},  # a worker that has reasoning-gym takes seconds to start
     "evaluation": {"tasks": 0},
@@ -204,7 +204,7 @@ RECIPE = {
         "save_total_limit": 10,
     },
 }
-DEADLINE_S = 280
+DEADLINE_S = 560
 
 
 def start(recipe: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -27,7 +27,7 @@ needs_deepspeed = pytest.mark.skipif(
 def run(config: str, *arguments: str) -> str:
     process = prepared.start("tests.smoke.divided", "start", config, *arguments, DS_ACCELERATOR="cpu")
     try:
-        printed = process.communicate(timeout=280)[0]
+        printed = process.communicate(timeout=560)[0]
     finally:
         process.kill()
     assert process.returncode == 0, printed
@@ -49,7 +49,7 @@ def assert_not_resumed_whole(*arguments: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("config", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
 def test_a_divided_model_is_trained_published_resumed_and_exported(tmp_path, config):
     """By the configuration that is shipped; held-out tasks are asked before the model is divided."""

@@ -22,7 +22,7 @@ from tests.smoke.test_update import batch
 from tests.unit.rig import SUBMIT, make_engine, request, say
 
 ACCUMULATION = 4
-TOKEN_S = 0.05
+TOKEN_S = 0.3
 ENDLESS = frozenset([10**6])
 
 
@@ -131,7 +131,7 @@ def test_the_model_is_the_trainer_s_when_episodes_were_cut(how):
     policy = TransformersPolicy(
         model, end_ids=ENDLESS, pad_id=0, max_context=4096, lease=lease, max_delay_s=0.0
     )
-    seconds = 0.3 if how == "timeout_s" else 60
+    seconds = 1.5 if how == "timeout_s" else 60
     engine = make_engine(
         FirstEnds(policy), episode={"timeout_s": seconds, "turn_tokens": 2000, "max_tokens": 4000}
     )

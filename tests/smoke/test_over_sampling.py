@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
 GROUPS, SIZE, STEPS = 2, 4, 6
-DEADLINE_S = 280
+DEADLINE_S = 560
 RECIPE = {
     "name": "over_sampling",
     "prompts": [str(REPOSITORY / "recipes" / "prompts")],
@@ -33,7 +33,7 @@ RECIPE = {
         "sources": [{"type": "reasoning_gym", "dataset": "chain_sum", "size": 40, "domain": "arithmetic"}],
         "held_out": 0.2,
     },
-    "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 32, "timeout_s": 60, "exec_timeout_s": 5},
+    "episode": {"max_turns": 2, "max_tokens": 200, "turn_tokens": 32, "timeout_s": 600, "exec_timeout_s": 60},
     "rollout": {"over_sample": 0.5},
     "reward": {"scorer": "exact", "workers": 1},  # a worker that has reasoning-gym takes seconds to start
     "evaluation": {"tasks": 0},

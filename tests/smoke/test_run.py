@@ -20,7 +20,7 @@ from sandbox_rl.policies.fake_endpoint import FakeEndpoint, said
 from sandbox_rl.training.tiny import tiny_config, tiny_tokenizer
 from sandbox_rl.types import StopReason
 from tests import prepared
-from tests.processes import commands
+from tests.processes import commands, reserved_port
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +71,7 @@ def started(*arguments, cwd, stdin=subprocess.DEVNULL):
             process.kill()
 
 
-async def ended(process, timeout=60):
+async def ended(process, timeout=250):
     out, err = await asyncio.to_thread(process.communicate, timeout=timeout)
     assert "Traceback" not in err
     return process.returncode, out, err
@@ -82,7 +82,7 @@ def sleepers():
     return [pid for pid, words in commands().items() if PROCESS in words]
 
 
-async def until(condition, timeout=30.0):
+async def until(condition, timeout=200.0):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -176,7 +176,7 @@ async def test_ctrl_c_in_the_middle_of_a_command(tmp_path):
     assert (code, out) == (130, ""), err
     assert err.splitlines()[-1] == "Interrupted; the sandbox is gone."
     assert "--resume" not in err
-    await until(lambda: not sleepers(), 5)
+    await until(lambda: not sleepers())
     run = tmp_path / "runs" / "assistant"
     assert (run / "half.txt").read_text() == "part\n"
     record = json.loads((run / "trajectory.json").read_text())
@@ -191,7 +191,8 @@ async def test_a_budget_a_missing_answer_and_a_fault_end_with_3(tmp_path):
     assert (code, out) == (3, "")
     assert "all turns are used up" in err
     assert "There is no answer: answer.txt is missing." in err
-    with started(*arguments, cwd=tmp_path) as process:  # nobody listens any more
+    arguments = (*arguments[:-1], f"http://127.0.0.1:{reserved_port()}/v1")  # nobody listens there
+    with started(*arguments, cwd=tmp_path) as process:
         code, out, err = await ended(process)
     assert (code, out) == (3, "")
     assert "Error: EngineFault: endpoint http://127.0.0.1" in err
@@ -222,7 +223,7 @@ async def test_a_conversation_in_a_terminal(tmp_path):
                 for number, text in enumerate((b"What is it?\n", b"Why?\n", b"Again.\n", b"\x04"), start=1):
                     await until(lambda number=number: seen.count(b"> ") >= number)
                     os.write(master, text)
-                assert await asyncio.to_thread(process.wait, 30) == 0
+                assert await asyncio.to_thread(process.wait, 200) == 0
             finally:
                 process.kill()
                 process.wait()

@@ -49,7 +49,7 @@ RECIPE = {
         "episodes": 48,
         "sft": {"per_device_train_batch_size": 16, "max_steps": 12, "learning_rate": 3.0e-3},
     },
-    "episode": {"max_turns": 3, "max_tokens": 300, "turn_tokens": 48, "timeout_s": 60, "exec_timeout_s": 5},
+    "episode": {"max_turns": 3, "max_tokens": 300, "turn_tokens": 48, "timeout_s": 600, "exec_timeout_s": 60},
     "rollout": {"concurrency": 16},
     "reward": {"workers": 1},
     "evaluation": {"tasks": 4},

@@ -265,7 +265,7 @@ async def test_the_first_screen_follows_a_run(tmp_path, page):
             file.write('{"step": 7, "loss": 1.0, "reward/mean": 1.0}\n')
         with (directory / "alarms.jsonl").open("a") as file:
             file.write('{"step": 7, "name": "no_update", "detail": "the weights stay"}\n')
-        await page.wait("document.querySelector('.now').textContent.includes('7 of')", seconds=5)
+        await page.wait("document.querySelector('.now').textContent.includes('7 of')")
         await page.wait(
             "document.querySelector('.verdict').textContent.includes('the weights stay')", seconds=5
         )

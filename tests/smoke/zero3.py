@@ -95,7 +95,7 @@ def main(directory: Path) -> None:
             serving = fake.serving(directory / "server")
             loop.run(serving.__aenter__())
         address = Address.parse(f"unix://{directory / 'server'}")
-        source = ExternalServers([address], needed_context=1, tokenizer=None, startup_timeout_s=20)
+        source = ExternalServers([address], needed_context=1, tokenizer=None, startup_timeout_s=120)
         state.wait_for_everyone()
         weights = PublishedWeights(source if state.is_main_process else None, loop)
         with loop.entered(source):

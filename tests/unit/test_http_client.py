@@ -17,7 +17,7 @@ from sandbox_rl.retries import GaveUp, Retries
 ROUTE = "/chat/completions"
 
 
-async def asked(reply, *, timeout=5.0, **headers):
+async def asked(reply, *, timeout=60.0, **headers):
     async with FakeEndpoint(lambda body, n: reply) as endpoint:
         async with HttpClient(Address(endpoint.base_url), headers=headers) as client:
             return await client.json("POST", ROUTE, {"a": 1}, timeout=timeout), endpoint
@@ -51,7 +51,7 @@ async def test_what_a_strict_parser_refuses_is_read(odd):
 )
 async def test_what_may_go_better_is_unreachable(reply):
     with pytest.raises(Unreachable, match=ROUTE):
-        await asked(reply, timeout=0.5)
+        await asked(reply, timeout=1.0)
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422, 301])
@@ -71,7 +71,7 @@ async def test_what_will_not_is_refused_and_never_tried_again(status):
 async def test_an_address_that_is_none_is_reported(url):
     async with HttpClient(Address(url), headers={"Authorization": "Bearer x"}) as client:
         with pytest.raises(BadAddress):
-            await client.json("POST", ROUTE, {}, timeout=1.0)
+            await client.json("POST", ROUTE, {}, timeout=60.0)
 
 
 async def test_a_reply_without_an_end_is_cut(monkeypatch):

@@ -427,7 +427,7 @@ def test_the_slurm_template_gives_each_machine_its_place(tmp_path):
         ["bash", str(ROOT / "configs" / "slurm" / "train.sbatch"), "my recipe.yaml", "launch.config=fsdp2"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         env=os.environ | given | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
         check=True,
     )

@@ -16,7 +16,7 @@ RIGHT = [say(write("42")), say(bash("true"), bash("true"))]
 
 
 async def too_slow(command: str):
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1.2)
     return exec_ok()
 
 
@@ -26,7 +26,7 @@ async def run(stop, override=None, **rollout):
     engine = make_engine(
         lambda _, turn, ids: RIGHT[turn],
         backend=RecordingBackend(too_slow) if late else None,
-        episode={"timeout_s": 0.8} if late else {"max_turns": 2},
+        episode={"timeout_s": 2.0} if late else {"max_turns": 2},
         rollout=rollout,
     )
     async with engine:

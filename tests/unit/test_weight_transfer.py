@@ -62,7 +62,7 @@ def publishing(*fakes: FakeVLLM, transfer="shm", own: int | None = None, **field
             [Address.parse(f"unix://{socket}") for socket in sockets],
             needed_context=1,
             tokenizer=None,
-            startup_timeout_s=5,
+            startup_timeout_s=60,
         )
         only = None if own is None else OwnServer(source, own)
         weights = PublishedWeights(source, loop, transfer=transfer, own=only, **fields)

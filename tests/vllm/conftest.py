@@ -46,7 +46,7 @@ RECIPE = {
     },
     "policy": {"type": "vllm", "arguments": SMALL},
     "reward": {"scorer": "tests.vllm.rewards:even", "workers": 1},
-    "episode": {"max_turns": 3, "max_tokens": 200, "turn_tokens": 48, "timeout_s": 90, "exec_timeout_s": 5},
+    "episode": {"max_turns": 3, "max_tokens": 200, "turn_tokens": 48, "timeout_s": 600, "exec_timeout_s": 60},
     "rollout": {"concurrency": 16},
     "evaluation": {"tasks": 4},
 }

@@ -28,7 +28,7 @@ def front(served) -> list[int]:
     return [pid for pid in fronts(os.getpid()) if str(served.checkpoint) in command(pid)]
 
 
-def ask(served, prompt=PROMPT, *, seed=5, max_tokens=24, timeout=60.0) -> Action:
+def ask(served, prompt=PROMPT, *, seed=5, max_tokens=24, timeout=200.0) -> Action:
     async def act() -> Action:
         async with served.policy.session("test") as session:
             return await session.act(prompt, TurnSampling(max_tokens=max_tokens, seed=seed), timeout=timeout)

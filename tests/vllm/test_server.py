@@ -38,7 +38,7 @@ def test_a_turn_ends_at_its_cap_or_with_the_id_that_ends_it(shared):
 
     async def act():
         async with policy, policy.session("ends") as session:
-            return await session.act(PROMPT, TurnSampling(max_tokens=24, seed=1), timeout=60)
+            return await session.act(PROMPT, TurnSampling(max_tokens=24, seed=1), timeout=200)
 
     ended = shared.loop.run(act())
     assert (len(ended.token_ids), ended.finish_reason) == (1, "stop")  # the id itself is there
@@ -55,7 +55,7 @@ def test_many_at_once_each_get_their_own(shared):
     async def all_of_them():
         async def one(prompt):
             async with shared.policy.session(str(prompt[0])) as session:
-                return await session.act(prompt, TurnSampling(max_tokens=8, seed=prompt[0]), timeout=120)
+                return await session.act(prompt, TurnSampling(max_tokens=8, seed=prompt[0]), timeout=200)
 
         return await asyncio.gather(*(one(prompt) for prompt in prompts))
 

@@ -41,7 +41,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     try:
-        printed, _ = process.communicate(timeout=420)
+        printed, _ = process.communicate(timeout=560)
     except subprocess.TimeoutExpired:
         for pid in tree_of(process.pid):
             with suppress(ProcessLookupError):
@@ -92,7 +92,7 @@ def test_asynchronous_survives_a_kill(write_recipe):
     family = tree_of(process.pid)
     assert len(family) > 4, "a supervisor, a server with its engine, and the rollouts"
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=90)
     gone(family)
 
     checkpoint = last_complete(run / "checkpoints")
@@ -243,7 +243,7 @@ def test_two_processes_and_two_servers_are_killed_and_go_on(write_recipe, monkey
     family = {pid for process in processes for pid in tree_of(process.pid)}
     for process in processes:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=90)
     gone(family)
     for process in prepared.ranks(2, "sandbox_rl.cli", "train", recipe, "--resume"):
         finish(process)

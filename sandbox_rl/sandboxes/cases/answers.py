@@ -130,8 +130,8 @@ ANSWERS = (
         "A process rewrites the answer file while it is read.",
         "One consistent version, read when nothing runs any more.",
         f"(setsid sh -c 'while :; do echo 1 >{WORKING_DIR}/a; mv {WORKING_DIR}/a {ANSWER_FILE}; "
-        f"echo 2 >{WORKING_DIR}/b; mv {WORKING_DIR}/b {ANSWER_FILE}; done' >/dev/null 2>&1 &) ; sleep .5; "
-        f"cat {ANSWER_FILE}",
+        f"echo 2 >{WORKING_DIR}/b; mv {WORKING_DIR}/b {ANSWER_FILE}; done' >/dev/null 2>&1 &) ; "
+        f"until [ -e {ANSWER_FILE} ]; do sleep .02; done; cat {ANSWER_FILE}",
         all_of(answer_is("1\n", "2\n")),
         reads_answer=True,
     ),

@@ -98,7 +98,7 @@ ISOLATION = (
         '        s.sendall(b"GET /v1/models HTTP/1.0\\r\\n\\r\\n"); print("CONNECTED",h,s.recv(99))\n'
         '    except OSError as e: print("no",h,type(e).__name__)\nprint("end")\nEOF',
         both("CONNECTED"),
-        timeout=15,
+        timeout=30,
     ),
     Case(
         "ISO-05b",
@@ -136,7 +136,7 @@ ISOLATION = (
         'except OSError: print("no dns")\n'
         'print("FAST" if time.time()-t<9 else "SLOW")\nEOF',
         all_of(absent("CONNECTED", "RESOLVED"), present("FAST")),
-        timeout=15,
+        timeout=30,
     ),
     Case(
         "ISO-07",

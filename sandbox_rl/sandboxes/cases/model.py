@@ -68,7 +68,7 @@ class Case:
         command: what it sends to bash.
         check: judges what was seen.
         timeout: seconds that the command gets.
-        then: further commands in the same sandbox, each with 10 s.
+        then: further commands in the same sandbox, each with 30 s.
         elsewhere: a command for a second sandbox while the first is alive.
         reads_answer: whether the answer is read at the end.
     """
@@ -78,7 +78,7 @@ class Case:
     required: str
     command: str
     check: Check
-    timeout: float = 6.0
+    timeout: float = 12.0
     then: tuple[str, ...] = ()
     elsewhere: str = ""
     reads_answer: bool = False

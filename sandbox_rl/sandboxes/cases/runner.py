@@ -20,7 +20,7 @@ from sandbox_rl.types import Answer, ExecResult, ExecStatus
 GRACE_S = 10.0
 """What a command may take beyond its timeout until its result is there."""
 
-_FOLLOW_UP_S = 10.0
+_FOLLOW_UP_S = 30.0
 _CREATE_S = 5.0
 _CLOSE_S = 10.0
 _ANSWER_S = 10.0

@@ -5,6 +5,7 @@ everybody: what is counted per user, and memory by every way of holding it that 
 from __future__ import annotations
 
 from sandbox_rl.sandboxes.cases.checks import (
+    SOON_S,
     alive_or_dead,
     all_of,
     both,
@@ -79,7 +80,7 @@ STARVATION = (
         "open('/tmp/taken','w').close(); time.sleep(60)\nEOF\n"
         "until [ -e /tmp/taken ]; do sleep .05; done; echo end",
         all_of(present("end"), elsewhere_absent("STARVED")),
-        timeout=15,
+        timeout=30,
         elsewhere="python3 - <<'EOF'\nimport ctypes,os,signal\nlibc=ctypes.CDLL(None)\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK,[40])\n"
         "print('STARVED' if libc.inotify_init1(0)<0 else 'inotify')\n"
@@ -123,13 +124,13 @@ MEMORY = (
         alive_or_dead(
             all_of(
                 largest("HELD", CASE_LIMITS.memory_mb),
-                returned_within(10),
+                returned_within(2 * SOON_S),
                 holds(
                     "AFTER or a typed end", lambda s: "AFTER" in s.text or s.first.status is ExecStatus.OOM
                 ),
             )
         ),
-        timeout=20,
+        timeout=60,
     ),
     Case(
         "RES-02b",
@@ -140,7 +141,7 @@ MEMORY = (
         "[ \"$(awk '/VmRSS/{print ($2>90000)}' /proc/$j/status 2>/dev/null)\" = 1 ] && n=$((n+100)); done; "
         "echo HELD $n; kill -9 $(jobs -p) 2>/dev/null; wait 2>/dev/null; echo end",
         stored_at_most("HELD", CASE_LIMITS.memory_mb),
-        timeout=25,
+        timeout=60,
     ),
     Case(
         "RES-03",
@@ -150,7 +151,7 @@ MEMORY = (
         "dd if=/dev/zero of=/tmp/f bs=1M count=1500 2>&1 | tail -1; "
         "echo STORED $(du -sm -c /dev/shm /tmp 2>/dev/null | tail -1 | cut -f1); rm -f /dev/shm/f /tmp/f",
         stored_at_most("STORED", _STORE_MB),
-        timeout=15,
+        timeout=30,
     ),
     Case(
         "RES-03b",
@@ -161,7 +162,7 @@ MEMORY = (
         "except OSError as e: print('stopped',e.errno)\nEOF\n"
         "echo HELD 0",
         alive_or_dead(largest("HELD", CASE_LIMITS.memory_mb + _SLACK_MB)),
-        timeout=15,
+        timeout=30,
     ),
     Case(
         "RES-03c",
@@ -173,7 +174,7 @@ MEMORY = (
         "        time.sleep(.15)\n"
         "except OSError as e: print('stopped',e.errno)\nEOF",
         _AT_MOST,
-        timeout=15,
+        timeout=30,
     ),
     Case(
         "RES-03d",
@@ -185,7 +186,7 @@ MEMORY = (
         "    a=l.shmat(i,None,0); ctypes.memset(a,1,64<<20); l.shmdt(a)\n"
         "    n+=64; print('HELD',n,flush=True); time.sleep(.15)\nEOF",
         _AT_MOST,
-        timeout=15,
+        timeout=30,
     ),
     Case(
         "RES-03e",
@@ -197,6 +198,6 @@ MEMORY = (
         "    if os.wait()[1]: break\n"
         "    n+=64; print('HELD',n,flush=True); time.sleep(.15)\nEOF",
         _AT_MOST,
-        timeout=15,
+        timeout=30,
     ),
 )

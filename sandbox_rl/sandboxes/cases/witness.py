@@ -23,7 +23,7 @@ ENV_NAME = "ADV_CANARY_API_KEY"
 
 _MARKER_DIRS = ("/", "/usr/bin", "/usr/lib", "/etc", "/bin", "/lib", "/opt", "/usr/local/bin")
 _ANSWERS = "reference_answers.jsonl"
-_CLOCK_SLACK_S = 0.5
+_CLOCK_SLACK_S = 30.0  # a policy would move it by more, what keeps a host's clock right by less
 _IPC_CREAT, _IPC_RMID = 0o1000, 0
 
 

@@ -179,7 +179,7 @@ class Slow:
 async def test_the_user_may_go_on_after_a_turn_that_took_too_long(before):
     """Nothing was sampled between what the policy was asked and what the user said."""
     policy = Slow(*before, None, say(SUBMIT))
-    done, seen = await talk_to(TokenAgent(policy, CHAT), ["Go on."], timeout_s=0.5)
+    done, seen = await talk_to(TokenAgent(policy, CHAT), ["Go on."], timeout_s=3.0)
     late, last = policy.asked[-2:]
     assert last[: len(late)] == late
     assert CHAT.decode(last[len(late) :]).count("Go on.") == 1
@@ -236,7 +236,7 @@ async def test_an_interrupt_in_the_middle_of_a_command_keeps_what_there_is():
     backend = RecordingBackend(slow)
     turns = [say(write("42")), say(bash("sleep 60"), text="Wait.")]
     work = asyncio.create_task(tokens(turns, backend=backend))
-    await asyncio.wait_for(running.wait(), 10)
+    await asyncio.wait_for(running.wait(), 60)
     work.cancel()
     done, _ = await work
     assert done.interrupted

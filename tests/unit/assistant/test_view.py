@@ -106,9 +106,12 @@ def test_an_answer_is_shown_once():
 
 def test_the_clock_stops_when_something_happens_and_at_the_end():
     view, out = view_of(terminal=True)
-    for _ in range(3):
+    for turn in range(1, 4):
         view.thinking()
-        time.sleep(0.15)
+        deadline = time.monotonic() + 60
+        while out.getvalue().count("thinking") < turn:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         view.sampled("", "words")
     view.thinking()
     view.close()

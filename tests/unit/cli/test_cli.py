@@ -10,12 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from sandbox_rl.training.tiny import tiny_model, tiny_tokenizer
 from tests import prepared
+from tests.processes import command, tree_of
 
 RECIPE = {
     "name": "r",
@@ -170,12 +170,12 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
         start_new_session=True,
     )
     try:
-        while "bwrap" not in {child.name() for child in psutil.Process(process.pid).children(recursive=True)}:
+        while not any(command(pid)[:1] == ["bwrap"] for pid in tree_of(process.pid)):
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         time.sleep(1)
         os.killpg(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=200)
     finally:
         process.kill()
     assert process.returncode == 130, stderr

@@ -31,7 +31,7 @@ TASK = Task("t", "What is 6*7?", "42")
 
 
 def client(endpoint, **settings):
-    fields = {"model": "m", "retries": 2, "backoff_s": 0.01, "request_timeout_s": 5, **settings}
+    fields = {"model": "m", "retries": 2, "backoff_s": 0.01, "request_timeout_s": 60, **settings}
     return ChatClient(EndpointSettings(base_url=endpoint.base_url, **fields))
 
 
@@ -39,14 +39,14 @@ def common(**changes):
     return {
         "scoring": changes.pop("scoring", ExactScoring()),
         "render": lambda task: (Message("user", task.prompt),),
-        "episode": EpisodeSettings(timeout_s=20, **changes),
+        "episode": EpisodeSettings(timeout_s=60, **changes),
         "toolbox": TOOLBOX,
         "sampling": Sampling(),
         "settings": RolloutSettings(retries=1, backoff_s=0.01, concurrency=8, overlong="score"),
     }
 
 
-async def ask(script, *, timeout=10.0, tools=(), **settings):
+async def ask(script, *, timeout=60.0, tools=(), **settings):
     async with FakeEndpoint(script) as endpoint, client(endpoint, **settings) as made:
         reply = await made.reply([{"role": "user", "content": "hi"}], tools, SAMPLING, timeout=timeout)
         return reply, endpoint

@@ -112,10 +112,10 @@ def test_a_long_command_is_looked_at_in_time_that_grows_with_it():
     """A policy chooses the command: runs of blanks cost no more than other text."""
 
     def seconds(size: int) -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         for piece in ("\n", " ", "\t", ";", "do ", "; \n", "pip install -a "):
             uses_of("execute_bash", {"command": (piece * size)[:size]})
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     assert seconds(20_000) < 100 * max(seconds(1_000), 1e-3)
 

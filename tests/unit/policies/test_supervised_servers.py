@@ -39,10 +39,6 @@ exec INTERPRETER -m sandbox_rl.policies.vllm.fake_server "$socket" {delay_s}
 """.replace("INTERPRETER", sys.executable)
 
 
-RESTART_S = 0.2
-"""Less than a server takes to start again, more than a turn waits otherwise."""
-
-
 def restarts(caplog) -> list[tuple[str, str]]:
     """What a log says of servers that were started again."""
     return re.findall(r"(vLLM server.*?): .*; (restart \d of \d)", caplog.text)
@@ -96,7 +92,7 @@ def served(directory: Path, servers: int = 1, delay_s: float = 0, **fields):
     python = directory / "python"
     python.write_text(PYTHON.format(delay_s=delay_s))
     python.chmod(0o755)
-    settings = VLLMSettings(type="vllm", python=str(python), startup_timeout_s=60, backoff_s=0.05, **fields)
+    settings = VLLMSettings(type="vllm", python=str(python), startup_timeout_s=240, backoff_s=0.05, **fields)
     with LoopThread() as loop:
         members = [
             ManagedServer(settings, model="m", log=directory / f"log-{n}", transfer="shm", gpu=False)
@@ -131,7 +127,7 @@ def test_a_server_whose_engine_hangs_is_started_again_though_it_says_that_it_is_
 ):
     monkeypatch.setattr(server, "HEALTH_INTERVAL_S", 0.1)
     monkeypatch.setattr(progress, "LOOK_S", 0.1)
-    with served(tmp_path, delay_s=0.3, stalled_s=0.5) as on:
+    with served(tmp_path, delay_s=0.3, stalled_s=4.0) as on:
         on.weights.publish(Model(1.0), 1)
         os.kill(on.front(), signal.SIGUSR1)
         assert on.ask().weight_version == 1
@@ -208,11 +204,11 @@ def test_one_that_cannot_be_given_its_weights_is_looked_at_again(tmp_path, monke
 
     async def twice():
         address = Address("http://localhost", str(tmp_path / "http"))
-        servers = ExternalServers([address], needed_context=1, tokenizer=None, startup_timeout_s=5)
+        servers = ExternalServers([address], needed_context=1, tokenizer=None, startup_timeout_s=60)
         async with (
             FakeVLLM().serving(tmp_path / "http"),
             RestoredServers(servers, Weights()),
-            asyncio.timeout(20),
+            asyncio.timeout(60),
         ):
             await again.wait()
 
@@ -241,7 +237,8 @@ def test_one_of_two_that_dies_costs_its_own_turns_only_and_comes_back_with_the_n
 
         without_the_other, actions = on.loop.run(episodes())
         assert without_the_other
-        lost = [sum(action.lost_s > RESTART_S for action in episode) for episode in actions]
+        restart_s = max(action.lost_s for episode in actions for action in episode)  # others wait far less
+        lost = [sum(action.lost_s > restart_s / 2 for action in episode) for episode in actions]
         assert sorted(lost) == [0] * 4 + [1] * 4, "one turn of each episode on the server that died"
         assert {a.weight_version for episode in actions for a in episode} == {1, 2}
         for number in (0, 1):

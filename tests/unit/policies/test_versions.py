@@ -38,7 +38,7 @@ def sampled(**fields):
 
 def turns(count, *, frozen_tokens, publications=1, **fields):
     """As many turns at once."""
-    fake = FakeVLLM(delay_s=0.6, frozen_tokens=frozen_tokens, **fields)
+    fake = FakeVLLM(delay_s=2.0, frozen_tokens=frozen_tokens, **fields)
     with publishing(fake) as (weights, loop, servers):
 
         class Source:
@@ -65,7 +65,7 @@ def turns(count, *, frozen_tokens, publications=1, **fields):
 
         async def turn():
             async with policy.session("a") as session:
-                return await session.act([5, 6], TurnSampling(max_tokens=8, seed=1), timeout=30)
+                return await session.act([5, 6], TurnSampling(max_tokens=8, seed=1), timeout=90)
 
         with loop.entered(policy):
             there = loop.run(running())
@@ -74,7 +74,7 @@ def turns(count, *, frozen_tokens, publications=1, **fields):
                 time.sleep(0.01)
             for _ in range(publications):
                 weights.publish(Model(), weights.version.value + 1)
-            return [future.result(30) for future in futures]
+            return [future.result(90) for future in futures]
 
 
 def test_a_turn_that_nobody_interrupts_has_one_version():

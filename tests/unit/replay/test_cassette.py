@@ -37,7 +37,7 @@ SCRIPTS = {
 def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("cassette")
     return record(
-        recipe_of(directory, episode={"exec_timeout_s": 0.2, "max_turns": 4}), SCRIPTS.items(), attempt=2
+        recipe_of(directory, episode={"exec_timeout_s": 1.0, "max_turns": 4}), SCRIPTS.items(), attempt=2
     )
 
 

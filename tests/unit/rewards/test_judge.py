@@ -138,7 +138,7 @@ async def test_an_answer_that_gets_no_verdict_from_a_judge_that_works_earns_noth
         return DERAILED[how](body) if BAD in str(answer_in(body)) else verdict(body, "CORRECT")
 
     async with endpoint(reply) as (url, _):
-        judge = settings(url, retries=0, fallback="f1", timeout_s=0.5)
+        judge = settings(url, retries=0, fallback="f1", timeout_s=3.0)
         async with scoring_pool(workers=1, judge=judge) as pool:
             rewards = await asyncio.gather(
                 *(pool.score(make_task("at length", "judge"), ok(text)) for text in (BAD, "at length"))

@@ -17,7 +17,7 @@ ARGS = SimpleNamespace(save_strategy="steps")
 
 def said(path, **wanted):
     """What is written once it says so."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = json.loads(path.read_text()) if path.exists() else {}
         if wanted.items() <= found.items():

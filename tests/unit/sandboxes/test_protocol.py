@@ -105,7 +105,7 @@ async def test_bytes_of_any_kind_never_raise_anything_else(data: bytes) -> None:
     async with hostile() as (sandbox, _, agent):
         agent.sendall(data)
         agent.close()
-        result = await asyncio.wait_for(sandbox.exec("true", timeout=1), 10)
+        result = await asyncio.wait_for(sandbox.exec("true", timeout=60), 70)
         assert result.status is ExecStatus.SANDBOX_DEAD
         assert (await sandbox.read_answer()).status is AnswerStatus.MISSING
         with pytest.raises(SandboxDead):
@@ -115,7 +115,7 @@ async def test_bytes_of_any_kind_never_raise_anything_else(data: bytes) -> None:
 async def test_a_frame_that_claims_to_be_huge_ends_the_sandbox_before_it_arrives() -> None:
     async with hostile() as (sandbox, channel, agent):
         agent.sendall(frame(0, wire.OK) + (0xFFFF_FFFF).to_bytes(4, "big") + b"x" * 1000)
-        result = await asyncio.wait_for(sandbox.exec("true", timeout=5), 2)
+        result = await asyncio.wait_for(sandbox.exec("true", timeout=300), 60)
         assert result.status is ExecStatus.SANDBOX_DEAD
         assert "4294967295 bytes" in channel.why_dead
 
@@ -166,7 +166,7 @@ async def test_a_channel_that_was_given_up_before_it_was_connected_drops_the_con
     channel.close()
     await asyncio.get_running_loop().create_connection(lambda: channel, sock=ours)
     with theirs:
-        theirs.settimeout(5)
+        theirs.settimeout(60)
         assert await asyncio.to_thread(theirs.recv, 1) == b""
 
 

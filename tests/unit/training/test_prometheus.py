@@ -16,7 +16,7 @@ from tests.processes import reserved_port
 
 
 def read(port: int) -> list[str]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as reply:
         return [line for line in reply.read().decode().splitlines() if not line.startswith("#")]
 
 
