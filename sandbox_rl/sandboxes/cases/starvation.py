@@ -136,8 +136,10 @@ MEMORY = (
         "RES-02b",
         "A command takes all memory by many small processes.",
         "The limit holds for the whole tree, not for each process.",
-        'for i in $(seq 12); do python3 -c \'b=b"x"*(100<<20); print("up",flush=True); import time; '
-        "time.sleep(60)' & done; sleep 4; n=0; for j in $(jobs -p); do kill -0 $j 2>/dev/null && "
+        'for i in $(seq 12); do python3 -c \'import os,time; b=b"x"*(100<<20); '
+        'open("/tmp/up%d"%os.getpid(),"w"); print("up",flush=True); time.sleep(60)\' & done; '
+        "for j in $(jobs -p); do until [ -e /tmp/up$j ] || ! kill -0 $j 2>/dev/null; do sleep .05; done; done; "
+        "n=0; for j in $(jobs -p); do kill -0 $j 2>/dev/null && "
         "[ \"$(awk '/VmRSS/{print ($2>90000)}' /proc/$j/status 2>/dev/null)\" = 1 ] && n=$((n+100)); done; "
         "echo HELD $n; kill -9 $(jobs -p) 2>/dev/null; wait 2>/dev/null; echo end",
         stored_at_most("HELD", CASE_LIMITS.memory_mb),
