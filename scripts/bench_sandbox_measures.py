@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox_rl.sandboxes.base import SandboxBackend
+from sandbox_rl.sandboxes.spawner.cgroups import PREFIX
 
 __all__ = ["Figure", "at_once", "below", "groups_of", "leaks", "proportional_mb", "start_time", "timed"]
 
@@ -71,10 +72,11 @@ def start_time(pid: int) -> str:
     return "" if rest[0] in "ZX" else rest[19]
 
 
-def groups_of(owner: int) -> list[str]:
-    """Control groups of that process's backends, also while they go."""
-    below = (name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names)
-    return [name for name in below if name.startswith("sandbox_rl-") and name.split("-")[2] == str(owner)]
+def groups_of(*owners: int) -> list[str]:
+    """Control groups of those processes' backends and of their sandboxes."""
+    mine = re.compile(rf"/{PREFIX}[^/-]*-(?:{'|'.join(map(str, owners))})-")
+    # By walk, which lets groups go while it looks.
+    return [place for place, _, _ in os.walk("/sys/fs/cgroup") if mine.search(place)]
 
 
 async def timed(work: Callable[[], Awaitable[object]]) -> float:
@@ -118,11 +120,9 @@ def proportional_mb() -> float:
 
 def held() -> int:
     """Processes, descriptors, threads, mounts and cgroups that are ours."""
-    mine = re.compile(rf"/sandbox_rl-[^/]*-{os.getpid()}-[^/]*/[^/]*$")
-    cgroups = sum(bool(mine.search(directory)) for directory, _, _ in os.walk("/sys/fs/cgroup"))
     mounts = len(Path("/proc/self/mountinfo").read_text().splitlines())
     own = len(os.listdir("/proc/self/fd")) + len(os.listdir("/proc/self/task"))
-    return len(below()) + own + mounts + cgroups
+    return len(below()) + own + mounts + len(groups_of(os.getpid()))
 
 
 def resident_mb() -> float:

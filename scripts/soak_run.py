@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from sandbox_rl.sandboxes.spawner.cgroups import PREFIX
+from bench_sandbox_measures import groups_of
 
 REPOSITORY = Path(__file__).parents[1]
 GROUP = 4
@@ -215,17 +214,10 @@ def left_over(trainer: Trainer) -> dict[str, list[str]]:
     processes += [
         f"{pid}: below a trainer that was killed" for pid, since in trainer.helpers if started(pid) == since
     ]
-    owners = {str(pid) for pid in trainer.pids}
-    # By walk, which lets groups go while it looks.
-    groups = [name for _, below, _ in os.walk("/sys/fs/cgroup") for name in below if owned(name, owners)]
+    groups = groups_of(*trainer.pids)
     mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if mark in line]
     files = [str(path) for path in trainer.temporary.iterdir()]
     return {"processes": processes, "control groups": groups, "mounts": mounts, "files": files}
-
-
-def owned(group: str, owners: set[str]) -> bool:
-    """Whether a control group is a backend's of one of these processes."""
-    return group.startswith(PREFIX) and group.split("-")[2] in owners
 
 
 @contextmanager
