@@ -16,7 +16,7 @@ from sandbox_rl.errors import ConfigError, SetupError, UserError
 from sandbox_rl.model_builders import settled
 from sandbox_rl.outputs import check_place
 from sandbox_rl.policies.config import TransformersSettings, VLLMSettings
-from sandbox_rl.policies.vllm.launch import check_socket_path, interpreter
+from sandbox_rl.policies.vllm.launch import check_startable
 from sandbox_rl.preflight.context import budget_warnings
 from sandbox_rl.preflight.estimates import duration_of, host_memory_of, memory_of, sampler_gap
 from sandbox_rl.preflight.rewards import check_rewards
@@ -121,9 +121,7 @@ def _check_plan(plan: RunPlan, display: Display) -> None:
         EXPERTS.find(recipe.warmup.expert)
     needs_warmup(recipe)
     if isinstance(recipe.policy, VLLMSettings):
-        if recipe.policy.engine == "managed":
-            interpreter(recipe.policy)
-            check_socket_path()
+        check_startable(recipe.policy)
         display.say(f"ok  policy: vLLM, {recipe.policy.engine}; its own arguments are checked at its start")
 
 

@@ -22,6 +22,7 @@ from sandbox_rl.config.recipe import Recipe
 from sandbox_rl.display import Display
 from sandbox_rl.policies.config import VLLMSettings
 from sandbox_rl.policies.lease import ModelLease
+from sandbox_rl.policies.vllm.launch import check_startable
 from sandbox_rl.preflight.rewards import check_rewards
 from sandbox_rl.rollout.engine import RolloutEngine
 from sandbox_rl.runs.division import check_checkpoint, check_division, division_here
@@ -87,8 +88,9 @@ def training_session(
     for note in (*notes, *_of_chaos(recipe)):
         display.say(note)
     if recipe.warmup is not None and isinstance(recipe.policy, VLLMSettings):
-        # What cannot be placed is refused before a warm-up takes its minutes.
+        # What cannot be started or placed is refused before a warm-up takes its minutes.
         with together():
+            check_startable(recipe.policy)
             training_placement(recipe, plan.args, RunModel.of(plan, recipe.model))
     settings = starting_point(recipe, base_dir=plan.base_dir, state=state, display=display)
     model = RunModel.of(plan, settings)

@@ -111,6 +111,17 @@ def interpreter(settings: VLLMSettings) -> str:
     return chosen
 
 
+def check_startable(settings: VLLMSettings) -> None:
+    """Refuse what keeps a server of ours from starting here, before anything else takes its time.
+
+    Raises:
+        SetupError: no vLLM, or no place for its sockets.
+    """
+    if settings.engine == "managed":
+        interpreter(settings)
+        check_socket_path()
+
+
 def server_command(
     settings: VLLMSettings, *, python: str, model: str, transfer: str, directory: Path, gpu: bool
 ) -> list[str]:

@@ -1,4 +1,4 @@
-"""A reward that cannot work stops a run at the command line, before the warm-up."""
+"""What cannot work stops a run at the command line, before the warm-up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BAD = {
 DEAD = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "retries": 0}
 
 
-def recipe(directory: Path, **reward: object) -> None:
+def recipe(directory: Path, policy: object = None, **reward: object) -> None:
     told = {
         "name": "r",
         "model": {"path": "tiny", "dtype": "float32"},
@@ -35,7 +35,7 @@ def recipe(directory: Path, **reward: object) -> None:
         "episode": {"max_turns": 1, "max_tokens": 64, "turn_tokens": 16},
         "grpo": {"per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 6, "save_steps": 1},
         "reward": {"timeout_s": 0.5, "workers": 1, **reward},
-    }
+    } | ({"policy": policy} if policy else {})
     (directory / "r.yaml").write_text(yaml.safe_dump(told))
 
 
@@ -77,3 +77,11 @@ def test_a_scorer_beside_the_recipe_is_found_without_a_path(tmp_path):
     recipe(tmp_path, scorer="mine:score")
     done = train(tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [("--dry-run",), ()], ids=["dry run", "start"])
+def test_a_server_that_cannot_be_started_is_refused(more, tmp_path):
+    recipe(tmp_path, policy={"type": "vllm", "python": "/no/python"})
+    refused(train(tmp_path, *more), "policy.python", "/no/python")
+    assert not list(tmp_path.glob("runs/*"))
