@@ -7,6 +7,7 @@ import os
 import pytest
 
 from sandbox_rl.sandboxes.embedded import EmbeddedBackend
+from tests.contract.test_sandbox_agent import settles
 from tests.unit.test_gpu_scripts import load
 
 
@@ -27,4 +28,4 @@ async def test_processes_and_control_groups_of_a_living_backend_are_seen(tmp_pat
             assert soak.sandboxes(below)
             groups = set(soak.left_over(trainer)["control groups"]) - set(before)
             assert {os.path.dirname(group) for group in groups} & groups  # a backend's, and a sandbox's
-    assert not groups & set(soak.left_over(trainer)["control groups"])
+    assert await settles(lambda: not groups & set(soak.left_over(trainer)["control groups"]))
