@@ -28,17 +28,12 @@ async def take_listener(way: socket.socket) -> socket.socket:
     Raises:
         SandboxDead: something else came, or the end.
     """
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(way.fileno(), readable.set)
     try:
-        await readable.wait()
+        await _readable(way)
         # Exactly one byte: what follows on a channel is the agent's hello.
         data, descriptors, _, _ = socket.recv_fds(way, 1, 4)
     except OSError as error:
         raise SandboxDead(f"{_NO_LISTENER} ({error})") from None
-    finally:
-        loop.remove_reader(way.fileno())
     sockets = [socket.socket(fileno=fd) for fd in descriptors if _is_listener(fd)]
     for fd in set(descriptors) - {made.fileno() for made in sockets}:
         os.close(fd)
@@ -47,6 +42,29 @@ async def take_listener(way: socket.socket) -> socket.socket:
     for made in sockets:
         made.close()
     raise SandboxDead(_NO_LISTENER)
+
+
+async def accepted(listener: socket.socket) -> socket.socket:
+    """The next connection to a non-blocking listener, non-blocking; waits for as long as its caller does.
+
+    `loop.sock_accept` loses what it has taken where its caller is cancelled before that goes on.
+
+    Raises:
+        OSError: it has gone, or there are no descriptors.
+    """
+    await _readable(listener)
+    connection, _ = listener.accept()
+    connection.setblocking(False)
+    return connection
+
+
+async def _readable(way: socket.socket) -> None:
+    loop, fd, readable = asyncio.get_running_loop(), way.fileno(), asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(fd)
 
 
 def _is_listener(fd: int) -> bool:
@@ -80,11 +98,9 @@ class HandoverSocket:
     async def connection(self) -> socket.socket:
         """The one that is let in, non-blocking."""
         try:
-            way, _ = await asyncio.get_running_loop().sock_accept(self._socket)
+            return await accepted(self._socket)
         finally:
             self.close()
-        way.setblocking(False)
-        return way
 
     async def listener(self) -> socket.socket:
         """What the agent hands out. Raises SandboxDead."""

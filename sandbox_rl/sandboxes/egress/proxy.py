@@ -15,6 +15,7 @@ import socket
 
 from sandbox_rl.sandboxes.agent.network import PROXY_PORT
 from sandbox_rl.sandboxes.config import NetworkLimits
+from sandbox_rl.sandboxes.egress.listener import accepted
 from sandbox_rl.sandboxes.egress.request import BadRequest, ProxyRequest, parse_head
 from sandbox_rl.sandboxes.egress.rules import Destination, NetworkRules, Refused
 
@@ -120,7 +121,7 @@ class FilteringProxy:
         """Wait for a connection and begin to serve it; False if nothing came of it."""
         # It may be gone at once, or there are no descriptors for now.
         with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
-            inside, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+            inside = await accepted(self._listener)
             undo.callback(inside.close)
             await self._capacity.enter()
             undo.callback(self._capacity.leave)

@@ -25,7 +25,7 @@ PROMPT = (5, 6, 7)
 
 
 def settings(**fields) -> VLLMSettings:
-    fields = {"backoff_s": 0.01, "retries": 2, "request_timeout_s": 5.0, "outage_s": 0.0} | fields
+    fields = {"backoff_s": 0.01, "retries": 2, "request_timeout_s": 30.0, "outage_s": 0.0} | fields
     return VLLMSettings(type="vllm", engine="external", base_urls=("unix:///x",), **fields)
 
 
@@ -34,7 +34,7 @@ async def policy_on(*fakes: FakeVLLM, version=UNTRAINED, needed_context=1, engin
     # Not tmp_path: the path of a unix socket is short.
     with tempfile.TemporaryDirectory(prefix="fake") as directory:
         sockets = [Path(directory) / str(index) for index in range(len(fakes))]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             runs = [fake.serving(socket) for fake, socket in zip(fakes, sockets, strict=True)]
             for run in runs:
                 await run.__aenter__()
