@@ -138,8 +138,7 @@ def update(
     from transformers import TrainerCallback
 
     from sandbox_rl.training.grpo import grpo_config
-    from sandbox_rl.training.loop import LoopThread
-    from sandbox_rl.training.publication.weights import PublishedWeights
+    from sandbox_rl.training.publication.base import UnsentWeights
     from sandbox_rl.training.tiny import tiny_tokenizer
     from sandbox_rl.training.trainer import SandboxGRPOTrainer
 
@@ -177,8 +176,7 @@ def update(
         rollout_func=lambda prompts, trainer: random_rows(scale, len(prompts)),
         train_dataset=Dataset.from_dict({"prompt": ["a", "b"] * ROWS}),
         processing_class=tokenizer,
-        # As a process that publishes nothing itself: what a transfer takes is measured elsewhere.
-        weights=PublishedWeights(None, LoopThread()) if served else None,
+        weights=UnsentWeights(served=True) if served else None,  # what sending takes is measured elsewhere
         callbacks=[Clock()],
     )
     trainer.remove_callback(next(type(c) for c in trainer.callback_handler.callbacks if "Printer" in str(c)))

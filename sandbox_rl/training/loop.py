@@ -91,7 +91,11 @@ class LoopThread:
 
         Raises:
             EngineFault: something still does; and what `coroutine` raises.
+            RuntimeError: the thread does not run; it would be waited for without end.
         """
+        if not self._thread.is_alive():
+            coroutine.close()
+            raise RuntimeError("the loop's thread does not run: enter the LoopThread first")
         with self._lease.window():
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
             try:

@@ -189,3 +189,14 @@ def lives(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_trainer_is_measured_with_and_without_a_server_s_log_probs(tmp_path, monkeypatch, lora):
+    trainer = load("gpu_bench_trainer")
+    monkeypatch.setitem(trainer.TOKENS, "tiny", 32)
+    monkeypatch.setitem(trainer.UPDATES, "tiny", 2)
+    for served in (True, False):
+        seconds, _ = trainer.update("tiny", tmp_path / str(served), lora=lora, served=served)
+        assert len(seconds) == 2

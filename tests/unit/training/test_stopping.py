@@ -46,3 +46,8 @@ def test_what_signals_that_come_together_ask_for(hurried, numbers, asked):
         os.write(presses.writer, bytes(numbers))
     assert presses.read(0.01) is asked
     presses.close()
+
+
+def test_a_loop_that_was_not_entered_is_not_waited_for():
+    with pytest.raises(RuntimeError, match="enter the LoopThread"):
+        LoopThread().run(one())
