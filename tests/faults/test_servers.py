@@ -101,7 +101,7 @@ async def test_new_episodes_go_to_servers_that_answer():
 
 @pytest.fixture
 def quick_looks(monkeypatch):
-    monkeypatch.setattr(progress, "LOOK_S", 0.05)
+    monkeypatch.setattr(progress, "LOOK_S", 0.25)
 
 
 async def test_a_turn_that_is_sampled_to_the_end_of_the_episode_is_the_policys(quick_looks):
@@ -122,7 +122,8 @@ async def test_a_turn_that_waits_behind_others_to_the_end_is_the_policys(quick_l
     assert type(late) is TimeoutError
 
 
-async def test_a_server_that_hangs_to_the_end_of_the_episode_is_our_fault(quick_looks):
+async def test_a_server_that_hangs_to_the_end_of_the_episode_is_our_fault(quick_looks, monkeypatch):
+    monkeypatch.setattr(progress, "ANSWER_S", 0.2)
     fake = FakeVLLM(delay_s=3600, hung=False)
     async with policy_on(fake, stalled_s=600) as policy:
         fake.hung = True

@@ -15,7 +15,9 @@ from sandbox_rl.http_client import Refused, Unreachable
 from sandbox_rl.policies.vllm.api import EngineCounts, VLLMServer
 
 LOOK_S = 5.0
-"""Between two looks, and what a look may take."""
+"""Between two looks."""
+ANSWER_S = 5.0
+"""What a look may take."""
 FORGOTTEN = 4
 """Times `LOOK_S`: what was seen longer ago says nothing about the time since."""
 
@@ -95,7 +97,7 @@ class EngineProgress:
 
     async def _look(self, *, turn_waits: bool) -> None:
         try:
-            counts = await self._server.engine_counts(timeout=LOOK_S)
+            counts = await self._server.engine_counts(timeout=ANSWER_S)
         except (Refused, Unreachable):
             self._silent, self._looked_at = True, time.monotonic()
             return
@@ -109,7 +111,7 @@ class EngineProgress:
     async def _frozen(self) -> bool:
         """Whether requests are frozen; an engine that hangs does not say."""
         try:
-            answer = await self._server.call("GET", "/is_paused", timeout=LOOK_S)
+            answer = await self._server.call("GET", "/is_paused", timeout=ANSWER_S)
         except (Refused, Unreachable):
             return False
         return isinstance(answer, dict) and bool(answer.get("is_paused"))

@@ -125,8 +125,8 @@ def test_a_server_that_dies_comes_back_with_the_weights_that_were_published_last
 def test_a_server_whose_engine_hangs_is_started_again_though_it_says_that_it_is_well(
     tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(server, "HEALTH_INTERVAL_S", 0.1)
-    monkeypatch.setattr(progress, "LOOK_S", 0.1)
+    monkeypatch.setattr(server, "HEALTH_INTERVAL_S", 0.5)
+    monkeypatch.setattr(progress, "LOOK_S", 0.3)
     with served(tmp_path, delay_s=0.3, stalled_s=4.0) as on:
         on.weights.publish(Model(1.0), 1)
         os.kill(on.front(), signal.SIGUSR1)

@@ -144,14 +144,14 @@ async def test_a_server_that_hangs_is_asked_again():
 
 
 async def test_the_end_of_the_episode_is_the_policys(monkeypatch):
-    monkeypatch.setattr(progress, "LOOK_S", 0.05)
+    monkeypatch.setattr(progress, "LOOK_S", 0.25)
     async with policy_on(FakeVLLM(delay_s=30)) as policy:
         with pytest.raises(TimeoutError):
             await act(policy, timeout=0.3)
 
 
 async def test_the_end_of_the_episode_while_a_server_is_away_is_ours(monkeypatch):
-    monkeypatch.setattr(progress, "LOOK_S", 0.05)
+    monkeypatch.setattr(progress, "LOOK_S", 0.25)
     fake = FakeVLLM(delay_s=30)
     fake.faults.append(FAULTS["hangs up"])
     async with policy_on(fake) as policy:

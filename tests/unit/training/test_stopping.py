@@ -49,5 +49,8 @@ def test_what_signals_that_come_together_ask_for(hurried, numbers, asked):
 
 
 def test_a_loop_that_was_not_entered_is_not_waited_for():
+    loop = LoopThread()
     with pytest.raises(RuntimeError, match="enter the LoopThread"):
-        LoopThread().run(one())
+        loop.run(one())
+    with loop:
+        assert loop.run(one()) == 1
