@@ -168,10 +168,10 @@ def _check_started(settings: LaunchSettings, way: Way, world: int, environment: 
 def _check_alone(cards: int, environment: Mapping[str, str]) -> None:
     """Refuse to be one of several tasks that would each take all cards of this machine."""
     for name, one in _TASKS.items():
-        tasks, machines = environment.get(name, ""), 1
-        if name.startswith("SLURM"):
-            machines = int(environment.get("SLURM_STEP_NUM_NODES", 1))
-        if cards > 1 and tasks.isdecimal() and int(tasks) > machines:
+        tasks = environment.get(name, "")
+        machines = environment.get("SLURM_STEP_NUM_NODES", "") if name.startswith("SLURM") else ""
+        several = tasks.isdecimal() and int(tasks) > (int(machines) if machines.isdecimal() else 1)
+        if cards > 1 and several:
             raise ConfigError(
                 f"environment: {name}={tasks}, so this is one of several tasks on a machine, and each would "
                 f"start on all {cards} cards, expected one task on each machine: it starts a process for "

@@ -142,6 +142,7 @@ def test_what_a_launcher_has_left_in_the_environment_is_no_launcher(environment,
     [
         ({"SLURM_STEP_NUM_TASKS": "8"}, "srun --ntasks=1"),
         ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "1"}, "srun --ntasks=1"),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": ""}, "srun --ntasks=1"),
         ({"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2"}, "srun --ntasks=1"),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "8", "OMPI_COMM_WORLD_SIZE": "8"}, "mpirun -n 1"),
         ({"MPI_LOCALNRANKS": "8", "PMI_SIZE": "8"}, "mpirun -n 1"),
